@@ -1,0 +1,49 @@
+# make demo / make test set themselves up in .venv, once. An environment of yours is never changed: a torch that
+# $(PYTHON) can import is borrowed (see .ci/set_up.py). Another Python: make PYTHON=/path/to/python test
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
+
+# One thread per worker: two workers with two threads each on two cores wait for each other.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint types pytest mutants nightly clean
+
+$(VENV)/ready: $(SETTINGS)
+	@test -n "$(PYTHON)" || { echo "Halter needs Python 3.11 or newer: make PYTHON=/path/to/python ..."; exit 2; }
+	@$(PYTHON) .ci/set_up.py $(VENV)
+	@touch $@
+
+$(VENV)/ready-dev: $(SETTINGS)
+	@test -n "$(PYTHON)" || { echo "Halter needs Python 3.11 or newer: make PYTHON=/path/to/python ..."; exit 2; }
+	@$(PYTHON) .ci/set_up.py $(VENV) --dev
+	@touch $(VENV)/ready $@
+
+demo: $(VENV)/ready
+	@unset OMP_NUM_THREADS; $(BIN)/halter demo
+
+# The order is from quick to slow, and pytest's closing line comes last.
+test: lint types pytest
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/ready-dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+mutants: $(VENV)/ready-dev
+	$(BIN)/python tests/mutants/run.py
+
+nightly: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "nightly or not nightly"
+	$(BIN)/python tests/mutants/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

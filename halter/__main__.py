@@ -1,0 +1,8 @@
+"""`python -m halter` is the command `halter`."""
+
+from __future__ import annotations
+
+from halter.cli.main import entry
+
+if __name__ == "__main__":
+    entry()
