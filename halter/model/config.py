@@ -1,0 +1,250 @@
+"""The shape of a LLaMA: from a Hugging Face config.json, from a named preset, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.model.places import ATTENTION_LINEARS, LINEARS, NORMS, path
+from halter.numerics import rope
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Scaling of rotary frequencies: ``linear`` (position interpolation) or ``llama3`` (numerics.rope)."""
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of one dense LLaMA; token ids and dtype are the checkpoint's own."""
+
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    vocab_size: int
+    context: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    dtype: str = "float32"
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> ModelConfig:
+        """Read a config.json. Refusal ``model-unsupported`` names everything in it that the decoder cannot do."""
+        problems = _unsupported(config)
+        if problems:
+            raise Refusal(
+                "model-unsupported",
+                "this checkpoint's config.json asks for what the LLaMA decoder does not do",
+                offenders=problems,
+                expected="model_type llama with silu, default, linear or llama3 rotary scaling, plain RMSNorm",
+            )
+        heads = int(config["num_attention_heads"])
+        theta, scaling = _rope(config)
+        eos = config.get("eos_token_id")
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            dim=int(config["hidden_size"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            ffn_dim=int(config["intermediate_size"]),
+            vocab_size=int(config["vocab_size"]),
+            context=int(config.get("max_position_embeddings", 2048)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=bool(config.get("attention_bias", False)),
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            bos_token_id=config.get("bos_token_id"),
+            eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+            pad_token_id=config.get("pad_token_id"),
+            dtype=str(config.get("torch_dtype") or config.get("dtype") or "float32").removeprefix("torch."),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """A config.json that both old and new transformers read."""
+        eos = list(self.eos_token_ids)
+        scaling = None
+        if self.rope_scaling is not None:
+            scaling = {"rope_type": self.rope_scaling.kind, "factor": self.rope_scaling.factor}
+            if self.rope_scaling.kind == "llama3":
+                scaling |= {
+                    "low_freq_factor": self.rope_scaling.low_freq_factor,
+                    "high_freq_factor": self.rope_scaling.high_freq_factor,
+                    "original_max_position_embeddings": self.rope_scaling.original_context,
+                }
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.dim,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.ffn_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.context,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling,
+            "rms_norm_eps": self.norm_eps,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+            "pad_token_id": self.pad_token_id,
+            "torch_dtype": self.dtype,
+        }
+
+    def weight_shape(self, place: str) -> tuple[int, int]:
+        """(out_features, in_features) of the Linear at a place, lm_head and embed_tokens included."""
+        q_dim, kv_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (q_dim, self.dim),
+            "k_proj": (kv_dim, self.dim),
+            "v_proj": (kv_dim, self.dim),
+            "o_proj": (self.dim, q_dim),
+            "gate_proj": (self.ffn_dim, self.dim),
+            "up_proj": (self.ffn_dim, self.dim),
+            "down_proj": (self.dim, self.ffn_dim),
+            "lm_head": (self.vocab_size, self.dim),
+            "embed_tokens": (self.vocab_size, self.dim),
+        }[place]
+
+    def has_bias(self, place: str) -> bool:
+        """Whether the Linear at a place has a bias."""
+        if place not in LINEARS:
+            return False
+        return self.attention_bias if place in ATTENTION_LINEARS else self.mlp_bias
+
+    def tensor_shapes(self) -> dict[str, torch.Size]:
+        """{Hugging Face tensor name: shape} of every tensor a checkpoint holds; a tied head has none of its own."""
+        shapes: dict[str, torch.Size] = {f"{path(None, 'embed_tokens')}.weight": torch.Size(self.weight_shape("embed_tokens"))}
+        for layer in range(self.layers):
+            for place in LINEARS:
+                shapes[f"{path(layer, place)}.weight"] = torch.Size(self.weight_shape(place))
+                if self.has_bias(place):
+                    shapes[f"{path(layer, place)}.bias"] = torch.Size(self.weight_shape(place)[:1])
+            shapes |= {f"{path(layer, place)}.weight": torch.Size((self.dim,)) for place in NORMS}
+        shapes[f"{path(None, 'norm')}.weight"] = torch.Size((self.dim,))
+        if not self.tied:
+            shapes[f"{path(None, 'lm_head')}.weight"] = torch.Size(self.weight_shape("lm_head"))
+        return shapes
+
+    @property
+    def num_parameters(self) -> int:
+        """Exact count of base parameters."""
+        return sum(prod(shape) for shape in self.tensor_shapes().values())
+
+    def frequencies(self) -> Tensor:
+        """Rotary frequencies float32 [head_dim / 2], scaled as the checkpoint says."""
+        plain = rope.inverse_frequencies(self.head_dim, self.rope_theta)
+        scaling = self.rope_scaling
+        if scaling is None:
+            return plain
+        if scaling.kind == "linear":
+            return rope.linear_scaling(plain, scaling.factor)
+        return rope.llama3_scaling(
+            plain, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context
+        )
+
+
+def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling) from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before)."""
+    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(rules.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = rules.get("rope_type") or rules.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", float(rules["factor"]))
+    return theta, RopeScaling(
+        "llama3",
+        float(rules["factor"]),
+        float(rules["low_freq_factor"]),
+        float(rules["high_freq_factor"]),
+        int(rules["original_max_position_embeddings"]),
+    )
+
+
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+def _unsupported(config: dict[str, Any]) -> list[str]:
+    kind = config.get("model_type")
+    if kind != "llama":
+        return [f"model_type {kind!r}"]
+    problems = [f"{key} is missing" for key in _NEEDED if not isinstance(config.get(key), int)]
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        problems.append(f"hidden_act {config['hidden_act']!r}")
+    if config.get("pretraining_tp", 1) not in (None, 1):
+        problems.append(f"pretraining_tp {config['pretraining_tp']}")
+    if config.get("attention_dropout") or config.get("sliding_window"):
+        problems.append("attention_dropout or sliding_window")
+    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_kind = rules.get("rope_type") or rules.get("type") or "default"
+    needs = {"default": (), "linear": ("factor",)}
+    llama3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    needs["llama3"] = llama3  # type: ignore[assignment]
+    if rope_kind not in needs:
+        problems.append(f"rope scaling {rope_kind!r}")
+    else:
+        problems += [f"rope scaling without {key}" for key in needs[rope_kind] if key not in rules]
+    if rules.get("partial_rotary_factor", 1.0) != 1.0 or config.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append("partial_rotary_factor")
+    if not problems:
+        heads, kv = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+        if heads < 1 or kv < 1 or heads % kv:
+            problems.append(f"{heads} heads over {kv} key heads")
+        if not config.get("head_dim") and config["hidden_size"] % heads:
+            problems.append(f"hidden_size {config['hidden_size']} over {heads} heads without head_dim")
+    return problems
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    return json.loads(resources.files("halter.model").joinpath("presets.json").read_text("utf-8"))
+
+
+def preset_names() -> list[str]:
+    """Names of the dense presets, oldest first."""
+    return list(_presets())
+
+
+def preset(name: str) -> ModelConfig:
+    """The published shape of a model by name, e.g. ``llama-3.1-8b``. Refusal ``unknown-preset`` otherwise."""
+    table = _presets()
+    if name not in table:
+        raise Refusal("unknown-preset", f"no preset is called {name!r}", expected=", ".join(table))
+    entry = dict(table[name])
+    entry.pop("note", None)
+    if entry.get("rope_scaling"):
+        entry["rope_scaling"] = RopeScaling(**entry["rope_scaling"])
+    return ModelConfig(**{**entry, "eos_token_ids": tuple(entry["eos_token_ids"])})

@@ -1,0 +1,165 @@
+"""Where an adapter may act: the complete list of places, and what the decoder hands to whoever acts there.
+
+This file is all that the decoder and the methods know of one another. A place has two halves: ``enter(x)`` before the
+base operation and ``act(x, y)`` after it. ``None`` at a place means that nothing acts there and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from halter.model.segments import Segments
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm")
+OUTER_PLACES = ("embed_tokens", "norm", "lm_head")
+ATTENTION_LINEARS = LINEARS[:4]
+
+
+def path(layer: int | None, place: str) -> str:
+    """The Hugging Face module path of a place, e.g. ``model.layers.3.self_attn.q_proj``."""
+    if layer is None:
+        return place if place == "lm_head" else f"model.{place}"
+    inner = "self_attn." if place in ATTENTION_LINEARS else "mlp." if place in LINEARS else ""
+    return f"model.layers.{layer}.{inner}{place}"
+
+
+@dataclass(frozen=True)
+class Act:
+    """What happens at one place during one forward. Made by bind, used by the decoder, then forgotten.
+
+    Subclasses are frozen dataclasses of tensors and numbers and never store anything during the forward: a memo
+    inside a checkpointed layer would break recomputation.
+    """
+
+    def enter(self, x: Any) -> Any:
+        """x' that goes into the base operation instead of x."""
+        return x
+
+    def act(self, x: Any, y: Tensor) -> Tensor:
+        """y' that leaves the place, x being what entered the operation and y what it computed."""
+        return y
+
+    def stand_in(self) -> tuple[Tensor, Tensor | None] | None:
+        """(weight, bias) used instead of the base's, in the compute dtype; None keeps the base's."""
+        return None
+
+    def select(self, index: Tensor) -> Act:
+        """The same act for the tokens ``index`` (int64 [M], ascending) only; acts without per-token state are equal."""
+        return self
+
+    def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
+        """enter, the base operation, act."""
+        x = self.enter(x)
+        own = self.stand_in()
+        return self.act(x, operation(x) if own is None else operation(x, *own))
+
+
+class LayerActs(NamedTuple):
+    """One layer's places in the order in which they are called."""
+
+    input_layernorm: Act | None = None  # x: normalised, before the weight   y: times the weight
+    q_proj: Act | None = None  # x: input of the Linear   y: its output; the same for every Linear
+    k_proj: Act | None = None
+    v_proj: Act | None = None
+    score_key: Act | None = None  # x: hidden states   y: rotated keys, used for scores only
+    context: Act | None = None  # x: Context   y: attention output per head [N, heads, head_dim]
+    o_proj: Act | None = None
+    after_attention: Act | None = None  # x: the sublayer's input   y: its output, before the residual add
+    post_attention_layernorm: Act | None = None
+    gate_proj: Act | None = None
+    up_proj: Act | None = None
+    down_proj: Act | None = None
+    after_mlp: Act | None = None
+    block: Act | None = None  # x: Segments   y: the residual stream after the layer
+
+
+LAYER_PLACES = LayerActs._fields
+
+
+class Acts(NamedTuple):
+    """Everything that acts during one forward: the places outside the layers, and one LayerActs a layer."""
+
+    layers: tuple[LayerActs, ...]
+    embed_tokens: Act | None = None  # x: token ids int64 [N]   y: embeddings [N, dim]
+    norm: Act | None = None
+    lm_head: Act | None = None  # x: final hidden states [M, dim]   y: logits [M, vocab]
+
+
+NOTHING = LayerActs()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What attention-level methods see at ``context``: rotated q and k as they were scored, v, and the rows' spans.
+
+    q [N, heads, head_dim]; k, v [S, kv_heads, head_dim] (the cache's whole buffer when decoding).
+    ``project(hidden [K, dim], adapted)`` gives unrotated (k, v) [K, kv_heads, head_dim] through this layer's k_proj and
+    v_proj, with the acts of this forward at those places when ``adapted``, else of the base alone.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    segments: Segments
+    spans: Tensor
+    project: Callable[[Tensor, bool], tuple[Tensor, Tensor]]
+
+    def part(self, run: Run) -> Context:
+        """The record for one run of rows; k and v stay whole, because spans say which of them a row reads."""
+        spans = self.spans[run.row : run.row_end].clone()
+        spans[:, 0] -= run.token
+        return replace(self, q=self.q[run.token : run.token_end], segments=self.segments.part(run), spans=spans)
+
+
+class Run(NamedTuple):
+    """Neighbouring rows of a batch: rows [row, row_end) holding tokens [token, token_end)."""
+
+    row: int
+    row_end: int
+    token: int
+    token_end: int
+
+
+def cut(x: Any, run: Run) -> Any:
+    """The part of a place's x that belongs to ``run``: a view of a tensor, or the record's own part."""
+    return x[run.token : run.token_end] if isinstance(x, Tensor) else x.part(run)
+
+
+def run_at(act: Act | None, operation: Callable[..., Tensor], x: Any) -> Tensor:
+    """A base operation with whatever acts at its place."""
+    return operation(x) if act is None else act.apply(operation, x)
+
+
+A = TypeVar("A")
+
+
+def tensors_of(act: Any) -> list[Tensor]:
+    """Every tensor inside an act, in a fixed order, acts inside acts included."""
+    if isinstance(act, Tensor):
+        return [act]
+    if isinstance(act, (tuple, list)):
+        return [t for item in act for t in tensors_of(item)]
+    if isinstance(act, Act):
+        return [t for f in fields(act) for t in tensors_of(getattr(act, f.name))]
+    return []
+
+
+def with_tensors(act: A, tensors: Sequence[Tensor]) -> A:
+    """The same act over other tensors, given in the order of ``tensors_of``."""
+    return _rebuild(act, iter(tensors))
+
+
+def _rebuild(act: Any, tensors: Any) -> Any:
+    if isinstance(act, Tensor):
+        return next(tensors)
+    if isinstance(act, (tuple, list)) and not hasattr(act, "_fields"):
+        return type(act)(_rebuild(item, tensors) for item in act)
+    if isinstance(act, Act):
+        return replace(act, **{f.name: _rebuild(getattr(act, f.name), tensors) for f in fields(act)})
+    return act

@@ -1,0 +1,86 @@
+"""What the decoder knows about the rows of a batch that lie end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from halter.model.places import Run
+
+
+@dataclass(frozen=True)
+class Segments:
+    """One batch of R rows with N query tokens in all.
+
+    ``query_lengths`` and ``key_lengths`` int64 CPU [R] (equal without a cache); ``positions`` int64 [N] on the model's
+    device; ``prompt_lengths`` int64 CPU [R], how many of a row's tokens are prompt (0 where unknown); ``rows`` int64
+    CPU [R], the caller's row ids; ``slots`` int64 [N] on the device, where a cached token's key and value go;
+    ``key_starts`` int64 CPU [R], where a row's keys begin.
+    """
+
+    query_lengths: Tensor
+    key_lengths: Tensor
+    key_starts: Tensor
+    positions: Tensor
+    prompt_lengths: Tensor
+    rows: Tensor
+    slots: Tensor | None = None
+
+    @classmethod
+    def packed(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        prompt_lengths: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Segments:
+        """Whole rows without a cache: row i holds ``lengths[i]`` tokens at positions 0, 1, 2, ..."""
+        counts = torch.tensor(list(lengths), dtype=torch.int64)
+        positions = torch.cat([torch.arange(n) for n in lengths]) if len(lengths) else torch.zeros(0, dtype=torch.int64)
+        prompts = torch.tensor(list(prompt_lengths), dtype=torch.int64) if prompt_lengths else torch.zeros_like(counts)
+        ids = torch.tensor(list(rows), dtype=torch.int64) if rows is not None else torch.arange(len(counts))
+        return cls(counts, counts, counts.cumsum(0) - counts, positions.to(device), prompts, ids)
+
+    @property
+    def query_starts(self) -> Tensor:
+        """int64 CPU [R]: where each row's tokens begin."""
+        return self.query_lengths.cumsum(0) - self.query_lengths
+
+    @property
+    def spans(self) -> Tensor:
+        """int64 CPU [R, 4] for numerics.attention: query start and length, key start and length."""
+        return torch.stack((self.query_starts, self.query_lengths, self.key_starts, self.key_lengths), dim=1)
+
+    def part(self, run: Run) -> Segments:
+        """The segments of one run of neighbouring rows."""
+        rows, tokens = slice(run.row, run.row_end), slice(run.token, run.token_end)
+        return replace(
+            self,
+            query_lengths=self.query_lengths[rows],
+            key_lengths=self.key_lengths[rows],
+            key_starts=self.key_starts[rows],
+            positions=self.positions[tokens],
+            prompt_lengths=self.prompt_lengths[rows],
+            rows=self.rows[rows],
+            slots=None if self.slots is None else self.slots[tokens],
+        )
+
+    def runs(self, owners: Sequence[int]) -> list[tuple[int, Run]]:
+        """Neighbouring rows of one owner joined: [(owner, run)], owners given per row."""
+        ends = self.query_lengths.cumsum(0).tolist()
+        found: list[tuple[int, Run]] = []
+        for row, owner in enumerate(owners):
+            start = ends[row - 1] if row else 0
+            if found and found[-1][0] == owner:
+                found[-1] = (owner, found[-1][1]._replace(row_end=row + 1, token_end=ends[row]))
+            else:
+                found.append((owner, Run(row, row + 1, start, ends[row])))
+        return found
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """int64 CPU [R]: the index of each row's last token."""
+        return self.query_lengths.cumsum(0) - 1

@@ -1,0 +1,82 @@
+"""Cross entropy through the output head, a chunk of tokens at a time, so that a batch's logits never exist together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 * 2**20  # of float32 logits; 128 rows of Llama 3's vocabulary: large enough for the matrix product
+Project = Callable[[Tensor, int, int, Sequence[Tensor]], Tensor]
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of logits per chunk, at least 16."""
+    return max(16, CHUNK_BYTES // (4 * vocab_size))
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The gradient is made in the forward pass, where each chunk's logits are at hand; backward only scales it."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, project: Project, targets: Tensor, weights: Tensor, rows: int, hidden: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        needs = [hidden.requires_grad, *(t.requires_grad for t in tensors)]
+        d_hidden = torch.zeros_like(hidden) if needs[0] else None
+        d_tensors = [torch.zeros_like(t, dtype=_wide(t)) if n else None for t, n in zip(tensors, needs[1:], strict=True)]
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(tensors, needs[1:], strict=True)]
+        losses = torch.empty(targets.shape, dtype=_wide(hidden), device=hidden.device)
+        for start in range(0, len(targets), rows):
+            end = min(start + rows, len(targets))
+            piece = hidden[start:end].detach().requires_grad_(needs[0])
+            with torch.enable_grad():
+                logits = project(piece, start, end, leaves)
+            losses[start:end], d_logits = _cross_entropy(logits.detach(), targets[start:end], weights[start:end])
+            wanted = [t for t in (piece, *leaves) if t.requires_grad]
+            if not wanted:
+                continue
+            grads = iter(torch.autograd.grad(logits, wanted, d_logits))
+            if d_hidden is not None:
+                d_hidden[start:end] = next(grads)
+            for total in d_tensors:
+                if total is not None:
+                    total += next(grads)
+        ctx.gradients = d_hidden, [None if d is None else d.to(t.dtype) for d, t in zip(d_tensors, tensors, strict=True)]
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        d_hidden, d_tensors = ctx.gradients
+        scaled = (None if d is None else d * grad.to(d.dtype) for d in (d_hidden, *d_tensors))
+        return None, None, None, None, *scaled
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-token loss [M] and d(sum of weighted losses)/d(logits) [M, V] in the logits' dtype."""
+    wide = logits.to(_wide(logits), copy=True)
+    logsumexp = wide.logsumexp(-1, keepdim=True)
+    index = targets[:, None]
+    losses = (logsumexp - wide.gather(1, index)).squeeze(1)
+    wide.sub_(logsumexp).exp_()
+    wide.scatter_add_(1, index, wide.new_full((len(targets), 1), -1.0))
+    return losses, wide.mul_(weights[:, None].to(wide.dtype)).to(logits.dtype)
+
+
+def head_loss(
+    project: Project, tensors: Sequence[Tensor], hidden: Tensor, targets: Tensor, weights: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of token losses through a head, and the losses themselves.
+
+    ``project(piece [c, dim], start, end, tensors) -> logits [c, V]``, tensors being the trainable inputs of the head;
+    hidden [M, dim]; targets int64 [M]; weights [M] fp32, known beforehand (1 / target tokens of the step).
+    Returns (scalar, float32 [M]); gradients flow to ``hidden`` and ``tensors`` from the scalar only.
+    """
+    return _HeadLoss.apply(project, targets, weights, chunk_rows(vocab_size), hidden, *tensors)

@@ -1,0 +1,51 @@
+"""The block's element-wise stages, each keeping for backward only what it cannot rebuild."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, scale)
+        return (wide * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        x, scale = ctx.saved_tensors
+        normal, wide_grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)
+        along = (wide_grad * normal).mean(-1, keepdim=True)
+        return ((wide_grad - normal * along) * scale).to(x.dtype), None
+
+
+def normalise(x: Tensor, eps: float) -> Tensor:
+    """RMSNorm without its weight (arXiv 1910.07467): x / sqrt(mean(x²) + eps) over the last axis.
+
+    Upcast to float32, normalised, cast back to x's dtype; the caller multiplies by the weight *afterwards*, which is
+    the order of Meta's and Hugging Face's code (F.rms_norm multiplies before the cast and differs in bf16).
+    """
+    return _Normalise.apply(x, eps)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        d_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return d_gate, torch.nn.functional.silu(gate).mul_(grad)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202); both [..., ffn_dim], same dtype."""
+    return _SwiGLU.apply(gate, up)
