@@ -57,7 +57,7 @@ def borrow(python: Path, folder: Path) -> None:
 
 
 def pip(python: Path, *arguments: str) -> None:
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, cwd=ROOT)
     if done.returncode != 0:
         sys.exit(f"The installation failed: {' '.join(command)}")

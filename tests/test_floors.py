@@ -1,0 +1,218 @@
+"""The house rules that a machine can check, by walking the syntax trees of the package (docs/architecture.md).
+
+Each rule is a function from one parsed file to its offences; a second test plants an offence per rule and demands
+that the rule sees it, so that a rule which has gone blind turns red.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "halter"
+
+FLOOR = {
+    "errors": -1,
+    "numerics": 0,
+    "model": 1, "files": 1,
+    "methods": 2, "data": 2, "playground": 2, "pretrained": 2,
+    "training": 3, "generation": 3, "evaluation": 3, "export": 3,
+    "recipe": 4, "run": 4, "serve": 4, "compare": 4,
+    "cli": 5, "__main__": 6, "__init__": 6,
+}  # fmt: skip
+WRITER = "halter/files/writing.py"
+ONLY_TORCH_LOAD = "halter/files/meta.py"
+FILE_LINES, FUNCTION_LINES, INIT_LINES = 300, 60, 30
+# File or file::function, with the reason why it may be longer. Keep it short.
+LONGER: dict[str, str] = {}
+
+Offences = Iterator[str]
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def part(module: str) -> str:
+    """The part of the house a dotted name lies in: halter.model.decoder -> model; halter itself -> __init__."""
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 else "__init__"
+
+
+def imports(tree: ast.AST, name: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import, wherever it stands; relative ones are made absolute."""
+    package = name.removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            if stem == "halter":  # from halter import errors: the name may be a part
+                for alias in node.names:
+                    if alias.name in FLOOR:
+                        yield node.lineno, f"halter.{alias.name}"
+                    elif alias.name != "__version__":
+                        yield node.lineno, "halter"
+            else:
+                yield node.lineno, stem
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
+    """Every call with the dotted name of what is called: torch.load, open, ?.write_text for Path(x).write_text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            pieces: list[str] = []
+            target: ast.expr = node.func
+            while isinstance(target, ast.Attribute):
+                pieces.append(target.attr)
+                target = target.value
+            pieces.append(target.id if isinstance(target, ast.Name) else "?")
+            yield node, ".".join(reversed(pieces))
+
+
+def floors(tree: ast.AST, name: str) -> Offences:
+    here = part(name.removesuffix(".py").replace("/", "."))
+    if here not in FLOOR:
+        yield f"{name}: '{here}' stands on no floor; give it one in tests/test_floors.py and docs/architecture.md"
+        return
+    for line, module in imports(tree, name):
+        if module.split(".")[0] != "halter":
+            continue
+        there = part(module)
+        if there == "__init__":
+            yield f"{name}:{line}: imports the package's face; import the module where the name lives"
+            continue
+        same_folder = here == there or {here, there} == {"run", "recipe"}
+        if not same_folder and FLOOR.get(there, 99) >= FLOOR[here]:
+            yield f"{name}:{line}: floor {FLOOR[here]} ({here}) imports floor {FLOOR.get(there)} ({there})"
+
+
+def foreign(tree: ast.AST, name: str) -> Offences:
+    """The oracles of the tests, and modules that run code found in data, are not imported."""
+    banned = {"transformers", "peft", "pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "yaml", "joblib"}
+    for line, module in imports(tree, name):
+        if module.split(".")[0] in banned:
+            yield f"{name}:{line}: imports {module}"
+
+
+def evaluation(tree: ast.AST, name: str) -> Offences:
+    for node, what in calls(tree):
+        if what in {"eval", "exec", "yaml.load", "os.system"}:
+            yield f"{name}:{node.lineno}: calls {what}"
+        elif what == "torch.load":
+            safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            if name != ONLY_TORCH_LOAD or not safe:
+                yield f"{name}:{node.lineno}: torch.load belongs in {ONLY_TORCH_LOAD}, with weights_only=True"
+
+
+def writing(tree: ast.AST, name: str) -> Offences:
+    """Files are written through one door, which makes every write atomic."""
+    if name == WRITER:
+        return
+    writers = {"write_text", "write_bytes", "save_file", "save_pretrained", "savez", "copyfile", "copytree", "copy2"}
+    exactly = {"torch.save", "np.save", "os.replace", "os.rename", "shutil.move", "shutil.copy"}
+    for node, what in calls(tree):
+        last = what.split(".")[-1]
+        if last in writers or what in exactly:
+            yield f"{name}:{node.lineno}: {what} outside {WRITER}"
+        elif last in {"open", "fdopen"}:
+            mode_at = 1 if what in {"open", "io.open", "os.fdopen", "gzip.open"} else 0
+            modes = [k.value for k in node.keywords if k.arg == "mode"] + node.args[mode_at : mode_at + 1]
+            if any(isinstance(m, ast.Constant) and set(str(m.value)) & set("wax+") for m in modes):
+                yield f"{name}:{node.lineno}: {what} for writing outside {WRITER}"
+
+
+def sizes(tree: ast.AST, name: str) -> Offences:
+    assert isinstance(tree, ast.Module)
+    lines = max((n.end_lineno or 0 for n in tree.body), default=0)
+    limit = INIT_LINES if name.endswith("__init__.py") else FILE_LINES
+    if lines > limit and name not in LONGER:
+        yield f"{name}: {lines} lines, the limit is {limit}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                length -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+            if length > FUNCTION_LINES and f"{name}::{node.name}" not in LONGER:
+                yield f"{name}:{node.lineno}: {node.name} has {length} lines of code, the limit is {FUNCTION_LINES}"
+
+
+def asking(tree: ast.AST, name: str) -> Offences:
+    for node, what in calls(tree):
+        # "_fields" is how Python itself tells a named tuple from a tuple.
+        if what == "hasattr" and "_fields" not in ast.unparse(node):
+            yield f"{name}:{node.lineno}: hasattr; our own objects know what they have"
+
+
+RULES: list[Callable[[ast.AST, str], Offences]] = [floors, foreign, evaluation, writing, sizes, asking]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
+def test_package_keeps_the_rule(rule: Callable[[ast.AST, str], Offences]) -> None:
+    offences = [o for path in files() for o in rule(ast.parse(path.read_text("utf-8")), name_of(path))]
+    assert not offences, "\n" + "\n".join(offences)
+
+
+PLANTED = [
+    (floors, "halter/numerics/x.py", "from halter.model import decoder"),
+    (floors, "halter/numerics/x.py", "def f():\n    import halter.files.names"),
+    (floors, "halter/model/x.py", "from ..files.names import y"),
+    (floors, "halter/model/x.py", "from .. import files"),
+    (floors, "halter/model/x.py", "from halter import files"),
+    (floors, "halter/data/x.py", "from halter import load"),
+    (floors, "halter/errors.py", "import halter.numerics.rope"),
+    (floors, "halter/attic/x.py", ""),
+    (foreign, "halter/model/x.py", "def f():\n    from transformers import AutoModel"),
+    (foreign, "halter/model/x.py", "import pickle as p"),
+    (evaluation, "halter/model/x.py", "eval('1')"),
+    (evaluation, "halter/model/x.py", "torch.load('f', weights_only=True)"),
+    (evaluation, "halter/files/meta.py", "torch.load('f')"),
+    (writing, "halter/run.py", "open('f', 'w')"),
+    (writing, "halter/run.py", "Path('f').open(mode='ab')"),
+    (writing, "halter/run.py", "folder.joinpath('f').write_text('x')"),
+    (writing, "halter/run.py", "torch.save({}, 'f')"),
+    (sizes, "halter/run.py", "x = 1\n" * 301),
+    (sizes, "halter/x/__init__.py", "x = 1\n" * 31),
+    (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 60),
+    (asking, "halter/run.py", "hasattr(model, 'x')"),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), PLANTED, ids=lambda v: getattr(v, "__name__", None))
+def test_rule_sees_a_planted_offence(rule: Callable[[ast.AST, str], Offences], name: str, source: str) -> None:
+    assert list(rule(ast.parse(source), name))
+
+
+LAWFUL = [
+    (floors, "halter/model/x.py", "from halter.errors import Refusal\nimport halter.numerics.rope\nfrom .places import p"),
+    (floors, "halter/run.py", "from halter.recipe import Recipe\nfrom halter import __version__"),
+    (writing, "halter/run.py", "open('f')\nopen('f', 'rb')\nPath('f').open('r')"),
+    (writing, WRITER, "open('f', 'w')"),
+    (evaluation, ONLY_TORCH_LOAD, "torch.load('f', weights_only=True)\nmodel.eval()"),
+    (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 59),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), LAWFUL, ids=lambda v: getattr(v, "__name__", None))
+def test_rule_lets_lawful_code_pass(rule: Callable[[ast.AST, str], Offences], name: str, source: str) -> None:
+    assert not list(rule(ast.parse(source), name))
+
+
+def test_at_most_one_step_of_inheritance() -> None:
+    bases: dict[str, set[str]] = {}
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases.setdefault(node.name, set()).update(b.id for b in node.bases if isinstance(b, ast.Name))
+    deep = [f"{c} < {b} < {g}" for c, above in bases.items() for b in above for g in bases.get(b, ()) if g in bases]
+    assert not deep, deep
