@@ -1,0 +1,186 @@
+"""The container that gives every method, for free, all that is not its own: see the methods of Adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.methods.method import Method, Piece, Site, find
+from halter.model.config import ModelConfig
+from halter.model.decoder import Decoder
+from halter.model.places import LAYER_PLACES, Act, Acts, LayerActs, path
+from halter.model.segments import Segments
+from halter.numerics import dropout
+
+
+@dataclass(frozen=True)
+class Chain(Act):
+    """Several acts at one place, one after the other; the first stand-in weight counts."""
+
+    acts: tuple[Act, ...]
+
+    def enter(self, x: Any) -> Any:
+        for act in self.acts:
+            x = act.enter(x)
+        return x
+
+    def act(self, x: Any, y: Tensor) -> Tensor:
+        for act in self.acts:
+            y = act.act(x, y)
+        return y
+
+    def stand_in(self) -> tuple[Tensor, Tensor | None] | None:
+        return next((own for act in self.acts if (own := act.stand_in()) is not None), None)
+
+    def select(self, index: Tensor) -> Act:
+        return Chain(tuple(act.select(index) for act in self.acts))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One piece and where it acts; ``part`` counts the methods trained together."""
+
+    part: int
+    layer: int | None
+    place: str
+    piece: Piece
+
+    @property
+    def path(self) -> str:
+        return path(self.layer, self.place)
+
+
+class Adapter(nn.Module):
+    """Trained tensors of one or several methods beside one base: float32 parameters, no caches, no state.
+
+    Pass it to a call of the model; bind makes the record of one forward. Raises Refusal for options that make no sense.
+    """
+
+    def __init__(self, shape: ModelConfig, methods: Sequence[Method], seed: int = 0) -> None:
+        super().__init__()
+        self.shape, self.methods = shape, tuple(methods)
+        self.facts: dict[str, Any] = {}  # what halter.json will say of base, data and recipe
+        self.slots: list[Slot] = []
+        for part, method in enumerate(self.methods):
+            method.check(shape)
+            for layer in (None, *range(shape.layers)):
+                built = method.build(shape, layer)
+                self.slots += [Slot(part, layer, place, piece) for place, piece in built.items()]
+        self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
+        for slot in self.slots:
+            slot.piece.reset(torch.Generator().manual_seed(dropout.key(seed, slot.part, slot.path)))
+
+    def start(self, base: Decoder) -> Adapter:
+        """Let every piece read the base's weight, and move to the base's device."""
+        for slot in self.slots:
+            if slot.place in LAYER_PLACES or slot.layer is None:
+                slot.piece.start(_module(base, slot))
+        return self.to(base.device)
+
+    def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:
+        """What acts during one forward of ``base`` over ``segments``; ``key`` seeds dropout, None means none."""
+        at: dict[tuple[int | None, str], Act] = {}
+        shared: dict[int, Act] = {}  # a piece at two places (tied weights) is bound once
+        for slot in self.slots:
+            if id(slot.piece) not in shared:
+                part_key = None if key is None else dropout.key(key, slot.part)
+                shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, segments, part_key))
+            act, where = shared[id(slot.piece)], (slot.layer, slot.place)
+            at[where] = Chain((*_links(at[where]), act)) if where in at else act
+        return gather(at, self.shape.layers)
+
+    def named_tensors(self) -> Iterator[tuple[str, Slot, str]]:
+        """(name in the adapter's file, slot, attribute) of every parameter and buffer; a shared piece once."""
+        seen: set[int] = set()
+        for slot in self.slots:
+            if id(slot.piece) in seen:
+                continue
+            seen.add(id(slot.piece))
+            lead = f"part{slot.part}." if len(self.methods) > 1 else ""
+            for name, _ in (*slot.piece.named_parameters(), *slot.piece.named_buffers()):
+                yield f"{lead}{slot.path}.{slot.piece.saved_names[name]}", slot, name
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """{name in the adapter's file: parameter} of everything that is trained."""
+        found = ((name, slot.piece.get_parameter(attribute)) for name, slot, attribute in self._parameters_only())
+        return {name: parameter for name, parameter in found if parameter.requires_grad}
+
+    def _parameters_only(self) -> Iterator[tuple[str, Slot, str]]:
+        for name, slot, attribute in self.named_tensors():
+            if attribute in dict(slot.piece.named_parameters()):
+                yield name, slot, attribute
+
+    @property
+    def num_trainable(self) -> int:
+        """Exact count of trained numbers."""
+        return sum(p.numel() for p in self.trainable().values())
+
+    def groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: a method's own where it has some, else one; vectors get no weight decay (timm's rule)."""
+        groups: list[dict[str, Any]] = []
+        for part, method in enumerate(self.methods):
+            named = {
+                name: slot.piece.get_parameter(attribute)
+                for name, slot, attribute in self._parameters_only()
+                if slot.part == part
+            }
+            own = method.groups(named, learning_rate)
+            for group in own or [{"params": list(named.values()), "lr": learning_rate}]:
+                flat = [p for p in group["params"] if p.ndim < 2]
+                deep = [p for p in group["params"] if p.ndim >= 2]
+                groups += [{**group, "params": deep, "weight_decay": weight_decay}] if deep else []
+                groups += [{**group, "params": flat, "weight_decay": 0.0}] if flat else []
+        return groups
+
+    def unfoldable(self) -> list[str]:
+        """Paths of the places whose effect is not a change of weights; empty where the adapter can be merged."""
+        return [slot.path for slot in self.slots if not slot.piece.folds]
+
+    def fold(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Module ``name``'s float32 weight and bias with this adapter in them. Refusal ``cannot-merge`` names places."""
+        stuck = self.unfoldable()
+        if stuck:
+            raise Refusal("cannot-merge", "this adapter's effect is not a change of weights here", offenders=stuck)
+        for slot in self.slots:
+            if slot.path == name:
+                weight, bias = slot.piece.fold(weight, bias)
+        return weight, bias
+
+
+def _links(act: Act) -> tuple[Act, ...]:
+    return act.acts if isinstance(act, Chain) else (act,)
+
+
+def _module(base: Decoder, slot: Slot) -> nn.Module:
+    weightless = slot.layer is not None and slot.place not in base.layers[slot.layer]._modules
+    return base.layers[slot.layer] if weightless else base.module(slot.layer, slot.place)  # type: ignore[index]
+
+
+def gather(at: dict[tuple[int | None, str], Act], layers: int) -> Acts:
+    """The record of one forward from {(layer, place): act}."""
+    per_layer: list[dict[str, Act]] = [{} for _ in range(layers)]
+    outer: dict[str, Act] = {}
+    for (layer, place), act in at.items():
+        (outer if layer is None else per_layer[layer])[place] = act
+    return Acts(tuple(LayerActs(**one) for one in per_layer), **outer)
+
+
+def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0, **options: Any) -> Adapter:
+    """A fresh adapter for ``base``: a method's name with its options, a Method, or several to be trained together.
+
+    Refusal ``unknown-option`` names options that the method does not have, and those it has.
+    """
+    if isinstance(method, str):
+        kind = find(method)
+        known = kind.__dataclass_fields__
+        wrong = [name for name in options if name not in known]
+        if wrong:
+            raise Refusal("unknown-option", f"{method} has no such option", offenders=wrong, expected=", ".join(known))
+        method = kind(**options)
+    methods = [method] if isinstance(method, Method) else list(method)
+    return Adapter(base.config, methods, seed).start(base)

@@ -1,0 +1,89 @@
+"""Full fine-tuning: every weight trained, as stand-ins that the adapter owns; the base object stays what it was.
+
+    y = W' x,   W' starting as W
+
+The baseline of every comparison. Costs what full fine-tuning costs: float32 masters, gradients and optimizer states of
+every chosen weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.methods.method import Method, Piece, Site
+from halter.methods.targets import matches
+from halter.model.config import ModelConfig
+from halter.model.linear import Embedding, Linear, Norm
+from halter.model.places import LINEARS, NORMS, OUTER_PLACES, Act, path
+
+
+@dataclass(frozen=True)
+class StandInAct(Act):
+    """The place computes with these instead of the base's weight and bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def stand_in(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+
+class StandIn(Piece):
+    """A weight (and bias) of one place in float32, read from the base at the start."""
+
+    saved_names = {"weight": "weight", "bias": "bias"}
+    folds = True
+
+    def __init__(self, shape: tuple[int, ...], bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
+
+    @torch.no_grad()
+    def start(self, module: nn.Module) -> None:
+        assert isinstance(module, (Linear, Norm, Embedding))
+        self.weight.copy_(module.weight())
+        if self.bias is not None:
+            self.bias.copy_(module.bias)  # type: ignore[arg-type]
+
+    def bind(self, site: Site) -> Act:
+        return StandInAct(self.weight.to(site.dtype), None if self.bias is None else self.bias.to(site.dtype))
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.weight.to(weight), bias if self.bias is None else self.bias.to(weight)
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """Trains the weights themselves, as the adapter's own copies."""
+
+    target_modules: str | Sequence[str] = "all"
+    """"all", or a list or regular expression of module paths as for LoRA; norms may be named too."""
+
+    peft_type: ClassVar[str] = "HALTER_FULL"
+
+    def check(self, shape: ModelConfig) -> None:
+        if not any(self.build(shape, layer) for layer in (None, *range(shape.layers))):
+            raise Refusal("targets-match-nothing", "target_modules match nothing", offenders=[str(self.target_modules)])
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        candidates = OUTER_PLACES if layer is None else (*LINEARS, *NORMS)
+        pieces: dict[str, Piece] = {}
+        for place in candidates:
+            if self.target_modules != "all" and not matches(self.target_modules, path(layer, place)):
+                continue
+            norm = place in NORMS or place == "norm"
+            pieces[place] = StandIn((shape.dim,) if norm else shape.weight_shape(place), shape.has_bias(place))
+        if shape.tied and ("embed_tokens" in pieces or "lm_head" in pieces):  # one matrix, trained as one
+            pieces["embed_tokens"] = pieces["lm_head"] = pieces.get("embed_tokens", pieces.get("lm_head"))  # type: ignore
+        return pieces
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        modules = self.target_modules
+        return {"task_type": "CAUSAL_LM", "target_modules": modules if isinstance(modules, str) else list(modules)}

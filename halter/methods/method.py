@@ -1,0 +1,137 @@
+"""What a method is: a frozen dataclass of options in a file of its own, and small modules that act at places.
+
+A method file holds one subclass of Method. Its fields are the YAML keys, the command-line flags, the saved
+configuration and the help; ``build`` says which places it uses. The file's name is the method's name and the only
+registration there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.model.config import ModelConfig
+from halter.model.decoder import Decoder
+from halter.model.places import Act, path
+from halter.model.segments import Segments
+from halter.numerics import dropout
+
+INFRASTRUCTURE = frozenset({"method", "adapter", "mixed", "storage", "targets"})
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and for what one piece is bound: a place of one forward over one base.
+
+    ``key`` seeds dropout for this forward (None: no dropout, which is evaluation).
+    """
+
+    base: Decoder
+    layer: int | None
+    place: str
+    segments: Segments
+    key: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the base computes in."""
+        return self.base.dtype
+
+    @property
+    def module(self) -> nn.Module:
+        """The base's module at this place; its weights may be 4-bit (model.linear)."""
+        return self.base.module(self.layer, self.place)
+
+    def mask_key(self) -> int:
+        """The key of this place's dropout mask."""
+        return dropout.key(self.key, self.layer, self.place)
+
+
+class Piece(nn.Module):
+    """A method's parameters at one place, in float32. Holds parameters and frozen buffers, never caches.
+
+    ``saved_names`` maps parameter and buffer names to the names in the adapter's file.
+    """
+
+    saved_names: ClassVar[dict[str, str]] = {}
+    folds: ClassVar[bool] = False
+
+    def bind(self, site: Site) -> Act:
+        """The act of one forward, with everything that can be computed once already computed."""
+        raise NotImplementedError
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the initial parameters; ``generator`` is seeded for this place alone."""
+
+    def start(self, module: nn.Module) -> None:
+        """Read what the method needs of the base's weight, once, when it is put on a base."""
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The base's float32 weight and bias with this piece's effect in them. Only where ``folds``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Method:
+    """Options of one method. Subclasses are frozen dataclasses with a docstring under every field."""
+
+    peft_type: ClassVar[str]
+    servable_by: ClassVar[tuple[str, ...]] = ("halter",)
+
+    @classmethod
+    def name(cls) -> str:
+        """The method's name, which is its file's."""
+        return cls.__module__.rsplit(".", 1)[-1]
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        """{place: piece} for one layer; ``layer`` None asks for the places outside the layers. {} uses none."""
+        raise NotImplementedError
+
+    def check(self, shape: ModelConfig) -> None:
+        """Refuse options that make no sense on this model, before anything is built."""
+
+    def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
+        """Optimizer groups of its own (LoRA+), or None for the default; ``named`` maps path.tensor to parameter."""
+        return None
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        """The method's part of adapter_config.json."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Method:
+        """The options in an adapter_config.json; unknown keys are tolerated, unsupported ones refused by name."""
+        return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
+
+
+def layer_paths(shape: ModelConfig, layer: int | None, places: tuple[str, ...]) -> dict[str, str]:
+    """{Hugging Face path: place} for the given places of one layer."""
+    return {path(layer, place): place for place in places}
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every method there is, by the names of the files in this folder."""
+    package = importlib.import_module("halter.methods")
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return tuple(sorted(name for name in found if name not in INFRASTRUCTURE))
+
+
+@cache
+def find(name: str) -> type[Method]:
+    """The Method in the file of that name. Refusal ``unknown-method`` names those there are."""
+    if name not in names():
+        raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(names()))
+    module = importlib.import_module(f"halter.methods.{name}")
+    return next(
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == module.__name__
+    )
