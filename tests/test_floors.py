@@ -194,7 +194,7 @@ def test_rule_sees_a_planted_offence(rule: Callable[[ast.AST, str], Offences], n
 
 
 LAWFUL = [
-    (floors, "halter/model/x.py", "from halter.errors import Refusal\nimport halter.numerics.rope\nfrom .places import p"),
+    (floors, "halter/model/x.py", "from halter.errors import Refusal\nimport halter.numerics.rope\nfrom .x import y"),
     (floors, "halter/run.py", "from halter.recipe import Recipe\nfrom halter import __version__"),
     (writing, "halter/run.py", "open('f')\nopen('f', 'rb')\nPath('f').open('r')"),
     (writing, WRITER, "open('f', 'w')"),
