@@ -1,0 +1,1 @@
+"""Bytes on disk: one door for writing, one reader of tensors, and the formats that others write."""

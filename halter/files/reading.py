@@ -1,0 +1,51 @@
+"""Reading small text files that others wrote: bounded, strict, and naming the file when something is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from halter.errors import Refusal
+
+MAX_TEXT_BYTES = 64 << 20
+
+
+def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """A whole UTF-8 file. Refusal ``file-missing``, ``file-too-large`` or ``file-not-text``."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise Refusal("file-missing", f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    if len(data) > max_bytes:
+        raise Refusal(
+            "file-too-large", f"is larger than {max_bytes} bytes, more than such a file holds", where=str(path)
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            "file-not-text", f"is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)
+        ) from None
+
+
+def read_json(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+    """One JSON object. Refusal ``file-not-json`` with line and column, besides those of ``read_text``."""
+    text = read_text(path, max_bytes)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _not_json(path, f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except (RecursionError, ValueError) as error:
+        raise _not_json(path, str(error) or "nested too deeply") from None
+    if not isinstance(value, dict):
+        raise _not_json(path, f"holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _not_json(path: str | Path, problem: str) -> Refusal:
+    return Refusal(
+        "file-not-json", f"is not a JSON object: {problem}", where=str(path), fix="fetch or write the file again"
+    )
