@@ -124,8 +124,6 @@ def writing(tree: ast.AST, name: str) -> Offences:
         last = what.split(".")[-1]
         if what.startswith("writing.") or what in {"write_text", "write_bytes"}:
             continue  # the door itself
-        if what in {"write_text", "write_bytes", "writing.write_text", "writing.write_bytes"}:
-            continue  # the door's own; a method of a path has something before its dot
         if last in writers or what in exactly:
             yield f"{name}:{node.lineno}: {what} outside {WRITER}"
         elif last in {"open", "fdopen"}:
@@ -203,7 +201,6 @@ LAWFUL = [
     (writing, "halter/run.py", "open('f')\nopen('f', 'rb')\nPath('f').open('r')"),
     (writing, "halter/run.py", "writing.write_text('f', 'x')\nwrite_bytes('f', b'x')"),
     (writing, WRITER, "open('f', 'w')"),
-    (writing, "halter/run.py", "write_text('f', 'x')\nwriting.write_bytes('f', b'x')"),
     (evaluation, ONLY_TORCH_LOAD, "torch.load('f', weights_only=True)\nmodel.eval()"),
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 59),
 ]
