@@ -1,0 +1,91 @@
+"""What a method trains with unless told otherwise: one table, each value with its source, printed at a run's start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from halter.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Default:
+    """A value and where it comes from."""
+
+    value: Any
+    source: str
+
+
+_ALPACA_LORA = "tloen/alpaca-lora finetune.py, LLaMA-7B"
+_QLORA = "artidoro/qlora qlora.py and scripts/finetune_guanaco_7b.sh"
+_ALPACA = "Stanford Alpaca's training command, LLaMA-7B"
+_LORA_PLUS_ALL = "QLoRA paper, section 4: all linear layers are needed to match full fine-tuning"
+_CUSTOM = "common practice: alpha = 2r"
+
+TRAIN: dict[str, dict[str, Default]] = {
+    "lora": {
+        "learning_rate": Default(3e-4, _ALPACA_LORA),
+        "num_train_epochs": Default(3, _ALPACA_LORA),
+        "tokens_per_step": Default(8192, "16 rows of up to 512 tokens, as in " + _QLORA),
+        "warmup_steps": Default(0.03, "warmup_ratio of " + _ALPACA),
+    },
+    "full": {
+        "learning_rate": Default(2e-5, _ALPACA),
+        "num_train_epochs": Default(3, _ALPACA),
+        "tokens_per_step": Default(16384, "128 rows of about 128 tokens, " + _ALPACA),
+        "warmup_steps": Default(0.03, _ALPACA),
+    },
+}
+"""{method: {TrainOptions field: Default}}, for the fields that are None until a method is known."""
+
+METHOD: dict[str, dict[str, Default]] = {
+    "lora": {
+        "r": Default(16, "alpaca-lora's later runs; 8 to 64 are in use"),
+        "alpha": Default(32.0, _CUSTOM),
+        "target_modules": Default("all-linear", _LORA_PLUS_ALL),
+        "dropout": Default(0.0, "qlora.py's own default; a matter of taste for small data"),
+    },
+    "full": {"target_modules": Default("all", "full fine-tuning means all")},
+}
+"""{method: {option: Default}}: sources of the defaults in the method's dataclass; a test holds the values equal."""
+
+PRESETS: dict[str, dict[str, dict[str, Default]]] = {
+    "qlora": {
+        "model": {"quantize": Default("nf4", _QLORA)},
+        "method": {
+            "name": Default("lora", _QLORA),
+            "r": Default(64, _QLORA),
+            "alpha": Default(16.0, _QLORA),
+            "target_modules": Default("all-linear", _QLORA),
+            "dropout": Default(0.1, "finetune_guanaco_7b.sh; the 13B to 65B scripts have 0.05"),
+        },
+        "train": {
+            "learning_rate": Default(2e-4, _QLORA + "; 1e-4 for 33B and 65B"),
+            "lr_scheduler_type": Default("constant", _QLORA),
+            "warmup_steps": Default(0, _QLORA + ": transformers' constant schedule ignores its warmup_ratio"),
+            "max_grad_norm": Default(0.3, _QLORA),
+            "optimizer": Default("paged_adamw_32bit", _QLORA),
+            "weight_decay": Default(0.0, _QLORA),
+            "tokens_per_step": Default(8192, "16 rows of up to 512 tokens, " + _QLORA),
+            "num_train_epochs": Default(3, "our choice; the authors give 1,875 steps for their data"),
+        },
+    },
+}
+"""{preset: {section: {key: Default}}}: a name that stands for several options, each of which can be overridden."""
+
+
+def with_defaults(options: TrainOptions, method: str) -> tuple[TrainOptions, dict[str, Default]]:
+    """The options with every None that the method has a default for filled in, and the defaults that were taken.
+
+    A step given in rows takes no tokens_per_step, and max_steps takes no num_train_epochs. A method without a row
+    gets LoRA's, said so in the source.
+    """
+    row = TRAIN.get(method)
+    if row is None:
+        borrowed = f"LoRA's, for want of one for {method}: "
+        row = {name: Default(d.value, borrowed + d.source) for name, d in TRAIN["lora"].items()}
+    given = {f.name for f in fields(options) if getattr(options, f.name) is not None}
+    idle = {"tokens_per_step"} if "per_device_train_batch_size" in given else set()
+    idle |= {"num_train_epochs"} if "max_steps" in given else set()
+    taken = {name: default for name, default in row.items() if name not in given | idle}
+    return replace(options, **{name: default.value for name, default in taken.items()}), taken

@@ -1,0 +1,112 @@
+"""How training goes, declared once: the recipe's `train` section, its flags, its help and what a run saves.
+
+Key names are Hugging Face's. None means "what suits the method": halter.training.defaults fills it in, with its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from halter.errors import Refusal
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of one training run. Refusal ``train-options`` names every value that makes no sense."""
+
+    objective: Literal["sft"] = "sft"
+    """What is learnt: sft is cross entropy on the supervised tokens."""
+    learning_rate: float | None = None
+    """Peak learning rate; not given: the method's default."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate after the warm-up: constant, or down to 0 by the last step."""
+    warmup_steps: float | None = None
+    """Steps in which the learning rate climbs from 0; below 1 it is a share of all steps. Not given: the method's
+    default."""
+    num_train_epochs: float | None = None
+    """Times the data is seen, fractions allowed; not given: the method's default, unless max_steps is given."""
+    max_steps: int | None = None
+    """Steps after which training ends, whatever the epochs say."""
+    tokens_per_step: int | None = None
+    """Tokens, prompts included, that make one optimizer step. Not given: the method's default, unless the step is given
+    in rows (per_device_train_batch_size)."""
+    per_device_train_batch_size: int | None = None
+    """Rows of one micro-batch; with gradient_accumulation_steps this gives the step in rows instead of tokens."""
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches of one step; goes with per_device_train_batch_size. Not given: 1."""
+    micro_tokens: int | None = None
+    """Most tokens in one forward pass; less memory, the same gradient. Not given: chosen by the loop."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw"
+    """adamw is torch's; the others are bitsandbytes' (states in 8 bit, or paged out to main memory on CUDA)."""
+    adam_beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+    adam_epsilon: float = 1e-8
+    """Added to Adam's divisor."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on tensors of two and more dimensions."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 switches that off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What the base computes in; auto: the dtype it was loaded in. fp16 adds loss scaling. Adapters stay in fp32."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: about a third more time, far less memory. auto: only where needed."""
+    eval_steps: float | None = None
+    """Steps between evaluations; below 1 a share of all steps. Not given: after every epoch. Needs validation data."""
+    early_stopping_patience: int | None = None
+    """Evaluations in a row without a better loss after which training ends. Not given: never."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts answered at every evaluation, so that one can watch the model change."""
+    save_steps: float | None = None
+    """Steps between checkpoints; below 1 a share of all steps. Not given: after every epoch."""
+    save_total_limit: int | None = 2
+    """Complete checkpoints kept, the newest; null keeps all."""
+    logging_steps: int = 1
+    """Steps between printed lines; metrics.jsonl has every step."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Trackers beside metrics.jsonl; they need the extra `track`."""
+    seed: int = 0
+    """Seed of data order, dropout and the adapter's first values."""
+    deterministic: bool = False
+    """Only deterministic kernels, slower; an operation that has none is an error."""
+
+    def __post_init__(self) -> None:
+        problems = [*self._numbers(), *self._step()]
+        if problems:
+            raise Refusal("train-options", "training options that make no sense", offenders=problems)
+
+    @property
+    def rows_per_step(self) -> int | None:
+        """Rows of one optimizer step, where the step is given in rows."""
+        if self.per_device_train_batch_size is None:
+            return None
+        return self.per_device_train_batch_size * (self.gradient_accumulation_steps or 1)
+
+    def _numbers(self) -> list[str]:
+        positive = ("num_train_epochs", "max_steps", "tokens_per_step", "per_device_train_batch_size", "micro_tokens",
+                    "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps",
+                    "early_stopping_patience", "adam_epsilon")  # fmt: skip
+        not_negative = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
+        problems = []
+        for names, good, words in (
+            (positive, lambda v: v > 0, "must be above 0"),
+            (not_negative, lambda v: v >= 0, "must not be negative"),
+            (("adam_beta1", "adam_beta2"), lambda v: 0 <= v < 1, "must lie in 0 .. 1, without 1"),
+        ):
+            values = ((name, getattr(self, name)) for name in names)
+            problems += [f"{name}: {words}, not {v}" for name, v in values if v is not None and not good(v)]
+        for name in ("warmup_steps", "eval_steps", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value >= 1 and value != int(value):
+                problems.append(f"{name}: {value} is neither a share (below 1) nor a whole number of steps")
+        return problems
+
+    def _step(self) -> list[str]:
+        rows, parts = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        if rows is not None and self.tokens_per_step is not None:
+            return ["tokens_per_step: the step is given in tokens and in rows (per_device_train_batch_size); keep one"]
+        if parts is not None and rows is None:
+            return ["gradient_accumulation_steps: needs per_device_train_batch_size; or give tokens_per_step"]
+        return []
