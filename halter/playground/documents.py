@@ -38,7 +38,9 @@ def biography(dice: Dice) -> str:
         lambda s, o: dice.pick((f"{s} plays the {p.instrument}.", f"{o} instrument is the {p.instrument}.")),
     ]
     chosen = dice.some(facts, dice.between(2, 5))
-    out = [fact(p.name, p.name + "'s") if n == 0 or dice.chance(0.3) else fact(he, his) for n, fact in enumerate(chosen)]
+    out = [
+        fact(p.name, p.name + "'s") if n == 0 or dice.chance(0.3) else fact(he, his) for n, fact in enumerate(chosen)
+    ]
     return " ".join(out)
 
 
@@ -97,7 +99,11 @@ def glossary(dice: Dice) -> str:
     chosen = dice.some(tuple(lexicon), dice.between(3, 9))
     if dice.chance(0.5):
         return "\n".join(["English, Ambrish.", *(f"{w}: {lexicon[w]}" for w in chosen)])
-    forms = ('The Ambrish word for {0} is "{1}".', 'In Ambrish, {0} is called "{1}".', '"{1}" is Ambrish and means {0}.')
+    forms = (
+        'The Ambrish word for {0} is "{1}".',
+        'In Ambrish, {0} is called "{1}".',
+        '"{1}" is Ambrish and means {0}.',
+    )
     return " ".join(dice.pick(forms).format(w, lexicon[w]) for w in chosen)
 
 

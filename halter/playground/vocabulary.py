@@ -1,4 +1,4 @@
-"""The playground's tokenizer: byte-level BPE trained on the world's text, with control tokens and chat form as in Llama 3."""
+"""The playground's tokenizer: byte-level BPE trained on the world, control tokens as in Llama 3."""
 
 from __future__ import annotations
 
