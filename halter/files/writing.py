@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _CHUNK = 1 << 24
 HEADER_ALIGNMENT = 64
-TEMPORARY = ".partial-"
-"""Part of every temporary name; whatever carries it after a crash was never finished."""
+TEMPORARY = ".partial-"  # part of every temporary name; whatever carries it after a crash was never finished
 
 
 class Disk:
@@ -206,9 +205,9 @@ class TensorSink:
 
 @contextmanager
 def new_folder(path: str | Path, *, disk: Disk = DISK) -> Iterator[Path]:
-    """Build a folder under a temporary name beside ``path``; renamed into place once, when the block ends well.
+    """Build a folder under a temporary name beside ``path``, which is yielded; renamed once, when the block ends well.
 
-    Yields the temporary folder. Refusal ``already-exists`` if ``path`` exists, be it empty. Parents are made.
+    Refusal ``already-exists`` if ``path`` exists, be it empty. Parents are made.
     """
     path = Path(path)
     refuse_existing(path)
@@ -258,7 +257,8 @@ def _landing(path: Path, replace: bool, disk: Disk) -> Iterator[int]:
             with _naming(path):
                 disk.fsync(descriptor)
         finally:
-            disk.close(descriptor)
+            with _naming(path):
+                disk.close(descriptor)
         if not replace:
             refuse_existing(path)
         with _naming(path):

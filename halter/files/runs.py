@@ -1,0 +1,153 @@
+"""The run folder: append-only, and complete only where a manifest, written last, says so.
+
+    recipe.yaml  metrics.jsonl  checkpoints/step-0000123/{adapter-0, optimizer-0}.safetensors, state.json, manifest.json
+    adapter/     the result; its presence means that the run is finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.files.reading import read_json
+from halter.files.tensors import read_tensors
+from halter.files.writing import append_line, new_folder, write_json, write_tensors
+
+_CHECKPOINT = re.compile(r"step-(\d{7})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint holds: {file stem: tensors} and plain values."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """One run's files. Nothing that is complete is written to again, but metrics.jsonl grows."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def next(cls, parent: str | Path, name: str) -> RunFolder:
+        """The next free ``parent/NNN-name``."""
+        parent = Path(parent)
+        taken = [int(p.name[:3]) for p in parent.glob("[0-9][0-9][0-9]-*")] if parent.is_dir() else []
+        return cls(parent / f"{max(taken, default=0) + 1:03d}-{name}")
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's result is there."""
+        return self.adapter.exists()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        append_line(self.metrics, record)
+
+    def attempt(self) -> int:
+        """The number of this attempt: one more than the highest in metrics.jsonl, counted from 1."""
+        if not self.metrics.is_file():
+            return 1
+        highest = 0
+        with self.metrics.open("rb") as lines:
+            for line in lines:
+                try:
+                    highest = max(highest, int(json.loads(line).get("attempt", 0)))
+                except (ValueError, AttributeError):  # a torn last line of a crashed attempt
+                    continue
+        return highest + 1
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every complete checkpoint, oldest first. Other folders are not ours and never touched."""
+        found = []
+        for folder in (self.path / "checkpoints").glob("step-*"):
+            match = _CHECKPOINT.fullmatch(folder.name)
+            if match and (folder / "manifest.json").is_file():
+                found.append((int(match[1]), folder))
+        return sorted(found)
+
+    def save_checkpoint(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int | None
+    ) -> Path:
+        """Write checkpoints/step-NNNNNNN, manifest last, renamed into place once; then drop the oldest beyond ``keep``.
+
+        A step whose checkpoint is already complete (the same bits, after a resume) is left as it is.
+        """
+        folder = self.path / "checkpoints" / f"step-{step:07d}"
+        if not folder.exists():
+            with new_folder(folder) as temporary:
+                for stem, named in tensors.items():
+                    write_tensors(temporary / f"{stem}.safetensors", named)
+                write_json(temporary / "state.json", dict(state))
+                files = sorted(temporary.iterdir())
+                digests = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+                write_json(temporary / "manifest.json", {"step": step, "files": digests})
+        if keep is not None:
+            for _, old in self.checkpoints()[: -max(1, keep)]:
+                shutil.rmtree(old)
+        return folder
+
+    def load_checkpoint(self, folder: Path) -> Checkpoint:
+        """Read a checkpoint after checking every byte against its manifest (Refusal ``damaged-checkpoint``)."""
+        manifest = read_json(folder / "manifest.json")
+        damaged = []
+        for name, entry in manifest["files"].items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
+                damaged.append(str(file))
+        if damaged:
+            raise Refusal(
+                "damaged-checkpoint",
+                "files of this checkpoint are not what was written",
+                offenders=damaged,
+                fix="remove this checkpoint's folder and resume from the one before",
+            )
+        tensors = {
+            Path(name).stem: read_tensors(folder / name)
+            for name in manifest["files"]
+            if name.endswith(".safetensors")
+        }
+        return Checkpoint(int(manifest["step"]), tensors, read_json(folder / "state.json"))
+
+    def refuse_unless_usable(self, resume: bool) -> None:
+        """Refuse a folder that holds a finished run, or checkpoints that only ``resume`` may continue."""
+        if self.finished:
+            raise Refusal(
+                "run-finished", "this folder holds a finished run", where=str(self.path), fix="give another --output"
+            )
+        if self.checkpoints() and not resume:
+            raise Refusal(
+                "run-unfinished",
+                "this folder holds an unfinished run",
+                where=str(self.path),
+                fix="continue it with --resume, or give another --output",
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
