@@ -144,7 +144,8 @@ class _Builder:
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in _CORE_TAGS and tag != "!":
             raise self.refusal(event, f"the tag {tag} is not accepted; values are plain YAML")
-        self.inside_anchors += bool(event.anchor)
+        anchor = getattr(event, "anchor", None)
+        self.inside_anchors += bool(anchor)
         if isinstance(event, ScalarEvent):
             value = scalar(event.value) if event.style is None and tag is None else self.tagged(event, tag)
         elif isinstance(event, SequenceStartEvent):
@@ -153,8 +154,8 @@ class _Builder:
             value = self.mapping(path)
         else:
             raise self.refusal(event, "expected a value")
-        if event.anchor:
-            self.anchors[event.anchor] = value
+        if anchor:
+            self.anchors[anchor] = value
             self.inside_anchors -= 1
         return value
 
@@ -213,7 +214,13 @@ def flow(value: Any) -> str:
         return "[" + ", ".join(map(flow, value)) + "]"
     text = str(value)
     plain = _PLAIN.fullmatch(text) and not _WORDS_1_1.fullmatch(text)
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else "".join(map(_escaped, json.dumps(text, ensure_ascii=False)))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def _float(value: float) -> str:

@@ -67,8 +67,8 @@ def test_each_field_is_documented() -> None:
     import ast
     import inspect
 
-    body = ast.parse(inspect.getsource(TrainOptions)).body[0].body  # type: ignore[attr-defined]
+    body = ast.parse(inspect.getsource(TrainOptions)).body[0].body
     for at, node in enumerate(body):
         if isinstance(node, ast.AnnAssign):
             after = body[at + 1]
-            assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), node.target.id  # type: ignore
+            assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), node.target.id
