@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,12 @@ class Adapter(nn.Module):
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
             at[where] = Chain((*_links(at[where]), act)) if where in at else act
         return gather(at, self.shape.layers)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter's folder (methods.storage)."""
+        from halter.methods.storage import save_adapter
+
+        save_adapter(self, folder)
 
     def named_tensors(self) -> Iterator[tuple[str, Slot, str]]:
         """(name in the adapter's file, slot, attribute) of every parameter and buffer; a shared piece once."""

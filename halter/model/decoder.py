@@ -203,7 +203,7 @@ class Decoder(nn.Module):
         return self.config.tensor_shapes()
 
     def set_tensor(self, name: str, tensor: Tensor) -> None:
-        """Take over a dense tensor under its Hugging Face name. KeyError for a name, ValueError for a shape or dtype."""
+        """Take over a dense tensor under its Hugging Face name. KeyError: no such name; ValueError: shape or dtype."""
         module, buffer = self._slots()[name]
         if getattr(module, buffer).shape != tensor.shape or tensor.dtype != self.dtype:
             raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} does not fit this model")

@@ -143,7 +143,7 @@ def tensors_of(act: Any) -> list[Tensor]:
     """Every tensor inside an act, in a fixed order, acts inside acts included."""
     if isinstance(act, Tensor):
         return [act]
-    if isinstance(act, (tuple, list)):
+    if type(act) in (tuple, list):
         return [t for item in act for t in tensors_of(item)]
     if isinstance(act, Act):
         return [t for f in fields(act) for t in tensors_of(getattr(act, f.name))]
@@ -158,7 +158,7 @@ def with_tensors(act: A, tensors: Sequence[Tensor]) -> A:
 def _rebuild(act: Any, tensors: Any) -> Any:
     if isinstance(act, Tensor):
         return next(tensors)
-    if isinstance(act, (tuple, list)) and not hasattr(act, "_fields"):
+    if type(act) in (tuple, list):  # not the named tuples, which hold no tensors
         return type(act)(_rebuild(item, tensors) for item in act)
     if isinstance(act, Act):
         return replace(act, **{f.name: _rebuild(getattr(act, f.name), tensors) for f in fields(act)})

@@ -26,8 +26,9 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needs = [hidden.requires_grad, *(t.requires_grad for t in tensors)]
         d_hidden = torch.zeros_like(hidden) if needs[0] else None
-        d_tensors = [torch.zeros_like(t, dtype=_wide(t)) if n else None for t, n in zip(tensors, needs[1:], strict=True)]
-        leaves = [t.detach().requires_grad_(n) for t, n in zip(tensors, needs[1:], strict=True)]
+        pairs = list(zip(tensors, needs[1:], strict=True))
+        d_tensors = [torch.zeros_like(t, dtype=_wide(t)) if need else None for t, need in pairs]
+        leaves = [t.detach().requires_grad_(need) for t, need in pairs]
         losses = torch.empty(targets.shape, dtype=_wide(hidden), device=hidden.device)
         for start in range(0, len(targets), rows):
             end = min(start + rows, len(targets))
@@ -44,7 +45,8 @@ class _HeadLoss(torch.autograd.Function):
             for total in d_tensors:
                 if total is not None:
                     total += next(grads)
-        ctx.gradients = d_hidden, [None if d is None else d.to(t.dtype) for d, t in zip(d_tensors, tensors, strict=True)]
+        made = zip(d_tensors, tensors, strict=True)
+        ctx.gradients = d_hidden, [None if d is None else d.to(t.dtype) for d, t in made]
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 

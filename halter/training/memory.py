@@ -1,0 +1,49 @@
+"""How much memory this process has used, and how much there is."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+import torch
+
+from halter.model.config import ModelConfig
+
+
+def peak_memory_bytes() -> int:
+    """High-water mark: of the accelerator's allocator where there is one, else of resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that could still be taken on ``device``; on a CPU what the system calls available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def activation_bytes(config: ModelConfig, tokens: int, width: int) -> int:
+    """What one pass over ``tokens`` keeps for backward without checkpointing; ``width`` bytes a number.
+
+    Per layer and token: two normed inputs and two residual states (dim each), q and attention output, k and v, gate, up
+    and their product; the adapters' low-rank states are left out.
+    """
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    per_layer = 4 * config.dim + 3 * q + 3 * kv + 3 * config.ffn_dim
+    return tokens * width * config.layers * per_layer
+
+
+def needs_checkpointing(config: ModelConfig, tokens: int, width: int, device: torch.device) -> bool:
+    """Whether activations would take more than half of what is free."""
+    return activation_bytes(config, tokens, width) > free_memory_bytes(device) // 2

@@ -1,0 +1,113 @@
+"""The one training step, for every method and objective: packed rows in, one optimizer step of every trainee out.
+
+The loss of a trainee is the sum of its token losses divided by the target tokens of its *whole* step, however the step
+is cut into micro-batches; the output head runs on supervised tokens only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halter.data.pack import Batch
+from halter.methods.mixed import Mixed
+from halter.model.decoder import Decoder
+from halter.model.places import run_at, tensors_of, with_tensors
+from halter.model.segments import Segments
+from halter.numerics import dropout
+from halter.numerics.losses import head_loss
+from halter.training.trainee import Trainee
+
+IGNORED = -100
+Micro = Sequence[Batch | None]  # one entry a trainee; None where a trainee has no rows in this micro-batch
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one trainee's step did: mean loss over its target tokens, norm before clipping, counts of tokens."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    target_tokens: int
+    tokens: int
+    applied: bool
+
+
+def take_step(
+    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[Micro], checkpointing: bool = False
+) -> list[StepRecord]:
+    """Accumulate the micro-batches' gradients and let every trainee's optimizer move once.
+
+    All trainees share each pass over the base (a mixed batch); with one trainee this is the ordinary step. A step whose
+    loss or gradient is not finite changes nothing and says so in its record.
+    """
+    targets = [sum(_targets(micro[i]) for micro in micros) for i in range(len(trainees))]
+    tokens = [sum(_tokens(micro[i]) for micro in micros) for i in range(len(trainees))]
+    losses = torch.zeros(len(trainees), dtype=torch.float64)
+    for number, micro in enumerate(micros):
+        losses += _accumulate(model, trainees, micro, targets, number, checkpointing)
+    records = []
+    for i, trainee in enumerate(trainees):
+        rate = trainee.learning_rate()
+        norm, applied = trainee.apply(float(losses[i]))
+        records.append(StepRecord(float(losses[i]), norm, rate, targets[i], tokens[i], applied))
+    return records
+
+
+def _targets(batch: Batch | None) -> int:
+    return 0 if batch is None else int((batch.targets != IGNORED).sum())
+
+
+def _tokens(batch: Batch | None) -> int:
+    return 0 if batch is None else len(batch.tokens)
+
+
+def _accumulate(
+    model: Decoder,
+    trainees: Sequence[Trainee],
+    micro: Micro,
+    step_targets: Sequence[int],
+    number: int,
+    checkpointing: bool,
+) -> Tensor:
+    """Forward and backward of one micro-batch; returns each trainee's share of its mean loss, float64 CPU [trainees]."""
+    present = [(i, batch) for i, batch in enumerate(micro) if batch is not None and _targets(batch)]
+    shares = torch.zeros(len(trainees), dtype=torch.float64)
+    if not present:
+        return shares
+    device = model.device
+    tokens = torch.cat([batch.tokens for _, batch in present]).to(device)
+    targets = torch.cat([batch.targets for _, batch in present]).to(device)
+    trainee_of = torch.cat([torch.full_like(batch.tokens, i) for i, batch in present]).to(device)
+    segments = Segments.packed(
+        [n for _, batch in present for n in batch.lengths],
+        device,
+        prompt_lengths=[n for _, batch in present for n in batch.prompt_lengths],
+    )
+    scales = [trainees[i].scaler.get_scale() / max(1, n) for i, n in enumerate(step_targets)]
+    lead = trainees[present[0][0]]
+    key = dropout.key(lead.seed, lead.step, number)
+    if len(present) == 1:
+        acts = lead.adapter.bind(model, segments, key)
+    else:
+        owners = [place for place, (_, batch) in enumerate(present) for _ in batch.lengths]
+        acts = Mixed([trainees[i].adapter for i, _ in present], owners).bind(model, segments, key)
+    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing)
+    index = (targets != IGNORED).nonzero().squeeze(1)
+    owner = trainee_of[index]
+    weights = torch.tensor(scales, dtype=torch.float32, device=device)[owner]
+    head = acts.lm_head
+
+    def project(piece: Tensor, start: int, end: int, tensors: Sequence[Tensor]) -> Tensor:
+        act = None if head is None else with_tensors(head, tensors).select(index[start:end])
+        return run_at(act, model.lm_head, piece)
+
+    loss, each = head_loss(project, tensors_of(head), hidden[index], targets[index], weights, model.config.vocab_size)
+    if loss.requires_grad:
+        loss.backward()
+    shares.index_add_(0, owner.cpu(), each.double().cpu())
+    return shares / torch.tensor([max(1, n) for n in step_targets], dtype=torch.float64)
