@@ -43,7 +43,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INF = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
 # Words that YAML 1.1 readers take for something else; quoted when written.
-_WORDS_1_1 = re.compile(r"(?i)y|n|yes|no|on|off|true|false|null|~|=|<<|[-+.0-9:_,exob]*[0-9][-+.0-9:_a-fxob]*")
+_WORDS_1_1 = re.compile(r"(?i)y|n|yes|no|on|off|true|false|null|\.inf|\.nan|[-+.0-9:_,exob]*[0-9][-+.0-9:_a-fxob]*")
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./+@=\-]*( [A-Za-z0-9_./+@=\-]+)*")
 
 
