@@ -2,8 +2,8 @@
 
 ``spans`` says where each row lies: an int64 CPU tensor [rows, 4] of (query start, query length, key start, key length).
 Queries are aligned with the *last* keys of their row (torch's ``is_causal`` aligns them with the first), so decoding
-with a cache and training are one case. Lengths are data, not shapes: the operation is opaque to the compiler and other
-lengths never recompile. A row never sees another row: each is computed by itself.
+with a cache and training are one case. Lengths are data, not shapes: on the CPU the operation is opaque to the compiler
+and other lengths never recompile. A row never sees another row: each is computed by itself.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Rows = list[list[int]]
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool = True) -> Tensor:
     """Scaled dot-product attention per row: softmax(q k^T / sqrt(head_dim)) v.
@@ -21,7 +19,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool = True) 
     q [N, heads, head_dim]; k, v [S, kv_heads, head_dim] with heads a multiple of kv_heads (query head j reads key head
     j // (heads / kv_heads)); returns [N, heads, head_dim] in q's dtype. Rows of zero length are allowed.
     """
-    return _attend(q, k, v, spans, causal)[0]
+    return _attend(q, k, v, spans, causal)[0] if _flash(q) else _attend_rows(q, k, v, spans, causal)
+
+
+def _attend_rows(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> Tensor:
+    """Other devices than the CPU: torch's attention, row by row, with torch's own backward."""
+    rows = []
+    for qs, ql, ks, kl in spans.tolist():
+        mask = _mask(ql, kl, causal, q)
+        whole = causal and mask is None and ql > 1
+        rq, rk, rv = _row(q, qs, ql), _row(k, ks, kl), _row(v, ks, kl)
+        y = F.scaled_dot_product_attention(rq, rk, rv, attn_mask=mask, is_causal=whole, enable_gqa=True)
+        rows.append(y[0].transpose(0, 1))
+    return torch.cat(rows) if rows else torch.zeros_like(q)
 
 
 def _row(x: Tensor, start: int, length: int) -> Tensor:
@@ -52,11 +62,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> tup
         rq, rk, rv = _row(q, qs, ql), _row(k, ks, kl), _row(v, ks, kl)
         mask = _mask(ql, kl, causal, q)
         whole = causal and mask is None and ql > 1
-        if _flash(q):
-            y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rq, rk, rv, 0.0, whole, attn_mask=mask)
-            logsumexp[qs : qs + ql] = lse[0].transpose(0, 1)
-        else:
-            y = F.scaled_dot_product_attention(rq, rk, rv, attn_mask=mask, is_causal=whole, enable_gqa=True)
+        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rq, rk, rv, 0.0, whole, attn_mask=mask)
+        logsumexp[qs : qs + ql] = lse[0].transpose(0, 1)
         out[qs : qs + ql] = y[0].transpose(0, 1)
     return out, logsumexp
 
@@ -76,11 +83,8 @@ def _attend_backward(
         if ql == 0:
             continue
         rows = _row(grad, qs, ql), _row(q, qs, ql), _row(k, ks, kl), _row(v, ks, kl)
-        if _flash(q):
-            state = _row(out, qs, ql), logsumexp[qs : qs + ql].transpose(0, 1)[None]
-            dq, dk, dv = _flash_row_backward(*rows, *state, causal=causal)
-        else:
-            dq, dk, dv = _row_backward(*rows, causal=causal)
+        state = _row(out, qs, ql), logsumexp[qs : qs + ql].transpose(0, 1)[None]
+        dq, dk, dv = _row_backward(*rows, *state, causal=causal)
         # Several rows may read the same keys (a shared beginning), so their gradients add up.
         gq[qs : qs + ql] += dq[0].transpose(0, 1)
         gk[ks : ks + kl] += dk[0].transpose(0, 1)
@@ -93,7 +97,7 @@ def _(grad, q, k, v, out, logsumexp, spans, causal):  # type: ignore[no-untyped-
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
 
-def _flash_row_backward(
+def _row_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys, kv_heads, groups = q.shape[2], k.shape[2], k.shape[1], q.shape[1] // k.shape[1]
@@ -107,18 +111,6 @@ def _flash_row_backward(
     if groups > 1:
         dk, dv = (g.unflatten(1, (kv_heads, groups)).sum(2) for g in (dk, dv))
     return dq, dk, dv
-
-
-def _row_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Recompute the row under autograd: any device for which torch has attention."""
-    mask = _mask(q.shape[2], k.shape[2], causal, q)
-    with torch.enable_grad():
-        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-        whole = causal and mask is None and q.shape[2] > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, enable_gqa=True)
-    return torch.autograd.grad(y, (q, k, v), grad)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

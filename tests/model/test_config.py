@@ -1,0 +1,87 @@
+"""Configurations: presets' exact counts, config.json old and new, and refusals by name."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import transformers
+
+from halter.errors import Refusal
+from halter.model.config import ModelConfig, RopeScaling, preset, preset_names
+from halter.model.decoder import Decoder
+
+# Published or computed from Meta's own code (docs/architecture.md, lineage): exact to the unit.
+COUNTS = {
+    "llama-1-7b": 6_738_415_616, "llama-1-13b": 13_015_864_320, "llama-1-33b": 32_528_943_616,
+    "llama-1-65b": 65_285_660_672, "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192, "code-llama-7b": 6_738_546_688, "code-llama-13b": 13_016_028_160,
+    "code-llama-34b": 33_743_970_304, "code-llama-70b": 68_976_910_336, "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496, "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800, "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_preset_counts_are_exact_on_the_meta_device(name):
+    shape = preset(name)
+    model = Decoder(shape, device="meta")
+    assert sum(getattr(module, buffer).numel() for _, module, buffer in model.tensors()) == COUNTS[name]
+    assert shape.num_parameters == COUNTS[name]
+
+
+def test_every_preset_is_counted_or_a_variant():
+    assert set(COUNTS) <= set(preset_names()) and len(preset_names()) == 23
+    with pytest.raises(Refusal, match="llama-3.1-8b"):
+        preset("llama-9")
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "llama-3.1-8b", "llama-3.2-1b"])
+def test_config_round_trip_through_transformers(name):
+    """to_hf is read by transformers to the same frequencies, and from_hf of what it writes is the preset."""
+    shape = preset(name)
+    written = transformers.LlamaConfig(**shape.to_hf()).to_dict()
+    again = ModelConfig.from_hf({**written, "torch_dtype": shape.dtype})
+    assert again == shape
+    old = {**shape.to_hf(), "rope_parameters": None}
+    assert ModelConfig.from_hf(old) == shape
+
+
+FAMILY = {  # the shapes of other checkpoints whose config says llama, with the count on their model cards or in their files
+    "SmolLM2-135M": (dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_hidden_layers=30,
+                          num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True, rope_theta=100000,
+                          rms_norm_eps=1e-5, max_position_embeddings=8192), 134_515_008),
+    "TinyLlama-1.1B": (dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=32, num_hidden_layers=22,
+                            num_key_value_heads=4, vocab_size=32000, rms_norm_eps=1e-5, max_position_embeddings=2048),
+                       1_100_048_384),
+    "DeepSeek-R1-Distill-Llama-8B": (dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
+                            num_hidden_layers=32, num_key_value_heads=8, vocab_size=128256, rope_theta=500000.0,
+                            rms_norm_eps=1e-5, max_position_embeddings=131072, mlp_bias=False, attention_bias=False,
+                            rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                            original_max_position_embeddings=8192, rope_type="llama3")), 8_030_261_248),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_wider_family(name):
+    config, count = FAMILY[name]
+    assert ModelConfig.from_hf({"model_type": "llama", **config}).num_parameters == count
+
+
+def test_what_is_not_supported_is_named():
+    good = tiny.config().to_hf()
+    for change, named in (
+        ({"model_type": "qwen2"}, "qwen2"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"num_key_value_heads": 3}, "4 heads over 3"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+    ):
+        with pytest.raises(Refusal) as caught:
+            ModelConfig.from_hf({**good, **change})
+        assert caught.value.id == "model-unsupported" and named in str(caught.value)
+    assert ModelConfig.from_hf({**good, "head_dim": None, "hidden_size": 32}).head_dim == 8
+    linear = ModelConfig.from_hf({**good, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert linear.rope_scaling == RopeScaling("linear", 2.0)

@@ -1,0 +1,151 @@
+"""The decoder against transformers over a matrix of shapes; the cache against the full pass; the places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halter.model.cache import Cache
+from halter.model.config import RopeScaling
+from halter.model.places import LAYER_PLACES, LINEARS, NORMS, Act, Acts, LayerActs
+from halter.model.segments import Segments
+
+scalings = st.sampled_from(
+    [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 64), RopeScaling("llama3", 4.0, 1.0, 2.0, 32)]
+)
+shapes = st.fixed_dictionaries(
+    {
+        "layers": st.integers(1, 3),
+        "heads": st.sampled_from([(1, 1), (2, 1), (4, 4), (4, 2), (6, 2)]),
+        "head_dim": st.sampled_from([4, 8, 10]),
+        "dim": st.sampled_from([24, 48]),
+        "tied": st.booleans(),
+        "attention_bias": st.booleans(),
+        "mlp_bias": st.booleans(),
+        "rope_scaling": scalings,
+        "rope_theta": st.sampled_from([1e4, 5e5]),
+        "norm_eps": st.sampled_from([1e-5, 1e-6]),
+    }
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(0, 99))
+def test_logits_equal_transformers(sizes, lengths, seed):
+    """fp32 within 1e-4 over heads, key heads, head_dim, ties, biases, rotary scalings and padded batches."""
+    heads, kv_heads = sizes.pop("heads")
+    model = tiny.decoder(tiny.config(heads=heads, kv_heads=kv_heads, **sizes), seed=seed)
+    tokens = torch.randint(0, 96, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        want = tiny.peer(model)(tokens, attention_mask=mask.long()).logits
+        got = model(tokens, lengths=lengths)
+    assert float(want.abs().max()) > 0.5  # the comparison is of something
+    torch.testing.assert_close(got[mask], want[mask], rtol=0, atol=1e-4)
+    assert not got[~mask].any()
+
+
+@pytest.mark.parametrize("name", ["stories260K", "babyllama-105"])
+def test_real_checkpoints_equal_transformers(shared, name):
+    transformers = pytest.importorskip("transformers")
+    import halter
+
+    folder = shared / "data" / "models" / name
+    model, _ = halter.load(folder, dtype="float32")
+    tokens = torch.randint(0, model.config.vocab_size, (2, 100), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits
+        assert float((model(tokens) - want).abs().max()) <= 1e-4
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 5), max_size=3)), min_size=1, max_size=3))
+def test_cached_decoding_equals_the_full_pass(rows):
+    """Prefill, then pieces of any length, rows in different states: the full pass within 1e-5."""
+    model = tiny.decoder()
+    totals = [first + sum(more) for first, more in rows]
+    tokens = [torch.randint(0, 96, (n,), generator=torch.Generator().manual_seed(n)) for n in totals]
+    cache = Cache(model.config, len(rows), max(totals), torch.float32)
+    seen: list[list[torch.Tensor]] = [[] for _ in rows]
+    with torch.no_grad():
+        pieces = [[first, *more] for first, more in rows]
+        while any(pieces):
+            live = [r for r, left in enumerate(pieces) if left]
+            counts = [pieces[r].pop(0) for r in live]
+            new = [tokens[r][cache.lengths[r] : cache.lengths[r] + n] for r, n in zip(live, counts, strict=True)]
+            segments = cache.segments(counts, rows=live)
+            out = model.head(model.hidden(torch.cat(new), segments, cache=cache)).split(counts)
+            for r, logits in zip(live, out, strict=True):
+                seen[r].append(logits)
+        for r, row in enumerate(tokens):
+            torch.testing.assert_close(torch.cat(seen[r]), model(row[None])[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="holds"):
+        cache.segments([1], rows=[totals.index(max(totals))])
+
+
+def test_every_place_is_called_once_per_layer_with_the_right_things():
+    model = tiny.decoder()
+    calls: list[tuple[int | None, str]] = []
+
+    @dataclass(frozen=True)
+    class Spy(Act):
+        layer: int | None
+        place: str
+
+        def act(self, x, y):
+            calls.append((self.layer, self.place))
+            if self.place in LINEARS:
+                assert torch.equal(y, model.layers[self.layer].get_submodule(self.place)(x))
+            if self.place in NORMS:
+                assert torch.equal(y, x * model.layers[self.layer].get_submodule(self.place).scale)
+            if self.place == "context":
+                assert x.q.shape == y.shape and x.k.shape == x.v.shape
+                k, v = x.project(torch.zeros(3, 32), False)
+                assert k.shape == v.shape == (3, 2, 8)
+            if self.place == "block":
+                assert isinstance(x, Segments)
+            return y
+
+    layers = tuple(LayerActs(**{p: Spy(i, p) for p in LAYER_PLACES}) for i in range(2))
+    acts = Acts(layers, Spy(None, "embed_tokens"), Spy(None, "norm"), Spy(None, "lm_head"))
+    segments = Segments.packed([5, 3])
+    tokens = torch.arange(8)
+    with torch.no_grad():
+        got = model.head(model.hidden(tokens, segments, acts), acts)
+        want = model.head(model.hidden(tokens, segments))
+    assert torch.equal(got, want)
+    order = [(i, p) for i in range(2) for p in LAYER_PLACES]
+    assert calls == [(None, "embed_tokens"), *order, (None, "norm"), (None, "lm_head")]
+
+
+def test_meta_rounding_is_a_switch():
+    """rope_fp32 changes bf16 logits and leaves fp32 alone (lineage 2.2)."""
+    tokens = torch.arange(40)[None]
+    for dtype, same in ((torch.float32, True), (torch.bfloat16, False)):
+        model = tiny.decoder(dtype=dtype)
+        with torch.no_grad():
+            plain = model(tokens)
+            model.rope_fp32 = True
+            assert torch.equal(plain, model(tokens)) is same
+
+
+def test_checkpointing_changes_no_bit_of_a_gradient():
+    from halter.methods.adapter import adapt
+
+    model = tiny.decoder()
+    adapter = adapt(model, "lora", r=2, dropout=0.3)
+    tiny.jitter(adapter)
+    segments = Segments.packed([6, 9])
+    grads = []
+    for checkpointing in (False, True):
+        acts = adapter.bind(model, segments, key=7)
+        model.hidden(torch.arange(15), segments, acts, checkpointing=checkpointing).square().sum().backward()
+        grads.append([p.grad.clone() for p in adapter.trainable().values()])
+        adapter.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    assert all(g.any() for g in grads[0])

@@ -1,0 +1,64 @@
+"""The chunked head loss against torch's cross entropy over whole logits, and by finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from halter.numerics import losses
+from halter.numerics.losses import head_loss
+
+
+def case(tokens=37, dim=6, vocab=50, dtype=torch.float64):
+    g = torch.Generator().manual_seed(3)
+    hidden = torch.randn(tokens, dim, generator=g, dtype=dtype)
+    weight = torch.randn(vocab, dim, generator=g, dtype=dtype)
+    extra = torch.randn(vocab, dim, generator=g, dtype=dtype)
+    targets = torch.randint(0, vocab, (tokens,), generator=g)
+    weights = torch.rand(tokens, generator=g, dtype=torch.float64)
+    return hidden, weight, extra, targets, weights
+
+
+def project(weight):
+    return lambda piece, start, end, tensors: piece @ (weight + (tensors[0] if tensors else 0)).t()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_loss_and_gradients_equal_whole_logits(monkeypatch, rows):
+    hidden, weight, extra, targets, weights = case()
+    monkeypatch.setattr(losses, "chunk_rows", lambda _: rows)
+    hidden.requires_grad_(), extra.requires_grad_()
+    loss, each = head_loss(project(weight), [extra], hidden, targets, weights, 50)
+    whole = F.cross_entropy(hidden @ (weight + extra).t(), targets, reduction="none")
+    torch.testing.assert_close(each, whole.detach(), rtol=1e-13, atol=1e-13)
+    want = torch.autograd.grad((whole * weights).sum() * 3, (hidden, extra))
+    got = torch.autograd.grad(loss * 3, (hidden, extra))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_gradient_by_finite_differences():
+    hidden, weight, _, targets, weights = case(tokens=5)
+    hidden.requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: head_loss(project(weight), [], h, targets, weights, 50)[0], hidden)
+
+
+def test_bf16_stays_near_float64():
+    hidden, weight, _, targets, weights = case(dtype=torch.float32)
+    exact, _ = head_loss(project(weight.double()), [], hidden.double(), targets, weights, 50)
+    low, _ = head_loss(project(weight.bfloat16()), [], hidden.bfloat16(), targets, weights, 50)
+    assert abs(float(low - exact)) < 2e-2 * float(exact)
+
+
+def test_a_chunk_is_bounded():
+    assert losses.chunk_rows(128256) * 128256 * 4 <= 64 * 2**20
+    assert losses.chunk_rows(10**9) == 16
+
+
+def test_nothing_supervised_and_nothing_trained():
+    hidden, weight, _, targets, weights = case()
+    loss, each = head_loss(project(weight), [], hidden[:0], targets[:0], weights[:0], 50)
+    assert float(loss) == 0.0 and each.shape == (0,)
+    loss, _ = head_loss(project(weight), [], hidden, targets, weights, 50)
+    assert not loss.requires_grad

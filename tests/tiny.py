@@ -1,0 +1,52 @@
+"""Tiny random LLaMAs for tests, and the same model built by transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from halter.model.config import ModelConfig
+from halter.model.decoder import Decoder
+
+
+def config(**changes: Any) -> ModelConfig:
+    sizes: dict[str, Any] = {
+        "layers": 2, "dim": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn_dim": 48, "vocab_size": 96,
+        "context": 256, "bos_token_id": 1, "eos_token_ids": (2,),
+    }  # fmt: skip
+    return ModelConfig(**(sizes | changes))
+
+
+def decoder(shape: ModelConfig | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> Decoder:
+    """A decoder with random weights, norms near one, logits of a few units."""
+    shape = shape or config()
+    generator = torch.Generator().manual_seed(seed)
+    model = Decoder(shape, dtype)
+    for name, size in shape.tensor_shapes().items():
+        drawn = torch.randn(size, generator=generator)
+        value = 1 + 0.1 * drawn if "norm" in name else drawn * (1.0 if "embed" in name else 0.15)
+        model.set_tensor(name, value.to(dtype))
+    return model
+
+
+def peer(model: Decoder) -> Any:
+    """transformers' LlamaForCausalLM with the same weights, in eval mode, eager attention."""
+    import transformers
+
+    hf = transformers.LlamaConfig(**{k: v for k, v in model.config.to_hf().items() if k != "architectures"})
+    hf._attn_implementation = "eager"
+    other = transformers.LlamaForCausalLM(hf).to(model.dtype).eval()
+    state = {name: getattr(module, buffer) for name, module, buffer in model.tensors()}
+    missing, unexpected = other.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    other.tie_weights()
+    return other
+
+
+def jitter(adapter: torch.nn.Module, scale: float = 0.1, seed: int = 1) -> None:
+    """Move every parameter off its start, so that nothing is hidden by zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
