@@ -1,0 +1,212 @@
+"""Opening a model's folder, whatever its layout: what it holds by canonical name, and its tensors one at a time.
+
+Hugging Face folders are read here (one safetensors file, or shards with an index), Meta's in files/meta.py; both have
+the same face, ``Checkpoint``. Pickled weights of other layouts are refused: opening one can run code.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.files.meta import MetaCheckpoint, is_meta_folder
+from halter.files.names import bnb_groups, is_ignored, other_quantisation
+from halter.files.reading import read_json
+from halter.files.tensors import TensorFile, TensorSpec
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Checkpoint(Protocol):
+    """A model's folder, open for reading.
+
+    ``config`` and ``generation_config`` are in Hugging Face's keys; ``files`` are those with tensors; ``layout`` is
+    "huggingface" or "meta"; ``quantized`` groups the tensors of an NF4 checkpoint by weight (names.bnb_groups).
+    """
+
+    layout: str
+    folder: Path
+    files: tuple[Path, ...]
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+
+    @property
+    def quantized(self) -> dict[str, dict[str, str]]: ...
+
+    def names(self) -> dict[str, TensorSpec]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def sha256(self, name: str) -> str: ...
+
+    def close(self) -> None: ...
+
+
+class HFCheckpoint:
+    """A Hugging Face folder: config.json and safetensors files whose headers, and index, have passed every check."""
+
+    layout = "huggingface"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_json(folder / "config.json")
+        generation = folder / "generation_config.json"
+        self.generation_config = read_json(generation) if generation.is_file() else {}
+        self.files = _shards(folder)
+        self._open = [TensorFile(path) for path in self.files]
+        self._where = {name: file for file in self._open for name in file.specs if not is_ignored(name)}
+        self.quantized = bnb_groups(self._where)
+        self._refuse_repeated()
+        self._refuse_other_quantisation()
+
+    def names(self) -> dict[str, TensorSpec]:
+        """{name: shape and dtype} in the order of the files; parts of NF4 weights under their own names."""
+        return {name: spec for file in self._open for name, spec in file.specs.items() if name in self._where}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in fresh aligned memory. KeyError for a name that is not there."""
+        return self._where[name].read(name)
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) in the order of the files, one in memory at a time."""
+        for name, file in self._where.items():
+            yield name, file.read(name)
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a tensor's bytes as stored."""
+        return self._where[name].sha256(name)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._open:
+            file.close()
+
+    def _refuse_repeated(self) -> None:
+        count = Counter(name for file in self._open for name in file.specs)
+        twice = [name for name, times in count.items() if times > 1]
+        if twice:
+            what = "these tensors stand in more than one file"
+            raise Refusal("checkpoint-index", what, where=str(self.folder), offenders=twice)
+
+    def _refuse_other_quantisation(self) -> None:
+        rule = self.config.get("quantization_config")
+        method = rule.get("quant_method") if isinstance(rule, dict) else None
+        named = other_quantisation(self._where)
+        if named or (rule and not self.quantized):
+            raise Refusal(
+                "quantisation-unsupported",
+                f"this checkpoint is stored quantised ({method or 'method unknown'})",
+                where=str(self.folder),
+                offenders=named,
+                expected="16- or 32-bit weights, or NF4 as bitsandbytes saves it",
+                fix="take the unquantised checkpoint, and quantize: nf4 to quantise it while loading",
+            )
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Open a model's folder for reading; nothing but headers is read yet.
+
+    Refusals, each naming every offender: ``folder-missing``, ``no-weights``, ``pickle-weights``, ``checkpoint-index``,
+    ``quantisation-unsupported``, ``file-...`` for config files, ``tensor-file-damaged``, ``meta-...``.
+    """
+    folder = _existing(folder)
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return HFCheckpoint(folder)
+    if is_meta_folder(folder):
+        return MetaCheckpoint(folder)
+    raise _no_weights(folder)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The model's configuration in Hugging Face's keys; weights are opened only in Meta's layout, which needs them."""
+    folder = _existing(folder)
+    if (folder / "config.json").is_file():
+        return read_json(folder / "config.json")
+    if is_meta_folder(folder):
+        checkpoint = MetaCheckpoint(folder)
+        checkpoint.close()
+        return checkpoint.config
+    raise _no_weights(folder)
+
+
+def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of most of a checkpoint's floating-point bytes, which config.json may state wrongly or not at all."""
+    sizes: Counter[torch.dtype] = Counter()
+    for spec in checkpoint.names().values():
+        if spec.dtype.is_floating_point:
+            sizes[spec.dtype] += spec.nbytes
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+def _existing(folder: str | Path) -> Path:
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        what = "is a file, a model is a folder" if folder.exists() else "there is no such folder"
+        raise Refusal("folder-missing", what, where=str(folder), fix="give the folder that holds config.json")
+    return folder
+
+
+def _shards(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a folder; an index must agree with them, both ways."""
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    if not (folder / INDEX).is_file():
+        found = sorted(p.name for p in folder.glob("*.safetensors"))
+        if found == ["adapter_model.safetensors"]:
+            raise Refusal(
+                "no-weights", "this folder holds an adapter, not a model", where=str(folder), fix="give its base"
+            )
+        what = f"there are weights here, and neither {SINGLE} nor {INDEX}"
+        raise Refusal("checkpoint-index", what, where=str(folder), offenders=found, fix="fetch the missing files")
+    table = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(f, str) for f in table.values()):
+        raise Refusal("checkpoint-index", "has no weight_map from names to files", where=str(folder / INDEX))
+    files = sorted(set(table.values()))
+    bad = [f for f in files if Path(f).name != f or "\\" in f or not f.endswith(".safetensors")]
+    absent = [f for f in files if f not in bad and not (folder / f).is_file()]
+    if bad or absent:
+        what = "names files that are not in this folder" if absent else "names files outside its folder"
+        raise Refusal(
+            "checkpoint-index", what, where=str(folder / INDEX), offenders=bad + absent, fix="fetch the missing files"
+        )
+    promised: dict[str, set[str]] = {f: set() for f in files}
+    for name, file in table.items():
+        promised[file].add(name)
+    wrong = []
+    for file in files:
+        with TensorFile(folder / file) as tensors:
+            held = set(tensors.specs)
+        wrong += [f"{file} lacks {n}" for n in sorted(promised[file] - held)]
+        wrong += [f"{file} holds {n}, which the index does not know" for n in sorted(held - promised[file])]
+    if wrong:
+        raise Refusal("checkpoint-index", "the index and the files disagree", where=str(folder), offenders=wrong)
+    return tuple(folder / f for f in files)
+
+
+def _no_weights(folder: Path) -> Refusal:
+    pickles = sorted({p.name for pattern in _PICKLES for p in folder.glob(pattern)})
+    if pickles:
+        return Refusal(
+            "pickle-weights",
+            "the weights here are pickles, and opening a pickle can run whatever code it carries",
+            where=str(folder),
+            offenders=pickles,
+            expected="safetensors, or Meta's consolidated.NN.pth with params.json",
+            fix="take the model's safetensors files, or convert with a program that you trust to open these",
+        )
+    if is_meta_folder(folder / "original"):
+        fix = f"give {folder / 'original'}, which holds Meta's files"
+    elif any(folder.glob("*.gguf")):
+        fix = "GGUF is an export format: take the checkpoint that it was made from"
+    else:
+        fix = "give the folder that holds config.json and the safetensors files"
+    return Refusal("no-weights", "this folder holds no model", where=str(folder), fix=fix)
