@@ -1,0 +1,305 @@
+"""Laws that every file in halter/methods obeys. No method is named here: a new file is tested without an edit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from halter.data.pack import Batch
+from halter.errors import Refusal
+from halter.methods.adapter import adapt
+from halter.methods.method import INFRASTRUCTURE, find, names
+from halter.methods.mixed import Mixed
+from halter.methods.storage import load_adapter
+from halter.model.cache import Cache
+from halter.model.segments import Segments
+from halter.training.schedule import make as make_schedule
+from halter.training.step import take_step
+from halter.training.trainee import Trainee
+
+every_method = pytest.mark.parametrize("name", names())
+every_shape = pytest.mark.parametrize(
+    "sizes", [{}, {"kv_heads": 4}, {"kv_heads": 1, "tied": True}, {"attention_bias": True, "mlp_bias": True}], ids=str
+)
+TOKENS = torch.randint(0, 96, (3, 24), generator=torch.Generator().manual_seed(5))
+
+
+def fresh(name, model, seed=0, moved=True):
+    adapter = adapt(model, name, seed=seed)
+    if moved:
+        tiny.jitter(adapter, seed=seed + 1)
+    return adapter
+
+
+def digest(model):
+    state = hashlib.sha256()
+    for _, module, buffer in model.tensors():
+        state.update(getattr(module, buffer).contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def batch(lengths=(9, 14, 5), seed=0):
+    g = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 96, (sum(lengths),), generator=g)
+    targets = torch.full_like(tokens, -100)
+    start = 0
+    for n in lengths:
+        targets[start + n // 2 : start + n - 1] = tokens[start + n // 2 + 1 : start + n]
+        start += n
+    return Batch(
+        tokens=tokens, targets=targets, lengths=list(lengths), prompt_lengths=[n // 2 for n in lengths],
+        rows=list(range(len(lengths))),
+    )  # fmt: skip
+
+
+def trainee(adapter, rate=1e-2, optimizer=torch.optim.AdamW, clip=0.0):
+    groups = adapter.groups(rate, 0.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Trainee(adapter, optimizer(groups, lr=rate), make_schedule("constant", 10, 0), scaler, clip)
+
+
+def test_the_file_name_is_the_registry():
+    files = {p.stem for p in Path(find("lora").__init__.__globals__["__file__"]).parent.glob("*.py")} - {"__init__"}
+    assert files - INFRASTRUCTURE == set(names())
+    assert len({find(name).peft_type for name in names()}) == len(names())
+
+
+@every_method
+def test_page_in_the_file(name):
+    import inspect
+    import sys
+
+    module = sys.modules[find(name).__module__]
+    assert len(inspect.getsource(module).splitlines()) <= 230
+    assert "y =" in (module.__doc__ or ""), "the formula stands in the file's docstring"
+
+
+@every_method
+@every_shape
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_start_is_the_base(name, sizes, dtype):
+    model = tiny.decoder(tiny.config(**sizes), dtype)
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS, adapter=fresh(name, model, moved=False)), model(TOKENS))
+
+
+@every_method
+@every_shape
+def test_everything_moves_and_the_base_does_not(name, sizes):
+    """After a validation pass and three steps every trained tensor changed and had a gradient that is not zero."""
+    model = tiny.decoder(tiny.config(**sizes))
+    before = digest(model)
+    adapter = fresh(name, model, moved=False)
+    start = {k: p.detach().clone() for k, p in adapter.trainable().items()}
+    with torch.no_grad():
+        model(TOKENS, adapter=adapter)
+    one = trainee(adapter)
+    for seed in range(3):
+        record = take_step(model, [one], [[batch(seed=seed)]])[0]
+        assert record.applied and record.grad_norm > 0
+    still = [k for k, p in adapter.trainable().items() if torch.equal(p, start[k])]
+    assert not still and start
+    assert digest(model) == before
+    assert not any(b.requires_grad or b.grad is not None for b in model.buffers())
+
+
+@every_method
+@every_shape
+def test_saved_is_loaded_bit_for_bit(name, sizes, tmp_path):
+    model = tiny.decoder(tiny.config(**sizes))
+    adapter = fresh(name, model)
+    adapter.save(tmp_path / "adapter")
+    again = load_adapter(tmp_path / "adapter", model)
+    assert again.methods == adapter.methods
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS, adapter=again), model(TOKENS, adapter=adapter))
+        assert not torch.equal(model(TOKENS, adapter=adapter), model(TOKENS))
+    with pytest.raises(Refusal, match="already-exists"):
+        adapter.save(tmp_path / "adapter")
+
+
+@every_method
+def test_another_models_adapter_is_refused_with_all_names(name, tmp_path):
+    fresh(name, tiny.decoder(tiny.config(dim=48))).save(tmp_path / "adapter")
+    with pytest.raises(Refusal) as caught:
+        load_adapter(tmp_path / "adapter", tiny.decoder())
+    theirs, ours = (dict(shapes(adapt(tiny.decoder(tiny.config(dim=d)), name))) for d in (48, 32))
+    wrong = {key for key in ours if ours[key] != theirs[key]}
+    assert caught.value.id == "adapter-mismatch" and wrong
+    assert {offender.split(" ")[0] for offender in caught.value.offenders} == wrong
+
+
+def shapes(adapter):
+    return ((key, getattr(slot.piece, attribute).shape) for key, slot, attribute in adapter.named_tensors())
+
+
+@every_method
+def test_cached_decoding_is_the_full_pass(name):
+    model = tiny.decoder()
+    adapter = fresh(name, model)
+    cache = Cache(model.config, 3, 24, torch.float32)
+    with torch.no_grad():
+        want = model(TOKENS, adapter=adapter)
+        got = []
+        for start, end in ((0, 15), (15, 16), (16, 24)):
+            segments = cache.segments([end - start] * 3)
+            acts = adapter.bind(model, segments)
+            hidden = model.hidden(TOKENS[:, start:end].flatten(), segments, acts, cache=cache)
+            got.append(model.head(hidden, acts).unflatten(0, (3, -1)))
+    torch.testing.assert_close(torch.cat(got, 1), want, rtol=1e-5, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("other", names())
+def test_mixed_is_alone(name, other):
+    """Rows of two methods and plain rows in one batch, in any order, equal each row alone; neighbours do not matter."""
+    model = tiny.decoder()
+    adapters = [fresh(name, model), fresh(other, model, seed=7)]
+    rows = torch.randint(0, 96, (6, 17), generator=torch.Generator().manual_seed(1))
+    owners = [1, -1, 0, 0, -1, 1]
+    with torch.no_grad():
+        mixed = model(rows, adapter=Mixed(adapters, owners))
+        for i, owner in enumerate(owners):
+            alone = model(rows[i : i + 1], adapter=None if owner < 0 else adapters[owner])
+            torch.testing.assert_close(mixed[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+        rows[5] = rows[5].flip(0)
+        assert torch.equal(model(rows, adapter=Mixed(adapters, owners))[:5], mixed[:5])
+
+
+@every_method
+@every_shape
+def test_folded_is_unfolded_or_refused(name, sizes):
+    """The base with folded weights gives the adapter's logits within 1e-5 relative, or every place is named."""
+    model = tiny.decoder(tiny.config(**sizes))
+    adapter = fresh(name, model)
+    if adapter.unfoldable():
+        with pytest.raises(Refusal) as caught:
+            adapter.fold("model.layers.0.self_attn.q_proj", torch.zeros(32, 32), None)
+        assert caught.value.offenders == tuple(adapter.unfoldable())
+        return
+    with torch.no_grad():
+        want = model(TOKENS, adapter=adapter)
+        for layer, place, module in list(model.places()):
+            bias = getattr(module, "bias", None)
+            from halter.model.places import path
+
+            weight, bias = adapter.fold(path(layer, place), module.weight().float(), bias)
+            if place == "lm_head" and model.config.tied:
+                continue
+            model.set_tensor(f"{path(layer, place)}.weight", weight)
+            if bias is not None:
+                model.set_tensor(f"{path(layer, place)}.bias", bias)
+        torch.testing.assert_close(model(TOKENS), want, rtol=1e-5, atol=1e-4)
+
+
+@every_method
+@pytest.mark.parametrize("dtype,bound", [(torch.float32, 2e-6), (torch.float64, 1e-12)], ids=str)
+def test_accumulation_is_the_whole_batch(name, dtype, bound):
+    """16 rows as 1 x 16, 4 x 4 and 16 x 1: norm-relative difference of the whole gradient."""
+    model = tiny.decoder(dtype=dtype)
+    lengths = [2 + 3 * i for i in range(16)]
+    whole = batch(lengths)
+    gradients = []
+    for parts in (1, 4, 16):
+        adapter = fresh(name, model).to(dtype)
+        kept = {}
+        one = trainee(adapter, optimizer=torch.optim.SGD, rate=1.0)
+        before = {k: p.detach().clone() for k, p in adapter.trainable().items()}
+        record = take_step(model, [one], [[piece] for piece in split(whole, parts)])[0]
+        assert record.target_tokens == int((whole.targets != -100).sum())
+        kept = torch.cat([(before[k] - p.detach()).flatten() for k, p in adapter.trainable().items()])
+        gradients.append(kept)
+    for other in gradients[1:]:
+        assert float((other - gradients[0]).norm() / gradients[0].norm()) < bound
+
+
+def split(whole, parts):
+    each = len(whole.lengths) // parts
+    ends = torch.tensor(whole.lengths).cumsum(0).tolist()
+    for start in range(0, len(whole.lengths), each):
+        rows = slice(start, start + each)
+        tokens = slice(ends[start - 1] if start else 0, ends[start + each - 1])
+        yield Batch(
+            tokens=whole.tokens[tokens], targets=whole.targets[tokens], lengths=whole.lengths[rows],
+            prompt_lengths=whole.prompt_lengths[rows], rows=whole.rows[rows],
+        )  # fmt: skip
+
+
+@every_method
+def test_several_trainees_over_one_base_are_each_alone(name):
+    """Two adapters trained together (one mixed batch a step) move as each does alone."""
+    model = tiny.decoder()
+    data = [batch(seed=1), batch((6, 3), seed=2)]
+    together = [trainee(fresh(name, model, seed=s)) for s in (0, 4)]
+    take_step(model, together, [data])
+    for i, seed in enumerate((0, 4)):
+        alone = trainee(fresh(name, model, seed=seed))
+        record = take_step(model, [alone], [[data[i]]])[0]
+        assert record.applied
+        pairs = zip(alone.adapter.parameters(), together[i].adapter.parameters(), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+
+
+@every_method
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_a_step_that_is_not_finite_changes_nothing(name, poison):
+    model = tiny.decoder()
+    adapter = fresh(name, model)
+    one = trainee(adapter)
+    before = [p.detach().clone() for p in adapter.parameters()]
+    next(adapter.parameters()).register_hook(lambda grad: grad * poison)
+    record = take_step(model, [one], [[batch()]])[0]
+    assert not record.applied and not one.optimizer.state
+    assert all(torch.equal(a, b) for a, b in zip(before, adapter.parameters(), strict=True))
+
+
+@every_method
+def test_head_chunks_change_nothing(name, monkeypatch):
+    from halter.numerics import losses
+
+    model = tiny.decoder()
+    results = []
+    for rows in (1000, 3):
+        monkeypatch.setattr(losses, "chunk_rows", lambda _, rows=rows: rows)
+        one = trainee(fresh(name, model), optimizer=torch.optim.SGD, rate=1.0)
+        take_step(model, [one], [[batch()]])
+        results.append([p.detach().clone() for p in one.adapter.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+@every_method
+def test_methods_trained_together(name, tmp_path):
+    """Any method beside LoRA as one adapter: start, gradient, one folder."""
+    model = tiny.decoder()
+    pair = [find(name)(), find("lora")(r=2, target_modules=["q_proj", "lm_head"])]
+    adapter = adapt(model, pair)
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS, adapter=adapter), model(TOKENS))
+    one = trainee(adapter)
+    start = [p.detach().clone() for p in adapter.parameters()]
+    for seed in range(2):
+        take_step(model, [one], [[batch(seed=seed)]])
+    assert not any(torch.equal(a, b) for a, b in zip(start, adapter.parameters(), strict=True))
+    adapter.save(tmp_path / "both")
+    with torch.no_grad():
+        again = model(TOKENS, adapter=load_adapter(tmp_path / "both", model))
+        assert torch.equal(again, model(TOKENS, adapter=adapter))
+
+
+@every_method
+def test_segments_of_any_cut(name):
+    """The same rows packed alone or together give the same hidden states."""
+    model = tiny.decoder()
+    adapter = fresh(name, model)
+    tokens = torch.randint(0, 96, (30,), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        whole = Segments.packed([11, 19])
+        together = model.hidden(tokens, whole, adapter.bind(model, whole))
+        for start, end in ((0, 11), (11, 30)):
+            one = Segments.packed([end - start])
+            alone = model.hidden(tokens[start:end], one, adapter.bind(model, one))
+            torch.testing.assert_close(together[start:end], alone, rtol=1e-5, atol=1e-5)
