@@ -74,6 +74,10 @@ PRESETS: dict[str, dict[str, dict[str, Default]]] = {
 """{preset: {section: {key: Default}}}: a name that stands for several options, each of which can be overridden."""
 
 
+RIVALS = {"tokens_per_step": "per_device_train_batch_size", "num_train_epochs": "max_steps"}
+"""{key: the key that says the same in another way}: where the second is given, the first takes no default."""
+
+
 def with_defaults(options: TrainOptions, method: str) -> tuple[TrainOptions, dict[str, Default]]:
     """The options with every None that the method has a default for filled in, and the defaults that were taken.
 
@@ -85,7 +89,6 @@ def with_defaults(options: TrainOptions, method: str) -> tuple[TrainOptions, dic
         borrowed = f"LoRA's, for want of one for {method}: "
         row = {name: Default(d.value, borrowed + d.source) for name, d in TRAIN["lora"].items()}
     given = {f.name for f in fields(options) if getattr(options, f.name) is not None}
-    idle = {"tokens_per_step"} if "per_device_train_batch_size" in given else set()
-    idle |= {"num_train_epochs"} if "max_steps" in given else set()
+    idle = {name for name, rival in RIVALS.items() if rival in given}
     taken = {name: default for name, default in row.items() if name not in given | idle}
     return replace(options, **{name: default.value for name, default in taken.items()}), taken
