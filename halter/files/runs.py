@@ -1,7 +1,7 @@
 """The run folder: append-only, and complete only where a manifest, written last, says so.
 
-    recipe.yaml  metrics.jsonl  checkpoints/step-0000123/{adapter-0, optimizer-0}.safetensors, state.json, manifest.json
-    adapter/     the result; its presence means that the run is finished
+recipe.yaml  metrics.jsonl  checkpoints/step-0000123/{adapter-0, optimizer-0}.safetensors, state.json, manifest.json
+adapter/     the result; its presence means that the run is finished
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ class RunFolder:
                 fix="remove this checkpoint's folder and resume from the one before",
             )
         tensors = {
-            Path(name).stem: read_tensors(folder / name)
-            for name in manifest["files"]
-            if name.endswith(".safetensors")
+            Path(name).stem: read_tensors(folder / name) for name in manifest["files"] if name.endswith(".safetensors")
         }
         return Checkpoint(int(manifest["step"]), tensors, read_json(folder / "state.json"))
 

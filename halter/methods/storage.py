@@ -1,4 +1,4 @@
-"""Adapter folders: adapter_config.json and adapter_model.safetensors as PEFT writes them, and halter.json beside them."""
+"""Adapter folders: adapter_config.json and adapter_model.safetensors as PEFT writes them, halter.json beside them."""
 
 from __future__ import annotations
 

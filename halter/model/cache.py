@@ -12,7 +12,7 @@ from halter.model.segments import Segments
 
 
 class Cache:
-    """A buffer [layers][rows, capacity, kv_heads, head_dim] for keys and one for values; ``lengths`` says what is filled.
+    """Buffers [layers][rows, capacity, kv_heads, head_dim] of keys and of values; ``lengths`` says what is filled.
 
     Memory: 2 * layers * rows * capacity * kv_heads * head_dim * bytes of dtype.
     """

@@ -147,7 +147,7 @@ class ModelConfig:
 
     def tensor_shapes(self) -> dict[str, torch.Size]:
         """{Hugging Face tensor name: shape} of every tensor a checkpoint holds; a tied head has none of its own."""
-        shapes: dict[str, torch.Size] = {f"{path(None, 'embed_tokens')}.weight": torch.Size(self.weight_shape("embed_tokens"))}
+        shapes = {f"{path(None, 'embed_tokens')}.weight": torch.Size(self.weight_shape("embed_tokens"))}
         for layer in range(self.layers):
             for place in LINEARS:
                 shapes[f"{path(layer, place)}.weight"] = torch.Size(self.weight_shape(place))

@@ -74,7 +74,7 @@ def _accumulate(
     number: int,
     checkpointing: bool,
 ) -> Tensor:
-    """Forward and backward of one micro-batch; returns each trainee's share of its mean loss, float64 CPU [trainees]."""
+    """Forward and backward of one micro-batch; each trainee's share of its step's mean loss, float64 CPU [trainees]."""
     present = [(i, batch) for i, batch in enumerate(micro) if batch is not None and _targets(batch)]
     shares = torch.zeros(len(trainees), dtype=torch.float64)
     if not present:

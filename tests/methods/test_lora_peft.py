@@ -28,7 +28,8 @@ OPTIONS = [
     {"target_modules": r".*\.(0|1)\.mlp\.(up|down)_proj"},
     {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
     {"target_modules": ["k_proj", "gate_proj"], "layers": (1,), "alpha": 3.0},
-    {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 64.0}, "target_modules": "all-linear"},
+    {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 64.0},
+     "target_modules": "all-linear"},
     {"target_modules": ["q_proj", "o_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
 ]  # fmt: skip
 
@@ -183,7 +184,8 @@ def test_a_target_that_matches_nothing_lists_what_exists():
 @pytest.mark.parametrize(
     "preset_name,targets,r,count",
     [("llama-1-7b", ["q_proj", "v_proj"], 8, 4_194_304), ("llama-3-8b", "all-linear", 16, 41_943_040),
-     ("llama-2-70b", "all-linear", 64, 828_375_040), ("llama-1-65b", ["q_proj", "k_proj", "v_proj", "o_proj"], 8, 41_943_040)],
+     ("llama-2-70b", "all-linear", 64, 828_375_040), 
+     ("llama-1-65b", ["q_proj", "k_proj", "v_proj", "o_proj"], 8, 41_943_040)],
 )  # fmt: skip
 def test_counts_are_exact(preset_name, targets, r, count):
     from halter.methods.method import find

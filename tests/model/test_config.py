@@ -47,18 +47,25 @@ def test_config_round_trip_through_transformers(name):
     assert ModelConfig.from_hf(old) == shape
 
 
-FAMILY = {  # the shapes of other checkpoints whose config says llama, with the count on their model cards or in their files
-    "SmolLM2-135M": (dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_hidden_layers=30,
-                          num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True, rope_theta=100000,
-                          rms_norm_eps=1e-5, max_position_embeddings=8192), 134_515_008),
-    "TinyLlama-1.1B": (dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=32, num_hidden_layers=22,
-                            num_key_value_heads=4, vocab_size=32000, rms_norm_eps=1e-5, max_position_embeddings=2048),
-                       1_100_048_384),
-    "DeepSeek-R1-Distill-Llama-8B": (dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
-                            num_hidden_layers=32, num_key_value_heads=8, vocab_size=128256, rope_theta=500000.0,
-                            rms_norm_eps=1e-5, max_position_embeddings=131072, mlp_bias=False, attention_bias=False,
-                            rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                            original_max_position_embeddings=8192, rope_type="llama3")), 8_030_261_248),
+LLAMA_31 = {
+    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}  # fmt: skip
+FAMILY = {  # shapes of other checkpoints whose config says llama, with the count of numbers in their files
+    "SmolLM2-135M": ({
+        "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_hidden_layers": 30,
+        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "rope_theta": 100000,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
+    }, 134_515_008),
+    "TinyLlama-1.1B": ({
+        "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_hidden_layers": 22,
+        "num_key_value_heads": 4, "vocab_size": 32000, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048,
+    }, 1_100_048_384),
+    "DeepSeek-R1-Distill-Llama-8B": ({
+        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072, "mlp_bias": False, "attention_bias": False, "rope_scaling": LLAMA_31,
+    }, 8_030_261_248),
 }  # fmt: skip
 
 

@@ -15,9 +15,8 @@ from halter.model.config import RopeScaling
 from halter.model.places import LAYER_PLACES, LINEARS, NORMS, Act, Acts, LayerActs
 from halter.model.segments import Segments
 
-scalings = st.sampled_from(
-    [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 64), RopeScaling("llama3", 4.0, 1.0, 2.0, 32)]
-)
+llama3 = [RopeScaling("llama3", 8.0, 1.0, 4.0, 64), RopeScaling("llama3", 4.0, 1.0, 2.0, 32)]
+scalings = st.sampled_from([None, RopeScaling("linear", 4.0), *llama3])
 shapes = st.fixed_dictionaries(
     {
         "layers": st.integers(1, 3),

@@ -1,0 +1,64 @@
+"""What a person sees while training: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Shows(Protocol):
+    """Takes the records of metrics.jsonl as they come."""
+
+    def step(self, record: dict[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Display:
+    """Loss, tokens a second, memory and time left; ``every`` steps a plain line where there is no terminal."""
+
+    def __init__(self, total: int, start: int = 0, every: int = 1, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.total, self.start, self.every = total, start, max(1, every)
+        self.began = time.monotonic()
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=24),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tok/s  {task.fields[memory]:.2f} GB"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+
+    def __enter__(self) -> Display:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.total, completed=self.start, loss=0.0, speed=0.0, memory=0.0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show one step's record."""
+        number, loss, speed = record["step"], record["loss"], record["tokens_per_second"]
+        memory = record["peak_memory_bytes"] / 1e9
+        if self.bar is not None:
+            self.bar.update(self.task, completed=number, loss=loss, speed=speed, memory=memory)
+        elif number % self.every == 0 or number in (self.start + 1, self.total):
+            left = (time.monotonic() - self.began) / (number - self.start) * (self.total - number)
+            self.say(
+                f"step {number}/{self.total}  loss {loss:.4f}  lr {record['learning_rate']:.2e}  "
+                f"{speed:,.0f} tok/s  {memory:.2f} GB  {left:.0f} s left"
+            )
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
