@@ -1,0 +1,128 @@
+"""The command `halter`: finds the verb, runs it, and turns what went wrong into one paragraph and an exit code.
+
+A verb is a file in this folder with a function ``command`` whose arguments typer turns into flags, and a line in VERBS.
+A file may also have SETTINGS, typer's context settings. Nothing heavy is imported before a verb is known.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+from halter import __version__
+from halter.errors import HalterError, Refusal
+
+VERBS = {
+    "init": "write a recipe with every key explained",
+}
+"""{verb: one line of help}, in the order of --help. The file of the same name holds it."""
+
+INTERRUPTED, TERMINATED = 130, 143
+LONG = 200
+
+
+def entry() -> NoReturn:
+    """What the console script calls."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code: 0, 1 failure, 2 the user's mistake, 130 and 143 signals."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(overview())
+            return 0
+        if arguments[0] in ("--version", "-V"):
+            print(f"halter {__version__}")
+            return 0
+        return _verb(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `halter ... | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _report(error, debug)
+
+
+def overview() -> str:
+    """What `halter --help` prints."""
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  {name:<{width}}{line}" for name, line in VERBS.items()]
+    return "\n".join(
+        [
+            "Usage: halter VERB [ARGUMENTS]",
+            "",
+            "Adapt LLaMA models with small adapters beside a frozen base.",
+            "",
+            *lines,
+            "",
+            "halter VERB --help says more. --debug shows the traceback of a failure, --version the version.",
+        ]
+    )
+
+
+def _verb(name: str, arguments: list[str]) -> int:
+    if name not in VERBS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, VERBS, 1)
+        fix = f"did you mean halter {close[0]}?" if close else "halter --help lists them"
+        raise Refusal("unknown-verb", f"there is no verb {name!r}", expected=f"one of {', '.join(VERBS)}", fix=fix)
+    import signal
+
+    import typer
+
+    signal.signal(signal.SIGTERM, _terminated)
+    usage: Any = typer.BadParameter.__bases__[0]  # every mistake in flags and arguments
+    module = import_module(f"halter.cli.{name}")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(context_settings=vars(module).get("SETTINGS"))(module.command)
+    try:
+        result = app(args=arguments, prog_name=f"halter {name}", standalone_mode=False)
+    except typer.Abort as error:  # typer's name for Ctrl-C and for the end of input
+        raise KeyboardInterrupt from error
+    except usage as error:
+        fix = f"halter {name} --help lists flags and arguments"
+        raise Refusal("usage", error.format_message(), fix=fix) from error
+    return result if isinstance(result, int) else 0
+
+
+def _terminated(signum: int, frame: Any) -> NoReturn:
+    _say("terminated")
+    raise SystemExit(TERMINATED)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, Refusal):
+        _say(_paragraph(error))
+        return error.exit_code
+    what = str(error) if isinstance(error, HalterError) else f"{type(error).__name__}: {error}"
+    # Whoever has a run folder writes the traceback there and says so in a note.
+    notes = getattr(error, "__notes__", [])
+    hint = [] if debug or notes else ["--debug shows the traceback"]
+    _say(". ".join(part.rstrip(". ") for part in [what, *notes, *hint]) + ".")
+    return 1
+
+
+def _paragraph(refusal: Refusal) -> str:
+    """The refusal in one paragraph; a long list of offenders stands below it, one a line."""
+    text = str(refusal)
+    listed = ", ".join(refusal.offenders)
+    if len(listed) < LONG or listed not in text:
+        return text
+    before, _, after = text.partition(listed)
+    return before.rstrip() + "".join(f"\n  {offender}" for offender in refusal.offenders) + "\n" + after.lstrip(". ")
+
+
+def _say(text: str) -> None:
+    print(f"halter: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,135 @@
+"""Names that people bring from other tools (LLaMA-Factory, Axolotl, TRL, Unsloth, mlx-lm), and what they mean here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+NOTHING = object()
+"""A converter's answer when the value asks for what happens anyway."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another name of section.key. ``convert`` raises ValueError for what Halter does not do."""
+
+    section: str
+    key: str
+    convert: Callable[[Any], Any] = _same
+
+
+def _choice(table: dict[Any, Any], otherwise: str) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        known = value.lower() if isinstance(value, str) else value
+        if isinstance(known, list | dict) or known not in table:
+            raise ValueError(otherwise)
+        return table[known]
+
+    return convert
+
+
+def _names(value: Any) -> Any:
+    """`q_proj,v_proj` as a list; anything that could be a regular expression is left alone."""
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
+        return [part.strip() for part in value.split(",")]
+    return value
+
+
+def _targets(value: Any) -> Any:
+    return "all-linear" if value in ("all", ["all"], ["all-linear"]) else _names(value)
+
+
+_OPTIMIZERS = {
+    "adamw": "adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw",
+    "adamw_8bit": "adamw_8bit", "adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_32bit": "paged_adamw_32bit", "paged_adamw_8bit": "paged_adamw_8bit",
+}  # fmt: skip
+_OFF_ON = _choice({True: "on", False: "off", "unsloth": "on"}, "expected true or false")
+_SCHEDULES = _choice(
+    {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"},
+    "expected constant, linear or cosine",
+)
+
+
+def _if_true(meaning: str) -> Callable[[Any], Any]:
+    return _choice({True: meaning, False: NOTHING, "auto": NOTHING}, "expected true or false")
+
+
+def _refuse_true(reason: str) -> Callable[[Any], Any]:
+    return _choice({False: NOTHING}, reason)
+
+
+def _table() -> dict[str, Alias]:
+    one_name = {
+        ("model", "path"): "base_model model_name_or_path model_name pretrained_model_name_or_path",
+        ("model", "dtype"): "torch_dtype bnb_4bit_compute_dtype",
+        ("model", "revision"): "model_revision",
+        ("method", "r"): "lora_r lora_rank rank",
+        ("method", "alpha"): "lora_alpha",
+        ("method", "dropout"): "lora_dropout",
+        ("method", "rslora"): "use_rslora peft_use_rslora",
+        ("method", "layers"): "layers_to_transform peft_layers_to_transform",
+        ("method", "init_from"): "adapter_name_or_path lora_model_dir adapter_path",
+        ("data", "train"): "dataset dataset_path data_path train_file",
+        ("data", "validation"): "validation_file eval_file eval_dataset val_dataset",
+        ("data", "max_length"): "cutoff_len sequence_len max_seq_length max_seq_len model_max_length",
+        ("data", "packing"): "sample_packing",
+        ("data", "template"): "chat_template",
+        ("train", "learning_rate"): "lr",
+        ("train", "num_train_epochs"): "num_epochs epochs",
+        ("train", "warmup_steps"): "warmup_ratio",
+        ("train", "per_device_train_batch_size"): "micro_batch_size",
+        ("train", "gradient_accumulation_steps"): "gradient_accumulation grad_accumulation_steps",
+        ("train", "max_grad_norm"): "gradient_clipping gradient_clip",
+        ("train", "max_steps"): "iters",
+        ("", "output_dir"): "output out_dir",
+    }
+    table = {name: Alias(*place) for place, listed in one_name.items() for name in listed.split()}
+    for name in ("lora_target_modules", "lora_target", "lora_modules"):
+        table[name] = Alias("method", "target_modules", _targets)
+    for name in ("adapter", "finetuning_type", "peft_type", "tuner_type"):
+        table[name] = Alias("method", "name", lambda v: v.lower() if isinstance(v, str) else v)
+    table |= {
+        "lora_target_linear": Alias("method", "target_modules", _if_true("all-linear")),
+        "load_in_4bit": Alias("model", "quantize", _choice({True: "nf4", False: None}, "expected true or false")),
+        "load_in_8bit": Alias(
+            "model", "quantize", _refuse_true("Halter holds bases in 16 bit or in NF4, not in 8 bit")
+        ),
+        "bnb_4bit_quant_type": Alias("model", "quantize", _choice({"nf4": NOTHING}, "the 4-bit type here is nf4")),
+        "bnb_4bit_use_double_quant": Alias(
+            "model", "quantize", _choice({True: NOTHING}, "NF4 here always quantises its scales too")
+        ),
+        "optim": Alias("train", "optimizer", _choice(_OPTIMIZERS, f"expected one of {', '.join(_OPTIMIZERS)}")),
+        "lr_scheduler": Alias("train", "lr_scheduler_type", _SCHEDULES),
+        "gradient_checkpointing": Alias("train", "activation_checkpointing", _OFF_ON),
+        "bf16": Alias("train", "precision", _if_true("bf16")),
+        "fp16": Alias("train", "precision", _if_true("fp16")),
+        "resume_from_checkpoint": Alias("train", "seed", _refuse_true("resuming is asked for with --resume")),
+    }
+    return table
+
+
+ALIASES = _table()
+"""{another tool's key: Alias}."""
+
+
+def _listed(value: Any) -> Any:
+    return [] if value in ("none", None) else [value] if isinstance(value, str) else value
+
+
+TOLERATED: dict[tuple[str, str], Callable[[Any], Any]] = {
+    ("train", "max_steps"): lambda v: None if v == -1 and not isinstance(v, bool) else v,
+    ("train", "report_to"): _listed,
+    ("train", "sample_prompts"): _listed,
+    ("train", "activation_checkpointing"): lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v,
+    ("train", "lr_scheduler_type"): lambda v: "constant" if v == "constant_with_warmup" else v,
+    ("method", "target_modules"): _names,
+    ("checks", "allow"): _listed,
+}
+"""Ways of writing a value of our own keys that mean the same without any doubt."""

@@ -1,0 +1,90 @@
+"""What a dataclass of options says about itself: names, types in words, and the docstring under each field."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Any
+
+_PLURAL = {"a whole number": "whole numbers", "a number": "numbers", "a word": "words"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One option: its type, its docstring (one line, however it was wrapped) and its default."""
+
+    name: str
+    type: Any
+    doc: str
+    required: bool
+    default: Any = None
+
+
+_KNOWN: dict[type[Any], dict[str, Key]] = {}
+
+
+def keys_of(options: type[Any]) -> dict[str, Key]:
+    """{name: Key} of a dataclass, in the order of declaration."""
+    if options not in _KNOWN:
+        hints, docs = typing.get_type_hints(options, include_extras=True), _docs(options)
+        _KNOWN[options] = {f.name: _key(f, hints[f.name], docs.get(f.name, "")) for f in fields(options) if f.init}
+    return _KNOWN[options]
+
+
+def _key(declared: Field[Any], hint: Any, doc: str) -> Key:
+    if declared.default is not MISSING:
+        return Key(declared.name, hint, doc, False, declared.default)
+    if declared.default_factory is not MISSING:
+        return Key(declared.name, hint, doc, False, declared.default_factory())
+    return Key(declared.name, hint, doc, True)
+
+
+def _docs(options: type[Any]) -> dict[str, str]:
+    """Docstrings under fields, which Python itself throws away, from the source; base classes first."""
+    found: dict[str, str] = {}
+    for cls in reversed(options.__mro__):
+        if not is_dataclass(cls):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for node, after in zip(body.body, body.body[1:]):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+                if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+                    found[node.target.id] = " ".join(after.value.value.split())
+    return found
+
+
+def words(hint: Any) -> str:
+    """A type as a person would say it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return words(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words(a) for a in arguments))
+    if origin is typing.Literal:
+        listed = [str(a) for a in arguments]
+        return f"one of {', '.join(listed)}" if len(listed) > 1 else listed[0]
+    kind = origin or hint
+    if kind in (tuple, list, set, frozenset, Sequence):
+        inner = words(arguments[0]).replace("one of ", "any of ") if arguments else "any values"
+        return f"a list of {_PLURAL.get(inner, inner)}"
+    if kind in (dict, Mapping) or is_dataclass(kind):
+        return "a mapping (key: value)"
+    plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null"}
+    return plain.get(kind, "a path" if kind is not Any else "any value")
+
+
+def found(value: Any) -> str:
+    """A value as a person would point at it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, str):
+        return f"the word {value!r}"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else str(value)

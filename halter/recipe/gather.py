@@ -1,0 +1,208 @@
+"""From a YAML document and command-line overrides to one value per key, each knowing where it was given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from halter.errors import Refusal
+from halter.files.yaml12 import Document, Path, parse
+from halter.recipe.aliases import ALIASES, NOTHING, TOLERATED, Alias
+from halter.recipe.fields import keys_of
+from halter.recipe.sections import BESIDE_OPTIONS, DEFAULT_METHOD, SECTIONS, method_class, method_names
+
+COMMAND_LINE = "command line"
+SHORT = {"model": "path", "data": "train", "method": "name"}
+"""`model: DIR` is `model: {path: DIR}`, and so on."""
+NOT_LOOSE = frozenset({"name", "path", "allow"})
+"""Keys too general to be understood outside their section."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """One value as it was written: ``path`` in its document, which is where mistakes are pointed at."""
+
+    value: Any
+    document: Document
+    path: Path
+    name: str
+    override: bool = False
+
+    def where(self, inner: Path = ()) -> str:
+        return self.document.where((*self.path, *inner))
+
+
+@dataclass
+class Gathered:
+    """Values by section and key, and everything that was wrong or read under another name."""
+
+    sections: dict[str, dict[str, Given]] = field(default_factory=lambda: {name: {} for name in ("", *SECTIONS)})
+    methods: list[dict[str, Given]] = field(default_factory=lambda: [{}])
+    mistakes: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, where: str, what: str) -> None:
+        if (where, what) not in self.mistakes:
+            self.mistakes.append((where, what))
+
+    @property
+    def problems(self) -> list[str]:
+        """Every mistake, in the order of the file; what is missing altogether comes last."""
+
+        def order(mistake: tuple[str, str]) -> tuple[int, int, int]:
+            place = re.search(r":(\d+):(\d+)$", mistake[0])
+            return (0, int(place[1]), int(place[2])) if place else (1 if mistake[0] else 2, 0, 0)
+
+        return [f"{where}: {what}" if where else what for where, what in sorted(self.mistakes, key=order)]
+
+
+def gather(document: Document, overrides: Sequence[str]) -> Gathered:
+    """Sort everything that was given into sections; the method's name first, because it decides what keys there are."""
+    result = Gathered()
+    raw = list(_flat(document, result)) + [item for text in overrides for item in _override(text, result)]
+    placed = [(_place(keys, None), keys, given) for keys, given in raw]
+    for place, keys, given in placed:
+        if place is not None and (place.section, place.key) == ("method", "name"):
+            _put(result, place, keys, given)
+    for index, method in enumerate(result.methods):
+        method.setdefault("name", Given(DEFAULT_METHOD, Document({}), (), "name"))
+        _check_method(result, method, index)
+    for _, keys, given in placed:
+        options = _options(result, keys)
+        place = _place(keys, options)
+        if place is None:
+            result.problem(given.where(), _unknown(keys, options))
+        elif (place.section, place.key) != ("method", "name"):
+            _put(result, place, keys, given)
+    return result
+
+
+def _flat(document: Document, result: Gathered) -> Iterator[tuple[Path, Given]]:
+    """((section, [index,] key) or (loose key,), value) of every key of a document."""
+    if not isinstance(document.data, Mapping):
+        result.problem(document.source, "a recipe is a mapping of sections: model, method, data, train")
+        return
+    for name, value in document.data.items():
+        if name not in (*SECTIONS, "method"):
+            yield (name,), Given(value, document, (name,), name)
+        elif name == "method" and isinstance(value, list):
+            result.methods.extend({} for _ in value[1:])
+            for index, item in enumerate(value):
+                yield from _section(("method", index), item, document)
+        else:
+            yield from _section((name,), value, document)
+
+
+def _section(path: Path, value: Any, document: Document) -> Iterator[tuple[Path, Given]]:
+    name = str(path[0])
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield (*path, key), Given(inner, document, (*path, key), key)
+    elif value is not None:
+        yield (*path, SHORT.get(name, name)), Given(value, document, path, name)
+
+
+def _override(text: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
+    """key=value or section.key=value; the value is read as YAML, so `r=8` is a number and `a=[1, 2]` a list."""
+    name, equals, written = text.removeprefix("--").partition("=")
+    if not equals or not name:
+        result.problem(COMMAND_LINE, f"{text!r} is not key=value; such as train.learning_rate=2e-4")
+        return
+    document = Document({}, source=f"{COMMAND_LINE}, {text}")
+    try:
+        value = parse(f"value: {written}\n", source=document.source).data["value"]
+    except Refusal:
+        value = written  # a path or a sentence with a colon in it is a word all the same
+    keys: Path = tuple(int(k) if k.isdigit() else k.replace("-", "_") for k in name.split("."))
+    if keys[0] in SHORT and len(keys) == 1:
+        keys = (keys[0], SHORT[str(keys[0])])
+    if keys[0] == "method" and len(keys) > 1 and isinstance(keys[1], int) and keys[1] >= len(result.methods):
+        result.problem(document.source, f"the recipe has {len(result.methods)} method(s), counted from 0")
+        return
+    yield keys, Given(value, document, (), name, override=True)
+
+
+def _split(keys: Path) -> tuple[str, int, str, Path]:
+    """(section or '', index of the method, key, what is inside the key)."""
+    if len(keys) == 1 or keys[0] not in (*SECTIONS, "method"):
+        return "", 0, str(keys[0]), keys[1:]
+    index = keys[1] if isinstance(keys[1], int) and keys[0] == "method" else None
+    rest = keys[1:] if index is None else keys[2:]
+    return str(keys[0]), index or 0, str(rest[0]) if rest else "", rest[1:]
+
+
+def _keys(section: str, options: type[Any] | None) -> list[str]:
+    if section == "method":
+        return [*BESIDE_OPTIONS, *(keys_of(options) if options else ())]
+    return ["output_dir"] if not section else list(keys_of(SECTIONS[section]))
+
+
+def _place(keys: Path, options: type[Any] | None) -> Alias | None:
+    """Where a key belongs, or None. A loose key may belong to any section that knows it."""
+    section, _, key, _ = _split(keys)
+    if key in _keys(section, options):
+        return Alias(section, key)
+    alias = ALIASES.get(key)
+    if alias and (alias.section == section or not section) and alias.key in _keys(alias.section, options):
+        return alias
+    if section or key in NOT_LOOSE:
+        return None
+    homes = [s for s in (*SECTIONS, "method") if key in _keys(s, options)]
+    return Alias(homes[0], key) if len(homes) == 1 else None
+
+
+def _options(result: Gathered, keys: Path) -> type[Any] | None:
+    """The options of the method that a key may belong to; None where the method's name is unknown."""
+    name = result.methods[_split(keys)[1]]["name"].value
+    return method_class(name) if isinstance(name, str) and name in method_names() else None
+
+
+def _check_method(result: Gathered, method: dict[str, Given], index: int) -> None:
+    given = method["name"]
+    if given.value not in method_names():
+        close = get_close_matches(str(given.value), method_names(), 1)
+        hint = f"; did you mean {close[0]}" if close else ""
+        result.problem(
+            given.where(), f"no method is called {given.value!r}{hint}? There are: {', '.join(method_names())}"
+        )
+
+
+def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
+    section, index, key, inner = _split(keys)
+    target = result.methods[index] if place.section == "method" else result.sections[place.section]
+    try:
+        value = place.convert(given.value)
+    except ValueError as error:
+        result.problem(given.where(), f"{given.name}: {error}")
+        return
+    full = f"{place.section}.{place.key}".strip(".")
+    if section != place.section or key != place.key:
+        result.notes.append(f"{given.where()}: {given.name} is read as {full}")
+    if value is NOTHING:
+        return
+    value = TOLERATED.get((place.section, place.key), lambda v: v)(value)
+    before = target.get(place.key)
+    if before is not None and not given.override and not before.override:
+        result.problem(given.where(), f"{full} is given twice, the other time as {before.name} at {before.where()}")
+    if inner:
+        outer = dict(before.value) if before is not None and isinstance(before.value, Mapping) else {}
+        value = {**outer, ".".join(map(str, inner)): value}
+    target[place.key] = Given(value, given.document, given.path, given.name, given.override)
+
+
+def _unknown(keys: Path, options: type[Any] | None) -> str:
+    section, _, key, _ = _split(keys)
+    here = _keys(section, options) if section else ["output_dir", *SECTIONS, "method"]
+    for home in (*SECTIONS, "method"):
+        alias = ALIASES.get(key)
+        known = alias.section == home if alias else key in _keys(home, options)
+        if home != section and known and (key not in NOT_LOOSE):
+            return f"unknown key {key!r} in {section or 'the recipe'}; it belongs in {home}"
+    aliases = [name for name, alias in ALIASES.items() if alias.section == section]
+    wider = here if section else [*here, *(k for s in SECTIONS for k in _keys(s, None))]
+    close = get_close_matches(key, [*wider, *aliases], 1, cutoff=0.6)
+    hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(here)}"
+    return f"unknown key {key!r}" + (f" in {section}" if section else "") + hint

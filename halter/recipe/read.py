@@ -1,0 +1,182 @@
+"""From a recipe file, flags, or plain data to a Recipe; everything that is wrong with it in one refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from halter.errors import Refusal
+from halter.files import yaml12
+from halter.files.yaml12 import Document
+from halter.recipe.fields import Key, found, keys_of, words
+from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
+from halter.recipe.sections import BESIDE_OPTIONS, SECTIONS, MethodChoice, Recipe, method_class
+from halter.recipe.write import as_data, plain
+from halter.training.defaults import METHOD, PRESETS, RIVALS, Default, with_defaults
+
+
+def load(source: str | Path | Mapping[str, Any] | Recipe | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, a mapping or a Recipe, changed by overrides such as ``train.learning_rate=2e-4``.
+
+    Refusal ``recipe`` holds every mistake with file, line and column; ``yaml`` a file that is not YAML.
+    """
+    if isinstance(source, Recipe):
+        source = as_data(source)
+    document = _document(source)
+    gathered = gather(document, overrides)
+    presets = [PRESETS.get(method["name"].value, {}) for method in gathered.methods]
+    taken: dict[str, Default] = {}
+    sections = {}
+    for name, options in SECTIONS.items():
+        given = gathered.sections[name]
+        if name == "train":  # null there means "not given"
+            given = {key: g for key, g in given.items() if g.value is not None or _null_counts(options, key)}
+        fallback = {k: d for preset in presets for k, d in preset.get(name, {}).items() if _free(k, given)}
+        taken |= {f"{name}.{key}": default for key, default in fallback.items()}
+        sections[name] = _build(options, name, given, fallback, gathered)
+    methods = [_method(index, gathered, presets[index], taken) for index in range(len(gathered.methods))]
+    output = gathered.sections[""].get("output_dir")
+    if output is not None and not isinstance(output.value, str | None):
+        gathered.problem(output.where(), f"output_dir: expected a word or null, found {found(output.value)}")
+    if gathered.problems or None in methods or None in sections.values():
+        raise _refusal(gathered, document)
+    sections["train"], more = with_defaults(sections["train"], methods[0].name)  # type: ignore[union-attr]
+    taken |= {f"train.{key}": default for key, default in more.items()}
+    return Recipe(
+        methods=tuple(m for m in methods if m is not None),
+        output_dir=None if output is None else output.value,
+        notes=tuple(gathered.notes),
+        defaults=taken,
+        **sections,
+    )
+
+
+def _document(source: str | Path | Mapping[str, Any] | None) -> Document:
+    if source is None:
+        return Document({}, source=COMMAND_LINE)
+    if isinstance(source, Mapping):
+        return Document(plain(source), source="recipe")
+    return yaml12.read(source)
+
+
+def _free(key: str, given: Mapping[str, Given]) -> bool:
+    """Whether a preset's value may stand: nothing else was given, nor what says the same in another way."""
+    return key not in given and RIVALS.get(key) not in given
+
+
+def _method(index: int, gathered: Gathered, preset: Any, taken: dict[str, Default]) -> MethodChoice | None:
+    given = gathered.methods[index]
+    try:
+        options = method_class(given["name"].value)
+    except Refusal:
+        return None  # gathered.problems says so already
+    section = f"method.{index}" if len(gathered.methods) > 1 else "method"
+    fallback = {k: d for k, d in preset.get("method", {}).items() if k not in (*given, "name")}
+    own = {k: v for k, v in given.items() if k not in BESIDE_OPTIONS}
+    built = _build(options, section, own, fallback, gathered)
+    start = given.get("init_from")
+    if start is not None and not isinstance(start.value, str | None):
+        gathered.problem(start.where(), f"init_from: expected a word or null, found {found(start.value)}")
+        return None
+    name = options.name()
+    known = METHOD.get(name, {}) | fallback
+    taken |= {f"{section}.{key}": default for key, default in known.items() if key not in given}
+    return built if built is None else MethodChoice(name, built, None if start is None else start.value)
+
+
+def _build(
+    options: type[Any], section: str, given: Mapping[str, Given], fallback: Mapping[str, Default], gathered: Gathered
+) -> Any:
+    """One section's dataclass, or None with every mistake told to ``gathered``."""
+    keys = keys_of(options)
+    values = {key: default.value for key, default in fallback.items()} | {k: g.value for k, g in given.items()}
+    wrong: set[str] = set()
+    adapter = TypeAdapter(options)
+    while True:
+        kept = {key: value for key, value in values.items() if key not in wrong}
+        try:
+            built = adapter.validate_json(json.dumps(kept), strict=True)
+            return None if wrong else _frozen(built)
+        except ValidationError as error:
+            bad = _explain(error, section, keys, given, values, gathered)
+        except Refusal as error:
+            bad = _repeat(error, section, given, gathered)
+        if not bad - wrong:
+            return None
+        # The values that are wrong in type are set aside, so that the dataclass's own checks see the others too.
+        wrong |= bad
+
+
+def _null_counts(options: type[Any], key: str) -> bool:
+    return key not in keys_of(options) or keys_of(options)[key].default is not None
+
+
+def _frozen(built: Any) -> Any:
+    """Lists as tuples, so that what was read equals what is written in Python."""
+    return replace(built, **{f.name: tuple(v) for f in fields(built) if isinstance(v := getattr(built, f.name), list)})
+
+
+def _explain(
+    error: ValidationError,
+    section: str,
+    keys: Mapping[str, Key],
+    given: Mapping[str, Given],
+    values: Mapping[str, Any],
+    gathered: Gathered,
+) -> set[str]:
+    bad = set()
+    for item in error.errors(include_url=False):
+        name = str(item["loc"][0]) if item["loc"] else ""
+        key = keys.get(name)
+        if key is None:
+            gathered.problem(COMMAND_LINE, f"{section}: {item['msg']}")
+            continue
+        bad.add(name)
+        if name not in values:
+            gathered.problem("", f"{section}.{name} is needed: {key.doc.rstrip('.')}")
+            continue
+        if name not in given:  # a preset's or default's own value: ours to mend
+            raise error
+        inner = tuple(item["loc"][1:])
+        place = given[name].where(inner)
+        nested = len(inner) > 0 and isinstance(inner[-1], int) or item["type"].startswith(("value_error", "greater"))
+        what = item["msg"] if nested else f"expected {words(key.type)}, found {found(values[name])}"
+        gathered.problem(place, f"{section}.{name}: {what}{_word_for_bool(values[name])}")
+    return bad
+
+
+def _word_for_bool(value: Any) -> str:
+    spelt = isinstance(value, str) and value.lower() in ("yes", "no", "on", "off")
+    return " (in YAML 1.2 yes, no, on and off are words; true and false are not)" if spelt else ""
+
+
+def _repeat(error: Refusal, section: str, given: Mapping[str, Given], gathered: Gathered) -> set[str]:
+    """Tell a dataclass's own refusal, offender by offender where they begin with a key's name."""
+    bad = set()
+    for offender in error.offenders or (error.what,):
+        name = offender.split(":")[0]
+        if name in given:
+            bad.add(name)
+            gathered.problem(given[name].where(), f"{section}.{offender}")
+        else:
+            gathered.problem("", f"{section}: {error.what if offender == error.what else f'{error.what}: {offender}'}")
+    return bad
+
+
+def _refusal(gathered: Gathered, document: Document) -> Refusal:
+    problems = gathered.problems
+    fix = "halter init METHOD writes a recipe with every key explained"
+    if len(problems) == 1:
+        return Refusal("recipe", problems[0], fix=fix)
+    where = document.source if document.source != COMMAND_LINE else ""
+    return Refusal("recipe", f"{len(problems)} mistakes in the recipe", where=where, fix=fix, offenders=problems)
+
+
+def with_output(recipe: Recipe, output_dir: str) -> Recipe:
+    """The same recipe with its run folder decided."""
+    return replace(recipe, output_dir=output_dir)

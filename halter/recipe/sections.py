@@ -1,0 +1,100 @@
+"""The sections of a recipe. data, train and each method's options are declared where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from halter.data.options import DataOptions
+from halter.errors import Refusal
+from halter.methods.method import Method, find, names
+from halter.training.defaults import PRESETS, Default
+from halter.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which base, and how it is held in memory."""
+
+    path: str
+    """Folder of a LLaMA checkpoint (Hugging Face's or Meta's layout), or a hub id such as org/name."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; not given: the main branch. A run records the commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What weights are held and computed in; auto: the checkpoint's own, fp32 on a CPU without bf16 instructions."""
+    quantize: Literal["nf4"] | None = None
+    """nf4 holds the linear layers in 4 bits, quantised while they are read: about a quarter of the memory."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
+
+
+@dataclass(frozen=True)
+class ChecksOptions:
+    """Checks that a run may pass over."""
+
+    allow: tuple[str, ...] = ()
+    """Ids of refusals that are waived; the id stands in square brackets at the end of the refusal."""
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """One method of a recipe."""
+
+    name: str
+    """The method: the name of a file in halter/methods."""
+    options: Method
+    """Its own frozen dataclass."""
+    init_from: str | None = None
+    """Folder of an adapter of the same method that training starts from."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run. Made by ``load``; ``dump`` writes it back."""
+
+    model: ModelOptions
+    methods: tuple[MethodChoice, ...]
+    """One, or several that are trained together."""
+    data: DataOptions
+    checks: ChecksOptions
+    train: TrainOptions
+    """With the method's defaults filled in."""
+    output_dir: str | None = None
+    """Run folder; not given: runs/NNN-name."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was read under another name than its own, for the user to see."""
+    defaults: Mapping[str, Default] = field(default_factory=dict, compare=False)
+    """{"train.learning_rate": Default}: what was not given and came from the method's table, with its source."""
+
+    @property
+    def method(self) -> MethodChoice:
+        """The first method."""
+        return self.methods[0]
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelOptions,
+    "data": DataOptions,
+    "checks": ChecksOptions,
+    "train": TrainOptions,
+}
+"""Sections with one dataclass each; `method` has one per method."""
+
+ORDER = ("model", "method", "data", "checks", "train")
+DEFAULT_METHOD = "lora"
+BESIDE_OPTIONS = ("name", "init_from")
+"""Keys of the method section that are not the method's own options."""
+OUTPUT_DOC = "Run folder. Not given: runs/NNN-name. A folder with a finished or a different run is refused."
+
+
+def method_names() -> tuple[str, ...]:
+    """Every name that `method` may have: the method files and the presets."""
+    return tuple(sorted({*names(), *PRESETS}))
+
+
+def method_class(name: str) -> type[Method]:
+    """The options dataclass behind a method's or a preset's name. Refusal ``unknown-method``."""
+    if name not in method_names():
+        raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(method_names()))
+    return find(PRESETS[name]["method"]["name"].value if name in PRESETS else name)

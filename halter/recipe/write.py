@@ -1,0 +1,112 @@
+"""A recipe as plain data, as YAML with the source of every default, and as a template with every key explained."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from halter.files.yaml12 import flow
+from halter.recipe.fields import Key, keys_of, words
+from halter.recipe.sections import (
+    BESIDE_OPTIONS,
+    DEFAULT_METHOD,
+    ORDER,
+    OUTPUT_DOC,
+    SECTIONS,
+    MethodChoice,
+    Recipe,
+    method_class,
+)
+from halter.training.defaults import METHOD, PRESETS, RIVALS, TRAIN, Default
+
+WIDTH = 110
+
+
+def as_data(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data that ``load`` reads back to an equal recipe."""
+    methods = [_method_data(choice) for choice in recipe.methods]
+    data: dict[str, Any] = {name: plain(getattr(recipe, name)) for name in SECTIONS}
+    data["method"] = methods[0] if len(methods) == 1 else methods
+    return {name: data[name] for name in ORDER} | {"output_dir": recipe.output_dir}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as mappings, lists and words."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _method_data(choice: MethodChoice) -> dict[str, Any]:
+    return {"name": choice.name, **plain(choice.options), "init_from": choice.init_from}
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; what was not given says where its value comes from."""
+    lines = ["# A resolved Halter recipe: every value that decided this run."]
+    for name, section in as_data(recipe).items():
+        if name == "output_dir":
+            lines += ["", f"output_dir: {flow(section)}"]
+            continue
+        lines += ["", f"{name}:"]
+        items = section if isinstance(section, list) else [section]
+        for index, item in enumerate(items):
+            prefix = f"{name}.{index}" if len(items) > 1 else name
+            pairs = [f"{key}: {flow(value)}{_source(recipe, f'{prefix}.{key}')}" for key, value in item.items()]
+            lead = ["- " if n == 0 else "  " for n in range(len(pairs))] if len(items) > 1 else [""] * len(pairs)
+            lines += [f"  {start}{pair}" for start, pair in zip(lead, pairs)]
+    return "\n".join(lines) + "\n"
+
+
+def _source(recipe: Recipe, key: str) -> str:
+    default = recipe.defaults.get(key)
+    return f"  # default: {default.source}" if default else ""
+
+
+def commented(name: str = DEFAULT_METHOD, *, model: str = "", data: str = "", output: str = "") -> str:
+    """A recipe for a method or a preset with every key explained: what `halter init` writes.
+
+    Keys without a value of their own stand there as comments. Refusal ``unknown-method``.
+    """
+    options, preset = method_class(name), PRESETS.get(name, {})
+    method = options.name()
+    head = f"a recipe for {name}" + (f": {method} with the values of its authors" if preset else "")
+    lines = [f"# Halter, {head}. Change what you like, then: halter train THIS_FILE", "# YAML 1.2: 2e-4 is a number; "
+             "yes, no, on and off are words, true and false are not."]  # fmt: skip
+    given = {"model": {"path": model or "PATH_OR_HUB_ID"}, "data": {"train": data or "FILE.jsonl"}}
+    tables = {"train": TRAIN.get(method, TRAIN[DEFAULT_METHOD]), "method": METHOD.get(method, {})}
+    for section in ORDER:
+        keys = keys_of(options) if section == "method" else keys_of(SECTIONS[section])
+        defaults = tables.get(section, {}) | preset.get(section, {})
+        lines += ["", f"{section}:"]
+        if section == "method":
+            lines.append(f"  name: {method}")
+        for key in keys.values():
+            lines += _explained(key, given.get(section, {}).get(key.name), defaults.get(key.name))
+        if section == "method":
+            doc = keys_of(MethodChoice)[BESIDE_OPTIONS[1]]
+            lines += _explained(doc, None, None)
+    lines += ["", *_wrapped(OUTPUT_DOC, ""), f"output_dir: {flow(output)}" if output else "# output_dir: runs/my-run"]
+    return "\n".join(lines) + "\n"
+
+
+def _explained(key: Key, given: Any, default: Default | None) -> Iterator[str]:
+    yield from _wrapped(key.doc, "  ")
+    value = given if given is not None else default.value if default else plain(key.default)
+    line = f"  {key.name}: {flow(value)}"
+    if default is not None and given is None:
+        yield line + f"  # {default.source}"
+    elif value in (None, [], {}) or key.name in RIVALS.values():
+        yield f"  # {key.name}:  # {words(key.type)}"
+    else:
+        yield line
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
