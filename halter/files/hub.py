@@ -1,0 +1,239 @@
+"""From a path or a hub id to a folder on this machine, by huggingface_hub: its cache, its offline switch, its token.
+
+Only what a model needs is fetched: files at the top of the repository in one format, never ``original/`` and never a
+second copy of the weights. Finished files are never fetched again, and a broken connection goes on where it broke.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import tqdm as HubBar
+
+from halter.errors import HalterError, Refusal
+
+Say = Callable[[str], None]
+
+SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "USE_POLICY*", "NOTICE*", "README.md"]
+"""What is fetched beside the weights: configuration, tokenizer, templates, licence."""
+NEVER = ["*/*", "*.bin.index.json", "*.index.fp16.json", "training_args.json", "trainer_state.json"]
+_SAFETENSORS, _META = ["model*.safetensors"], ["consolidated*.pth"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+LINE_EVERY_SECONDS = 10.0
+_WEB = "https://huggingface.co"
+
+
+def to_stderr(text: str) -> None:
+    """How Halter says something while somebody waits, where no other way was given."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def resolve(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+    cache: str | Path | None = None,
+    endpoint: str | None = None,
+    say: Say = to_stderr,
+) -> Path:
+    """The local folder of a model: an existing folder as it is, else the hub's repository of that id.
+
+    ``revision`` is a branch, tag or commit; ``weights=False`` fetches configuration and tokenizer only. HF_HUB_OFFLINE,
+    HF_TOKEN, HF_HOME and HF_ENDPOINT are honoured. One line is said before bytes are fetched.
+
+    Refusals: ``model-not-found``, ``hub-gated``, ``hub-token``, ``hub-revision``, ``hub-offline``,
+    ``hub-unreachable``, ``pickle-weights``, ``no-weights``. HalterError: the hub failed, or the disk did.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir() and path_or_id != "":
+        if revision is not None:
+            what = f"a revision ({revision}) belongs to a hub id, and this is a folder"
+            raise Refusal("hub-revision", what, where=str(folder), fix="leave the revision out")
+        return folder
+    name = str(path_or_id)
+    if isinstance(path_or_id, Path) or folder.exists() or not _HUB_ID.fullmatch(name) or name.startswith("."):
+        what = "is a file, and a model is a folder" if folder.is_file() else "there is no such folder"
+        fix = "give the folder that holds config.json, or a hub id such as meta-llama/Llama-3.2-1B"
+        raise Refusal("model-not-found", what, where=name, fix=fix)
+    try:
+        return _fetch(name, revision, weights, cache, endpoint, say)
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+        raise _refusal(error, name, revision, endpoint) from error
+    except OSError as error:
+        raise HalterError(f"{name}: fetching it failed: {error}. What is complete is kept; try again") from error
+
+
+def _fetch(
+    name: str, revision: str | None, weights: bool, cache: str | Path | None, endpoint: str | None, say: Say
+) -> Path:
+    listing = _listing(name, revision, endpoint)
+    allow = SMALL + (_SAFETENSORS if weights else [])
+    blobs = Path(cache or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
+    quiet, missing = True, 0
+    if listing is not None:
+        commit, sizes = listing
+        if weights:
+            allow = SMALL + _format(name, sizes)
+        todo = {f: n for f, n in sizes.items() if _wanted(f, allow)}
+        cached = [f for f in todo if isinstance(try_to_load_from_cache(name, f, cache, commit), str)]
+        missing = sum(n for f, n in todo.items() if f not in cached)
+        quiet = len(cached) == len(todo)
+        if not quiet:
+            say(f"Fetching {name}: {len(todo) - len(cached)} files, {_size(missing)}, into {blobs.parent}")
+    with _lines(blobs, missing, say):
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache,
+            endpoint=endpoint,
+            allow_patterns=allow,
+            ignore_patterns=NEVER,
+            tqdm_class=_Silent if quiet else _Bar,
+        )
+    return Path(folder)
+
+
+@contextmanager
+def _lines(blobs: Path, total: int, say: Say) -> Iterator[None]:
+    """Where no bar can be drawn: a line every ten seconds with bytes and time left, from what has reached the disk."""
+    if total == 0 or sys.stderr.isatty():
+        yield
+        return
+
+    def held() -> int:
+        return sum(p.stat().st_size for p in blobs.glob("*") if p.is_file())
+
+    done, first, begun = Event(), held(), time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(LINE_EVERY_SECONDS):
+            with suppress(OSError):  # a file that was renamed between being listed and being asked
+                got = min(held() - first, total)
+                left = (time.monotonic() - begun) * (total - got) / max(got, 1)
+                say(f"{_size(got)} of {_size(total)}" + (f", {left:.0f} s left" if got else ""))
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _listing(name: str, revision: str | None, endpoint: str | None) -> tuple[str, dict[str, int]] | None:
+    """(commit, {file: bytes}) of the repository; None if the hub cannot be asked, when the cache must do."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code >= 500:
+            return None
+        raise
+    except HFValidationError:
+        raise
+    except Exception:  # no connection: the kinds belong to the HTTP library below, which changes between releases
+        return None
+    return str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
+
+
+def _format(name: str, sizes: dict[str, int]) -> list[str]:
+    """Patterns of the one weight format to fetch. Refused before a byte is fetched if there is none that is read."""
+    for patterns in (_SAFETENSORS, _META):
+        if any(_wanted(f, patterns) for f in sizes):
+            return patterns
+    pickles = [f for f in sizes if _wanted(f, ["*.bin", "*.pt", "*.pth", "*.ckpt"])]
+    if pickles:
+        raise Refusal(
+            "pickle-weights",
+            "this repository has pickled weights only, and opening a pickle can run whatever code it carries",
+            where=name,
+            offenders=pickles,
+            expected="safetensors",
+            fix="look for a revision with safetensors (the hub's converter leaves one at refs/pr/N)",
+        )
+    held = sorted({Path(f).suffix for f in sizes if Path(f).suffix in (".gguf", ".onnx", ".safetensors", ".npz")})
+    what = "this repository holds no checkpoint of a LLaMA" + (f", only {', '.join(held)}" if held else "")
+    raise Refusal("no-weights", what, where=name, fix="give the id of the model it was made from")
+
+
+def _wanted(file: str, allow: list[str]) -> bool:
+    return any(fnmatchcase(file, p) for p in allow) and not any(fnmatchcase(file, p) for p in NEVER)
+
+
+def _refusal(error: Exception, name: str, revision: str | None, endpoint: str | None) -> HalterError:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    web = (endpoint or os.environ.get("HF_ENDPOINT") or _WEB).rstrip("/")
+    token = "put your token into HF_TOKEN, or run `hf auth login` (before huggingface_hub 1.0: huggingface-cli login)"
+    if isinstance(error, GatedRepoError):
+        page = f"{web}/{name}"
+        who = (
+            "the token in use has not been granted access" if status == 403 else "no token that the hub knows is in use"
+        )
+        fix = (
+            f"accept the licence at {page} while logged in there; then {token}; the token's owner must be who accepted"
+        )
+        return Refusal(
+            "hub-gated", f"this model's owner asks you to accept a licence first, and {who}", where=name, fix=fix
+        )
+    if isinstance(error, RevisionNotFoundError):
+        fix = f"see the branches and tags at {web}/{name}/tree/main"
+        return Refusal("hub-revision", f"the repository has no revision {revision!r}", where=name, fix=fix)
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        what = "there is no folder of this name here, and no such repository on the hub that you may see"
+        return Refusal("model-not-found", what, where=name, fix=f"mend the name; if the repository is private, {token}")
+    if status == 401:
+        return Refusal("hub-token", "the hub does not know the token in use", where=name, fix=token)
+    if isinstance(error, LocalEntryNotFoundError) and huggingface_hub.constants.HF_HUB_OFFLINE:
+        what = "it is not, or not wholly, in the cache, and HF_HUB_OFFLINE forbids to fetch it"
+        fix = "fetch it once with HF_HUB_OFFLINE=0, or give a folder"
+        return Refusal("hub-offline", what, where=name, fix=fix)
+    if isinstance(error, LocalEntryNotFoundError):
+        what = f"{web} cannot be reached, and the model is not, or not wholly, in the cache"
+        fix = "mend the connection and try again: what is complete is kept; or give a folder"
+        return Refusal("hub-unreachable", what, where=name, fix=fix)
+    return HalterError(f"{name}: the hub answered {status}: {error}")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+class _Bar(HubBar):
+    """The hub's bar in tqdm's usual form, which shows the time left; the hub's own form leaves that out."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        shown = options.get("disable") or None  # None: only on a terminal
+        super().__init__(*arguments, **{**options, "bar_format": None, "disable": shown})
+
+
+class _Silent(HubBar):
+    """No bar: nothing is fetched."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "disable": True})
