@@ -1,0 +1,70 @@
+"""How text is generated, declared once: the arguments of halter.generate, the flags of the verbs and their help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from halter.errors import Refusal
+from halter.numerics.sampling import Rule
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Options of one answer. Refusal ``generation-options`` names every value that makes no sense."""
+
+    max_new_tokens: int = 256
+    """Most tokens in an answer; the model's context may end it sooner."""
+    temperature: float = 0.0
+    """0 takes the most likely token every time; 1 samples the model's own distribution; above is wilder."""
+    top_k: int = 0
+    """Sample among the k most likely tokens only; 0 switches that off."""
+    top_p: float = 1.0
+    """Sample among the most likely tokens that together reach this probability; 1 switches that off."""
+    min_p: float = 0.0
+    """Sample only tokens at least this share as likely as the most likely one; 0 switches that off."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the prompt or the answer already holds become less likely."""
+    seed: int = 0
+    """Seed of the sampling. An answer depends on its prompt, this seed and the prompt's place in the list, not on the
+    other prompts."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; they are not part of it."""
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end an answer, beside the tokenizer's own."""
+    ignore_stop_ids: bool = False
+    """Go on past the tokenizer's own end tokens."""
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        ids = (self.stop_ids,) if isinstance(self.stop_ids, int) else tuple(self.stop_ids or ())
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_ids", ids)
+        rules = {
+            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
+            "temperature must not be negative": 0 <= self.temperature < float("inf"),
+            "top_k must not be negative": self.top_k >= 0,
+            "top_p must lie in 0 .. 1": 0 <= self.top_p <= 1,
+            "min_p must lie in 0 .. 1": 0 <= self.min_p <= 1,
+            "repetition_penalty must be above 0": 0 < self.repetition_penalty < float("inf"),
+            "a stop string must not be empty": all(self.stop),
+        }
+        wrong = [f"{rule} ({getattr(self, rule.split()[0], '')!r})" for rule, kept in rules.items() if not kept]
+        if wrong:
+            raise Refusal("generation-options", "options of generation that make no sense", offenders=wrong)
+
+    @classmethod
+    def of(cls, **options: Any) -> GenerationOptions:
+        """The options given by name. Refusal ``unknown-option`` names those that do not exist."""
+        known = [f.name for f in fields(cls)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise Refusal(
+                "unknown-option", "generation has no such option", offenders=unknown, expected=", ".join(known)
+            )
+        return cls(**options)
+
+    @property
+    def rule(self) -> Rule:
+        """The part that concerns the choice of a token."""
+        return Rule(self.temperature, self.top_k, self.top_p, self.min_p)
