@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         files = self.hub.repos[repo]
         if kind == "/tree/":
             return self.answer([{"type": "file", **self.blob(n, d), "path": n} for n, d in files.items()])
-        siblings = [{"rfilename": n, **self.blob(n, d)} for n, d in files.items()]
+        siblings = [{"rfilename": n, "blobId": self.blob(n, d)["oid"], **self.blob(n, d)} for n, d in files.items()]
         return self.answer({"id": repo, "modelId": repo, "sha": self.hub.commit(repo), "siblings": siblings})
 
     def blob(self, name: str, data: bytes) -> dict[str, object]:

@@ -18,7 +18,7 @@ from threading import Event, Thread
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import tqdm as HubBar
 
 from halter.errors import HalterError, Refusal
@@ -91,15 +92,12 @@ def _fetch(
     blobs = Path(cache or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
     quiet, missing = True, 0
     if listing is not None:
-        commit, sizes = listing
         if weights:
-            allow = SMALL + _format(name, sizes)
-        todo = {f: n for f, n in sizes.items() if _wanted(f, allow)}
-        cached = [f for f in todo if isinstance(try_to_load_from_cache(name, f, cache, commit), str)]
-        missing = sum(n for f, n in todo.items() if f not in cached)
-        quiet = len(cached) == len(todo)
-        if not quiet:
-            say(f"Fetching {name}: {len(todo) - len(cached)} files, {_size(missing)}, into {blobs.parent}")
+            allow = SMALL + _format(name, [file.rfilename for file in listing])
+        todo = [f for f in listing if _wanted(f.rfilename, allow) and not _is_cached(f, blobs)]
+        quiet, missing = not todo, sum(file.size or 0 for file in todo)
+        if todo:
+            say(f"Fetching {name}: {_files(len(todo))}, {_size(missing)}, into {blobs.parent}")
     with _lines(blobs, missing, say):
         folder = snapshot_download(
             name,
@@ -141,8 +139,14 @@ def _lines(blobs: Path, total: int, say: Say) -> Iterator[None]:
         thread.join()
 
 
-def _listing(name: str, revision: str | None, endpoint: str | None) -> tuple[str, dict[str, int]] | None:
-    """(commit, {file: bytes}) of the repository; None if the hub cannot be asked, when the cache must do."""
+def _is_cached(file: RepoSibling, blobs: Path) -> bool:
+    """Whether the cache holds this content, be it from another commit; contents are stored under their digest."""
+    digest = file.lfs.sha256 if file.lfs else file.blob_id
+    return bool(digest) and (blobs / str(digest)).is_file()
+
+
+def _listing(name: str, revision: str | None, endpoint: str | None) -> list[RepoSibling] | None:
+    """The repository's files; None if the hub cannot be asked, when the cache must do."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None
     try:
@@ -155,15 +159,15 @@ def _listing(name: str, revision: str | None, endpoint: str | None) -> tuple[str
         raise
     except Exception:  # no connection: the kinds belong to the HTTP library below, which changes between releases
         return None
-    return str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
+    return list(info.siblings or ())
 
 
-def _format(name: str, sizes: dict[str, int]) -> list[str]:
+def _format(name: str, files: list[str]) -> list[str]:
     """Patterns of the one weight format to fetch. Refused before a byte is fetched if there is none that is read."""
     for patterns in (_SAFETENSORS, _META):
-        if any(_wanted(f, patterns) for f in sizes):
+        if any(_wanted(f, patterns) for f in files):
             return patterns
-    pickles = [f for f in sizes if _wanted(f, ["*.bin", "*.pt", "*.pth", "*.ckpt"])]
+    pickles = [f for f in files if _wanted(f, ["*.bin", "*.pt", "*.pth", "*.ckpt"])]
     if pickles:
         raise Refusal(
             "pickle-weights",
@@ -173,7 +177,7 @@ def _format(name: str, sizes: dict[str, int]) -> list[str]:
             expected="safetensors",
             fix="look for a revision with safetensors (the hub's converter leaves one at refs/pr/N)",
         )
-    held = sorted({Path(f).suffix for f in sizes if Path(f).suffix in (".gguf", ".onnx", ".safetensors", ".npz")})
+    held = sorted({Path(f).suffix for f in files if Path(f).suffix in (".gguf", ".onnx", ".safetensors", ".npz")})
     what = "this repository holds no checkpoint of a LLaMA" + (f", only {', '.join(held)}" if held else "")
     raise Refusal("no-weights", what, where=name, fix="give the id of the model it was made from")
 
@@ -214,6 +218,10 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str | 
         fix = "mend the connection and try again: what is complete is kept; or give a folder"
         return Refusal("hub-unreachable", what, where=name, fix=fix)
     return HalterError(f"{name}: the hub answered {status}: {error}")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _size(count: float) -> str:

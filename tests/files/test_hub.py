@@ -133,7 +133,7 @@ def test_what_is_complete_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> 
     hub.requests.clear()
     said: list[str] = []
     fetch(hub, tmp_path, say=said.append)
-    assert hub.fetched() == [second] and "1 files, 200 kB" in said[0]
+    assert hub.fetched() == [second] and "1 file, 200 kB" in said[0]
 
 
 def test_a_revision_is_fetched_by_name_or_commit_and_refused_if_unknown(hub: FakeHub, tmp_path: Path) -> None:
