@@ -1,0 +1,171 @@
+"""Conversations to tokens, with what is to be learned marked.
+
+Structure (what the template writes) becomes control tokens, content (what people wrote) never does. The boundary
+between a prompt and the assistant's response is always a token boundary, so that training sees the very prompt that
+generation will give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
+
+from halter.errors import Refusal
+from halter.files import chat_messages
+from halter.files.chat_locate import Call, Located, Locator
+from halter.files.chat_render import Renderer
+from halter.files.chat_rows import Encoded, encode_chat, encode_pair, encode_text
+
+if TYPE_CHECKING:
+    from halter.files.tokenizer import Tokenizer
+
+__all__ = ["BUILTIN", "ChatTemplate", "Encoded", "encode_pair", "encode_text"]
+
+BUILTIN = ("llama-2", "llama-3", "alpaca", "vicuna")
+#: Alpaca's response is a text of its own: SentencePiece puts its space before it. Elsewhere it continues the prompt.
+FRESH_RESPONSE = ("alpaca",)
+#: Without these a built-in template would spell its control tokens out letter by letter.
+NEEDED = {"llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")}
+
+
+class ChatTemplate:
+    """A Jinja chat template: a built-in one, or a stranger's, which is rendered in a process of its own.
+
+    ``sources``: Jinja texts by purpose: "default" and, where the checkpoint has one, "tool_use".
+    """
+
+    def __init__(self, sources: Mapping[str, str], name: str, *, builtin: bool = False) -> None:
+        if not sources:
+            raise ValueError("a chat template needs a source")
+        self.name = name
+        self.sources = dict(sources)
+        self._builtin = builtin
+        self._renderer = Renderer(name, trusted=builtin)
+        self._locator = Locator(self._renderer, name)
+
+    @classmethod
+    def builtin(cls, name: str) -> ChatTemplate:
+        """One of llama-2, llama-3, alpaca, vicuna. Refusal ``template-unknown``."""
+        if name not in BUILTIN:
+            raise Refusal(
+                "template-unknown", f"there is no built-in chat template {name!r}", expected=", ".join(BUILTIN),
+                fix="name one of these, or give a Jinja file",
+            )  # fmt: skip
+        source = files("halter.files").joinpath("templates", f"{name}.jinja").read_text("utf-8")
+        return cls({"default": source}, name, builtin=True)
+
+    @classmethod
+    def from_source(cls, jinja: str, name: str = "given") -> ChatTemplate:
+        """A template from its Jinja text, not trusted."""
+        return cls({"default": jinja}, name)
+
+    @classmethod
+    def from_named(cls, sources: Mapping[str, str], name: str = "checkpoint") -> ChatTemplate:
+        """The named templates of a checkpoint, not trusted; with tools, the one called tool_use is taken."""
+        return cls(sources, name)
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (self.sources, self.name, self._builtin)
+
+    @property
+    def source(self) -> str:
+        """The Jinja text used without tools."""
+        return self._source(None)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the sources."""
+        return hashlib.sha256(json.dumps(self.sources, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def asks_date(self) -> bool:
+        """Does the template ask what day it is? Then a date must be pinned."""
+        return any("strftime_now" in self._renderer.names(source) for source in self.sources.values())
+
+    def _source(self, tools: Sequence[Any] | None) -> str:
+        name = "tool_use" if tools is not None and "tool_use" in self.sources else "default"
+        return self.sources[name if name in self.sources else next(iter(self.sources))]
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = False,
+        date: str | None = None,
+        on_responses: Literal["all", "last"] = "all",
+        train_on_prompt: bool = False,
+    ) -> Encoded:
+        """Render and encode a conversation.
+
+        messages: role, content, and optionally tool_calls, input (Alpaca's), loss / train / weight (false: this message
+        is not learned). Learned are the responses of the assistant, tool calls included, with their end-of-turn token:
+        all of them or the last only; with train_on_prompt everything else too, but BOS.
+        ``date``: ISO date told to a template that asks for one; without it the template uses its own default.
+        One BOS opens the row if sequences of this tokenizer begin with one; an EOS is added where the template writes
+        nothing after the last response. A later BOS stands only where the format itself has one (Llama 2's turns).
+        Refusals: messages-malformed, date-malformed, template-failed, template-too-slow, template-too-large,
+        template-drops-content, template-unsupported.
+        """
+        plain, may_learn = chat_messages.checked(messages, tools)
+        located = self._located(tokenizer, plain, tools, add_generation_prompt, _iso(date))
+        learned = {turn.message for turn in located.turns if may_learn[turn.message]}
+        if on_responses == "last":
+            learned &= {located.turns[-1].message} if located.turns else set()
+        return encode_chat(
+            tokenizer,
+            located,
+            learned,
+            fresh_response=self._builtin and self.name in FRESH_RESPONSE,
+            train_on_prompt=train_on_prompt,
+            date=date if date is not None and self.asks_date else None,
+        )
+
+    def _located(
+        self,
+        tokenizer: Tokenizer,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Any] | None,
+        add_generation_prompt: bool,
+        date: str | None,
+    ) -> Located:
+        source = self._source(tools)
+        strings = dict(tokenizer.names)
+        if self._builtin:
+            _check_tokens(tokenizer, self.name)
+            messages = chat_messages.text_joined(messages, self.name)
+            strings["bos_token"] = tokenizer.token(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
+        if not re.search(r"\binput\b", source):
+            messages = chat_messages.input_joined(messages)
+        tool_list = list(tools) if tools is not None else None
+        return self._locator.locate(Call(source, tokenizer, messages, tool_list, add_generation_prompt, date, strings))
+
+
+def _rebuilt(sources: Mapping[str, str], name: str, builtin: bool) -> ChatTemplate:
+    return ChatTemplate(sources, name, builtin=builtin)
+
+
+def _check_tokens(tokenizer: Tokenizer, name: str) -> None:
+    missing = [token for token in NEEDED.get(name, ()) if tokenizer.token_id(token) is None]
+    if missing:
+        raise Refusal(
+            "template-needs-tokens", f"the tokenizer lacks control tokens of the built-in chat template {name}",
+            offenders=missing, fix="use alpaca, vicuna or the checkpoint's own template with this model",
+        )  # fmt: skip
+
+
+def _iso(date: str | None) -> str | None:
+    """The date, if it is one. Refusal ``date-malformed``."""
+    if date is not None:
+        try:
+            datetime.fromisoformat(date)
+        except (TypeError, ValueError) as error:
+            raise Refusal("date-malformed", f"{date!r} is no date: {error}", expected="like 2024-07-26") from None
+    return date

@@ -1,0 +1,114 @@
+"""What a conversation must look like before a template sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from halter.errors import Refusal
+
+ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+SWITCHES = ("loss", "train", "weight")  # per message, whether it is learned; templates never see them
+CONTENT = (str, list, tuple, dict, type(None))
+
+
+def checked(messages: Sequence[Any], tools: Sequence[Any] | None) -> tuple[list[dict[str, Any]], list[bool]]:
+    """The messages as templates expect them, and for each whether it may be learned.
+
+    Tool-call arguments given as JSON text (as OpenAI's interface does) become objects. Refusal ``messages-malformed``
+    names every message that is wrong.
+    """
+    if not isinstance(messages, list | tuple) or not messages:
+        raise _malformed(["no messages"])
+    wrong = [f"message {i + 1}: {problem}" for i, m in enumerate(messages) if (problem := _problem(m))]
+    if wrong:
+        raise _malformed(wrong)
+    try:
+        json.dumps([messages, tools], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _malformed([f"a half of a surrogate pair, {error.object[error.start]!r}"]) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _malformed([f"not JSON: {error}"]) from None
+    learned = [not any(m.get(key) in (False, 0) and m.get(key) is not None for key in SWITCHES) for m in messages]
+    return [_plain(m) for m in messages], learned
+
+
+def _problem(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return f"is a {type(message).__name__}, not an object"
+    role = message.get("role")
+    if not isinstance(role, str) or not ROLE.fullmatch(role):
+        return f"has the role {role!r}"
+    if not isinstance(message.get("content"), CONTENT):
+        return f"has content of type {type(message['content']).__name__}"
+    if message.get("content") is None and not message.get("tool_calls"):
+        return "has neither content nor tool_calls"
+    calls = message.get("tool_calls")
+    if calls and not (isinstance(calls, list | tuple) and all(isinstance(call, dict) for call in calls)):
+        return "has tool_calls that are no list of objects"
+    for key in SWITCHES:
+        if message.get(key, True) is not None and message.get(key, True) not in (True, False):
+            return f"has {key} {message[key]!r} instead of true or false"
+    return None
+
+
+def _malformed(wrong: list[str]) -> Refusal:
+    return Refusal(
+        "messages-malformed",
+        "this conversation cannot be rendered",
+        offenders=wrong,
+        expected='objects like {"role": "user", "content": "..."}; content may be text, a list of parts, or null '
+        "beside tool_calls; loss, train and weight are true or false",
+    )
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in message.items() if key not in SWITCHES}
+    plain.setdefault("content", None)
+    if plain.get("tool_calls"):
+        plain["tool_calls"] = [_with_arguments(call) for call in plain["tool_calls"]]
+    return plain
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    holder = call.get("function") if isinstance(call.get("function"), dict) else call
+    assert isinstance(holder, dict)
+    if not isinstance(holder.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(holder["arguments"])
+    except ValueError:
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    holder = {**holder, "arguments": arguments}
+    return {**call, "function": holder} if "function" in call else holder
+
+
+def input_joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For templates that know no ``input``: it follows the content after an empty line."""
+    return [
+        {**{k: v for k, v in m.items() if k != "input"}, "content": f"{m['content']}\n\n{m['input']}"}
+        if isinstance(m["content"], str) and isinstance(m.get("input"), str) and m["input"].strip()
+        else m
+        for m in messages
+    ]
+
+
+def text_joined(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """For built-in templates: a content made of text parts becomes one text. Refusal for any other part."""
+    joined = []
+    for i, m in enumerate(messages):
+        if isinstance(m["content"], list | tuple):
+            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in m["content"]]
+            if not all(isinstance(p, str) for p in parts):
+                raise Refusal(
+                    "template-unsupported",
+                    f"the built-in template {name} takes text only",
+                    offenders=[f"message {i + 1}"],
+                )
+            m = {**m, "content": "".join(str(p) for p in parts)}
+        joined.append(m)
+    return joined

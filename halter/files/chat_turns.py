@@ -1,0 +1,83 @@
+"""Where the assistant's responses lie in a rendered chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from halter.files.chat_layout import Layout, Leaf, Slot
+from halter.files.codec import Match
+
+#: Renderings with placeholders of the first n messages, by (n, with generation prompt); None: the template refuses.
+Beginnings = Mapping[tuple[int, bool], str | None]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Response of message number ``message``: text[start:end], its end-of-turn token included.
+
+    ``open``: the template wrote nothing after it, so an EOS must be added.
+    """
+
+    message: int
+    start: int
+    end: int
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A layout with all that is needed to find the turns in it."""
+
+    layout: Layout
+    leaves: Sequence[Leaf]
+    beginnings: Beginnings
+    matches: Sequence[Match]
+    messages: int
+    stop_ids: Collection[int]
+
+    def turns(self, assistants: Sequence[int]) -> list[Turn] | None:
+        """The responses of these messages in order, or None where one cannot be located."""
+        found: list[Turn] = []
+        for i in assistants:
+            turn = self._turn(i)
+            if turn is None or (found and turn.start < found[-1].end):
+                return None
+            found.append(turn)
+        return found
+
+    def _slots(self, wanted: Callable[[int], bool]) -> list[Slot]:
+        numbered = ((slot, self.leaves[slot.leaf].message) for slot in self.layout.slots)
+        return [slot for slot, message in numbered if message is not None and wanted(message)]
+
+    def _turn(self, i: int) -> Turn | None:
+        prompt, before = self.beginnings.get((i, True)), self.beginnings.get((i, False))
+        start = self.layout.position(prompt)
+        slots = self._slots(lambda message: message == i)
+        if start is not None:
+            slots = [slot for slot in slots if slot.start >= start]
+        first = slots[0].start if slots else None
+        if start is not None and first is not None and prompt == before and self.layout.text[start:first].strip():
+            start = first  # the template knows no generation prompt: what stands in between is the response's heading
+        if start is None:
+            start = first
+        after = self.layout.position(self.beginnings.get((i + 1, False)))
+        if start is None or (not slots and after is None):
+            return None
+        return self._ended(Turn(i, start, slots[-1].end if slots else start), after)
+
+    def _ended(self, turn: Turn, after: int | None) -> Turn:
+        """Extend a turn, so far up to its last content, by its end-of-turn token."""
+        text, done = self.layout.text, turn.end
+        later = self._slots(lambda message: message > turn.message)
+        bound = after if after is not None else next((s.start for s in later if s.start >= done), len(text))
+        following = [m for m in self.matches if m.at >= done]
+        inside = [m for m in following if m.at + len(m.control.text) <= bound]
+        if inside:
+            # A tool call may close with tokens of its own before the turn ends, so the last one where that is known.
+            return replace(turn, end=inside[-1 if after is not None else 0].end)
+        if turn.message == self.messages - 1:
+            return replace(turn, end=len(text), open=True)
+        if following and following[0].control.id in self.stop_ids and not text[done : following[0].at].strip():
+            return replace(turn, end=following[0].end)
+        return replace(turn, end=bound if after is not None and text[done:bound].strip() else done)
