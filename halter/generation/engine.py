@@ -1,0 +1,202 @@
+"""Generation for many prompts at once: no padding, rows join and leave the batch at any step, adapters mixed freely.
+
+Every step is one pass over the tokens that each live row has not yet been through: a whole prompt for a row that has
+just joined, one token for the others. So filling the cache and decoding are the same code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halter.errors import HalterError, Refusal
+from halter.files.tokenizer import Tokenizer
+from halter.generation.options import GenerationOptions
+from halter.generation.prompts import EncodedPrompt, Prompts, Template, as_list, check_prompts, encode_prompt
+from halter.generation.streaming import Answer, Generation, Piece
+from halter.methods.adapter import Adapter
+from halter.methods.mixed import Mixed
+from halter.model.cache import Cache
+from halter.model.decoder import Decoder
+from halter.model.places import Acts
+from halter.model.segments import Segments
+from halter.numerics.sampling import draw, penalise, uniform
+
+MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
+PREFILL_TOKENS = 4096  # of prompts in one step; bounds the activations' memory
+
+Adapters = Adapter | None | Sequence[Adapter | None]
+
+
+def generate(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    adapter: Adapters = None,
+    *,
+    template: Template = None,
+    max_rows: int = MAX_ROWS,
+    **options: Any,
+) -> list[Generation]:
+    """Answers to ``prompts``, one each, in their order.
+
+    A prompt is a string (used as it stands, after BOS; as one user turn where ``template`` is given), a list of messages
+    (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
+    ``adapter``: none, one for all, or a list with one (or None) for each prompt. ``max_rows``: prompts worked on at
+    once. ``options``: the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
+    """
+    pieces = stream(model, tokenizer, prompts, adapter, template=template, max_rows=max_rows, **options)
+    results = {piece.row: piece.result for piece in pieces if piece.result is not None}
+    return [results[row] for row in range(len(results))]
+
+
+def stream(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    adapter: Adapters = None,
+    *,
+    template: Template = None,
+    max_rows: int = MAX_ROWS,
+    **options: Any,
+) -> Iterator[Piece]:
+    """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
+    chosen = GenerationOptions.of(**options)
+    encoded = [encode_prompt(tokenizer, prompt, template) for prompt in as_list(prompts)]
+    adapters = one_per_prompt(adapter, len(encoded))
+    requests = [Request(p, chosen, a, row) for row, (p, a) in enumerate(zip(encoded, adapters, strict=True))]
+    return Engine(model, tokenizer, requests, max_rows).run()
+
+
+def one_per_prompt(adapter: Adapters, prompts: int) -> list[Adapter | None]:
+    """The adapter of each prompt. Refusal ``adapter-count`` where a list does not match the prompts."""
+    if adapter is None or isinstance(adapter, Adapter):
+        return [adapter] * prompts
+    if len(adapter) != prompts:
+        raise Refusal(
+            "adapter-count", f"{len(adapter)} adapters for {prompts} prompts", expected="one adapter, or one a prompt"
+        )
+    return list(adapter)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt with its own options and adapter; ``row`` names it in the pieces and in its random draws."""
+
+    prompt: EncodedPrompt
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    adapter: Adapter | None = None
+    row: int = 0
+
+
+class _Row:
+    """A request while it is in the batch, in one slot of the cache."""
+
+    def __init__(self, request: Request, answer: Answer, owner: int, slot: int) -> None:
+        self.request, self.answer, self.owner, self.slot = request, answer, owner, slot
+        self.pending: Sequence[int] = request.prompt.tokens
+        self.seen: Tensor | None = None
+
+
+class Engine:
+    """Works through requests; the draws and (up to rounding) the logits of a row do not depend on the other rows."""
+
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, requests: Sequence[Request], max_rows: int = MAX_ROWS
+    ) -> None:
+        check_prompts([r.prompt for r in requests], model.config.context, model.config.vocab_size)
+        self.model = model
+        distinct = {id(r.adapter): r.adapter for r in requests if r.adapter is not None}
+        self._adapters = list(distinct.values())
+        self._owner = {key: number for number, key in enumerate(distinct)}
+        context = model.config.context
+        self._waiting = deque((r, Answer(tokenizer, r.prompt, r.options, context)) for r in requests)
+        self._live: list[_Row] = []
+        self._free = list(range(min(max(1, max_rows), len(requests))))
+        # The last token of an answer is never fed back.
+        longest = max((len(r.prompt.tokens) + answer.budget - 1 for r, answer in self._waiting), default=0)
+        with torch.inference_mode():
+            self._cache = Cache(model.config, len(self._free), longest, model.dtype, model.device)
+
+    def run(self) -> Iterator[Piece]:
+        """Pieces of all rows until every request has its result."""
+        while self._waiting or self._live:
+            self._admit()
+            ids = self._step()
+            ended = []
+            for row, token in zip(self._live, ids, strict=True):
+                text = row.answer.push(token)
+                row.pending = (token,)
+                if row.answer.result is not None:
+                    ended.append(row)
+                if text or row.answer.result is not None:
+                    yield Piece(row.request.row, text, row.answer.result)
+            for row in ended:
+                self._live.remove(row)
+                self._free.append(row.slot)
+                self._cache.truncate(row.slot, 0)
+
+    def _admit(self) -> None:
+        """Let waiting requests into free slots, as many as one step should take."""
+        tokens = 0
+        while self._free and self._waiting:
+            request, answer = self._waiting[0]
+            tokens += len(request.prompt.tokens)
+            if tokens > PREFILL_TOKENS and tokens > len(request.prompt.tokens):
+                break
+            self._waiting.popleft()
+            owner = -1 if request.adapter is None else self._owner[id(request.adapter)]
+            self._live.append(_Row(request, answer, owner, self._free.pop(0)))
+        self._live.sort(key=lambda row: row.owner)  # rows of one adapter are then computed together
+
+    @torch.inference_mode()
+    def _step(self) -> list[int]:
+        """Feed what is pending and choose every live row's next token."""
+        logits = self._logits()
+        best = logits.amax(-1)
+        if not bool(torch.isfinite(best).all()):
+            rows = [
+                row.request.row for row, fine in zip(self._live, torch.isfinite(best).tolist(), strict=True) if not fine
+            ]
+            raise HalterError(f"the model's logits are not finite for prompts {rows}; are its weights or dtype broken?")
+        options = [row.request.options for row in self._live]
+        if any(o.repetition_penalty != 1 for o in options):
+            penalty = torch.tensor([o.repetition_penalty for o in options])
+            logits = penalise(logits, self._seen(), penalty)
+        numbers = [uniform(r.request.options.seed, r.request.row, len(r.answer.tokens)) for r in self._live]
+        return draw(logits, [o.rule for o in options], numbers).tolist()
+
+    def _logits(self) -> Tensor:
+        """Float32 logits [live rows, V] after each row's last pending token."""
+        live = self._live
+        lengths = [len(row.pending) for row in live]
+        prompts = [len(row.request.prompt.tokens) for row in live]
+        segments = self._cache.segments(lengths, [row.slot for row in live], prompts)
+        tokens = torch.tensor([id for row in live for id in row.pending], device=self.model.device)
+        acts = self._bind(segments)
+        hidden = self.model.hidden(tokens, segments, acts, cache=self._cache)
+        if len(tokens) > len(live):
+            last = segments.last_tokens.to(hidden.device)
+            hidden = hidden[last]
+            if acts is not None and acts.lm_head is not None:
+                acts = acts._replace(lm_head=acts.lm_head.select(last))
+        return self.model.head(hidden, acts).float()
+
+    def _bind(self, segments: Segments) -> Acts | None:
+        owners = [row.owner for row in self._live]
+        if len(set(owners)) > 1:
+            return Mixed(self._adapters, owners).bind(self.model, segments)
+        return None if owners[0] < 0 else self._adapters[owners[0]].bind(self.model, segments)
+
+    def _seen(self) -> Tensor:
+        """Bool [live rows, V]: the tokens that each row's prompt and answer hold."""
+        for row in self._live:
+            if row.seen is None:
+                row.seen = torch.zeros(self.model.config.vocab_size, dtype=torch.bool, device=self.model.device)
+            row.seen[torch.tensor(row.pending, device=row.seen.device)] = True
+        return torch.stack([row.seen for row in self._live if row.seen is not None])

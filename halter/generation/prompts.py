@@ -1,0 +1,96 @@
+"""What one may ask a model, as token ids: a string as it stands, a conversation, or token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.files.chat import ChatTemplate
+from halter.files.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
+Prompts: TypeAlias = Prompt | Sequence[Prompt] | Tensor
+Template: TypeAlias = str | ChatTemplate | None
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids, BOS included; ``continues`` says that the answer goes on with the prompt's text, word by word.
+
+    ``stop_ids`` end an answer to this prompt beside the tokenizer's own: the end of turn of its template.
+    """
+
+    tokens: tuple[int, ...]
+    continues: bool
+    stop_ids: tuple[int, ...] = ()
+
+
+def as_list(prompts: Prompts) -> list[Prompt]:
+    """One prompt or several as a list. A list of mappings is one conversation, a list of numbers one prompt's ids."""
+    plain: Any = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    if isinstance(plain, str):
+        return [plain]
+    items = list(plain)
+    return [items] if items and isinstance(items[0], Mapping | int) else items
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, template: Template = None) -> EncodedPrompt:
+    """Ids of a prompt.
+
+    A string is used as it stands, after BOS; with ``template`` (a built-in one's name, or a template) it is one user
+    turn. A conversation goes through ``template`` or the tokenizer's own. Refusal ``no-chat-template``.
+    """
+    if isinstance(template, str):
+        template = ChatTemplate.builtin(template)
+    if isinstance(prompt, str):
+        if template is None:
+            opening = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+            return EncodedPrompt((*opening, *tokenizer.encode(prompt)), continues=True)
+        prompt = [{"role": "user", "content": prompt}]
+    items = list(prompt)
+    if not items or not isinstance(items[0], Mapping):
+        return EncodedPrompt(tuple(int(id) for id in items), continues=True)  # type: ignore[arg-type]
+    template = template or tokenizer.chat_template
+    if template is None:
+        raise Refusal(
+            "no-chat-template",
+            "this tokenizer has no chat template, so a conversation cannot be put into words",
+            fix='name one of the built-in templates, e.g. template="llama-3", or ask with a plain string',
+        )
+    messages = [dict(message) for message in items]  # type: ignore[call-overload]
+    tokens = template.encode(tokenizer, messages, add_generation_prompt=True).tokens
+    return EncodedPrompt(tuple(tokens), continues=False, stop_ids=turn_end(tokenizer, template))
+
+
+def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """The control token that ends a response in this template, which a base model's tokenizer need not call a stop."""
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    last = template.encode(tokenizer, turn).tokens[-1]
+    return (last,) if any(control.id == last for control in tokenizer.controls) else ()
+
+
+def check_prompts(prompts: Sequence[EncodedPrompt], context: int, vocab_size: int) -> None:
+    """Refusals ``prompt-empty``, ``prompt-tokens`` and ``prompt-too-long``, each naming every offender."""
+    empty = [f"prompt {i}" for i, p in enumerate(prompts) if not p.tokens]
+    if empty:
+        raise Refusal("prompt-empty", "a prompt without any token", offenders=empty, expected="at least one token")
+    outside = [f"prompt {i}: {id}" for i, p in enumerate(prompts) for id in p.tokens if not 0 <= id < vocab_size]
+    if outside:
+        raise Refusal(
+            "prompt-tokens",
+            "token ids that this model does not have",
+            offenders=outside,
+            expected=f"0 .. {vocab_size - 1}",
+        )
+    long = [f"prompt {i}: {len(p.tokens)} tokens" for i, p in enumerate(prompts) if len(p.tokens) >= context]
+    if long:
+        raise Refusal(
+            "prompt-too-long",
+            f"leaves no room for an answer in this model's context of {context} tokens",
+            offenders=long,
+            fix="shorten the prompt",
+        )

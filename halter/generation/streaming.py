@@ -1,0 +1,82 @@
+"""What generation hands out: pieces of text as they become certain, and the finished answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from halter.files.tokenizer import Tokenizer
+from halter.generation.options import GenerationOptions
+from halter.generation.prompts import EncodedPrompt
+from halter.generation.stopping import StopStrings
+
+Finish = Literal["stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished answer."""
+
+    text: str
+    """The answer, without what stopped it."""
+    tokens: tuple[int, ...]
+    """What was generated, a stop id not included; where a stop string ended it, the tokens that spelt it are."""
+    finish_reason: Finish
+    """stop: a stop id or string came; length: max_new_tokens are there; context: the model's context is full."""
+    stop: int | str | None
+    """The id or string that stopped it."""
+    prompt_tokens: tuple[int, ...]
+    """What the model was given, BOS included."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Piece(NamedTuple):
+    """New text of one row; the row's last piece carries its result."""
+
+    row: int
+    text: str
+    result: Generation | None = None
+
+
+class Answer:
+    """One row's answer while it grows: ids in, certain text out."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: EncodedPrompt, options: GenerationOptions, context: int | None = None
+    ) -> None:
+        own: Collection[int] = () if options.ignore_stop_ids else (*tokenizer.stop_ids, *prompt.stop_ids)
+        self._stop_ids = frozenset((*own, *options.stop_ids))
+        # A prompt that is simply continued sets the stage for its next word's space; a reply begins a text of its own.
+        self._stream = tokenizer.stream(previous=prompt.tokens if prompt.continues else ())
+        self._gate = StopStrings(options.stop)
+        self._prompt = prompt
+        room = len(prompt.tokens) + options.max_new_tokens if context is None else context
+        self.budget = min(options.max_new_tokens, room - len(prompt.tokens))
+        self._limit: Finish = "length" if self.budget == options.max_new_tokens else "context"
+        self._text: list[str] = []
+        self.tokens: list[int] = []
+        self.result: Generation | None = None
+
+    def push(self, id: int) -> str:
+        """Take the next token; returns the text that is certain now. ``result`` is there once the answer has ended."""
+        if id in self._stop_ids:
+            return self._end("", "stop", id)
+        self.tokens.append(id)
+        text = self._gate.push(self._stream.push(id))
+        if self._gate.found is not None:
+            return self._end(text, "stop", self._gate.found)
+        if len(self.tokens) == self.budget:
+            return self._end(text, self._limit, None)
+        self._text.append(text)
+        return text
+
+    def _end(self, text: str, reason: Finish, stop: int | str | None) -> str:
+        if self._gate.found is None:
+            text += self._gate.push(self._stream.flush()) + self._gate.flush()
+        self._text.append(text)
+        answer = "".join(self._text)
+        self.result = Generation(answer, tuple(self.tokens), reason, stop, self._prompt.tokens)
+        return text
