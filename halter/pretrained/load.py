@@ -1,0 +1,211 @@
+"""From a folder or a hub id to a Decoder with its Tokenizer: strict, streaming, quantised on the way if asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint, read_config
+from halter.files.hub import resolve, to_stderr
+from halter.files.names import EMBEDDING, HEAD
+from halter.files.tensors import TensorSpec
+from halter.files.tokenizer import Tokenizer
+from halter.model.config import ModelConfig
+from halter.model.decoder import Decoder
+from halter.model.linear import Linear
+from halter.model.places import LINEARS, path
+from halter.pretrained.device import choose_device, choose_dtype, dtype_name
+
+Say = Callable[[str], None]
+Quantize = Literal["nf4"] | None
+
+SLOW_BYTES = {None: 800_000_000, "nf4": 150_000_000}
+"""From how many stored bytes on a load is announced: about two seconds' worth on a modest machine."""
+_SAY_EVERY_SECONDS = 5.0
+_FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+
+
+def load(
+    path_or_hub_id: str | Path,
+    dtype: str | torch.dtype = "auto",
+    quantize: Quantize = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    *,
+    double_quant: bool = True,
+    say: Say = to_stderr,
+) -> tuple[Decoder, Tokenizer]:
+    """A frozen model and its tokenizer, from a Hugging Face or Meta folder or a hub id.
+
+    ``dtype``: "auto" (the checkpoint's; see pretrained.device), "float32", "bfloat16", "float16" or a torch dtype.
+    ``quantize="nf4"`` stores the linear layers' weights in 4 bits, quantised while they are read, ``double_quant``
+    their scales in 8; embeddings, norms and head stay in ``dtype``. ``device``: default cuda, mps or cpu, whichever there is.
+
+    Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
+    files.checkpoint.open_checkpoint and files.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
+    every missing, unexpected and misshapen tensor at once; ``device-missing``; ``unknown-dtype``.
+    """
+    folder = resolve(path_or_hub_id, revision, say=say)
+    checkpoint = open_checkpoint(folder)
+    tokenizer = Tokenizer.from_folder(folder, checkpoint.config)
+    model = load_model(checkpoint, dtype, quantize, device, double_quant=double_quant, say=say)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        extra = tokenizer.vocab_size - model.config.vocab_size
+        say(f"The tokenizer knows {extra} more tokens than the model has embeddings for; they must not occur.")
+    return model, tokenizer
+
+
+def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say: Say = to_stderr) -> ModelConfig:
+    """The shape of a model, without its weights (a Meta folder's are opened, not read). Refusals as load's."""
+    return ModelConfig.from_hf(read_config(resolve(path_or_hub_id, revision, weights=False, say=say)))
+
+
+def load_model(
+    source: Checkpoint | str | Path,
+    dtype: str | torch.dtype = "auto",
+    quantize: Quantize = None,
+    device: str | torch.device | None = None,
+    *,
+    double_quant: bool = True,
+    say: Say = to_stderr,
+) -> Decoder:
+    """The model of a local folder, or of a checkpoint that is open (it is closed); arguments and refusals as load's."""
+    if quantize not in (None, "nf4"):
+        raise Refusal("unknown-quantisation", f"{quantize!r} is no way to quantise", expected="nf4, or nothing")
+    checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
+    config = ModelConfig.from_hf(checkpoint.config)
+    plan = _Plan.of(checkpoint, config)
+    place = choose_device(device)
+    compute = choose_dtype(dtype, _stored_dtype(checkpoint, config), place, say)
+    model = Decoder(config, compute, device="meta")
+    progress = _Progress(say, sum(spec.nbytes for spec in checkpoint.names().values()))
+    fresh = quantize if not checkpoint.quantized else None
+    if progress.total > SLOW_BYTES[fresh]:
+        what = f"Loading {progress.total / 1e9:.1f} GB from {checkpoint.folder}"
+        say(f"{what} as {dtype_name(compute)} on {place}" + (", quantised to NF4 on the way" if fresh else ""))
+    for name in plan.order:
+        _place(model, checkpoint, name, plan, place, quantize, double_quant)
+        progress.add(plan.bytes_of(name))
+    checkpoint.close()
+    return model
+
+
+def _stored_dtype(checkpoint: Checkpoint, config: ModelConfig) -> torch.dtype:
+    """What config.json says, as everybody reads it; where it says nothing, what most bytes are stored in."""
+    said = any(checkpoint.config.get(key) for key in ("torch_dtype", "dtype"))
+    named = getattr(torch, config.dtype, None) if said else None
+    return named if isinstance(named, torch.dtype) else dtype_of(checkpoint)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be read, in the order of the files, after every check of names, shapes and storage."""
+
+    specs: dict[str, TensorSpec]
+    order: list[str]
+    groups: dict[str, dict[str, str]]
+    linears: dict[str, tuple[int, str]]
+    biases: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, config: ModelConfig) -> _Plan:
+        """Refusal ``checkpoint-mismatch`` with every missing, unexpected and misshapen tensor."""
+        specs, groups = checkpoint.names(), checkpoint.quantized
+        parts = {part for group in groups.values() for part in group.values()}
+        expected = config.tensor_shapes()
+        linears = {f"{path(i, p)}.weight": (i, p) for i in range(config.layers) for p in LINEARS}
+        held = {name: spec for name, spec in specs.items() if name not in parts}
+        if (
+            config.tied
+            and HEAD in held
+            and EMBEDDING in held
+            and checkpoint.sha256(HEAD) == checkpoint.sha256(EMBEDDING)
+        ):
+            del held[HEAD]
+        wrong = [f"{name} is missing" for name in expected if name not in held and name not in groups]
+        for name in [*held, *groups]:
+            if name not in expected:
+                wrong.append(_unexpected(name, config))
+            elif name in groups and name not in linears:
+                wrong.append(f"{name} is stored in 4 bits, which is read for the linear layers only")
+            elif name in held and held[name].shape != tuple(expected[name]):
+                wrong.append(f"{name} is {list(held[name].shape)}, not {list(expected[name])}")
+            elif name in held and held[name].dtype not in _FLOATS:
+                wrong.append(f"{name} is stored as {held[name]}")
+        if wrong:
+            raise Refusal(
+                "checkpoint-mismatch",
+                "the tensors of this checkpoint are not those that its configuration asks for",
+                where=str(checkpoint.folder),
+                offenders=wrong,
+                fix="fetch the folder again, or mend its config.json",
+            )
+        biases = {name: b for name in linears if (b := name.removesuffix("weight") + "bias") in expected}
+        order = [name for name in specs if name in held or name in groups]
+        return cls(specs, order, groups, linears, biases)
+
+    def bytes_of(self, name: str) -> int:
+        return sum(self.specs[part].nbytes for part in self.groups.get(name, {"weight": name}).values())
+
+
+def _unexpected(name: str, config: ModelConfig) -> str:
+    if name == HEAD and config.tied:
+        return f"{name} differs from {EMBEDDING}, and tie_word_embeddings says they are one"
+    return f"{name} is unexpected"
+
+
+def _place(
+    model: Decoder,
+    checkpoint: Checkpoint,
+    name: str,
+    plan: _Plan,
+    device: torch.device,
+    quantize: Quantize,
+    double_quant: bool,
+) -> None:
+    """Read one tensor, or one linear layer, and hand it to the model in its final form."""
+    linear = plan.linears.get(name)
+    stored_nf4 = name in plan.groups
+    if linear is None or not (stored_nf4 or quantize):
+        in_4_bit = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
+        if name not in in_4_bit:  # those came with their weights
+            model.set_tensor(name, _dense(checkpoint, name, model.dtype, device))
+        return
+    from halter.model.nf4_linear import NF4Linear
+
+    bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
+    made: Linear
+    if stored_nf4:
+        parts = {key: checkpoint.read(part).to(device) for key, part in plan.groups[name].items()}
+        made = NF4Linear.from_bitsandbytes(parts, tuple(model.expected()[name]))
+    else:
+        weight = _dense(checkpoint, name, model.dtype, device)
+        made = NF4Linear.quantize(weight, bias=bias, double_quant=double_quant, compute_dtype=model.dtype)
+    model.set_linear(*linear, made)
+
+
+def _dense(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return checkpoint.read(name).to(device=device, dtype=dtype)
+
+
+class _Progress:
+    """A line every five seconds with bytes and time left; nothing for a load that is quicker."""
+
+    def __init__(self, say: Say, total: int) -> None:
+        self._say, self.total, self._done = say, total, 0
+        self._begun = self._said = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._said >= _SAY_EVERY_SECONDS and self._done < self.total:
+            self._said = now
+            left = (now - self._begun) / self._done * (self.total - self._done)
+            self._say(f"  {self._done / 1e9:.1f} of {self.total / 1e9:.1f} GB, {left:.0f} s left")
