@@ -45,8 +45,8 @@ def generate(
 ) -> list[Generation]:
     """Answers to ``prompts``, one each, in their order.
 
-    A prompt is a string (used as it stands, after BOS; as one user turn where ``template`` is given), a list of messages
-    (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
+    A prompt is a string (used as it stands, after BOS; as one user turn where ``template`` is given), a list of
+    messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
     ``adapter``: none, one for all, or a list with one (or None) for each prompt. ``max_rows``: prompts worked on at
     once. ``options``: the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
     """
@@ -158,11 +158,9 @@ class Engine:
     def _step(self) -> list[int]:
         """Feed what is pending and choose every live row's next token."""
         logits = self._logits()
-        best = logits.amax(-1)
-        if not bool(torch.isfinite(best).all()):
-            rows = [
-                row.request.row for row, fine in zip(self._live, torch.isfinite(best).tolist(), strict=True) if not fine
-            ]
+        finite = torch.isfinite(logits.amax(-1)).tolist()
+        if not all(finite):
+            rows = [row.request.row for row, fine in zip(self._live, finite, strict=True) if not fine]
             raise HalterError(f"the model's logits are not finite for prompts {rows}; are its weights or dtype broken?")
         options = [row.request.options for row in self._live]
         if any(o.repetition_penalty != 1 for o in options):

@@ -53,7 +53,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, template: Template = Non
         prompt = [{"role": "user", "content": prompt}]
     items = list(prompt)
     if not items or not isinstance(items[0], Mapping):
-        return EncodedPrompt(tuple(int(id) for id in items), continues=True)  # type: ignore[arg-type]
+        return EncodedPrompt(tuple(int(id) for id in items), continues=True)  # type: ignore[call-overload]
     template = template or tokenizer.chat_template
     if template is None:
         raise Refusal(
@@ -80,12 +80,8 @@ def check_prompts(prompts: Sequence[EncodedPrompt], context: int, vocab_size: in
         raise Refusal("prompt-empty", "a prompt without any token", offenders=empty, expected="at least one token")
     outside = [f"prompt {i}: {id}" for i, p in enumerate(prompts) for id in p.tokens if not 0 <= id < vocab_size]
     if outside:
-        raise Refusal(
-            "prompt-tokens",
-            "token ids that this model does not have",
-            offenders=outside,
-            expected=f"0 .. {vocab_size - 1}",
-        )
+        known = f"0 .. {vocab_size - 1}"
+        raise Refusal("prompt-tokens", "token ids that this model does not have", offenders=outside, expected=known)
     long = [f"prompt {i}: {len(p.tokens)} tokens" for i, p in enumerate(prompts) if len(p.tokens) >= context]
     if long:
         raise Refusal(

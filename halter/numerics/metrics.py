@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of each token in nats: float32 [M] (float64 for float64) for logits [M, V] and targets int64 [M]."""
+    """Cross entropy of each token in nats, float32 [M] (float64 for float64); logits [M, V], targets int64 [M]."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide.logsumexp(-1) - wide.gather(-1, targets[:, None]).squeeze(1)
 

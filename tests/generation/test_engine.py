@@ -277,7 +277,8 @@ def test_refusals(stories: tuple[Decoder, Tokenizer], options: dict[str, Any], i
 
 
 def test_refusals_of_prompts(stories: tuple[Decoder, Tokenizer]) -> None:
-    for prompts, id in (([[1, 512, -1]], "prompt-tokens"), ([[]], "prompt-empty"), ([{"role": "user", "content": "Hi"}], "no-chat-template")):  # fmt: skip
+    asked: list[Any] = [[[1, 512, -1]], [[]], [{"role": "user", "content": "Hi"}]]
+    for prompts, id in zip(asked, ("prompt-tokens", "prompt-empty", "no-chat-template"), strict=True):
         with pytest.raises(Refusal) as refusal:
             generate(*stories, prompts)
         assert refusal.value.id == id

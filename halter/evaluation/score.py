@@ -1,0 +1,230 @@
+"""How good a model is on rows that it has not seen: held-out loss, exact match and ROUGE, the base beside the adapter.
+
+Logits of a whole batch never exist, and what a model was asked is kept to the letter, because a score without its exact
+prompt cannot be compared with anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from halter.data.example import Example
+from halter.data.pack import IGNORED, Batch, pack
+from halter.errors import Refusal
+from halter.evaluation.texts import ROUGE, exact_match, rouge
+from halter.files import writing
+from halter.files.tokenizer import Tokenizer
+from halter.generation.engine import MAX_ROWS, Engine, Request
+from halter.generation.options import GenerationOptions
+from halter.generation.prompts import EncodedPrompt
+from halter.generation.streaming import Generation
+from halter.methods.adapter import Adapter
+from halter.model.decoder import Decoder
+from halter.model.segments import Segments
+from halter.numerics.losses import chunk_rows
+from halter.numerics.metrics import perplexity, token_losses
+
+PASS_TOKENS = 4096  # in one pass; bounds the activations' memory
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Loss on held-out rows, in nats per target token, weighted by tokens and not by rows."""
+
+    loss: float
+    target_tokens: int
+    by_row: tuple[float, ...]
+    """Mean loss of each row; nan where it has no targets."""
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.loss)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row's last response, to be generated: what comes before it, and the text that is wanted."""
+
+    prompt: EncodedPrompt
+    wanted: str
+
+
+def held_out_loss(
+    model: Decoder, examples: Sequence[Example], adapter: Adapter | None = None, pass_tokens: int | None = None
+) -> float:
+    """The loss on ``examples`` of the base, or of the base with ``adapter``: nats per target token."""
+    return held_out(model, examples, adapter, pass_tokens).loss
+
+
+def held_out(
+    model: Decoder, examples: Sequence[Example], adapter: Adapter | None = None, pass_tokens: int | None = None
+) -> HeldOut:
+    """The loss on ``examples`` and on each of them, ``pass_tokens`` tokens at a time. Refusal ``no-targets``."""
+    if not any(example.targets for example in examples):
+        raise Refusal("no-targets", "no row has a token to be predicted", fix="check the data's format and template")
+    sums: list[float] = []
+    for piece in _passes(examples, pass_tokens or PASS_TOKENS):
+        sums += _row_sums(model, pack(piece), adapter)
+    counts = [example.targets for example in examples]
+    means = tuple(total / count if count else float("nan") for total, count in zip(sums, counts, strict=True))
+    return HeldOut(sum(sums) / sum(counts), sum(counts), means)
+
+
+def _passes(examples: Sequence[Example], pass_tokens: int) -> Iterator[list[Example]]:
+    """Neighbouring rows up to a number of tokens; a longer row goes alone."""
+    piece: list[Example] = []
+    size = 0
+    for example in examples:
+        if piece and size + len(example.tokens) > pass_tokens:
+            yield piece
+            piece, size = [], 0
+        piece.append(example)
+        size += len(example.tokens)
+    if piece:
+        yield piece
+
+
+@torch.inference_mode()
+def _row_sums(model: Decoder, batch: Batch, adapter: Adapter | None) -> list[float]:
+    """Sum of the target tokens' losses of every row."""
+    segments = Segments.packed(batch.lengths, model.device, prompt_lengths=batch.prompt_lengths)
+    acts = None if adapter is None else adapter.bind(model, segments)
+    hidden = model.hidden(batch.tokens.to(model.device), segments, acts)
+    index = (batch.targets != IGNORED).nonzero().squeeze(1)
+    row_of = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))
+    sums = torch.zeros(len(batch.lengths), dtype=torch.float64)
+    for part in index.split(chunk_rows(model.config.vocab_size)):
+        here = part.to(model.device)
+        chosen = acts
+        if acts is not None and acts.lm_head is not None:
+            chosen = acts._replace(lm_head=acts.lm_head.select(here))
+        losses = token_losses(model.head(hidden[here], chosen), batch.targets[part].to(model.device))
+        sums.index_add_(0, row_of[part], losses.double().cpu())
+    return sums.tolist()
+
+
+def question(example: Example, tokenizer: Tokenizer) -> Question | None:
+    """The question that a row asks, or None for a row without a prompt (plain text) or without a response."""
+    learnt = np.flatnonzero(example.supervised)
+    if not len(learnt):
+        return None
+    end = int(learnt[-1]) + 1
+    unlearnt = np.flatnonzero(~example.supervised[:end])
+    start = int(unlearnt[-1]) + 1 if len(unlearnt) else 0
+    prompt = tuple(example.tokens[:start].tolist())
+    if prompt in ((), (tokenizer.bos_id,)):
+        return None
+    wanted = example.tokens[start:end].tolist()
+    controls = {control.id for control in tokenizer.controls}
+    stops = (wanted[-1],) if wanted[-1] in controls else ()  # a template's end of turn need not be a stop of the model
+    text = tokenizer.decode(id for id in wanted if id not in (*tokenizer.stop_ids, *stops))
+    return Question(EncodedPrompt(prompt, continues=False, stop_ids=stops), text)
+
+
+def evaluate(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    adapter: Adapter | None = None,
+    *,
+    texts: bool = True,
+    strict: bool = False,
+    predictions: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score ``examples`` with the base and, where given, with the adapter.
+
+    Returns ``rows``, ``target_tokens``, ``answers`` (rows that ask a question), ``generation`` (the options) and one
+    entry each under ``base`` and ``adapter``: ``loss`` (nats per target token), ``perplexity`` and, where ``texts`` and
+    there are questions, ``exact_match`` (a share; white space aside unless ``strict``) and ``rouge1``, ``rouge2``,
+    ``rougeL`` (where the extra ``eval`` is installed). ``predictions``: a new jsonl file, one object a question with
+    the exact prompt, what was wanted, and each side's answer. ``progress(what, done, of)`` is called as work goes on.
+    ``options``: fields of GenerationOptions. Refusals: ``no-targets``, ``already-exists``, and those of generation.
+    """
+    chosen = GenerationOptions.of(**options)
+    if predictions is not None:
+        writing.refuse_existing(predictions)
+    sides = {"base": None} if adapter is None else {"base": None, "adapter": adapter}
+    asked = [(row, q) for row, e in enumerate(examples) if texts and (q := question(e, tokenizer)) is not None]
+    report: dict[str, Any] = {"rows": len(examples), "answers": len(asked), "strict": strict}
+    said: dict[str, list[Generation]] = {}
+    losses: dict[str, HeldOut] = {}
+    for side, one in sides.items():
+        losses[side] = held_out(model, examples, one)
+        report["target_tokens"] = losses[side].target_tokens
+        report[side] = {"loss": losses[side].loss, "perplexity": losses[side].perplexity}
+        if asked:
+            told = None if progress is None else _telling(progress, side, len(asked))
+            said[side] = _answers(model, tokenizer, [q for _, q in asked], one, chosen, told)
+            report[side] |= _text_scores([a.text for a in said[side]], [q.wanted for _, q in asked], strict)
+    if asked:
+        report["generation"] = asdict(chosen)
+    if predictions is not None:
+        lines = [
+            _line(tokenizer, examples[row], row, q, {s: (losses[s], said[s][i]) for s in sides}, strict)
+            for i, (row, q) in enumerate(asked)
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        writing.write_text(predictions, text)
+    return report
+
+
+def _telling(progress: Callable[[str, int, int], None], side: str, of: int) -> Callable[[int], None]:
+    return lambda done: progress(side, done, of)
+
+
+def _answers(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    adapter: Adapter | None,
+    options: GenerationOptions,
+    told: Callable[[int], None] | None,
+) -> list[Generation]:
+    requests = [Request(q.prompt, options, adapter, row) for row, q in enumerate(questions)]
+    results: dict[int, Generation] = {}
+    for piece in Engine(model, tokenizer, requests, MAX_ROWS).run():
+        if piece.result is not None:
+            results[piece.row] = piece.result
+            if told is not None:
+                told(len(results))
+    return [results[row] for row in range(len(questions))]
+
+
+def _text_scores(answers: Sequence[str], wanted: Sequence[str], strict: bool) -> dict[str, float]:
+    matches = [exact_match(a, w, strict) for a, w in zip(answers, wanted, strict=True)]
+    scores = {"exact_match": sum(matches) / len(matches)}
+    try:
+        each = rouge(answers, wanted)
+    except Refusal:  # without the extra there is no ROUGE; the rest stands
+        return scores
+    return scores | {name: sum(one[name] for one in each) / len(each) for name in ROUGE}
+
+
+def _line(
+    tokenizer: Tokenizer,
+    example: Example,
+    row: int,
+    asked: Question,
+    sides: dict[str, tuple[HeldOut, Generation]],
+    strict: bool,
+) -> dict[str, Any]:
+    line: dict[str, Any] = {"row": row, "origin": example.origin}
+    line["prompt"] = tokenizer.decode(asked.prompt.tokens, skip_control=False)
+    line["wanted"] = asked.wanted
+    for side, (loss, answer) in sides.items():
+        line[side] = {
+            "answer": answer.text,
+            "exact_match": exact_match(answer.text, asked.wanted, strict),
+            "finish_reason": answer.finish_reason,
+            "loss": loss.by_row[row],
+        }
+    return line
