@@ -11,7 +11,7 @@ SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types pytest mutants nightly clean
+.PHONY: demo test lint types pytest recipes mutants nightly clean
 
 $(VENV)/ready: $(SETTINGS)
 	@test -n "$(PYTHON)" || { echo "Halter needs Python 3.11 or newer: make PYTHON=/path/to/python ..."; exit 2; }
@@ -37,6 +37,10 @@ types: $(VENV)/ready-dev
 
 pytest: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# recipes/ holds what `halter init` writes; a test says when it has grown old.
+recipes: $(VENV)/ready
+	for m in lora qlora full; do $(BIN)/halter init $$m - > recipes/$$m.yaml; done
 
 mutants: $(VENV)/ready-dev
 	$(BIN)/python tests/mutants/run.py

@@ -16,6 +16,7 @@ from halter.errors import HalterError, Refusal
 
 VERBS = {
     "init": "write a recipe with every key explained",
+    "train": "train an adapter, from a recipe or from flags alone",
 }
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
 
@@ -90,6 +91,8 @@ def _verb(name: str, arguments: list[str]) -> int:
     except usage as error:
         fix = f"halter {name} --help lists flags and arguments"
         raise Refusal("usage", error.format_message(), fix=fix) from error
+    if result == INTERRUPTED:  # what typer makes of Ctrl-C while a verb runs
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from halter.recipe.read import load
+from halter.recipe.read import load, with_output
 from halter.recipe.schema import json_schema
 from halter.recipe.sections import ChecksOptions, MethodChoice, ModelOptions, Recipe
 from halter.recipe.write import as_data, commented, dump
 
 __all__ = [
     "ChecksOptions", "MethodChoice", "ModelOptions", "Recipe", "as_data", "commented", "dump", "json_schema", "load",
+    "with_output",
 ]  # fmt: skip

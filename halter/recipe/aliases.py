@@ -65,6 +65,14 @@ def _refuse_true(reason: str) -> Callable[[Any], Any]:
     return _choice({False: NOTHING}, reason)
 
 
+def _share(value: Any) -> Any:
+    if value == 0:
+        return NOTHING
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise ValueError("expected the share of the rows that is held out, between 0 and 1")
+    return value
+
+
 def _table() -> dict[str, Alias]:
     one_name = {
         ("model", "path"): "base_model model_name_or_path model_name pretrained_model_name_or_path",
@@ -80,6 +88,7 @@ def _table() -> dict[str, Alias]:
         ("data", "validation"): "validation_file eval_file eval_dataset val_dataset",
         ("data", "max_length"): "cutoff_len sequence_len max_seq_length max_seq_len model_max_length",
         ("data", "packing"): "sample_packing",
+        ("data", "limit"): "max_samples",
         ("data", "template"): "chat_template",
         ("train", "learning_rate"): "lr",
         ("train", "num_train_epochs"): "num_epochs epochs",
@@ -110,6 +119,15 @@ def _table() -> dict[str, Alias]:
         "gradient_checkpointing": Alias("train", "activation_checkpointing", _OFF_ON),
         "bf16": Alias("train", "precision", _if_true("bf16")),
         "fp16": Alias("train", "precision", _if_true("fp16")),
+        "train_on_inputs": Alias(
+            "data", "train_on", _choice({True: "all", False: "responses"}, "expected true or false")
+        ),
+        "train_on_prompt": Alias(
+            "data", "train_on", _choice({True: "all", False: "responses"}, "expected true or false")
+        ),
+        "mask_prompt": Alias("data", "train_on", _choice({True: "responses", False: "all"}, "expected true or false")),
+        "val_set_size": Alias("data", "validation", _share),
+        "val_size": Alias("data", "validation", _share),
         "resume_from_checkpoint": Alias("train", "seed", _refuse_true("resuming is asked for with --resume")),
     }
     return table
@@ -123,6 +141,10 @@ def _listed(value: Any) -> Any:
     return [] if value in ("none", None) else [value] if isinstance(value, str) else value
 
 
+def _sources(value: Any) -> Any:
+    return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
 TOLERATED: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("train", "max_steps"): lambda v: None if v == -1 and not isinstance(v, bool) else v,
     ("train", "report_to"): _listed,
@@ -131,5 +153,6 @@ TOLERATED: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("train", "lr_scheduler_type"): lambda v: "constant" if v == "constant_with_warmup" else v,
     ("method", "target_modules"): _names,
     ("checks", "allow"): _listed,
+    ("data", "train"): _sources,
 }
 """Ways of writing a value of our own keys that mean the same without any doubt."""

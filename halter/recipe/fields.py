@@ -7,7 +7,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any
 
@@ -73,7 +73,9 @@ def words(hint: Any) -> str:
     if kind in (tuple, list, set, frozenset, Sequence):
         inner = words(arguments[0]).replace("one of ", "any of ") if arguments else "any values"
         return f"a list of {_PLURAL.get(inner, inner)}"
-    if kind in (dict, Mapping) or is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
+        return "{" + ", ".join(keys_of(kind)) + "}"
+    if kind in (dict, Mapping):
         return "a mapping (key: value)"
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null"}
     return plain.get(kind, "a path" if kind is not Any else "any value")
@@ -88,3 +90,21 @@ def found(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a mapping"
     return "a list" if isinstance(value, list | tuple) else str(value)
+
+
+def strangers(hint: Any, value: Any) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
+    """(path, keys known there) of every key inside ``value`` that no dataclass inside its type knows."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for arm in arguments:
+            yield from strangers(arm, value)
+    elif isinstance(value, list) and origin in (tuple, list, Sequence):
+        for index, item in enumerate(value):
+            yield from (((index, *path), known) for path, known in strangers(arguments[0], item))
+    elif isinstance(value, Mapping) and is_dataclass(hint) and isinstance(hint, type):
+        keys = keys_of(hint)
+        for name, inner in value.items():
+            if name not in keys:
+                yield (name,), list(keys)
+            else:
+                yield from (((name, *path), known) for path, known in strangers(keys[name].type, inner))

@@ -62,7 +62,7 @@ class Gathered:
 def gather(document: Document, overrides: Sequence[str]) -> Gathered:
     """Sort everything that was given into sections; the method's name first, because it decides what keys there are."""
     result = Gathered()
-    raw = list(_flat(document, result)) + [item for text in overrides for item in _override(text, result)]
+    raw = list(_flat(document, result.methods)) + [item for text in overrides for item in _override(text, result)]
     placed = [(_place(keys, None), keys, given) for keys, given in raw]
     for place, keys, given in placed:
         if place is not None and (place.section, place.key) == ("method", "name"):
@@ -80,16 +80,13 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
     return result
 
 
-def _flat(document: Document, result: Gathered) -> Iterator[tuple[Path, Given]]:
+def _flat(document: Document, methods: list[dict[str, Given]]) -> Iterator[tuple[Path, Given]]:
     """((section, [index,] key) or (loose key,), value) of every key of a document."""
-    if not isinstance(document.data, Mapping):
-        result.problem(document.source, "a recipe is a mapping of sections: model, method, data, train")
-        return
     for name, value in document.data.items():
         if name not in (*SECTIONS, "method"):
             yield (name,), Given(value, document, (name,), name)
         elif name == "method" and isinstance(value, list):
-            result.methods.extend({} for _ in value[1:])
+            methods.extend({} for _ in value[1:])
             for index, item in enumerate(value):
                 yield from _section(("method", index), item, document)
         else:

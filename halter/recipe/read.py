@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
+from difflib import get_close_matches
+from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from halter.errors import Refusal
 from halter.files import yaml12
-from halter.files.yaml12 import Document
-from halter.recipe.fields import Key, found, keys_of, words
+from halter.files.yaml12 import Document, Path
+from halter.recipe.fields import Key, found, keys_of, strangers, words
 from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
 from halter.recipe.sections import BESIDE_OPTIONS, SECTIONS, MethodChoice, Recipe, method_class
 from halter.recipe.write import as_data, plain
 from halter.training.defaults import METHOD, PRESETS, RIVALS, Default, with_defaults
 
 
-def load(source: str | Path | Mapping[str, Any] | Recipe | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load(source: str | FilePath | Mapping[str, Any] | Recipe | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, a mapping or a Recipe, changed by overrides such as ``train.learning_rate=2e-4``.
 
     Refusal ``recipe`` holds every mistake with file, line and column; ``yaml`` a file that is not YAML.
@@ -28,8 +29,10 @@ def load(source: str | Path | Mapping[str, Any] | Recipe | None = None, override
     if isinstance(source, Recipe):
         source = as_data(source)
     document = _document(source)
+    if not isinstance(document.data, Mapping):
+        raise Refusal("recipe", "a recipe is a mapping of sections: model, method, data, train", where=document.source)
     gathered = gather(document, overrides)
-    presets = [PRESETS.get(method["name"].value, {}) for method in gathered.methods]
+    presets = [PRESETS.get(str(method["name"].value), {}) for method in gathered.methods]
     taken: dict[str, Default] = {}
     sections = {}
     for name, options in SECTIONS.items():
@@ -39,6 +42,8 @@ def load(source: str | Path | Mapping[str, Any] | Recipe | None = None, override
         fallback = {k: d for preset in presets for k, d in preset.get(name, {}).items() if _free(k, given)}
         taken |= {f"{name}.{key}": default for key, default in fallback.items()}
         sections[name] = _build(options, name, given, fallback, gathered)
+    if sections["data"] is not None and sections["data"].train is None:
+        gathered.problem("", f"data.train is needed: {keys_of(SECTIONS['data'])['train'].doc.rstrip('.')}")
     methods = [_method(index, gathered, presets[index], taken) for index in range(len(gathered.methods))]
     output = gathered.sections[""].get("output_dir")
     if output is not None and not isinstance(output.value, str | None):
@@ -56,7 +61,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe | None = None, override
     )
 
 
-def _document(source: str | Path | Mapping[str, Any] | None) -> Document:
+def _document(source: str | FilePath | Mapping[str, Any] | None) -> Document:
     if source is None:
         return Document({}, source=COMMAND_LINE)
     if isinstance(source, Mapping):
@@ -94,6 +99,12 @@ def _build(
 ) -> Any:
     """One section's dataclass, or None with every mistake told to ``gathered``."""
     keys = keys_of(options)
+    for name, value in given.items():
+        for inner, known in strangers(keys[name].type, value.value):
+            close = get_close_matches(str(inner[-1]), known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            full = ".".join(map(str, (section, name, *inner[:-1])))
+            gathered.problem(value.where(inner), f"unknown key {inner[-1]!r} in {full}; {hint}")
     values = {key: default.value for key, default in fallback.items()} | {k: g.value for k, g in given.items()}
     wrong: set[str] = set()
     adapter = TypeAdapter(options)
@@ -129,25 +140,36 @@ def _explain(
     values: Mapping[str, Any],
     gathered: Gathered,
 ) -> set[str]:
-    bad = set()
+    told: dict[str, list[tuple[Path, str]]] = {}
     for item in error.errors(include_url=False):
-        name = str(item["loc"][0]) if item["loc"] else ""
-        key = keys.get(name)
-        if key is None:
-            gathered.problem(COMMAND_LINE, f"{section}: {item['msg']}")
-            continue
-        bad.add(name)
+        name = str(item["loc"][0])
+        inner = _within(values.get(name), item["loc"][1:])
+        told.setdefault(name, []).append((inner, item["msg"]))
+    for name, items in told.items():
+        key, value = keys[name], values.get(name)
+        deepest = max(len(inner) for inner, _ in items)
         if name not in values:
             gathered.problem("", f"{section}.{name} is needed: {key.doc.rstrip('.')}")
-            continue
-        if name not in given:  # a preset's or default's own value: ours to mend
+        elif name not in given:  # a preset's value: ours to mend
             raise error
-        inner = tuple(item["loc"][1:])
-        place = given[name].where(inner)
-        nested = len(inner) > 0 and isinstance(inner[-1], int) or item["type"].startswith(("value_error", "greater"))
-        what = item["msg"] if nested else f"expected {words(key.type)}, found {found(values[name])}"
-        gathered.problem(place, f"{section}.{name}: {what}{_word_for_bool(values[name])}")
-    return bad
+        elif deepest == 0:
+            what = f"expected {words(key.type)}, found {found(value)}{_word_for_bool(value)}"
+            gathered.problem(given[name].where(), f"{section}.{name}: {what}")
+        else:  # of a union's complaints, those that got furthest into the value
+            for inner, message in items:
+                if len(inner) == deepest:
+                    full = ".".join(map(str, (section, name, *inner)))
+                    gathered.problem(given[name].where(inner), f"{full}: {message[0].lower()}{message[1:]}")
+    return set(told)
+
+
+def _within(value: Any, location: Iterable[str | int]) -> Path:
+    """The part of pydantic's location that leads into the value; it also names the arms of unions."""
+    path: Path = ()
+    for step in location:
+        if isinstance(value, Mapping) and step in value or isinstance(value, list) and isinstance(step, int):
+            path, value = (*path, step), value[step]  # type: ignore[index]
+    return path
 
 
 def _word_for_bool(value: Any) -> str:

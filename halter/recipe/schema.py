@@ -17,6 +17,8 @@ def json_schema() -> dict[str, Any]:
     sections: dict[str, Any] = {name: _section(options, name, definitions) for name, options in SECTIONS.items()}
     for name in ("model", "data"):
         sections[name] = {"anyOf": [{"type": "string"}, sections[name]]}
+    for name in ("checks", "train"):  # a section may be there with everything in it commented out
+        sections[name]["type"] = ["object", "null"]
     one = {"anyOf": [{"enum": list(method_names())}, *(_method(name, definitions) for name in method_names())]}
     definitions["method"] = one
     reference = {"$ref": "#/$defs/method"}

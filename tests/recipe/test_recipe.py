@@ -1,0 +1,313 @@
+"""Recipes: every mistake in one refusal with its place, other tools' names, presets, overrides, round trips, schema."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml as yaml11
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halter.errors import Refusal
+from halter.files import yaml12
+from halter.methods.method import find, names
+from halter.recipe import Recipe, as_data, commented, dump, json_schema, load
+from halter.recipe.aliases import ALIASES
+from halter.recipe.fields import keys_of, words
+from halter.recipe.sections import SECTIONS, method_names
+from halter.training.defaults import METHOD, TRAIN
+from halter.training.options import TrainOptions
+
+LEAST = {"model": "DIR", "data": "FILE.jsonl"}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "r.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def mistakes(error: pytest.ExceptionInfo[Refusal]) -> tuple[str, ...]:
+    return error.value.offenders or (error.value.what,)
+
+
+def test_the_least_recipe_gets_the_methods_defaults_with_their_sources() -> None:
+    recipe = load(LEAST)
+    assert recipe.model.path == "DIR" and recipe.data.train == "FILE.jsonl" and recipe.method.name == "lora"
+    assert recipe.train.learning_rate == TRAIN["lora"]["learning_rate"].value
+    assert recipe.defaults["train.learning_rate"].source == TRAIN["lora"]["learning_rate"].source
+    assert recipe.defaults["method.r"] == METHOD["lora"]["r"] and recipe.notes == ()
+
+
+WRONG = """\
+model:
+  pth: x
+method: {name: lora, r: eight, alhpa: 3, dropout: false}
+data:
+  train: f
+  max_length: off
+  learning_rate: 3
+train:
+  lerning_rate: 3
+  adam_beta2: 3
+  lr_scheduler_type: cosin
+  seed: -1
+  deterministic: yes
+frobnicate: 3
+lora_r: 3
+"""
+
+
+def test_all_mistakes_come_in_one_refusal_each_with_line_and_column(tmp_path: Path) -> None:
+    path = write(tmp_path, WRONG)
+    with pytest.raises(Refusal) as error:
+        load(path, ["seed=x", "bogus", "train.micro_token=3"])
+    expected = [
+        (f"{path}:2:3", "'pth' in model; did you mean path"),
+        (f"{path}:3:22", "method.r is given twice"),
+        (f"{path}:3:32", "'alhpa' in method; did you mean alpha"),
+        (f"{path}:3:42", "method.dropout: expected a number, found false"),
+        (f"{path}:6:3", "data.max_length: expected a whole number, found the word 'off'"),
+        (f"{path}:7:3", "'learning_rate' in data; it belongs in train"),
+        (f"{path}:9:3", "'lerning_rate' in train; did you mean learning_rate"),
+        (f"{path}:10:3", "train.adam_beta2: must lie in 0 .. 1"),
+        (f"{path}:11:3", "expected one of constant, linear, cosine, found the word 'cosin'"),
+        (f"{path}:13:3", "yes, no, on and off are words"),
+        (f"{path}:14:1", "unknown key 'frobnicate'"),
+        ("command line", "'bogus' is not key=value"),
+        ("command line, seed=x", "train.seed: expected a whole number, found the word 'x'"),
+        ("command line, train.micro_token=3", "did you mean micro_tokens"),
+        ("", "model.path is needed: Folder of a LLaMA checkpoint"),
+    ]
+    told = mistakes(error)
+    for where, what in expected:
+        if where.endswith(":22"):  # said of the second place, naming the first
+            where = f"{path}:15:1"
+        assert any(t.startswith(where) and what in t for t in told), (where, what, told)
+    assert len(told) == len(expected) and error.value.where == str(path)
+    places = [t.split(": ")[0] for t in told if t.startswith(str(path))]
+    assert places == sorted(places, key=lambda p: [int(n) for n in p.split(":")[-2:]])
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("method: loar\nmodel: a\ndata: b\n", "did you mean lora? There are: "),
+        ("method: {name: 3}\nmodel: a\ndata: b\n", "no method is called 3"),
+        ("- a\n- b\n", "a recipe is a mapping"),
+        ("model: a\ndata: b\nload_in_8bit: true\n", "load_in_8bit: Halter holds bases in 16 bit or in NF4"),
+        ("model: a\ndata: b\nresume_from_checkpoint: x\n", "--resume"),
+        ("model: a\ndata: b\ntrain: {tokens_per_step: 5, per_device_train_batch_size: 5}\n", "keep one"),
+        ("model: a\ndata: b\nname: x\n", "unknown key 'name'"),
+        ("model: a\ndata: b\noutput_dir: 3\n", "output_dir: expected a word or null, found 3"),
+    ],
+)
+def test_one_mistake_is_the_refusal_itself(tmp_path: Path, text: str, what: str) -> None:
+    with pytest.raises(Refusal) as error:
+        load(write(tmp_path, text))
+    assert len(mistakes(error)) == 1 and what in mistakes(error)[0] and error.value.exit_code == 2
+
+
+AXOLOTL = """\
+base_model: org/model
+datasets_are_elsewhere: false
+adapter: lora
+lora_r: 4
+lora_alpha: 8
+lora_dropout: 0.05
+lora_target_modules: [q_proj, v_proj]
+sequence_len: 2048
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+num_epochs: 2
+optimizer: adamw_bnb_8bit
+lr_scheduler: constant_with_warmup
+learning_rate: 2e-4
+bf16: auto
+gradient_checkpointing: true
+warmup_ratio: 0.03
+load_in_4bit: true
+output_dir: out
+"""
+
+
+def test_a_flat_recipe_of_another_tool_is_read_with_a_note_for_each_name(tmp_path: Path) -> None:
+    text = AXOLOTL.replace("datasets_are_elsewhere: false", "dataset: f.jsonl").replace("optimizer:", "optim:")
+    recipe = load(write(tmp_path, text))
+    options = recipe.method.options
+    assert (options.r, options.alpha, options.dropout, options.target_modules) == (4, 8.0, 0.05, ("q_proj", "v_proj"))  # type: ignore[attr-defined]
+    assert (recipe.model.path, recipe.model.quantize, recipe.data.max_length) == ("org/model", "nf4", 2048)
+    assert recipe.train == replace(
+        TrainOptions(), learning_rate=2e-4, lr_scheduler_type="constant", warmup_steps=0.03, num_train_epochs=2,
+        per_device_train_batch_size=2, gradient_accumulation_steps=4, optimizer="adamw_8bit",
+        activation_checkpointing="on",
+    )  # fmt: skip
+    assert recipe.output_dir == "out"
+    assert len(recipe.notes) == text.count("\n") - 1  # output_dir is at home at the top
+    assert any(n.endswith(":4:1: lora_r is read as method.r") for n in recipe.notes)
+
+
+def test_every_alias_leads_to_a_real_key_and_hides_none() -> None:
+    everywhere = {"output_dir", *(k for s in SECTIONS.values() for k in keys_of(s))}
+    methods = {"name", "init_from", *(k for name in names() for k in keys_of(find(name)))}
+    for name, alias in ALIASES.items():
+        keys = (
+            methods if alias.section == "method" else {"output_dir"} if not alias.section else SECTIONS[alias.section]
+        )
+        keys = keys if isinstance(keys, set) else set(keys_of(keys))
+        assert alias.key in keys, (name, alias)
+        assert name not in everywhere | methods, name
+
+
+def test_values_of_other_tools_that_ask_for_nothing_are_dropped() -> None:
+    quiet = {"bf16": False, "fp16": False, "bnb_4bit_use_double_quant": True, "load_in_8bit": False}
+    assert load({**LEAST, **quiet}) == load(LEAST)
+    assert load({**LEAST, "train": {"max_steps": -1, "report_to": "none"}}) == load(LEAST)
+    assert load({**LEAST, "train_on_inputs": False, "val_set_size": 0}) == load(LEAST)
+    assert load({**LEAST, "val_set_size": 0.1}).data.validation == 0.1
+    for bad in (
+        {"val_set_size": 2000},
+        {"bnb_4bit_quant_type": "fp4"},
+        {"bnb_4bit_use_double_quant": False},
+        {"optim": "sgd"},
+    ):
+        with pytest.raises(Refusal):
+            load({**LEAST, **bad})
+
+
+def test_qlora_is_a_preset_and_each_part_of_it_can_be_overridden() -> None:
+    recipe = load({**LEAST, "method": "qlora"})
+    options = recipe.method.options
+    assert recipe.method.name == "lora" and recipe.model.quantize == "nf4"
+    assert (options.r, options.alpha, options.target_modules) == (64, 16.0, "all-linear")  # type: ignore[attr-defined]
+    assert (recipe.train.optimizer, recipe.train.learning_rate) == ("paged_adamw_32bit", 2e-4)
+    assert (recipe.train.lr_scheduler_type, recipe.train.max_grad_norm) == ("constant", 0.3)
+    assert "qlora.py" in recipe.defaults["train.optimizer"].source
+    other = load(
+        {**LEAST, "method": {"name": "qlora", "r": 8}}, ["optimizer=adamw", "model.quantize=null", "max_steps=7"]
+    )
+    assert (other.method.options.r, other.method.options.alpha) == (8, 16.0)  # type: ignore[attr-defined]
+    assert other.train.optimizer == "adamw" and other.model.quantize is None
+    assert other.train.num_train_epochs is None and "train.optimizer" not in other.defaults
+    nulls = load({**LEAST, "method": "qlora", "train": {"learning_rate": None, "per_device_train_batch_size": 2}})
+    assert nulls.train.learning_rate == 2e-4 and nulls.train.tokens_per_step is None
+
+
+def test_overrides_win_and_are_read_as_yaml() -> None:
+    recipe = load(
+        {**LEAST, "method": {"name": "lora", "r": 4}},
+        ["method.r=8", "train.learning-rate=1e-3", "--seed=5", "target_modules=[q_proj]", "rank_pattern.q_proj=2",
+         "sample_prompts=['a: b']", "model=other", "output_dir=\"3\"", "validation=C:\\x y"],
+    )  # fmt: skip
+    options = recipe.method.options
+    assert (options.r, options.target_modules, options.rank_pattern) == (8, ("q_proj",), {"q_proj": 2})  # type: ignore[attr-defined]
+    assert (recipe.train.learning_rate, recipe.train.seed, recipe.train.sample_prompts) == (1e-3, 5, ("a: b",))
+    assert (recipe.model.path, recipe.output_dir, recipe.data.validation) == ("other", "3", "C:\\x y")
+
+
+def test_sources_of_data_are_checked_to_the_bottom(tmp_path: Path) -> None:
+    recipe = load({**LEAST, "data": ["a.jsonl", {"path": "b.jsonl", "weight": 2}]})
+    assert [(s.path, s.weight) for s in recipe.data.sources] == [("a.jsonl", 1.0), ("b.jsonl", 2.0)]
+    assert load(yaml12.parse(dump(recipe)).data) == recipe
+    text = "model: a\ndata:\n  train:\n    - a.jsonl\n    - path: b\n      wieght: 2\n      limit: x\n"
+    with pytest.raises(Refusal) as error:
+        load(write(tmp_path, text))
+    unknown, wrong = mistakes(error)
+    assert ":6:7: unknown key 'wieght' in data.train.1; did you mean weight?" in unknown
+    assert ":7:7: data.train.1.limit: input should be a valid integer" in wrong
+    with pytest.raises(Refusal, match="data.train is needed"):
+        load({"model": "a"})
+
+
+def test_several_methods_are_a_list() -> None:
+    both = {**LEAST, "method": ["lora", {"name": "full", "target_modules": ["norm"]}]}
+    recipe = load(both, ["method.0.r=3", "method.1.target_modules=[input_layernorm]"])
+    assert [m.name for m in recipe.methods] == ["lora", "full"]
+    assert recipe.methods[0].options.r == 3  # type: ignore[attr-defined]
+    assert recipe.methods[1].options.target_modules == ("input_layernorm",)  # type: ignore[attr-defined]
+    assert load(as_data(recipe)) == recipe and load(yaml12.parse(dump(recipe)).data) == recipe
+    with pytest.raises(Refusal, match="has 2 method"):
+        load(both, ["method.2.r=3"])
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_commented_recipe_says_what_would_happen_anyway(name: str) -> None:
+    text = commented(name, model="DIR", data="FILE.jsonl")
+    document = yaml12.parse(text)
+    assert load(document.data) == load({**LEAST, "method": name})
+    assert yaml11.safe_load(text) == document.data
+    for section in (*SECTIONS.values(), find(load({**LEAST, "method": name}).method.name)):
+        for key in keys_of(section).values():
+            assert f" {key.name}:" in text and key.doc and key.doc.split(". ")[0][:40] in text, key
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_recipes_folder_is_what_init_writes(name: str) -> None:
+    path = Path(__file__).resolve().parents[2] / "recipes" / f"{name}.yaml"
+    assert path.read_text("utf-8") == commented(name), "a default or a docstring changed: make recipes"
+
+
+SCALARS = {
+    "r": st.integers(1, 512), "alpha": st.floats(0.1, 1e4), "rslora": st.booleans(),
+    "target_modules": st.lists(st.sampled_from(["q_proj", "v_proj", "lm_head"]), min_size=1, max_size=3),
+    "rank_pattern": st.dictionaries(st.sampled_from(["q_proj", "3.self_attn"]), st.integers(1, 9), max_size=2),
+}  # fmt: skip
+TRAINING = {
+    "learning_rate": st.floats(0, 1), "max_steps": st.none() | st.integers(1, 10**9), "seed": st.integers(0, 2**63),
+    "lr_scheduler_type": st.sampled_from(["constant", "linear", "cosine"]), "eval_steps": st.floats(0.001, 0.999),
+    "sample_prompts": st.lists(st.text(max_size=30), max_size=3), "deterministic": st.booleans(),
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.fixed_dictionaries({}, optional=SCALARS), st.fixed_dictionaries({}, optional=TRAINING), st.text(min_size=1))
+def test_resolved_recipes_read_back_equal(method: dict[str, object], train: dict[str, object], path: str) -> None:
+    recipe = load({"model": path, "data": "f", "method": {"name": "lora", **method}, "train": train})
+    text = dump(recipe)
+    assert load(yaml12.parse(text).data) == recipe == load(as_data(recipe)) == load(recipe)
+    assert yaml11.safe_load(text) == as_data(recipe)
+
+
+KEYS = "model method train data path name r lora_r learning_rate bf16 x adapter output_dir checks allow optim max_steps"
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS.split()), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(ANYTHING)
+def test_whatever_is_given_is_read_or_refused(data: object) -> None:
+    try:
+        recipe = load(data if isinstance(data, dict) else {"model": data})
+    except Refusal:
+        return
+    assert isinstance(recipe, Recipe) and load(as_data(recipe)) == recipe
+
+
+def test_schema_accepts_what_is_read_and_sees_mistakes() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    check = jsonschema.Draft202012Validator(schema)
+    for name in method_names():
+        recipe = load({**LEAST, "method": name})
+        assert not list(check.iter_errors(json.loads(json.dumps(as_data(recipe)))))
+        assert not list(check.iter_errors(yaml12.parse(commented(name)).data))
+    assert not list(check.iter_errors({**LEAST, "method": ["lora", {"name": "full"}]}))
+    wrong = [{"x": 1}, {"train": {"seed": "x"}}, {"method": "loar"}, {"method": {"name": "full", "r": 8}}]
+    for bad in ({"model": "a"}, {**LEAST, "train": {"lr_scheduler_type": "cosin"}}, *(LEAST | w for w in wrong)):
+        assert list(check.iter_errors(bad)), bad
+    described = schema["properties"]["train"]["properties"]
+    assert all(described[f.name]["description"] for f in fields(TrainOptions))
+
+
+def test_types_in_words() -> None:
+    told = {key.name: words(key.type) for key in keys_of(TrainOptions).values()}
+    assert told["learning_rate"] == "a number or null" and told["deterministic"] == "true or false"
+    assert told["report_to"] == "a list of any of tensorboard, wandb" and told["objective"] == "sft"
+    assert told["sample_prompts"] == "a list of words" and told["max_steps"] == "a whole number or null"
