@@ -46,7 +46,7 @@ def load(
 
     ``dtype``: "auto" (the checkpoint's; see pretrained.device), "float32", "bfloat16", "float16" or a torch dtype.
     ``quantize="nf4"`` stores the linear layers' weights in 4 bits, quantised while they are read, ``double_quant``
-    their scales in 8; embeddings, norms and head stay in ``dtype``. ``device``: default cuda, mps or cpu, whichever there is.
+    their scales in 8; embeddings, norms and head stay in ``dtype``. ``device``: by default cuda, mps or cpu.
 
     Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
     files.checkpoint.open_checkpoint and files.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
