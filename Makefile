@@ -8,8 +8,8 @@ WORKERS ?= 2
 SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 
 # One thread per worker: two workers with two threads each on two cores wait for each other.
-export OMP_NUM_THREADS ?= 1
-export TOKENIZERS_PARALLELISM ?= false
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
+	$(PYTEST)
 
 .PHONY: demo test lint types pytest recipes mutants nightly clean
 
@@ -24,7 +24,7 @@ $(VENV)/ready-dev: $(SETTINGS)
 	@touch $(VENV)/ready $@
 
 demo: $(VENV)/ready
-	@unset OMP_NUM_THREADS; $(BIN)/halter demo
+	@$(BIN)/halter demo
 
 # The order is from quick to slow, and pytest's closing line comes last.
 test: lint types pytest
@@ -36,7 +36,7 @@ types: $(VENV)/ready-dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 # recipes/ holds what `halter init` writes; a test says when it has grown old.
 recipes: $(VENV)/ready
@@ -46,7 +46,7 @@ mutants: $(VENV)/ready-dev
 	$(BIN)/python tests/mutants/run.py
 
 nightly: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "nightly or not nightly"
+	$(PYTEST) -m "nightly or not nightly"
 	$(BIN)/python tests/mutants/run.py
 
 clean:
