@@ -13,7 +13,7 @@ _HOME = {
     "adapt": "halter.methods.adapter",
     "generate": "halter.generation.engine",
     "load": "halter.pretrained.load",
-    "load_adapter": "halter.methods.adapter",
+    "load_adapter": "halter.methods.storage",
     "merge": "halter.export.merge",
     "train": "halter.run",
 }

@@ -1,0 +1,67 @@
+"""Where rows come from and how they become tokens, declared once: the recipe's `data` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from halter.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of several sources that are mixed."""
+
+    path: str
+    """A file (jsonl, json, csv, parquet, txt), a folder of such files, or a hub id; name#500 takes 500 rows."""
+    weight: float = 1.0
+    """How often its rows come, relative to the other sources': 2 has every row twice an epoch, 0.5 every second one."""
+    limit: int | None = None
+    """Rows taken at most, chosen by the seed."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Rows for training and for the held-out loss."""
+
+    train: str | tuple[Source, ...] | None = None
+    """A file (jsonl, json, csv, parquet, txt), a folder of such files, a hub id, or a list of {path, weight, limit};
+    name#500 takes 500 rows."""
+    validation: str | float | None = None
+    """A source like train, or a share below 1 that is taken out of train; rows in both stay here."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of your columns for the ones Halter knows, such as {prompt: question, completion: answer}."""
+    row_template: str | None = None
+    """How a row's columns make its prompt, such as "Q: {question} A:"; the completion comes from columns.completion."""
+    max_length: int = 2048
+    """Most tokens in a row."""
+    packing: bool = True
+    """Fill every pass up to micro_tokens with rows that do not see one another; off: one pass holds no more tokens than
+    the longest row."""
+    template: str | None = None
+    """Chat template: llama-2, llama-3, alpaca, vicuna, or a Jinja file. Not given: the checkpoint's own."""
+    template_date: str | None = None
+    """The date (YYYY-MM-DD) that a template which asks for one is given, so that training and use agree."""
+    on_long: Literal["drop", "cut", "split", "stop"] = "drop"
+    """Rows above max_length: drop them, cut their end off, split plain text into several rows, or stop."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """Rows that cannot be read or have nothing to learn: stop before the model is loaded, or skip and count them."""
+    train_on: Literal["responses", "last_response", "all"] = "responses"
+    """What is learnt: every response of the assistant with its end, the last one only, or every token."""
+    limit: int | None = None
+    """Rows taken at most, chosen by the seed."""
+
+    def __post_init__(self) -> None:
+        bad = []
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            bad.append(f"validation: a share lies between 0 and 1, not {self.validation}")
+        bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if (getattr(self, name) or 1) < 1]
+        if bad:
+            raise Refusal("data-options", "data options that make no sense", offenders=bad)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What `train` means."""
+        if self.train is None:
+            raise Refusal("no-data", "no training data is given", fix="give data.train, or --data FILE")
+        return (Source(self.train),) if isinstance(self.train, str) else self.train

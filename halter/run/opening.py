@@ -1,0 +1,160 @@
+"""From what a person names (a run, an adapter, a model) to a model that can be asked: base, adapter, template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from halter import recipe as recipes
+from halter.errors import Refusal
+from halter.files.chat import BUILTIN, ChatTemplate
+from halter.files.reading import read_json, read_text
+from halter.files.runs import RunFolder
+from halter.files.tokenizer import Tokenizer
+from halter.methods import storage
+from halter.methods.adapter import Adapter
+from halter.model.decoder import Decoder
+from halter.pretrained.load import Say, load
+from halter.recipe import Recipe
+
+RAW = "raw"
+"""As a template's name: no template, text is used as it stands."""
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a subject is opened; the flags of generate, chat and evaluate."""
+
+    model: str | None = None
+    """Base model (folder or hub id), where the run or adapter does not say, or another is wanted."""
+    adapter: str | None = None
+    """Adapter folder or run folder to put on the model."""
+    template: str | None = None
+    """Chat template: llama-2, llama-3, alpaca, vicuna, a Jinja file, or raw for none. Not given: the one that the
+    adapter was trained with, else the checkpoint's own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What weights are held and computed in; auto: the checkpoint's own."""
+    quantize: Literal["nf4", "none"] | None = None
+    """nf4 holds the base in 4 bits, none does not. Not given: as in training."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be asked, before anything large is read."""
+
+    base: str
+    """Folder or hub id of the base model."""
+    revision: str | None = None
+    adapter: Path | None = None
+    """Folder of the adapter; None: the base alone."""
+    run: Path | None = None
+    """Run folder, where one was named."""
+    recipe: Recipe | None = None
+    """What the run or the adapter was trained by, where that is known."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The adapter's halter.json."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base with its tokenizer, an adapter or none, and the template in which they are spoken to (None: plain text)."""
+
+    subject: Subject
+    model: Decoder
+    tokenizer: Tokenizer
+    adapter: Adapter | None
+    template: ChatTemplate | None
+    template_date: str | None
+
+
+def find(named: str | Path | None = None, *, model: str | None = None, adapter: str | Path | None = None) -> Subject:
+    """What ``named`` is: a run folder, an adapter folder, or a model (folder or hub id).
+
+    ``adapter`` names an adapter or a run beside a model; ``model`` overrides the base that a run or an adapter names.
+    Refusals: ``nothing-named``, ``run-unfinished``, ``not-an-adapter``, ``base-unknown``, ``two-adapters``.
+    """
+    if named is not None and adapter is not None and _is_tuned(Path(named)):
+        raise Refusal("two-adapters", f"{named} has an adapter, and {adapter} is another", fix="name one of them")
+    tuned = adapter if adapter is not None else named if named is not None and _is_tuned(Path(named)) else None
+    if tuned is None:
+        base = model or named
+        if base is None:
+            raise Refusal(
+                "nothing-named", "nothing to ask is named", fix="give a run folder, an adapter folder, or --model"
+            )
+        return Subject(str(base))
+    other = str(named) if named is not None and tuned is not named else None
+    return _tuned(Path(tuned), model or other)
+
+
+def _is_tuned(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("recipe.yaml", storage.CONFIG))
+
+
+def _tuned(folder: Path, base: str | None) -> Subject:
+    """The subject of a run folder or an adapter folder; ``base`` where the user named one."""
+    run = RunFolder(folder) if (folder / "recipe.yaml").is_file() else None
+    if run is not None and not run.finished:
+        raise Refusal(
+            "run-unfinished",
+            "this run has no result yet",
+            where=str(folder),
+            fix=f"finish it: halter train {run.recipe} --resume",
+        )
+    place = folder if run is None else run.adapter
+    if not (place / storage.CONFIG).is_file():
+        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(place), offenders=[storage.CONFIG])
+    facts = read_json(place / storage.FACTS) if (place / storage.FACTS).is_file() else {}
+    kept = facts.get("recipe")
+    recipe = recipes.load(run.recipe) if run is not None else recipes.load(kept) if kept else None
+    known = storage.base_config(place)
+    if base is not None:
+        return Subject(base, None, place, run and run.path, recipe, facts)
+    name = recipe.model.path if recipe is not None else known.get("name")
+    if not name:
+        raise Refusal("base-unknown", "the adapter does not say what its base is", where=str(place), fix="give --model")
+    # A relative path was meant from where training was started.
+    absolute = known.get("folder")
+    moved = not Path(name).expanduser().is_dir() and absolute is not None and Path(absolute).is_dir()
+    revision = None if moved else known.get("revision")
+    return Subject(str(absolute) if moved else str(name), revision, place, run and run.path, recipe, facts)
+
+
+def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None) -> Opened:
+    """Load base and adapter as ``options`` say, the base held as it was in training where they say nothing.
+
+    A tokenizer that is not the adapter's is said. Refusals as of load, load_adapter and find.
+    """
+    options = options or OpenOptions()
+    held = options.quantize or subject.facts.get("quantize") or (subject.recipe and subject.recipe.model.quantize)
+    storing: Literal["nf4"] | None = "nf4" if held == "nf4" else None
+    model, tokenizer = load(subject.base, options.dtype, storing, options.device, subject.revision, say=say)
+    adapter = None if subject.adapter is None else storage.load_adapter(subject.adapter, model)
+    trained_on = (subject.facts.get("tokenizer") or {}).get("digest")
+    if trained_on not in (None, tokenizer.digest):
+        say("The tokenizer of this base is not the one that the adapter was trained with; answers may be nonsense.")
+    chosen = choose_template(subject, tokenizer, options.template)
+    return Opened(subject, model, tokenizer, adapter, chosen, subject.facts.get("template_date"))
+
+
+def choose_template(subject: Subject, tokenizer: Tokenizer, asked: str | None = None) -> ChatTemplate | None:
+    """The template asked for, else the adapter's, else the checkpoint's; None: text is used as it stands."""
+    if asked == RAW:
+        return None
+    if asked is not None:
+        return ChatTemplate.from_source(read_text(asked), asked) if Path(asked).is_file() else ChatTemplate.builtin(asked)
+    if "template" not in subject.facts:
+        return tokenizer.chat_template
+    trained = cast("dict[str, str] | None", subject.facts["template"])
+    if trained is None:
+        return None
+    own = tokenizer.chat_template
+    if own is not None and own.digest == trained["digest"]:
+        return own
+    if trained["name"] in BUILTIN and ChatTemplate.builtin(trained["name"]).digest == trained["digest"]:
+        return ChatTemplate.builtin(trained["name"])
+    return ChatTemplate.from_source(subject.facts["template_source"], trained["name"])

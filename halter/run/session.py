@@ -1,0 +1,222 @@
+"""From a recipe to a finished run: the order in which things happen, and nothing of what each of them does."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halter import recipe as recipes
+from halter.errors import HalterError, Refusal
+from halter.files.runs import RunFolder
+from halter.files.writing import write_text
+from halter.methods.adapter import Adapter, adapt
+from halter.methods.storage import load_adapter, restore, state_of
+from halter.model.decoder import Decoder
+from halter.pretrained.load import load_model
+from halter.recipe import Recipe
+from halter.run.prepare import Job, Say, describe, prepare
+from halter.run.watch import Watch
+from halter.training import memory, optimizers, schedule
+from halter.training.loop import Events, Feed, epoch_ends, train_loop
+from halter.training.progress import Display
+from halter.training.trackers import open_trackers
+from halter.training.trainee import Trainee
+
+
+def _stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def train(
+    source: str | Path | Mapping[str, Any] | Recipe | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    say: Say = _stderr,
+) -> Path | None:
+    """Train what the recipe says; returns the run folder, whose ``adapter/`` is the result (None on a dry run).
+
+    ``source`` is a YAML file, a mapping or a Recipe. Refusals come before the base is loaded; a failure in training
+    leaves its traceback in the run folder's log and raises HalterError.
+    """
+    recipe = recipes.load(source, overrides)
+    for note in recipe.notes:
+        say(f"note: {note}")
+    run = _open_run(recipe, resume)
+    job = prepare(recipe)
+    say(f"run folder: {run.path}")
+    describe(job, say)
+    if dry_run:
+        say(recipes.dump(recipe))
+        return None
+    if not run.recipe.is_file():
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_text(run.recipe, recipes.dump(recipes.with_output(recipe, str(run.path))))
+    try:
+        _train(job, run, resume, say)
+    except (HalterError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        log = run.path / "error.log"
+        write_text(log, traceback.format_exc(), replace=True)
+        error.add_note(f"The traceback is in {log}.")
+        raise
+    return run.path
+
+
+def _open_run(recipe: Recipe, resume: bool) -> RunFolder:
+    """The recipe's run folder, or the next one in runs/; refused where it holds something else."""
+    if recipe.output_dir is None:
+        return RunFolder.next("runs", "-".join(choice.name for choice in recipe.methods))
+    run = RunFolder(recipe.output_dir)
+    run.refuse_unless_usable(resume)
+    if run.recipe.is_file():
+        old = recipes.as_data(recipes.load(run.recipe))
+        new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
+        changed = [key for key in _changes(old, new) if not key.startswith(MAY_CHANGE)]
+        if changed and run.checkpoints():
+            raise Refusal(
+                "run-differs",
+                "this folder holds a run of another recipe",
+                where=str(run.path),
+                offenders=changed,
+                expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
+                fix="give another --output, or the recipe.yaml of that folder",
+            )
+    elif run.path.is_dir() and any(run.path.iterdir()):
+        raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
+    return run
+
+
+MAY_CHANGE = (
+    "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.report_to", "train.save_steps",
+    "train.save_total_limit", "train.eval_steps", "train.sample_prompts", "train.early_stopping_patience",
+    "train.micro_tokens", "train.activation_checkpointing", "output_dir", "model.device", "checks",
+)  # fmt: skip
+
+
+def _changes(old: Any, new: Any, lead: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{lead}.{key}" if lead else key)]
+    return [] if old == new else [lead]
+
+
+def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
+    recipe, options = job.recipe, job.recipe.train
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True)
+    model = _load_base(job, say)
+    adapter = _adapter(job, model)
+    say(f"trainable: {adapter.num_trainable:,} ({adapter.num_trainable / job.config.num_parameters:.4%} of the base)")
+    trainee = _trainee(job, adapter, say)
+    feed = Feed(job.data.train, job.plan, job.steps)
+    if resume:
+        _continue(run, trainee, say)
+    checkpointing = options.activation_checkpointing == "on" or (
+        options.activation_checkpointing == "auto"
+        and memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
+    )
+    attempt = run.attempt()
+    trackers = open_trackers(options.report_to, run.path, recipes.as_data(recipe))
+    with Display(job.steps, trainee.step, options.logging_steps) as display:
+
+        def log(record: dict[str, Any]) -> None:
+            record = {**record, "attempt": attempt}
+            run.log(record)
+            for track in trackers:
+                track(record)
+            if "loss" in record:
+                display.step(record)
+
+        watch = Watch(job, model, adapter, log, display.say)
+        events = Events(
+            log=log,
+            evaluate=watch.evaluate if job.data.validation or options.sample_prompts else None,
+            save=lambda step: _save(run, step, trainee, options.save_total_limit),
+            evaluate_at=_every(options.eval_steps, job),
+            save_at=_every(options.save_steps, job),
+            stop=watch.stop,
+        )
+        if trainee.step == 0 and events.evaluate is not None:
+            events.evaluate(0)
+        train_loop(model, [trainee], [feed], events, checkpointing)
+    watch.keep_best()
+    adapter.save(run.adapter)
+    say(f"saved: {run.adapter}")
+
+
+def _load_base(job: Job, say: Say) -> Decoder:
+    options = job.recipe.model
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(job.recipe.train.precision, options.dtype)
+    return load_model(job.folder, dtype, options.quantize, options.device, say=say)
+
+
+def _adapter(job: Job, model: Decoder) -> Adapter:
+    adapter = adapt(model, [choice.options for choice in job.recipe.methods], seed=job.recipe.train.seed)
+    for part, choice in enumerate(job.recipe.methods):
+        if choice.init_from is not None:
+            earlier = load_adapter(choice.init_from, model)
+            lead = f"part{part}." if len(adapter.methods) > 1 else ""
+            tensors = state_of(adapter) | {lead + name: tensor for name, tensor in state_of(earlier).items()}
+            restore(adapter, tensors, choice.init_from)
+    options = job.recipe.model
+    adapter.facts = {
+        "base": {"name": options.path, "folder": str(job.folder.resolve()), "revision": options.revision},
+        "quantize": options.quantize,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokenizer": {"digest": job.tokenizer.digest},
+        "template": None if job.template is None else {"name": job.template.name, "digest": job.template.digest},
+        "template_source": None if job.template is None else job.template.source,
+        "template_date": job.recipe.data.template_date,
+        "recipe": recipes.as_data(job.recipe),
+    }
+    return adapter
+
+
+def _trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
+    options = job.recipe.train
+    rate = float(options.learning_rate or 0.0)
+    optimizer = optimizers.make(
+        options.optimizer,
+        adapter.groups(rate, options.weight_decay),
+        rate,
+        (options.adam_beta1, options.adam_beta2),
+        options.adam_epsilon,
+        say,
+    )
+    warmup = schedule.warmup_steps(options.warmup_steps or 0.0, job.steps)
+    device = next(adapter.parameters()).device.type
+    scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
+    share = schedule.make(options.lr_scheduler_type, job.steps, warmup)
+    return Trainee(adapter, optimizer, share, scaler, options.max_grad_norm, options.seed)
+
+
+def _every(asked: float | None, job: Job) -> Callable[[int], bool]:
+    """After which steps something is due: every ``asked`` (a share below 1), or after every epoch; always the last."""
+    if asked is None:
+        return epoch_ends(job.plan, job.steps).__contains__
+    stride = max(1, round(asked * job.steps)) if asked < 1 else int(asked)
+    return lambda step: step % stride == 0 or step == job.steps
+
+
+def _save(run: RunFolder, step: int, trainee: Trainee, keep: int | None) -> None:
+    tensors, values = trainee.state()
+    run.save_checkpoint(step, {"adapter-0": state_of(trainee.adapter), "optimizer-0": tensors}, values, keep)
+
+
+def _continue(run: RunFolder, trainee: Trainee, say: Say) -> None:
+    found = run.checkpoints()
+    if not found:
+        say("resume: no complete checkpoint, starting at step 0")
+        return
+    saved = run.load_checkpoint(found[-1][1])
+    restore(trainee.adapter, saved.tensors["adapter-0"], str(found[-1][1]))
+    trainee.restore(saved.tensors["optimizer-0"], saved.state)
+    say(f"resume: from {found[-1][1]}")
