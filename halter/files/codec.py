@@ -8,17 +8,22 @@ template wrote are told apart before any id exists.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+from halter.errors import Refusal
+
+MAX_IDS = 1 << 24  # more than any vocabulary; a larger number in a file is damage or malice
 
 
 @dataclass(frozen=True)
 class Control:
     """A string that is one id by decree. ``special`` ones are left out of decoded text.
 
-    The four flags are those of tokenizer.json: take the white space to the left or right along, match whole words
-    only, and match after normalisation instead of before.
+    The three flags are those of tokenizer.json: take the white space to the left or right along, match whole words
+    only. Its fourth, ``normalized``, is not heeded: control tokens are found in the text as it was written.
     """
 
     text: str
@@ -27,7 +32,6 @@ class Control:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
-    normalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,21 @@ class Codec(Protocol):
     def canonical(self) -> bytes:
         """Bytes that are equal for two files exactly where they encode and decode alike."""
         ...
+
+
+def check_ids(ids: Mapping[str, int], where: str | Path) -> None:
+    """Refusal ``tokenizer-unreadable`` for ids that are no small whole numbers, before anything is sized by them."""
+    wrong = [
+        f"{t!r}: {i!r}" for t, i in ids.items() if not isinstance(t, str) or type(i) is not int or not 0 <= i < MAX_IDS
+    ]
+    if wrong:
+        raise Refusal(
+            "tokenizer-unreadable",
+            "gives tokens ids that cannot be",
+            where=str(where),
+            offenders=wrong,
+            expected=f"whole numbers from 0 to {MAX_IDS - 1}",
+        )
 
 
 class ControlFinder:

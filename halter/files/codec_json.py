@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from halter.errors import Refusal
-from halter.files.codec import Control
+from halter.files.codec import Control, check_ids
 from halter.files.reading import read_json
 
 SPACE = "▁"  # U+2581, SentencePiece's sign for a space
@@ -33,6 +33,7 @@ class JsonCodec:
             Control(**{k: a[k] for k in _ADDED if k in a}, text=a["content"]) for a in spec.get("added_tokens") or ()
         ]
         ids.update((a.text, a.id) for a in added)
+        check_ids(ids, self._path)
         self._ids: dict[str, int] = ids
         self.size = max(ids.values(), default=-1) + 1
         self._tokens = [""] * self.size
@@ -50,6 +51,8 @@ class JsonCodec:
         self.stop_ids: tuple[int, ...] = ()
         unknown = model.get("unk_token", model.get("unk_id"))
         self.unk_id = ids.get(unknown) if isinstance(unknown, str) else unknown
+        if unknown is not None and self.unk_id is None:
+            raise Refusal("tokenizer-unreadable", f"lacks its own unknown token {unknown!r}", where=str(self._path))
         self._prefixed = self._library(bare=False)
         self._bare = self._prefixed if self._scheme == "never" else self._library(bare=True)
 
@@ -63,7 +66,7 @@ class JsonCodec:
             raise self._unsupported(f"the decoder {decoder.get('type') if isinstance(decoder, dict) else decoder}")
 
     def _library(self, bare: bool) -> tokenizers.Tokenizer:
-        spec = {k: v for k, v in self._spec.items() if k in ("version", "normalizer", "pre_tokenizer", "model")}
+        spec = {k: self._spec.get(k) for k in ("version", "normalizer", "pre_tokenizer", "model")}
         spec |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
         control = {c.text for c in self.controls}
         spec["added_tokens"] = [a for a in self._spec.get("added_tokens") or () if a["content"] not in control]
@@ -85,7 +88,7 @@ class JsonCodec:
     def prefix_after(self, control: Control | None) -> bool:
         if control is None:
             return self._scheme != "never"
-        return self._scheme == "each" or (self._scheme == "each-raw" and not control.normalized)
+        return self._scheme == "each"
 
     def pieces(self) -> list[bytes]:
         if self.byte_level:
@@ -114,7 +117,7 @@ class JsonCodec:
         return json.dumps(parts | {"model": model}, sort_keys=True, separators=(",", ":")).encode()
 
 
-_ADDED = ("id", "special", "lstrip", "rstrip", "single_word", "normalized")
+_ADDED = ("id", "special", "lstrip", "rstrip", "single_word")
 
 
 def _find(component: Any, kind: str) -> dict[str, Any] | None:
@@ -137,9 +140,9 @@ def _parts(component: dict[str, Any]) -> list[Any]:
 
 
 def _prefix_scheme(spec: dict[str, Any]) -> str:
-    """When a space is put before a run: never, first (of the text), each, each-raw (not after a normalised token)."""
+    """Before which runs a space is put: never, first (of the text), each."""
     if _find(spec.get("normalizer"), "Prepend") is not None:
-        return "each-raw"
+        return "each"
     if (metaspace := _find(spec.get("pre_tokenizer"), "Metaspace")) is not None:
         scheme = metaspace.get("prepend_scheme") or ("always" if metaspace.get("add_prefix_space", True) else "never")
         return {"always": "each", "first": "first"}.get(scheme, "never")

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halter.errors import HalterError
+from halter.errors import HalterError, Refusal
 from halter.files import tokenizer_settings as settings_of
 from halter.files.chat import ChatTemplate
 from halter.files.codec import Codec, Control, ControlFinder, Match
@@ -75,6 +75,18 @@ class Tokenizer:
         Refusal ``tokenizer-missing``, ``tokenizer-unreadable``, ``tokenizer-unsupported``, ``extra-missing``.
         """
         folder = Path(folder)
+        try:
+            return cls._read(folder, config)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise Refusal(  # files of strangers: whatever shape their JSON has, it is their fault and said so
+                "tokenizer-unreadable",
+                f"its tokenizer files are not as they should be: {type(error).__name__}: {error}",
+                where=str(folder),
+                fix="copy the tokenizer files of the base model again",
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path, config: Mapping[str, Any] | None) -> Tokenizer:
         settings = settings_of.read_settings(folder, config)
         files = [folder / name for name in settings_of.FILES if (folder / name).is_file()]
         codec: Codec

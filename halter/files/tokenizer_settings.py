@@ -68,7 +68,7 @@ def read_settings(folder: Path, config: Mapping[str, Any] | None) -> Settings:
     )
 
 
-_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+_FLAGS = ("special", "lstrip", "rstrip", "single_word")
 
 
 def _text(token: Any) -> str | None:
