@@ -42,7 +42,7 @@ class Checkpoint(Protocol):
 
     def names(self) -> dict[str, TensorSpec]: ...
 
-    def read(self, name: str) -> Tensor: ...
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor: ...
 
     def stream(self) -> Iterator[tuple[str, Tensor]]: ...
 
@@ -72,9 +72,9 @@ class HFCheckpoint:
         """{name: shape and dtype} in the order of the files; parts of NF4 weights under their own names."""
         return {name: spec for file in self._open for name, spec in file.specs.items() if name in self._where}
 
-    def read(self, name: str) -> Tensor:
-        """One tensor in fresh aligned memory. KeyError for a name that is not there."""
-        return self._where[name].read(name)
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor in fresh aligned memory, cast on the way if asked. KeyError for a name that is not there."""
+        return self._where[name].read(name, dtype)
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) in the order of the files, one in memory at a time."""

@@ -62,15 +62,19 @@ class MetaCheckpoint:
         """{canonical name: shape and dtype}; a name that Meta's table does not have stands as it is in the file."""
         return dict(self._specs)
 
-    def read(self, name: str) -> Tensor:
-        """One whole tensor in fresh memory: ranks joined, rotary rows permuted, duplicated key heads dropped."""
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One whole tensor in fresh memory: ranks joined, rotary rows permuted, duplicated key heads dropped.
+
+        ``dtype`` casts on the way; default as stored.
+        """
         source, (_, merge) = self._sources[name]
         parts = [rank[source] for rank in self._parts]
         if merge in ("kv_heads", "kv_rows"):
             parts = self._distinct(parts, source)
         elif merge == "copy":
             parts = parts[:1]
-        out, at = aligned_empty(self._specs[name]), 0
+        spec = self._specs[name]
+        out, at = aligned_empty(TensorSpec(spec.shape, dtype or spec.dtype)), 0
         along = 1 if self._by_columns(name) else 0
         for part in parts:
             target = out.narrow(along, at, part.shape[along]) if out.ndim else out

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,12 +85,29 @@ class TensorFile:
         """{name: spec} in the order in which the tensors lie in the file."""
         return {name: spec for name, (spec, _) in self._entries.items()}
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, in fresh memory aligned to 64 bytes. KeyError for a name that the file does not have."""
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor, in fresh memory aligned to 64 bytes. KeyError for a name that the file does not have.
+
+        With a ``dtype`` other than the stored one it is cast while it is read, in pieces of 16 MiB, so that the stored
+        form is never whole in memory; the values are those of ``tensor.to(dtype)``.
+        """
         spec, offset = self._entries[name]
-        tensor = aligned_empty(spec)
-        self._fill(bytes_of(tensor), self._start + offset)
+        if dtype is None or dtype == spec.dtype:
+            tensor = aligned_empty(spec)
+            self._fill(bytes_of(tensor), self._start + offset)
+            return tensor
+        tensor = aligned_empty(TensorSpec(spec.shape, dtype))
+        flat, step = tensor.view(-1), _CHUNK // spec.dtype.itemsize
+        for at in range(0, flat.numel(), step):
+            part = flat[at : at + step]
+            piece = self._staging[: part.numel() * spec.dtype.itemsize]
+            self._fill(piece.numpy().data, self._start + offset + at * spec.dtype.itemsize)
+            part.copy_(piece.view(spec.dtype))
         return tensor
+
+    @cached_property
+    def _staging(self) -> Tensor:
+        return torch.empty(_CHUNK, dtype=torch.uint8)
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) in file order, one tensor in memory at a time."""

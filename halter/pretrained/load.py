@@ -192,7 +192,7 @@ def _place(
 
 
 def _dense(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return checkpoint.read(name).to(device=device, dtype=dtype)
+    return checkpoint.read(name, dtype).to(device)
 
 
 class _Progress:

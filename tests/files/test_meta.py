@@ -48,6 +48,7 @@ def test_every_tensor_is_what_transformers_has(tmp_path: Path, case: str) -> Non
     assert streamed.keys() == truth.keys()
     assert all(torch.equal(streamed[n], t) for n, t in truth.items())
     assert all(t.data_ptr() % 64 == 0 for t in streamed.values())
+    assert all(torch.equal(checkpoint.read(n, torch.bfloat16), t.to(torch.bfloat16)) for n, t in truth.items())
     wanted = {k: getattr(model.config, k) for k in ("hidden_size", "intermediate_size", "num_hidden_layers")}
     wanted |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 160, "head_dim": 8, "rope_theta": 1e4}
     assert {k: checkpoint.config[k] for k in wanted} == wanted
