@@ -83,7 +83,8 @@ def write_model(
         total = sum(spec.nbytes for spec in layout.values())
         table = {name: shard for shard, part in shards.items() for name in part}
         write_json(inside / INDEX, {"metadata": {"total_size": total}, "weight_map": table})
-    write_json(inside / "config.json", replace(config, dtype=dtype_name(dtype)).to_hf())
+    config_dtype = replace(config, dtype=dtype_name(dtype))
+    write_json(inside / "config.json", config_dtype.to_hf())
     beside = {Path(f).name: Path(f) for f in tokenizer_files}
     write_json(inside / _GENERATION, _generation_config(source, beside.pop(_GENERATION, None), config))
     for file in [*beside.values(), *licence_files(source)]:

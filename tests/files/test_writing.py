@@ -143,6 +143,10 @@ def test_safetensors_reads_back_what_was_streamed_in_any_order(tmp_path: Path) -
             sink.put(name, tensors[name])
     write_tensors(tmp_path / "w.safetensors", tensors, metadata={"note": "é"})
     assert (tmp_path / "s.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+    data = (tmp_path / "s.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    offsets = {n: e["data_offsets"][0] for n, e in json.loads(data[8 : 8 + length]).items() if n != "__metadata__"}
+    assert (8 + length) % 64 == 0 and all(offsets[n] % t.dtype.itemsize == 0 for n, t in tensors.items())
     back = load_file(tmp_path / "s.safetensors")
     assert set(back) == set(tensors)
     assert all(torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in tensors.items())
