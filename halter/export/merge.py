@@ -1,0 +1,180 @@
+"""Merging: the base's weights with an adapter folded in, as a folder that any LLaMA tool opens, proven beforehand.
+
+The update is made in float32 and rounded once. An adapter trained over a 4-bit base was fitted to the dequantised
+weights; merged into the original 16-bit ones (the default) the model shifts by the quantisation error, which is
+measured and said, and ``base="dequantised"`` merges into what it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halter.errors import HalterError, Refusal
+from halter.export.gap import SAMPLE, Gap, gap, logits_on
+from halter.files.tokenizer import Tokenizer
+from halter.files.writing import new_folder
+from halter.methods.adapter import Adapter
+from halter.model.config import ModelConfig
+from halter.model.decoder import Decoder
+from halter.model.linear import Linear
+from halter.model.places import path
+from halter.pretrained.load import load_model
+from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
+
+BOUNDS = {torch.float32: ("largest", 1e-4), torch.bfloat16: ("kl", 1e-4), torch.float16: ("kl", 1e-4)}
+"""{dtype: (figure of the gap, most allowed)}; the logit gap counts relative to the largest logit above 1."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did: the gap to base + adapter, and for a 4-bit base also the gap to the model that was trained."""
+
+    folder: Path
+    gap: Gap
+    trained_gap: Gap | None
+    untied: bool
+
+    def __str__(self) -> str:
+        lines = [f"merged model against base + adapter: {self.gap}"]
+        if self.trained_gap is not None:
+            lines.append(f"merged model against the 4-bit model that was trained: {self.trained_gap}")
+        if self.untied:
+            lines.append("the head is no longer tied to the embeddings: the folder holds both")
+        return "\n".join(lines)
+
+
+def merge(
+    model: Decoder,
+    adapter: Adapter,
+    folder: str | Path,
+    *,
+    base: Literal["original", "dequantised"] = "original",
+    source: str | Path | None = None,
+    allow_gap: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> MergeReport:
+    """Write the merged model into a new folder, weights in the dtype the model computes in.
+
+    ``model`` is the base that the adapter was trained over. ``source``: the base's folder, for its tokenizer and
+    licence files and, under a 4-bit model with ``base="original"``, for its 16-bit weights; default: what the adapter
+    remembers.
+    The folder appears only if the merged model, read back, gives the logits of base + adapter: within 1e-4 in fp32,
+    KL 1e-4 in 16 bit (HalterError ``merge gap`` otherwise, unless ``allow_gap``).
+    Refusals: ``cannot-merge`` names the places whose effect is no change of weights; ``merge-source``;
+    ``already-exists``.
+    """
+    stuck = adapter.unfoldable()
+    if stuck:
+        raise Refusal(
+            "cannot-merge",
+            "this adapter's effect is not a change of weights at these places; keep it as an adapter",
+            offenders=stuck,
+        )
+    origin = _source(adapter, source)
+    quantised = any(isinstance(m, Linear) and m.storage != "dense" for _, _, m in model.places())
+    reference = model
+    if quantised and base == "original":
+        reference = load_model(_needed(origin), model.dtype, None, model.device, say=lambda _: None)
+    elif quantised:
+        reference = _dense(model)
+    rows = _sample(origin, model.config)
+    wanted = logits_on(reference, rows, adapter)
+    trained = logits_on(model, rows, adapter) if quantised else None
+    untied = _unties(adapter)
+    config = replace(model.config, tied=False) if untied else model.config
+    del model
+    with new_folder(folder) as inside:
+        files = _tokenizer_files(origin)
+        tensors = folded(reference, adapter, untied)
+        write_model(
+            tensors, config, inside, files, original=origin, dtype=reference.dtype, max_shard_bytes=max_shard_bytes
+        )
+        merged = load_model(inside, reference.dtype, None, reference.device, say=lambda _: None)
+        got = logits_on(merged, rows)
+        found = gap(wanted, got)
+        _prove(found, wanted, reference.dtype, allow_gap)
+    return MergeReport(Path(folder), found, gap(trained, got) if trained is not None else None, untied)
+
+
+def folded(base: Decoder, adapter: Adapter, untied: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, float32 tensor) of the base with the adapter in it, one module at a time."""
+    for layer, place, module in base.places():
+        name = path(layer, place)
+        if place == "lm_head" and base.config.tied and not untied:
+            continue
+        bias = module.bias if isinstance(module, Linear) else None
+        weight, bias = adapter.fold(
+            name,
+            module.weight().float(),  # type: ignore[operator]
+            None if bias is None else bias.float(),
+        )
+        yield f"{name}.weight", weight.detach()
+        if bias is not None:
+            yield f"{name}.bias", bias.detach()
+
+
+def _unties(adapter: Adapter) -> bool:
+    """Whether embedding and head of a tied model are changed differently."""
+    if not adapter.shape.tied:
+        return False
+    pieces = {
+        place: [id(s.piece) for s in adapter.slots if s.layer is None and s.place == place]
+        for place in ("embed_tokens", "lm_head")
+    }
+    return pieces["embed_tokens"] != pieces["lm_head"]
+
+
+def _dense(model: Decoder) -> Decoder:
+    """The same weights without 4-bit storage."""
+    dense = Decoder(model.config, model.dtype)
+    for name, tensor in tensors_of(model):
+        dense.set_tensor(name, tensor)
+    return dense
+
+
+def _source(adapter: Adapter, source: str | Path | None) -> Path | None:
+    known = source or adapter.facts.get("base", {}).get("folder")
+    return Path(known) if known is not None and Path(known).is_dir() else None
+
+
+def _needed(origin: Path | None) -> Path:
+    if origin is None:
+        raise Refusal(
+            "merge-source",
+            "merging into the original 16-bit weights needs the base's folder, and it is not known",
+            fix='give source=FOLDER, or base="dequantised" to merge into the 4-bit weights as they are',
+        )
+    return origin
+
+
+def _tokenizer_files(origin: Path | None) -> Sequence[Path]:
+    return () if origin is None else Tokenizer.from_folder(origin).files
+
+
+def _sample(origin: Path | None, config: ModelConfig) -> list[list[int]]:
+    """Token rows to compare on: sample text where a tokenizer is at hand, and ids spread over the vocabulary."""
+    spread = torch.linspace(0, config.vocab_size - 1, min(32, config.context)).long().tolist()
+    if origin is None:
+        return [spread]
+    tokenizer = Tokenizer.from_folder(origin)
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [(start + tokenizer.encode(SAMPLE))[: min(128, config.context)], spread]
+
+
+def _prove(found: Gap, wanted: Sequence[Tensor], dtype: torch.dtype, allow_gap: bool) -> None:
+    figure, bound = BOUNDS.get(dtype, ("largest", 1e-4))
+    value = getattr(found, figure)
+    if figure == "largest":
+        value /= max(1.0, max(float(row.abs().max()) for row in wanted))
+    if value > bound and not allow_gap:
+        raise HalterError(
+            f"merge gap: the merged model differs from base + adapter by {found}; at most {bound:g} ({figure}) is "
+            "allowed in this dtype, and nothing was written. A merge in float32 (--dtype float32) rounds less; "
+            "--allow-gap writes it all the same"
+        )

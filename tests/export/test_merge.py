@@ -1,0 +1,111 @@
+"""Merging against base + adapter, against transformers, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+
+import halter
+from halter.errors import HalterError, Refusal
+from halter.export import merge as merging
+from halter.export.gap import gap
+from halter.methods.adapter import adapt
+from halter.methods.method import Method
+from halter.pretrained.load import load_model
+from halter.pretrained.save import save_model
+
+TOKENS = torch.randint(0, 96, (2, 30), generator=torch.Generator().manual_seed(4))
+CASES = [
+    ("lora", {"r": 4}, {}),
+    ("lora", {"r": 4, "target_modules": ["q_proj", "lm_head", "embed_tokens"]}, {}),
+    ("lora", {"r": 4, "target_modules": ["lm_head"]}, {"tied": True}),
+    ("lora", {"r": 4, "target_modules": ["embed_tokens"]}, {"tied": True}),
+    ("lora", {"r": 4}, {"attention_bias": True, "mlp_bias": True, "tied": True}),
+    ("full", {}, {"attention_bias": True, "mlp_bias": True}),
+    ("full", {}, {"tied": True}),
+]
+
+
+@pytest.mark.parametrize("name,options,sizes", CASES, ids=str)
+def test_merged_is_unmerged_and_transformers_agrees(name, options, sizes, tmp_path):
+    import transformers
+
+    model = tiny.decoder(tiny.config(**sizes))
+    adapter = adapt(model, name, **options)
+    tiny.jitter(adapter)
+    report = halter.merge(model, adapter, tmp_path / "merged", max_shard_bytes=20_000)
+    merged = load_model(tmp_path / "merged", "float32")
+    with torch.no_grad():
+        want = model(TOKENS, adapter=adapter)
+        assert float((want - model(TOKENS)).abs().max()) > 1e-2
+        torch.testing.assert_close(merged(TOKENS), want, rtol=1e-5, atol=1e-4)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        torch.testing.assert_close(theirs(TOKENS).logits, want, rtol=1e-5, atol=1e-4)
+    touched = {slot.place for slot in adapter.slots if slot.layer is None}
+    assert report.untied == (sizes.get("tied", False) and name == "lora" and bool(touched))
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] == (
+        model.config.tied and not report.untied
+    )
+    assert report.gap.largest < 1e-4 and report.gap.same_token == 1.0
+
+
+def test_bf16_merges_within_its_bound(tmp_path):
+    model = tiny.decoder(dtype=torch.bfloat16)
+    adapter = adapt(model, "lora", r=4)
+    tiny.jitter(adapter, 0.02)
+    report = halter.merge(model, adapter, tmp_path / "merged")
+    assert report.gap.kl <= 1e-4
+
+
+def test_a_wrong_merge_is_never_written(tmp_path, monkeypatch):
+    """A sign error in the fold is found by the proof, and no folder appears."""
+    model = tiny.decoder()
+    adapter = adapt(model, "lora", r=4)
+    tiny.jitter(adapter)
+    right = type(adapter).fold
+    monkeypatch.setattr(type(adapter), "fold", lambda self, n, w, b: (2 * w - right(self, n, w, b)[0], b))
+    with pytest.raises(HalterError, match="merge gap"):
+        halter.merge(model, adapter, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+    report = halter.merge(model, adapter, tmp_path / "merged", allow_gap=True)
+    assert report.gap.largest > 1e-2
+
+
+def test_what_cannot_fold_is_refused_with_its_places(tmp_path, monkeypatch):
+    model = tiny.decoder()
+    adapter = adapt(model, "lora", r=4, target_modules=["q_proj"])
+    monkeypatch.setattr(type(adapter.slots[0].piece), "folds", False)
+    with pytest.raises(Refusal) as caught:
+        halter.merge(model, adapter, tmp_path / "merged")
+    assert caught.value.id == "cannot-merge"
+    assert caught.value.offenders == tuple(f"model.layers.{i}.self_attn.q_proj" for i in range(2))
+    assert isinstance(adapter.methods[0], Method)
+
+
+def test_a_merge_keeps_licence_tokenizer_and_source(tmp_path, shared):
+    base = shared / "data" / "models" / "stories260K"
+    model = load_model(base)
+    adapter = adapt(model, "lora", r=4)
+    tiny.jitter(adapter, 0.02)
+    source = tmp_path / "base"
+    save_model(model, model.config, source, sorted(base.glob("token*")), original=base)
+    (source / "LICENSE.txt").write_text("the licence")
+    before = {f.name: f.read_bytes() for f in source.iterdir()}
+    halter.merge(model, adapter, tmp_path / "merged", source=source)
+    assert (tmp_path / "merged" / "LICENSE.txt").read_text() == "the licence"
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    assert {f.name: f.read_bytes() for f in source.iterdir()} == before
+    with pytest.raises(Refusal, match="already-exists"):
+        halter.merge(model, adapter, tmp_path / "merged", source=source)
+
+
+def test_the_gap_is_the_formula():
+    a, b = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.0, 1.5, 1.0]])
+    found = gap([a], [b])
+    p, q = a.double().softmax(-1), b.double().softmax(-1)
+    assert abs(found.kl - float((p * (p / q).log()).sum())) < 1e-6
+    assert (found.largest, found.same_token) == (1.0, 0.0) and abs(found.mean - 0.5) < 1e-6
+    assert merging.BOUNDS[torch.float32] == ("largest", 1e-4)
