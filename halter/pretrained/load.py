@@ -63,8 +63,11 @@ def load(
 
 
 def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say: Say = to_stderr) -> ModelConfig:
-    """The shape of a model, without its weights (a Meta folder's are opened, not read). Refusals as load's."""
-    return ModelConfig.from_hf(read_config(resolve(path_or_hub_id, revision, weights=False, say=say)))
+    """The shape of a model, without its weights, which Meta's layout alone needs for it. Refusals as load's."""
+    folder = resolve(path_or_hub_id, revision, weights=False, say=say)
+    if not (folder / "config.json").is_file():
+        folder = resolve(path_or_hub_id, revision, say=say)
+    return ModelConfig.from_hf(read_config(folder))
 
 
 def load_model(

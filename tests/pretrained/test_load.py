@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from fake_hub import FakeHub, serving
 from safetensors.torch import load_file, save_file
 from tiny_models import logits_of, tiny_llama, write_meta_folder
 from transformers import AutoModelForCausalLM
 
 from halter.errors import Refusal
 from halter.files.checkpoint import open_checkpoint
+from halter.files.hub import resolve
 from halter.model.config import ModelConfig
 from halter.pretrained import device as device_choice
 from halter.pretrained.load import load, load_config, load_model
@@ -85,6 +89,40 @@ def test_real_checkpoints(shared: Path, name: str) -> None:
         assert (model(tokens) - logits_of(oracle, tokens)).abs().max() < 1e-4
     assert model.dtype == torch.float32 and tokenizer.vocab_size == model.config.vocab_size
     assert load_config(folder) == model.config
+
+
+def test_a_real_checkpoint_in_metas_layout(shared: Path, tmp_path: Path) -> None:
+    """stories260K with nothing but what Meta ships: params.json, two ranks and a SentencePiece file."""
+    pytest.importorskip("sentencepiece")
+    folder = shared / "data" / "models" / "stories260K"
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    write_meta_folder(oracle, tmp_path / "m", 2, params={"vocab_size": -1})
+    shutil.copy(folder / "tokenizer.model", tmp_path / "m")
+    model, tokenizer = load(tmp_path / "m", **CPU)
+    _, usual = load(folder, **CPU)
+    text = "Once upon a time, a dog named Tim."
+    assert tokenizer.encode(text) == usual.encode(text) and tokenizer.stop_ids == usual.stop_ids
+    tokens = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(text)]])
+    with torch.no_grad():
+        assert (model(tokens) - logits_of(oracle, tokens)).abs().max() < 1e-4
+    assert model.config.tied and load_config(tmp_path / "m") == model.config
+
+
+def test_the_shape_of_a_hub_model_comes_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except where only the weights tell it."""
+    tiny_llama().save_pretrained(tmp_path / "hf")
+    write_meta_folder(tiny_llama(), tmp_path / "meta")
+    hub = FakeHub()
+    for name in ("hf", "meta"):
+        hub.repos[f"a/{name}"] = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with serving(hub):
+        asked = partial(resolve, cache=tmp_path / "cache", endpoint=hub.url)
+        monkeypatch.setattr("halter.pretrained.load.resolve", asked)
+        shapes = [load_config(f"a/{name}", say=lambda text: None) for name in ("hf", "meta")]
+        assert hub.fetched("safetensors") == [] and hub.fetched("pth") == ["consolidated.00.pth"]
+    assert shapes[0].num_parameters == shapes[1].num_parameters == sum(p.numel() for p in tiny_llama().parameters())
 
 
 def test_every_mismatch_is_in_one_refusal(tmp_path: Path) -> None:
