@@ -17,6 +17,9 @@ from halter.errors import HalterError, Refusal
 VERBS = {
     "init": "write a recipe with every key explained",
     "train": "train an adapter, from a recipe or from flags alone",
+    "generate": "answer prompts with a run, an adapter or a model",
+    "chat": "talk to a run, an adapter or a model",
+    "evaluate": "score a run on held-out rows, base beside adapter",
 }
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
 

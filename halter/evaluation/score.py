@@ -134,7 +134,7 @@ def evaluate(
     examples: Sequence[Example],
     adapter: Adapter | None = None,
     *,
-    texts: bool = True,
+    questions: int | None = None,
     strict: bool = False,
     predictions: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -143,17 +143,18 @@ def evaluate(
     """Score ``examples`` with the base and, where given, with the adapter.
 
     Returns ``rows``, ``target_tokens``, ``answers`` (rows that ask a question), ``generation`` (the options) and one
-    entry each under ``base`` and ``adapter``: ``loss`` (nats per target token), ``perplexity`` and, where ``texts`` and
-    there are questions, ``exact_match`` (a share; white space aside unless ``strict``) and ``rouge1``, ``rouge2``,
-    ``rougeL`` (where the extra ``eval`` is installed). ``predictions``: a new jsonl file, one object a question with
-    the exact prompt, what was wanted, and each side's answer. ``progress(what, done, of)`` is called as work goes on.
+    entry each under ``base`` and ``adapter``: ``loss`` (nats per target token), ``perplexity`` and, where there are
+    questions (the first ``questions`` of them where given), ``exact_match`` (a share; white space aside unless
+    ``strict``) and ``rouge1``, ``rouge2``, ``rougeL`` (where the extra ``eval`` is installed). ``predictions``: a new
+    jsonl file, one object a question with the exact prompt, what was wanted, and each side's answer.
+    ``progress(side, done, of)`` is called as answers are done.
     ``options``: fields of GenerationOptions. Refusals: ``no-targets``, ``already-exists``, and those of generation.
     """
     chosen = GenerationOptions.of(**options)
     if predictions is not None:
         writing.refuse_existing(predictions)
     sides = {"base": None} if adapter is None else {"base": None, "adapter": adapter}
-    asked = [(row, q) for row, e in enumerate(examples) if texts and (q := question(e, tokenizer)) is not None]
+    asked = [(row, q) for row, e in enumerate(examples) if (q := question(e, tokenizer)) is not None][:questions]
     report: dict[str, Any] = {"rows": len(examples), "answers": len(asked), "strict": strict}
     said: dict[str, list[Generation]] = {}
     losses: dict[str, HeldOut] = {}

@@ -40,6 +40,7 @@ def generate(
     adapter: Adapters = None,
     *,
     template: Template = None,
+    template_date: str | None = None,
     max_rows: int = MAX_ROWS,
     **options: Any,
 ) -> list[Generation]:
@@ -47,10 +48,12 @@ def generate(
 
     A prompt is a string (used as it stands, after BOS; as one user turn where ``template`` is given), a list of
     messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
-    ``adapter``: none, one for all, or a list with one (or None) for each prompt. ``max_rows``: prompts worked on at
-    once. ``options``: the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
+    ``template_date`` (YYYY-MM-DD) is for templates that ask what day it is. ``adapter``: none, one for all, or a list
+    with one (or None) for each prompt. ``max_rows``: prompts worked on at once. ``options``: the fields of
+    GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
     """
-    pieces = stream(model, tokenizer, prompts, adapter, template=template, max_rows=max_rows, **options)
+    how: dict[str, Any] = {"template": template, "template_date": template_date, "max_rows": max_rows, **options}
+    pieces = stream(model, tokenizer, prompts, adapter, **how)
     results = {piece.row: piece.result for piece in pieces if piece.result is not None}
     return [results[row] for row in range(len(results))]
 
@@ -62,12 +65,13 @@ def stream(
     adapter: Adapters = None,
     *,
     template: Template = None,
+    template_date: str | None = None,
     max_rows: int = MAX_ROWS,
     **options: Any,
 ) -> Iterator[Piece]:
     """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
     chosen = GenerationOptions.of(**options)
-    encoded = [encode_prompt(tokenizer, prompt, template) for prompt in as_list(prompts)]
+    encoded = [encode_prompt(tokenizer, prompt, template, template_date) for prompt in as_list(prompts)]
     adapters = one_per_prompt(adapter, len(encoded))
     requests = [Request(p, chosen, a, row) for row, (p, a) in enumerate(zip(encoded, adapters, strict=True))]
     return Engine(model, tokenizer, requests, max_rows).run()

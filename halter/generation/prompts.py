@@ -38,11 +38,14 @@ def as_list(prompts: Prompts) -> list[Prompt]:
     return [items] if items and isinstance(items[0], Mapping | int) else items
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, template: Template = None) -> EncodedPrompt:
+def encode_prompt(
+    tokenizer: Tokenizer, prompt: Prompt, template: Template = None, date: str | None = None
+) -> EncodedPrompt:
     """Ids of a prompt.
 
     A string is used as it stands, after BOS; with ``template`` (a built-in one's name, or a template) it is one user
-    turn. A conversation goes through ``template`` or the tokenizer's own. Refusal ``no-chat-template``.
+    turn. A conversation goes through ``template`` or the tokenizer's own; ``date`` (YYYY-MM-DD) is for those that ask
+    what day it is. Refusal ``no-chat-template``.
     """
     if isinstance(template, str):
         template = ChatTemplate.builtin(template)
@@ -62,7 +65,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, template: Template = Non
             fix='name one of the built-in templates, e.g. template="llama-3", or ask with a plain string',
         )
     messages = [dict(message) for message in items]  # type: ignore[call-overload]
-    tokens = template.encode(tokenizer, messages, add_generation_prompt=True).tokens
+    tokens = template.encode(tokenizer, messages, add_generation_prompt=True, date=date).tokens
     return EncodedPrompt(tuple(tokens), continues=False, stop_ids=turn_end(tokenizer, template))
 
 

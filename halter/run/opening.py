@@ -61,7 +61,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Opened:
-    """A base with its tokenizer, an adapter or none, and the template in which they are spoken to (None: plain text)."""
+    """A base with its tokenizer, an adapter or none, and the template in which they are asked (None: plain text)."""
 
     subject: Subject
     model: Decoder
@@ -112,8 +112,9 @@ def _tuned(folder: Path, base: str | None) -> Subject:
     kept = facts.get("recipe")
     recipe = recipes.load(run.recipe) if run is not None else recipes.load(kept) if kept else None
     known = storage.base_config(place)
+    path = None if run is None else run.path
     if base is not None:
-        return Subject(base, None, place, run and run.path, recipe, facts)
+        return Subject(base, None, place, path, recipe, facts)
     name = recipe.model.path if recipe is not None else known.get("name")
     if not name:
         raise Refusal("base-unknown", "the adapter does not say what its base is", where=str(place), fix="give --model")
@@ -121,7 +122,7 @@ def _tuned(folder: Path, base: str | None) -> Subject:
     absolute = known.get("folder")
     moved = not Path(name).expanduser().is_dir() and absolute is not None and Path(absolute).is_dir()
     revision = None if moved else known.get("revision")
-    return Subject(str(absolute) if moved else str(name), revision, place, run and run.path, recipe, facts)
+    return Subject(str(absolute) if moved else str(name), revision, place, path, recipe, facts)
 
 
 def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None) -> Opened:
@@ -146,7 +147,9 @@ def choose_template(subject: Subject, tokenizer: Tokenizer, asked: str | None = 
     if asked == RAW:
         return None
     if asked is not None:
-        return ChatTemplate.from_source(read_text(asked), asked) if Path(asked).is_file() else ChatTemplate.builtin(asked)
+        return (
+            ChatTemplate.from_source(read_text(asked), asked) if Path(asked).is_file() else ChatTemplate.builtin(asked)
+        )
     if "template" not in subject.facts:
         return tokenizer.chat_template
     trained = cast("dict[str, str] | None", subject.facts["template"])

@@ -1,0 +1,192 @@
+"""`halter chat`: talk to a run, an adapter or a model, and change the adapter while talking."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halter.cli.flags import with_options
+from halter.errors import Refusal
+from halter.files.chat import ChatTemplate
+from halter.files.hub import to_stderr
+from halter.generation.engine import stream
+from halter.generation.options import GenerationOptions
+from halter.methods import storage
+from halter.methods.adapter import Adapter
+from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject
+
+HELP = """\
+/adapter NAME   answer with another adapter: a run or adapter folder, or its name beside this one
+/adapter        the adapters loaded so far
+/base           answer with the base alone
+/reset          forget the conversation
+/help           this
+/quit           leave (so does Ctrl-D); Ctrl-C stops an answer"""
+BASE = "base"
+
+
+@with_options(options=GenerationOptions(max_new_tokens=512), opening=OpenOptions())
+def command(
+    options: GenerationOptions,
+    opening: OpenOptions,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or model.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message to begin with.")] = None,
+) -> None:
+    """Talk to a run, an adapter or a model. /help lists what else can be typed."""
+    subject = find(run, model=opening.model, adapter=opening.adapter)
+    Chat(open_subject(subject, to_stderr, opening), options, system, forced=opening.template).run()
+
+
+class Chat:
+    """One conversation; the history stays when the adapter changes."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        options: GenerationOptions,
+        system: str | None = None,
+        forced: str | None = None,
+        write: Callable[[str], None] | None = None,
+    ) -> None:
+        self.opened, self.options, self.forced = opened, options, forced
+        self.write = write or _to_screen
+        self.opening = [] if system is None else [{"role": "system", "content": system}]
+        self.history: list[dict[str, Any]] = []
+        self.loaded: dict[str, tuple[Adapter | None, ChatTemplate | None]] = {BASE: (None, opened.template)}
+        self.current = BASE
+        if opened.adapter is not None:
+            self.current = _name(opened.subject)
+            self.loaded[self.current] = (opened.adapter, opened.template)
+        self.turns = 0
+
+    def run(self) -> None:
+        """Read lines until the end."""
+        self.write(f"{self._status()}. /help lists the commands.\n")
+        while True:
+            line = _read()
+            if line is None:
+                self.write("\n")
+                return
+            try:
+                if not self.handle(line.strip()):
+                    return
+            except Refusal as refusal:
+                self.write(f"{refusal}\n")
+
+    def handle(self, line: str) -> bool:
+        """Do what one line says; False to leave."""
+        word, _, rest = line.partition(" ")
+        if word in ("/quit", "/exit"):
+            return False
+        if word == "/help":
+            self.write(f"{HELP}\n")
+        elif word == "/reset":
+            self.history = []
+            self.write("The conversation is forgotten.\n")
+        elif word == "/base":
+            self.switch(BASE)
+        elif word == "/adapter":
+            self.switch(rest.strip()) if rest.strip() else self.write(f"{', '.join(self.loaded)}\n{self._status()}.\n")
+        elif line.startswith("/"):
+            self.write(f"There is no command {word}.\n{HELP}\n")
+        elif line:
+            self.say(line)
+        return True
+
+    def switch(self, name: str) -> None:
+        """Answer with another adapter from now on. Refusals as of opening.find and load_adapter."""
+        if name not in self.loaded:
+            subject = find(adapter=self._place(name), model=self.opened.subject.base)
+            assert subject.adapter is not None
+            adapter = storage.load_adapter(subject.adapter, self.opened.model)
+            template = choose_template(subject, self.opened.tokenizer, self.forced)
+            name = _name(subject)
+            self.loaded[name] = (adapter, template)
+        self.current = name
+        self.write(f"{self._status()}.\n")
+
+    def _place(self, name: str) -> Path:
+        """The folder meant: as given, or beside the run or adapter that the chat was begun with."""
+        begun = self.opened.subject.run or self.opened.subject.adapter
+        beside = [] if begun is None else [begun.resolve().parent]
+        for folder in (Path(name).expanduser(), *(parent / name for parent in beside)):
+            if folder.is_dir():
+                return folder
+        places = ", ".join(map(str, dict.fromkeys([Path("."), *beside])))
+        raise Refusal("no-such-adapter", f"there is no adapter {name!r}", expected=f"a folder, looked for in {places}")
+
+    def _status(self) -> str:
+        template = self.loaded[self.current][1]
+        how = "every line is continued as it stands" if template is None else f"template {template.name}"
+        return f"{self.opened.subject.base}, " + ("base alone" if self.current == BASE else self.current) + f", {how}"
+
+    def say(self, line: str) -> None:
+        """One turn: ask, stream the answer, remember both."""
+        template = self.loaded[self.current][1]
+        if template is None:
+            self._stream(line)
+            return
+        self.history.append({"role": "user", "content": line})
+        try:
+            answer = self._ask()
+        except BaseException:
+            self.history.pop()
+            raise
+        self.history.append({"role": "assistant", "content": answer})
+
+    def _ask(self) -> str:
+        """The answer to the history, whose oldest turns go where the model's context is too short for all."""
+        while True:
+            try:
+                return self._stream([*self.opening, *self.history])
+            except Refusal as refusal:
+                if refusal.id != "prompt-too-long" or len(self.history) < 3:
+                    raise
+                del self.history[:2]
+                self.write("(the oldest turn is forgotten: the context is full)\n")
+
+    def _stream(self, prompt: Any) -> str:
+        adapter, template = self.loaded[self.current]
+        options = vars(replace(self.options, seed=self.options.seed + self.turns))
+        how = {"template": template, "template_date": self.opened.template_date, **options}
+        pieces = stream(self.opened.model, self.opened.tokenizer, [prompt], adapter, **how)
+        self.turns += 1
+        said: list[str] = []
+        try:
+            for piece in pieces:
+                said.append(piece.text)
+                self.write(piece.text)
+        except KeyboardInterrupt:
+            self.write(" [stopped]")
+        self.write("\n")
+        return "".join(said).strip()
+
+
+def _name(subject: Subject) -> str:
+    folder = subject.run or subject.adapter
+    assert folder is not None
+    return folder.resolve().name
+
+
+def _to_screen(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _read() -> str | None:
+    """The next line, with the terminal's editing where there is one; None at the end."""
+    if sys.stdin.isatty():
+        import contextlib
+
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (input() edits lines once it is there)
+        try:
+            return input("> ")
+        except EOFError:
+            return None
+    return sys.stdin.readline() or None

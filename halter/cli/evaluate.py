@@ -1,0 +1,143 @@
+"""`halter evaluate`: a run on rows that it has not seen, its base beside its adapter."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from halter.cli.flags import with_options
+from halter.cli.progress import Counter
+from halter.data.load import Examples, load_examples
+from halter.data.options import DataOptions
+from halter.errors import Refusal
+from halter.evaluation.score import evaluate
+from halter.files import writing
+from halter.files.hub import to_stderr
+from halter.files.runs import RunFolder
+from halter.generation.options import GenerationOptions
+from halter.run.opening import Opened, OpenOptions, find, open_subject
+
+MEASURES = {"loss": ".4f", "perplexity": ".3f", "exact_match": ".1%", "rouge1": ".3f", "rouge2": ".3f", "rougeL": ".3f"}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored, and how."""
+
+    limit: int | None = None
+    """Rows taken at most."""
+    questions: int | None = None
+    """Rows answered at most (the loss is over all); 0: none."""
+    strict: bool = False
+    """Exact match to the character, white space too."""
+
+
+@with_options(scoring=Scoring(), options=GenerationOptions(), opening=OpenOptions())
+def command(
+    scoring: Scoring,
+    options: GenerationOptions,
+    opening: OpenOptions,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or model.")] = None,
+    data: Annotated[str | None, typer.Option(help="Held-out rows; not given: the validation rows of the run.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="New folder for report and answers; not given: in the run folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Held-out loss, exact match and ROUGE of a run, its base beside its adapter; every answer in a file."""
+    subject = find(run, model=opening.model, adapter=opening.adapter)
+    place = _place(output, subject.run)
+    if place is not None:
+        writing.refuse_existing(place)
+    opened = open_subject(subject, to_stderr, opening)
+    rows, account = _rows(opened, data, scoring.limit)
+    with ExitStack() as stack:
+        folder = None if place is None else stack.enter_context(writing.new_folder(place))
+        report = _head(opened, data, account) | _scores(opened, rows, scoring, options, folder)
+        if folder is not None:
+            writing.write_json(folder / "report.json", report)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
+    if report["answers"] and "rouge1" not in report["base"]:
+        to_stderr('ROUGE is left out, because its library is not installed: pip install "halter[eval]"')
+    if place is not None:
+        to_stderr(f"report and answers: {place}")
+
+
+def _place(output: str | None, run: Path | None) -> Path | None:
+    if output is not None:
+        return Path(output)
+    return None if run is None else RunFolder.next(run / "evaluations", "evaluation").path
+
+
+def _rows(opened: Opened, data: str | None, limit: int | None) -> tuple[Examples, str]:
+    """The rows to score, made into tokens as in training, and what became of them.
+
+    Long rows are cut unless training dropped them.
+    """
+    recipe = opened.subject.recipe
+    known = recipe.data if recipe is not None else DataOptions(max_length=opened.model.config.context)
+    seed = 0 if recipe is None else recipe.train.seed
+    if data is None:
+        if known.validation is None:
+            raise Refusal("no-data", "there are no rows to score", fix="give --data FILE")
+        loaded = load_examples(known, opened.tokenizer, opened.template, seed)
+        held = loaded.validation
+        count = len(held) if limit is None else min(limit, len(held))
+        return Examples([held[i] for i in range(count)]), f"{count} of {len(held)} validation rows"
+    policy: Literal["drop", "cut"] = "drop" if recipe is not None and known.on_long == "drop" else "cut"
+    options = replace(known, train=data, validation=None, limit=limit, on_long=policy)
+    loaded = load_examples(options, opened.tokenizer, opened.template, seed)
+    to_stderr(f"rows: {loaded.report}")
+    return loaded.train, str(loaded.report)
+
+
+def _head(opened: Opened, data: str | None, account: str) -> dict[str, Any]:
+    """What was scored on what."""
+    subject = opened.subject
+    return {
+        "model": subject.base,
+        "adapter_folder": None if subject.adapter is None else str(subject.adapter),
+        "data": data or "the validation rows of the run",
+        "data_account": account,
+        "template": None if opened.template is None else opened.template.name,
+    }
+
+
+def _scores(
+    opened: Opened, rows: Examples, scoring: Scoring, options: GenerationOptions, folder: Path | None
+) -> dict[str, Any]:
+    counters: dict[str, Counter] = {}
+    with ExitStack() as stack:
+
+        def progress(side: str, done: int, of: int) -> None:
+            if side not in counters:
+                counters[side] = stack.enter_context(Counter(f"answers of the {side}", of))
+            counters[side].done(done)
+
+        return evaluate(
+            opened.model,
+            opened.tokenizer,
+            rows,
+            opened.adapter,
+            questions=scoring.questions,
+            strict=scoring.strict,
+            predictions=None if folder is None else folder / "predictions.jsonl",
+            progress=progress,
+            **vars(options),
+        )
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    sides = [side for side in ("base", "adapter") if side in report]
+    lines = [f"{report['rows']} rows, {report['target_tokens']:,} target tokens, {report['answers']} answers"]
+    lines.append(f"{'':<14}" + "".join(f"{side:>12}" for side in sides))
+    for measure, style in MEASURES.items():
+        if measure in report["base"]:
+            lines.append(f"{measure:<14}" + "".join(f"{format(report[side][measure], style):>12}" for side in sides))
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""Flags that are declared elsewhere: one for every field of an options dataclass, beside a verb's own."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from halter.recipe.fields import Key, keys_of
+
+
+def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command a flag for every field of each group, an instance of a dataclass that holds the defaults.
+
+    The command's argument of the group's name gets an instance made of the flags. Types and help are the dataclass's.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        keys = {group: keys_of(type(defaults)) for group, defaults in groups.items()}
+
+        def wrapped(**given: Any) -> Any:
+            made = {g: replace(groups[g], **{name: given.pop(name) for name in keys[g]}) for g in groups}
+            return command(**given, **made)
+
+        hints = typing.get_type_hints(command, include_extras=True)
+        own = [
+            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(command).parameters.values()
+            if p.name not in groups
+        ]
+        flags = [_flag(key, getattr(groups[g], key.name)) for g in groups for key in keys[g].values()]
+        wrapped.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in own + flags}
+        wrapped.__doc__ = command.__doc__
+        wrapped.__name__ = command.__name__
+        return wrapped
+
+    return decorate
+
+
+def _flag(key: Key, default: Any) -> inspect.Parameter:
+    many = typing.get_origin(key.type) is tuple
+    kind: Any = types.GenericAlias(list, typing.get_args(key.type)[:1]) if many else key.type
+    words = f"--{key.name.replace('_', '-')}"
+    declared = typer.Option(words, help=key.doc + (" May be given several times." if many else ""))
+    value = list(default) if many else default
+    annotation = Annotated[kind, declared]
+    return inspect.Parameter(key.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)

@@ -1,0 +1,285 @@
+"""generate, chat and evaluate, as typed, on a run that `halter train` made."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import halter
+from halter.cli import main
+from halter.cli.chat import HELP, Chat
+from halter.errors import Refusal
+from halter.generation.options import GenerationOptions
+from halter.methods.adapter import adapt
+from halter.methods.storage import load_adapter
+from halter.pretrained.load import load
+from halter.recipe.fields import keys_of
+from halter.run.opening import Opened, OpenOptions, find, open_subject
+
+ASK = "Tell me a story about a dog."
+
+
+@pytest.fixture(scope="module")
+def model(shared: Path) -> Path:
+    return shared / "data/models/stories260K"
+
+
+@pytest.fixture(scope="module")
+def run(shared: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps on sixteen rows, with the Alpaca template; the learning rate is high, so that answers change."""
+    folder = tmp_path_factory.mktemp("speaking")
+    rows = (shared / "data/instruct/tinystories_instruct_train.jsonl").read_text("utf-8").splitlines()
+    (folder / "train.jsonl").write_text("\n".join(rows[:16]), "utf-8")
+    recipe = {
+        "model": {"path": str(model)},
+        "method": {"name": "lora", "r": 4},
+        "data": {"train": str(folder / "train.jsonl"), "template": "alpaca", "max_length": 512, "on_long": "cut",
+                 "validation": 0.25},
+        "train": {"max_steps": 2, "learning_rate": 3e-3, "warmup_steps": 0, "sample_prompts": []},
+        "output_dir": str(folder / "run"),
+    }  # fmt: skip
+    halter.train(recipe, say=lambda _: None)
+    return folder / "run"
+
+
+def typed(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main.run([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def spoken(model: Path, run: Path | None, prompt: Any, template: str | None, count: int) -> str:
+    """The same through the library."""
+    base, tokenizer = load(model, say=lambda _: None)
+    adapter = None if run is None else load_adapter(run / "adapter", base)
+    return halter.generate(base, tokenizer, prompt, adapter, template=template, max_new_tokens=count)[0].text
+
+
+def test_generate_speaks_as_the_library_does(capsys: pytest.CaptureFixture[str], run: Path, model: Path) -> None:
+    wanted = spoken(model, run, ASK, "alpaca", 24)
+    base = spoken(model, None, ASK, "alpaca", 24)
+    assert wanted != base
+    for named in (
+        [run],
+        [run / "adapter"],
+        ["--model", model, "--adapter", run],
+        [model, "--adapter", run / "adapter"],
+    ):
+        assert typed(capsys, "generate", *named, "--prompt", ASK, "--max-new-tokens", 24)[:2] == (0, wanted + "\n")
+    assert typed(capsys, "generate", run, "--base", "--prompt", ASK, "--max-new-tokens", 24)[1] == base + "\n"
+    raw = spoken(model, run, "Once upon", None, 24)
+    code, out, _ = typed(capsys, "generate", run, "--template", "raw", "--prompt", "Once upon", "--max-new-tokens", 24)
+    assert (code, out) == (0, raw + "\n")
+
+
+def test_generate_from_a_file_to_a_file(
+    capsys: pytest.CaptureFixture[str], run: Path, model: Path, tmp_path: Path
+) -> None:
+    asked, told = tmp_path / "asked.jsonl", tmp_path / "told.jsonl"
+    rows = [{"instruction": "Finish.", "input": "A cat", "id": 7}, {"prompt": ASK, "id": 8}]
+    asked.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    code, out, err = typed(capsys, "generate", run, "--input", asked, "--output", told, "--max-new-tokens", 16)
+    assert (code, out) == (0, "") and "2 answers" in err
+    lines = [json.loads(line) for line in told.read_text("utf-8").splitlines()]
+    assert [line["id"] for line in lines] == [7, 8]
+    turn = [{"role": "user", "content": "Finish.", "input": "A cat"}]
+    assert lines[0]["answer"] == spoken(model, run, turn, "alpaca", 16)
+    assert lines[1]["answer"] == spoken(model, run, ASK, "alpaca", 16)
+    code, _, err = typed(capsys, "generate", run, "--input", asked, "--output", told)
+    assert code == 2 and "[already-exists]" in err
+
+
+def test_generate_prints_json(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    code, out, _ = typed(
+        capsys, "generate", run, "--prompt", ASK, "--prompt", "Hi", "--json", "--max-new-tokens", 200, "--stop", "."
+    )
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [line["prompt"] for line in lines] == [ASK, "Hi"]
+    assert all("." not in line["answer"] and line["finish_reason"] == "stop" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "id"),
+    [
+        (["generate", "--prompt", "x"], "nothing-named"),
+        (["generate", "{run}"], "nothing-asked"),
+        (["generate", "{run}", "--adapter", "{run}", "--prompt", "x"], "two-adapters"),
+        (["generate", "{run}", "--prompt", "x", "--temperature", "-1"], "generation-options"),
+        (["generate", "{run}", "--prompt", "x", "--temperature", "hot"], "usage"),
+        (["generate", "{run}", "--prompt", "x", "--template", "none such"], "template-unknown"),
+        (["generate", "--model", "{model}", "--adapter", "{model}", "--prompt", "x"], "not-an-adapter"),
+        (["evaluate", "--model", "{model}"], "no-data"),
+        (["evaluate", "{run}", "--data", "nothing.jsonl"], "data-missing"),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], run: Path, model: Path, arguments: list[str], id: str) -> None:
+    code, _, err = typed(capsys, *(a.format(run=run, model=model) for a in arguments))
+    assert code == 2 and f"[{id}]" in err
+
+
+def test_help_is_the_options_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("generate", "chat", "evaluate"):
+        code, out, _ = typed(capsys, verb, "--help")
+        text = " ".join(out.split())
+        assert code == 0
+        for key in (*keys_of(GenerationOptions).values(), *keys_of(OpenOptions).values()):
+            assert f"--{key.name.replace('_', '-')}" in text and key.doc[:60] in text
+
+
+def test_an_unfinished_run(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    shutil.copy(run / "recipe.yaml", tmp_path / "begun/recipe.yaml")
+    with pytest.raises(Refusal) as refusal:
+        find(tmp_path / "begun")
+    assert refusal.value.id == "run-unfinished"
+
+
+def test_a_base_that_moved_is_named_by_hand(run: Path, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "adapter", folder)
+    facts = json.loads((folder / "halter.json").read_text("utf-8"))
+    del facts["base"], facts["recipe"]
+    (folder / "halter.json").write_text(json.dumps(facts), "utf-8")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config["base_model_name_or_path"] = None
+    (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(Refusal) as refusal:
+        find(folder)
+    assert refusal.value.id == "base-unknown"
+    assert find(folder, model=str(model)).base == str(model)
+
+
+def test_a_relative_base_is_found_from_anywhere(run: Path, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "adapter", folder)
+    facts = json.loads((folder / "halter.json").read_text("utf-8"))
+    facts["base"]["name"] = facts["recipe"]["model"]["path"] = "models/stories"
+    (folder / "halter.json").write_text(json.dumps(facts), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert find(folder).base == str(model.resolve())
+
+
+def test_the_template_of_training_is_used_even_where_the_built_in_one_changed(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "adapter", folder)
+    facts = json.loads((folder / "halter.json").read_text("utf-8"))
+    facts["template_source"] = facts["template_source"].replace("### Response:", "### Answer:")
+    facts["template"]["digest"] = "0" * 64
+    (folder / "halter.json").write_text(json.dumps(facts), "utf-8")
+    opened = open_subject(find(folder), lambda _: None)
+    assert opened.template is not None and "### Answer:" in opened.template.source
+
+
+def test_another_tokenizer_is_said(run: Path, tmp_path: Path) -> None:
+    folder, said = tmp_path / "adapter", []
+    shutil.copytree(run / "adapter", folder)
+    facts = json.loads((folder / "halter.json").read_text("utf-8"))
+    facts["tokenizer"]["digest"] = "0" * 64
+    (folder / "halter.json").write_text(json.dumps(facts), "utf-8")
+    open_subject(find(folder), said.append)
+    assert any("tokenizer" in line for line in said)
+
+
+def test_evaluate(capsys: pytest.CaptureFixture[str], shared: Path, run: Path) -> None:
+    data = shared / "data/instruct/tinystories_instruct_test.jsonl"
+    arguments = ["evaluate", run, "--data", data, "--limit", 6, "--questions", 2, "--max-new-tokens", 8]
+    code, out, _ = typed(capsys, *arguments, "--json")
+    report = json.loads(out)
+    assert code == 0 and report["rows"] == 6 and report["answers"] == 2 and report["template"] == "alpaca"
+    assert report["adapter"]["loss"] < report["base"]["loss"]
+    folder = run / "evaluations/001-evaluation"
+    assert json.loads((folder / "report.json").read_text("utf-8")) == report
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == 2 and all(line["prompt"].startswith("<s>") for line in lines)
+    assert all(line["prompt"].endswith("### Response:\n") for line in lines)
+    code, out, _ = typed(capsys, *arguments)
+    assert code == 0 and (run / "evaluations/002-evaluation").is_dir()
+    assert f"{report['base']['loss']:.4f}" in out and f"{report['adapter']['loss']:.4f}" in out
+
+
+def test_evaluate_takes_the_runs_validation_rows(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
+    """The loss that training logged at its end is the one found again."""
+    code, out, _ = typed(capsys, "evaluate", run, "--questions", 0, "--json", "--output", tmp_path / "scores")
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    last = [line["eval_loss"] for line in logged if "eval_loss" in line][-1]
+    assert code == 0 and json.loads(out)["adapter"]["loss"] == pytest.approx(last, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def opened(run: Path) -> Opened:
+    return open_subject(find(run), lambda _: None)
+
+
+def chat(opened: Opened, *lines: str, **options: Any) -> tuple[Chat, str]:
+    said: list[str] = []
+    made = Chat(opened, GenerationOptions(**({"max_new_tokens": 12} | options)), write=said.append)
+    for line in lines:
+        made.handle(line)
+    return made, "".join(said)
+
+
+def test_chat_answers_as_generate_does_with_the_history(opened: Opened) -> None:
+    made, said = chat(opened, ASK, "And then?")
+    roles = [message["role"] for message in made.history]
+    assert roles == ["user", "assistant"] * 2 and made.history[2]["content"] == "And then?"
+    wanted = halter.generate(
+        opened.model, opened.tokenizer, made.history[:3], opened.adapter, template=opened.template, max_new_tokens=12
+    )[0]
+    assert made.history[3]["content"] == wanted.text.strip() and wanted.text in said
+
+
+def test_chat_switches_adapters_and_keeps_the_history(opened: Opened, run: Path, tmp_path: Path) -> None:
+    other = adapt(opened.model, "full")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.05)
+    other.facts = dict(opened.adapter.facts) if opened.adapter is not None else {}
+    other.save(run.parent / "other")
+    made, said = chat(opened, ASK, "/base", ASK, "/adapter other", ASK, "/adapter run", "/adapter")
+    assert list(made.loaded) == ["base", "run", "other"] and made.current == "run"
+    assert len(made.history) == 6 and "base, run, other" in said
+    adapters = (opened.adapter, None, made.loaded["other"][0])
+    for turn, adapter in enumerate(adapters):
+        asked = made.history[: 2 * turn + 1]
+        wanted = halter.generate(
+            opened.model, opened.tokenizer, [asked], adapter, template=opened.template, max_new_tokens=12
+        )
+        assert made.history[2 * turn + 1]["content"] == wanted[0].text.strip()
+
+
+def test_chat_commands(opened: Opened) -> None:
+    made, said = chat(opened, ASK, "/reset", "/help", "/nonsense", "")
+    assert made.history == [] and HELP in said and "no command /nonsense" in said
+    assert made.handle("/quit") is False and made.handle("/help") is True
+    with pytest.raises(Refusal) as refusal:
+        made.handle("/adapter no such")
+    assert refusal.value.id == "no-such-adapter" and made.current == "run"
+
+
+def test_chat_forgets_the_oldest_turns_when_the_context_is_full(opened: Opened) -> None:
+    made, said = chat(opened, *["Tell me more about the dog and the park. " * 4] * 6)
+    assert "oldest turn is forgotten" in said and len(made.history) < 12
+    before = len(made.history)
+    with pytest.raises(Refusal) as refusal:
+        made.handle("dog " * 600)
+    assert refusal.value.id == "prompt-too-long" and len(made.history) <= before
+
+
+def test_chat_is_typed(capsys: pytest.CaptureFixture[str], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{ASK}\n/adapter nope\n/base\n"))
+    code, out, _ = typed(capsys, "chat", run, "--max-new-tokens", 8)
+    assert code == 0 and "template alpaca" in out and "[no-such-adapter]" in out and "base alone" in out
+
+
+def test_chat_with_a_model_that_has_no_template_goes_on_with_each_line(
+    capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Once upon a time\n"))
+    code, out, _ = typed(capsys, "chat", model, "--max-new-tokens", 12)
+    assert code == 0 and spoken(model, None, "Once upon a time", None, 12) in out and "as it stands" in out
