@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,16 +37,17 @@ NEEDED = {"llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")}
 class ChatTemplate:
     """A Jinja chat template: a built-in one, or a stranger's, which is rendered in a process of its own.
 
-    ``sources``: Jinja texts by purpose: "default" and, where the checkpoint has one, "tool_use".
+    ``sources``: Jinja texts by purpose: "default" and, where the checkpoint has one, "tool_use". A text that is a
+    built-in one's to the letter is that built-in one, wherever it comes from.
     """
 
-    def __init__(self, sources: Mapping[str, str], name: str, *, builtin: bool = False) -> None:
+    def __init__(self, sources: Mapping[str, str], name: str) -> None:
         if not sources:
             raise ValueError("a chat template needs a source")
         self.name = name
         self.sources = dict(sources)
-        self._builtin = builtin
-        self._renderer = Renderer(name, trusted=builtin)
+        self._builtin = next((b for b in BUILTIN if self.sources == {"default": _builtin_source(b)}), None)
+        self._renderer = Renderer(name, trusted=self._builtin is not None)
         self._locator = Locator(self._renderer, name)
 
     @classmethod
@@ -57,8 +58,7 @@ class ChatTemplate:
                 "template-unknown", f"there is no built-in chat template {name!r}", expected=", ".join(BUILTIN),
                 fix="name one of these, or give a Jinja file",
             )  # fmt: skip
-        source = files("halter.files").joinpath("templates", f"{name}.jinja").read_text("utf-8")
-        return cls({"default": source}, name, builtin=True)
+        return cls({"default": _builtin_source(name)}, name)
 
     @classmethod
     def from_source(cls, jinja: str, name: str = "given") -> ChatTemplate:
@@ -71,7 +71,7 @@ class ChatTemplate:
         return cls(sources, name)
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (self.sources, self.name, self._builtin)
+        return ChatTemplate, (self.sources, self.name)
 
     @property
     def source(self) -> str:
@@ -123,7 +123,7 @@ class ChatTemplate:
             tokenizer,
             located,
             learned,
-            fresh_response=self._builtin and self.name in FRESH_RESPONSE,
+            fresh_response=self._builtin in FRESH_RESPONSE,
             train_on_prompt=train_on_prompt,
             date=date if date is not None and self.asks_date else None,
         )
@@ -138,9 +138,9 @@ class ChatTemplate:
     ) -> Located:
         source = self._source(tools)
         strings = dict(tokenizer.names)
-        if self._builtin:
-            _check_tokens(tokenizer, self.name)
-            messages = chat_messages.text_joined(messages, self.name)
+        if self._builtin is not None:
+            _check_tokens(tokenizer, self._builtin)
+            messages = chat_messages.text_joined(messages, self._builtin)
             strings["bos_token"] = tokenizer.token(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
         if not re.search(r"\binput\b", source):
             messages = chat_messages.input_joined(messages)
@@ -148,8 +148,9 @@ class ChatTemplate:
         return self._locator.locate(Call(source, tokenizer, messages, tool_list, add_generation_prompt, date, strings))
 
 
-def _rebuilt(sources: Mapping[str, str], name: str, builtin: bool) -> ChatTemplate:
-    return ChatTemplate(sources, name, builtin=builtin)
+@lru_cache
+def _builtin_source(name: str) -> str:
+    return files("halter.files").joinpath("templates", f"{name}.jinja").read_text("utf-8")
 
 
 def _check_tokens(tokenizer: Tokenizer, name: str) -> None:

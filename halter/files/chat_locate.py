@@ -141,6 +141,8 @@ class Locator:
 
     def _in(self, layout: Layout, masked: Masked, beginnings: Beginnings, call: Call) -> Located | None:
         markers = self._marker_finder(layout, call.tokenizer)
+        if markers is not None and not any(markers.cuts(layout.text[s.start : s.end]) for s in layout.slots):
+            markers = None  # nobody typed one: the tokenizer's own way with them stands
         finder = call.tokenizer.finder
         if markers is not None:
             finder = ControlFinder((*finder.controls, *markers.controls))

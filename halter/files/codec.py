@@ -24,6 +24,7 @@ class Control:
 
     The three flags are those of tokenizer.json: take the white space to the left or right along, match whole words
     only. Its fourth, ``normalized``, is not heeded: control tokens are found in the text as it was written.
+    ``ordinary``: the vocabulary has it as a plain piece, and only a template uses it for control.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Control:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
+    ordinary: bool = False
 
 
 @dataclass(frozen=True)

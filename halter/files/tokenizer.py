@@ -153,9 +153,9 @@ class Tokenizer:
         at, after = 0, None
         for match in (*matches, None):
             stop = match.start if match is not None else len(text)
-            prefix = (
-                self._codec.prefix_after(after) if after is not None else cuts.get(0, self._codec.prefix_after(None))
-            )
+            prefix = self._codec.prefix_after(after) and not (after is not None and after.ordinary)
+            if at == 0:
+                prefix = cuts.get(0, prefix)
             for cut in (*(c for c in ends if at < c < stop), stop):
                 if cut > at:
                     runs.append(Run(at, cut, self._plain(text[at:cut], prefix, markers)))
@@ -193,7 +193,7 @@ class Tokenizer:
         id = self._codec.token_id(text)
         if id is None or id in self._never or self._codec.run(text, False) != [id]:
             return None
-        return Control(text, id, special=False)
+        return Control(text, id, special=False, ordinary=True)
 
     def decode(self, ids: Iterable[int], *, skip_control: bool = True) -> str:
         """The text of ids; with skip_control the special tokens are left out. A first dummy space is dropped."""
