@@ -49,7 +49,7 @@ class Renderer:
         try:
             return {"text": template_render.render(job["source"], job["variables"], job["date"], limit=None)}
         except Exception as error:  # what the conversation makes of the template's expressions
-            return {"kind": "template", "error": str(error)}
+            return {"kind": "template", "error": template_render.described(error)}
 
     def _refusal(self, reply: dict[str, Any]) -> Refusal:
         where = f"chat template {self._name}"

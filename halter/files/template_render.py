@@ -100,6 +100,12 @@ def bounded(parts: Iterable[str], limit: int) -> str:
     return "".join(kept)
 
 
+def described(error: Exception) -> str:
+    """An error in words, at most 2000 characters; a template's own raise_exception speaks for itself."""
+    words = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+    return words[:2000]
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """One job: {"source", "variables", "date"} -> {"text"}, or {"source", "names": true} -> {"names"}."""
     try:
@@ -113,7 +119,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         return {"kind": "template", "error": "it calls itself too deeply"}
     except Exception as error:  # a template's expressions can raise anything
-        return {"kind": "template", "error": f"{type(error).__name__}: {error}"[:2000]}
+        return {"kind": "template", "error": described(error)}
 
 
 def send(stream: IO[bytes], value: Any) -> None:
