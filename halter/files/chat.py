@@ -145,7 +145,17 @@ class ChatTemplate:
         if not re.search(r"\binput\b", source):
             messages = chat_messages.input_joined(messages)
         tool_list = list(tools) if tools is not None else None
-        return self._locator.locate(Call(source, tokenizer, messages, tool_list, add_generation_prompt, date, strings))
+        refusals = []
+        for spelling in chat_messages.spellings(messages, source):
+            try:
+                return self._locator.locate(
+                    Call(source, tokenizer, spelling, tool_list, add_generation_prompt, date, strings)
+                )
+            except Refusal as refusal:
+                if refusal.id != "template-failed":
+                    raise
+                refusals.append(refusal)
+        raise refusals[0]
 
 
 @lru_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from halter.errors import Refusal
@@ -17,8 +17,7 @@ CONTENT = (str, list, tuple, dict, type(None))
 def checked(messages: Sequence[Any], tools: Sequence[Any] | None) -> tuple[list[dict[str, Any]], list[bool]]:
     """The messages as templates expect them, and for each whether it may be learned.
 
-    Tool-call arguments given as JSON text (as OpenAI's interface does) become objects. Refusal ``messages-malformed``
-    names every message that is wrong.
+    Refusal ``messages-malformed`` names every message that is wrong.
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise _malformed(["no messages"])
@@ -67,24 +66,43 @@ def _malformed(wrong: list[str]) -> Refusal:
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in message.items() if key not in SWITCHES}
     plain.setdefault("content", None)
-    if plain.get("tool_calls"):
-        plain["tool_calls"] = [_with_arguments(call) for call in plain["tool_calls"]]
     return plain
 
 
-def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    holder = call.get("function") if isinstance(call.get("function"), dict) else call
-    assert isinstance(holder, dict)
-    if not isinstance(holder.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(holder["arguments"])
-    except ValueError:
-        return call
-    if not isinstance(arguments, dict):
-        return call
+def spellings(messages: list[dict[str, Any]], source: str) -> Iterator[list[dict[str, Any]]]:
+    """The conversation as templates of different habits want tool calls: most likely first.
+
+    Arguments as an object or as JSON text (OpenAI's interface gives text, most templates want to print an object
+    themselves), a missing content beside calls as none or as an empty text.
+    """
+    calling = [m for m in messages if m.get("tool_calls")]
+    if not calling:
+        yield messages
+        return
+    objects_first = "tojson" in source
+    for empty in (None, "") if any(m["content"] is None for m in calling) else (None,):
+        for as_object in (objects_first, not objects_first):
+            yield [_spelled(m, as_object, empty) if m.get("tool_calls") else m for m in messages]
+
+
+def _spelled(message: dict[str, Any], as_object: bool, empty: str | None) -> dict[str, Any]:
+    calls = [_with_arguments(call, as_object) for call in message["tool_calls"]]
+    return {**message, "content": empty if message["content"] is None else message["content"], "tool_calls": calls}
+
+
+def _with_arguments(call: dict[str, Any], as_object: bool) -> dict[str, Any]:
+    holder = call["function"] if isinstance(call.get("function"), dict) else call
+    arguments = holder.get("arguments")
+    if as_object and isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            return call
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    elif not as_object and isinstance(arguments, dict):
+        arguments = json.dumps(arguments, ensure_ascii=False)
     holder = {**holder, "arguments": arguments}
-    return {**call, "function": holder} if "function" in call else holder
+    return {**call, "function": holder} if isinstance(call.get("function"), dict) else holder
 
 
 def input_joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 
 from halter.files.chat_layout import Layout, Leaf, Slot
 from halter.files.codec import Match
@@ -60,11 +61,25 @@ class Chat:
         if start is not None and first is not None and prompt == before and self.layout.text[start:first].strip():
             start = first  # the template knows no generation prompt: what stands in between is the response's heading
         if start is None:
+            start = self._shared_heading(prompt, before)
+        if start is None or (first is not None and start > first):
             start = first
         after = self.layout.position(self.beginnings.get((i + 1, False)))
         if start is None or (not slots and after is None):
             return None
         return self._ended(Turn(i, start, slots[-1].end if slots else start), after)
+
+    def _shared_heading(self, prompt: str | None, before: str | None) -> int | None:
+        """Where the heading ends that a response has in common with a generation prompt which then goes its own way.
+
+        (R1's distilled models are prompted with "<think>", which past turns do not show.)
+        """
+        base = self.layout.position(before)
+        if prompt is None or before is None or base is None or not prompt.startswith(before):
+            return None
+        limit = base + len(commonprefix([prompt, self.layout.skeleton])) - len(before)
+        ends = [m.end for m in self.matches if m.at >= base and m.at + len(m.control.text) <= limit]
+        return ends[-1] if ends else None
 
     def _ended(self, turn: Turn, after: int | None) -> Turn:
         """Extend a turn, so far up to its last content, by its end-of-turn token."""

@@ -397,6 +397,23 @@ def test_tool_calls_are_learned_and_results_are_not(llama3: Tokenizer, peers: di
     assert hermes.tokens == [llama3.bos_id, *theirs]
 
 
+def test_a_generation_prompt_that_goes_its_own_way(llama3: Tokenizer) -> None:
+    """R1's distilled models: asked with <think>, remembered without; a call is still learned from its first token."""
+    source = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.content }}"
+        "{% elif m.tool_calls %}<|im_end|>{% for c in m.tool_calls %}<tool_call>{{ c.function.name + ':' "
+        "+ c.function.arguments }}</tool_call>{% endfor %}<|eot_id|>"
+        "{% else %}{{ '<|im_end|>' + m.content.split('</think>')[-1] }}<|eot_id|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_end|><think>\\n' }}{% endif %}"
+    )
+    chat = [ASK, TOOL_CHAT[1], ASK, {"role": "assistant", "content": "<think>x</think>4"}]
+    row = ChatTemplate.from_source(source).encode(llama3, chat)
+    call = f"<tool_call>get_weather:{CALL['function']['arguments']}</tool_call><|eot_id|>"  # type: ignore[index]
+    assert learned(llama3, row) == f"{call} | 4<|eot_id|>"
+    asked = ChatTemplate.from_source(source).encode(llama3, chat[:3], add_generation_prompt=True)
+    assert asked.text.endswith("<|im_end|><think>\n")
+
+
 def test_templates_that_change_what_they_print(llama3: Tokenizer) -> None:
     chat = [
         {"role": "user", "content": " 2+2? "},
