@@ -20,7 +20,9 @@ from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
+from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS, path
+from halter.pretrained.bnb import nf4_faults
 from halter.pretrained.device import choose_device, choose_dtype, dtype_name
 
 Say = Callable[[str], None]
@@ -138,6 +140,8 @@ class _Plan:
                 wrong.append(_unexpected(name, config))
             elif name in groups and name not in linears:
                 wrong.append(f"{name} is stored in 4 bits, which is read for the linear layers only")
+            elif name in groups:
+                wrong += [f"{name} {fault}" for fault in nf4_faults(checkpoint, groups[name], tuple(expected[name]))]
             elif name in held and held[name].shape != tuple(expected[name]):
                 wrong.append(f"{name} is {list(held[name].shape)}, not {list(expected[name])}")
             elif name in held and held[name].dtype not in _FLOATS:
@@ -181,13 +185,13 @@ def _place(
         if name not in in_4_bit:  # those came with their weights
             model.set_tensor(name, _dense(checkpoint, name, model.dtype, device))
         return
-    from halter.model.nf4_linear import NF4Linear
-
     bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
     made: Linear
     if stored_nf4:
         parts = {key: checkpoint.read(part).to(device) for key, part in plan.groups[name].items()}
-        made = NF4Linear.from_bitsandbytes(parts, tuple(model.expected()[name]))
+        parts["weight"] = parts["weight"].view(torch.uint8)  # the codes may be filed under any dtype
+        shape = tuple(model.expected()[name])
+        made = NF4Linear.from_bitsandbytes(parts, shape, bias=bias, compute_dtype=model.dtype)
     else:
         weight = _dense(checkpoint, name, model.dtype, device)
         made = NF4Linear.quantize(weight, bias=bias, double_quant=double_quant, compute_dtype=model.dtype)

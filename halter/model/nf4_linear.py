@@ -1,0 +1,138 @@
+"""A Linear whose weight is stored in 4 bits. The codes are the truth; nothing dequantised is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.model.linear import Linear
+from halter.numerics import nf4
+from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested
+from halter.numerics.nf4_kernels import dequantise
+
+_STATE = "weight.quant_state.bitsandbytes__nf4"
+
+
+class _Product(torch.autograd.Function):
+    """x W^T with W dequantised for the moment of use, in the forward and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: NF4Linear) -> Tensor:
+        ctx.linear = linear
+        return F.linear(x, linear.weight(), linear.bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad @ ctx.linear.weight(), None
+
+
+class NF4Linear(Linear):
+    """y = x W^T + b, W in NF4 (numerics.nf4); only dL/dx flows backward."""
+
+    storage = "nf4"
+    codes: Tensor
+    absmax: Tensor
+    absmax_codes: Tensor | None
+    offset: Tensor | None
+
+    def __init__(self, data: NF4, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(data.shape[1], data.shape[0])
+        self._dtype = dtype
+        nested = data.absmax if isinstance(data.absmax, Nested) else None
+        self.register_buffer("codes", data.codes, persistent=False)
+        absmax = nested.absmax if isinstance(nested, Nested) else data.absmax
+        self.register_buffer("absmax", absmax, persistent=False)  # type: ignore[arg-type]
+        self.register_buffer("absmax_codes", None if nested is None else nested.codes, persistent=False)
+        self.register_buffer("offset", None if nested is None else nested.offset, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    @classmethod
+    def quantize(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        double_quant: bool = True,
+        compute_dtype: torch.dtype | None = None,
+    ) -> NF4Linear:
+        """Quantise weight [out, in]; computes in ``compute_dtype``, default the weight's."""
+        return cls(nf4.quantise(weight, double_quant), bias, compute_dtype or weight.dtype)
+
+    @classmethod
+    def from_bitsandbytes(
+        cls,
+        tensors: Mapping[str, Tensor],
+        shape: tuple[int, ...],
+        bias: Tensor | None = None,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> NF4Linear:
+        """From the tensors that bitsandbytes saves for a weight: "weight", "weight.absmax", "weight.quant_map", with
+        double quantisation "weight.nested_absmax" and "weight.nested_quant_map", and
+        "weight.quant_state.bitsandbytes__nf4" (JSON in uint8).
+
+        Refusal ``nf4-state`` where that is not NF4 with blocks of 64 (and 256), or not of this shape.
+        """
+        state = json.loads(bytes(tensors[_STATE].cpu().numpy()))
+        wrong = [
+            f"{key} {state.get(key)!r}, not {wanted!r}"
+            for key, wanted in (("quant_type", "nf4"), ("blocksize", BLOCK), ("shape", list(shape)))
+            if state.get(key) != wanted
+        ]
+        absmax: Tensor | Nested = tensors["weight.absmax"]
+        if "weight.nested_absmax" in tensors:
+            if state.get("nested_blocksize") != BLOCK2:
+                wrong.append(f"nested_blocksize {state.get('nested_blocksize')!r}, not {BLOCK2}")
+            codes = tensors["weight.absmax"]
+            offset = torch.tensor(float(state["nested_offset"]), device=codes.device)
+            absmax = Nested(codes, tensors["weight.nested_absmax"], offset)
+            if not torch.allclose(tensors["weight.nested_quant_map"].cpu(), nf4.dynamic_map(), atol=1e-7):
+                wrong.append("another 8-bit map")
+        if not torch.allclose(tensors["weight.quant_map"].cpu(), nf4.codebook(), atol=1e-7):
+            wrong.append("another 4-bit codebook")
+        if wrong:
+            raise Refusal("nf4-state", "4-bit weights of a kind that is not read", offenders=wrong)
+        return cls(NF4(tensors["weight"].view(-1, 1), absmax, tuple(shape)), bias, compute_dtype)
+
+    def to_bitsandbytes(self) -> dict[str, Tensor]:
+        """What ``from_bitsandbytes`` reads, and bitsandbytes and transformers as well."""
+        state: dict[str, Any] = {
+            "quant_type": "nf4",
+            "blocksize": BLOCK,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "shape": [self.out_features, self.in_features],
+        }
+        absmax = self.absmax if self.absmax_codes is None else self.absmax_codes
+        tensors = {"weight": self.codes, "weight.absmax": absmax, "weight.quant_map": nf4.codebook().clone()}
+        if self.absmax_codes is not None and self.offset is not None:
+            state |= {"nested_blocksize": BLOCK2, "nested_dtype": "float32", "nested_offset": float(self.offset)}
+            tensors |= {"weight.nested_absmax": self.absmax, "weight.nested_quant_map": nf4.dynamic_map().clone()}
+        tensors[_STATE] = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+        return tensors
+
+    @property
+    def data(self) -> NF4:
+        """The stored form."""
+        nested = self.absmax_codes is not None and self.offset is not None
+        absmax = Nested(self.absmax_codes, self.absmax, self.offset) if nested else self.absmax  # type: ignore[arg-type]
+        return NF4(self.codes, absmax, (self.out_features, self.in_features))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x [..., in] -> [..., out]; ``weight`` and ``bias`` stand in for the base's where given."""
+        if weight is not None:
+            return F.linear(x, weight, self.bias if bias is None else bias)
+        return _Product.apply(x, self)
+
+    def weight(self) -> Tensor:
+        return dequantise(self.data, self._dtype)
+
+    def rows(self, index: Tensor) -> Tensor:
+        return nf4.rows(self.data, index.reshape(-1), self._dtype).unflatten(0, index.shape)
