@@ -9,7 +9,7 @@ SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 
 # One thread per worker: two workers with two threads each on two cores wait for each other.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
-	$(PYTEST)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test lint types pytest recipes mutants nightly clean
 
