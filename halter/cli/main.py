@@ -20,6 +20,7 @@ VERBS = {
     "generate": "answer prompts with a run, an adapter or a model",
     "chat": "talk to a run, an adapter or a model",
     "evaluate": "score a run on held-out rows, base beside adapter",
+    "merge": "fold an adapter into its base: a model folder, proven equal",
 }
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
 

@@ -83,14 +83,15 @@ def merge(
         reference = load_model(_needed(origin), model.dtype, None, model.device, say=lambda _: None)
     elif quantised:
         reference = _dense(model)
-    rows = _sample(origin, model.config)
+    tokenizer = _tokenizer(origin)
+    rows = _sample(tokenizer, model.config)
     wanted = logits_on(reference, rows, adapter)
     trained = logits_on(model, rows, adapter) if quantised else None
     untied = _unties(adapter)
     config = replace(model.config, tied=False) if untied else model.config
     del model
     with new_folder(folder) as inside:
-        files = _tokenizer_files(origin)
+        files = () if tokenizer is None else tokenizer.files
         tensors = folded(reference, adapter, untied)
         write_model(
             tensors, config, inside, files, original=origin, dtype=reference.dtype, max_shard_bytes=max_shard_bytes
@@ -153,16 +154,21 @@ def _needed(origin: Path | None) -> Path:
     return origin
 
 
-def _tokenizer_files(origin: Path | None) -> Sequence[Path]:
-    return () if origin is None else Tokenizer.from_folder(origin).files
+def _tokenizer(origin: Path | None) -> Tokenizer | None:
+    """The base's, where it has one; weights alone can be merged too."""
+    try:
+        return None if origin is None else Tokenizer.from_folder(origin)
+    except Refusal as refusal:
+        if refusal.id == "tokenizer-missing":
+            return None
+        raise
 
 
-def _sample(origin: Path | None, config: ModelConfig) -> list[list[int]]:
+def _sample(tokenizer: Tokenizer | None, config: ModelConfig) -> list[list[int]]:
     """Token rows to compare on: sample text where a tokenizer is at hand, and ids spread over the vocabulary."""
     spread = torch.linspace(0, config.vocab_size - 1, min(32, config.context)).long().tolist()
-    if origin is None:
+    if tokenizer is None:
         return [spread]
-    tokenizer = Tokenizer.from_folder(origin)
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return [(start + tokenizer.encode(SAMPLE))[: min(128, config.context)], spread]
 

@@ -1,0 +1,55 @@
+"""`halter merge`: an adapter folded into its base, as a model folder that any LLaMA tool opens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import typer
+
+from halter.cli.flags import with_options
+from halter.errors import Refusal
+from halter.export.merge import merge
+from halter.export.requantise import merge_4bit
+from halter.files.hub import resolve, to_stderr
+from halter.run.opening import OpenOptions, find, open_subject
+
+
+@with_options(opening=OpenOptions())
+def command(
+    opening: OpenOptions,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder or adapter folder.")] = None,
+    output: Annotated[str | None, typer.Option(help="New folder for the merged model.")] = None,
+    base: Annotated[
+        Literal["original", "dequantised"],
+        typer.Option(help="For an adapter trained on a 4-bit base: what it is merged into."),
+    ] = "original",
+    into: Annotated[
+        Literal["16bit", "nf4"], typer.Option(help="nf4 writes 4-bit weights, and says how much of the update is lost.")
+    ] = "16bit",
+    allow_gap: Annotated[
+        bool, typer.Option("--allow-gap", help="Write the folder even if it differs from base + adapter.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Merge an adapter into 16-bit weights, and prove that the merged model answers as base + adapter does."""
+    if output is None:
+        raise Refusal("usage", "merge needs a folder to write", fix="--output FOLDER")
+    subject = find(run, model=opening.model, adapter=opening.adapter)
+    if subject.adapter is None:
+        raise Refusal(
+            "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
+        )
+    opened = open_subject(subject, to_stderr, opening)
+    assert opened.adapter is not None
+    source = resolve(subject.base, subject.revision)
+    to_stderr(f"merging into {output} ...")
+    if into == "nf4":
+        survival = merge_4bit(opened.model, opened.adapter, output, tuple(opened.tokenizer.files), source)
+        record: dict[str, object] = {"folder": output, "survival": survival.mean, "by_module": survival.shares}
+        words = str(survival)
+    else:
+        report = merge(opened.model, opened.adapter, output, base=base, source=source, allow_gap=allow_gap)
+        record, words = {**asdict(report), "folder": output}, str(report)
+    print(json.dumps(record, indent=2) if as_json else f"{words}\nmerged model: {output}")
