@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_tiktoken_specials_of_llama3(metas: Tokenizer) -> None:
                "eot_id": 9, "python_tag": 10}  # fmt: skip
     assert {name: metas.token_id(f"<|{name}|>") for name in offsets} == {n: base + o for n, o in offsets.items()}
     assert metas.vocab_size == base + 256 and len({c.text for c in metas.controls}) == 256
-    assert metas.bos_id == base and set(metas.stop_ids) == {base + 1, base + 8, base + 9} and metas.pad_id is None
+    assert (metas.bos_id, metas.eos_id) == (base, base + 1)
+    assert set(metas.stop_ids) == {base + 1, base + 8, base + 9} and metas.pad_id is None
 
 
 def test_tiktoken_cuts_long_texts_at_metas_limits() -> None:
@@ -219,7 +221,14 @@ def test_plain_text_never_becomes_control_tokens(
         ids = tokenizer.encode(text)
         forbidden = {control.id for control in tokenizer.controls}
         assert not forbidden & set(ids)
+        assert tokenizer is not llama3 or ids == without_added_tokens().encode(text).ids
         assert tokenizer.decode(ids) == (text.replace("▁", " ") if tokenizer is llama2 else text)
+
+
+@cache
+def without_added_tokens() -> tokenizers.Tokenizer:
+    spec = json.loads(tiny.byte_level().to_str()) | {"added_tokens": [], "post_processor": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(spec))
 
 
 def test_each_control_string_typed_stays_text(llama3: Tokenizer, llama2: Tokenizer, metas: Tokenizer) -> None:
@@ -287,6 +296,8 @@ def test_a_character_is_said_when_it_is_complete(llama2: Tokenizer) -> None:
     ids = llama2.encode("a🙂b")
     said = [stream.push(id) for id in ids]
     assert "".join(said) == "a🙂b" and "🙂" in said and said.count("") == 3 + (len(ids) - 6)
+    spaced = llama2.stream()
+    assert "".join(spaced.push(id) for id in llama2.encode("  a")) == "  a" == llama2.decode(llama2.encode("  a"))
     later = llama2.stream(previous=llama2.encode("Once upon"))
     assert "".join(later.push(id) for id in llama2.encode("a time")) == " a time"
 
@@ -294,7 +305,7 @@ def test_a_character_is_said_when_it_is_complete(llama2: Tokenizer) -> None:
 @QUICK
 @given(text=texts)
 def test_byte_level_decodes_as_the_library(text: str, llama3: Tokenizer) -> None:
-    library = tiny_library()
+    library = with_added_tokens()
     ids = llama3.encode(text)
     assert llama3.decode(ids) == text == library.decode(ids)
     with_control = llama3.encode(f"{tiny.BOS}{text}<think>{tiny.EOT}", control=True)
@@ -302,13 +313,9 @@ def test_byte_level_decodes_as_the_library(text: str, llama3: Tokenizer) -> None
     assert llama3.decode(with_control, skip_control=False) == library.decode(with_control, skip_special_tokens=False)
 
 
-_library: list[tokenizers.Tokenizer] = []
-
-
-def tiny_library() -> tokenizers.Tokenizer:
-    if not _library:
-        _library.append(tiny.byte_level())
-    return _library[0]
+@cache
+def with_added_tokens() -> tokenizers.Tokenizer:
+    return tiny.byte_level()
 
 
 # What opens, closes and stops
