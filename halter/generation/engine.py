@@ -29,6 +29,7 @@ from halter.numerics.sampling import draw, penalise, uniform
 
 MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
 PREFILL_TOKENS = 4096  # of prompts in one step; bounds the activations' memory
+ROOM_TOKENS = 512  # of answer that the cache has room for at first; it doubles when that is full
 
 Adapters = Adapter | None | Sequence[Adapter | None]
 
@@ -123,9 +124,10 @@ class Engine:
         self._live: list[_Row] = []
         self._free = list(range(min(max(1, max_rows), len(requests))))
         # The last token of an answer is never fed back.
-        longest = max((len(r.prompt.tokens) + answer.budget - 1 for r, answer in self._waiting), default=0)
+        self._longest = max((len(r.prompt.tokens) + answer.budget - 1 for r, answer in self._waiting), default=0)
+        room = min(self._longest, max((len(r.prompt.tokens) for r in requests), default=0) + ROOM_TOKENS)
         with torch.inference_mode():
-            self._cache = Cache(model.config, len(self._free), longest, model.dtype, model.device)
+            self._cache = Cache(model.config, len(self._free), room, model.dtype, model.device)
 
     def run(self) -> Iterator[Piece]:
         """Pieces of all rows until every request has its result."""
@@ -177,6 +179,8 @@ class Engine:
         """Float32 logits [live rows, V] after each row's last pending token."""
         live = self._live
         lengths = [len(row.pending) for row in live]
+        if max(self._cache.lengths[row.slot] + n for row, n in zip(live, lengths)) > self._cache.capacity:
+            self._cache.grow(min(2 * self._cache.capacity, self._longest))
         prompts = [len(row.request.prompt.tokens) for row in live]
         segments = self._cache.segments(lengths, [row.slot for row in live], prompts)
         tokens = torch.tensor([id for row in live for id in row.pending], device=self.model.device)

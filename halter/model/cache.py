@@ -66,6 +66,14 @@ class Cache:
         for row, length in zip(segments.rows.tolist(), segments.key_lengths.tolist(), strict=True):
             self.lengths[row] = length
 
+    def grow(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens a row, a layer at a time; what is filled stays. Between passes only."""
+        for store in (self.keys, self.values):
+            for layer, old in enumerate(store):
+                store[layer] = old.new_zeros(old.shape[0], capacity, *old.shape[2:])
+                store[layer][:, : self.capacity] = old
+        self.capacity = capacity
+
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of a row."""
         self.lengths[row] = min(length, self.lengths[row])

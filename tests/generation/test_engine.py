@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from halter.errors import HalterError, Refusal
 from halter.files.reading import read_json
 from halter.files.tokenizer import Tokenizer
+from halter.generation import engine
 from halter.generation.engine import Engine, Request, generate, stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
 from halter.methods.adapter import Adapter, adapt
+from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 
@@ -109,19 +111,30 @@ def test_rows_join_as_others_leave(stories: tuple[Decoder, Tokenizer]) -> None:
     requests = [
         Request(p, GenerationOptions(max_new_tokens=n), row=i) for i, (p, n) in enumerate(zip(prompts, lengths))
     ]
-    engine = Engine(model, tokenizer, requests, max_rows=3)
+    working = Engine(model, tokenizer, requests, max_rows=3)
     steps = 0
-    original = engine._step
+    original = working._step
 
     def counted() -> list[int]:
         nonlocal steps
         steps += 1
         return original()
 
-    engine._step = counted  # type: ignore[method-assign]
-    results = {p.row: p.result for p in engine.run() if p.result is not None}
+    working._step = counted  # type: ignore[method-assign]
+    results = {p.row: p.result for p in working.run() if p.result is not None}
     assert [len(results[i].tokens) for i in range(len(lengths))] == lengths
     assert steps == 30  # the 67 tokens fit beside the longest row: 3 + 1 + ... are done in its shadow
+
+
+def test_the_cache_grows_with_the_answers(stories: tuple[Decoder, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = generate(*stories, PROMPTS, max_new_tokens=60, max_rows=3)
+    monkeypatch.setattr(engine, "ROOM_TOKENS", 3)
+    assert generate(*stories, PROMPTS, max_new_tokens=60, max_rows=3) == whole
+    capacities: list[int] = []
+    grow = Cache.grow
+    monkeypatch.setattr(Cache, "grow", lambda cache, n: (capacities.append(n), grow(cache, n))[1])
+    generate(*stories, "The", max_new_tokens=60, ignore_stop_ids=True)
+    assert capacities == [10, 20, 40, 61]  # from 2 + 3 tokens by doubling to 2 + 60 - 1, which is all that is needed
 
 
 def test_a_seed_gives_one_answer_and_another_seed_another(stories: tuple[Decoder, Tokenizer]) -> None:
