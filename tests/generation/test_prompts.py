@@ -1,0 +1,78 @@
+"""Prompts as token ids: strings, conversations, ids; what ends an answer to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_tokenizers
+import torch
+
+from halter.files.chat import ChatTemplate
+from halter.files.tokenizer import Tokenizer
+from halter.generation.options import GenerationOptions
+from halter.generation.prompts import as_list, encode_prompt, turn_end
+from halter.generation.streaming import Answer
+
+TURN = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [
+        ("Hi", ["Hi"]),
+        (["Hi", "Ho"], ["Hi", "Ho"]),
+        ([TURN], [[TURN]]),
+        ([[TURN], "Hi", [1, 2]], [[TURN], "Hi", [1, 2]]),
+        ([1, 2], [[1, 2]]),
+        ((1, 2), [[1, 2]]),
+        (torch.tensor([1, 2]), [[1, 2]]),
+        (torch.tensor([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_one_prompt_or_several(given: Any, prompts: list[Any]) -> None:
+    assert as_list(given) == prompts
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A base model's tokenizer: it ends with the end of text and knows nothing of turns, but has their tokens."""
+    folder = tiny_tokenizers.llama3(tmp_path_factory.mktemp("llama3"), None, eos_token="<|end_of_text|>")
+    return Tokenizer.from_folder(folder)
+
+
+def test_a_string_stands_after_one_bos(llama3: Tokenizer) -> None:
+    prompt = encode_prompt(llama3, "There was a girl.")
+    assert prompt.tokens == (llama3.bos_id, *llama3.encode("There was a girl.")) and prompt.continues
+    spelt = encode_prompt(llama3, "<|begin_of_text|>There")
+    assert spelt.tokens.count(llama3.bos_id) == 1  # what a user types is text
+    assert encode_prompt(llama3, [5, 6]).tokens == (5, 6)  # ids are as given
+
+
+def test_a_turn_ends_where_its_template_ends_it(llama3: Tokenizer) -> None:
+    """A base model's tokenizer does not call <|eot_id|> a stop; an answer must end there all the same."""
+    end = llama3.token_id("<|eot_id|>")
+    assert end is not None and end not in llama3.stop_ids
+    template = ChatTemplate.builtin("llama-3")
+    assert turn_end(llama3, template) == (end,)
+    prompt = encode_prompt(llama3, [TURN], template)
+    answer = Answer(llama3, prompt, GenerationOptions())
+    answer.push(llama3.encode("Yes")[0])
+    answer.push(end)
+    assert answer.result is not None and answer.result.stop == end
+    assert prompt.tokens == tuple(template.encode(llama3, [TURN], add_generation_prompt=True).tokens)
+
+
+def test_a_string_with_a_template_is_a_users_turn(llama3: Tokenizer) -> None:
+    assert encode_prompt(llama3, "Hi", "llama-3") == encode_prompt(llama3, [TURN], "llama-3")
+
+
+def test_text_goes_on_with_the_prompt_but_a_reply_begins_anew(shared: Path) -> None:
+    tokenizer = Tokenizer.from_folder(shared / "data/models/stories260K")
+    token = tokenizer.encode("Lily")[0]  # its piece brings the space along
+    goes_on = Answer(tokenizer, encode_prompt(tokenizer, "named"), GenerationOptions())
+    reply = Answer(tokenizer, encode_prompt(tokenizer, "named", "alpaca"), GenerationOptions())
+    assert (goes_on.push(token), reply.push(token)) == (" Lily", "Lily")
