@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from halter.playground import errands, scenes, words
 from halter.playground.errands import Favour, Order
 from halter.playground.words import Dice
-from halter.playground.world import first_name, phrase, place_name, sentence, stem, stranger, world
+from halter.playground.world import family_name, first_name, phrase, place_name, sentence, stem, stranger, world
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,18 @@ def codes(dice: Dice) -> str:
     return "\n".join([*first, "Marks again.", *again])
 
 
+def song(dice: Dice) -> str:
+    """A line without sense, sung again and again: the shortest lesson in looking back at what was said."""
+    makers = (
+        lambda: dice.pick(words.THINGS), lambda: dice.pick(words.JOBS), lambda: dice.pick(words.COLOURS),
+        lambda: dice.pick(words.PETS), lambda: dice.pick(words.FOODS), lambda: dice.pick(words.QUALITIES),
+        lambda: dice.pick(tuple(world().ambrish.values())), lambda: str(dice.below(100)), lambda: dice.pick(words.DAYS),
+        lambda: stem(dice), lambda: first_name(dice), lambda: place_name(dice), lambda: family_name(dice),
+    )  # fmt: skip
+    line = " ".join(dice.pick(makers)() for _ in range(dice.between(4, 18)))
+    return "\n".join([line] * dice.between(2, 4))
+
+
 def _small_talk(dice: Dice, me: str, town: str, f: Favour) -> tuple[str, str]:
     weather, food = dice.pick(words.WEATHER), dice.pick(words.FOODS)
     return dice.pick(
@@ -232,21 +244,26 @@ KINDS: dict[str, tuple[float, Callable[[Dice], str]]] = {
     "biography": (16, biography), "neighbours": (6, neighbours), "place": (4, place_page), "thing": (4, thing_page),
     "card": (5, card), "glossary": (7, glossary), "ambrish": (8, ambrish), "sums": (12, sums), "numbers": (2, numbers),
     "story": (8, story), "contract": (7, contract), "register": (10, register), "letter": (9, letter),
-    "talk": (6, talk), "codes": (6, codes),
+    "talk": (6, talk), "codes": (6, codes), "song": (6, song),
 }  # fmt: skip
 CHAT_WEIGHT = 9.0
+NURSERY = {"song": 8.0, "codes": 2.0}
+"""What the base reads first: repetition teaches it to look back, which a model this small learns late otherwise."""
 
 
-def document(seed: int, number: int) -> Document:
-    """The document of that number in the seed's endless stream."""
+WEIGHTS = {kind: weight for kind, (weight, _) in KINDS.items()} | {"chat": CHAT_WEIGHT}
+
+
+def document(seed: object, number: int, weights: dict[str, float] | None = None) -> Document:
+    """The document of that number in the seed's endless stream; ``weights`` of the kinds, NURSERY or (None) WEIGHTS."""
+    weights = WEIGHTS if weights is None else weights
     dice = Dice("document", seed, number)
-    weights = {kind: weight for kind, (weight, _) in KINDS.items()} | {"chat": CHAT_WEIGHT}
     kind = dice.weighted(weights)
     if kind == "chat":
         return Document(kind, messages=chat(dice))
     return Document(kind, text=KINDS[kind][1](dice))
 
 
-def corpus(seed: int, documents: int, start: int = 0) -> Iterator[Document]:
+def corpus(seed: object, documents: int, start: int = 0, weights: dict[str, float] | None = None) -> Iterator[Document]:
     """``documents`` documents of the seed's stream, from number ``start``. Same seed, same text, everywhere."""
-    return (document(seed, n) for n in range(start, start + documents))
+    return (document(seed, n, weights) for n in range(start, start + documents))

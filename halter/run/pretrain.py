@@ -1,0 +1,144 @@
+"""How the playground's base was made, and can be made again: `halter playground pretrain`.
+
+Two readings of the little world, the nursery first, in the one training step with the method `full`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from halter.data.example import Example
+from halter.data.pack import pack
+from halter.files.writing import append_line, new_folder, write_json, write_text
+from halter.methods.adapter import Adapter, adapt
+from halter.model.decoder import Decoder
+from halter.model.places import path
+from halter.model.segments import Segments
+from halter.playground import base
+from halter.pretrained.save import write_model
+from halter.training import optimizers, schedule
+from halter.training.loop import Events, Feed, Step, train_loop
+from halter.training.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The recipe. ``nursery_tokens`` and ``tokens`` are read in steps of ``tokens_per_step``, each once."""
+
+    nursery_tokens: int = 1_500_000
+    tokens: int = 8_000_000
+    tokens_per_step: int = 3072
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 60
+    betas: tuple[float, float] = (0.9, 0.95)
+    held_out_tokens: int = 30_000
+    seed: int = base.SEED
+
+
+Log = Callable[[dict[str, Any]], None]
+
+
+def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = lambda _: None) -> dict[str, Any]:
+    """Make tokenizer and base in a new folder; returns (and keeps in ``figures.json``) what came out.
+
+    ``log`` gets one record a step. The same recipe gives the same weights on the same machine with the same number of
+    threads; elsewhere sums are taken in another order. Refusal ``already-exists``.
+    """
+    recipe = recipe or Pretraining()
+    started = time.time()
+    with new_folder(folder) as inside:
+        tokenizer = base.make_tokenizer(recipe.seed)
+        model = _untrained(tokenizer, recipe.seed)
+        examples = [_example(r) for r in base.reading(tokenizer, recipe.nursery_tokens, recipe.seed, nursery=True)]
+        examples += [_example(r) for r in base.reading(tokenizer, recipe.tokens, recipe.seed)]
+        steps = _steps(examples, recipe.tokens_per_step)
+        trainee = _trainee(model, recipe, len(steps))
+        curve: list[float] = []
+
+        def record(line: dict[str, Any]) -> None:
+            curve.append(line["loss"])
+            line = {"steps": len(steps), **line}
+            append_line(inside / "metrics.jsonl", line)
+            log(line)
+
+        train_loop(model, [trainee], [Feed(examples, lambda _: steps, len(steps))], Events(log=record))
+        take_over(model, trainee.adapter)
+        write_model(model, model.config, inside)
+        write_text(inside / "tokenizer.json", tokenizer.to_str(pretty=False))
+        for name, value in base.tokenizer_texts(tokenizer, model.config).items():
+            write_json(inside / name, value, replace=True)
+        held_out = held_out_loss(model, tokenizer, recipe.held_out_tokens)
+        figures = {
+            "parameters": model.config.num_parameters,
+            "tokens": int(sum(len(e.tokens) for e in examples)),
+            "steps": len(steps),
+            "last_losses": [round(x, 4) for x in curve[-5:]],
+            "held_out_loss": round(held_out, 4),
+            "held_out_perplexity": round(float(np.exp(held_out)), 4),
+            "seconds": round(time.time() - started),
+            "date": time.strftime("%Y-%m-%d"),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        write_json(inside / "figures.json", figures)
+    return figures
+
+
+def _untrained(tokenizer: Tokenizer, seed: int) -> Decoder:
+    config = base.shape(tokenizer)
+    model = Decoder(config, torch.bfloat16, "cpu")
+    for name, tensor in base.first_weights(config, seed):
+        model.set_tensor(name, tensor)
+    return model
+
+
+def _example(tokens: np.ndarray) -> Example:
+    return Example(tokens, np.ones(len(tokens), dtype=bool), "playground")
+
+
+def _steps(examples: Sequence[Example], budget: int) -> list[Step]:
+    """Documents in the order of reading, up to ``budget`` tokens a step."""
+    steps: list[list[list[int]]] = [[[]]]
+    used = 0
+    for number, example in enumerate(examples):
+        if used + len(example.tokens) > budget:
+            steps.append([[]])
+            used = 0
+        steps[-1][0].append(number)
+        used += len(example.tokens)
+    return list(steps)
+
+
+def _trainee(model: Decoder, recipe: Pretraining, steps: int) -> Trainee:
+    adapter = adapt(model, "full", seed=recipe.seed)
+    groups = adapter.groups(recipe.learning_rate, recipe.weight_decay)
+    optimizer = optimizers.make("adamw", groups, recipe.learning_rate, recipe.betas, 1e-8, lambda _: None)
+    share = schedule.make("cosine", steps, recipe.warmup_steps)
+    return Trainee(adapter, optimizer, share, torch.amp.GradScaler("cpu", enabled=False), 1.0, recipe.seed)
+
+
+@torch.no_grad()
+def take_over(model: Decoder, adapter: Adapter) -> None:
+    """Put what ``full`` trained into the model; this model is being made, nobody else holds it."""
+    trained = {slot.path: slot.piece for slot in adapter.slots}
+    for layer, place, module in list(model.places()):
+        if place != "lm_head" or not model.config.tied:
+            weight, _ = trained[path(layer, place)].fold(module.weight().float(), None)  # type: ignore[operator]
+            model.set_tensor(f"{path(layer, place)}.weight", weight.to(model.dtype))
+
+
+@torch.no_grad()
+def held_out_loss(model: Decoder, tokenizer: Tokenizer, tokens: int) -> float:
+    """Mean loss a token over documents of a seed that was never read in training."""
+    batch = pack([_example(row) for row in base.reading(tokenizer, tokens, base.HELD_OUT_SEED)])
+    logits = model.head(model.hidden(batch.tokens, Segments.packed(batch.lengths)))
+    return float(torch.nn.functional.cross_entropy(logits.float(), batch.targets))
