@@ -22,7 +22,7 @@ CODES = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-_CHUNK = 2**22  # values quantised at a time; bounds the float32 temporaries to some 50 MB
+_CHUNK = 2**20  # values quantised at a time; bounds the temporaries to some 20 MB, and keeps them in the cache
 
 
 @dataclass(frozen=True)
