@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from halter.errors import Refusal
 from halter.model.linear import Linear
 from halter.model.places import LINEARS, path
+from halter.pretrained.digest import digest_base, digest_model
 from halter.pretrained.load import load_model
 
 functional = pytest.importorskip("bitsandbytes.functional")
@@ -131,3 +132,16 @@ def test_every_fault_of_a_quantised_folder_is_in_one_refusal(
     assert len(caught.value.offenders) == 6
     for name in ("gate_proj", "up_proj", "down_proj", "k_proj", "v_proj", "o_proj"):
         assert name in text
+
+
+def test_the_digest_in_memory_sees_4_bit_storage(
+    quantised: tuple[bool, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALTER_CACHE", str(tmp_path))
+    _, _, four = quantised
+    model = load_model(four, device="cpu")
+    before = digest_model(model)
+    assert digest_model(load_model(four, device="cpu")) == before
+    model.layers[1].v_proj.codes[7] ^= 1
+    assert digest_model(model) != before
+    assert digest_base(four).storage["nf4"] is True
