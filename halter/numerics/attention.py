@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Rows up to here take the kernel's float32 backward: with 72 tokens it needs 0.24 ms where the 16-bit one needs 0.88.
+SHORT = 128
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool = True) -> Tensor:
     """Scaled dot-product attention per row: softmax(q k^T / sqrt(head_dim)) v.
@@ -105,6 +108,9 @@ def _row_backward(
     whole = causal and mask is None and queries > 1
     if groups > 1:  # the kernel's backward knows no groups
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if keys <= SHORT and q.dtype in (torch.bfloat16, torch.float16):
+        grad, q, k, v, out = (t.float() for t in (grad, q, k, v, out))
+        mask = None if mask is None else mask.float()
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, k, v, out, logsumexp, 0.0, whole, attn_mask=mask
     )
