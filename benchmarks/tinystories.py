@@ -2,8 +2,8 @@
 
     python benchmarks/tinystories.py --shared DIR [--seeds 3] [--json FILE]
 
-The same work for both: instruct/tinystories_instruct_train.jsonl, LoRA r=8 alpha=16 on all linear layers, the Alpaca
-template ending in "### Response:\\n" with the response tokenised apart, BOS once, EOS at the end, rows cut at 512 tokens,
+The same work for both: instruct/tinystories_instruct_train.jsonl, LoRA r=8 alpha=16 on all linear layers, Alpaca's
+template ending in "### Response:\\n", the response tokenised apart, BOS once, EOS at the end, rows cut at 512 tokens,
 2 epochs of 16 rows a step, cosine from 3e-3 after 10 warm-up steps, clip 1, token-weighted loss, AdamW without decay.
 Held-out loss is that of the responses of instruct/tinystories_instruct_test.jsonl. The peer runs as its documentation
 says: one padded batch a step (right padding, attention mask, labels -100 outside responses).

@@ -49,8 +49,9 @@ class Survival:
 def merge_4bit(
     model: Decoder, adapter: Adapter, folder: str | Path, files: tuple[Path, ...] = (), original: Path | None = None
 ) -> Survival:
-    """Fold ``adapter`` into ``model``'s weights, quantise to NF4 (double quantised) and write a folder that
-    transformers and Halter open. Refusals ``cannot-merge`` and ``already-exists``. The whole 4-bit model is in memory at once."""
+    """Fold ``adapter`` into ``model``, quantise to NF4 (double quantised), write a folder that transformers opens.
+
+    Refusals ``cannot-merge`` and ``already-exists``. The whole 4-bit model is in memory at once."""
     tensors: dict[str, torch.Tensor] = {}
     shares: dict[str, float] = {}
     for layer, place, module in model.places():

@@ -149,7 +149,7 @@ class Adapter(nn.Module):
         return [slot.path for slot in self.slots if not slot.piece.folds]
 
     def fold(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Module ``name``'s float32 weight and bias with this adapter in them. Refusal ``cannot-merge`` names why not."""
+        """Module ``name``'s float32 weight and bias with this adapter in them. Refusal ``cannot-merge``."""
         stuck = self.unfoldable()
         if stuck:
             raise Refusal("cannot-merge", "this adapter's effect is not a change of weights here", offenders=stuck)

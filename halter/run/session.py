@@ -17,6 +17,7 @@ from halter.files.writing import write_text
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter, restore, state_of
 from halter.model.decoder import Decoder
+from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run.prepare import Job, Say, describe, prepare
@@ -112,6 +113,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     recipe, options = job.recipe, job.recipe.train
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
+    identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
     model = _load_base(job, say)
     adapter = _adapter(job, model)
     say(f"trainable: {adapter.num_trainable:,} ({adapter.num_trainable / job.config.num_parameters:.4%} of the base)")
@@ -148,6 +150,8 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
             events.evaluate(0)
         train_loop(model, [trainee], [feed], events, checkpointing)
     watch.keep_best()
+    found = identity.result()
+    adapter.facts["base"] |= {"digest": found.digest, "storage": found.storage}
     adapter.save(run.adapter)
     say(f"saved: {run.adapter}")
 

@@ -31,7 +31,8 @@ class Display:
             self.bar = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=24),
-                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tok/s  {task.fields[memory]:.2f} GB"),
+                TextColumn("loss {task.fields[loss]:.4f}"),
+                TextColumn("{task.fields[speed]:,.0f} tok/s  {task.fields[memory]:.2f} GB"),
                 TimeRemainingColumn(),
                 console=self.console,
             )
@@ -42,7 +43,9 @@ class Display:
             self.task = self.bar.add_task("", total=self.total, completed=self.start, loss=0.0, speed=0.0, memory=0.0)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,15 +69,13 @@ class Trainee:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values) from which ``restore`` continues exactly."""
-        packed = self.optimizer.state_dict()
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
-        for index, entries in packed["state"].items():
-            for name, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{index}.{name}"] = value
-                else:
-                    plain[f"{index}.{name}"] = value
+        for name, value in _flat(self.optimizer.state_dict()["state"], ""):
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            else:
+                plain[name] = value
         values = {"step": self.step, "skipped": self.skipped, "scaler": self.scaler.state_dict(), "state": plain}
         return tensors, values
 
@@ -85,9 +83,21 @@ class Trainee:
         """Continue from ``state``; the optimizer must have been made over the same parameters."""
         state: dict[int, dict[str, Any]] = {}
         for name, value in {**tensors, **values["state"]}.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            index, *keys, last = name.split("/")
+            inner = state.setdefault(int(index), {})
+            for key in keys:
+                inner = inner.setdefault(key, {})
+            inner[last] = value
         packed = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
         self.scaler.load_state_dict(values["scaler"])
         self.step, self.skipped = int(values["step"]), int(values["skipped"])
+
+
+def _flat(state: dict[Any, Any], lead: str) -> Iterator[tuple[str, Any]]:
+    """("0/exp_avg", value) of every leaf; bitsandbytes keeps dictionaries inside its states."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{lead}{key}/")
+        else:
+            yield f"{lead}{key}", value

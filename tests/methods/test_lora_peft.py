@@ -184,7 +184,7 @@ def test_a_target_that_matches_nothing_lists_what_exists():
 @pytest.mark.parametrize(
     "preset_name,targets,r,count",
     [("llama-1-7b", ["q_proj", "v_proj"], 8, 4_194_304), ("llama-3-8b", "all-linear", 16, 41_943_040),
-     ("llama-2-70b", "all-linear", 64, 828_375_040), 
+     ("llama-2-70b", "all-linear", 64, 828_375_040),
      ("llama-1-65b", ["q_proj", "k_proj", "v_proj", "o_proj"], 8, 41_943_040)],
 )  # fmt: skip
 def test_counts_are_exact(preset_name, targets, r, count):
