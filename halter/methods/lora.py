@@ -22,7 +22,7 @@ from halter.errors import Refusal
 from halter.methods import targets
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import Act, path
+from halter.model.places import LINEARS, Act, path
 from halter.numerics.dropout import dropout
 
 
@@ -152,11 +152,11 @@ class Lora(Method):
         return LowRank(in_features, out_features, r, scale, self.dropout)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        modules = self.target_modules
+        modules = LINEARS if self.target_modules == "all-linear" else self.target_modules  # servers want names
         return {
             "task_type": "CAUSAL_LM",
             "r": self.r,
-            "lora_alpha": self.alpha,
+            "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
             "lora_dropout": self.dropout,
             "target_modules": modules if isinstance(modules, str) else list(modules),
             "exclude_modules": None if not self.exclude_modules else self.exclude_modules,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from halter.data.load import Loaded, load_examples
@@ -16,6 +17,7 @@ from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config
 from halter.recipe import Recipe
 from halter.training import memory
+from halter.training.defaults import at_width
 from halter.training.loop import total_steps
 
 Say = Callable[[str], None]
@@ -44,12 +46,14 @@ def prepare(recipe: Recipe) -> Job:
     template = _template(recipe, tokenizer)
     for choice in recipe.methods:
         choice.options.check(config)
+    recipe = _at_width(recipe, config.dim)
     data = load_examples(recipe.data, tokenizer, template, recipe.train.seed)
     options = recipe.train
     micro = options.micro_tokens or _micro_tokens(config)
     if not recipe.data.packing:
         micro = min(micro, max(data.train.lengths, default=1))
 
+    @lru_cache(maxsize=4)
     def plan(epoch: int) -> list[Step]:
         return plan_epoch(
             data.train.lengths,
@@ -64,6 +68,16 @@ def prepare(recipe: Recipe) -> Job:
 
     steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
     return Job(recipe, folder, config, tokenizer, template, data, plan, steps, micro)
+
+
+def _at_width(recipe: Recipe, dim: int) -> Recipe:
+    """A learning rate that nobody chose fits the model's width."""
+    key = "train.learning_rate"
+    if key not in recipe.defaults:
+        return recipe
+    rate = at_width(recipe.defaults[key], dim)
+    train = replace(recipe.train, learning_rate=rate.value)
+    return replace(recipe, train=train, defaults={**recipe.defaults, key: rate})
 
 
 def _template(recipe: Recipe, tokenizer: Tokenizer) -> ChatTemplate | None:

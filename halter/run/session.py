@@ -49,8 +49,9 @@ def train(
     recipe = recipes.load(source, overrides)
     for note in recipe.notes:
         say(f"note: {note}")
-    run = _open_run(recipe, resume)
     job = prepare(recipe)
+    recipe = job.recipe
+    run = _open_run(recipe, resume)
     say(f"run folder: {run.path}")
     describe(job, say)
     if dry_run:

@@ -92,3 +92,18 @@ def with_defaults(options: TrainOptions, method: str) -> tuple[TrainOptions, dic
     idle = {name for name, rival in RIVALS.items() if rival in given}
     taken = {name: default for name, default in row.items() if name not in given | idle}
     return replace(options, **{name: default.value for name, default in taken.items()}), taken
+
+
+REFERENCE_WIDTH, WIDTH_POWER = 4096, 0.78
+
+
+def at_width(default: Default, dim: int) -> Default:
+    """A default learning rate for a model ``dim`` wide: the table's, which comes from 7B models, times
+    (4096 / dim)^0.78. The power is remembered from Thinking Machines' "LoRA Without Regret" (2025) and not checked
+    against it; docs/first-run.md says how far the result is from a search at width 64.
+    """
+    if dim == REFERENCE_WIDTH:
+        return default
+    scale = (REFERENCE_WIDTH / dim) ** WIDTH_POWER
+    words = f"{default.value:g} at width {REFERENCE_WIDTH} ({default.source}) x ({REFERENCE_WIDTH}/{dim})^{WIDTH_POWER}"
+    return Default(float(f"{default.value * scale:.2g}"), words)

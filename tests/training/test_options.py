@@ -72,3 +72,12 @@ def test_each_field_is_documented() -> None:
         if isinstance(node, ast.AnnAssign):
             after = body[at + 1]
             assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), node.target.id
+
+
+def test_a_rate_that_nobody_chose_fits_the_width():
+    from halter.training.defaults import Default, at_width
+
+    table = Default(3e-4, "a run on 7B")
+    assert at_width(table, 4096) == table
+    assert at_width(table, 64).value == pytest.approx(3e-4 * 64**0.78, rel=0.05)
+    assert "a run on 7B" in at_width(table, 64).source
