@@ -33,6 +33,8 @@ class Trainee:
 
     def __post_init__(self) -> None:
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if self.scaler.is_enabled():  # torch makes the scale when a loss is first scaled; ours is in the weights
+            self.scaler.scale(torch.ones((), device=next(self.adapter.parameters()).device))
 
     def learning_rate(self) -> float:
         """The first group's rate at the current step."""

@@ -1,0 +1,166 @@
+"""Whole runs on a real checkpoint: what a recipe asks for happens, and the folder says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import halter
+from halter.errors import Refusal
+from halter.files.runs import RunFolder
+from halter.methods.storage import load_adapter
+from halter.pretrained.load import load_model
+
+
+@pytest.fixture
+def recipe(shared, tmp_path):
+    """A recipe of four small steps on stories260K; keys are changed by dotted name."""
+    data = shared / "data"
+
+    def make(name="run", **changes):
+        base = {
+            "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+            "method": {"name": "lora", "r": 2, "alpha": 4},
+            "data": {
+                "train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#24",
+                "validation": str(data / "instruct" / "tinystories_instruct_test.jsonl") + "#4",
+                "template": "alpaca", "max_length": 320, "on_long": "cut",
+            },
+            "train": {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2, "save_steps": 2},
+            "output_dir": str(tmp_path / name),
+        }  # fmt: skip
+        for key, value in changes.items():
+            section, _, inner = key.partition("__")
+            if inner:
+                base[section] = {**base[section], inner: value}
+            else:
+                base[section] = value
+        return base
+
+    return make
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(run):
+    from halter.files.tensors import read_tensors
+
+    return read_tensors(run / "adapter" / "adapter_model.safetensors")
+
+
+def quiet(*args, **kwargs):
+    said = []
+    return halter.train(*args, say=said.append, **kwargs), "\n".join(said)
+
+
+def test_a_run_leaves_what_it_promises(recipe):
+    run, said = quiet(recipe())
+    assert "of them learnt" in said and "4 rows for the held-out loss" in said
+    steps = [line for line in lines(run) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4] and all(line["attempt"] == 1 for line in steps)
+    losses = [line["eval_loss"] for line in lines(run) if "eval_loss" in line]
+    assert len(losses) == 2 and losses[-1] < losses[0]
+    assert [step for step, _ in RunFolder(run).checkpoints()] == [2, 4]
+    facts = json.loads((run / "adapter" / "halter.json").read_text())
+    assert facts["template"]["name"] == "alpaca" and len(facts["base"]["digest"]) == 64 and facts["recipe"]["model"]
+    with pytest.raises(Refusal, match="run-finished"):
+        quiet(recipe())
+
+
+def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(recipe):
+    runs = [quiet(recipe(name, train__seed=seed))[0] for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    a, b, c = map(tensors, runs)
+    assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_resume_continues_and_refuses_another_recipe(recipe):
+    whole, _ = quiet(recipe("whole", method__dropout=0.1))
+    part, _ = quiet(recipe("part", method__dropout=0.1))
+    for folder in ("adapter", "checkpoints/step-0000004"):
+        import shutil
+
+        shutil.rmtree(part / folder)
+    with pytest.raises(Refusal, match="run-unfinished"):
+        quiet(recipe("part", method__dropout=0.1))
+    with pytest.raises(Refusal) as caught:
+        quiet(recipe("part", method__r=3), resume=True)
+    assert caught.value.id == "run-differs" and "method.r" in caught.value.offenders
+    again, said = quiet(recipe("part", method__dropout=0.1), resume=True)
+    assert "step-0000002" in said
+    assert all(torch.equal(v, tensors(again)[k]) for k, v in tensors(whole).items())
+    assert [line["step"] for line in lines(again) if line.get("attempt") == 2 and "loss" in line] == [3, 4]
+
+
+def test_dry_run_shows_and_writes_nothing(recipe):
+    run, said = quiet(recipe(), dry_run=True)
+    assert run is None and "4 steps of 4 rows" in said and "% of them learnt" in said and "max_steps: 4" in said
+    assert not (RunFolder(recipe()["output_dir"]).path).exists()
+
+
+def test_qlora_in_one_word(recipe, shared):
+    run, said = quiet(recipe(method={"name": "qlora", "r": 4}))
+    facts = json.loads((run / "adapter" / "halter.json").read_text())
+    assert facts["quantize"] == "nf4" and "paged_adamw_32bit" in said
+    small = load_model(shared / "data" / "models" / "stories260K", "float32", "nf4")
+    adapter = load_adapter(run / "adapter", small)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        assert float((small(tokens, adapter=adapter) - small(tokens)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_precisions(recipe, precision):
+    """fp16 scales its loss; the adapter stays in fp32 and learns in each."""
+    run, _ = quiet(recipe(train__precision=precision, train__max_steps=8))
+    steps = [line for line in lines(run) if "loss" in line]
+    assert min(line["loss"] for line in steps[3:]) < steps[0]["loss"]
+    assert sum(line["applied"] for line in steps) >= 3  # fp16 may first find its scale
+    assert all(t.dtype == torch.float32 for t in tensors(run).values())
+
+
+def test_warm_start_several_methods_and_trackers(recipe, tmp_path):
+    first, _ = quiet(recipe("first"))
+    second, _ = quiet(recipe("second", method__init_from=str(first / "adapter"), train__learning_rate=0.0))
+    assert all(torch.equal(v, tensors(second)[k]) for k, v in tensors(first).items())
+    both = [{"name": "lora", "r": 2}, {"name": "full", "target_modules": ["norm"]}]
+    third, _ = quiet(recipe("third", method=both, train__report_to=["tensorboard"]))
+    names = set(tensors(third))
+    assert any("part0" in n and "lora_A" in n for n in names) and any(
+        "part1" in n and "norm.weight" in n for n in names
+    )
+    assert list((third / "tensorboard").glob("events*"))
+
+
+def test_early_stopping_keeps_the_best(recipe):
+    changes = {"train__learning_rate": 5.0, "train__eval_steps": 1, "train__early_stopping_patience": 1}
+    run, _ = quiet(recipe(**changes, train__max_steps=20, train__warmup_steps=0))
+    losses = [line["eval_loss"] for line in lines(run) if "eval_loss" in line]
+    assert len(losses) < 10 and losses[-1] > min(losses)
+
+
+def test_sample_prompts_are_answered(recipe, capsys):
+    run, _ = quiet(recipe(train__sample_prompts=["Tell a story."], train__max_steps=1))
+    assert capsys.readouterr().err.count("'Tell a story.' ->") == 2 and run is not None
+
+
+def test_activation_checkpointing_changes_nothing(recipe):
+    on, off = (quiet(recipe(way, train__activation_checkpointing=way))[0] for way in ("on", "off"))
+    assert all(torch.equal(v, tensors(on)[k]) for k, v in tensors(off).items())
+
+
+def test_peft_reads_the_result(recipe, shared):
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    run, _ = quiet(recipe())
+    folder = shared / "data" / "models" / "stories260K"
+    theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(folder), run / "adapter")
+    model, _ = halter.load(folder)
+    tokens = torch.randint(0, 512, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        got = model(tokens, adapter=halter.load_adapter(run / "adapter", model))
+        torch.testing.assert_close(got, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
