@@ -6,6 +6,7 @@ HALTER_NF4=bitsandbytes makes their absence an error.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from math import prod
@@ -27,12 +28,26 @@ def _functional(choice: str) -> Any:
     if choice == "torch":
         return None
     try:
-        import bitsandbytes.functional as functional
+        functional = import_bitsandbytes().functional
     except Exception as error:  # a broken native library raises what it likes
         if choice == "bitsandbytes":
             raise Refusal("nf4-kernels", f"HALTER_NF4=bitsandbytes, and it cannot be imported: {error}") from error
         return None
     return functional
+
+
+def import_bitsandbytes() -> Any:
+    """The package bitsandbytes, without its advice on optional kernels that nobody asked for. ImportError where it is
+    missing; a broken native library raises what it likes."""
+    talker = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = talker.level
+    talker.setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+        import bitsandbytes.functional
+    finally:
+        talker.setLevel(level)
+    return bitsandbytes
 
 
 def kernels() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from halter.errors import Refusal
+from halter.numerics.nf4_kernels import import_bitsandbytes
 
 NAMES = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
 
@@ -37,7 +38,7 @@ def make(
     if name not in kinds:
         raise Refusal("unknown-optimizer", f"no optimizer is called {name!r}", expected=", ".join(NAMES))
     try:
-        import bitsandbytes as bnb
+        bnb = import_bitsandbytes()
     except ImportError as error:
         raise Refusal(
             "optimizer-unavailable", f"{name} needs bitsandbytes", fix="pip install bitsandbytes, or optimizer: adamw"
