@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from halter.data import formats
 from halter.data.example import Example
-from halter.data.formats import BadRow, Canonical
+from halter.data.formats import Canonical
 from halter.data.options import DataOptions
+from halter.data.turns import BadRow
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
-from halter.files.chat_rows import encode_pair, encode_text
+from halter.files.chat_rows import Encoded, encode_pair, encode_text
 from halter.files.tokenizer import Tokenizer
 
 
@@ -27,76 +25,74 @@ class Encoder:
     tokenizer: Tokenizer
     template: ChatTemplate | None
 
-    def canonical(self, row: dict[str, Any], where: str) -> Canonical:
-        """What the row means, its columns renamed as the recipe says. Raises BadRow, Refusal ``data-format``."""
-        renamed = {theirs: ours for ours, theirs in self.options.columns.items()}
-        absent = [theirs for theirs in renamed if theirs not in row]
-        if absent:
-            raise BadRow(f"missing key {', '.join(absent)}")
-        row = {renamed.get(key, key): value for key, value in row.items()}
-        if self.options.row_template is not None:
-            row = {**row, "prompt": _filled(self.options.row_template, row)}
-            return formats.prompt_completion(row)
-        return formats.FORMATS[formats.find(set(row), where)].read(row)
-
     def example(self, meant: Canonical, origin: str) -> Example:
-        """Tokens and targets. Refusal ``no-template`` where a conversation has no template to be written with."""
-        every = self.options.train_on == "all"
+        """Tokens and targets. Raises BadRow where nothing is learnt; Refusal ``no-template`` where a conversation has
+        no template to be written with, and those of the template."""
         if meant.tokens is not None:
-            ids = np.asarray(meant.tokens, dtype=np.int32)
-            learnt = np.ones(len(ids), bool) if meant.labels is None else np.asarray(meant.labels) != -100
-            if ids.size and (ids.min() < 0 or ids.max() >= self.tokenizer.vocab_size):
-                raise BadRow("token ids outside the vocabulary")
-            return Example(ids, learnt, origin)
+            example = self._given(meant, origin)
+        else:
+            encoded = self._encoded(meant, origin)
+            example = Example(np.array(encoded.tokens, np.int32), np.array(encoded.supervised, bool), origin)
+        if not example.targets:
+            raise BadRow("no token to learn")
+        return example
+
+    def _encoded(self, meant: Canonical, origin: str) -> Encoded:
+        every = self.options.train_on == "all"
         if meant.text is not None:
-            encoded = encode_text(self.tokenizer, meant.text)
-        elif meant.messages is None:
-            encoded = encode_pair(self.tokenizer, meant.prompt or "", meant.completion or "")
-        elif self.template is None:
+            return encode_text(self.tokenizer, meant.text)
+        if meant.messages is None:
+            prompt, completion = meant.prompt or "", meant.completion or ""
+            return encode_pair(self.tokenizer, prompt, completion, train_on_prompt=every)
+        if self.template is None:
             raise Refusal(
                 "no-template",
                 "conversations need a chat template, and this checkpoint has none",
                 where=origin,
                 expected="data.template: llama-2, llama-3, alpaca, vicuna or a Jinja file",
             )
-        else:
-            encoded = self.template.encode(
-                self.tokenizer,
-                meant.messages,
-                tools=meant.tools,
-                date=self.options.template_date,
-                on_responses="last" if self.options.train_on == "last_response" else "all",
-                train_on_prompt=every,
-            )
-        learnt = np.asarray(encoded.supervised, bool)
-        return Example(np.asarray(encoded.tokens, np.int32), np.ones_like(learnt) if every else learnt, origin)
+        return self.template.encode(
+            self.tokenizer,
+            meant.messages,
+            tools=meant.tools,
+            date=self.options.template_date,
+            on_responses="last" if self.options.train_on == "last_response" else "all",
+            train_on_prompt=every,
+        )
 
-    def fitted(self, example: Example, whole_text: bool) -> Iterator[Example]:
+    def _given(self, meant: Canonical, origin: str) -> Example:
+        ids = np.array(meant.tokens, dtype=np.int64)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.tokenizer.vocab_size):
+            raise BadRow(f"token ids outside the vocabulary of {self.tokenizer.vocab_size}")
+        learnt = np.ones(len(ids), bool) if meant.labels is None else np.array(meant.labels) != -100
+        return Example(ids.astype(np.int32), learnt, origin)
+
+    def fitted(self, example: Example, meant: Canonical) -> list[Example]:
         """The example as rows of at most max_length tokens, by the recipe's ``on_long``; none where it is dropped.
 
         A row whose answer would be cut away entirely is dropped whatever the policy.
         """
         most, policy = self.options.max_length, self.options.on_long
         if len(example.tokens) <= most:
-            yield example
-        elif policy == "split" and whole_text:
-            for start in range(0, len(example.tokens), most):
-                piece = slice(start, start + most)
-                yield Example(example.tokens[piece], example.supervised[piece], example.origin)
-        elif policy in ("cut", "split"):
+            return [example]
+        if policy == "split" and (meant.text is not None or meant.tokens is not None):
+            return [piece for piece in self._pieces(example, most) if piece.targets]
+        if policy == "cut":
             short = Example(example.tokens[:most], example.supervised[:most], example.origin)
-            if short.targets:
-                yield short
+            return [short] if short.targets else []
+        return []
 
-
-def _filled(template: str, row: dict[str, Any]) -> str:
-    """``{column}`` replaced by the row's text; doubled braces stand for single ones."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        if match[1] not in row:
-            raise BadRow(f"missing key {match[1]}")
-        return str(row[match[1]])
-
-    return re.sub(r"\{\{|\}\}|\{(\w+)\}", value, template)
+    def _pieces(self, example: Example, most: int) -> Iterator[Example]:
+        """Pieces that learn every target once: each repeats the last token of the one before, as something to begin
+        from, after a BOS where the row has one."""
+        tokens, supervised = example.tokens, example.supervised
+        bos = self.tokenizer.bos_id
+        again = int(bos is not None and tokens[0] == bos and most > 2)
+        yield Example(tokens[:most], supervised[:most], example.origin)
+        for start in range(most - 1, len(tokens) - 1, max(1, most - 1 - again)):
+            piece = tokens[start : start + most - again]
+            learnt = supervised[start : start + most - again].copy()
+            learnt[0] = False
+            if again:
+                piece, learnt = np.insert(piece, 0, tokens[0]), np.insert(learnt, 0, False)
+            yield Example(piece, learnt, example.origin)

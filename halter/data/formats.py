@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from halter.data.turns import BadRow, answered, listed, tools_of, turn
 from halter.errors import Refusal
 
 Row = Mapping[str, Any]
-_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
-    "observation": "tool", "function_response": "tool", "ipython": "tool", "function_call": "function_call",
-}  # fmt: skip
-
-
-class BadRow(ValueError):
-    """A row that does not hold what its format says; the text is the kind of fault."""
 
 
 @dataclass(frozen=True)
@@ -37,65 +28,33 @@ class Canonical:
 
 def alpaca(row: Row) -> Canonical:
     """instruction, input?, output, system?, history? (pairs of earlier turns)."""
-    messages: list[dict[str, Any]] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": _string(row, "system")})
-    for turn in row.get("history") or ():
-        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    messages = _system(row)
+    for pair in listed(row, "history") if row.get("history") else ():
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(said, str) for said in pair)):
+            raise BadRow("history is no list of [question, answer]")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     user = {"role": "user", "content": _string(row, "instruction")}
-    if row.get("input"):
-        user["input"] = _string(row, "input")
+    if row.get("input") is not None and _string(row, "input").strip():
+        user["input"] = row["input"]
     return Canonical([*messages, user, {"role": "assistant", "content": _answer(row, "output")}])
 
 
 def sharegpt(row: Row) -> Canonical:
     """conversations: [{from, value}], with tools and function_call / observation turns where there are some."""
-    messages: list[dict[str, Any]] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": _string(row, "system")})
-    for turn in _list(row, "conversations"):
-        who = turn.get("from", turn.get("role"))
-        role = _ROLES.get(str(who).lower())
-        if role is None:
-            raise BadRow(f"unknown speaker {who!r}")
-        content = turn.get("value", turn.get("content"))
-        if not isinstance(content, str):
-            raise BadRow("a turn without text")
-        message: dict[str, Any] = {"role": role, "content": content}
-        if role == "function_call":
-            message = {"role": "assistant", "content": "", "tool_calls": _calls(content)}
-        if "loss" in turn:
-            message["loss"] = turn["loss"]
-        messages.append(message)
-    return Canonical(_spoken(messages), _tools(row))
+    return _chat(row, "conversations")
 
 
 def openai(row: Row) -> Canonical:
     """messages: [{role, content, tool_calls?, loss?}], tools?"""
-    messages = []
-    for message in _list(row, "messages"):
-        role = _ROLES.get(str(message.get("role")).lower())
-        if role is None or role == "function_call":
-            raise BadRow(f"unknown role {message.get('role')!r}")
-        content = message.get("content")
-        if content is None and message.get("tool_calls"):
-            content = ""
-        if isinstance(content, list):  # content parts
-            if any(part.get("type") != "text" for part in content):
-                raise BadRow("content parts other than text")
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str):
-            raise BadRow("a message without text")
-        messages.append({**message, "role": role, "content": content})
-    return Canonical(_spoken(messages), _tools(row))
+    return _chat(row, "messages")
 
 
 def prompt_completion(row: Row) -> Canonical:
     """prompt and completion, both strings or both lists of messages."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        return openai({"messages": [*prompt, *completion], "tools": row.get("tools")})
-    return Canonical(prompt=_string(row, "prompt", empty=True), completion=_answer(row, "completion"))
+        return openai({**row, "messages": [*prompt, *completion]})
+    return Canonical(prompt=_string(row, "prompt"), completion=_answer(row, "completion"))
 
 
 def text(row: Row) -> Canonical:
@@ -104,12 +63,20 @@ def text(row: Row) -> Canonical:
 
 
 def tokens(row: Row) -> Canonical:
-    """input_ids and labels (-100 where nothing is learnt), or input_ids alone."""
-    ids = _list(row, "input_ids")
-    labels = row.get("labels")
-    if not all(isinstance(i, int) for i in ids) or (labels is not None and len(labels) != len(ids)):
-        raise BadRow("input_ids and labels must be lists of whole numbers of one length")
-    return Canonical(tokens=list(ids), labels=None if labels is None else list(labels))
+    """input_ids, labels? (the token itself, or -100 where nothing is learnt), attention_mask? (0: padding)."""
+    ids = listed(row, "input_ids")
+    labels = listed(row, "labels") if row.get("labels") is not None else None
+    mask = listed(row, "attention_mask") if row.get("attention_mask") is not None else [1] * len(ids)
+    if not all(type(i) is int for i in (*ids, *(labels or ()))):
+        raise BadRow("wrong type: input_ids and labels are lists of whole numbers")
+    if len(mask) != len(ids) or (labels is not None and len(labels) != len(ids)):
+        raise BadRow("input_ids, labels and attention_mask differ in length")
+    if labels is not None and any(label not in (-100, i) for label, i, real in zip(labels, ids, mask) if real):
+        raise BadRow("labels that are neither -100 nor the token at their own place (are they shifted?)")
+    kept = [place for place, real in enumerate(mask) if real]
+    return Canonical(
+        tokens=[ids[place] for place in kept], labels=None if labels is None else [labels[place] for place in kept]
+    )
 
 
 @dataclass(frozen=True)
@@ -122,40 +89,68 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "tokens": Format(tokens, frozenset({"input_ids"}), frozenset({"labels"})),
-    "openai": Format(openai, frozenset({"messages"}), frozenset({"tools"})),
+    "tokens": Format(tokens, frozenset({"input_ids"}), frozenset({"labels", "attention_mask"})),
+    "openai": Format(openai, frozenset({"messages"}), frozenset({"tools", "system"})),
     "sharegpt": Format(sharegpt, frozenset({"conversations"}), frozenset({"tools", "system"})),
     "alpaca": Format(alpaca, frozenset({"instruction", "output"}), frozenset({"input", "system", "history"})),
     "prompt_completion": Format(prompt_completion, frozenset({"prompt", "completion"}), frozenset({"tools"})),
     "text": Format(text, frozenset({"text"})),
 }
-"""In the order in which they are looked for: the first whose needed columns are all there is the row's."""
+WEAKEST = "text"
+"""Data sets often carry a rendered copy of their rows under this name."""
+PREFERENCE = frozenset({"chosen", "rejected"})
+MEND = "name yours, e.g. data.columns: {prompt: question, completion: answer}, or give data.row_template"
 
 
-def find(columns: set[str], where: str) -> str:
-    """The name of the format with these columns. Refusal ``data-format`` names columns and formats."""
-    for name, form in FORMATS.items():
-        if form.needs <= columns:
-            return name
+def find(columns: Set[str], where: str, chosen: Set[str] = frozenset()) -> str:
+    """The name of the one format that has these columns; those that need a ``chosen`` one (named in data.columns) go
+    before others. Refusals ``data-format``, ``data-ambiguous``, ``data-preference`` name columns and formats."""
+    found = [name for name, form in FORMATS.items() if form.needs <= columns]
+    found = [name for name in found if FORMATS[name].needs & chosen] or found
+    if len(found) > 1:
+        found = [name for name in found if name != WEAKEST]
+    if columns >= PREFERENCE and not chosen:
+        raise Refusal(
+            "data-preference",
+            "these rows are pairs of a chosen and a rejected answer, which are not for learning from answers",
+            where=where,
+            offenders=sorted(columns),
+            fix="to learn the chosen answers all the same, data.columns: {prompt: prompt, completion: chosen}",
+        )
+    if len(found) == 1:
+        return found[0]
     known = "; ".join(f"{name}: {', '.join(sorted(form.needs))}" for name, form in FORMATS.items())
-    raise Refusal(
-        "data-format",
-        "these columns are no format that Halter knows",
-        where=where,
-        offenders=sorted(columns),
-        expected=known,
-        fix="name yours, e.g. data.columns: {prompt: question, completion: answer}, or give data.row_template",
-    )
+    if found:
+        raise Refusal(
+            "data-ambiguous",
+            f"these columns are of several formats: {', '.join(found)}",
+            where=where,
+            offenders=sorted(columns),
+            expected=known,
+            fix=f"say which to use, e.g. data.columns: {{{min(FORMATS[found[0]].needs)}: "
+            f"{min(FORMATS[found[0]].needs)}}}",
+        )
+    what = "these columns are no format that Halter knows"
+    raise Refusal("data-format", what, where=where, offenders=sorted(columns), expected=known, fix=MEND)
 
 
-def _string(row: Row, key: str, empty: bool = False) -> str:
+def _chat(row: Row, column: str) -> Canonical:
+    messages = [message for said in listed(row, column) for message in turn(said)]
+    if row.get("system") and not any(message["role"] == "system" for message in messages):
+        messages = _system(row) + messages
+    return Canonical(answered(messages), tools_of(row))
+
+
+def _system(row: Row) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": _string(row, "system")}] if row.get("system") else []
+
+
+def _string(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None:
         raise BadRow(f"missing key {key}")
     if not isinstance(value, str):
         raise BadRow(f"wrong type of {key}: {type(value).__name__}")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise BadRow(f"lone surrogate in {key}")
     return value
 
 
@@ -164,37 +159,3 @@ def _answer(row: Row, key: str) -> str:
     if not value.strip():
         raise BadRow(f"empty {key}")
     return value
-
-
-def _list(row: Row, key: str) -> list[Any]:
-    value = row.get(key)
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{key} is no list, or empty")
-    return value
-
-
-def _spoken(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
-        raise BadRow("no answer of the assistant")
-    return messages
-
-
-def _calls(content: str) -> list[dict[str, Any]]:
-    try:
-        calls = json.loads(content)
-    except ValueError as error:
-        raise BadRow("a function_call that is no JSON") from error
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise BadRow("a function_call without a name")
-    return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
-
-
-def _tools(row: Row) -> list[Any] | None:
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            raise BadRow("tools that are no JSON") from error
-    return tools or None

@@ -2,73 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
 
-import numpy as np
-
+from halter.data.choose import hold_out, sample, without
+from halter.data.columns import Reader, understand
 from halter.data.encode import Encoder
-from halter.data.example import Example
-from halter.data.formats import BadRow
+from halter.data.examples import Builder, Examples
 from halter.data.options import DataOptions, Source
-from halter.data.sources import Fault, read_source
+from halter.data.report import DataReport
+from halter.data.row_files import Fault, Found
+from halter.data.sources import open_source
+from halter.data.turns import BadRow
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
 
+__all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
 
-class Examples(Sequence[Example]):
-    """Many examples in three arrays, which is all the memory they take."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        sizes = [len(e.tokens) for e in examples]
-        self._tokens = np.concatenate([e.tokens for e in examples]) if examples else np.zeros(0, np.int32)
-        self._supervised = np.concatenate([e.supervised for e in examples]) if examples else np.zeros(0, bool)
-        self._starts = np.cumsum([0, *sizes])
-        self._origins = [e.origin for e in examples]
-        self.lengths: list[int] = sizes
-        self.targets: list[int] = [e.targets for e in examples]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        row = range(len(self))[index]
-        piece = slice(self._starts[row], self._starts[row + 1])
-        return Example(self._tokens[piece], self._supervised[piece], self._origins[row])
+HEAD = 100
+"""Rows of a file that are looked at to find its format."""
+OF_A_ROW = ("messages-malformed", "template-failed", "template-drops-content", "template-unsupported",
+            "template-too-large")  # fmt: skip
+"""Refusals of a template that may be the row's fault; if every row has one, it is the template's."""
+ALL_OVER = 200  # the sampling number of the limit over all sources
 
 
-@dataclass
-class DataReport:
-    """What became of the rows; ``str`` is the line that a run prints."""
+@dataclass(frozen=True)
+class _Read:
+    """A row, not yet encoded."""
 
-    rows: int = 0
-    bad: int = 0
-    long_dropped: int = 0
-    long_cut: int = 0
-    long_split: int = 0
-    kept: int = 0
-    tokens: int = 0
-    targets: int = 0
-    longest: int = 0
-    longest_origin: str = ""
-    validation_rows: int = 0
-    overlap_dropped: int = 0
-    faults: list[Fault] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        share = self.targets / self.tokens if self.tokens else 0.0
-        parts = [f"{self.kept} rows, {self.tokens:,} tokens, {share:.1%} of them learnt, longest {self.longest}"]
-        for count, words in (
-            (self.bad, "bad skipped"),
-            (self.long_dropped, "too long dropped"),
-            (self.long_cut, "too long cut"),
-            (self.long_split, "too long split"),
-            (self.overlap_dropped, "also in validation dropped"),
-        ):
-            parts += [f"{count} {words}"] if count else []
-        parts += [f"{self.validation_rows} rows for the held-out loss"] if self.validation_rows else []
-        return ", ".join(parts)
+    source: Source
+    name: str
+    origin: str
+    row: dict[str, Any]
+    reader: Reader
 
 
 @dataclass(frozen=True)
@@ -80,107 +50,138 @@ class Loaded:
     report: DataReport
 
 
-def load_examples(options: DataOptions, tokenizer: Tokenizer, template: ChatTemplate | None, seed: int = 0) -> Loaded:
-    """Read, check, encode and split. Refusals: ``bad-rows`` and ``long-rows`` name every culprit, ``no-rows``."""
+def load_examples(
+    options: DataOptions,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Loaded:
+    """Read, check, encode and split. ``progress`` is told the number of rows encoded so far, now and then.
+
+    Refusals: ``bad-rows`` and ``long-rows`` name every culprit of all sources, ``no-rows``; and those of sources,
+    formats and the template.
+    """
     encoder = Encoder(options, tokenizer, template)
-    report = DataReport()
-    train: list[Example] = []
-    for source in options.sources:
-        train += _weighted(source, _limited(source, list(_encoded(source.path, encoder, report)), seed), seed)
-    train = _sample(train, options.limit, seed)
-    validation: list[Example] = []
+    load = _Load(encoder, seed, DataReport(), progress)
+    train = load.rows(options.sources, options.limit)
+    held_out = _Load(encoder, seed, DataReport(), progress)
+    validation = Examples()
     if isinstance(options.validation, str):
-        held_out = DataReport()
-        held = replace(encoder, options=replace(options, on_long="cut" if options.on_long != "drop" else "drop"))
-        validation = list(_encoded(options.validation, held, held_out))
-        report.faults += held_out.faults
-    elif options.validation is not None:
-        train, validation = _split(train, options.validation, seed)
-    _refuse(options, report)
-    train = _without(train, validation, report)
-    if not train:
+        validation = held_out.rows((Source(options.validation),), None)
+    _refuse(options, [load, held_out])
+    report = load.report
+    if isinstance(options.validation, float):
+        train, validation = hold_out(train, options.validation, seed)
+    else:
+        rest = without(train, validation)
+        report.overlap_dropped = len(train) - len(rest)
+        train = rest
+    report.faults += held_out.report.faults
+    report.count(train, validation)
+    if not len(train):
         raise Refusal("no-rows", "no row is left to train on", offenders=[str(report)])
-    _count(report, train, validation)
-    return Loaded(Examples(train), Examples(validation), report)
+    if options.validation is not None and not len(validation):
+        raise Refusal("no-rows", "no row is left for the held-out loss", offenders=[str(held_out.report)])
+    return Loaded(train, validation, report)
 
 
-def _encoded(path: str, encoder: Encoder, report: DataReport) -> Iterator[Example]:
-    name, _, count = path.partition("#")
-    rows = read_source(name) if count.isdigit() else read_source(path)
-    for number, found in enumerate(rows):
-        if count.isdigit() and number >= int(count):
-            return
-        report.rows += 1
-        if isinstance(found, Fault):
-            report.faults.append(found)
-            continue
-        origin, row = found
+class _Load:
+    """One pass over some sources."""
+
+    def __init__(self, encoder: Encoder, seed: int, report: DataReport, progress: Callable[[int], None] | None) -> None:
+        self.encoder, self.seed, self.report = encoder, seed, report
+        self.too_long: list[Fault] = []
+        self._refused: list[Refusal] = []
+        self._progress = progress
+
+    def rows(self, sources: tuple[Source, ...], limit: int | None) -> Examples:
+        """All rows that can be used, encoded."""
+        read: Iterator[_Read] = chain.from_iterable(self._source(*pair) for pair in enumerate(sources))
+        if limit is not None:
+            read = self._limited(read, limit, ALL_OVER)
+        builder = Builder()
+        for document, row in enumerate(read):
+            if self._progress is not None and document % HEAD == 0:
+                self._progress(document)
+            self._encode(row, document, builder)
+        if self._refused and len(self._refused) == len(self.report.faults) and not len(builder):
+            raise self._refused[0]
+        return builder.examples()
+
+    def _source(self, number: int, source: Source) -> Iterator[_Read]:
+        path, limit = source.parts
+        limits = [most for most in (source.limit, limit) if most is not None]
+        rows = chain.from_iterable(self._file(source, *part) for part in open_source(path))
+        return self._limited(rows, min(limits), number) if limits else rows
+
+    def _limited(self, rows: Iterator[_Read], most: int, number: int) -> Iterator[_Read]:
+        kept, count = sample(rows, most, self.seed, number)
+        self.report.left_out += count - len(kept)
+        return iter(kept)
+
+    def _file(self, source: Source, name: str, found: Iterator[Found]) -> Iterator[_Read]:
+        head = list(islice(found, HEAD))
+        rows = [one[1] for one in head if not isinstance(one, Fault)]
+        reader = understand(rows, self.encoder.options, name) if rows else None
+        for one in chain(head, found):
+            if isinstance(one, Fault):
+                self.report.fault(name, one)
+                continue
+            if reader is None:  # nothing but faults so far
+                reader = understand([one[1]], self.encoder.options, name)
+            self.report.read(name)
+            yield _Read(source, name, *one, reader)
+
+    def _encode(self, read: _Read, document: int, builder: Builder) -> None:
         try:
-            meant = encoder.canonical(row, origin)
-            example = encoder.example(meant, origin)
-            if not example.targets:
-                raise BadRow("no token to learn")
+            meant = read.reader.read(read.row)
+            example = self.encoder.example(meant, read.origin)
         except BadRow as fault:
-            report.faults.append(Fault(origin, str(fault)))
-            continue
-        pieces = list(encoder.fitted(example, meant.text is not None))
-        long = len(example.tokens) > encoder.options.max_length
-        if long and encoder.options.on_long == "stop":
-            report.faults.append(Fault(origin, f"{len(example.tokens)} tokens, more than {encoder.options.max_length}"))
-        report.long_dropped += long and not pieces
-        report.long_cut += long and len(pieces) == 1
-        report.long_split += long and len(pieces) > 1
-        yield from pieces
+            self.report.faults.append(Fault(read.origin, str(fault)))
+            return
+        except Refusal as refusal:
+            if refusal.id not in OF_A_ROW:
+                raise
+            self._refused.append(refusal)
+            if len(self._refused) == HEAD and not len(builder):
+                raise
+            self.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.offenders[:3]))))
+            return
+        pieces = self.encoder.fitted(example, meant)
+        self._count_long(read.origin, len(example.tokens), len(pieces))
+        for piece in pieces:
+            builder.add(piece, document, read.source.weight)
+
+    def _count_long(self, origin: str, length: int, pieces: int) -> None:
+        report, options = self.report, self.encoder.options
+        if length > report.longest_seen:
+            report.longest_seen, report.longest_seen_origin = length, origin
+        if length <= options.max_length:
+            return
+        report.long += 1
+        report.long_dropped += pieces == 0
+        report.long_cut += pieces > 0 and options.on_long == "cut"
+        report.long_split += pieces > 0 and options.on_long == "split"
+        if options.on_long == "stop":
+            self.too_long.append(Fault(origin, f"{length} tokens"))
 
 
-def _refuse(options: DataOptions, report: DataReport) -> None:
-    report.bad = len(report.faults)
-    if report.faults and options.on_bad == "stop":
+def _refuse(options: DataOptions, loads: list[_Load]) -> None:
+    faults = [fault for load in loads for fault in load.report.faults]
+    long = [fault for load in loads for fault in load.too_long]
+    rows = sum(load.report.rows for load in loads)
+    if faults and options.on_bad == "stop":
         raise Refusal(
             "bad-rows",
-            f"{report.bad} of {report.rows} rows cannot be used",
-            offenders=report.faults,
+            f"{len(faults)} of {rows} rows cannot be used",
+            offenders=faults + long,
             fix="mend them, or data.on_bad: skip to leave them out and count them",
         )
-
-
-def _limited(source: Source, examples: list[Example], seed: int) -> list[Example]:
-    return _sample(examples, source.limit, seed)
-
-
-def _sample(examples: list[Example], most: int | None, seed: int) -> list[Example]:
-    """At most that many, chosen by the seed, in their old order."""
-    if most is None or len(examples) <= most:
-        return examples
-    chosen = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 1)))).permutation(len(examples))[:most]
-    return [examples[i] for i in sorted(chosen.tolist())]
-
-
-def _weighted(source: Source, examples: list[Example], seed: int) -> list[Example]:
-    whole, part = int(source.weight), source.weight - int(source.weight)
-    return examples * whole + _sample(examples, round(part * len(examples)), seed)
-
-
-def _split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, validation); rows of equal tokens go together, so that none stands in both."""
-    groups: dict[bytes, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.tokens.tobytes(), []).append(example)
-    held = _sample([group[0] for group in groups.values()], max(1, round(share * len(groups))), seed)
-    keys = {example.tokens.tobytes() for example in held}
-    return [e for e in examples if e.tokens.tobytes() not in keys], held
-
-
-def _without(train: list[Example], validation: list[Example], report: DataReport) -> list[Example]:
-    held = {e.tokens.tobytes() for e in validation}
-    kept = [e for e in train if e.tokens.tobytes() not in held]
-    report.overlap_dropped = len(train) - len(kept)
-    return kept
-
-
-def _count(report: DataReport, train: list[Example], validation: list[Example]) -> None:
-    report.kept, report.validation_rows = len(train), len(validation)
-    report.tokens = sum(len(e.tokens) for e in train)
-    report.targets = sum(e.targets for e in train)
-    longest = max(train, key=lambda e: len(e.tokens))
-    report.longest, report.longest_origin = len(longest.tokens), longest.origin
+    if long:
+        raise Refusal(
+            "long-rows",
+            f"{len(long)} of {rows} rows have more than {options.max_length} tokens",
+            offenders=long,
+            fix="raise data.max_length, or data.on_long: drop, cut or split",
+        )

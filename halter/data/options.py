@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from halter.errors import Refusal
@@ -13,11 +15,29 @@ class Source:
     """One of several sources that are mixed."""
 
     path: str
-    """A file (jsonl, json, csv, parquet, txt), a folder of such files, or a hub id; name#500 takes 500 rows."""
+    """A file (jsonl, json, csv, parquet, txt), a folder of such files, or a hub id (org/name or
+    org/name:configuration); name#500 takes 500 rows."""
     weight: float = 1.0
-    """How often its rows come, relative to the other sources': 2 has every row twice an epoch, 0.5 every second one."""
+    """How often its rows come in an epoch: 2 has every row twice, 0.5 every second one, the rest in the next epoch."""
     limit: int | None = None
     """Rows taken at most, chosen by the seed."""
+
+    def __post_init__(self) -> None:
+        bad = []
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            bad.append(f"weight: must be above 0, not {self.weight}")
+        if self.limit is not None and self.limit < 1:
+            bad.append(f"limit: must be above 0, not {self.limit}")
+        if bad:
+            raise Refusal("data-options", "a source that makes no sense", where=self.path, offenders=bad)
+
+    @property
+    def parts(self) -> tuple[str, int | None]:
+        """(path, rows asked for): "name#500" is ("name", 500), unless something of that very name exists."""
+        name, mark, count = self.path.rpartition("#")
+        if mark and count.isdecimal() and int(count) > 0 and not Path(self.path).exists():
+            return name, int(count)
+        return self.path, None
 
 
 @dataclass(frozen=True)
@@ -28,9 +48,11 @@ class DataOptions:
     """A file (jsonl, json, csv, parquet, txt), a folder of such files, a hub id, or a list of {path, weight, limit};
     name#500 takes 500 rows."""
     validation: str | float | None = None
-    """A source like train, or a share below 1 that is taken out of train; rows in both stay here."""
+    """A file, folder or hub id like train, or a share below 1 that is taken out of train. Rows that are in both are
+    taken out of train."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Names of your columns for the ones Halter knows, such as {prompt: question, completion: answer}."""
+    """Your columns for the ones Halter knows, such as {prompt: question, completion: answer} (written as they are) or
+    {instruction: question, output: answer} (written by the chat template). A text with {column} in it is filled in."""
     row_template: str | None = None
     """How a row's columns make its prompt, such as "Q: {question} A:"; the completion comes from columns.completion."""
     max_length: int = 2048
@@ -43,9 +65,11 @@ class DataOptions:
     template_date: str | None = None
     """The date (YYYY-MM-DD) that a template which asks for one is given, so that training and use agree."""
     on_long: Literal["drop", "cut", "split", "stop"] = "drop"
-    """Rows above max_length: drop them, cut their end off, split plain text into several rows, or stop."""
+    """Rows above max_length: drop them; cut their end off (those that would lose their whole answer are dropped); split
+    plain text and token rows into several, dropping others; or stop and name them. All of it is counted."""
     on_bad: Literal["stop", "skip"] = "stop"
-    """Rows that cannot be read or have nothing to learn: stop before the model is loaded, or skip and count them."""
+    """Rows that cannot be read or have nothing to learn: stop before the model is loaded and name them all, or skip and
+    count them."""
     train_on: Literal["responses", "last_response", "all"] = "responses"
     """What is learnt: every response of the assistant with its end, the last one only, or every token."""
     limit: int | None = None
@@ -55,7 +79,7 @@ class DataOptions:
         bad = []
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             bad.append(f"validation: a share lies between 0 and 1, not {self.validation}")
-        bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if (getattr(self, name) or 1) < 1]
+        bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if _below_one(getattr(self, name))]
         if bad:
             raise Refusal("data-options", "data options that make no sense", offenders=bad)
 
@@ -65,3 +89,7 @@ class DataOptions:
         if self.train is None:
             raise Refusal("no-data", "no training data is given", fix="give data.train, or --data FILE")
         return (Source(self.train),) if isinstance(self.train, str) else self.train
+
+
+def _below_one(value: int | None) -> bool:
+    return value is not None and value < 1

@@ -2,171 +2,99 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from halter.data import row_files
+from halter.data.row_files import SUFFIXES, Fault, Found
 from halter.errors import Refusal
+from halter.files.extras import missing_extra
 
-MAX_LINE_BYTES = 8 * 2**20
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
+__all__ = ["Fault", "Found", "open_source", "read_source"]
 
+Part = tuple[str, Iterator[Found]]
 
-@dataclass(frozen=True)
-class Fault:
-    """A row that cannot be used: where it stands and what kind of fault it is."""
-
-    origin: str
-    kind: str
-
-    def __str__(self) -> str:
-        return f"{self.origin}: {self.kind}"
-
-
-Found = tuple[str, dict[str, Any]] | Fault
+#: What Hugging Face's libraries write beside data, and what is read by people.
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "license.txt", "readme.txt")
+HELD_OUT = ("test", "valid", "validation", "dev", "eval")
 
 
 def read_source(path: str) -> Iterator[Found]:
-    """(origin, row) of every row of a file, a folder of files or a hub id, or a Fault in its place.
+    """(origin, row) of every row of a file, a folder of files or a hub id, or a Fault in its place; empty lines are
+    passed over. Refusals as in ``open_source``."""
+    rows = chain.from_iterable(rows for _, rows in open_source(path))
+    return (found for found in rows if not (isinstance(found, Fault) and found.harmless))
 
-    Refusals: ``data-missing``, ``data-suffix`` (a kind of file that is not read), ``missing-extra``.
+
+def open_source(path: str) -> Iterator[Part]:
+    """(name, its rows) of every file of a source. Nothing is read before it is asked for.
+
+    Of a folder whose file names tell a training part from a held-out one, only the training part is taken; its text
+    files only where it holds nothing else. A hub id is ``org/name`` or ``org/name:configuration``, its split "train".
+    Refusals: ``data-missing``, ``data-suffix`` (a kind of file that is not read), ``data-unreadable``,
+    ``data-encoding``, ``data-split``, ``hub-dataset``, ``extra-missing``.
     """
-    local = Path(path)
+    local = Path(path).expanduser()
     if local.is_dir():
-        files = sorted(p for p in local.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-        if not files:
-            raise Refusal("data-missing", "this folder holds no data", where=path, expected=", ".join(SUFFIXES))
-        for file in files:
-            yield from read_file(file)
+        for file in _folder(local):
+            yield str(file), row_files.read(file)
     elif local.exists():
-        yield from read_file(local)
+        yield str(local), row_files.read(local)
     elif path.count("/") == 1 and not path.startswith((".", "/", "~")) and local.suffix.lower() not in SUFFIXES:
-        yield from _hub(path)
+        yield path, _hub(path)
     else:
         raise Refusal("data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id")
 
 
-def read_file(path: Path) -> Iterator[Found]:
-    """Rows of one file, by its suffix."""
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        yield from _json_lines(path)
-    elif suffix == ".json":
-        yield from _json(path)
-    elif suffix in (".csv", ".tsv"):
-        yield from _csv(path, "\t" if suffix == ".tsv" else ",")
-    elif suffix == ".parquet":
-        yield from _parquet(path)
-    elif suffix in (".txt", ".md"):
-        yield from _text(path)
-    else:
-        raise Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=", ".join(SUFFIXES))
+def _folder(folder: Path) -> list[Path]:
+    """The files of a folder that hold training data, sorted by name."""
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.suffix.lower() in SUFFIXES
+        and path.name.lower() not in NOT_DATA
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    rows = [path for path in found if path.suffix.lower() not in row_files.TEXT]
+    found = rows or found
+    if not found:
+        raise Refusal("data-missing", "this folder holds no data", where=str(folder), expected=", ".join(SUFFIXES))
+    training = [path for path in found if _named(path.relative_to(folder), ("train", "training"))]
+    held_out = [path for path in found if _named(path.relative_to(folder), HELD_OUT)]
+    if training or not held_out or len(held_out) == len(found):
+        return training or found
+    raise Refusal(
+        "data-split",
+        "some of this folder's files are named as held-out data, and none as training data",
+        where=str(folder),
+        offenders=[path.relative_to(folder) for path in held_out],
+        fix="name the files to train on one by one, in a list of sources",
+    )
 
 
-def _json_lines(path: Path) -> Iterator[Found]:
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            origin = f"{path}:{number}"
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            fault, row = _row(raw)
-            yield Fault(origin, fault) if row is None else (origin, row)
-
-
-def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
-    if len(raw) > MAX_LINE_BYTES:
-        return f"a line of {len(raw) / 2**20:.1f} MiB (at most {MAX_LINE_BYTES // 2**20})", None
-    if b"\0" in raw:
-        return "NUL byte", None
-    try:
-        row = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return "invalid UTF-8", None
-    except (ValueError, RecursionError):
-        return "broken JSON", None
-    return ("", row) if isinstance(row, dict) else (f"a {type(row).__name__} instead of an object", None)
-
-
-def _json(path: Path) -> Iterator[Found]:
-    """One list of objects, or an object that holds one such list."""
-    try:
-        value = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        yield Fault(str(path), f"broken JSON or UTF-8 ({error})")
-        return
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        value = lists[0] if len(lists) == 1 else [value]
-    for number, row in enumerate(value):
-        origin = f"{path}[{number}]"
-        yield (origin, row) if isinstance(row, dict) else Fault(origin, f"a {type(row).__name__} instead of an object")
-
-
-def _csv(path: Path, separator: str) -> Iterator[Found]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as lines:
-        reader = csv.DictReader(lines, delimiter=separator)
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Fault(f"{path}:{reader.line_num}", str(error))
-                continue
-            origin = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                yield Fault(origin, f"not {len(reader.fieldnames or ())} columns")
-            else:
-                yield origin, dict(row)
-
-
-def _text(path: Path) -> Iterator[Found]:
-    """Paragraphs, parted by empty lines; one row each."""
-    lines: list[str] = []
-    start = 1
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                yield Fault(f"{path}:{number}", "invalid UTF-8")
-                continue
-            if line.strip():
-                start = start if lines else number
-                lines.append(line)
-            elif lines:
-                yield f"{path}:{start}", {"text": "".join(lines).rstrip("\n")}
-                lines = []
-    if lines:
-        yield f"{path}:{start}", {"text": "".join(lines).rstrip("\n")}
-
-
-def _parquet(path: Path) -> Iterator[Found]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise _extra("parquet files", "pyarrow") from error
-    number = 0
-    for batch in parquet.ParquetFile(path).iter_batches():
-        for row in batch.to_pylist():
-            yield f"{path}[{number}]", row
-            number += 1
+def _named(path: Path, words: tuple[str, ...]) -> bool:
+    text = path.with_suffix("").as_posix().lower()
+    pieces = "".join(c if c.isalpha() else " " for c in text).split()
+    return any(word in pieces for word in words)
 
 
 def _hub(name: str) -> Iterator[Found]:
     try:
         import datasets
     except ImportError as error:
-        raise _extra(f"the hub data set {name}", "datasets") from error
-    for number, row in enumerate(datasets.load_dataset(name, split="train")):
+        raise missing_extra("data", "data sets of the hub", name, error) from error
+    repository, _, configuration = name.partition(":")
+    try:
+        rows: Any = datasets.load_dataset(repository, configuration or None, split="train")
+    except Exception as error:  # the library's own and its transports' errors have no common class
+        raise Refusal(
+            "hub-dataset",
+            f"neither a file or folder here, nor a data set that the hub gives: {type(error).__name__}: {error}",
+            where=name,
+            expected="a path, or org/name or org/name:configuration with a split called train",
+        ) from error
+    for number, row in enumerate(rows):
         yield f"{name}[{number}]", dict(row)
-
-
-def _extra(what: str, package: str) -> Refusal:
-    return Refusal("missing-extra", f"{what} need the package {package}", fix="pip install 'halter[data]'")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from halter.data.load import Loaded, load_examples
-from halter.data.order import Step, plan_epoch
+from halter.data.order import Step, epoch_rows, plan_epoch
 from halter.files.chat import ChatTemplate
 from halter.files.hub import resolve
 from halter.files.reading import read_text
@@ -51,13 +51,14 @@ def prepare(recipe: Recipe) -> Job:
     options = recipe.train
     micro = options.micro_tokens or _micro_tokens(config)
     if not recipe.data.packing:
-        micro = min(micro, max(data.train.lengths, default=1))
+        micro = min(micro, int(data.train.lengths.max()))
 
     @lru_cache(maxsize=4)
     def plan(epoch: int) -> list[Step]:
-        return plan_epoch(
-            data.train.lengths,
-            data.train.targets,
+        rows = epoch_rows(data.train.weights, options.seed, epoch)
+        planned = plan_epoch(
+            data.train.lengths[rows],
+            data.train.targets[rows],
             seed=options.seed,
             epoch=epoch,
             rows_per_step=options.rows_per_step,
@@ -65,6 +66,7 @@ def prepare(recipe: Recipe) -> Job:
             micro_rows=options.per_device_train_batch_size if options.gradient_accumulation_steps else None,
             micro_tokens=micro,
         )
+        return [[rows[passed].tolist() for passed in step] for step in planned]
 
     steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
     return Job(recipe, folder, config, tokenizer, template, data, plan, steps, micro)

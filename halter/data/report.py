@@ -1,0 +1,115 @@
+"""What became of the rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from halter.data.examples import Examples
+from halter.data.row_files import Fault
+
+QUANTILES = (50, 90, 99)
+
+
+@dataclass
+class DataReport:
+    """Counts of one load; ``str`` is the line that a run prints."""
+
+    rows: int = 0
+    """Rows read, faulty ones among them, empty lines not."""
+    sources: Counter[str] = field(default_factory=Counter)
+    """Rows of every file."""
+    empty_lines: int = 0
+    bad: int = 0
+    left_out: int = 0
+    """Rows that a limit passed over."""
+    long: int = 0
+    """Rows above max_length, and what became of them:"""
+    long_dropped: int = 0
+    long_cut: int = 0
+    long_split: int = 0
+    longest_seen: int = 0
+    """Tokens of the longest row before on_long."""
+    longest_seen_origin: str = ""
+    duplicates: int = 0
+    """Rows kept whose tokens are those of an earlier one."""
+    overlap_dropped: int = 0
+    """Rows taken out of training because they are in validation."""
+    kept: int = 0
+    """Rows to train on."""
+    tokens: int = 0
+    targets: int = 0
+    longest: int = 0
+    longest_origin: str = ""
+    quantiles: dict[int, int] = field(default_factory=dict)
+    """{percent: length that this share of the rows to train on does not exceed}."""
+    validation_rows: int = 0
+    validation_targets: int = 0
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def supervised_share(self) -> float:
+        """Targets per token."""
+        return self.targets / self.tokens if self.tokens else 0.0
+
+    def read(self, name: str) -> None:
+        """One more row."""
+        self.rows += 1
+        self.sources[name] += 1
+
+    def fault(self, name: str, fault: Fault) -> None:
+        """One more row that cannot be used, or an empty line."""
+        if fault.harmless:
+            self.empty_lines += 1
+        else:
+            self.read(name)
+            self.faults.append(fault)
+
+    def count(self, train: Examples, validation: Examples) -> None:
+        """What is there in the end."""
+        self.bad = len(self.faults)
+        self.kept, self.validation_rows = len(train), len(validation)
+        self.tokens, self.targets = int(train.lengths.sum()), int(train.targets.sum())
+        self.validation_targets = int(validation.targets.sum())
+        self.duplicates = len(train) - len(set(train.digests()))
+        if len(train):
+            place = int(train.lengths.argmax())
+            self.longest, self.longest_origin = int(train.lengths[place]), train.origin(place)
+            found = np.percentile(train.lengths, QUANTILES, method="inverted_cdf")
+            self.quantiles = {percent: int(length) for percent, length in zip(QUANTILES, found)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = {**asdict(self), "sources": dict(self.sources), "faults": [str(fault) for fault in self.faults]}
+        return {**plain, "quantiles": {str(key): value for key, value in self.quantiles.items()}} | {
+            "supervised_share": self.supervised_share
+        }
+
+    def _kinds(self) -> str:
+        """The most frequent kinds of fault, and where the first stands."""
+        kinds = Counter(fault.kind.split(":")[0].split(" at byte")[0] for fault in self.faults)
+        words = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))
+        return f"{words}; the first at {self.faults[0].origin}" if self.faults else ""
+
+    def __str__(self) -> str:
+        lengths = ", ".join(f"{percent} % up to {length}" for percent, length in self.quantiles.items())
+        parts = [
+            f"{self.kept} rows, {self.tokens:,} tokens, {self.supervised_share:.1%} of them learnt",
+            f"lengths: {lengths}, longest {self.longest}" if lengths else "no lengths",
+        ]
+        over = f" (the longest has {self.longest_seen} tokens)"
+        for count, words in (
+            (self.bad, f"bad skipped ({self._kinds()})"),
+            (self.left_out, "passed over by a limit"),
+            (self.long_dropped, f"too long dropped{over}"),
+            (self.long_cut, f"too long cut{over}"),
+            (self.long_split, f"too long split{over}"),
+            (self.overlap_dropped, "also in validation dropped"),
+            (self.duplicates, "there more than once"),
+            (self.validation_rows, "rows for the held-out loss"),
+        ):
+            parts += [f"{count} {words}"] if count else []
+        return "; ".join(parts)

@@ -1,0 +1,225 @@
+"""Rows of one file: jsonl, json, csv, parquet, text. Every row has its origin, every fault its line and kind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from halter.errors import Refusal
+from halter.files.extras import missing_extra
+
+MAX_LINE_BYTES = 8 * 2**20
+TEXT = (".txt",)
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TEXT)
+UTF8_MARK = b"\xef\xbb\xbf"
+#: Columns that are lists of objects in one row, so that a file holding one of these alone is one row.
+LISTS_IN_ROWS = {"messages", "conversations", "tools", "prompt", "completion"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that cannot be used: where it stands and what kind of fault it is. Harmless: nothing is lost with it."""
+
+    origin: str
+    kind: str
+    harmless: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.kind}"
+
+
+Found = tuple[str, dict[str, Any]] | Fault
+EMPTY = "empty line"
+
+
+def read(path: Path) -> Iterator[Found]:
+    """Rows of one file, by its suffix. Refusals ``data-suffix``, ``data-unreadable``, ``data-encoding``."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=", ".join(SUFFIXES))
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise Refusal("data-encoding", "this file is UTF-16", where=str(path), fix="save it as UTF-8")
+        if suffix in (".jsonl", ".ndjson"):
+            yield from _json_lines(path)
+        elif suffix == ".json":
+            yield from _json(path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv(path, "\t" if suffix == ".tsv" else ",")
+        elif suffix == ".parquet":
+            yield from _parquet(path)
+        else:
+            yield from _text(path)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, str]]:
+    """(number, line, fault); of a line that is too long only its beginning is held."""
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        size = len(raw)
+        if size > MAX_LINE_BYTES:
+            last = raw
+            while not last.endswith(b"\n") and (last := file.readline(MAX_LINE_BYTES)):
+                size += len(last)
+        raw = raw.removeprefix(UTF8_MARK) if number == 1 else raw
+        if size > MAX_LINE_BYTES:
+            yield number, raw, f"a line of {size / 2**20:.1f} MiB (at most {MAX_LINE_BYTES // 2**20})"
+        else:
+            yield number, raw, ""
+
+
+def _json_lines(path: Path) -> Iterator[Found]:
+    with path.open("rb") as file:
+        for number, raw, fault in _lines(file):
+            origin = f"{path}:{number}"
+            if not fault and not raw.strip():
+                yield Fault(origin, EMPTY, harmless=True)
+                continue
+            row = None
+            if not fault:
+                fault, row = _row(raw)
+            yield Fault(origin, fault) if row is None else (origin, row)
+
+
+def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
+    """(fault, nothing) or (nothing, the object)."""
+    if b"\0" in raw:
+        return "NUL byte", None
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"invalid UTF-8 at byte {error.start + 1}", None
+    except json.JSONDecodeError as error:
+        what = "byte order mark inside the file" if raw.startswith(UTF8_MARK) else error.msg
+        return f"broken JSON: {what} at character {error.pos + 1}", None
+    except (ValueError, RecursionError) as error:
+        return f"broken JSON: {type(error).__name__}", None
+    if not isinstance(row, dict):
+        return f"a {type(row).__name__} instead of an object", None
+    # Without a \u the bytes were checked already: what UTF-8 can spell has no surrogates.
+    fault = damage(row) if b"\\u" in raw else ""
+    return (fault, None) if fault else ("", row)
+
+
+def damage(value: Any) -> str:
+    """What is wrong with any of the texts inside a value, or ""."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "NUL character"
+        return "" if value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value) else "lone surrogate"
+    if isinstance(value, dict):
+        return next((kind for pair in value.items() for part in pair if (kind := damage(part))), "")
+    if isinstance(value, list):
+        return next((kind for part in value if (kind := damage(part))), "")
+    return ""
+
+
+def _json(path: Path) -> Iterator[Found]:
+    """One list of objects, an object that holds one such list, or objects line by line."""
+    try:
+        value = json.loads(path.read_bytes().removeprefix(UTF8_MARK).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        yield Fault(str(path), f"invalid UTF-8 at byte {error.start + 1}")
+        return
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a whole value, and then another one
+            yield from _json_lines(path)
+        else:
+            yield Fault(f"{path}:{error.lineno}", f"broken JSON: {error.msg} at character {error.colno}")
+        return
+    except (ValueError, RecursionError) as error:
+        yield Fault(str(path), f"broken JSON: {type(error).__name__}")
+        return
+    if isinstance(value, dict):
+        lists = {key: v for key, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+        wrapped = len(lists) == 1 and not lists.keys() & LISTS_IN_ROWS
+        value = next(iter(lists.values())) if wrapped else [value]
+    if not isinstance(value, list):
+        yield Fault(str(path), f"a {type(value).__name__} instead of a list of objects")
+        return
+    for number, row in enumerate(value):
+        origin = f"{path}[{number}]"
+        kind = damage(row) if isinstance(row, dict) else f"a {type(row).__name__} instead of an object"
+        yield Fault(origin, kind) if kind else (origin, row)
+
+
+def _csv(path: Path, separator: str) -> Iterator[Found]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
+        reader = csv.reader(file, delimiter=separator)
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise Refusal("data-columns", "columns of the same name", where=str(path), offenders=twice)
+        while True:
+            origin = f"{path}:{reader.line_num + 1}"
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Fault(origin, f"broken CSV: {error}")
+                continue
+            if not values:
+                yield Fault(origin, EMPTY, harmless=True)
+            elif len(values) != len(names):
+                yield Fault(origin, f"{len(values)} columns instead of {len(names)}")
+            elif kind := damage(values):
+                yield Fault(origin, "invalid UTF-8" if kind == "lone surrogate" else kind)
+            else:
+                yield origin, dict(zip(names, values))
+
+
+def _text(path: Path) -> Iterator[Found]:
+    """Paragraphs, parted by empty lines; one row each."""
+    lines: list[str] = []
+    start = 1
+    with path.open("rb") as file:
+        for number, raw, fault in _lines(file):
+            line = ""
+            if not fault:
+                try:
+                    line = raw.decode("utf-8")
+                    fault = "NUL byte" if "\0" in line else ""
+                except UnicodeDecodeError as error:
+                    fault = f"invalid UTF-8 at byte {error.start + 1}"
+            if fault:
+                yield Fault(f"{path}:{number}", fault)
+            elif line.strip():
+                start = start if lines else number
+                lines.append(line.rstrip("\r\n"))
+            elif lines:
+                yield f"{path}:{start}", {"text": "\n".join(lines)}
+                lines = []
+    if lines:
+        yield f"{path}:{start}", {"text": "\n".join(lines)}
+
+
+def _parquet(path: Path) -> Iterator[Found]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise missing_extra("data", "parquet files", path, error) from error
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(1024):
+            for row in batch.to_pylist():
+                origin = f"{path}[{number}]"
+                kind = damage(row)
+                yield Fault(origin, kind) if kind else (origin, row)
+                number += 1
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> Refusal:
+    return Refusal("data-unreadable", f"cannot be read: {why}", where=str(path))

@@ -1,0 +1,115 @@
+"""Turns of a conversation, in the spellings that people have, to messages with role and content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+CALL = "function_call"
+ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "developer": "system",
+    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "ipython": "tool",
+    CALL: CALL, "tool_call": CALL,
+}  # fmt: skip
+SWITCHES = ("loss", "train", "weight")
+
+
+class BadRow(ValueError):
+    """A row that does not hold what its format says; the text is the kind of fault."""
+
+
+def turn(said: Any) -> list[dict[str, Any]]:
+    """One turn as messages: {from, value} or {role, content}, with tool_calls, a legacy function_call, or a speaker
+    called function_call whose words are the call as JSON."""
+    if not isinstance(said, Mapping):
+        raise BadRow(f"wrong type of a turn: {type(said).__name__}")
+    who = said.get("role") if said.get("role") is not None else said.get("from")
+    role = ROLES.get(who.lower()) if isinstance(who, str) else None
+    if role is None:
+        raise BadRow("missing key role" if who is None else f"unknown role {who!r}")
+    spoken = said.get("content") if said.get("content") is not None else said.get("value")
+    extra = {key: value for key, value in said.items() if key in (*SWITCHES, "name", "tool_call_id", "input")}
+    extra = {key: value for key, value in extra.items() if value is not None}
+    if role == CALL:
+        return [{"role": "assistant", "content": "", "tool_calls": _calls(_words(spoken)), **extra}]
+    calls = said.get("tool_calls") or ([said[CALL]] if said.get(CALL) else None)
+    if calls:
+        extra["tool_calls"] = _calls(calls)
+    return [{"role": role, "content": _words(spoken, may_lack=bool(calls)), **extra}]
+
+
+def answered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same messages, if the assistant says something in them wherever it speaks and is to be learned."""
+    spoken = [m for m in messages if m["role"] == "assistant"]
+    if not spoken:
+        raise BadRow("missing answer of the assistant")
+    for number, message in enumerate(messages, 1):
+        ignored = any(message.get(key) in (False, 0) for key in SWITCHES if key in message)
+        if message["role"] == "assistant" and not ignored and not _says(message):
+            raise BadRow(f"empty answer in message {number}")
+    return messages
+
+
+def listed(row: Mapping[str, Any], key: str) -> list[Any]:
+    """A column that holds a list, or the JSON text of one (csv files have nothing else)."""
+    value = row.get(key)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _json(value, key)
+    if value is None:
+        raise BadRow(f"missing key {key}")
+    if not isinstance(value, list):
+        raise BadRow(f"wrong type of {key}: {type(value).__name__}")
+    if not value:
+        raise BadRow(f"empty {key}")
+    return value
+
+
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools of a row, each as {type: function, function: {...}}; also from JSON text and from bare functions."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = _json(tools, "tools") if tools.strip() else None
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow("wrong type of tools: not a list of objects")
+    return [{"type": "function", "function": tool} if "name" in tool and "type" not in tool else tool for tool in tools]
+
+
+def _says(message: Mapping[str, Any]) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def _words(spoken: Any, may_lack: bool = False) -> str:
+    if isinstance(spoken, list):  # content parts
+        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in spoken):
+            raise BadRow("wrong type of content: parts other than text")
+        return "".join(part["text"] for part in spoken)
+    if spoken is None and may_lack:
+        return ""
+    if not isinstance(spoken, str):
+        raise BadRow("missing key content" if spoken is None else f"wrong type of content: {type(spoken).__name__}")
+    return spoken
+
+
+def _calls(calls: Any) -> list[dict[str, Any]]:
+    """Calls as {type: function, function: {name, arguments}}, whichever way they were written down."""
+    calls = _json(calls, CALL) if isinstance(calls, str) else calls
+    made = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        inner = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+            raise BadRow("a tool call without a name")
+        arguments = inner.get("arguments", inner.get("parameters"))
+        function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
+        made.append({**({"id": call["id"]} if call.get("id") else {}), "type": "function", "function": function})
+    return made
+
+
+def _json(text: str, key: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"wrong type of {key}: not JSON") from error
