@@ -94,7 +94,7 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
     if b"\0" in raw:
         return "NUL byte", None
     try:
-        row = json.loads(raw.decode("utf-8"))
+        row = json.loads(raw.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1}", None
     except json.JSONDecodeError as error:
@@ -103,7 +103,7 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
     except (ValueError, RecursionError) as error:
         return f"broken JSON: {type(error).__name__}", None
     if not isinstance(row, dict):
-        return f"a {type(row).__name__} instead of an object", None
+        return f"{type(row).__name__} instead of an object", None
     # Without a \u the bytes were checked already: what UTF-8 can spell has no surrogates.
     fault = damage(row) if b"\\u" in raw else ""
     return (fault, None) if fault else ("", row)
@@ -111,14 +111,18 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
 
 def damage(value: Any) -> str:
     """What is wrong with any of the texts inside a value, or ""."""
-    if isinstance(value, str):
-        if "\0" in value:
-            return "NUL character"
-        return "" if value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value) else "lone surrogate"
-    if isinstance(value, dict):
-        return next((kind for pair in value.items() for part in pair if (kind := damage(part))), "")
-    if isinstance(value, list):
-        return next((kind for part in value if (kind := damage(part))), "")
+    left = [value]
+    while left:  # no recursion: rows of strangers are nested as deeply as they like
+        part = left.pop()
+        if isinstance(part, str):
+            if "\0" in part:
+                return "NUL character"
+            if not part.isascii() and any("\ud800" <= c <= "\udfff" for c in part):
+                return "lone surrogate"
+        elif isinstance(part, dict):
+            left += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            left += part
     return ""
 
 
@@ -143,11 +147,11 @@ def _json(path: Path) -> Iterator[Found]:
         wrapped = len(lists) == 1 and not lists.keys() & LISTS_IN_ROWS
         value = next(iter(lists.values())) if wrapped else [value]
     if not isinstance(value, list):
-        yield Fault(str(path), f"a {type(value).__name__} instead of a list of objects")
+        yield Fault(str(path), f"{type(value).__name__} instead of a list of objects")
         return
     for number, row in enumerate(value):
         origin = f"{path}[{number}]"
-        kind = damage(row) if isinstance(row, dict) else f"a {type(row).__name__} instead of an object"
+        kind = damage(row) if isinstance(row, dict) else f"{type(row).__name__} instead of an object"
         yield Fault(origin, kind) if kind else (origin, row)
 
 
