@@ -15,12 +15,14 @@ from halter import __version__
 from halter.errors import HalterError, Refusal
 
 VERBS = {
+    "demo": "see a LLaMA adapted in three minutes, without model or data of your own",
     "init": "write a recipe with every key explained",
     "train": "train an adapter, from a recipe or from flags alone",
     "generate": "answer prompts with a run, an adapter or a model",
     "chat": "talk to a run, an adapter or a model",
     "evaluate": "score a run on held-out rows, base beside adapter",
     "merge": "fold an adapter into its base: a model folder, proven equal",
+    "playground": "the embedded little world: its tasks as files, and its base",
 }
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
 

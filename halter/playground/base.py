@@ -27,7 +27,7 @@ def base_folder() -> Path:
 
 def shape(tokenizer: Tokenizer) -> ModelConfig:
     """LLaMA 3 in small: grouped queries, theta 500000, tied as Llama 3.2 1B and 3B are."""
-    ids = [tokenizer.token_to_id(t) for t in (vocabulary.EOS, vocabulary.TURN_END)]
+    id_of = tokenizer.get_vocab()
     return ModelConfig(
         layers=4,
         dim=256,
@@ -39,9 +39,9 @@ def shape(tokenizer: Tokenizer) -> ModelConfig:
         context=1024,
         rope_theta=500_000.0,
         tied=True,
-        bos_token_id=tokenizer.token_to_id(vocabulary.BOS),
-        eos_token_ids=tuple(ids),
-        pad_token_id=tokenizer.token_to_id(vocabulary.PAD),
+        bos_token_id=id_of[vocabulary.BOS],
+        eos_token_ids=(id_of[vocabulary.EOS], id_of[vocabulary.TURN_END]),
+        pad_token_id=id_of[vocabulary.PAD],
         dtype="bfloat16",
     )
 

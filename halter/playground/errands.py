@@ -26,7 +26,8 @@ class Sum:
 
     def steps(self) -> str:
         """The written-out sum: ``27 + 48: 7 + 8 = 15, carry 1. 2 + 4 + 1 = 7. So 27 + 48 = 75.``"""
-        carry, parts = 0, []
+        carry = 0
+        parts: list[str] = []
         a, b = self.a, self.b
         while a or b or not parts:
             x, y = a % 10, b % 10

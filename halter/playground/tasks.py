@@ -196,7 +196,8 @@ def rows(name: str, seed: int, split: str, count: int, levels: tuple[int, ...] =
 def _pairs(
     made: Task, seed: int, split: str, count: int, levels: tuple[int, ...], known: set[str] | None = None
 ) -> list[tuple[Pair, int]]:
-    seen, out, n = set(known or ()), [], 0
+    seen, n = set(known or ()), 0
+    out: list[tuple[Pair, int]] = []
     while len(out) < count and n < 40 * count:
         level = levels[n % len(levels)]
         pair = made.make(Dice("task", made.name, seed, split, n), level, split)
