@@ -253,6 +253,10 @@ def test_a_validation_file_is_taken_out_of_training(llama3: Tokenizer, tmp_path:
     assert "3 also in validation dropped" in str(loaded.report)
     with pytest.raises(Refusal, match="no-rows"):
         load(llama3, train=held, validation=held)
+    tale = " ".join(f"w{n}" for n in range(60))  # its first piece is held out, and so none of it is trained on
+    long = {"train": write(tmp_path / "d.jsonl", [{"text": tale}, {"text": "b"}]), "max_length": 40, "on_long": "split"}
+    begun = load(llama3, **long, validation=write(tmp_path / "e.jsonl", [{"text": tale.replace("w59", "end")}]))
+    assert [e.origin for e in begun.train] == [f"{tmp_path}/d.jsonl:2"] and begun.report.overlap_dropped > 1
     bad = write(tmp_path / "c.jsonl", [{"text": "fine"}, "{"])
     with pytest.raises(Refusal) as caught:
         load(llama3, train=train, validation=bad)
