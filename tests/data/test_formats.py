@@ -183,6 +183,9 @@ def test_columns_are_renamed() -> None:
     assert read(row, columns={"instruction": "question", "output": "answer", "input": "context"}) == chat(
         {**USER, "input": "C"}, ASSISTANT
     )
+    assert read({"system": "Q", "answer": "A"}, columns={"instruction": "system", "output": "answer"}) == chat(
+        USER, ASSISTANT
+    )
     swapped = {"prompt": "A", "completion": "Q"}
     assert read(swapped, columns={"prompt": "completion", "completion": "prompt"}) == Canonical(
         prompt="Q", completion="A"

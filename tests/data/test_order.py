@@ -79,6 +79,14 @@ def test_rows_without_targets_are_left_out() -> None:
     assert [rows_of(step) for step in plan] == [[0, 2]]
 
 
+@pytest.mark.parametrize(("budget", "rows"), [(29, 2), (30, 3), (31, 3), (10, 1), (9, 1)])
+def test_a_step_fills_its_budget_and_no_more(budget: int, rows: int) -> None:
+    plan = plan_epoch([10] * 12, [1] * 12, seed=0, epoch=0, tokens_per_step=budget)
+    assert [len(rows_of(step)) for step in plan] == [rows] * (12 // rows)
+    micros = plan_epoch([10] * 12, [1] * 12, seed=0, epoch=0, rows_per_step=12, micro_tokens=budget)[0]
+    assert [len(micro) for micro in micros] == [rows] * (12 // rows)
+
+
 def test_epochs_and_seeds_differ() -> None:
     orders = {tuple(permutation(50, seed, epoch)) for seed in (0, 1) for epoch in range(5)}
     assert len(orders) == 10

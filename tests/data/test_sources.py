@@ -97,7 +97,7 @@ FAULTY = [
     (b"null", "NoneType instead of an object"),
     (b"[" * 100_000, "broken JSON: RecursionError"),
     (b'{"n": ' + b"9" * 5000 + b"}", "broken JSON: ValueError"),
-    (b'{"text": "' + b"x" * (10 << 20) + b'"}', "a line of 10.0 MiB (at most 8)"),
+    (b'{"text": "' + b"x" * (17 << 20) + b'"}', "a line of 17.0 MiB (at most 8)"),
 ]
 
 
