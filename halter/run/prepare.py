@@ -47,6 +47,8 @@ def prepare(recipe: Recipe) -> Job:
     for choice in recipe.methods:
         choice.options.check(config)
     recipe = _at_width(recipe, config.dim)
+    if recipe.data.max_length > config.context:  # positions beyond it were never trained
+        recipe = replace(recipe, data=replace(recipe.data, max_length=config.context))
     data = load_examples(recipe.data, tokenizer, template, recipe.train.seed)
     options = recipe.train
     micro = options.micro_tokens or _micro_tokens(config)
@@ -102,7 +104,7 @@ def describe(job: Job, say: Say) -> None:
     """What is about to happen, with the defaults that were not chosen by the user and where they come from."""
     recipe, report = job.recipe, job.data.report
     say(f"base: {job.folder} ({job.config.num_parameters:,} parameters{', nf4' if recipe.model.quantize else ''})")
-    say(f"data: {report}")
+    say(f"data: {report} (rows of at most {recipe.data.max_length} tokens)")
     rows = recipe.train.rows_per_step
     share = f"{rows} rows" if rows else f"{recipe.train.tokens_per_step} tokens"
     say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one pass")

@@ -15,7 +15,7 @@ from halter.playground import tasks, words
 from halter.playground.documents import corpus
 from halter.playground.world import world
 
-GOLDEN = "to be set"
+GOLDEN = "870a63a37490309cee3687983a0be7ff6f1506ebbf8d927e3f683c768ad70a4c"
 
 
 def prompt(row: dict) -> str:

@@ -16,7 +16,7 @@ from halter.playground.scenes import contract, register, story
 from halter.playground.words import Dice
 from halter.playground.world import PEOPLE, PLACES, sentence, world
 
-GOLDEN = "to be set"
+GOLDEN = "4c18724884c8813c56c532895eca861119b046b871157131fc144121b278e8b9"
 
 
 def test_same_text_everywhere() -> None:
