@@ -32,7 +32,7 @@ def command(
     ] = None,
     method: Annotated[str | None, typer.Option(help="lora, qlora, full, ... (lora where not given)")] = None,
     output: Annotated[str | None, typer.Option(help="Run folder (runs/NNN-name where not given).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --output's last complete checkpoint.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolved recipe, plan and label share; no training.")
     ] = False,
@@ -42,6 +42,9 @@ def command(
     flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
     # In JSON's quotes, which are YAML's too, a path stays a word whatever it looks like.
     overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    kept = Path(output or "") / "recipe.yaml"
+    if resume and output and recipe is None and kept.is_file():
+        recipe = str(kept)
     if recipe is None and not overrides:
         raise Refusal("nothing-to-train", "training needs a model and data", fix=NEEDS)
     from halter.run import train

@@ -19,7 +19,7 @@ from halter.recipe.sections import (
     Recipe,
     method_class,
 )
-from halter.training.defaults import METHOD, PRESETS, RIVALS, TRAIN, Default
+from halter.training.defaults import FITTED, METHOD, PRESETS, REFERENCE_WIDTH, RIVALS, TRAIN, Default
 
 WIDTH = 110
 
@@ -86,7 +86,7 @@ def commented(name: str = DEFAULT_METHOD, *, model: str = "", data: str = "", ou
         defaults = tables.get(section, {}) | preset.get(section, {})
         lines += ["", f"{section}:"]
         if section == "method":
-            lines.append(f"  name: {method}")
+            lines.append(f"  name: {name}")
         for key in keys.values():
             lines += _explained(key, given.get(section, {}).get(key.name), defaults.get(key.name))
         if section == "method":
@@ -101,7 +101,11 @@ def _explained(key: Key, given: Any, default: Default | None) -> Iterator[str]:
     value = given if given is not None else default.value if default else plain(key.default)
     line = f"  {key.name}: {flow(value)}"
     if default is not None and given is None:
-        yield line + f"  # {default.source}"
+        if key.name in FITTED:  # as a comment, so that it stays a default and is fitted to the model
+            line = f"  # {line.strip()}  # for a model {REFERENCE_WIDTH} wide, fitted to yours;"
+        else:
+            line += "  #"
+        yield f"{line} {default.source}"
     elif value in (None, [], {}) or key.name in RIVALS.values():
         yield f"  # {key.name}:  # {words(key.type)}"
     else:

@@ -95,6 +95,8 @@ def with_defaults(options: TrainOptions, method: str) -> tuple[TrainOptions, dic
 
 
 REFERENCE_WIDTH, WIDTH_POWER = 4096, 0.78
+FITTED = frozenset({"learning_rate"})
+"""Keys whose default a run fits to the model; written out in a recipe they would be fixed values."""
 
 
 def at_width(default: Default, dim: int) -> Default:

@@ -162,6 +162,18 @@ def test_flags_reach_the_recipe_as_words(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen["dry_run"] is True and seen["resume"] is False
 
 
+def test_resume_finds_the_recipe_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import halter.run
+    from halter.recipe import dump, load
+
+    recipe = load({"model": "DIR", "data": "F.jsonl", "output_dir": str(tmp_path)}, ["r=3"])
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    seen = []
+    monkeypatch.setattr(halter.run, "train", lambda source, overrides, **_: seen.append(load(source, overrides)))
+    assert main.run(["train", "--resume", "--output", str(tmp_path)]) == 0
+    assert seen == [recipe]
+
+
 def test_init_writes_once_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "r.yaml"
     assert main.run(["init", "qlora", str(file), "--model", "DIR", "--data", "F.jsonl"]) == 0

@@ -239,6 +239,7 @@ def test_the_commented_recipe_says_what_would_happen_anyway(name: str) -> None:
     text = commented(name, model="DIR", data="FILE.jsonl")
     document = yaml12.parse(text)
     assert load(document.data) == load({**LEAST, "method": name})
+    assert "train.learning_rate" in load(document.data).defaults  # still fitted to the model's width
     assert yaml11.safe_load(text) == document.data
     for section in (*SECTIONS.values(), find(load({**LEAST, "method": name}).method.name)):
         for key in keys_of(section).values():
