@@ -87,7 +87,7 @@ def merge(
     rows = _sample(tokenizer, model.config)
     wanted = logits_on(reference, rows, adapter)
     trained = logits_on(model, rows, adapter) if quantised else None
-    untied = _unties(adapter)
+    untied = unties(adapter)
     config = replace(model.config, tied=False) if untied else model.config
     del model
     with new_folder(folder) as inside:
@@ -120,7 +120,7 @@ def folded(base: Decoder, adapter: Adapter, untied: bool = False) -> Iterator[tu
             yield f"{name}.bias", bias.detach()
 
 
-def _unties(adapter: Adapter) -> bool:
+def unties(adapter: Adapter) -> bool:
     """Whether embedding and head of a tied model are changed differently."""
     if not adapter.shape.tied:
         return False

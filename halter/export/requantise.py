@@ -6,11 +6,12 @@ the weights' norm as little as 1.4 % is left when it is merged into weights that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from halter.export.merge import unties
 from halter.files.writing import copy_file, new_folder, write_json, write_tensors
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
@@ -52,10 +53,12 @@ def merge_4bit(
     """Fold ``adapter`` into ``model``, quantise to NF4 (double quantised), write a folder that transformers opens.
 
     Refusals ``cannot-merge`` and ``already-exists``. The whole 4-bit model is in memory at once."""
+    untied = unties(adapter)
+    config = replace(model.config, tied=False) if untied else model.config
     tensors: dict[str, torch.Tensor] = {}
     shares: dict[str, float] = {}
     for layer, place, module in model.places():
-        if place == "lm_head" and model.config.tied:
+        if place == "lm_head" and config.tied:
             continue
         name = path(layer, place)
         weight = module.weight().float()  # type: ignore[operator]
@@ -76,8 +79,9 @@ def merge_4bit(
         tensors |= {f"{name}.{key}": tensor for key, tensor in stored.to_bitsandbytes().items()}
     with new_folder(folder) as inside:
         write_tensors(inside / "model.safetensors", tensors)
+        written = replace(config, dtype=str(model.dtype).removeprefix("torch.")).to_hf()
         rule = {**RULE, "bnb_4bit_compute_dtype": str(model.dtype).removeprefix("torch.")}
-        write_json(inside / "config.json", model.config.to_hf() | {"quantization_config": rule})
+        write_json(inside / "config.json", written | {"quantization_config": rule})
         for file in [*files, *licence_files(original)]:
             copy_file(file, inside / file.name, replace=True)
     return Survival(shares)

@@ -186,6 +186,9 @@ class Lora(Method):
             "use_qalora": "QALoRA",
         }
         reasons = [f"{key} ({why})" for key, why in unsupported.items() if config.get(key)]
+        start = str(config.get("init_lora_weights"))
+        if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+            reasons.append(f"init_lora_weights {start} (it changed the base; convert it to plain LoRA with peft)")
         if config.get("bias", "none") != "none":
             reasons.append(f"bias {config['bias']!r} (trained biases of the base)")
         if reasons:

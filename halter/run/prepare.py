@@ -9,6 +9,7 @@ from pathlib import Path
 
 from halter.data.load import Loaded, load_examples
 from halter.data.order import Step, epoch_rows, plan_epoch
+from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.hub import resolve
 from halter.files.reading import read_text
@@ -46,6 +47,12 @@ def prepare(recipe: Recipe) -> Job:
     template = _template(recipe, tokenizer)
     for choice in recipe.methods:
         choice.options.check(config)
+    if recipe.train.early_stopping_patience is not None and recipe.data.validation is None:
+        raise Refusal(
+            "no-validation",
+            "train.early_stopping_patience watches a held-out loss, and there are no rows for one",
+            fix="give data.validation, a file or a share such as 0.1",
+        )
     recipe = _at_width(recipe, config.dim)
     if recipe.data.max_length > config.context:  # positions beyond it were never trained
         recipe = replace(recipe, data=replace(recipe.data, max_length=config.context))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from halter.methods.storage import load_adapter, restore, state_of
 from halter.model.decoder import Decoder
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
-from halter.recipe import Recipe
+from halter.recipe import MethodChoice, Recipe
 from halter.run.prepare import Job, Say, describe, prepare
 from halter.run.watch import Watch
 from halter.training import memory, optimizers, schedule
@@ -57,9 +58,9 @@ def train(
     if dry_run:
         say(recipes.dump(recipe))
         return None
-    if not run.recipe.is_file():
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_text(run.recipe, recipes.dump(recipes.with_output(recipe, str(run.path))))
+    run.path.mkdir(parents=True, exist_ok=True)
+    # What an earlier try left stands for nothing: no checkpoint came of it, or only keys that may change have changed.
+    write_text(run.recipe, recipes.dump(recipes.with_output(recipe, str(run.path))), replace=True)
     try:
         _train(job, run, resume, say)
     except (HalterError, KeyboardInterrupt):
@@ -151,8 +152,11 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
             events.evaluate(0)
         train_loop(model, [trainee], [feed], events, checkpointing)
     watch.keep_best()
-    found = identity.result()
-    adapter.facts["base"] |= {"digest": found.digest, "storage": found.storage}
+    try:
+        found = identity.result()
+        adapter.facts["base"] |= {"digest": found.digest, "storage": found.storage}
+    except Exception as error:  # a result is worth more than its base's digest
+        say(f"the base's digest could not be made and is left out: {error}")
     adapter.save(run.adapter)
     say(f"saved: {run.adapter}")
 
@@ -168,6 +172,7 @@ def _adapter(job: Job, model: Decoder) -> Adapter:
     for part, choice in enumerate(job.recipe.methods):
         if choice.init_from is not None:
             earlier = load_adapter(choice.init_from, model)
+            _refuse_other_scale(choice, earlier)
             lead = f"part{part}." if len(adapter.methods) > 1 else ""
             tensors = state_of(adapter) | {lead + name: tensor for name, tensor in state_of(earlier).items()}
             restore(adapter, tensors, choice.init_from)
@@ -185,6 +190,27 @@ def _adapter(job: Job, model: Decoder) -> Adapter:
     return adapter
 
 
+def _refuse_other_scale(choice: MethodChoice, earlier: Adapter) -> None:
+    """An earlier adapter read with other options would start as something else than it was."""
+    same = [m for m in earlier.methods if m.name() == choice.name]
+    old, new = (asdict(m) if m else {} for m in (same[0] if same else None, choice.options))
+    wrong = [
+        f"{k} was {old.get(k)!r}, is {new[k]!r}" for k in new if k != "dropout" and _plain(old.get(k)) != _plain(new[k])
+    ]
+    if wrong:
+        raise Refusal(
+            "init-from-differs",
+            "init_from names an adapter that was trained with other options",
+            where=str(choice.init_from),
+            offenders=wrong,
+            fix="give the options that it was trained with",
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
     options = job.recipe.train
     rate = float(options.learning_rate or 0.0)
@@ -198,7 +224,8 @@ def _trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
     )
     warmup = schedule.warmup_steps(options.warmup_steps or 0.0, job.steps)
     device = next(adapter.parameters()).device.type
-    scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
+    half = adapter.facts["dtype"] == "float16"  # whoever asked for it: the recipe, the checkpoint, or an old GPU
+    scaler = torch.amp.GradScaler(device, enabled=half)
     share = schedule.make(options.lr_scheduler_type, job.steps, warmup)
     return Trainee(adapter, optimizer, share, scaler, options.max_grad_norm, options.seed)
 

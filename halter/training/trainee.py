@@ -14,6 +14,7 @@ from halter.errors import HalterError
 from halter.methods.adapter import Adapter
 
 SKIPPED_IN_A_ROW = 3
+SKIPPED_IN_FP16 = 20  # each halves the loss scale, which starts at 2^16
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Trainee:
         """Clip and step with the accumulated gradients, then forget them. Returns (gradient norm, whether it moved).
 
         Nothing that is not finite reaches the weights: such a step is skipped, and more than three in a row raise
-        HalterError. In fp16 an overflow only lowers the loss scale and is not counted.
+        HalterError. In fp16, where an overflow first lowers the loss scale, it takes more than 20.
         """
         parameters = list(self.adapter.trainable().values())
         self.scaler.unscale_(self.optimizer)
@@ -61,8 +62,8 @@ class Trainee:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.skipped = 0 if finite or self.scaler.is_enabled() else self.skipped + 1
-        if self.skipped > SKIPPED_IN_A_ROW:
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped > (SKIPPED_IN_FP16 if self.scaler.is_enabled() else SKIPPED_IN_A_ROW):
             raise HalterError(
                 f"loss or gradient was not finite in {self.skipped} steps in a row (step {self.step - 1}: loss {loss}, "
                 f"gradient norm {norm}); the weights are those of the last good step. Lower learning_rate"
