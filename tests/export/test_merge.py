@@ -158,3 +158,17 @@ def test_merging_into_4_bits_says_what_survives(scale, low, high, tmp_path):
     assert low < survival.mean < high
     merged = load_model(tmp_path / "four", "float32")
     assert merged.module(0, "up_proj").storage == "nf4"
+
+
+def test_a_tied_head_of_its_own_survives_merging_into_4_bits(tmp_path):
+    model = tiny.decoder(tiny.config(tied=True))
+    adapter = adapt(model, "lora", r=4, target_modules=["lm_head", "embed_tokens"])
+    tiny.jitter(adapter)
+    merge_4bit(model, adapter, tmp_path / "four")
+    merged = load_model(tmp_path / "four", "float32")
+    assert not merged.config.tied
+    with torch.no_grad():
+        head = adapter.fold("lm_head", model.lm_head.weight(), None)[0]
+        table = adapter.fold("model.embed_tokens", model.embed_tokens.weight(), None)[0]
+        torch.testing.assert_close(merged.lm_head.weight(), head)
+        torch.testing.assert_close(merged.embed_tokens.weight(), table)

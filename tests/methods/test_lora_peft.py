@@ -139,6 +139,7 @@ def test_what_we_lack_is_refused_with_the_reason(tmp_path):
         ({"use_dora": True}, "DoRA"),
         ({"modules_to_save": ["lm_head"]}, "whole modules"),
         ({"bias": "all"}, "bias"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"peft_type": "LOHA"}, "LOHA"),
     ):
         folder = tmp_path / reason

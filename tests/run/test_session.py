@@ -135,6 +135,25 @@ def test_warm_start_several_methods_and_trackers(recipe, tmp_path):
     assert list((third / "tensorboard").glob("events*"))
 
 
+def test_a_warm_start_with_another_scale_is_refused(recipe):
+    first, _ = quiet(recipe("first"))
+    with pytest.raises(Refusal) as caught:
+        quiet(recipe("second", method={"name": "lora", "r": 2, "alpha": 8, "init_from": str(first / "adapter")}))
+    assert caught.value.id == "init-from-differs" and "alpha was 4" in caught.value.offenders[0]
+
+
+def test_patience_needs_a_held_out_loss(recipe):
+    with pytest.raises(Refusal, match="no-validation"):
+        quiet(recipe(data__validation=None, train__early_stopping_patience=1))
+
+
+def test_a_stopped_try_leaves_no_stale_recipe(recipe):
+    with pytest.raises(Refusal):
+        quiet(recipe(method__init_from="/nowhere"))
+    run, _ = quiet(recipe(method__r=3))
+    assert "r: 3" in (run / "recipe.yaml").read_text()
+
+
 def test_early_stopping_keeps_the_best(recipe):
     changes = {"train__learning_rate": 5.0, "train__eval_steps": 1, "train__early_stopping_patience": 1}
     run, _ = quiet(recipe(**changes, train__max_steps=20, train__warmup_steps=0))
