@@ -39,7 +39,7 @@ class Job:
     micro_tokens: int
 
 
-def prepare(recipe: Recipe) -> Job:
+def prepare(recipe: Recipe, say: Say = lambda _: None) -> Job:
     """Everything before the base is loaded: configuration, tokenizer, rows with labels, the plan of steps."""
     folder = resolve(recipe.model.path, recipe.model.revision)
     config = load_config(folder)
@@ -56,6 +56,7 @@ def prepare(recipe: Recipe) -> Job:
     recipe = _at_width(recipe, config.dim)
     if recipe.data.max_length > config.context:  # positions beyond it were never trained
         recipe = replace(recipe, data=replace(recipe.data, max_length=config.context))
+    say("reading and tokenising the data ...")
     data = load_examples(recipe.data, tokenizer, template, recipe.train.seed)
     options = recipe.train
     micro = options.micro_tokens or _micro_tokens(config)

@@ -50,7 +50,7 @@ def train(
     recipe = recipes.load(source, overrides)
     for note in recipe.notes:
         say(f"note: {note}")
-    job = prepare(recipe)
+    job = prepare(recipe, say)
     recipe = job.recipe
     run = _open_run(recipe, resume)
     say(f"run folder: {run.path}")

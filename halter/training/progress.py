@@ -25,7 +25,7 @@ class Display:
     def __init__(self, total: int, start: int = 0, every: int = 1, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self.total, self.start, self.every = total, start, max(1, every)
-        self.began = time.monotonic()
+        self.began = 0.0  # when the first step was over; what came before it says nothing about the rest
         self.bar: Progress | None = None
         if self.console.is_terminal:
             self.bar = Progress(
@@ -53,13 +53,16 @@ class Display:
         """Show one step's record."""
         number, loss, speed = record["step"], record["loss"], record["tokens_per_second"]
         memory = record["peak_memory_bytes"] / 1e9
+        if number == self.start + 1:
+            self.began = time.monotonic()
         if self.bar is not None:
             self.bar.update(self.task, completed=number, loss=loss, speed=speed, memory=memory)
         elif number % self.every == 0 or number in (self.start + 1, self.total):
-            left = (time.monotonic() - self.began) / (number - self.start) * (self.total - number)
+            done = number - self.start - 1
+            left = (time.monotonic() - self.began) / done * (self.total - number) if done else None
             self.say(
                 f"step {number}/{self.total}  loss {loss:.4f}  lr {record['learning_rate']:.2e}  "
-                f"{speed:,.0f} tok/s  {memory:.2f} GB  {left:.0f} s left"
+                f"{speed:,.0f} tok/s  {memory:.2f} GB" + ("" if left is None else f"  {left:.0f} s left")
             )
 
     def say(self, text: str) -> None:
