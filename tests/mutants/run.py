@@ -1,4 +1,4 @@
-"""Plant each fault of faults.toml in a copy of the package and demand that its tests turn red.
+"""Plant each fault of faults*.toml in a copy of the package and demand that its tests turn red.
 
     python tests/mutants/run.py [WORD ...]      only faults whose file, oracle or text holds one of the words
 
@@ -36,7 +36,8 @@ class Fault:
 
 
 def faults() -> list[Fault]:
-    table = tomllib.loads((Path(__file__).parent / "faults.toml").read_text("utf-8"))
+    files = sorted(Path(__file__).parent.glob("faults*.toml"))
+    table = {"fault": [fault for file in files for fault in tomllib.loads(file.read_text("utf-8"))["fault"]]}
     return [Fault(**row) for row in table.get("fault", [])]
 
 
