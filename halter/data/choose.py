@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from typing import TypeVar
 
 import numpy as np
@@ -40,30 +41,40 @@ def _words(seed: int, number: int) -> Iterator[int]:
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
     """(train, validation): validation has ``share`` of the different documents, at least one. What was split stays
     together, and rows that are equal to a held-out one are in neither."""
-    keys = _document_keys(examples)
-    different = list(dict.fromkeys(keys.values()))
+    documents, of_row, keys = _document_keys(examples)
+    _, first = np.unique(keys, return_index=True)
+    different = keys[np.sort(first)]  # in the order in which they come
     count = min(max(1, round(share * len(different))), len(different))
-    chosen = {different[place] for place in permutation(len(different), seed, 0, HELD_OUT)[:count]}
-    first: dict[bytes, int] = {}
-    for document, key in keys.items():
-        first.setdefault(key, document)
-    held = np.array([keys[d] in chosen for d in examples.documents.tolist()], bool)
-    kept = np.array([first[keys[d]] == d for d in examples.documents.tolist()], bool)
-    return examples.select(~held), examples.select(held & kept)
+    chosen = different[permutation(len(different), seed, 0, HELD_OUT)[:count]]
+    held = np.isin(keys, chosen)
+    kept = np.zeros(len(documents), bool)
+    kept[first] = True
+    return examples.select(~held[of_row]), examples.select((held & kept)[of_row])
 
 
 def without(train: Examples, validation: Examples) -> Examples:
     """The rows to train on, less every document of which some piece is in validation."""
-    held = set(validation.digests())
-    if not held:
+    if not len(validation):
         return train
-    found = np.array([digest in held for digest in train.digests()], bool)
+    found = np.isin(train.digests(), validation.digests())
     return train.select(~np.isin(train.documents, train.documents[found]))
 
 
-def _document_keys(examples: Examples) -> dict[int, bytes]:
-    """{document: the digests of its rows, one after the other}."""
-    keys: dict[int, bytes] = {}
-    for document, digest in zip(examples.documents.tolist(), examples.digests()):
-        keys[document] = keys.get(document, b"") + digest
-    return keys
+def _document_keys(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the documents in the order in which they come, of each row the place of its document there, of each document 16
+    bytes that are equal where all its rows are)."""
+    _, first, inverse, counts = np.unique(
+        examples.documents, return_index=True, return_inverse=True, return_counts=True
+    )
+    digests = examples.digests()
+    keys = digests[first]
+    if (counts > 1).any():
+        rows = np.argsort(inverse, kind="stable")
+        ends = np.cumsum(counts)
+        for document in np.flatnonzero(counts > 1).tolist():
+            every = digests[rows[ends[document] - counts[document] : ends[document]]]
+            keys[document] = blake2b(every.tobytes(), digest_size=16).digest()
+    order = np.argsort(first)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return examples.documents[first[order]], place[inverse], keys[order]

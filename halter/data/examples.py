@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
+from zlib import crc32
 
 import numpy as np
 
 from halter.data.example import Example
+from halter.data.store import ARRAYS, TOKEN_BYTES, Held, Piece, Store, token_digest
 
 PLACE = re.compile(r"(.*[:\[])(\d+)(\]?)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class _Store:
-    """Rows end to end. An origin is ``names[name_of[row]]`` with the row's number in its gap."""
-
-    tokens: np.ndarray
-    supervised: np.ndarray
-    starts: np.ndarray
-    targets: np.ndarray
-    documents: np.ndarray
-    weights: np.ndarray
-    names: list[tuple[str, str]]
-    name_of: np.ndarray
-    numbers: np.ndarray
+PIECE_BYTES = 64 << 20
+"""Rows are handed on to a file when so many bytes have come together."""
 
 
 class Examples(Sequence[Example]):
-    """Rows of tokens; 5 bytes a token and about 80 a row are all the memory they take. A selection
-    shares the tokens.
+    """Rows of tokens; 5 bytes a token (none where they lie in a cache) and about 100 a row are all the memory they
+    take. A selection shares the tokens.
 
     lengths, targets: int64 [rows]; weights: float32 [rows], how often a row comes in an epoch; documents: int64 [rows],
     equal for rows that were one before they were split.
@@ -45,13 +32,21 @@ class Examples(Sequence[Example]):
             builder.add(example, number)
         self._hold(builder.store(), None)
 
-    def _hold(self, store: _Store, chosen: np.ndarray | None) -> None:
+    @classmethod
+    def of(cls, store: Store) -> Examples:
+        """All rows of a store."""
+        made = cls.__new__(cls)
+        made._hold(store, None)
+        return made
+
+    def _hold(self, store: Store, chosen: np.ndarray | None) -> None:
         self._store = store
-        self._rows = np.arange(len(store.targets)) if chosen is None else chosen
-        self.lengths: np.ndarray = np.diff(store.starts)[self._rows]
-        self.targets: np.ndarray = store.targets[self._rows].astype(np.int64)
-        self.weights: np.ndarray = store.weights[self._rows]
-        self.documents: np.ndarray = store.documents[self._rows]
+        self._rows = np.arange(len(store)) if chosen is None else chosen
+        every: slice | np.ndarray = slice(None) if chosen is None else chosen
+        self.lengths: np.ndarray = store.lengths[every].astype(np.int64)
+        self.targets: np.ndarray = store.targets[every].astype(np.int64)
+        self.weights: np.ndarray = store.weights[every]
+        self.documents: np.ndarray = store.documents[every]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -63,9 +58,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | Examples:
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        row = self._rows[index]
-        piece = slice(self._store.starts[row], self._store.starts[row + 1])
-        return Example(self._store.tokens[piece], self._store.supervised[piece], self.origin(index))
+        return Example(*self._store.row(int(self._rows[index])), self.origin(index))
 
     def origin(self, index: int) -> str:
         """Where a row comes from: "file:line"."""
@@ -80,58 +73,64 @@ class Examples(Sequence[Example]):
         chosen._hold(self._store, self._rows[np.asarray(rows, dtype=None if len(rows) else np.int64)])
         return chosen
 
-    def digests(self) -> list[bytes]:
-        """16 bytes for each row's tokens: equal for equal rows."""
-        return [blake2b(example.tokens.tobytes(), digest_size=16).digest() for example in self]
+    def digests(self) -> np.ndarray:
+        """16 bytes for each row's tokens, dtype S16 [rows]: equal for equal rows."""
+        return self._store.digests[self._rows]
 
 
 class Builder:
-    """Takes rows one by one."""
+    """Takes rows one by one. ``put``, where given, takes every PIECE_BYTES of them out of memory."""
 
-    def __init__(self) -> None:
-        self._tokens = array("i")
-        self._supervised = bytearray()
-        self._starts = array("q", [0])
-        self._targets = array("i")
-        self._documents = array("q")
-        self._weights = array("f")
+    def __init__(self, put: Callable[[memoryview], Piece] | None = None) -> None:
+        self._put = put
+        self._pieces: list[Piece] = []
+        self._data = bytearray()
+        self._codes: dict[str, array[Any]] = {name: array(code) for name, code in CODES.items()}
+        self._digests = bytearray()
         self._names: dict[tuple[str, str], int] = {}
-        self._name_of = array("i")
-        self._numbers = array("q")
 
     def add(self, example: Example, document: int, weight: float = 1.0) -> None:
         """One more row; ``document`` numbers the row that it was a piece of."""
-        self._tokens.frombytes(np.ascontiguousarray(example.tokens, dtype=np.int32).tobytes())
-        self._supervised += np.ascontiguousarray(example.supervised, dtype=np.bool_).tobytes()
-        self._starts.append(len(self._tokens))
-        self._targets.append(example.targets)
-        self._documents.append(document)
-        self._weights.append(weight)
+        tokens = np.ascontiguousarray(example.tokens, dtype="<i4").tobytes()
+        learnt = np.ascontiguousarray(example.supervised, dtype=np.bool_).tobytes()
+        if self._put is not None and self._data and len(self._data) + len(tokens) + len(learnt) > PIECE_BYTES:
+            self._hand_on()
         match = PLACE.fullmatch(example.origin)
         small = match is not None and len(match[2]) < 19 and str(int(match[2])) == match[2]
         name = (match[1], match[3]) if match is not None and small else (example.origin, "")
-        self._name_of.append(self._names.setdefault(name, len(self._names)))
-        self._numbers.append(int(match[2]) if match is not None and small else -1)
+        row = (
+            len(self._pieces), len(self._data) // TOKEN_BYTES, len(example.tokens), example.targets, document, weight,
+            self._names.setdefault(name, len(self._names)), int(match[2]) if match is not None and small else -1,
+            crc32(learnt),
+        )  # fmt: skip
+        for values, value in zip(self._codes.values(), row, strict=True):
+            values.append(value)
+        self._digests += token_digest(tokens)
+        self._data += tokens
+        self._data += learnt
+
+    def _hand_on(self) -> None:
+        with memoryview(self._data) as data:
+            self._pieces.append(Held(self._data) if self._put is None else self._put(data))
+        self._data = bytearray()
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self._codes["lengths"])
 
     def examples(self) -> Examples:
         """All of them. The builder can take no more afterwards."""
-        made = Examples.__new__(Examples)
-        made._hold(self.store(), None)
-        return made
+        return Examples.of(self.store())
 
-    def store(self) -> _Store:
-        """The arrays, which take over the builder's memory."""
-        return _Store(
-            np.frombuffer(self._tokens, np.int32) if self._tokens else np.zeros(0, np.int32),
-            np.frombuffer(self._supervised, np.bool_) if self._supervised else np.zeros(0, bool),
-            np.frombuffer(self._starts, np.int64),
-            np.array(self._targets, np.int32),
-            np.array(self._documents, np.int64),
-            np.array(self._weights, np.float32),
-            list(self._names),
-            np.array(self._name_of, np.int32),
-            np.array(self._numbers, np.int64),
-        )
+    def store(self) -> Store:
+        """The arrays; the builder is empty afterwards."""
+        self._hand_on()
+        arrays: dict[str, np.ndarray] = {name: np.array(values, ARRAYS[name]) for name, values in self._codes.items()}
+        arrays["digests"] = np.array(memoryview(self._digests)).view(ARRAYS["digests"])
+        return Store(tuple(self._pieces), tuple(self._names), **arrays)
+
+
+CODES = {
+    "piece_of": "H", "starts": "q", "lengths": "i", "targets": "i", "documents": "q", "weights": "f", "name_of": "i",
+    "numbers": "q", "checks": "I",
+}  # fmt: skip
+"""How a builder holds what it knows of a row, in the order in which it is added."""

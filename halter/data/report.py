@@ -74,7 +74,7 @@ class DataReport:
         self.kept, self.validation_rows = len(train), len(validation)
         self.tokens, self.targets = int(train.lengths.sum()), int(train.targets.sum())
         self.validation_targets = int(validation.targets.sum())
-        self.duplicates = len(train) - len(set(train.digests()))
+        self.duplicates = len(train) - len(np.unique(train.digests()))
         if len(train):
             place = int(train.lengths.argmax())
             self.longest, self.longest_origin = int(train.lengths[place]), train.origin(place)

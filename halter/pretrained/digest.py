@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -21,6 +20,7 @@ from threading import Thread
 from typing import Any
 
 from halter.errors import HalterError
+from halter.files.caches import cache_folder
 from halter.files.checkpoint import open_checkpoint
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.reading import read_json
@@ -100,12 +100,6 @@ def combine(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
     """One SHA-256 from (canonical name, shape, SHA-256 of the bytes), in whatever order they come."""
     lines = sorted(f"{name} {list(shape)} {sha}\n" for name, shape, sha in tensors)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where Halter keeps what it can compute again: HALTER_CACHE, else ~/.cache/halter."""
-    named = os.environ.get("HALTER_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "halter"
 
 
 Key = list[tuple[str, int, int, int]]
