@@ -11,7 +11,7 @@ import tokenizers
 
 from halter.errors import Refusal
 from halter.files.codec import Control, check_ids
-from halter.files.reading import read_json
+from halter.files.reading import MAX_TEXT_BYTES, read_json
 
 SPACE = "▁"  # U+2581, SentencePiece's sign for a space
 SUPPORTED = "a BPE or Unigram model with a byte-level or SentencePiece decoder, as every LLaMA tokenizer has"
@@ -22,7 +22,7 @@ class JsonCodec:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        spec = read_json(self._path)
+        spec = read_json(self._path, MAX_TEXT_BYTES)  # Llama 3's has 17 MB
         model = spec.get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") not in ("BPE", "Unigram"):
             raise self._unsupported(f"model type {model.get('type') if isinstance(model, dict) else model!r}")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
 
 MAX_TEXT_BYTES = 64 << 20
+MAX_JSON_BYTES = 2 << 20
+"""Of configurations, indices and other small JSON files: parsed, JSON takes up to 21 times its size in memory. The
+largest index of a LLaMA, that of 405B, has 0.1 MB."""
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
@@ -31,7 +36,7 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         ) from None
 
 
-def read_json(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """One JSON object. Refusal ``file-not-json`` with line and column, besides those of ``read_text``."""
     text = read_text(path, max_bytes)
     try:
@@ -43,6 +48,24 @@ def read_json(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, An
     if not isinstance(value, dict):
         raise _not_json(path, f"holds a {type(value).__name__}, not an object")
     return value
+
+
+@contextmanager
+def junk_refused(id: str, what: str, where: str | Path, fix: str = "fetch or copy the folder again") -> Iterator[None]:
+    """Turn what Python raises at values of unexpected kinds into Refusal ``id``.
+
+    Around code that takes a stranger's JSON at its word: whatever shape it has, it is the file's fault and said so.
+    """
+    try:
+        yield
+    except JUNK as error:
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise Refusal(id, f"{what} ({why})", where=str(where), fix=fix) from error
+
+
+JUNK = (
+    KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, AssertionError,
+)  # fmt: skip
 
 
 def _not_json(path: str | Path, problem: str) -> Refusal:

@@ -8,6 +8,7 @@ runs this very file, which therefore needs nothing but Jinja and the standard li
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -107,8 +108,13 @@ def described(error: Exception) -> str:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    """One job: {"source", "variables", "date"} -> {"text"}, or {"source", "names": true} -> {"names"}."""
+    """One job: {"source", "variables", "date"} -> {"text"}, or {"source", "names": true} -> {"names"}.
+
+    Or, for files.patterns: {"patterns", "names"} -> {"text": ""}, when every pattern has been tried on every name.
+    """
     try:
+        if "patterns" in request:
+            return _tried(request["patterns"], request["names"])
         if request.get("names"):
             return {"names": asked_for(request["source"])}
         return {"text": render(request["source"], request["variables"], request["date"])}
@@ -120,6 +126,15 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "template", "error": "it calls itself too deeply"}
     except Exception as error:  # a template's expressions can raise anything
         return {"kind": "template", "error": described(error)}
+
+
+def _tried(patterns: list[str], names: list[str]) -> dict[str, Any]:
+    for pattern in patterns:
+        with suppress(re.error):
+            for name in names:
+                re.fullmatch(pattern, name)
+                re.match(rf"(.*\.)?({pattern})$", name)
+    return {"text": ""}
 
 
 def send(stream: IO[bytes], value: Any) -> None:

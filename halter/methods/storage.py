@@ -1,8 +1,12 @@
-"""Adapter folders: adapter_config.json and adapter_model.safetensors as PEFT writes them, halter.json beside them."""
+"""Adapter folders: adapter_config.json and adapter_model.safetensors as PEFT writes them, halter.json beside them.
+
+A folder of Halter's also has a manifest.json, against which every byte is compared before a tensor is handed out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,16 +15,26 @@ import torch
 from torch import Tensor
 
 from halter.errors import Refusal
-from halter.files.reading import read_json
+from halter.files.manifest import MANIFEST, check_manifest, write_manifest
+from halter.files.names import EMBEDDING, HEAD
+from halter.files.patterns import refuse_slow_patterns
+from halter.files.reading import junk_refused, read_json
 from halter.files.tensors import read_tensors
 from halter.files.writing import new_folder, write_json, write_tensors
 from halter.methods.adapter import Adapter
 from halter.methods.method import Method, find, names
 from halter.model.decoder import Decoder
+from halter.model.places import LAYER_PLACES, OUTER_PLACES, path
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "halter.json"
 PREFIX = "base_model.model."
 SEVERAL = "HALTER_SEVERAL"
+OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest")
+MAX_ENTRIES = 4096
+"""Of any list or table in an adapter's options; the largest LLaMA has 882 linear layers."""
+_FIX = "copy or fetch the folder again; another base is named with --model, not by editing"
+_FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+_VOCABULARY = {EMBEDDING: "embed_tokens", HEAD: "lm_head"}
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
@@ -38,11 +52,18 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> None:
         config["peft_type"] = SEVERAL
     methods = [{"name": method.name(), **asdict(method)} for method in adapter.methods]
     servable = sorted(set.intersection(*(set(method.servable_by) for method in adapter.methods)))
-    facts = {"halter_version": __version__, "methods": methods, "servable_by": servable, **adapter.facts}
+    facts = {
+        "halter_version": __version__,
+        "methods": methods,
+        "servable_by": servable,
+        "manifest": MANIFEST,
+        **adapter.facts,
+    }
     with new_folder(folder) as temporary:
         write_tensors(temporary / TENSORS, {PREFIX + name: tensor for name, tensor in state_of(adapter).items()})
         write_json(temporary / CONFIG, config)
         write_json(temporary / FACTS, facts)
+        write_manifest(temporary, (TENSORS, CONFIG, FACTS))
 
 
 def state_of(adapter: Adapter) -> dict[str, Tensor]:
@@ -57,41 +78,145 @@ def state_of(adapter: Adapter) -> dict[str, Tensor]:
 def restore(adapter: Adapter, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy tensors into the adapter. One Refusal (``adapter-mismatch``) names every missing, unexpected, misshapen and
     non-finite one, and nothing is half applied."""
-    slots = {name: (slot, attribute) for name, slot, attribute in adapter.named_tensors()}
-    wrong = [f"{name} is missing" for name in slots if name not in tensors]
-    for name, tensor in tensors.items():
-        if name not in slots:
-            wrong.append(f"{name} is unexpected")
-            continue
-        slot, attribute = slots[name]
-        shape = tuple(getattr(slot.piece, attribute).shape)
-        if tuple(tensor.shape) != shape:
-            wrong.append(f"{name} is {tuple(tensor.shape)}, not {shape}")
-        elif not bool(torch.isfinite(tensor).all()):
-            wrong.append(f"{name} holds numbers that are not finite")
+    wrong = faults(adapter, tensors)
     if wrong:
         raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=where, offenders=wrong)
-    for name, (slot, attribute) in slots.items():
+    for name, slot, attribute in adapter.named_tensors():
         getattr(slot.piece, attribute).copy_(tensors[name])
 
 
-def load_adapter(folder: str | Path, base: Decoder) -> Adapter:
+def faults(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Everything that keeps these tensors from being the adapter's, one line each; the adapter may be on meta."""
+    shapes = {name: tuple(getattr(slot.piece, a).shape) for name, slot, a in adapter.named_tensors()}
+    wrong = [f"{name} is missing" for name in shapes if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            wrong.append(f"{name} is unexpected")
+        elif tuple(tensor.shape) != shapes[name]:
+            wrong.append(f"{name} is {tuple(tensor.shape)}, not {shapes[name]}")
+        if tensor.dtype not in _FLOATS:
+            wrong.append(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
+        elif not bool(torch.isfinite(tensor.float()).all()):  # as it will be held: 1e300 is not finite there
+            wrong.append(f"{name} holds numbers that are not finite")
+    return wrong
+
+
+def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ()) -> Adapter:
     """Read an adapter folder, Halter's or PEFT's, and put it on ``base``.
 
-    Refusals: ``not-an-adapter``, ``adapter-unsupported`` (needs what Halter lacks), ``adapter-mismatch`` (another
-    model's), ``unknown-method``.
+    Nothing is built before every name, shape and number has passed. ``allow`` waives ``base-differs``: the adapter was
+    trained on other weights than ``base`` was read from. Refusals without a waiver: ``not-an-adapter``,
+    ``adapter-damaged`` (other bytes than Halter wrote), ``adapter-unreadable``, ``adapter-unsupported`` (needs what
+    Halter lacks), ``adapter-mismatch`` (another model's, every tensor named), ``unknown-method``.
     """
     folder = Path(folder)
-    absent = [name for name in (CONFIG, TENSORS) if not (folder / name).is_file()]
-    if absent:
-        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), offenders=absent)
-    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
-    methods = _methods(read_json(folder / CONFIG), facts, folder)
+    facts = checked_facts(folder)
+    _refuse_other_base(facts, base, folder, allow)
+    with junk_refused("adapter-unreadable", "its configuration is not as it should be", folder):
+        methods = _methods(read_json(folder / CONFIG), facts, folder)
+        _refuse_unfit_options(methods, base, folder)
+        planned = _planned(base, methods, folder)
+    tensors, wrong = _own_names(read_tensors(folder / TENSORS), planned, base)
+    wrong += faults(planned, tensors)
+    if wrong:
+        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=str(folder), offenders=wrong)
     adapter = Adapter(base.config, methods).to(base.device)
-    adapter.facts = {k: v for k, v in facts.items() if k not in ("halter_version", "methods", "servable_by")}
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(folder / TENSORS).items()}
+    adapter.facts = {k: v for k, v in facts.items() if k not in OWN_FACTS}
     restore(adapter, tensors, str(folder))
     return adapter
+
+
+def checked_facts(folder: Path) -> dict[str, Any]:
+    """halter.json, {} where there is none, after every file has been compared with the manifest.
+
+    Refusals ``not-an-adapter`` and ``adapter-damaged``. A folder without halter.json is PEFT's, and has no digests.
+    """
+    absent = [name for name in (CONFIG, TENSORS) if not (folder / name).is_file()]
+    if absent and not (folder / MANIFEST).is_file():
+        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), offenders=absent)
+    if (folder / MANIFEST).is_file():
+        check_manifest(folder, "adapter-damaged", _FIX)
+    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
+    if facts.get("manifest") and not (folder / MANIFEST).is_file():
+        lost = [f"{MANIFEST} is missing"]
+        raise Refusal("adapter-damaged", "this adapter is not whole", where=str(folder), offenders=lost, fix=_FIX)
+    return facts
+
+
+def _refuse_other_base(facts: dict[str, Any], base: Decoder, folder: Path, allow: Collection[str]) -> None:
+    """Refusal ``base-differs``; where neither the adapter nor the model says what its base is, there is no telling."""
+    recorded = facts.get("base")
+    if base.identity is None or not isinstance(recorded, dict) or "base-differs" in allow:
+        return
+    differences = base.identity.differences(recorded)
+    if differences:
+        raise Refusal(
+            "base-differs",
+            "this adapter was trained on other weights than these",
+            where=str(folder),
+            offenders=differences,
+            expected=f"the weights of {recorded.get('name') or recorded.get('folder')}",
+            fix="give the model that it was trained on (--model), or train again on this one",
+            waivable=True,
+        )
+
+
+def _refuse_unfit_options(methods: list[Method], base: Decoder, folder: Path) -> None:
+    """Numbers that are not finite, and regular expressions that take for ever: JSON of strangers may hold both."""
+    patterns: list[str] = []
+    wrong: list[str] = []
+    for method in methods:
+        for key, value in asdict(method).items():
+            inner = value.values() if isinstance(value, dict) else [value]
+            wrong += [f"{key} {v}" for v in inner if isinstance(v, float) and not math.isfinite(v)]
+            expressions = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
+            patterns += [e for e in expressions if isinstance(e, str)]
+            if isinstance(value, dict | list | tuple) and len(value) > MAX_ENTRIES:
+                wrong.append(f"{key} has {len(value)} entries, the limit is {MAX_ENTRIES}")
+    if wrong:
+        raise Refusal("adapter-unreadable", "has options that cannot be", where=str(folder), offenders=wrong)
+    layers = range(base.config.layers)
+    names = [path(None, p) for p in OUTER_PLACES] + [path(i, p) for i in layers for p in LAYER_PLACES]
+    refuse_slow_patterns(patterns, names, str(folder))
+
+
+def _planned(base: Decoder, methods: list[Method], folder: Path) -> Adapter:
+    """The adapter that these options ask for, on meta: a rank of a billion costs nothing before it is refused."""
+    try:
+        with torch.device("meta"):
+            return Adapter(base.config, methods)
+    except RuntimeError as error:
+        what = f"asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
+        raise Refusal("adapter-unreadable", what, where=str(folder)) from None
+
+
+def _own_names(stored: Mapping[str, Tensor], planned: Adapter, base: Decoder) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors by the adapter's own names, without copies of the base's vocabulary matrices; and what is wrong.
+
+    PEFT saves embed_tokens and lm_head along where they are adapted (``save_embedding_layers``). Equal to the base's
+    they are left out, otherwise the adapter is of another base.
+    """
+    own = {name for name, _, _ in planned.named_tensors()}
+    kept: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    for full, tensor in stored.items():
+        name = full.removeprefix(PREFIX)
+        if name in kept:
+            wrong.append(f"{name} is there twice, with and without {PREFIX!r}")
+        place = _VOCABULARY.get(name.replace(".base_layer.", "."))
+        if place is None or name in own:
+            kept[name] = tensor
+        elif not _same(tensor, base.module(None, place).weight()):  # type: ignore[operator]
+            wrong.append(f"{name} differs from the base's")
+    return kept, wrong
+
+
+def _same(stored: Tensor, held: Tensor) -> bool:
+    """Whether one is the other, be it cast once: bases are held in other dtypes than they are stored in."""
+    stored = stored.to(held.device)
+    if stored.shape != held.shape:
+        return False
+    return torch.equal(stored.to(held.dtype), held) or torch.equal(stored, held.to(stored.dtype))
 
 
 def _methods(config: dict[str, Any], facts: dict[str, Any], folder: Path) -> list[Method]:
@@ -110,9 +235,7 @@ def _from_options(options: dict[str, Any]) -> Method:
     known = kind.__dataclass_fields__
     strange = [name for name in options if name not in known]
     if strange:
-        raise Refusal(
-            "adapter-unsupported", f"{kind.name()} options of another Halter version", offenders=strange
-        )
+        raise Refusal("adapter-unsupported", f"{kind.name()} options of another Halter version", offenders=strange)
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
 
 

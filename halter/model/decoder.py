@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,14 @@ class Binds(Protocol):
     """An adapter, as far as the decoder is concerned."""
 
     def bind(self, base: Decoder, segments: Segments) -> Acts: ...
+
+
+class Identity(Protocol):
+    """Where a decoder's weights were read from, as far as adapters must know (pretrained.digest)."""
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Why these weights are not those that an adapter's facts name as its base; [] if nothing speaks against."""
+        ...
 
 
 Rotation = tuple[Tensor, Tensor]
@@ -115,6 +123,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.dtype, self.rope_fp32 = config, dtype, rope_fp32
+        self.identity: Identity | None = None  # set by whoever read the weights from files
         table = torch.empty(config.vocab_size, config.dim, dtype=dtype, device=device)
         self.embed_tokens = Embedding(table)
         self.layers = nn.ModuleList(Block(config, dtype, device) for _ in range(config.layers))

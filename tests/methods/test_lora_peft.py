@@ -147,6 +147,7 @@ def test_what_we_lack_is_refused_with_the_reason(tmp_path):
         config = json.loads((folder / "adapter_config.json").read_text()) | change
         (folder / "adapter_config.json").write_text(json.dumps(config))
         (folder / "halter.json").unlink()
+        (folder / "manifest.json").unlink()
         with pytest.raises(Refusal) as caught:
             load_adapter(folder, model)
         assert caught.value.id == "adapter-unsupported" and reason in str(caught.value)
@@ -158,6 +159,7 @@ def test_unknown_keys_of_newer_peft_are_tolerated(tmp_path):
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text()) | {"a_key_of_2030": {"x": [1]}}
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "a" / "halter.json").unlink()
+    (tmp_path / "a" / "manifest.json").unlink()
     assert load_adapter(tmp_path / "a", model).methods[0].r == 16
 
 
