@@ -74,6 +74,9 @@ class DataOptions:
     """What is learnt: every response of the assistant with its end, the last one only, or every token."""
     limit: int | None = None
     """Rows taken at most, chosen by the seed."""
+    cache: bool = True
+    """Keep the tokenised rows of files below HALTER_CACHE (~/.cache/halter), at most HALTER_CACHE_GB of them (20), and
+    take them from there next time; data larger than memory needs it."""
 
     def __post_init__(self) -> None:
         bad = []

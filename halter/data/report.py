@@ -48,6 +48,8 @@ class DataReport:
     """{percent: length that this share of the rows to train on does not exceed}."""
     validation_rows: int = 0
     validation_targets: int = 0
+    cached: int = 0
+    """Rows whose tokens came from the cache."""
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -67,6 +69,15 @@ class DataReport:
         else:
             self.read(name)
             self.faults.append(fault)
+
+    def add(self, other: DataReport) -> None:
+        """What another pass read, besides."""
+        for name in ("rows", "empty_lines", "left_out", "long", "long_dropped", "long_cut", "long_split", "cached"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.sources.update(other.sources)
+        self.faults += other.faults
+        if other.longest_seen > self.longest_seen:
+            self.longest_seen, self.longest_seen_origin = other.longest_seen, other.longest_seen_origin
 
     def count(self, train: Examples, validation: Examples) -> None:
         """What is there in the end."""

@@ -36,16 +36,24 @@ def open_source(path: str) -> Iterator[Part]:
     Refusals: ``data-missing``, ``data-suffix`` (a kind of file that is not read), ``data-unreadable``,
     ``data-encoding``, ``data-split``, ``hub-dataset``, ``extra-missing``.
     """
-    local = Path(path).expanduser()
-    if local.is_dir():
-        for file in _folder(local):
-            yield str(file), row_files.read(file)
-    elif local.exists():
-        yield str(local), row_files.read(local)
-    elif path.count("/") == 1 and not path.startswith((".", "/", "~")) and local.suffix.lower() not in SUFFIXES:
+    files = local_files(path)
+    if files is None:
         yield path, _hub(path)
     else:
-        raise Refusal("data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id")
+        for file in files:
+            yield str(file), row_files.read(file)
+
+
+def local_files(path: str) -> list[Path] | None:
+    """The files that a source is, or None for a hub id. Refusals ``data-missing``, ``data-split``."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return _folder(local)
+    if local.exists():
+        return [local]
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")) and local.suffix.lower() not in SUFFIXES:
+        return None
+    raise Refusal("data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id")
 
 
 def _folder(folder: Path) -> list[Path]:

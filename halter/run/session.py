@@ -100,7 +100,7 @@ def _open_run(recipe: Recipe, resume: bool) -> RunFolder:
 MAY_CHANGE = (
     "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.report_to", "train.save_steps",
     "train.save_total_limit", "train.eval_steps", "train.sample_prompts", "train.early_stopping_patience",
-    "train.micro_tokens", "train.activation_checkpointing", "output_dir", "model.device", "checks",
+    "train.micro_tokens", "train.activation_checkpointing", "output_dir", "model.device", "checks", "data.cache",
 )  # fmt: skip
 
 

@@ -129,8 +129,12 @@ def test_faults_of_rows(row: dict[str, Any], kind: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["gpt", "user", "[1]", "[{}]"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["from", "value", "role", "content", "tool_calls", "name"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["from", "value", "role", "content", "tool_calls", "name"]), inner, max_size=3
+        )
+    ),
     max_leaves=12,
 )
 

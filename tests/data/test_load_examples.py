@@ -204,9 +204,7 @@ def test_split_learns_every_token_once(llama3: Tokenizer, most: int, length: int
     encoder = Encoder(DataOptions(train="x", max_length=most, on_long="split"), llama3, None)
     pieces = encoder.fitted(Example(tokens, supervised, "x:1"), Canonical(text="x"))
     assert all(len(piece.tokens) <= most for piece in pieces)
-    got = [
-        (int(p.tokens[i - 1]), int(p.tokens[i])) for p in pieces for i in range(1, len(p.tokens)) if p.supervised[i]
-    ]
+    got = [(int(p.tokens[i - 1]), int(p.tokens[i])) for p in pieces for i in range(1, len(p.tokens)) if p.supervised[i]]
     if length <= most:
         assert len(pieces) == 1
     if most == 1 and length > 1:

@@ -19,7 +19,7 @@ from halter.data.row_files import Fault
 from halter.data.sources import open_source, read_source
 from halter.errors import Refusal
 
-ROWS = [{"text": "One."}, {"text": "Zwei ü, with \"quotes\"\nand a line.", "n": "2"}, {"text": "你好 🙂"}]
+ROWS = [{"text": "One."}, {"text": 'Zwei ü, with "quotes"\nand a line.', "n": "2"}, {"text": "你好 🙂"}]
 # Not what splits lines: U+2028 and U+0085 do in str.splitlines, never in a file.
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1)
 

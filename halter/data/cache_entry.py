@@ -1,0 +1,93 @@
+"""One folder of tokenised rows: its pieces, their index, and a manifest with the size and digest of each file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from halter.data.report import DataReport
+from halter.data.row_files import Fault
+from halter.data.store import ARRAYS, Filed, Held, Piece, Store
+from halter.data.tokenise import Account
+from halter.errors import HalterError
+from halter.files.reading import read_json
+from halter.files.tensors import read_tensors
+from halter.files.writing import write_bytes, write_json, write_tensors
+
+WHOLE_BYTES = 256 << 20
+"""Entries up to this size are checked to the last byte when opened, larger ones row by row as they are read."""
+MANIFEST, INDEX = "manifest.json", "index.safetensors"
+FORMAT = 1
+
+
+class Writer:
+    """Takes rows out of memory as they come; ``finish`` makes an entry of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, dict[str, Any]] = {}
+
+    def put(self, data: memoryview) -> Piece:
+        """A piece of rows, written down. What is returned stands for it until the entry is opened."""
+        name = f"rows-{len(self._files):05}.bin"
+        write_bytes(self._folder / name, data)
+        self._files[name] = {"size": len(data), "blake2b": blake2b(data, digest_size=32).hexdigest()}
+        return Held(bytearray())
+
+    def finish(self, store: Store, account: Account) -> None:
+        """Write the index, and last of all the manifest."""
+        arrays = {name: np.ascontiguousarray(getattr(store, name)) for name in ARRAYS}
+        arrays["digests"] = arrays["digests"].view(np.uint8).reshape(len(store), 16)
+        index = self._folder / INDEX
+        write_tensors(index, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        self._files[INDEX] = {"size": index.stat().st_size, "blake2b": _digest(index)}
+        report = {**asdict(account.report), "sources": dict(account.report.sources)}
+        report["faults"] = [(fault.origin, fault.kind) for fault in account.report.faults]
+        long = [(fault.origin, fault.kind) for fault in account.too_long]
+        names = [list(name) for name in store.names]
+        kept = {"format": FORMAT, "names": names, "report": report, "too_long": long, "files": self._files}
+        write_json(self._folder / MANIFEST, kept)
+
+
+def open_entry(folder: Path) -> tuple[Store, Account] | None:
+    """The rows of an entry and the account of them; None where it is not there, or not as it was written."""
+    try:
+        kept = read_json(folder / MANIFEST)
+        if kept["format"] != FORMAT or not _whole(folder, kept["files"]):
+            return None
+        arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / INDEX).items()}
+        arrays["digests"] = arrays["digests"].reshape(-1).view(ARRAYS["digests"])
+        pieces = tuple(Filed(folder / name) for name in sorted(kept["files"]) if name != INDEX)
+        names = tuple((str(before), str(after)) for before, after in kept["names"])
+        report = DataReport(**kept["report"])
+        report.sources = type(DataReport().sources)(kept["report"]["sources"])
+        report.faults = [Fault(*fault) for fault in kept["report"]["faults"]]
+        report.quantiles = {}
+        return Store(pieces, names, **arrays), Account(report, [Fault(*fault) for fault in kept["too_long"]])
+    except (HalterError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _whole(folder: Path, files: dict[str, Any]) -> bool:
+    """Whether every file has its size, and, as far as that does not take long, its digest."""
+    total = sum(int(facts["size"]) for facts in files.values())
+    for name, facts in files.items():
+        path = folder / name
+        if path.parent != folder or path.stat().st_size != facts["size"]:
+            return False
+        if (total <= WHOLE_BYTES or name == INDEX) and _digest(path) != facts["blake2b"]:
+            return False
+    return INDEX in files
+
+
+def _digest(path: Path) -> str:
+    digest = blake2b(digest_size=32)
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

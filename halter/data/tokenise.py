@@ -1,0 +1,145 @@
+"""One pass over sources that belong together: every row read, encoded, fitted and accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+from halter.data.choose import sample
+from halter.data.columns import Reader, understand
+from halter.data.encode import Encoder
+from halter.data.examples import Builder
+from halter.data.options import Source
+from halter.data.report import DataReport
+from halter.data.row_files import Fault, Found
+from halter.data.sources import open_source
+from halter.data.turns import BadRow
+from halter.errors import Refusal
+
+HEAD = 100
+"""Rows of a file that are looked at to find its format."""
+OF_A_ROW = ("messages-malformed", "template-failed", "template-drops-content", "template-unsupported",
+            "template-too-large")  # fmt: skip
+"""Refusals of a template that may be the row's fault; if every row has one, it is the template's."""
+ALL_OVER = 200  # the sampling number of the limit over all sources
+
+
+@dataclass(frozen=True)
+class Group:
+    """(number in the recipe, source) of sources that are read in one pass; ``limit`` over all of them."""
+
+    sources: Sequence[tuple[int, Source]]
+    limit: int | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the seed decides which rows are taken."""
+        limits = [most for _, source in self.sources for most in (source.limit, source.parts[1], self.limit)]
+        return any(most is not None for most in limits)
+
+
+@dataclass
+class Account:
+    """What became of a group's rows besides the tokens."""
+
+    report: DataReport = field(default_factory=DataReport)
+    too_long: list[Fault] = field(default_factory=list)
+    """Rows above max_length, where on_long stops."""
+    refused: list[Refusal] = field(default_factory=list)
+    """The template's refusals, which are among the faults as well."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A row, not yet encoded."""
+
+    source: Source
+    origin: str
+    row: dict[str, Any]
+    reader: Reader
+
+
+class Pass:
+    """Fills a builder with the rows of one group; ``account`` is complete afterwards.
+
+    ``first``: no other group gave rows so far, so that a template which refuses the first hundred is at fault itself.
+    """
+
+    def __init__(
+        self, encoder: Encoder, seed: int, builder: Builder, progress: Callable[[int], None] | None, first: bool = True
+    ) -> None:
+        self.encoder, self.seed, self.builder, self.first = encoder, seed, builder, first
+        self.account = Account()
+        self._progress = progress
+
+    def run(self, group: Group) -> Account:
+        """Every row that can be used, encoded."""
+        read: Iterator[_Read] = chain.from_iterable(self._source(*pair) for pair in group.sources)
+        if group.limit is not None:
+            read = self._limited(read, group.limit, ALL_OVER)
+        for document, row in enumerate(read):
+            if self._progress is not None and document % HEAD == 0:
+                self._progress(document)
+            self._encode(row, document)
+        return self.account
+
+    def _source(self, number: int, source: Source) -> Iterator[_Read]:
+        path, limit = source.parts
+        limits = [most for most in (source.limit, limit) if most is not None]
+        rows = chain.from_iterable(self._file(source, *part) for part in open_source(path))
+        return self._limited(rows, min(limits), number) if limits else rows
+
+    def _limited(self, rows: Iterator[_Read], most: int, number: int) -> Iterator[_Read]:
+        kept, count = sample(rows, most, self.seed, number)
+        self.account.report.left_out += count - len(kept)
+        return iter(kept)
+
+    def _file(self, source: Source, name: str, found: Iterator[Found]) -> Iterator[_Read]:
+        report = self.account.report
+        head = list(islice(found, HEAD))
+        rows = [one[1] for one in head if not isinstance(one, Fault)]
+        reader = understand(rows, self.encoder.options, name) if rows else None
+        for one in chain(head, found):
+            if isinstance(one, Fault):
+                report.fault(name, one)
+                continue
+            if reader is None:  # nothing but faults so far
+                reader = understand([one[1]], self.encoder.options, name)
+            report.read(name)
+            yield _Read(source, *one, reader)
+
+    def _encode(self, read: _Read, document: int) -> None:
+        account, builder = self.account, self.builder
+        try:
+            meant = read.reader.read(read.row)
+            example = self.encoder.example(meant, read.origin)
+        except BadRow as fault:
+            account.report.faults.append(Fault(read.origin, str(fault)))
+            return
+        except Refusal as refusal:
+            if refusal.id not in OF_A_ROW:
+                raise
+            account.refused.append(refusal)
+            if len(account.refused) == HEAD and self.first and not len(builder):
+                raise
+            account.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.offenders[:3]))))
+            return
+        pieces = self.encoder.fitted(example, meant)
+        self._count_long(read.origin, len(example.tokens), len(pieces))
+        for piece in pieces:
+            builder.add(piece, document, read.source.weight)
+
+    def _count_long(self, origin: str, length: int, pieces: int) -> None:
+        report, options = self.account.report, self.encoder.options
+        if length > report.longest_seen:
+            report.longest_seen, report.longest_seen_origin = length, origin
+        if length <= options.max_length:
+            return
+        report.long += 1
+        report.long_dropped += pieces == 0
+        report.long_cut += pieces > 0 and options.on_long == "cut"
+        report.long_split += pieces > 0 and options.on_long == "split"
+        if options.on_long == "stop":
+            self.account.too_long.append(Fault(origin, f"{length} tokens"))
