@@ -16,9 +16,8 @@ from halter.files.chat import ChatTemplate
 from halter.files.hub import to_stderr
 from halter.generation.engine import stream
 from halter.generation.options import GenerationOptions
-from halter.methods import storage
 from halter.methods.adapter import Adapter
-from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject
+from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 
 HELP = """\
 /adapter NAME   answer with another adapter: a run or adapter folder, or its name beside this one
@@ -102,8 +101,8 @@ class Chat:
         """Answer with another adapter from now on. Refusals as of opening.find and load_adapter."""
         if name not in self.loaded:
             subject = find(adapter=self._place(name), model=self.opened.subject.base)
-            assert subject.adapter is not None
-            adapter = storage.load_adapter(subject.adapter, self.opened.model)
+            adapter = put_on(subject, self.opened.model, self.opened.tokenizer, to_stderr, self.opened.allow)
+            assert adapter is not None
             template = choose_template(subject, self.opened.tokenizer, self.forced)
             name = _name(subject)
             self.loaded[name] = (adapter, template)

@@ -48,6 +48,8 @@ class Checkpoint(Protocol):
 
     def sha256(self, name: str) -> str: ...
 
+    def first_row(self, name: str) -> bytes: ...
+
     def close(self) -> None: ...
 
 
@@ -84,6 +86,10 @@ class HFCheckpoint:
     def sha256(self, name: str) -> str:
         """SHA-256 of a tensor's bytes as stored."""
         return self._where[name].sha256(name)
+
+    def first_row(self, name: str) -> bytes:
+        """The bytes of a tensor's first row (all of a vector), at most 16 KiB of them."""
+        return self._where[name].first_row(name)
 
     def close(self) -> None:
         """Close the files."""

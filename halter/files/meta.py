@@ -19,7 +19,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.meta_config import TIED_SHAPES, config_of, generation_config_of, read_params
 from halter.files.names import EMBEDDING, HEAD, MetaName, from_meta, is_ignored
-from halter.files.tensors import TensorSpec, aligned_empty, tensor_sha256
+from halter.files.tensors import ROW_BYTES, TensorSpec, aligned_empty, bytes_of, tensor_sha256
 
 _PART = re.compile(r"consolidated(?:\.(\d+))?\.pth")
 
@@ -93,6 +93,16 @@ class MetaCheckpoint:
     def sha256(self, name: str) -> str:
         """SHA-256 of the whole tensor's bytes in Hugging Face's layout."""
         return tensor_sha256(self.read(name))
+
+    def first_row(self, name: str) -> bytes:
+        """The bytes of the whole tensor's first row (all of a vector), at most 16 KiB of them.
+
+        The rotary permutation leaves row 0 where it is, so nothing is permuted here.
+        """
+        source = self._sources[name][0]
+        parts = [rank[source] for rank in self._parts] if self._by_columns(name) else [self._parts[0][source]]
+        row = torch.cat([part[0] for part in parts]) if parts[0].ndim > 1 else parts[0]
+        return bytes(bytes_of(row)[:ROW_BYTES])
 
     def close(self) -> None:
         """Let go of the mapped files."""

@@ -24,6 +24,7 @@ from halter.errors import Refusal
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 16
 ALIGNMENT = 64
+ROW_BYTES = 1 << 14
 _CHUNK = 1 << 24
 _MAX_SIZE = 1 << 60
 
@@ -123,6 +124,14 @@ class TensorFile:
             self._fill(part, self._start + offset + at)
             digest.update(part)
         return digest.hexdigest()
+
+    def first_row(self, name: str) -> bytes:
+        """The bytes of a tensor's first row (all of a vector), at most 16 KiB of them."""
+        spec, offset = self._entries[name]
+        row = spec.nbytes // max(1, spec.shape[0]) if len(spec.shape) > 1 else spec.nbytes
+        piece = memoryview(bytearray(min(row, ROW_BYTES)))
+        self._fill(piece, self._start + offset)
+        return bytes(piece)
 
     def close(self) -> None:
         self._file.close()

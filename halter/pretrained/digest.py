@@ -4,6 +4,14 @@ Each tensor is hashed by its bytes in Hugging Face's layout, so that one file, s
 weights are the same base. In which dtype and layout they are stored is noted beside the digest and is no part of it,
 except as far as another dtype means other bytes. Reading a large model takes seconds to minutes, so the result is kept
 in the user's cache folder (HALTER_CACHE, else ~/.cache/halter) under the path, size, time and inode of every file.
+
+When is it checked? An adapter's base must be known before the first token, and hashing 16 GB must not delay that token.
+So there are two digests. The full one is made in the background while an adapter is trained, and recorded. The
+fingerprint is of the first row of every tensor (all of a norm): a few hundred small reads of what is loaded anyway. It
+is taken at every load, and tells all bases apart that differ in training, be it by a merged adapter of low rank, which
+moves the first row of every matrix that it touches. Where the full digest is in the cache it is compared; otherwise the
+fingerprint is compared at once, and whoever opens a model has the full digest made in the background, for the next time
+and to be told if it differs after all (a flipped bit, a trained token row).
 """
 
 from __future__ import annotations
@@ -11,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,7 +29,7 @@ from typing import Any
 
 from halter.errors import HalterError
 from halter.files.caches import cache_folder
-from halter.files.checkpoint import open_checkpoint
+from halter.files.checkpoint import Checkpoint, open_checkpoint
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.reading import read_json
 from halter.files.tensors import tensor_sha256
@@ -29,38 +37,84 @@ from halter.files.writing import write_json
 from halter.model.decoder import Decoder
 from halter.model.places import path
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class BaseDigest:
-    """``digest``: SHA-256 as hex. ``storage``: layout, {dtype: number of tensors}, and whether stored in 4 bits."""
+    """``digest``: SHA-256 as hex. ``storage``: layout, {dtype: number of tensors}, and whether stored in 4 bits.
+    ``fingerprint``: SHA-256 of the tensors' first rows."""
 
     digest: str
     storage: dict[str, Any]
+    fingerprint: str
+
+    def facts(self) -> dict[str, Any]:
+        """What an adapter records of its base, and ``BaseIdentity.differences`` compares."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Of which files a Decoder was read, and their fingerprint; ``key`` finds the full digest where it is kept."""
+
+    folder: Path
+    key: Key
+    fingerprint: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> BaseIdentity:
+        """Of an open checkpoint, at the cost of one small read a tensor."""
+        specs = checkpoint.names()
+        rows = {name: hashlib.sha256(checkpoint.first_row(name)).hexdigest() for name in specs}
+        _drop_second_copy(checkpoint, rows)
+        beside = (checkpoint.folder / name for name in ("config.json", "params.json"))
+        fingerprint = combine((name, specs[name].shape, sha) for name, sha in rows.items())
+        return cls(checkpoint.folder, _key([*checkpoint.files, *beside]), fingerprint)
+
+    def kept(self) -> BaseDigest | None:
+        """The full digest, if it was made before and no file has changed since. Takes milliseconds."""
+        return _kept(self.key)
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Why these weights are not those whose ``BaseDigest.facts`` an adapter recorded; [] if nothing says so."""
+        kept = self.kept()
+        if kept is not None and recorded.get("digest"):
+            what, here, there = "digest", kept.digest, str(recorded["digest"])
+        elif recorded.get("fingerprint"):
+            what, here, there = "fingerprint", self.fingerprint, str(recorded["fingerprint"])
+        else:
+            return []
+        return [] if here == there else [f"the base's {what} is {here[:16]}..., the adapter's base had {there[:16]}..."]
 
 
 def digest_base(folder: str | Path) -> BaseDigest:
     """The identity of the model in a local folder. Refusals as files.checkpoint.open_checkpoint's."""
     checkpoint = open_checkpoint(folder)
-    key = _key([*checkpoint.files, *(Path(folder) / name for name in ("config.json", "params.json"))])
-    kept = _kept(key)
+    identity = BaseIdentity.of(checkpoint)
+    key, kept = identity.key, identity.kept()
     if kept is not None:
         checkpoint.close()
         return kept
     specs = checkpoint.names()
     hashes = {name: checkpoint.sha256(name) for name in specs}
-    if checkpoint.config.get("tie_word_embeddings") and hashes.get(HEAD) == hashes.get(EMBEDDING):
-        hashes.pop(HEAD, None)  # a second copy of the same matrix is filing, not content
+    _drop_second_copy(checkpoint, hashes)
     checkpoint.close()
     dtypes = Counter(str(specs[name].dtype).removeprefix("torch.") for name in hashes)
     storage = {"layout": checkpoint.layout, "dtypes": dict(sorted(dtypes.items())), "nf4": bool(checkpoint.quantized)}
-    digest = BaseDigest(combine((name, specs[name].shape, sha) for name, sha in hashes.items()), storage)
+    total = combine((name, specs[name].shape, sha) for name, sha in hashes.items())
+    digest = BaseDigest(total, storage, identity.fingerprint)
     if _key([Path(f) for f, *_ in key]) == key:  # unless somebody wrote while we read
         with suppress(HalterError, OSError):  # a home without room or rights costs time, nothing else
             _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
             write_json(_cache_file(key), {"format": _FORMAT, "files": key, **asdict(digest)}, replace=True)
     return digest
+
+
+def _drop_second_copy(checkpoint: Checkpoint, hashes: dict[str, str]) -> None:
+    """A second copy of a tied matrix is filing, not content."""
+    if checkpoint.config.get("tie_word_embeddings") and hashes.get(HEAD) == hashes.get(EMBEDDING):
+        hashes.pop(HEAD, None)
 
 
 def digest_in_background(folder: str | Path) -> Future[BaseDigest]:
@@ -119,5 +173,5 @@ def _kept(key: Key) -> BaseDigest | None:
     with suppress(HalterError, KeyError, TypeError, ValueError):  # a broken cache is no cache
         entry = read_json(_cache_file(key))
         if entry["format"] == _FORMAT and [tuple(f) for f in entry["files"]] == key:
-            return BaseDigest(str(entry["digest"]), dict(entry["storage"]))
+            return BaseDigest(str(entry["digest"]), dict(entry["storage"]), str(entry["fingerprint"]))
     return None

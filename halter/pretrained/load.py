@@ -24,6 +24,7 @@ from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS, path
 from halter.pretrained.bnb import nf4_faults
 from halter.pretrained.device import choose_device, choose_dtype, dtype_name
+from halter.pretrained.digest import BaseIdentity
 
 Say = Callable[[str], None]
 Quantize = Literal["nf4"] | None
@@ -98,6 +99,7 @@ def load_model(
     for name in plan.order:
         _place(model, checkpoint, name, plan, place, quantize, double_quant)
         progress.add(plan.bytes_of(name))
+    model.identity = BaseIdentity.of(checkpoint)
     checkpoint.close()
     return model
 

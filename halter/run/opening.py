@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,12 +11,13 @@ from typing import Any, Literal, cast
 from halter import recipe as recipes
 from halter.errors import Refusal
 from halter.files.chat import BUILTIN, ChatTemplate
-from halter.files.reading import read_json, read_text
+from halter.files.reading import junk_refused, read_text
 from halter.files.runs import RunFolder
 from halter.files.tokenizer import Tokenizer
 from halter.methods import storage
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_background
 from halter.pretrained.load import Say, load
 from halter.recipe import Recipe
 
@@ -40,6 +42,8 @@ class OpenOptions:
     """nf4 holds the base in 4 bits, none does not. Not given: as in training."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
+    allow: tuple[str, ...] = ()
+    """Ids of refusals that are waived; the id stands in square brackets at the end: base-differs, tokenizer-differs."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Opened:
     adapter: Adapter | None
     template: ChatTemplate | None
     template_date: str | None
+    allow: tuple[str, ...] = ()
+    """Ids of the refusals that were waived."""
 
 
 def find(named: str | Path | None = None, *, model: str | None = None, adapter: str | Path | None = None) -> Subject:
@@ -108,10 +114,12 @@ def _tuned(folder: Path, base: str | None) -> Subject:
     place = folder if run is None else run.adapter
     if not (place / storage.CONFIG).is_file():
         raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(place), offenders=[storage.CONFIG])
-    facts = read_json(place / storage.FACTS) if (place / storage.FACTS).is_file() else {}
-    kept = facts.get("recipe")
-    recipe = recipes.load(run.recipe) if run is not None else recipes.load(kept) if kept else None
-    known = storage.base_config(place)
+    with junk_refused("adapter-unreadable", "its halter.json is not as it should be", place):
+        facts = storage.checked_facts(place)
+        _check_kinds(facts)
+        kept = facts.get("recipe")
+        recipe = recipes.load(run.recipe) if run is not None else recipes.load(kept) if kept else None
+        known = storage.base_config(place)
     path = None if run is None else run.path
     if base is not None:
         return Subject(base, None, place, path, recipe, facts)
@@ -125,21 +133,91 @@ def _tuned(folder: Path, base: str | None) -> Subject:
     return Subject(str(absolute) if moved else str(name), revision, place, path, recipe, facts)
 
 
+_KINDS: dict[str, Any] = {
+    "base": dict, "tokenizer": dict, "template": dict, "recipe": dict, "template_source": str, "template_date": str,
+    "quantize": str,
+}  # fmt: skip
+
+
+def _check_kinds(facts: Mapping[str, Any]) -> None:
+    """TypeError, which the caller turns into a Refusal, for facts of other kinds than save_adapter's."""
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(facts.get(key), kind | None)]
+    inner = [("base", "name"), ("base", "folder"), ("base", "revision"), ("tokenizer", "digest")]
+    inner += [("template", "name"), ("template", "digest")]
+    wrong += [
+        f"{key}.{name}"
+        for key, name in inner
+        if key not in wrong and not isinstance((facts.get(key) or {}).get(name), str | None)
+    ]
+    if facts.get("template") and not isinstance(facts.get("template_source"), str):
+        wrong.append("template_source")
+    if wrong:
+        raise TypeError(f"unexpected kinds of values: {', '.join(wrong)}")
+
+
 def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None) -> Opened:
     """Load base and adapter as ``options`` say, the base held as it was in training where they say nothing.
 
-    A tokenizer that is not the adapter's is said. Refusals as of load, load_adapter and find.
+    Weights or a tokenizer that are not the adapter's are refused (``base-differs``, ``tokenizer-differs``), and said
+    where ``options.allow`` waives that. Refusals as of load, load_adapter and find.
     """
     options = options or OpenOptions()
     held = options.quantize or subject.facts.get("quantize") or (subject.recipe and subject.recipe.model.quantize)
     storing: Literal["nf4"] | None = "nf4" if held == "nf4" else None
     model, tokenizer = load(subject.base, options.dtype, storing, options.device, subject.revision, say=say)
-    adapter = None if subject.adapter is None else storage.load_adapter(subject.adapter, model)
-    trained_on = (subject.facts.get("tokenizer") or {}).get("digest")
-    if trained_on not in (None, tokenizer.digest):
-        say("The tokenizer of this base is not the one that the adapter was trained with; answers may be nonsense.")
+    adapter = put_on(subject, model, tokenizer, say, options.allow)
     chosen = choose_template(subject, tokenizer, options.template)
-    return Opened(subject, model, tokenizer, adapter, chosen, subject.facts.get("template_date"))
+    return Opened(subject, model, tokenizer, adapter, chosen, subject.facts.get("template_date"), options.allow)
+
+
+def put_on(
+    subject: Subject, model: Decoder, tokenizer: Tokenizer, say: Say, allow: Collection[str] = ()
+) -> Adapter | None:
+    """The subject's adapter on a model that is loaded, None where it has none. Refusals as open_subject's."""
+    if subject.adapter is None:
+        return None
+    _compare_tokenizers(subject, tokenizer, say, allow)
+    adapter = storage.load_adapter(subject.adapter, model, allow)
+    _compare_bases(subject.facts.get("base"), model, say, allow)
+    return adapter
+
+
+def _compare_tokenizers(subject: Subject, tokenizer: Tokenizer, say: Say, allow: Collection[str]) -> None:
+    """Refusal ``tokenizer-differs``; only said where it is waived."""
+    trained_on = (subject.facts.get("tokenizer") or {}).get("digest")
+    if trained_on in (None, tokenizer.digest):
+        return
+    what = "the tokenizer of this base is not the one that the adapter was trained with; answers may be nonsense"
+    if "tokenizer-differs" not in allow:
+        raise Refusal(
+            "tokenizer-differs",
+            what,
+            where=subject.base,
+            offenders=[f"its digest is {tokenizer.digest[:16]}..., the adapter's had {str(trained_on)[:16]}..."],
+            fix="give the folder that the adapter was trained on (--model)",
+            waivable=True,
+        )
+    say(f"waived, tokenizer-differs: {what}")
+
+
+def _compare_bases(recorded: Mapping[str, Any] | None, model: Decoder, say: Say, allow: Collection[str]) -> None:
+    """Say what was waived, and have a digest that is not known yet made in the background (pretrained.digest)."""
+    identity = model.identity
+    if not recorded or not isinstance(identity, BaseIdentity):
+        return
+    if "base-differs" in allow:
+        for difference in identity.differences(recorded):
+            say(f"waived, base-differs: {difference}")
+    elif recorded.get("digest") and identity.kept() is None:
+
+        def compare(future: Future[BaseDigest]) -> None:
+            if future.exception() is None and future.result().digest != recorded["digest"]:
+                say(
+                    "WARNING: the adapter was trained on other weights than these (base-differs, found by the full "
+                    "digest of the base, which is made once); from now on they are refused."
+                )
+
+        digest_in_background(identity.folder).add_done_callback(compare)
 
 
 def choose_template(subject: Subject, tokenizer: Tokenizer, asked: str | None = None) -> ChatTemplate | None:
@@ -153,7 +231,7 @@ def choose_template(subject: Subject, tokenizer: Tokenizer, asked: str | None = 
     if "template" not in subject.facts:
         return tokenizer.chat_template
     trained = cast("dict[str, str] | None", subject.facts["template"])
-    if trained is None:
+    if not trained:
         return None
     own = tokenizer.chat_template
     if own is not None and own.digest == trained["digest"]:

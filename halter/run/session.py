@@ -154,7 +154,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     watch.keep_best()
     try:
         found = identity.result()
-        adapter.facts["base"] |= {"digest": found.digest, "storage": found.storage}
+        adapter.facts["base"] |= found.facts()
     except Exception as error:  # a result is worth more than its base's digest
         say(f"the base's digest could not be made and is left out: {error}")
     adapter.save(run.adapter)
@@ -171,7 +171,7 @@ def _adapter(job: Job, model: Decoder) -> Adapter:
     adapter = adapt(model, [choice.options for choice in job.recipe.methods], seed=job.recipe.train.seed)
     for part, choice in enumerate(job.recipe.methods):
         if choice.init_from is not None:
-            earlier = load_adapter(choice.init_from, model)
+            earlier = load_adapter(choice.init_from, model, job.recipe.checks.allow)
             _refuse_other_scale(choice, earlier)
             lead = f"part{part}." if len(adapter.methods) > 1 else ""
             tensors = state_of(adapter) | {lead + name: tensor for name, tensor in state_of(earlier).items()}

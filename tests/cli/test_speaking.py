@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sealing import reseal
 
 import halter
 from halter.cli import main
@@ -149,6 +150,7 @@ def test_a_base_that_moved_is_named_by_hand(run: Path, model: Path, tmp_path: Pa
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     config["base_model_name_or_path"] = None
     (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    reseal(folder)
     with pytest.raises(Refusal) as refusal:
         find(folder)
     assert refusal.value.id == "base-unknown"
@@ -161,6 +163,7 @@ def test_a_relative_base_is_found_from_anywhere(run: Path, model: Path, tmp_path
     facts = json.loads((folder / "halter.json").read_text("utf-8"))
     facts["base"]["name"] = facts["recipe"]["model"]["path"] = "models/stories"
     (folder / "halter.json").write_text(json.dumps(facts), "utf-8")
+    reseal(folder)
     monkeypatch.chdir(tmp_path)
     assert find(folder).base == str(model.resolve())
 
@@ -172,18 +175,24 @@ def test_the_template_of_training_is_used_even_where_the_built_in_one_changed(ru
     facts["template_source"] = facts["template_source"].replace("### Response:", "### Answer:")
     facts["template"]["digest"] = "0" * 64
     (folder / "halter.json").write_text(json.dumps(facts), "utf-8")
+    reseal(folder)
     opened = open_subject(find(folder), lambda _: None)
     assert opened.template is not None and "### Answer:" in opened.template.source
 
 
-def test_another_tokenizer_is_said(run: Path, tmp_path: Path) -> None:
-    folder, said = tmp_path / "adapter", []
+def test_another_tokenizer_is_refused_and_said_where_that_is_waived(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    said: list[str] = []
     shutil.copytree(run / "adapter", folder)
     facts = json.loads((folder / "halter.json").read_text("utf-8"))
     facts["tokenizer"]["digest"] = "0" * 64
     (folder / "halter.json").write_text(json.dumps(facts), "utf-8")
-    open_subject(find(folder), said.append)
-    assert any("tokenizer" in line for line in said)
+    reseal(folder)
+    with pytest.raises(Refusal) as refusal:
+        open_subject(find(folder), said.append)
+    assert refusal.value.id == "tokenizer-differs" and refusal.value.waivable and not said
+    opened = open_subject(find(folder), said.append, OpenOptions(allow=("tokenizer-differs",)))
+    assert opened.adapter is not None and any("waived, tokenizer-differs" in line for line in said)
 
 
 def test_evaluate(capsys: pytest.CaptureFixture[str], shared: Path, run: Path) -> None:
