@@ -17,6 +17,7 @@ from halter.errors import HalterError, Refusal
 VERBS = {
     "demo": "see a LLaMA adapted in three minutes, without model or data of your own",
     "init": "write a recipe with every key explained",
+    "inspect": "see what a recipe would train on, token by token, before a model is loaded",
     "train": "train an adapter, from a recipe or from flags alone",
     "generate": "answer prompts with a run, an adapter or a model",
     "chat": "talk to a run, an adapter or a model",

@@ -12,6 +12,7 @@ from halter.data.examples import Examples
 from halter.data.row_files import Fault
 
 QUANTILES = (50, 90, 99)
+SHOWN = 20
 
 
 @dataclass
@@ -31,6 +32,8 @@ class DataReport:
     long_dropped: int = 0
     long_cut: int = 0
     long_split: int = 0
+    long_shown: list[str] = field(default_factory=list)
+    """The first of them: "file:line: 700 tokens, dropped"."""
     longest_seen: int = 0
     """Tokens of the longest row before on_long."""
     longest_seen_origin: str = ""
@@ -70,14 +73,28 @@ class DataReport:
             self.read(name)
             self.faults.append(fault)
 
+    def seen(self, origin: str, length: int) -> None:
+        """A row's length before on_long."""
+        if length > self.longest_seen:
+            self.longest_seen, self.longest_seen_origin = length, origin
+
+    def long_row(self, origin: str, length: int, fate: str) -> None:
+        """One more row above max_length; ``fate``: dropped, cut or split."""
+        self.long += 1
+        self.long_dropped += fate == "dropped"
+        self.long_cut += fate == "cut"
+        self.long_split += fate == "split"
+        if len(self.long_shown) < SHOWN:
+            self.long_shown.append(f"{origin}: {length} tokens, {fate}")
+
     def add(self, other: DataReport) -> None:
         """What another pass read, besides."""
         for name in ("rows", "empty_lines", "left_out", "long", "long_dropped", "long_cut", "long_split", "cached"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sources.update(other.sources)
+        self.long_shown = (self.long_shown + other.long_shown)[:SHOWN]
         self.faults += other.faults
-        if other.longest_seen > self.longest_seen:
-            self.longest_seen, self.longest_seen_origin = other.longest_seen, other.longest_seen_origin
+        self.seen(other.longest_seen_origin, other.longest_seen)
 
     def count(self, train: Examples, validation: Examples) -> None:
         """What is there in the end."""

@@ -133,13 +133,9 @@ class Pass:
 
     def _count_long(self, origin: str, length: int, pieces: int) -> None:
         report, options = self.account.report, self.encoder.options
-        if length > report.longest_seen:
-            report.longest_seen, report.longest_seen_origin = length, origin
+        report.seen(origin, length)
         if length <= options.max_length:
             return
-        report.long += 1
-        report.long_dropped += pieces == 0
-        report.long_cut += pieces > 0 and options.on_long == "cut"
-        report.long_split += pieces > 0 and options.on_long == "split"
+        report.long_row(origin, length, options.on_long if pieces else "dropped")
         if options.on_long == "stop":
             self.account.too_long.append(Fault(origin, f"{length} tokens"))

@@ -1,0 +1,66 @@
+"""`halter inspect`: what a recipe would train on, before anything that costs is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halter.errors import Refusal
+
+SETTINGS = {"ignore_unknown_options": True}
+STOPS = 2
+
+
+def command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE KEY=VALUE", help="A recipe, and values that override it, as for train."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id; its weights are not read.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training data, as for train.")] = None,
+    method: Annotated[str | None, typer.Option(help="As for train; decides steps and learning rate.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows shown token by token, from the first.")] = 3,
+    row: Annotated[list[str] | None, typer.Option(help="Show this row, as file:line; may be given again.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> int:
+    """Show rows token by token with their labels, lengths, what is left out and why, steps, learning rate, warnings.
+
+    Exit code 2 where training would stop because of rows.
+    """
+    from halter import recipe as recipes
+    from halter.cli.train import NEEDS, split
+    from halter.run.inspect import inspect
+    from halter.run.inspect_text import Look, render
+
+    recipe, overrides = split(arguments or [])
+    flags = {"model.path": model, "data.train": data, "method.name": method}
+    overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    if recipe is None and not overrides:
+        raise Refusal(
+            "nothing-to-train", "there is nothing to inspect", fix=NEEDS.replace("halter train", "halter inspect")
+        )
+    found = inspect(recipes.load(recipe, overrides), rows, row or (), _stderr)
+    if html is not None:
+        from halter.files.writing import write_text
+        from halter.run.inspect_page import page
+
+        write_text(html, page(found), replace=True)
+        _stderr(f"written: {html}")
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+    elif html is None:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        blocks = (sys.stdout.encoding or "").lower().startswith("utf")
+        print(render(found, Look(colour, blocks, shutil.get_terminal_size((100, 24)).columns)))
+    return STOPS if found.stops else 0
+
+
+def _stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
