@@ -71,7 +71,7 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(path, target / path.name)
 
 
-def in_the_fork(tree: str, tests: list[str], log: str) -> None:
+def in_the_fork(tree: str, arguments: list[str], log: str) -> None:
     """Run pytest on the copy of the package at ``tree`` and exit with its code."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
@@ -87,15 +87,15 @@ def in_the_fork(tree: str, tests: list[str], log: str) -> None:
 
     assert str(halter.__file__).startswith(tree), f"an installed halter stands before the copy: {halter.__file__}"
     plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=ci"]  # ci: the same examples each time
-    code = pytest.main(["-x", "-q", "--tb=line", *plugins, *tests])
+    code = pytest.main(["-q", "--tb=line", *plugins, *arguments])
     sys.stdout.flush()
     os._exit(int(code))
 
 
-def run_tests(tree: Path, tests: Iterable[str]) -> tuple[int, str]:
+def run_tests(tree: Path, arguments: Iterable[str]) -> tuple[int, str]:
     """pytest's exit code and its last words."""
     log = tree / "pytest.log"
-    child = FORKS.Process(target=in_the_fork, args=(str(tree), list(tests), str(log)))
+    child = FORKS.Process(target=in_the_fork, args=(str(tree), list(arguments), str(log)))
     child.start()
     child.join(MOST_SECONDS)
     code = HUNG if child.exitcode is None else child.exitcode
@@ -114,7 +114,7 @@ def try_fault(fault: Fault) -> tuple[str, str, float]:
         copy_tree(tree)
         path = tree / fault.file
         path.write_text(path.read_text("utf-8").replace(fault.old, fault.new), "utf-8")
-        code, output = run_tests(tree, fault.tests.split())
+        code, output = run_tests(tree, ["-x", *fault.tests.split()])
     seen = next((line for line in output.splitlines() if line.startswith("FAILED")), "")
     outcome = {RED: "", GREEN: "survived"}.get(code, f"the tests could not run ({code}): {output[-1500:]}")
     return outcome, seen, time.monotonic() - started
