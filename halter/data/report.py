@@ -138,6 +138,7 @@ class DataReport:
             (self.overlap_dropped, "also in validation dropped"),
             (self.duplicates, "there more than once"),
             (self.validation_rows, "rows for the held-out loss"),
+            (self.cached, "rows taken tokenised from the cache"),
         ):
             parts += [f"{count} {words}"] if count else []
         return "; ".join(parts)

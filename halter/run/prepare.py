@@ -9,6 +9,7 @@ from pathlib import Path
 
 from halter.data.load import Loaded, load_examples
 from halter.data.order import Step, epoch_rows, plan_epoch
+from halter.data.progress import spoken
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.hub import resolve
@@ -57,7 +58,7 @@ def prepare(recipe: Recipe, say: Say = lambda _: None) -> Job:
     if recipe.data.max_length > config.context:  # positions beyond it were never trained
         recipe = replace(recipe, data=replace(recipe.data, max_length=config.context))
     say("reading and tokenising the data ...")
-    data = load_examples(recipe.data, tokenizer, template, recipe.train.seed)
+    data = load_examples(recipe.data, tokenizer, template, recipe.train.seed, spoken(say))
     options = recipe.train
     micro = options.micro_tokens or _micro_tokens(config)
     if not recipe.data.packing:

@@ -21,6 +21,7 @@ from halter.data.examples import Builder, Examples
 from halter.data.formats import Canonical
 from halter.data.load import Loaded, load_examples
 from halter.data.options import DataOptions, Source
+from halter.data.progress import spoken
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
@@ -335,6 +336,16 @@ def test_progress_is_told(llama3: Tokenizer, tmp_path: Path) -> None:
     told: list[int] = []
     load_examples(DataOptions(train=path), llama3, None, 0, told.append)
     assert told == [0, 100, 200]
+
+
+def test_progress_is_said_of_long_waits_only() -> None:
+    said: list[str] = []
+    now = [0.0]
+    tell = spoken(said.append, lambda: now[0])
+    for second in range(31):
+        now[0] = float(second)
+        tell(second * 1000)
+    assert said == [f"tokenised {n},000 rows, 1,000 a second" for n in (2, 12, 22)]
 
 
 def test_no_examples_are_examples_too() -> None:
