@@ -11,8 +11,9 @@ from halter.data.encode import Encoder
 from halter.data.examples import Builder, Examples
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
+from halter.data.row_files import EMPTY, Fault
 from halter.data.store import Store, joined
-from halter.data.tokenise import Account, Group, Pass
+from halter.data.tokenise import DUPLICATE, Account, Group, Pass
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
@@ -111,13 +112,16 @@ class _Load:
 def _refuse(options: DataOptions, accounts: list[Account]) -> None:
     faults = [fault for account in accounts for fault in account.report.faults]
     long = [fault for account in accounts for fault in account.too_long]
+    empty = [Fault(origin, EMPTY) for account in accounts for origin in account.report.empty_at]
     rows = sum(account.report.rows for account in accounts)
     if faults and options.on_bad == "stop":
+        ids = any(fault.kind.startswith(DUPLICATE) for fault in faults)
         raise Refusal(
             "bad-rows",
             f"{len(faults)} of {rows} rows cannot be used",
-            offenders=faults + long,
-            fix="mend them, or data.on_bad: skip to leave them out and count them",
+            offenders=faults + long + empty,
+            fix="mend them, or data.on_bad: skip to leave them out and count them"
+            + ("; if equal ids are right, data.id_column: null" if ids else ""),
         )
     if long:
         raise Refusal(

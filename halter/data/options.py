@@ -70,6 +70,8 @@ class DataOptions:
     on_bad: Literal["stop", "skip"] = "stop"
     """Rows that cannot be read or have nothing to learn: stop before the model is loaded and name them all, or skip and
     count them."""
+    id_column: str | None = "id"
+    """Column that tells rows apart: in one file a row that repeats an earlier one's is bad. null: none does."""
     train_on: Literal["responses", "last_response", "all"] = "responses"
     """What is learnt: every response of the assistant with its end, the last one only, or every token."""
     limit: int | None = None

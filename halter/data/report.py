@@ -24,6 +24,8 @@ class DataReport:
     sources: Counter[str] = field(default_factory=Counter)
     """Rows of every file."""
     empty_lines: int = 0
+    empty_at: list[str] = field(default_factory=list)
+    """Where they stand."""
     bad: int = 0
     left_out: int = 0
     """Rows that a limit passed over."""
@@ -69,6 +71,7 @@ class DataReport:
         """One more row that cannot be used, or an empty line."""
         if fault.harmless:
             self.empty_lines += 1
+            self.empty_at.append(fault.origin)
         else:
             self.read(name)
             self.faults.append(fault)
@@ -94,6 +97,7 @@ class DataReport:
         self.sources.update(other.sources)
         self.long_shown = (self.long_shown + other.long_shown)[:SHOWN]
         self.faults += other.faults
+        self.empty_at += other.empty_at
         self.seen(other.longest_seen_origin, other.longest_seen)
 
     def count(self, train: Examples, validation: Examples) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import chain, islice
 from typing import Any
 
@@ -23,6 +24,7 @@ HEAD = 100
 OF_A_ROW = ("messages-malformed", "template-failed", "template-drops-content", "template-unsupported",
             "template-too-large")  # fmt: skip
 """Refusals of a template that may be the row's fault; if every row has one, it is the template's."""
+DUPLICATE = "duplicate id"
 ALL_OVER = 200  # the sampling number of the limit over all sources
 
 
@@ -101,7 +103,9 @@ class Pass:
         head = list(islice(found, HEAD))
         rows = [one[1] for one in head if not isinstance(one, Fault)]
         reader = understand(rows, self.encoder.options, name) if rows else None
+        ids = _Ids(self.encoder.options.id_column)
         for one in chain(head, found):
+            one = one if isinstance(one, Fault) else ids.checked(*one)
             if isinstance(one, Fault):
                 report.fault(name, one)
                 continue
@@ -139,3 +143,23 @@ class Pass:
         report.long_row(origin, length, options.on_long if pieces else "dropped")
         if options.on_long == "stop":
             self.account.too_long.append(Fault(origin, f"{length} tokens"))
+
+
+class _Ids:
+    """The ids of one file's rows, of which every one may come once. 64 bits of each are remembered."""
+
+    def __init__(self, column: str | None) -> None:
+        self._column = column
+        self._seen: set[int] = set()
+
+    def checked(self, origin: str, row: dict[str, Any]) -> Found:
+        """The row, or the fault that its id was there before."""
+        value = None if self._column is None else row.get(self._column)
+        if isinstance(value, str | int) and value != "":
+            key = int.from_bytes(
+                blake2b(repr(value).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+            )
+            if key in self._seen:
+                return Fault(origin, f"{DUPLICATE} {str(value)[:80]!r}")
+            self._seen.add(key)
+        return origin, row

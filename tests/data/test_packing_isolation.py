@@ -1,0 +1,111 @@
+"""Rows that lie end to end do not see one another: other words in one row change no bit of its neighbours' logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from halter.data.example import Example
+from halter.data.pack import pack
+from halter.methods.adapter import adapt
+from halter.methods.lora import Lora
+from halter.model.decoder import Decoder
+from halter.model.segments import Segments
+from halter.numerics import attention
+
+
+@contextmanager
+def _rows(backend: SDPBackend) -> Iterator[None]:
+    """What devices other than the CPU take: torch's attention row by row."""
+    with pytest.MonkeyPatch.context() as patch, sdpa_kernel(backend):
+        patch.setattr(attention, "_flash", lambda q: False)
+        yield
+
+
+BACKENDS: dict[str, Callable[[], Any]] = {
+    "CPU kernel": nullcontext,
+    "row by row, math": lambda: _rows(SDPBackend.MATH),
+    "row by row, flash": lambda: _rows(SDPBackend.FLASH_ATTENTION),
+}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DTYPES = [torch.float32, torch.bfloat16]
+LENGTHS = st.lists(st.one_of(st.integers(1, 12), st.integers(30, 200)), min_size=2, max_size=6)
+
+
+def logits_of(model: Decoder, adapter: Any, rows: list[np.ndarray]) -> list[Tensor]:
+    """Logits of each row of one packed pass."""
+    batch = pack([Example(row.astype(np.int32), np.ones(len(row), bool)) for row in rows])
+    segments = Segments.packed(batch.lengths, model.device)
+    acts = adapter.bind(model, segments)
+    out = model.head(model.hidden(batch.tokens.to(model.device), segments, acts), acts)
+    return list(out.split(batch.lengths))
+
+
+def model_and_adapter(dtype: torch.dtype, device: str) -> tuple[Decoder, Any]:
+    model = tiny.decoder(dtype=dtype).to(device)
+    adapter = adapt(model, [Lora(r=2, alpha=4)], seed=0)
+    tiny.jitter(adapter)
+    return model, adapter
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_other_words_change_no_neighbour(name: str, device: str, dtype: torch.dtype) -> None:
+    """20 random packs on every backend: each row in turn gets other tokens of the same number."""
+    if device == "cuda" and name == "CPU kernel":
+        pytest.skip("of the CPU")
+    if name.endswith("flash") and device == "cuda" and dtype == torch.float32:
+        pytest.skip("this kernel has no float32 on CUDA")
+    model, adapter = model_and_adapter(dtype, device)
+    compared = 0
+
+    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(LENGTHS, st.integers(0, 2**31))
+    def check(lengths: list[int], seed: int) -> None:
+        nonlocal compared
+        random = np.random.default_rng(seed)
+        rows = [random.integers(0, 96, length) for length in lengths]
+        with torch.no_grad(), BACKENDS[name]():
+            before = logits_of(model, adapter, rows)
+            for changed in range(len(rows)):
+                others = [*rows[:changed], (rows[changed] + 1 + random.integers(0, 90)) % 96, *rows[changed + 1 :]]
+                after = logits_of(model, adapter, others)
+                for place, (old, new) in enumerate(zip(before, after)):
+                    if place == changed:
+                        assert not torch.equal(old, new)
+                    else:
+                        assert torch.equal(old, new), (lengths, changed, place)
+                        compared += 1
+
+    check()
+    print(f"{name}, {device}, {dtype}: {compared} neighbours bit-equal")
+    assert compared > 100
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_neighbours_gradient_does_not_arrive(name: str) -> None:
+    """The loss of one row has no gradient to another row's embedding; and its own does not depend on the neighbours'
+    words."""
+    model, adapter = model_and_adapter(torch.float32, "cpu")
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, 96, length) for length in (7, 150, 1, 33)]
+    grads = []
+    with BACKENDS[name]():
+        for first in (rows[0], (rows[0] + 5) % 96):
+            for parameter in adapter.parameters():
+                parameter.grad = None
+            out = logits_of(model, adapter, [first, *rows[1:]])
+            (out[1].float().logsumexp(-1).sum() + out[3].float().square().sum()).backward()
+            grads.append([p.grad.clone() for p in adapter.parameters() if p.grad is not None])
+    assert grads[0] and all(torch.equal(one, other) for one, other in zip(*grads))
