@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
+import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from halter.errors import Refusal
 from halter.model.config import ModelConfig, RopeScaling, preset, preset_names
@@ -38,13 +42,23 @@ def test_every_preset_is_counted_or_a_variant():
 
 @pytest.mark.parametrize("name", ["llama-2-7b", "llama-3.1-8b", "llama-3.2-1b"])
 def test_config_round_trip_through_transformers(name):
-    """to_hf is read by transformers to the same frequencies, and from_hf of what it writes is the preset."""
+    """to_hf is read by transformers, and from_hf of what it writes is the preset."""
     shape = preset(name)
     written = transformers.LlamaConfig(**shape.to_hf()).to_dict()
     again = ModelConfig.from_hf({**written, "torch_dtype": shape.dtype})
     assert again == shape
     old = {**shape.to_hf(), "rope_parameters": None}
     assert ModelConfig.from_hf(old) == shape
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "llama-3.1-8b", "llama-3.2-1b", "a llama 2 stretched"])
+def test_frequencies_are_those_of_transformers(name):
+    """Of the published shapes, in which some frequencies are kept, some blended and some divided."""
+    shape = preset("llama-2-7b") if name.startswith("a ") else preset(name)
+    if name.startswith("a "):
+        shape = replace(shape, rope_scaling=RopeScaling("linear", 4.0))
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**shape.to_hf())).inv_freq
+    torch.testing.assert_close(shape.frequencies(), theirs, rtol=1e-6, atol=0)
 
 
 LLAMA_31 = {

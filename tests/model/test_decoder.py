@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halter.model.cache import Cache
@@ -17,6 +17,18 @@ from halter.model.segments import Segments
 
 llama3 = [RopeScaling("llama3", 8.0, 1.0, 4.0, 64), RopeScaling("llama3", 4.0, 1.0, 2.0, 32)]
 scalings = st.sampled_from([None, RopeScaling("linear", 4.0), *llama3])
+# A quarter of these frequencies is kept, a quarter blended, half divided: what a drawn shape need not have.
+BLENDED = {
+    "layers": 2, "heads": (4, 2), "head_dim": 8, "dim": 24, "tied": False, "attention_bias": True, "mlp_bias": False,
+    "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 128), "rope_theta": 1e4, "norm_eps": 1e-5,
+}  # fmt: skip
+STRETCHED = {
+    **BLENDED,
+    "tied": True,
+    "mlp_bias": True,
+    "attention_bias": False,
+    "rope_scaling": RopeScaling("linear", 4.0),
+}
 shapes = st.fixed_dictionaries(
     {
         "layers": st.integers(1, 3),
@@ -35,10 +47,12 @@ shapes = st.fixed_dictionaries(
 
 @settings(max_examples=30, deadline=None)
 @given(shapes, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(0, 99))
+@example(BLENDED, [40, 9], 0)
+@example(STRETCHED, [40, 9], 0)
 def test_logits_equal_transformers(sizes, lengths, seed):
     """fp32 within 1e-4 over heads, key heads, head_dim, ties, biases, rotary scalings and padded batches."""
-    heads, kv_heads = sizes.pop("heads")
-    model = tiny.decoder(tiny.config(heads=heads, kv_heads=kv_heads, **sizes), seed=seed)
+    heads, kv_heads = sizes["heads"]
+    model = tiny.decoder(tiny.config(**{**sizes, "heads": heads, "kv_heads": kv_heads}), seed=seed)
     tokens = torch.randint(0, 96, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     with torch.no_grad():
