@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halter.errors import Refusal
 from halter.methods.method import Method, Piece, Site
-from halter.methods.targets import matches
+from halter.methods.targets import check, for_peft, matches
 from halter.model.config import ModelConfig
 from halter.model.linear import Embedding, Linear, Norm
 from halter.model.places import LINEARS, NORMS, OUTER_PLACES, Act, path
@@ -69,8 +68,8 @@ class Full(Method):
     peft_type: ClassVar[str] = "HALTER_FULL"
 
     def check(self, shape: ModelConfig) -> None:
-        if not any(self.build(shape, layer) for layer in (None, *range(shape.layers))):
-            raise Refusal("targets-match-nothing", "target_modules match nothing", offenders=[str(self.target_modules)])
+        if self.target_modules != "all":
+            check(shape, self.target_modules, places=(*LINEARS, *NORMS, *OUTER_PLACES))
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         candidates = OUTER_PLACES if layer is None else (*LINEARS, *NORMS)
@@ -85,5 +84,4 @@ class Full(Method):
         return pieces
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        modules = self.target_modules
-        return {"task_type": "CAUSAL_LM", "target_modules": modules if isinstance(modules, str) else list(modules)}
+        return {"task_type": "CAUSAL_LM", "target_modules": for_peft(self.target_modules)}

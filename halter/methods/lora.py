@@ -136,6 +136,8 @@ class Lora(Method):
         if bad or not 0 <= self.dropout < 1:
             raise Refusal("lora-options", "LoRA needs ranks of at least 1 and 0 <= dropout < 1", offenders=bad)
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
+        targets.check_patterns(self.rank_pattern, "rank_pattern")
+        targets.check_patterns(self.alpha_pattern, "alpha_pattern")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
@@ -158,8 +160,8 @@ class Lora(Method):
             "r": self.r,
             "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
             "lora_dropout": self.dropout,
-            "target_modules": modules if isinstance(modules, str) else list(modules),
-            "exclude_modules": None if not self.exclude_modules else self.exclude_modules,
+            "target_modules": targets.for_peft(modules),
+            "exclude_modules": None if not self.exclude_modules else targets.for_peft(self.exclude_modules),
             "use_rslora": self.rslora,
             "layers_to_transform": None if self.layers is None else list(self.layers),
             "rank_pattern": dict(self.rank_pattern),
