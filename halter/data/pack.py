@@ -17,13 +17,15 @@ IGNORED = -100
 @dataclass(frozen=True)
 class Batch:
     """tokens int64 [N]; targets int64 [N], the next token of the same row where it is supervised, else -100; lengths
-    and prompt_lengths (tokens before the first supervised one) per row; rows, the caller's row numbers."""
+    and prompt_lengths (tokens before the first supervised one) per row; rows, the caller's row numbers (-1: a beginning
+    that several rows share); continues, per row the place in this batch of the beginning that it goes on from."""
 
     tokens: Tensor
     targets: Tensor
     lengths: list[int]
     prompt_lengths: list[int]
     rows: list[int]
+    continues: list[int | None] | None = None
 
 
 def pack(examples: Sequence[Example], rows: Sequence[int] | None = None) -> Batch:

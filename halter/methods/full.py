@@ -67,6 +67,10 @@ class Full(Method):
 
     peft_type: ClassVar[str] = "HALTER_FULL"
 
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
     def check(self, shape: ModelConfig) -> None:
         if self.target_modules != "all":
             check(shape, self.target_modules, places=(*LINEARS, *NORMS, *OUTER_PLACES))

@@ -131,6 +131,10 @@ class Lora(Method):
     peft_type: ClassVar[str] = "LORA"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
 
+    @property
+    def tokenwise(self) -> bool:
+        return self.dropout == 0
+
     def check(self, shape: ModelConfig) -> None:
         bad = [f"{k} {v}" for k, v in {"r": self.r, **self.rank_pattern}.items() if v < 1]
         if bad or not 0 <= self.dropout < 1:

@@ -97,6 +97,14 @@ class Method:
     def check(self, shape: ModelConfig) -> None:
         """Refuse options that make no sense on this model, before anything is built."""
 
+    @property
+    def tokenwise(self) -> bool:
+        """Whether a token is treated alike wherever and in whichever row it stands, without dropout.
+
+        Training then computes a beginning that several rows share once (data.share); False is always right.
+        """
+        return False
+
     def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
         """Optimizer groups of its own (LoRA+), or None for the default; ``named`` maps path.tensor to parameter."""
         return None

@@ -34,6 +34,8 @@ class Identity(Protocol):
 
 
 Rotation = tuple[Tensor, Tensor]
+Store = tuple[Cache, int]
+Tails = tuple[Segments, Tensor]
 
 
 class Block(nn.Module):
@@ -61,29 +63,46 @@ class Block(nn.Module):
             self.add_module(place, Norm(torch.empty(config.dim, dtype=dtype, device=device)))
 
     def forward(
-        self, h: Tensor, at: LayerActs, rotation: Rotation, segments: Segments, store: tuple[Cache, int] | None
+        self,
+        h: Tensor,
+        at: LayerActs,
+        rotation: Rotation,
+        segments: Segments,
+        store: Store | None,
+        tails: Tails | None = None,
     ) -> Tensor:
-        """h [N, dim] -> [N, dim]; ``store`` is (cache, this layer's index) when decoding."""
+        """h [N, dim] -> [N, dim]; ``store`` is (cache, this layer's index) when decoding.
+
+        With ``tails`` only those tokens leave the layer, [M, dim]; keys and values are of all.
+        """
         x = run_at(at.input_layernorm, self.input_layernorm, normalise(h, self.config.norm_eps))
-        y = self.attention(x, at, rotation, segments, store)
+        every = x, at, rotation, segments
+        if tails is not None:
+            segments, index = tails
+            h, x, rotation = h[index], x[index], (rotation[0][index], rotation[1][index])
+            at = LayerActs(*(None if act is None else act.select(index) for act in at))
+        q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
+        y = self.attention(q, *self.keys(*every, store), at, segments)
         h = h + (y if at.after_attention is None else at.after_attention.act(x, y))
         x = run_at(at.post_attention_layernorm, self.post_attention_layernorm, normalise(h, self.config.norm_eps))
         y = self.mlp(x, at)
         h = h + (y if at.after_mlp is None else at.after_mlp.act(x, y))
         return h if at.block is None else at.block.act(segments, h)
 
-    def attention(
-        self, x: Tensor, at: LayerActs, rotation: Rotation, segments: Segments, store: tuple[Cache, int] | None
-    ) -> Tensor:
-        q = self.heads(run_at(at.q_proj, self.q_proj, x))  # [N, heads, head_dim]
-        k = self.heads(run_at(at.k_proj, self.k_proj, x))  # [N, kv_heads, head_dim]
+    def keys(
+        self, x: Tensor, at: LayerActs, rotation: Rotation, segments: Segments, store: Store | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys as they are scored, and values, [N, kv_heads, head_dim]; the cache's whole buffers when decoding."""
+        k = rope.rotate(self.heads(run_at(at.k_proj, self.k_proj, x)), *rotation)
         v = self.heads(run_at(at.v_proj, self.v_proj, x))
-        q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
         if at.score_key is not None:
             k = at.score_key.act(x, k)
         if store is not None:
             cache, index = store
             k, v = cache.put(index, k, v, segments)
+        return k, v
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, at: LayerActs, segments: Segments) -> Tensor:
         spans = segments.spans
         y = attend(q, k, v, spans)
         if at.context is not None:
@@ -158,24 +177,34 @@ class Decoder(nn.Module):
         acts: Acts | None = None,
         cache: Cache | None = None,
         checkpointing: bool = False,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, [N, dim], for ``tokens`` int64 [N] lying end to end.
 
         With a cache (segments from ``cache.segments``) the tokens continue its rows, which then count as seen.
-        ``checkpointing`` keeps only each layer's input for backward and computes the layer again.
+        ``checkpointing`` keeps only each layer's input for backward and computes the layer again. ``wanted`` int64 [M],
+        ascending: only these tokens' states are returned, [M, dim], and the last layer leaves out what they do not
+        need.
         """
         h = run_at(acts and acts.embed_tokens, self.embed_tokens, tokens)
         rotation = rope.angles(segments.positions, self.frequencies.to(h.device), self.rotation_dtype)
+        tails, at_norm = None, acts and acts.norm
         for index, block in enumerate(self.layers):
             at = acts.layers[index] if acts is not None else NOTHING
             store = None if cache is None else (cache, index)
+            if wanted is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
+                tails = segments.tails(wanted)
+            args = (h, at, rotation, segments, store, tails)
             if checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, at, rotation, segments, store, use_reentrant=False, preserve_rng_state=False)
+                h = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
             else:
-                h = block(h, at, rotation, segments, store)
+                h = block(*args)
         if cache is not None:
             cache.advance(segments)
-        return run_at(acts and acts.norm, self.norm, normalise(h, self.config.norm_eps))
+        if wanted is not None:
+            h = h[wanted if tails is None else torch.searchsorted(tails[1], wanted)]
+            at_norm = at_norm and at_norm.select(wanted)
+        return run_at(at_norm, self.norm, normalise(h, self.config.norm_eps))
 
     def head(self, hidden: Tensor, acts: Acts | None = None) -> Tensor:
         """Logits [M, V] of final hidden states [M, dim]; the caller selects acts where M is not every token."""

@@ -18,7 +18,8 @@ class Segments:
     ``query_lengths`` and ``key_lengths`` int64 CPU [R] (equal without a cache); ``positions`` int64 [N] on the model's
     device; ``prompt_lengths`` int64 CPU [R], how many of a row's tokens are prompt (0 where unknown); ``rows`` int64
     CPU [R], the caller's row ids; ``slots`` int64 [N] on the device, where a cached token's key and value go;
-    ``key_starts`` int64 CPU [R], where a row's keys begin.
+    ``key_starts`` int64 CPU [R], where a row's keys begin; ``beginnings`` int64 CPU [R, 2], (start, length) of the keys
+    of another row that a row continues (length 0: of none; None: of no row).
     """
 
     query_lengths: Tensor
@@ -28,6 +29,7 @@ class Segments:
     prompt_lengths: Tensor
     rows: Tensor
     slots: Tensor | None = None
+    beginnings: Tensor | None = None
 
     @classmethod
     def packed(
@@ -36,13 +38,27 @@ class Segments:
         device: torch.device | str = "cpu",
         prompt_lengths: Sequence[int] | None = None,
         rows: Sequence[int] | None = None,
+        continues: Sequence[int | None] | None = None,
     ) -> Segments:
-        """Whole rows without a cache: row i holds ``lengths[i]`` tokens at positions 0, 1, 2, ..."""
+        """Whole rows without a cache: row i holds ``lengths[i]`` tokens at positions 0, 1, 2, ...
+
+        ``continues[i]`` is the index of an earlier row that row i continues: it sees all of that row's keys, and its
+        positions go on from there. A row that is continued continues none itself.
+        """
         counts = torch.tensor(list(lengths), dtype=torch.int64)
-        positions = torch.cat([torch.arange(n) for n in lengths]) if len(lengths) else torch.zeros(0, dtype=torch.int64)
+        starts = counts.cumsum(0) - counts
+        beginnings = None
+        if continues is not None and any(row is not None for row in continues):
+            beginnings = torch.zeros(len(counts), 2, dtype=torch.int64)
+            for row, before in enumerate(continues):
+                if before is not None:
+                    beginnings[row] = torch.stack((starts[before], counts[before]))
+        offsets = [0] * len(counts) if beginnings is None else beginnings[:, 1].tolist()
+        ranges = [torch.arange(first, first + n) for first, n in zip(offsets, lengths, strict=True)]
+        positions = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
         prompts = torch.tensor(list(prompt_lengths), dtype=torch.int64) if prompt_lengths else torch.zeros_like(counts)
         ids = torch.tensor(list(rows), dtype=torch.int64) if rows is not None else torch.arange(len(counts))
-        return cls(counts, counts, counts.cumsum(0) - counts, positions.to(device), prompts, ids)
+        return cls(counts, counts, starts, positions.to(device), prompts, ids, beginnings=beginnings)
 
     @property
     def query_starts(self) -> Tensor:
@@ -51,8 +67,9 @@ class Segments:
 
     @property
     def spans(self) -> Tensor:
-        """int64 CPU [R, 4] for numerics.attention: query start and length, key start and length."""
-        return torch.stack((self.query_starts, self.query_lengths, self.key_starts, self.key_lengths), dim=1)
+        """int64 CPU [R, 4 or 6] for numerics.attention: query start and length, key start and length, beginning."""
+        own = torch.stack((self.query_starts, self.query_lengths, self.key_starts, self.key_lengths), dim=1)
+        return own if self.beginnings is None else torch.cat((own, self.beginnings), dim=1)
 
     def part(self, run: Run) -> Segments:
         """The segments of one run of neighbouring rows."""
@@ -66,7 +83,26 @@ class Segments:
             prompt_lengths=self.prompt_lengths[rows],
             rows=self.rows[rows],
             slots=None if self.slots is None else self.slots[tokens],
+            beginnings=None if self.beginnings is None else self.beginnings[rows],
         )
+
+    def tails(self, wanted: Tensor) -> tuple[Segments, Tensor]:
+        """Of each row the tokens from its first wanted one on: (their segments, their indices int64 [M]).
+
+        ``wanted`` int64 [W], ascending, on the model's device. Keys stay whole: a tail still sees its row's start.
+        """
+        marked = torch.zeros(len(self.positions), dtype=torch.bool)
+        marked[wanted.cpu()] = True
+        kept = []
+        for start, length in zip(self.query_starts.tolist(), self.query_lengths.tolist(), strict=True):
+            found = marked[start : start + length].nonzero()
+            kept.append(length - int(found[0]) if len(found) else 0)
+        counts = torch.tensor(kept, dtype=torch.int64)
+        firsts = self.query_starts + self.query_lengths - counts
+        ranges = [torch.arange(first, first + n) for first, n in zip(firsts.tolist(), kept, strict=True)]
+        index = (torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)).to(self.positions.device)
+        tails = replace(self, query_lengths=counts, positions=self.positions[index], slots=None)
+        return tails, index
 
     def runs(self, owners: Sequence[int]) -> list[tuple[int, Run]]:
         """Neighbouring rows of one owner joined: [(owner, run)], owners given per row."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from halter.data.pack import Batch
+from halter.data.share import share_beginnings
 from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
 from halter.model.places import run_at, tensors_of, with_tensors
@@ -66,6 +67,20 @@ def _tokens(batch: Batch | None) -> int:
     return 0 if batch is None else len(batch.tokens)
 
 
+def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
+    """The rows of several batches lying one after the other."""
+    continues: list[int | None] = []
+    for batch in batches:
+        first = len(continues)
+        continues += [None if row is None else first + row for row in batch.continues or [None] * len(batch.lengths)]
+    return Segments.packed(
+        [n for batch in batches for n in batch.lengths],
+        device,
+        prompt_lengths=[n for batch in batches for n in batch.prompt_lengths],
+        continues=continues,
+    )
+
+
 def _accumulate(
     model: Decoder,
     trainees: Sequence[Trainee],
@@ -79,15 +94,13 @@ def _accumulate(
     shares = torch.zeros(len(trainees), dtype=torch.float64)
     if not present:
         return shares
+    if all(method.tokenwise for i, _ in present for method in trainees[i].adapter.methods):
+        present = [(i, share_beginnings(batch)) for i, batch in present]
     device = model.device
     tokens = torch.cat([batch.tokens for _, batch in present]).to(device)
     targets = torch.cat([batch.targets for _, batch in present]).to(device)
     trainee_of = torch.cat([torch.full_like(batch.tokens, i) for i, batch in present]).to(device)
-    segments = Segments.packed(
-        [n for _, batch in present for n in batch.lengths],
-        device,
-        prompt_lengths=[n for _, batch in present for n in batch.prompt_lengths],
-    )
+    segments = _segments([batch for _, batch in present], device)
     scales = [trainees[i].scaler.get_scale() / max(1, n) for i, n in enumerate(step_targets)]
     lead = trainees[present[0][0]]
     key = dropout.key(lead.seed, lead.step, number)
@@ -96,8 +109,8 @@ def _accumulate(
     else:
         owners = [place for place, (_, batch) in enumerate(present) for _ in batch.lengths]
         acts = Mixed([trainees[i].adapter for i, _ in present], owners).bind(model, segments, key)
-    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing)
     index = (targets != IGNORED).nonzero().squeeze(1)
+    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing, wanted=index)
     owner = trainee_of[index]
     weights = torch.tensor(scales, dtype=torch.float32, device=device)[owner]
     head = acts.lm_head
@@ -106,7 +119,7 @@ def _accumulate(
         act = None if head is None else with_tensors(head, tensors).select(index[start:end])
         return run_at(act, model.lm_head, piece)
 
-    loss, each = head_loss(project, tensors_of(head), hidden[index], targets[index], weights, model.config.vocab_size)
+    loss, each = head_loss(project, tensors_of(head), hidden, targets[index], weights, model.config.vocab_size)
     if loss.requires_grad:
         loss.backward()
     shares.index_add_(0, owner.cpu(), each.double().cpu())

@@ -10,6 +10,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from halter.methods.adapter import adapt
+from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
 from halter.model.config import RopeScaling
 from halter.model.places import LAYER_PLACES, LINEARS, NORMS, Act, Acts, LayerActs
@@ -162,3 +164,38 @@ def test_checkpointing_changes_no_bit_of_a_gradient():
         adapter.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
     assert all(g.any() for g in grads[0])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_wanted_states_are_those_of_the_whole_pass(cached):
+    """The last layer leaves out what the wanted tokens do not need; with adapters of two kinds on neighbouring rows."""
+    model = tiny.decoder(tiny.config(layers=3), dtype=torch.float64)
+    adapters = [adapt(model, "lora", r=2, target_modules="all-linear", seed=s).double() for s in range(2)]
+    for adapter in adapters:
+        tiny.jitter(adapter)
+    lengths = [9, 4, 12, 1]
+    tokens = torch.randint(0, 96, (sum(lengths),), generator=torch.Generator().manual_seed(0))
+    wanted = torch.tensor([5, 8, 15, 16, 18, 25])
+    found = []
+    for chosen in (None, wanted):
+        cache = Cache(model.config, 4, 16, torch.float64) if cached else None
+        segments = Segments.packed(lengths) if cache is None else cache.segments(lengths)
+        acts = Mixed(adapters, [0, 1, -1, 0]).bind(model, segments)
+        hidden = model.hidden(tokens, segments, acts, cache, wanted=chosen)
+        found.append((hidden if chosen is not None else hidden[wanted], cache and [*cache.keys, *cache.values]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-12)
+    for a, b in zip(found[0][1] or [], found[1][1] or [], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rows_that_continue_a_row_equal_whole_rows():
+    model = tiny.decoder(dtype=torch.float64)
+    begin, ends = torch.arange(3, 13), [torch.arange(20, 25), torch.arange(40, 48)]
+    segments = Segments.packed([10, 5, 3, 8], continues=[None, 0, None, 0])
+    other = torch.arange(60, 63)
+    together = model.hidden(torch.cat((begin, ends[0], other, ends[1])), segments)
+    for end, part in ((ends[0], slice(10, 15)), (ends[1], slice(18, 26))):
+        alone = model.hidden(torch.cat((begin, end)), Segments.packed([10 + len(end)]))
+        torch.testing.assert_close(together[part], alone[10:], rtol=1e-11, atol=1e-12)
+    alone = model.hidden(other, Segments.packed([3]))
+    torch.testing.assert_close(together[15:18], alone, rtol=1e-11, atol=1e-12)

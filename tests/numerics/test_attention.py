@@ -16,12 +16,14 @@ def reference(q, k, v, spans, causal=True):
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     rows = []
-    for qs, ql, ks, kl in spans.tolist():
-        scores = torch.einsum("qhd,khd->hqk", q[qs : qs + ql], k[ks : ks + kl]) / q.shape[-1] ** 0.5
+    for qs, ql, ks, kl, *beginning in spans.tolist():
+        bs, bl = beginning or (0, 0)
+        keys, values = torch.cat((k[bs : bs + bl], k[ks : ks + kl])), torch.cat((v[bs : bs + bl], v[ks : ks + kl]))
+        scores = torch.einsum("qhd,khd->hqk", q[qs : qs + ql], keys) / q.shape[-1] ** 0.5
         if causal:
-            seen = torch.arange(kl)[None] <= torch.arange(ql)[:, None] + (kl - ql)
+            seen = torch.arange(bl + kl)[None] <= torch.arange(ql)[:, None] + (bl + kl - ql)
             scores = scores.masked_fill(~seen, float("-inf"))
-        rows.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[ks : ks + kl]))
+        rows.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
     return torch.cat(rows)
 
 
@@ -47,6 +49,28 @@ def test_forward_and_backward_equal_the_formula(lengths, heads, head_dim, causal
         torch.testing.assert_close(got.double(), want, rtol=bound, atol=bound)
         for a, b in zip(torch.autograd.grad(got, args, grad.to(dtype)), wanted, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=bound, atol=10 * bound)
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
+def test_long_rows_and_shared_beginnings_equal_the_formula(monkeypatch, flash, dtype, bound):
+    """Row 0 is the beginning of rows 1, 2 and 4; row 3 is cut into squares; the last is a tail of its row."""
+    monkeypatch.setattr(attention, "_flash", lambda _: flash)
+    spans = torch.tensor(
+        [[0, 20, 0, 20, 0, 0], [20, 7, 20, 7, 0, 20], [27, 330, 27, 330, 0, 20], [357, 700, 357, 700, 0, 0],
+         [1057, 1, 1057, 1, 0, 20], [1058, 3, 1058, 9, 0, 20]]
+    )  # fmt: skip
+    torch.manual_seed(3)
+    make = lambda n, h: torch.randn(n, h, 8, dtype=torch.float64)  # noqa: E731
+    q, k, v, grad = make(1061, 4), make(1067, 2), make(1067, 2), make(1061, 4)
+    rounded = [t.to(dtype).double().requires_grad_() for t in (q, k, v)]
+    want = reference(*rounded, spans)
+    wanted = torch.autograd.grad(want, rounded, grad.to(dtype).double())
+    args = [t.detach().to(dtype).requires_grad_() for t in rounded]
+    got = attend(*args, spans)
+    torch.testing.assert_close(got.double(), want, rtol=bound, atol=bound)
+    for a, b in zip(torch.autograd.grad(got, args, grad.to(dtype)), wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=10 * bound, atol=10 * bound)
 
 
 def test_the_path_of_other_devices_agrees(monkeypatch):
