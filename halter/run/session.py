@@ -18,6 +18,7 @@ from halter.files.writing import write_text
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter, restore, state_of
 from halter.model.decoder import Decoder
+from halter.numerics import denormals
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import MethodChoice, Recipe
@@ -47,6 +48,7 @@ def train(
     ``source`` is a YAML file, a mapping or a Recipe. Refusals come before the base is loaded; a failure in training
     leaves its traceback in the run folder's log and raises HalterError.
     """
+    denormals.flush()
     recipe = recipes.load(source, overrides)
     for note in recipe.notes:
         say(f"note: {note}")
