@@ -7,13 +7,16 @@ Generator.permutation.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
 Micro = list[int]
 Step = list[Micro]
 
+BLOCK = 1 << 16
 EPOCH, WEIGHT, LIMIT, HELD_OUT = range(4)
 """Purposes of a draw, so that no two share their words."""
 
@@ -55,7 +58,7 @@ def plan_epoch(
     tokens_per_step: int | None = None,
     micro_rows: int | None = None,
     micro_tokens: int | None = None,
-) -> list[Step]:
+) -> Plan:
     """Steps of one epoch; each row once, the last step possibly smaller.
 
     A step is ``rows_per_step`` rows, or rows up to ``tokens_per_step`` tokens (at least one): one of the two is given.
@@ -67,25 +70,63 @@ def plan_epoch(
     sizes = np.asarray(lengths, dtype=np.int64)
     order = permutation(len(sizes), seed, epoch)
     order = order[np.asarray(targets)[order] > 0]
-    steps = (
-        [order[start : start + rows_per_step].tolist() for start in range(0, len(order), rows_per_step)]
-        if rows_per_step is not None
-        else _by_tokens(order.tolist(), sizes[order].tolist(), tokens_per_step or 0)
-    )
-    return [cut(step, sizes[step].tolist(), micro_rows, micro_tokens) for step in steps]
+    if rows_per_step is not None:
+        ends = np.append(np.arange(rows_per_step, len(order), rows_per_step), [len(order)] if len(order) else [])
+    else:
+        ends = _by_tokens(sizes[order], tokens_per_step or 0)
+    return Plan(order, ends.astype(np.int64), sizes, (micro_rows, micro_tokens))
 
 
-def _by_tokens(order: list[int], lengths: list[int], budget: int) -> list[list[int]]:
-    steps: list[list[int]] = []
-    used = 0
-    for row, length in zip(order, lengths):
-        if steps and used + length <= budget:
-            steps[-1].append(row)
-            used += length
-        else:
-            steps.append([row])
-            used = length
-    return steps
+class Plan(Sequence[Step]):
+    """The steps of one epoch. A step is cut into micro-batches when it is asked for, so that the plan of many million
+    rows is a few arrays."""
+
+    def __init__(
+        self,
+        order: np.ndarray,
+        ends: np.ndarray,
+        lengths: np.ndarray,
+        most: tuple[int | None, int | None],
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        self._order, self._ends, self._lengths, self._most, self._numbers = order, ends, lengths, most, numbers
+
+    def numbered(self, numbers: np.ndarray) -> Plan:
+        """The same steps with ``numbers[row]`` for each row: of the rows of an epoch, what they are in the data."""
+        return Plan(self._order, self._ends, self._lengths, self._most, numbers)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Step: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Step]: ...
+    def __getitem__(self, index: int | slice) -> Step | list[Step]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        rows = self._order[self._ends[place - 1] if place else 0 : self._ends[place]]
+        micros = cut(rows.tolist(), self._lengths[rows].tolist(), *self._most)
+        return micros if self._numbers is None else [self._numbers[micro].tolist() for micro in micros]
+
+
+def _by_tokens(lengths: np.ndarray, budget: int) -> np.ndarray:
+    """Where steps of at most ``budget`` tokens end, of rows in their drawn order; at least one row a step."""
+    ends = array("q")
+    used = number = 0
+    for start in range(0, len(lengths), BLOCK):
+        for length in lengths[start : start + BLOCK].tolist():
+            if number and used + length <= budget:
+                used += length
+            else:
+                if number:
+                    ends.append(number)
+                used = length
+            number += 1
+    if number:
+        ends.append(number)
+    return np.array(ends, np.int64)
 
 
 def cut(rows: Sequence[int], lengths: Sequence[int], most_rows: int | None, most_tokens: int | None) -> Step:

@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, say: Say = lambda _: None) -> Job:
         micro = min(micro, int(data.train.lengths.max()))
 
     @lru_cache(maxsize=4)
-    def plan(epoch: int) -> list[Step]:
+    def plan(epoch: int) -> Sequence[Step]:
         rows = epoch_rows(data.train.weights, options.seed, epoch)
         planned = plan_epoch(
             data.train.lengths[rows],
@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, say: Say = lambda _: None) -> Job:
             micro_rows=options.per_device_train_batch_size if options.gradient_accumulation_steps else None,
             micro_tokens=micro,
         )
-        return [[rows[passed].tolist() for passed in step] for step in planned]
+        return planned.numbered(rows)
 
     steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
     return Job(recipe, folder, config, tokenizer, template, data, plan, steps, micro)
