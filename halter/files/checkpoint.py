@@ -17,7 +17,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.meta import MetaCheckpoint, is_meta_folder
 from halter.files.names import bnb_groups, is_ignored, other_quantisation
-from halter.files.reading import read_json
+from halter.files.reading import plain_name, read_json
 from halter.files.tensors import TensorFile, TensorSpec
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -177,8 +177,8 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     if not isinstance(table, dict) or not table or not all(isinstance(f, str) for f in table.values()):
         raise Refusal("checkpoint-index", "has no weight_map from names to files", where=str(folder / INDEX))
     files = sorted(set(table.values()))
-    bad = [f for f in files if Path(f).name != f or "\\" in f or not f.endswith(".safetensors")]
-    absent = [f for f in files if f not in bad and not (folder / f).is_file()]
+    bad = [f[:255] for f in files if not plain_name(f) or not f.endswith(".safetensors")]
+    absent = [] if bad else [f for f in files if not (folder / f).is_file()]
     if bad or absent:
         what = "names files that are not in this folder" if absent else "names files outside its folder"
         raise Refusal(

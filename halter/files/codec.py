@@ -16,6 +16,7 @@ from typing import Protocol
 from halter.errors import Refusal
 
 MAX_IDS = 1 << 24  # more than any vocabulary; a larger number in a file is damage or malice
+MAX_GAPS = 1 << 16  # ids without a token; lists are made as long as the largest id
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,11 @@ class Codec(Protocol):
 
 def check_ids(ids: Mapping[str, int], where: str | Path) -> None:
     """Refusal ``tokenizer-unreadable`` for ids that are no small whole numbers, before anything is sized by them."""
+    limit = min(MAX_IDS, 2 * len(ids) + MAX_GAPS)
     wrong = [
-        f"{t!r}: {i!r}" for t, i in ids.items() if not isinstance(t, str) or type(i) is not int or not 0 <= i < MAX_IDS
+        f"{t!r:.80}: {i!r:.80}"
+        for t, i in ids.items()
+        if not isinstance(t, str) or type(i) is not int or not 0 <= i < limit
     ]
     if wrong:
         raise Refusal(
@@ -92,7 +96,7 @@ def check_ids(ids: Mapping[str, int], where: str | Path) -> None:
             "gives tokens ids that cannot be",
             where=str(where),
             offenders=wrong,
-            expected=f"whole numbers from 0 to {MAX_IDS - 1}",
+            expected=f"whole numbers from 0 to {limit - 1}",
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import tokenizers
 
 from halter.errors import Refusal
 from halter.files.codec import Control, check_ids
+from halter.files.codec_bounds import costly
 from halter.files.reading import MAX_TEXT_BYTES, read_json
 
 SPACE = "▁"  # U+2581, SentencePiece's sign for a space
@@ -26,6 +29,8 @@ class JsonCodec:
         model = spec.get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") not in ("BPE", "Unigram"):
             raise self._unsupported(f"model type {model.get('type') if isinstance(model, dict) else model!r}")
+        if wrong := costly(spec):
+            raise self._unsupported(", ".join(wrong))
         self._spec = spec
         vocab = model.get("vocab") or {}
         ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
@@ -74,15 +79,28 @@ class JsonCodec:
             spec["normalizer"] = _without_prefix(spec["normalizer"])
             spec["pre_tokenizer"] = _without_prefix(spec["pre_tokenizer"])
         try:
-            return tokenizers.Tokenizer.from_str(json.dumps(spec))
+            with self._panics_refused():
+                return tokenizers.Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the library raises plain Exception for whatever it cannot read
-            raise Refusal(
-                "tokenizer-unreadable", f"the tokenizers library cannot read it: {error}", where=str(self._path)
-            ) from None
+            raise self._unreadable(f"the tokenizers library cannot read it: {str(error)[:500]}") from None
+
+    def _unreadable(self, what: str) -> Refusal:
+        return Refusal("tokenizer-unreadable", what, where=str(self._path))
+
+    @contextmanager
+    def _panics_refused(self) -> Iterator[None]:
+        """A panic of the Rust library, which is no Exception, is the file's fault: an expression without end, say."""
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise self._unreadable(f"the tokenizers library fails at it: {str(error)[:500]}") from None
 
     def run(self, text: str, prefix: bool) -> list[int]:
         library = self._prefixed if prefix else self._bare
-        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        with self._panics_refused():
+            ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
     def prefix_after(self, control: Control | None) -> bool:

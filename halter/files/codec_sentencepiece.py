@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from halter.errors import Refusal
-from halter.files.codec import Control
+from halter.files.codec import Control, check_ids
 from halter.files.codec_json import sentencepiece_bytes
 from halter.files.extras import missing_extra
+from halter.files.reading import read_bytes
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -20,12 +21,13 @@ class SentencePieceCodec:
     """
 
     def __init__(self, path: str | Path, added: Iterable[Control] = ()) -> None:
+        added = tuple(added)
         try:
             import sentencepiece
             from sentencepiece import sentencepiece_model_pb2
         except ImportError as error:
             raise missing_extra("meta", "tokenizer.model files of LLaMA 1 and 2", path, error) from None
-        self._data = Path(path).read_bytes()
+        self._data = read_bytes(path)
         model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         try:
             model.ParseFromString(self._data)
@@ -35,6 +37,10 @@ class SentencePieceCodec:
             self._bare = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and the library each raise their own kinds
             raise Refusal("tokenizer-unreadable", f"is no SentencePiece model: {error}", where=str(path)) from None
+        broken = [i for i, piece in enumerate(model.pieces) if not isinstance(piece.piece, str)]
+        if broken:  # protobuf's Python hands out bytes for what is not UTF-8
+            raise Refusal("tokenizer-unreadable", "has pieces that are no text", where=str(path), offenders=broken)
+        check_ids({p.piece: i for i, p in enumerate(model.pieces)} | {a.text: a.id for a in added}, path)
         self._added = tuple(a for a in added if a.id >= len(model.pieces))
         self._tokens = [p.piece for p in model.pieces]
         self._types = [p.type for p in model.pieces]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
-from halter.files.reading import read_text
+from halter.files.reading import plain_name, read_text
 from halter.files.writing import DISK, Disk, write_text
 
 MANIFEST = "manifest.json"
@@ -70,7 +70,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]] | None:
         text = read_text(path, MAX_BYTES)
         files = json.loads(text)["files"]
         whole = _rendered(files) == text
-        names = all(name == Path(name).name and name not in ("", ".", "..") and "\\" not in name for name in files)
+        names = all(plain_name(name) for name in files)
         kinds = all(
             entry.keys() == {"bytes", "sha256"} and type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
             for entry in files.values()

@@ -22,16 +22,35 @@ _UNSUPPORTED = {
     "lora_args": "adapters inside the base",
 }
 _NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")
+BOUNDS: dict[str, tuple[float, float]] = {
+    "dim": (1, 1 << 20),
+    "n_layers": (1, 4096),
+    "n_heads": (1, 1 << 14),
+    "norm_eps": (0.0, 1.0),
+    "rope_theta": (1.0, 1e12),
+    "rope_scaling_factor": (1e-3, 1e6),
+    "rope_high_freq_factor": (1.001, 1e6),
+}
+"""{key: (least, most)}, both allowed."""
+_WHOLE = ("dim", "n_layers", "n_heads")
 
 
 def read_params(path: Path) -> dict[str, Any]:
     """The numbers in a params.json, be they nested under "model". Refusal ``meta-unsupported`` or ``meta-params``."""
     params = read_json(path)
-    params = params.get("model", params)
-    absent = [key for key in _NEEDED if not isinstance(params.get(key), int | float)]
-    if absent:
-        what = "lacks numbers that every model of Meta's has"
-        raise Refusal("meta-params", what, where=str(path), offenders=absent)
+    inner = params.get("model", params)
+    params = inner if isinstance(inner, dict) else {}
+    wrong = [f"{key} is missing" for key in _NEEDED if params.get(key) is None]
+    wrong += [
+        f"{key} is {str(params[key])[:40]!r}, not a number from {least:g} to {most:g}"
+        for key, (least, most) in BOUNDS.items()
+        if params.get(key) is not None and not _fits(key, params[key])
+    ]
+    if not wrong and (int(params["dim"]) % int(params["n_heads"]) or int(params["dim"]) // int(params["n_heads"]) % 2):
+        wrong.append(f"dim {params['dim']} over {params['n_heads']} heads")
+    if wrong:
+        what = "lacks numbers that every model of Meta's has, or has impossible ones"
+        raise Refusal("meta-params", what, where=str(path), offenders=wrong)
     problems = [why for key, why in _UNSUPPORTED.items() if params.get(key) not in (None, False, -1)]
     if problems:
         what = "speaks of more than a dense text model"
@@ -39,6 +58,12 @@ def read_params(path: Path) -> dict[str, Any]:
             "meta-unsupported", what, where=str(path), offenders=problems, expected="LLaMA 1 to 3.3, text only"
         )
     return params
+
+
+def _fits(key: str, value: Any) -> bool:
+    least, most = BOUNDS[key]
+    kinds = (int,) if key in _WHOLE else (int, float)
+    return type(value) in kinds and least <= value <= most
 
 
 def config_of(params: Mapping[str, Any], specs: Mapping[str, TensorSpec], tied: bool) -> dict[str, Any]:

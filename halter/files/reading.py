@@ -18,22 +18,28 @@ largest index of a LLaMA, that of 405B, has 0.1 MB."""
 
 def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """A whole UTF-8 file. Refusal ``file-missing``, ``file-too-large`` or ``file-not-text``."""
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise Refusal("file-missing", f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    if len(data) > max_bytes:
-        raise Refusal(
-            "file-too-large", f"is larger than {max_bytes} bytes, more than such a file holds", where=str(path)
-        )
+    data = read_bytes(path, max_bytes)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refusal(
             "file-not-text", f"is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)
         ) from None
+
+
+def read_bytes(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """A whole file. Refusal ``file-missing`` or ``file-too-large``."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a path
+        why = getattr(error, "strerror", None) or error
+        raise Refusal("file-missing", f"cannot be read: {why}", where=str(path)) from error
+    if len(data) > max_bytes:
+        raise Refusal(
+            "file-too-large", f"is larger than {max_bytes} bytes, more than such a file holds", where=str(path)
+        )
+    return data
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -48,6 +54,11 @@ def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, An
     if not isinstance(value, dict):
         raise _not_json(path, f"holds a {type(value).__name__}, not an object")
     return value
+
+
+def plain_name(name: str) -> bool:
+    """Whether a file's name that a file gives leads nowhere but into its own folder."""
+    return 0 < len(name) <= 255 and name.isprintable() and not set(name) & set("/\\:") and name not in (".", "..")
 
 
 @contextmanager

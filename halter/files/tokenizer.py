@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halter.errors import HalterError, Refusal
+from halter.errors import HalterError
 from halter.files import tokenizer_settings as settings_of
 from halter.files.chat import ChatTemplate
 from halter.files.codec import Codec, Control, ControlFinder, Match
@@ -21,6 +21,7 @@ from halter.files.codec_json import JsonCodec
 from halter.files.codec_sentencepiece import SentencePieceCodec
 from halter.files.codec_tiktoken import TiktokenCodec, looks_like_tiktoken
 from halter.files.detokenize import Stream, decode
+from halter.files.reading import junk_refused
 
 if TYPE_CHECKING:
     from halter.files.tokenizer_settings import Settings
@@ -75,15 +76,9 @@ class Tokenizer:
         Refusal ``tokenizer-missing``, ``tokenizer-unreadable``, ``tokenizer-unsupported``, ``extra-missing``.
         """
         folder = Path(folder)
-        try:
+        fix = "copy the tokenizer files of the base model again"
+        with junk_refused("tokenizer-unreadable", "its tokenizer files are not as they should be", folder, fix):
             return cls._read(folder, config)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise Refusal(  # files of strangers: whatever shape their JSON has, it is their fault and said so
-                "tokenizer-unreadable",
-                f"its tokenizer files are not as they should be: {type(error).__name__}: {error}",
-                where=str(folder),
-                fix="copy the tokenizer files of the base model again",
-            ) from error
 
     @classmethod
     def _read(cls, folder: Path, config: Mapping[str, Any] | None) -> Tokenizer:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halter.errors import Refusal
+from halter.model.config_limits import unfit
 from halter.model.places import ATTENTION_LINEARS, LINEARS, NORMS, path
 from halter.numerics import rope
 
@@ -72,15 +73,15 @@ class ModelConfig:
             head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
             ffn_dim=int(config["intermediate_size"]),
             vocab_size=int(config["vocab_size"]),
-            context=int(config.get("max_position_embeddings", 2048)),
+            context=int(config.get("max_position_embeddings") or 2048),
             rope_theta=theta,
             rope_scaling=scaling,
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            norm_eps=float(1e-6 if (eps := config.get("rms_norm_eps")) is None else eps),
             tied=bool(config.get("tie_word_embeddings", False)),
             attention_bias=bool(config.get("attention_bias", False)),
             mlp_bias=bool(config.get("mlp_bias", False)),
             bos_token_id=config.get("bos_token_id"),
-            eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+            eos_token_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if i is not None),
             pad_token_id=config.get("pad_token_id"),
             dtype=str(config.get("torch_dtype") or config.get("dtype") or "float32").removeprefix("torch."),
         )
@@ -202,7 +203,8 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
     kind = config.get("model_type")
     if kind != "llama":
         return [f"model_type {kind!r}"]
-    problems = [f"{key} is missing" for key in _NEEDED if not isinstance(config.get(key), int)]
+    problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
+    problems += unfit(config)
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         problems.append(f"hidden_act {config['hidden_act']!r}")
     if config.get("pretraining_tp", 1) not in (None, 1):
@@ -210,20 +212,25 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
     if config.get("attention_dropout") or config.get("sliding_window"):
         problems.append("attention_dropout or sliding_window")
     rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_kind = rules.get("rope_type") or rules.get("type") or "default"
+    rules = rules if isinstance(rules, dict) else {}
+    rope_kind = str(rules.get("rope_type") or rules.get("type") or "default")
     needs = {"default": (), "linear": ("factor",)}
     llama3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     needs["llama3"] = llama3  # type: ignore[assignment]
     if rope_kind not in needs:
         problems.append(f"rope scaling {rope_kind!r}")
     else:
-        problems += [f"rope scaling without {key}" for key in needs[rope_kind] if key not in rules]
+        problems += [f"rope scaling without {key}" for key in needs[rope_kind] if rules.get(key) is None]
     if rules.get("partial_rotary_factor", 1.0) != 1.0 or config.get("partial_rotary_factor", 1.0) != 1.0:
         problems.append("partial_rotary_factor")
     if not problems:
         heads, kv = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
         if heads < 1 or kv < 1 or heads % kv:
             problems.append(f"{heads} heads over {kv} key heads")
+        if (config.get("head_dim") or config["hidden_size"] // heads) % 2:
+            problems.append("a head_dim that is odd")
+        if rope_kind == "llama3" and rules["low_freq_factor"] >= rules["high_freq_factor"]:
+            problems.append(f"low_freq_factor {rules['low_freq_factor']} not below high_freq_factor")
         if not config.get("head_dim") and config["hidden_size"] % heads:
             problems.append(f"hidden_size {config['hidden_size']} over {heads} heads without head_dim")
     return problems
