@@ -89,7 +89,7 @@ def in_the_fork(tree: str, arguments: list[str], log: str) -> None:
     plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=ci"]  # ci: the same examples each time
     code = pytest.main(["-q", "--tb=line", *plugins, *arguments])
     sys.stdout.flush()
-    os._exit(int(code))
+    sys.exit(int(code))
 
 
 def run_tests(tree: Path, arguments: Iterable[str]) -> tuple[int, str]:
