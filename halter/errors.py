@@ -1,10 +1,24 @@
-"""What Halter says when it will not go on: a failure, or a refusal that the user can mend."""
+"""What Halter says when it will not go on: a failure, or a refusal that the user can mend, and some of them waive."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 
 SHOWN_OFFENDERS = 20
+
+WAIVABLE: dict[str, str] = {
+    "base-differs": "an adapter was trained on other weights than these",
+    "tokenizer-differs": "an adapter was trained with another tokenizer than this one",
+    "template-differs": "the chat templates of checkpoint, recipe and adapter write different tokens",
+    "double-bos": "rows begin with two BOS tokens, the base has seen one at a time",
+    "pad-trained": "the pad token is learnt, so programs that mask padding would unlearn it",
+    "untrained-tokens": "the chat template needs tokens that the base has never been trained on",
+    "row-memory": "by our estimate the longest row does not fit into memory",
+    "disk-space": "there is less room on the disk than three checkpoints take",
+}
+"""{id: what is passed over}: every refusal that ``checks.allow`` may waive. Bytes that are damaged have no waiver."""
 
 
 class HalterError(Exception):
@@ -17,7 +31,8 @@ class Refusal(HalterError):
     """Input that Halter will not work with, said so that it can be mended. Exit code 2.
 
     ``id`` is stable and is what ``checks.allow`` names; ``offenders`` holds every culprit, the message
-    shows the first 20.
+    shows the first 20. ``parts`` are the refusals of which this one is made (``together``), () where it stands alone.
+    ``folder``, where somebody knows it, is the run folder in which the whole list of offenders may be kept.
     """
 
     exit_code = 2
@@ -40,18 +55,64 @@ class Refusal(HalterError):
         self.fix = fix
         self.offenders = tuple(str(o) for o in offenders)
         self.waivable = waivable
-        super().__init__(self._paragraph())
+        self.parts: tuple[Refusal, ...] = ()
+        self.folder: Path | None = None
+        super().__init__(self.paragraph())
 
-    def _paragraph(self) -> str:
+    def paragraph(self, offenders: str | None = None) -> str:
+        """The whole refusal in one paragraph. ``offenders`` replaces their list, which else is the first 20 of them."""
         parts = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.offenders:
-            shown = ", ".join(self.offenders[:SHOWN_OFFENDERS])
             more = len(self.offenders) - SHOWN_OFFENDERS
-            parts.append(f"Offenders: {shown}" + (f", and {more} more" if more > 0 else ""))
+            listed = ", ".join(self.offenders[:SHOWN_OFFENDERS]) + (f", and {more} more" if more > 0 else "")
+            parts.append(f"Offenders: {listed}" if offenders is None else offenders)
         if self.expected:
             parts.append(f"Expected: {self.expected}")
         if self.fix:
             parts.append(f"To mend it: {self.fix}")
         if self.waivable:
-            parts.append(f"To go on all the same: checks.allow: [{self.id}]")
+            parts.append(f"To go on all the same: checks.allow: [{self.id}], or --allow {self.id}")
         return ". ".join(p.rstrip(".") for p in parts) + f". [{self.id}]"
+
+
+def together(refusals: Sequence[Refusal]) -> Refusal:
+    """Several refusals as one, ``preflight``; a single one is itself."""
+    if len(refusals) == 1:
+        return refusals[0]
+    whole = Refusal("preflight", f"{len(refusals)} mistakes keep this from starting", offenders=refusals)
+    whole.parts = tuple(refusals)
+    whole.args = ("\n".join([f"{whole.what}:", *(f"- {part}" for part in refusals)]),)
+    return whole
+
+
+class Waivers:
+    """Which refusals the user lets pass, and which of them would have been raised.
+
+    ``waived`` holds (id, text) of each, for the run folder and the adapter. Refusal ``waiver-unknown`` for an id that
+    nothing has or that has no waiver.
+    """
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self.allow = frozenset(allow)
+        self.waived: list[tuple[str, str]] = []
+        strange = sorted(self.allow - WAIVABLE.keys())
+        if strange:
+            close = {id: get_close_matches(id, WAIVABLE, 1, cutoff=0.5) for id in strange}
+            raise Refusal(
+                "waiver-unknown",
+                "checks.allow names what cannot be waived",
+                offenders=[f"{id} (did you mean {near[0]}?)" if near else id for id, near in close.items()],
+                expected=", ".join(WAIVABLE),
+            )
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Raise the refusal, unless it is waived; then it is noted."""
+        if not (refusal.waivable and refusal.id in self.allow):
+            raise refusal
+        text = refusal.paragraph().partition(" To go on all the same:")[0]
+        if (refusal.id, text) not in self.waived:
+            self.waived.append((refusal.id, text))
+
+    def facts(self) -> list[dict[str, str]]:
+        """What was waived, for halter.json and the run folder: [{id, text}]."""
+        return [{"id": id, "text": text} for id, text in self.waived]

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from halter import __version__
-from halter.errors import HalterError, Refusal
+from halter.errors import SHOWN_OFFENDERS, HalterError, Refusal
 
 VERBS = {
     "demo": "see a LLaMA adapted in three minutes, without model or data of your own",
@@ -114,7 +114,7 @@ def _report(error: Exception, debug: bool) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, Refusal):
-        _say(_paragraph(error))
+        _say(_paragraphs(error))
         return error.exit_code
     what = str(error) if isinstance(error, HalterError) else f"{type(error).__name__}: {error}"
     # Whoever has a run folder writes the traceback there and says so in a note.
@@ -124,14 +124,26 @@ def _report(error: Exception, debug: bool) -> int:
     return 1
 
 
+def _paragraphs(refusal: Refusal) -> str:
+    """The refusal in one paragraph, several in several; a long list of offenders stands one a line."""
+    from halter.files.offenders import keep_offenders
+
+    lines = [f"{refusal.what}:"] if refusal.parts else []
+    lines += [("- " if refusal.parts else "") + _paragraph(part) for part in refusal.parts or (refusal,)]
+    kept = keep_offenders(refusal)
+    if kept is not None:
+        lines.append(f"All offenders are in {kept}")
+    return "\n".join(lines)
+
+
 def _paragraph(refusal: Refusal) -> str:
-    """The refusal in one paragraph; a long list of offenders stands below it, one a line."""
-    text = str(refusal)
-    listed = ", ".join(refusal.offenders)
-    if len(listed) < LONG or listed not in text:
-        return text
-    before, _, after = text.partition(listed)
-    return before.rstrip() + "".join(f"\n  {offender}" for offender in refusal.offenders) + "\n" + after.lstrip(". ")
+    shown, more = refusal.offenders[:SHOWN_OFFENDERS], len(refusal.offenders) - SHOWN_OFFENDERS
+    if sum(map(len, shown)) < LONG:
+        return refusal.paragraph()
+    rest = [f"and {more} more"] if more > 0 else []
+    return refusal.paragraph("Offenders:" + "".join(f"\n  {item}" for item in (*shown, *rest)) + "\n").replace(
+        "\n. ", "\n"
+    )
 
 
 def _say(text: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from halter.recipe.read import load, with_output
+from halter.recipe.read import load, load_tolerant, with_output
 from halter.recipe.schema import json_schema
 from halter.recipe.sections import ChecksOptions, MethodChoice, ModelOptions, Recipe
 from halter.recipe.write import as_data, commented, dump
 
 __all__ = [
     "ChecksOptions", "MethodChoice", "ModelOptions", "Recipe", "as_data", "commented", "dump", "json_schema", "load",
-    "with_output",
+    "load_tolerant", "with_output",
 ]  # fmt: skip

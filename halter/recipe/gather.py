@@ -17,7 +17,7 @@ from halter.recipe.sections import BESIDE_OPTIONS, DEFAULT_METHOD, SECTIONS, met
 COMMAND_LINE = "command line"
 SHORT = {"model": "path", "data": "train", "method": "name"}
 """`model: DIR` is `model: {path: DIR}`, and so on."""
-NOT_LOOSE = frozenset({"name", "path", "allow"})
+NOT_LOOSE = frozenset({"name", "path"})
 """Keys too general to be understood outside their section."""
 
 
@@ -198,8 +198,10 @@ def _unknown(keys: Path, options: type[Any] | None) -> str:
         known = alias.section == home if alias else key in _keys(home, options)
         if home != section and known and (key not in NOT_LOOSE):
             return f"unknown key {key!r} in {section or 'the recipe'}; it belongs in {home}"
-    aliases = [name for name, alias in ALIASES.items() if alias.section == section]
-    wider = here if section else [*here, *(k for s in SECTIONS for k in _keys(s, None))]
+    aliases = [name for name, alias in ALIASES.items() if not section or alias.section == section]
+    wider = here if section else [*here, *(k for s in (*SECTIONS, "method") for k in _keys(s, options))]
     close = get_close_matches(key, [*wider, *aliases], 1, cutoff=0.6)
-    hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(here)}"
+    near = close[0] if close else ""
+    near = near if near in wider or near not in ALIASES else ALIASES[near].key  # our own name for it
+    hint = f"; did you mean {near}?" if near else f"; there are: {', '.join(here)}"
     return f"unknown key {key!r}" + (f" in {section}" if section else "") + hint

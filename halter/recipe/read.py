@@ -11,20 +11,44 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.files.yaml12 import Document, Path
 from halter.recipe.fields import Key, found, keys_of, strangers, words
 from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
-from halter.recipe.sections import BESIDE_OPTIONS, SECTIONS, MethodChoice, Recipe, method_class
+from halter.recipe.sections import (
+    BESIDE_OPTIONS,
+    DEFAULT_METHOD,
+    SECTIONS,
+    ChecksOptions,
+    MethodChoice,
+    ModelOptions,
+    Recipe,
+    method_class,
+)
 from halter.recipe.write import as_data, plain
 from halter.training.defaults import METHOD, PRESETS, RIVALS, Default, with_defaults
+from halter.training.options import TrainOptions
 
 
 def load(source: str | FilePath | Mapping[str, Any] | Recipe | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, a mapping or a Recipe, changed by overrides such as ``train.learning_rate=2e-4``.
 
     Refusal ``recipe`` holds every mistake with file, line and column; ``yaml`` a file that is not YAML.
+    """
+    recipe, refusal = load_tolerant(source, overrides)
+    if refusal is not None:
+        raise refusal
+    return recipe
+
+
+def load_tolerant(
+    source: str | FilePath | Mapping[str, Any] | Recipe | None = None, overrides: Sequence[str] = ()
+) -> tuple[Recipe, Refusal | None]:
+    """What ``load`` would read with every mistake left out, and its refusal, so that the rest can be checked as well.
+
+    Where they could not be read there is no method, ``model.path`` is '' or ``data.train`` None. Refusal ``yaml``.
     """
     if isinstance(source, Recipe):
         source = as_data(source)
@@ -42,23 +66,25 @@ def load(source: str | FilePath | Mapping[str, Any] | Recipe | None = None, over
         fallback = {k: d for preset in presets for k, d in preset.get(name, {}).items() if _free(k, given)}
         taken |= {f"{name}.{key}": default for key, default in fallback.items()}
         sections[name] = _build(options, name, given, fallback, gathered)
-    if sections["data"] is not None and sections["data"].train is None:
+    if sections["data"] is not None and sections["data"].train is None and "train" not in gathered.sections["data"]:
         gathered.problem("", f"data.train is needed: {keys_of(SECTIONS['data'])['train'].doc.rstrip('.')}")
     methods = [_method(index, gathered, presets[index], taken) for index in range(len(gathered.methods))]
     output = gathered.sections[""].get("output_dir")
     if output is not None and not isinstance(output.value, str | None):
         gathered.problem(output.where(), f"output_dir: expected a word or null, found {found(output.value)}")
-    if gathered.problems or None in methods or None in sections.values():
-        raise _refusal(gathered, document)
-    sections["train"], more = with_defaults(sections["train"], methods[0].name)  # type: ignore[union-attr]
+    read = [method for method in methods if method is not None]
+    empty = {"model": ModelOptions(""), "data": DataOptions(), "checks": ChecksOptions(), "train": TrainOptions()}
+    sections = {name: empty[name] if section is None else section for name, section in sections.items()}
+    sections["train"], more = with_defaults(sections["train"], read[0].name if read else DEFAULT_METHOD)
     taken |= {f"train.{key}": default for key, default in more.items()}
-    return Recipe(
-        methods=tuple(m for m in methods if m is not None),
+    recipe = Recipe(
+        methods=tuple(read),
         output_dir=None if output is None else output.value,
         notes=tuple(gathered.notes),
         defaults=taken,
         **sections,
     )
+    return recipe, _refusal(gathered, document) if gathered.problems else None
 
 
 def _document(source: str | FilePath | Mapping[str, Any] | None) -> Document:
@@ -97,7 +123,7 @@ def _method(index: int, gathered: Gathered, preset: Any, taken: dict[str, Defaul
 def _build(
     options: type[Any], section: str, given: Mapping[str, Given], fallback: Mapping[str, Default], gathered: Gathered
 ) -> Any:
-    """One section's dataclass, or None with every mistake told to ``gathered``."""
+    """One section's dataclass without what is wrong, every mistake told to ``gathered``; None where nothing is left."""
     keys = keys_of(options)
     for name, value in given.items():
         for inner, known in strangers(keys[name].type, value.value):
@@ -112,7 +138,7 @@ def _build(
         kept = {key: value for key, value in values.items() if key not in wrong}
         try:
             built = adapter.validate_json(json.dumps(kept), strict=True)
-            return None if wrong else _frozen(built)
+            return _frozen(built)
         except ValidationError as error:
             bad = _explain(error, section, keys, given, values, gathered)
         except Refusal as error:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.methods.method import find, names
-from halter.recipe import Recipe, as_data, commented, dump, json_schema, load
+from halter.recipe import Recipe, as_data, commented, dump, json_schema, load, load_tolerant
 from halter.recipe.aliases import ALIASES
 from halter.recipe.fields import keys_of, words
 from halter.recipe.sections import SECTIONS, method_names
@@ -312,3 +312,34 @@ def test_types_in_words() -> None:
     assert told["learning_rate"] == "a number or null" and told["deterministic"] == "true or false"
     assert told["report_to"] == "a list of any of tensorboard, wandb" and told["objective"] == "sft"
     assert told["sample_prompts"] == "a list of words" and told["max_steps"] == "a whole number or null"
+
+
+def test_the_rest_of_a_wrong_recipe_can_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: DIR\nmethod: {name: lora, r: eight, alpha: 4}\ndata: {train: f, limmit: 3}\n"
+                 "train: {max_steps: 3, adam_beta1: 2}\n")  # fmt: skip
+    recipe, refusal = load_tolerant(path, ["seed=5"])
+    assert refusal is not None and len(refusal.offenders) == 3
+    assert recipe == load({"model": "DIR", "method": {"name": "lora", "alpha": 4}, "data": "f",
+                           "train": {"max_steps": 3, "seed": 5}})  # fmt: skip
+    with pytest.raises(Refusal) as error:
+        load(path, ["seed=5"])
+    assert mistakes(error) == refusal.offenders
+    least, refusal = load_tolerant({"method": "loar", "data": {"limit": 0}})
+    assert refusal is not None and least.methods == () and least.model.path == "" and least.data.train is None
+    assert load_tolerant(LEAST) == (load(LEAST), None)
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"),
+    [("--batch-size=3", "per_device_train_batch_size"), ("--gradient-clip-norm=1", "max_grad_norm"),
+     ("--dropuot=0", "dropout"), ("--epoch=3", "num_train_epochs"), ("--lora-rnk=3", "r")],
+)  # fmt: skip
+def test_the_nearest_name_of_a_loose_flag_is_ours(flag: str, near: str) -> None:
+    with pytest.raises(
+        Refusal, match=rf"unknown key '{flag[2:].split('=')[0].replace('-', '_')}'; did you mean {near}\?"
+    ):
+        load(LEAST, [flag])
+
+
+def test_allow_is_understood_outside_its_section() -> None:
+    assert load(LEAST, ["allow=disk-space"]).checks.allow == ("disk-space",)

@@ -1,0 +1,43 @@
+"""A refusal's whole list of offenders, of which people are shown the first twenty, in a file."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from halter.errors import SHOWN_OFFENDERS, HalterError, Refusal
+from halter.files import writing
+
+
+def keep_offenders(refusal: Refusal) -> Path | None:
+    """Write every offender, one a line; returns the file, None where all were shown or nothing can be written.
+
+    It lands in the run folder where the refusal knows one that exists, else in the working directory, else in the
+    folder of temporary files, and is called halter-ID-DATE.txt.
+    """
+    parts = refusal.parts or (refusal,)
+    if all(len(part.offenders) <= SHOWN_OFFENDERS for part in parts):
+        return None
+    text = "\n".join(line for part in parts for line in _lines(part, len(parts) > 1)) + "\n"
+    name = f"halter-{refusal.id}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folders = [refusal.folder] if refusal.folder is not None and refusal.folder.is_dir() else []
+    for folder in (*folders, Path.cwd(), Path(tempfile.gettempdir())):
+        for ending in ("", *(f"-{n}" for n in range(2, 100))):
+            try:
+                path = folder / f"{name}{ending}.txt"
+                writing.write_text(path, text)
+            except Refusal:  # already-exists: another one in the same second
+                continue
+            except HalterError:  # a place without room or rights
+                break
+            return path
+    return None
+
+
+def _lines(part: Refusal, headed: bool) -> Iterator[str]:
+    if headed:
+        yield f"[{part.id}] {part.what}"
+    for offender in part.offenders:
+        yield ("  " if headed else "") + " ".join(offender.split("\n"))

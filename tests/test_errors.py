@@ -1,0 +1,103 @@
+"""Refusals: the first twenty offenders, all of them in a file; what can be waived, and that it is noted."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from halter.cli import main
+from halter.errors import SHOWN_OFFENDERS, WAIVABLE, Refusal, Waivers, together
+from halter.files.offenders import keep_offenders
+
+PACKAGE = Path(__file__).resolve().parents[1] / "halter"
+
+
+def waivable(id: str = "double-bos", **more: object) -> Refusal:
+    return Refusal(id, "looks wrong", fix="mend it", waivable=True, **more)  # type: ignore[arg-type]
+
+
+def test_a_waived_refusal_is_noted_and_any_other_raised() -> None:
+    waivers = Waivers(["double-bos"])
+    waivers.refuse(waivable(offenders=["a.jsonl:3"]))
+    waivers.refuse(waivable(offenders=["a.jsonl:3"]))
+    assert waivers.facts() == [{"id": "double-bos", "text": "looks wrong. Offenders: a.jsonl:3. To mend it: mend it."}]
+    for refusal in (waivable("disk-space"), Refusal("double-bos", "another, which has no waiver")):
+        with pytest.raises(Refusal) as caught:
+            waivers.refuse(refusal)
+        assert caught.value is refusal
+    assert len(waivers.waived) == 1
+
+
+def test_what_cannot_be_waived_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(Refusal) as caught:
+        Waivers(["doubel-bos", "adapter-damaged", "disk-space", "xyz"])
+    assert caught.value.id == "waiver-unknown" and len(caught.value.offenders) == 3
+    assert "doubel-bos (did you mean double-bos?)" in caught.value.offenders and "xyz" in caught.value.offenders
+    assert all(id in str(caught.value) for id in WAIVABLE)
+
+
+def refusals_in_the_source() -> list[tuple[str, str, bool]]:
+    """(file, id, waivable) of every Refusal(...) in the package whose id is written out."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
+                words = {k.arg: k.value for k in node.keywords}
+                flag = words.get("waivable")
+                if isinstance(node.args[0], ast.Constant):
+                    found.append((path.name, node.args[0].value, isinstance(flag, ast.Constant) and flag.value is True))
+    return found
+
+
+def test_the_table_of_waivers_is_the_package_s() -> None:
+    found = refusals_in_the_source()
+    assert len(found) > 100
+    assert {id for _, id, flag in found if flag} <= set(WAIVABLE)
+    assert not [f"{file}: {id}" for file, id, flag in found if not flag and id in WAIVABLE]
+    assert not [id for id in WAIVABLE if "damaged" in id or "mismatch" in id]
+
+
+def test_a_waivable_refusal_ends_by_saying_how_to_waive_it() -> None:
+    assert str(waivable()).endswith(
+        "To go on all the same: checks.allow: [double-bos], or --allow double-bos. [double-bos]"
+    )
+    assert "To go on" not in str(Refusal("x", "what"))
+
+
+def test_twenty_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"rows.jsonl:{n}: no token to learn" for n in range(SHOWN_OFFENDERS + 25)]
+    refusal = Refusal("bad-rows", "45 rows cannot be used", offenders=lines)
+    assert main._report(refusal, debug=False) == 2
+    told = capsys.readouterr().err
+    assert told.count("no token to learn") == SHOWN_OFFENDERS and "and 25 more" in told
+    kept = next(tmp_path.glob("halter-bad-rows-*.txt"))
+    assert str(kept) in told and kept.read_text().splitlines() == lines
+    again = keep_offenders(refusal)
+    assert again != kept and again is not None and again.read_text() == kept.read_text()
+    assert keep_offenders(Refusal("bad-rows", "few", offenders=lines[:SHOWN_OFFENDERS])) is None
+
+
+def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refusal = Refusal("bad-rows", "many", offenders=range(30))
+    refusal.folder = tmp_path / "run"
+    assert keep_offenders(refusal).parent == tmp_path / "run"
+    refusal.folder = tmp_path / "not-there"
+    assert keep_offenders(refusal).parent == tmp_path
+
+
+def test_several_refusals_are_told_one_by_one(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = [waivable(), Refusal("bad-rows", "many", offenders=range(30)), Refusal("device-missing", "no cuda:7")]
+    whole = together(parts)
+    assert whole.parts == tuple(parts) and together(parts[:1]) is parts[0]
+    assert all(str(part) in str(whole) for part in parts)
+    assert main._report(whole, debug=False) == 2
+    told = capsys.readouterr().err
+    assert "3 mistakes" in told and all(f"[{part.id}]" in told for part in parts)
+    text = next(tmp_path.glob("halter-preflight-*.txt")).read_text()
+    assert "[bad-rows] many\n  0\n  1\n" in text
