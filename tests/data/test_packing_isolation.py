@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halter.data.example import Example
 from halter.data.pack import pack
+from halter.data.share import share_beginnings
 from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
 from halter.model.decoder import Decoder
@@ -109,3 +110,40 @@ def test_a_neighbours_gradient_does_not_arrive(name: str) -> None:
             (out[1].float().logsumexp(-1).sum() + out[3].float().square().sum()).backward()
             grads.append([p.grad.clone() for p in adapter.parameters() if p.grad is not None])
     assert grads[0] and all(torch.equal(one, other) for one, other in zip(*grads))
+
+
+def shared_logits(model: Decoder, adapter: Any, rows: list[np.ndarray], prompt: int) -> dict[int, Tensor]:
+    """Logits of each row's own part of one pass whose rows share their beginnings, by row number."""
+    learnt = [np.arange(len(row)) >= prompt for row in rows]
+    batch = share_beginnings(pack([Example(r.astype(np.int32), s) for r, s in zip(rows, learnt)]))
+    segments = Segments.packed(batch.lengths, prompt_lengths=batch.prompt_lengths, continues=batch.continues)
+    acts = adapter.bind(model, segments)
+    out = model.head(model.hidden(batch.tokens, segments, acts), acts).split(batch.lengths)
+    return {number: logits[-(len(rows[number]) - prompt) :] for number, logits in zip(batch.rows, out) if number >= 0}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_rows_that_share_their_beginning_are_apart_behind_it(name: str) -> None:
+    """Rows with one prompt compute it once. Another answer in one of them changes no bit of the others; another prompt
+    in one of them, which leaves the group and so changes shapes, nothing beyond rounding (1e-5 of the largest)."""
+    model, adapter = model_and_adapter(torch.float32, "cpu")
+    random = np.random.default_rng(0)
+    prompt, compared = 24, 0
+    for _ in range(10):
+        head = random.integers(0, 96, prompt)
+        rows = [np.concatenate((head, random.integers(0, 96, int(random.integers(2, 60))))) for _ in range(4)]
+        with torch.no_grad(), BACKENDS[name]():
+            before = shared_logits(model, adapter, rows, prompt)
+            for changed in range(4):
+                answer, asked = rows[changed].copy(), rows[changed].copy()
+                answer[prompt:] = (answer[prompt:] + 1) % 96
+                asked[3] = (asked[3] + 1) % 96
+                after = shared_logits(model, adapter, [*rows[:changed], answer, *rows[changed + 1 :]], prompt)
+                apart = shared_logits(model, adapter, [*rows[:changed], asked, *rows[changed + 1 :]], prompt)
+                for place in set(range(4)) - {changed}:
+                    assert torch.equal(before[place], after[place]), (changed, place)
+                    gap = (before[place] - apart[place]).abs().max() / before[place].abs().max()
+                    assert gap < 1e-5
+                    compared += 1
+                assert not torch.equal(before[changed], after[changed])
+    print(f"{name}: {compared} neighbours with a shared beginning bit-equal")
