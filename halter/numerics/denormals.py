@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -12,3 +16,14 @@ def flush() -> None:
     twice its time there. Call it before anything has run in parallel: threads that are there keep their setting.
     """
     torch.set_flush_denormal(True)
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    """``flush`` for a while; afterwards this thread, which is the caller's, has its own setting again."""
+    before = sys.float_info.min / 2 == 0.0
+    flush()
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

@@ -35,6 +35,7 @@ def _stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@denormals.flushed()
 def train(
     source: str | Path | Mapping[str, Any] | Recipe | None = None,
     overrides: Sequence[str] = (),
@@ -48,7 +49,6 @@ def train(
     ``source`` is a YAML file, a mapping or a Recipe. Refusals come before the base is loaded; a failure in training
     leaves its traceback in the run folder's log and raises HalterError.
     """
-    denormals.flush()
     recipe = recipes.load(source, overrides)
     for note in recipe.notes:
         say(f"note: {note}")
