@@ -47,11 +47,11 @@ def page(found: Inspection) -> str:
         (f"{steps.filled:.1%}", "of each pass filled"),
     )  # fmt: skip
     body = [
-        f"<h1>{escape(job.recipe.model.path)}</h1>",
-        f'<p class="dim">halter inspect: {escape(", ".join(report.sources))}; template: '
-        f"{escape(job.template.name if job.template else 'none')}; no weights were read</p>",
-        *(f'<p class="warn">Training would stop: {escape(visible(text))}</p>' for text in found.stops),
-        *(f'<p class="warn">{escape(visible(text))}</p>' for text in found.warnings),
+        f"<h1>{_shown(job.recipe.model.path)}</h1>",
+        f'<p class="dim">halter inspect: {_shown(", ".join(report.sources))}; template: '
+        f"{_shown(job.template.name if job.template else 'none')}; no weights were read</p>",
+        *(f'<p class="warn">Training would stop: {_shown(text)}</p>' for text in found.stops),
+        *(f'<p class="warn">{_shown(text)}</p>' for text in found.warnings),
         '<div class="tiles">',
         *(f'<div class="tile"><b>{value}</b><span>{words}</span></div>' for value, words in tiles),
         "</div>",
@@ -73,17 +73,22 @@ def page(found: Inspection) -> str:
     )
 
 
+def _shown(text: str) -> str:
+    """Text of strangers, as text."""
+    return escape(visible(text))
+
+
 def _row(row: Row) -> str:
     spans = []
     for place, token in enumerate(row.tokens):
         names = "t" + " l" * token.learnt + " c" * token.control
         title = f"{place}: id {token.id}, {'learnt' if token.learnt else 'not learnt'}"
         end = "\n" if token.text.endswith("\n") else ""
-        spans.append(f'<span class="{names}" title="{title}">{escape(visible(token.text))}</span>{end}')
+        spans.append(f'<span class="{names}" title="{title}">{_shown(token.text)}</span>{end}')
     summary = f"{len(row.tokens)} tokens, {row.learnt} learnt, {row.bos} BOS, {row.eos} ends"
     text = "\n".join(visible(line) for line in row.text.splitlines())
     return (
-        f'<details open><summary><b>{escape(visible(row.origin))}</b> <span class="dim">{summary}</span></summary>'
+        f'<details open><summary><b>{_shown(row.origin)}</b> <span class="dim">{summary}</span></summary>'
         f'<div class="tokens">{"".join(spans)}</div></details>'
         f'<details><summary class="dim">the same row as text</summary>'
         f'<div class="tokens">{escape(text)}</div></details>'
@@ -91,9 +96,7 @@ def _row(row: Row) -> str:
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    lines = "".join(
-        f'<tr><th>{escape(visible(name))}</th><td class="n">{escape(visible(v))}</td></tr>' for name, v in rows
-    )
+    lines = "".join(f'<tr><th>{_shown(name)}</th><td class="n">{_shown(v)}</td></tr>' for name, v in rows)
     return f"<table>{lines}</table>" if lines else ""
 
 

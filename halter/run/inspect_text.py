@@ -46,6 +46,7 @@ def render(found: Inspection, look: Look) -> str:
 
 
 def _painted(text: str, kind: int, look: Look) -> str:
+    text = visible(text)  # file names and kinds of faults are strangers' too
     return f"{ANSI[kind]}{text}{RESET}" if look.colour and ANSI[kind] else text
 
 
