@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -135,6 +135,17 @@ class TensorFile:
         piece = memoryview(bytearray(min(row, ROW_BYTES)))
         self._fill(piece, self._start + offset)
         return bytes(piece)
+
+    def rows(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Some rows of a tensor, [len(numbers), ...] as stored; nothing else of it is read."""
+        spec, offset = self._entries[name]
+        row = TensorSpec(spec.shape[1:], spec.dtype)
+        tensor = aligned_empty(TensorSpec((len(numbers), *row.shape), row.dtype))
+        for place, number in enumerate(numbers):
+            if not 0 <= number < spec.shape[0]:
+                raise IndexError(f"{name} has {spec.shape[0]} rows, not row {number}")
+            self._fill(bytes_of(tensor[place]), self._start + offset + number * row.nbytes)
+        return tensor
 
     def close(self) -> None:
         self._file.close()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
 from halter.data.load import Loaded, load_examples
+from halter.data.options import DataOptions, Source
 from halter.data.order import Step, epoch_rows, plan_epoch
-from halter.data.progress import spoken
-from halter.errors import Refusal
+from halter.data.sources import local_files
+from halter.errors import HalterError, Refusal
+from halter.files import yaml12
 from halter.files.chat import ChatTemplate
 from halter.files.hub import resolve
 from halter.files.reading import read_text
@@ -18,8 +22,9 @@ from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config
 from halter.recipe import Recipe
+from halter.run.findings import Findings
 from halter.training import memory
-from halter.training.defaults import at_width
+from halter.training.defaults import Default, at_width
 from halter.training.loop import total_steps
 
 Say = Callable[[str], None]
@@ -38,34 +43,72 @@ class Job:
     plan: Callable[[int], Sequence[Step]]
     steps: int
     micro_tokens: int
+    waived: Sequence[dict[str, str]] = ()
+    """Refusals that the recipe waived, {id, text} each, for halter.json and the run folder."""
 
 
 def prepare(recipe: Recipe, say: Say = lambda _: None) -> Job:
-    """Everything before the base is loaded: configuration, tokenizer, rows with labels, the plan of steps."""
-    folder = resolve(recipe.model.path, recipe.model.revision)
+    """Everything before the base is loaded: configuration, tokenizer, rows with labels, the plan of steps. Of a hub
+    id no weights are fetched. The first problem is raised; run.preflight finds all of them, and more."""
+    job = collect(recipe, say, Findings(strict=True))
+    assert job is not None
+    return job
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the base's folder says without its weights."""
+
+    folder: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+def read_base(recipe: Recipe) -> Base:
+    """Configuration and tokenizer. Refusals as files.hub.resolve's, ModelConfig's and the tokenizer's."""
+    options = recipe.model
+    folder = resolve(options.path, options.revision, weights=False)
+    if not (folder / "config.json").is_file():  # Meta's layout says its shape in its weights
+        folder = resolve(options.path, options.revision)
     config = load_config(folder)
-    tokenizer = Tokenizer.from_folder(folder, config.to_hf())
-    template = _template(recipe, tokenizer)
+    return Base(folder, config, Tokenizer.from_folder(folder, config.to_hf()))
+
+
+def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = None) -> Job | None:
+    """``prepare`` that goes on past every problem as far as it can; None where there is no base or are no rows."""
+    base = base or findings.attempt(read_base, recipe)
+    if base is None:
+        findings.take(data_missing(recipe.data))
+        return None
+    config, tokenizer = base.config, base.tokenizer
+    template = findings.attempt(choose_template, recipe, tokenizer)
     for choice in recipe.methods:
-        choice.options.check(config)
-    if recipe.train.early_stopping_patience is not None and recipe.data.validation is None:
-        raise Refusal(
-            "no-validation",
-            "train.early_stopping_patience watches a held-out loss, and there are no rows for one",
-            fix="give data.validation, a file or a share such as 0.1",
-        )
-    recipe = _at_width(recipe, config.dim)
+        findings.attempt(choice.options.check, config)
+    recipe = _dated(_at_width(recipe, config.dim), template)
     if recipe.data.max_length > config.context:  # positions beyond it were never trained
         recipe = replace(recipe, data=replace(recipe.data, max_length=config.context))
     say("reading and tokenising the data ...")
-    data = load_examples(recipe.data, tokenizer, template, recipe.train.seed, spoken(say))
+    if template is None and recipe.data.template is not None:  # a problem already; the rows are looked at all the same
+        fallback = tokenizer.chat_template or ChatTemplate.builtin("alpaca")
+        data = load_rows(recipe, tokenizer, fallback, findings)
+    else:
+        data = load_rows(recipe, tokenizer, template, findings)
+    if data is None:
+        return None
     options = recipe.train
     micro = options.micro_tokens or _micro_tokens(config)
     if not recipe.data.packing:
         micro = min(micro, int(data.train.lengths.max()))
+    plan = _plan(recipe, data, micro)
+    steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
+    return Job(recipe, base.folder, config, tokenizer, template, data, plan, steps, micro)
+
+
+def _plan(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Sequence[Step]]:
+    options = recipe.train
 
     @lru_cache(maxsize=4)
-    def plan(epoch: int) -> Sequence[Step]:
+    def plan(epoch: int) -> list[Step]:
         rows = epoch_rows(data.train.weights, options.seed, epoch)
         planned = plan_epoch(
             data.train.lengths[rows],
@@ -77,10 +120,67 @@ def prepare(recipe: Recipe, say: Say = lambda _: None) -> Job:
             micro_rows=options.per_device_train_batch_size if options.gradient_accumulation_steps else None,
             micro_tokens=micro,
         )
-        return planned.numbered(rows)
+        return [[rows[passed].tolist() for passed in step] for step in planned]
 
-    steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
-    return Job(recipe, folder, config, tokenizer, template, data, plan, steps, micro)
+    return plan
+
+
+def data_missing(options: DataOptions) -> list[Refusal]:
+    """The refusals of every source that is not there; nothing is read."""
+    findings = Findings()
+    for source in options.sources if options.train is not None else ():
+        findings.attempt(local_files, source.parts[0])
+    if isinstance(options.validation, str):
+        findings.attempt(local_files, Source(options.validation).parts[0])
+    return findings.problems
+
+
+def load_rows(recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate | None, findings: Findings) -> Loaded | None:
+    """The rows, and where some cannot be used or found, those that can."""
+    options, seed = recipe.data, recipe.train.seed
+    if not findings.strict:
+        lost = data_missing(options)
+        findings.take(lost)
+        there = tuple(s for s in options.sources if not _lost(s.parts[0])) if options.train is not None else ()
+        if not there:
+            return None
+        held = options.validation
+        held = None if isinstance(held, str) and _lost(Source(held).parts[0]) else held
+        options = replace(options, train=there, validation=held) if lost else options
+    try:
+        return load_examples(options, tokenizer, template, seed)
+    except Refusal as refusal:
+        findings.add(refusal)
+        if refusal.id not in ("bad-rows", "long-rows"):
+            return None
+    long = "drop" if options.on_long == "stop" else options.on_long
+    with suppress(Refusal):  # what follows from the first
+        return load_examples(replace(options, on_bad="skip", on_long=long), tokenizer, template, seed)
+    return None
+
+
+def _lost(path: str) -> bool:
+    try:
+        local_files(path)
+    except Refusal:
+        return True
+    return False
+
+
+def _dated(recipe: Recipe, template: ChatTemplate | None) -> Recipe:
+    """A template that asks what day it is gets today's date, or the one that this run folder began with, as if it had
+    been given: training, resuming and use must agree."""
+    key = "data.template_date"
+    if template is None or recipe.data.template_date is not None or not template.asks_date:
+        return recipe
+    today, source = date.today().isoformat(), "the day of this run; the template asks for a date"
+    kept = Path(recipe.output_dir or "") / "recipe.yaml"
+    if recipe.output_dir is not None and kept.is_file():
+        with suppress(HalterError, KeyError, TypeError):
+            began = yaml12.read(kept).data["data"]["template_date"]
+            today, source = (began, "this run folder's recipe.yaml") if isinstance(began, str) else (today, source)
+    data = replace(recipe.data, template_date=today)
+    return replace(recipe, data=data, defaults={**recipe.defaults, key: Default(today, source)})
 
 
 def _at_width(recipe: Recipe, dim: int) -> Recipe:
@@ -93,7 +193,8 @@ def _at_width(recipe: Recipe, dim: int) -> Recipe:
     return replace(recipe, train=train, defaults={**recipe.defaults, key: rate})
 
 
-def _template(recipe: Recipe, tokenizer: Tokenizer) -> ChatTemplate | None:
+def choose_template(recipe: Recipe, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The recipe's template, else the checkpoint's own. Refusal ``template-unknown``."""
     name = recipe.data.template
     if name is None:
         return tokenizer.chat_template

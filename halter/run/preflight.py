@@ -1,0 +1,206 @@
+"""All checks of a run before its base is loaded, and every problem that they find, in one go.
+
+What costs least comes first: the recipe, the machine, the place for the result; then configuration, tokenizer and
+rows; then, of a hub id, the weights are fetched, unless something is wrong already, and a few rows of them looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halter.errors import WAIVABLE, Refusal, Waivers, together
+from halter.files.chat import ChatTemplate
+from halter.files.checkpoint import Checkpoint, open_checkpoint
+from halter.files.hub import resolve
+from halter.methods import storage
+from halter.methods.adapter import Adapter
+from halter.model.decoder import Decoder
+from halter.pretrained.device import choose_device, choose_dtype
+from halter.pretrained.digest import BaseIdentity
+from halter.recipe import MethodChoice, Recipe, load_tolerant
+from halter.run import checks_data, checks_machine, estimate
+from halter.run.findings import Findings
+from halter.run.output import open_run
+from halter.run.prepare import Base, Job, Say, collect, data_missing, read_base
+
+Source = str | Path | Mapping[str, Any] | Recipe | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What came of it: ``problems`` that keep the run from starting, those that were ``waived`` as {id, text}, and the
+    job, None where a problem left nothing to look at."""
+
+    recipe: Recipe
+    job: Job | None
+    problems: tuple[Refusal, ...]
+    waived: tuple[dict[str, str], ...]
+
+
+def ready(source: Source, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = lambda _: None) -> Job:
+    """The job, everything about it checked. Raises what is wrong, several things as one Refusal ``preflight``."""
+    found = examine(source, overrides, resume=resume, say=say)
+    if found.problems or found.job is None:
+        whole = together(found.problems)
+        whole.folder = Path(found.recipe.output_dir) if found.recipe.output_dir else None
+        raise whole
+    for waived in found.waived:
+        say(f"waived, {waived['id']}: {waived['text']}")
+    return found.job
+
+
+def examine(
+    source: Source, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = lambda _: None
+) -> Examination:
+    """Every check there is. Refusals of a recipe that cannot be read at all (``yaml``, ``file-missing``) are raised."""
+    recipe, refusal = load_tolerant(source, overrides)
+    for note in recipe.notes:
+        say(f"note: {note}")
+    findings = Findings(Waivers(id for id in recipe.checks.allow if id in WAIVABLE))
+    if refusal is not None:
+        findings.add(refusal)
+    findings.attempt(Waivers, recipe.checks.allow)
+    findings.attempt(checks_machine.repeatable_workspace, recipe)
+    findings.take(checks_machine.machine(recipe))
+    files = [(f"method.init_from ({choice.name})", choice.init_from) for choice in recipe.methods]
+    findings.take(checks_machine.missing_files([*files, ("data.template", _file(recipe.data.template))]))
+    findings.take(checks_machine.writable(recipe.output_dir or "runs"))
+    job = _looked_at(recipe, findings, say)
+    findings.attempt(open_run, recipe if job is None else job.recipe, resume)
+    waived = tuple(findings.waivers.facts())
+    job = None if job is None else replace(job, waived=waived)
+    return Examination(recipe if job is None else job.recipe, job, tuple(findings.problems), waived)
+
+
+def _file(template: str | None) -> str | None:
+    """A template's name that can only be meant as a file."""
+    return template if template and ("/" in template or template.endswith((".jinja", ".j2", ".txt"))) else None
+
+
+def _looked_at(recipe: Recipe, findings: Findings, say: Say) -> Job | None:
+    """The job, after every check that needs the base's folder."""
+    base = findings.attempt(read_base, recipe) if recipe.model.path else None
+    if base is None:
+        findings.take(data_missing(recipe.data))
+        return None
+    job = collect(recipe, say, findings, base)
+    adapter = _planned(recipe, base, findings)
+    found = None
+    if job is not None:
+        found = checks_data.scan(job.data.train, job.tokenizer)
+        findings.take(checks_data.rows(found, job.tokenizer, job.config))
+    if findings.problems and not Path(recipe.model.path).expanduser().is_dir():
+        return job  # nothing large is fetched for a run that cannot start
+    folder = findings.attempt(resolve, recipe.model.path, recipe.model.revision)
+    checkpoint = None if folder is None else findings.attempt(open_checkpoint, folder)
+    if checkpoint is None or folder is None:
+        return job
+    width = _width(recipe, checkpoint, base)
+    _check_sizes(recipe, base, adapter, job, width, findings)
+    others = _earlier(recipe, base, checkpoint, findings)
+    if job is not None and found is not None:
+        job = replace(job, folder=folder)
+        if job.recipe.data.template is not None and job.tokenizer.chat_template is not None:
+            others["the checkpoint's own"] = job.tokenizer.chat_template
+        date = job.recipe.data.template_date
+        findings.take(checks_data.templates(job.template, others, job.tokenizer, date))
+        if job.template is not None:
+            needed = checks_data.needed_tokens(found, job.tokenizer, job.config)
+            findings.take(checks_data.untrained_tokens(checkpoint, job.tokenizer, needed, found, adapter))
+    checkpoint.close()
+    return job
+
+
+def _planned(recipe: Recipe, base: Base, findings: Findings) -> Adapter | None:
+    """The adapter of those methods whose options are good."""
+    good = []
+    for choice in recipe.methods:
+        try:
+            choice.options.check(base.config)
+        except Refusal:  # said already
+            continue
+        good.append(choice.options)
+    return findings.attempt(estimate.planned, base.config, good) if good else None
+
+
+def _width(recipe: Recipe, checkpoint: Checkpoint, base: Base) -> int:
+    """Bytes of a number that the base is held in."""
+    asked = checks_machine.PRECISIONS.get(recipe.train.precision, recipe.model.dtype)
+    stored = getattr(torch, base.config.dtype, torch.float32)
+    return choose_dtype(asked, stored, _device(recipe), lambda _: None).itemsize
+
+
+def _device(recipe: Recipe) -> torch.device:
+    try:
+        return choose_device(recipe.model.device)
+    except Refusal:  # said already
+        return torch.device("cpu")
+
+
+def _check_sizes(
+    recipe: Recipe, base: Base, adapter: Adapter | None, job: Job | None, width: int, findings: Findings
+) -> None:
+    need = estimate.sizes(recipe, base.config, adapter, width)
+    kept = recipe.train.save_total_limit
+    findings.take(checks_machine.disk_space(recipe.output_dir or "runs", need.checkpoint, kept))
+    row = ("a row", 1)
+    if job is not None:
+        row = (job.data.report.longest_origin, job.data.report.longest)
+    findings.take(estimate.memory_problem(need, _device(recipe), row))
+
+
+def _earlier(recipe: Recipe, base: Base, checkpoint: Checkpoint, findings: Findings) -> dict[str, ChatTemplate | None]:
+    """{whose: template} of the adapters that training starts from, after every check of them against the base."""
+    templates: dict[str, ChatTemplate | None] = {}
+    for choice in recipe.methods:
+        if choice.init_from is not None and Path(choice.init_from).expanduser().exists():
+            model = Decoder(base.config, torch.float32, device="meta")
+            model.identity = BaseIdentity.of(checkpoint)
+            facts = findings.attempt(_adapter_facts, choice, model, base, findings)
+            kept = (facts or {}).get("template")
+            if facts and "template" in facts and (kept is None or isinstance(facts.get("template_source"), str)):
+                name = "given" if kept is None else str(kept.get("name"))
+                whose = f"the adapter {choice.init_from}"
+                templates[whose] = None if kept is None else _kept_template(facts["template_source"], name)
+    return templates
+
+
+def _kept_template(source: str, name: str) -> ChatTemplate:
+    return ChatTemplate.from_source(source, name)
+
+
+def _adapter_facts(choice: MethodChoice, model: Decoder, base: Base, findings: Findings) -> dict[str, Any]:
+    """halter.json of an adapter that fits the model, which is on meta. Refusals as methods.storage.load_adapter's, and
+    ``tokenizer-differs``."""
+    folder = Path(str(choice.init_from)).expanduser()
+    facts = storage.checked_facts(folder)
+    try:
+        storage.load_adapter(folder, model)
+    except Refusal as refusal:
+        findings.add(refusal)
+        if refusal.id == "base-differs":  # what else is wrong with it
+            findings.attempt(storage.load_adapter, folder, model, ("base-differs",))
+    except (
+        NotImplementedError,
+        RuntimeError,
+    ):  # vocabulary matrices beside the adapter, compared when the base is there
+        pass
+    trained_on = facts.get("tokenizer")
+    digest = trained_on.get("digest") if isinstance(trained_on, dict) else None
+    if digest not in (None, base.tokenizer.digest):
+        findings.add(
+            Refusal(
+                "tokenizer-differs",
+                "init_from names an adapter that was trained with another tokenizer",
+                where=str(folder),
+                offenders=[f"its digest is {str(digest)[:16]}..., this one's {base.tokenizer.digest[:16]}..."],
+                fix="give the base that it was trained on",
+                waivable=True,
+            )
+        )
+    return facts
