@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.methods.method import Method, Piece, Site, find
+from halter.methods.method import Method, Piece, Site, VirtualTokens, find
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import LAYER_PLACES, Act, Acts, LayerActs, path
+from halter.model.places import VIRTUAL, Act, Acts, Extra, LayerActs, path
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -79,21 +79,33 @@ class Adapter(nn.Module):
     def start(self, base: Decoder) -> Adapter:
         """Let every piece read the base's weight, and move to the base's device."""
         for slot in self.slots:
-            if slot.place in LAYER_PLACES or slot.layer is None:
-                slot.piece.start(_module(base, slot))
+            slot.piece.start(_module(base, slot))
         return self.to(base.device)
 
     def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:
         """What acts during one forward of ``base`` over ``segments``; ``key`` seeds dropout, None means none."""
-        at: dict[tuple[int | None, str], Act] = {}
-        shared: dict[int, Act] = {}  # a piece at two places (tied weights) is bound once
+        at: dict[tuple[int | None, str], Act | Extra] = {}
+        shared: dict[int, Act | Extra] = {}  # a piece at two places (tied weights) is bound once
+        inside = self.longer(segments)
         for slot in self.slots:
             if id(slot.piece) not in shared:
                 part_key = None if key is None else dropout.key(key, slot.part)
-                shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, segments, part_key))
+                rows = segments if slot.layer is None else inside
+                shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key))
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
-            at[where] = Chain((*_links(at[where]), act)) if where in at else act
+            at[where] = _joined(at[where], act) if where in at else act
         return gather(at, self.shape.layers)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that stand ahead of each row of this adapter."""
+        return sum(slot.piece.length for slot in self.slots if isinstance(slot.piece, VirtualTokens))
+
+    def longer(self, segments: Segments) -> Segments:
+        """The rows as the layers see them, virtual tokens included."""
+        if not self.virtual_tokens:
+            return segments
+        return segments.with_virtual(torch.full_like(segments.query_lengths, self.virtual_tokens))[0]
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter's folder (methods.storage)."""
@@ -159,19 +171,30 @@ class Adapter(nn.Module):
         return weight, bias
 
 
+def _joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
+    """What two methods bring to one place."""
+    if isinstance(first, Extra) and isinstance(second, Extra):
+        return first.then(second)
+    assert isinstance(first, Act) and isinstance(second, Act)
+    return Chain((*_links(first), *_links(second)))
+
+
 def _links(act: Act) -> tuple[Act, ...]:
     return act.acts if isinstance(act, Chain) else (act,)
 
 
 def _module(base: Decoder, slot: Slot) -> nn.Module:
+    """The base's module whose weights a piece may read: its place's, the layer at a place without any."""
+    if slot.place == VIRTUAL:
+        return base.embed_tokens
     weightless = slot.layer is not None and slot.place not in base.layers[slot.layer]._modules
     return base.layers[slot.layer] if weightless else base.module(slot.layer, slot.place)  # type: ignore[index]
 
 
-def gather(at: dict[tuple[int | None, str], Act], layers: int) -> Acts:
+def gather(at: Mapping[tuple[int | None, str], Act | Extra], layers: int) -> Acts:
     """The record of one forward from {(layer, place): act}."""
-    per_layer: list[dict[str, Act]] = [{} for _ in range(layers)]
-    outer: dict[str, Act] = {}
+    per_layer: list[dict[str, Any]] = [{} for _ in range(layers)]
+    outer: dict[str, Any] = {}
     for (layer, place), act in at.items():
         (outer if layer is None else per_layer[layer])[place] = act
     return Acts(tuple(LayerActs(**one) for one in per_layer), **outer)

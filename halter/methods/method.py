@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import Act, path
+from halter.model.places import Act, Extra, path
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -63,8 +63,11 @@ class Piece(nn.Module):
     saved_names: ClassVar[dict[str, str]] = {}
     folds: ClassVar[bool] = False
 
-    def bind(self, site: Site) -> Act:
-        """The act of one forward, with everything that can be computed once already computed."""
+    def bind(self, site: Site) -> Act | Extra:
+        """The act of one forward, with everything that can be computed once already computed.
+
+        At ``memory`` an Extra of keys and values, at ``virtual_tokens`` one of embeddings.
+        """
         raise NotImplementedError
 
     def reset(self, generator: torch.Generator) -> None:
@@ -76,6 +79,12 @@ class Piece(nn.Module):
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The base's float32 weight and bias with this piece's effect in them. Only where ``folds``."""
         raise NotImplementedError
+
+
+class VirtualTokens(Piece):
+    """Base of what stands at ``virtual_tokens``: ``length`` embeddings ahead of each row, known before binding."""
+
+    length: int
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halter.methods.adapter import Adapter, gather
 from halter.model.decoder import Decoder
-from halter.model.places import LAYER_PLACES, OUTER_PLACES, Act, Acts, Run, cut, run_at
+from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra, Run, cut, run_at
 from halter.model.segments import Segments
 
 
@@ -69,20 +69,50 @@ class Mixed:
     def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:
         """The record of one forward; rows of one adapter that are neighbours are computed together."""
         runs = segments.runs(self.owners)
-        bound = [
-            None if owner < 0 else self.adapters[owner].bind(base, segments.part(run), key) for owner, run in runs
-        ]
-        at: dict[tuple[int | None, str], Act] = {}
-        spans = tuple(run for _, run in runs)
-        sites = [(layer, place) for layer in range(base.config.layers) for place in LAYER_PLACES]
-        for layer, place in sites + [(None, place) for place in OUTER_PLACES]:  # type: ignore[list-item]
-            parts = tuple(_at(acts, layer, place) for acts in bound)
-            if any(part is not None for part in parts):
-                at[layer, place] = MixedAct(parts, spans)
+        bound = [None if owner < 0 else self.adapters[owner].bind(base, segments.part(run), key) for owner, run in runs]
+        at: dict[tuple[int | None, str], Act | Extra] = {}
+        spans, inside = (tuple(run for _, run in rows.runs(self.owners)) for rows in (segments, self.longer(segments)))
+        for place in OUTER_PLACES:
+            _mix(at, (None, place), bound, spans)
+        for layer in range(base.config.layers):
+            for place in LAYER_PLACES:
+                _mix(at, (layer, place), bound, inside)
+            _mix_extra(at, (layer, MEMORY), bound, spans)
+        _mix_extra(at, (None, VIRTUAL), bound, spans)
         return gather(at, base.config.layers)
 
+    def longer(self, segments: Segments) -> Segments:
+        """The rows as the layers see them, virtual tokens included."""
+        counts = [0 if owner < 0 else self.adapters[owner].virtual_tokens for owner in self.owners]
+        return segments.with_virtual(torch.tensor(counts, dtype=torch.int64))[0] if any(counts) else segments
 
-def _at(acts: Acts | None, layer: int | None, place: str) -> Act | None:
+
+Where = tuple[int | None, str]
+
+
+def _mix(at: dict[Where, Act | Extra], where: Where, bound: Sequence[Acts | None], runs: tuple[Run, ...]) -> None:
+    parts = tuple(_at(acts, where) for acts in bound)
+    if any(part is not None for part in parts):
+        at[where] = MixedAct(parts, runs)
+
+
+def _mix_extra(at: dict[Where, Act | Extra], where: Where, bound: Sequence[Acts | None], runs: Sequence[Run]) -> None:
+    """One store of what every run brings, and which of it each row sees."""
+    parts: list[Extra | None] = [_at(acts, where) for acts in bound]
+    some = [part for part in parts if part is not None]
+    if not some:
+        return
+    rows, start = [], 0
+    for part, run in zip(parts, runs, strict=True):
+        length = 0 if part is None else part.length
+        rows += [[start, length]] * (run.row_end - run.row)
+        start += length
+    joined = tuple(torch.cat(tensors) for tensors in zip(*(part.tensors for part in some), strict=True))
+    at[where] = Extra(joined, torch.tensor(rows, dtype=torch.int64))
+
+
+def _at(acts: Acts | None, where: Where) -> Any:
+    layer, place = where
     if acts is None:
         return None
     return getattr(acts if layer is None else acts.layers[layer], place)

@@ -24,7 +24,7 @@ from halter.files.writing import new_folder, write_json, write_tensors
 from halter.methods.adapter import Adapter
 from halter.methods.method import Method, find, names
 from halter.model.decoder import Decoder
-from halter.model.places import LAYER_PLACES, OUTER_PLACES, path
+from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, path
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "halter.json"
 PREFIX = "base_model.model."
@@ -176,7 +176,8 @@ def _refuse_unfit_options(methods: list[Method], base: Decoder, folder: Path) ->
     if wrong:
         raise Refusal("adapter-unreadable", "has options that cannot be", where=str(folder), offenders=wrong)
     layers = range(base.config.layers)
-    names = [path(None, p) for p in OUTER_PLACES] + [path(i, p) for i in layers for p in LAYER_PLACES]
+    names = [path(None, p) for p in (*OUTER_PLACES, VIRTUAL)]
+    names += [path(i, p) for i in layers for p in (*LAYER_PLACES, MEMORY)]
     refuse_slow_patterns(patterns, names, str(folder))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,16 +13,17 @@ from halter.model.segments import Segments
 
 
 class Cache:
-    """Buffers [layers][rows, capacity, kv_heads, head_dim] of keys and of values; ``lengths`` says what is filled.
+    """Buffers [layers][rows * capacity + room, kv_heads, head_dim] of keys and of values; ``lengths`` says what is
+    filled of each row. ``room`` holds an adapter's memory, once for all rows.
 
-    Memory: 2 * layers * rows * capacity * kv_heads * head_dim * bytes of dtype.
+    Bytes: 2 * layers * (rows * capacity + room) * kv_heads * head_dim * bytes of dtype.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        shape = (rows, capacity, config.kv_heads, config.head_dim)
-        self.capacity = capacity
+        shape = (rows * capacity, config.kv_heads, config.head_dim)
+        self.capacity, self.room = capacity, 0
         self.device = torch.device(device)
         self.lengths = [0] * rows
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
@@ -49,17 +51,40 @@ class Cache:
         key_starts = ids * self.capacity
         slots = positions + key_starts.repeat_interleave(counts)
         prompts = torch.zeros_like(counts) if prompt_lengths is None else torch.tensor(list(prompt_lengths))
-        return Segments(
-            counts, ends, key_starts, positions.to(self.device), prompts, ids, slots=slots.to(self.device)
-        )
+        return Segments(counts, ends, key_starts, positions.to(self.device), prompts, ids, slots=slots.to(self.device))
 
     def put(self, layer: int, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """Store the new tokens' k and v [N, kv_heads, head_dim]; returns the whole buffers, flat over rows."""
         assert segments.slots is not None, "these segments were not made by Cache.segments"
-        keys, values = self.keys[layer].flatten(0, 1), self.values[layer].flatten(0, 1)
+        keys, values = self.keys[layer], self.values[layer]
         keys.index_copy_(0, segments.slots, k)
         values.index_copy_(0, segments.slots, v)
         return keys, values
+
+    @property
+    def memory_start(self) -> int:
+        """Where memory begins in the buffers."""
+        return len(self.lengths) * self.capacity
+
+    def remember(self, layer: int, memory: tuple[Tensor, ...]) -> None:
+        """Store an adapter's keys and values [K, kv_heads, head_dim] behind the rows (``reserve`` came before)."""
+        for store, tensor in zip((self.keys, self.values), memory, strict=True):
+            store[layer][self.memory_start : self.memory_start + len(tensor)] = tensor
+
+    def reserve(self, room: int) -> None:
+        """Make room for ``room`` keys of memory."""
+        if room > self.room:
+            self._resize(self.capacity, room)
+
+    def fit(self, segments: Segments) -> Segments:
+        """The same segments after the cache has grown, where their rows have outgrown it."""
+        longest = int(segments.key_lengths.max()) if len(segments.key_lengths) else 0
+        if longest <= self.capacity:
+            return segments
+        self.grow(longest)
+        starts = segments.rows * self.capacity
+        slots = segments.positions.cpu() + starts.repeat_interleave(segments.query_lengths)
+        return replace(segments, key_starts=starts, slots=slots.to(segments.positions.device))
 
     def advance(self, segments: Segments) -> None:
         """Count the tokens of a finished pass as seen."""
@@ -68,11 +93,17 @@ class Cache:
 
     def grow(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens a row, a layer at a time; what is filled stays. Between passes only."""
+        self._resize(capacity, self.room)
+
+    def _resize(self, capacity: int, room: int) -> None:
+        rows, kept = len(self.lengths), min(capacity, self.capacity)
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
-                store[layer] = old.new_zeros(old.shape[0], capacity, *old.shape[2:])
-                store[layer][:, : self.capacity] = old
-        self.capacity = capacity
+                new = old.new_zeros(rows * capacity + room, *old.shape[1:])
+                filled = old[: rows * self.capacity].unflatten(0, (rows, self.capacity))
+                new[: rows * capacity].unflatten(0, (rows, capacity))[:, :kept] = filled[:, :kept]
+                store[layer] = new
+        self.capacity, self.room = capacity, room
 
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of a row."""

@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig
+from halter.model.extras import surrounded
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
-from halter.model.places import LINEARS, NORMS, NOTHING, Acts, Context, LayerActs, path, run_at
+from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, path, run_at
 from halter.model.segments import Segments
 from halter.numerics import rope
 from halter.numerics.attention import attend
@@ -80,7 +81,7 @@ class Block(nn.Module):
         if tails is not None:
             segments, index = tails
             h, x, rotation = h[index], x[index], (rotation[0][index], rotation[1][index])
-            at = LayerActs(*(None if act is None else act.select(index) for act in at))
+            at = LayerActs(*(act.select(index) if isinstance(act, Act) else act for act in at))  # type: ignore[arg-type]
         q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
         y = self.attention(q, *self.keys(*every, store), at, segments)
         h = h + (y if at.after_attention is None else at.after_attention.act(x, y))
@@ -100,6 +101,10 @@ class Block(nn.Module):
         if store is not None:
             cache, index = store
             k, v = cache.put(index, k, v, segments)
+            if at.memory is not None:
+                cache.remember(index, at.memory.tensors)
+        elif at.memory is not None:
+            k, v = (torch.cat(pair) for pair in zip((k, v), at.memory.tensors, strict=True))
         return k, v
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, at: LayerActs, segments: Segments) -> Tensor:
@@ -187,23 +192,27 @@ class Decoder(nn.Module):
         need.
         """
         h = run_at(acts and acts.embed_tokens, self.embed_tokens, tokens)
-        rotation = rope.angles(segments.positions, self.frequencies.to(h.device), self.rotation_dtype)
-        tails, at_norm = None, acts and acts.norm
+        h, rows = surrounded(h, segments, acts, cache)
+        inside = rows.index(wanted)
+        rotation = rope.angles(rows.alone.positions, self.frequencies.to(h.device), self.rotation_dtype)
+        tails = None
         for index, block in enumerate(self.layers):
             at = acts.layers[index] if acts is not None else NOTHING
-            store = None if cache is None else (cache, index)
-            if wanted is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
-                tails = segments.tails(wanted)
-            args = (h, at, rotation, segments, store, tails)
+            seen = rows.seen(at.memory)
+            if inside is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
+                tails = seen.tails(inside)
+            args = (h, at, rotation, seen, None if cache is None else (cache, index), tails)
             if checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
             else:
                 h = block(*args)
         if cache is not None:
-            cache.advance(segments)
-        if wanted is not None:
-            h = h[wanted if tails is None else torch.searchsorted(tails[1], wanted)]
-            at_norm = at_norm and at_norm.select(wanted)
+            cache.advance(rows.alone)
+        if inside is not None:
+            h = h[inside if tails is None else torch.searchsorted(tails[1], inside)]
+        at_norm = None if acts is None or acts.norm is None else acts.norm
+        if at_norm is not None and wanted is not None:
+            at_norm = at_norm.select(wanted)
         return run_at(at_norm, self.norm, normalise(h, self.config.norm_eps))
 
     def head(self, hidden: Tensor, acts: Acts | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -60,8 +61,29 @@ class Act:
         return self.act(x, operation(x) if own is None else operation(x, *own))
 
 
+@dataclass(frozen=True)
+class Extra:
+    """Vectors that rows of a batch see beside their own tokens: ``tensors`` [K, ...], and ``rows`` int64 CPU [R, 2],
+    (start, length) of each row's own among the K; None: every row sees all K."""
+
+    tensors: tuple[Tensor, ...]
+    rows: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.tensors[0].shape[0]
+
+    def of(self, rows: int) -> Tensor:
+        """``rows`` written out for a batch of that many."""
+        return torch.tensor([[0, self.length]] * rows) if self.rows is None else self.rows
+
+    def then(self, other: Extra) -> Extra:
+        """Both, one after the other, for all rows."""
+        return Extra(tuple(torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)))
+
+
 class LayerActs(NamedTuple):
-    """One layer's places in the order in which they are called."""
+    """One layer's places in the order in which they are called, and the memory that its attention sees besides."""
 
     input_layernorm: Act | None = None  # x: normalised, before the weight   y: times the weight
     q_proj: Act | None = None  # x: input of the Linear   y: its output; the same for every Linear
@@ -77,9 +99,11 @@ class LayerActs(NamedTuple):
     down_proj: Act | None = None
     after_mlp: Act | None = None
     block: Act | None = None  # x: Segments   y: the residual stream after the layer
+    memory: Extra | None = None  # keys and values [K, kv_heads, head_dim], not rotated, ahead of each row
 
 
-LAYER_PLACES = LayerActs._fields
+MEMORY, VIRTUAL = "memory", "virtual_tokens"
+LAYER_PLACES = tuple(name for name in LayerActs._fields if name != MEMORY)
 
 
 class Acts(NamedTuple):
@@ -89,6 +113,7 @@ class Acts(NamedTuple):
     embed_tokens: Act | None = None  # x: token ids int64 [N]   y: embeddings [N, dim]
     norm: Act | None = None
     lm_head: Act | None = None  # x: final hidden states [M, dim]   y: logits [M, vocab]
+    virtual_tokens: Extra | None = None  # embeddings [K, dim] ahead of each row; what comes out of them is dropped
 
 
 NOTHING = LayerActs()

@@ -86,6 +86,23 @@ class Segments:
             beginnings=None if self.beginnings is None else self.beginnings[rows],
         )
 
+    def with_virtual(self, counts: Tensor) -> tuple[Segments, Tensor]:
+        """Rows that are at their start get ``counts`` (int64 CPU [R]) tokens ahead: (the longer rows, where the given
+        tokens lie in them: int64 [N])."""
+        counts = torch.where(self.key_lengths == self.query_lengths, counts, 0)
+        queries, keys = self.query_lengths + counts, self.key_lengths + counts
+        firsts = keys - queries
+        ranges = [torch.arange(a, b) for a, b in zip(firsts.tolist(), keys.tolist(), strict=True)]
+        positions = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
+        device = self.positions.device
+        shifts = counts.cumsum(0).repeat_interleave(self.query_lengths)
+        given = torch.arange(len(self.positions)) + shifts
+        cached = self.slots is not None
+        starts = self.key_starts if cached else keys.cumsum(0) - keys
+        slots = (positions + starts.repeat_interleave(queries)).to(device) if cached else None
+        longer = Segments(queries, keys, starts, positions.to(device), self.prompt_lengths + counts, self.rows, slots)
+        return longer, given.to(device)
+
     def tails(self, wanted: Tensor) -> tuple[Segments, Tensor]:
         """Of each row the tokens from its first wanted one on: (their segments, their indices int64 [M]).
 

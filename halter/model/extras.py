@@ -1,0 +1,71 @@
+"""What rows see besides their own tokens: virtual tokens ahead of them, and keys and values in attention's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from halter.model.cache import Cache
+from halter.model.places import Acts, Extra
+from halter.model.segments import Segments
+
+
+@dataclass(frozen=True)
+class Surrounded:
+    """The rows of one forward as the layers see them, virtual tokens included.
+
+    ``given`` int64 [N]: where the given tokens lie among them (None: they are all there is). ``base``: the number of
+    the first key of memory.
+    """
+
+    alone: Segments
+    given: Tensor | None = None
+    base: int = 0
+
+    def seen(self, memory: Extra | None) -> Segments:
+        """The rows with one layer's memory ahead of them."""
+        if memory is None:
+            return self.alone
+        rows = memory.of(len(self.alone.query_lengths))
+        return replace(self.alone, beginnings=torch.stack((rows[:, 0] + self.base, rows[:, 1]), dim=1))
+
+    def index(self, wanted: Tensor | None) -> Tensor | None:
+        """Where the wanted ones of the given tokens lie; None: all tokens are wanted."""
+        return wanted if self.given is None else self.given if wanted is None else self.given[wanted]
+
+
+def surrounded(h: Tensor, segments: Segments, acts: Acts | None, cache: Cache | None) -> tuple[Tensor, Surrounded]:
+    """Embeddings [N, dim] with the virtual ones put in, and the rows that they make up with memory ahead of them."""
+    if acts is None:
+        return h, Surrounded(segments)
+    given = None
+    if acts.virtual_tokens is not None:
+        h, segments, given = _with_virtual(h, segments, acts.virtual_tokens)
+        segments = segments if cache is None else cache.fit(segments)
+    memories = [at.memory for at in acts.layers if at.memory is not None]
+    if not memories:
+        return h, Surrounded(segments, given)
+    assert segments.beginnings is None, "rows that share a beginning have no memory"
+    if cache is not None:
+        cache.reserve(max(memory.length for memory in memories))
+    # Positions move on as if the memory were tokens, by the longest that a row has in any layer.
+    rows = len(segments.query_lengths)
+    shift = (
+        torch.stack([memory.of(rows)[:, 1] for memory in memories]).amax(0).repeat_interleave(segments.query_lengths)
+    )
+    moved = replace(segments, positions=segments.positions + shift.to(segments.positions.device))
+    return h, Surrounded(moved, given, len(moved.positions) if cache is None else cache.memory_start)
+
+
+def _with_virtual(h: Tensor, segments: Segments, virtual: Extra) -> tuple[Tensor, Segments, Tensor]:
+    rows = virtual.of(len(segments.query_lengths))
+    longer, given = segments.with_virtual(rows[:, 1])
+    added = (longer.query_lengths - segments.query_lengths).tolist()
+    ends = segments.query_lengths.cumsum(0).tolist()
+    parts, start = [], 0
+    for end, (first, _), extra in zip(ends, rows.tolist(), added, strict=True):
+        parts += [virtual.tensors[0][first : first + extra], h[start:end]]
+        start = end
+    return torch.cat(parts), longer, given
