@@ -19,6 +19,7 @@ VERBS = {
     "init": "write a recipe with every key explained",
     "inspect": "see what a recipe would train on, token by token, before a model is loaded",
     "train": "train an adapter, from a recipe or from flags alone",
+    "doctor": "find everything that would keep a recipe from training; without one, what this machine has",
     "generate": "answer prompts with a run, an adapter or a model",
     "chat": "talk to a run, an adapter or a model",
     "evaluate": "score a run on held-out rows, base beside adapter",

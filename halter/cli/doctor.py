@@ -1,0 +1,72 @@
+"""`halter doctor`: everything that would keep a recipe from training, in one go; without a recipe, this machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from halter.cli.train import SETTINGS as SETTINGS
+from halter.cli.train import split
+from halter.errors import Refusal, together
+from halter.files.hub import to_stderr
+
+MISTAKES = 2
+
+
+def command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE KEY=VALUE", help="As for halter train; without any, this machine is described."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training data.")] = None,
+    method: Annotated[str | None, typer.Option(help="lora, qlora, full, ... (lora where not given)")] = None,
+    output: Annotated[str | None, typer.Option(help="Run folder (runs/NNN-name where not given).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Check as for going on from a checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Find every problem of a run before it starts; exit code 2 if there is any."""
+    recipe, overrides = split(arguments or [])
+    flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
+    overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    if recipe is None and not overrides:
+        from halter.run import doctor
+
+        found = doctor.report()
+        print(json.dumps(found, indent=2) if as_json else doctor.as_text(found))
+        return 0
+    from halter.run.preflight import Examination, examine
+    from halter.run.prepare import describe
+
+    examined: Examination = examine(recipe, overrides, resume=resume, say=to_stderr)
+    if as_json:
+        print(json.dumps(_as_data(examined.problems, examined.waived), indent=2, ensure_ascii=False))
+        return MISTAKES if examined.problems else 0
+    for waived in examined.waived:
+        print(f"waived, {waived['id']}: {waived['text']}")
+    if examined.problems:
+        raise together(examined.problems)
+    if examined.job is not None:
+        describe(examined.job, print)
+    print("nothing is wrong with it")
+    return 0
+
+
+def _as_data(problems: tuple[Refusal, ...], waived: tuple[dict[str, str], ...]) -> dict[str, Any]:
+    return {
+        "problems": [
+            {
+                "id": problem.id,
+                "what": problem.what,
+                "where": problem.where,
+                "offenders": problem.offenders,
+                "expected": problem.expected,
+                "fix": problem.fix,
+                "waivable": problem.waivable,
+            }
+            for problem in problems
+        ],
+        "waived": waived,
+    }

@@ -1,0 +1,185 @@
+"""What this machine has for Halter: cores, memory, versions, devices, kernels, extras, cache folders."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+
+from halter import __version__
+from halter.files.caches import cache_folder
+from halter.numerics import nf4_kernels
+from halter.pretrained.device import choose_device, cpu_has_bf16
+from halter.run.checks_machine import gib, nearest
+from halter.run.estimate import free_bytes
+
+PACKAGES = (
+    "torch", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pydantic", "typer", "rich", "ruamel.yaml",
+    "jinja2", "bitsandbytes",
+)  # fmt: skip
+EXTRAS = {
+    "data": "data sets of the hub, and parquet files",
+    "eval": "ROUGE in halter evaluate, BLEU, and the public harness's tasks",
+    "meta": "tokenizer.model files of Meta's folders (SentencePiece, tiktoken)",
+    "report": "figures",
+    "serve": "an HTTP server",
+    "track": "TensorBoard and Weights & Biases beside metrics.jsonl",
+    "vision": "pictures",
+}
+"""{extra: what it brings}; a test holds it to the extras that the package declares."""
+FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+VARIABLES = ("HALTER_CACHE", "HALTER_CACHE_GB", "HALTER_NF4", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS",
+             "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG")  # fmt: skip
+
+
+def report() -> dict[str, Any]:
+    """Everything, as plain data for JSON; memory and disk in bytes."""
+    return {
+        "halter": __version__,
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "machine": machine(),
+        "versions": {name: version_of(name) for name in PACKAGES},
+        "devices": devices(),
+        "kernels": kernels(),
+        "extras": extras(),
+        "folders": folders(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def version_of(package: str) -> str | None:
+    """The installed version, None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """System, cores, threads, memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "cores_usable": usable,
+        "threads": torch.get_num_threads(),
+        "memory_bytes": total,
+        "memory_free_bytes": free_bytes(torch.device("cpu")),
+    }
+
+
+def devices() -> list[dict[str, Any]]:
+    """What a model may be computed on; the first accelerator is taken where a recipe names none."""
+    found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine()}]
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(number)
+        free, total = torch.cuda.mem_get_info(number)
+        found.append(
+            {
+                "device": f"cuda:{number}",
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": total,
+                "memory_free_bytes": free,
+                "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+            }
+        )
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": "Apple GPU"})
+    return found
+
+
+def kernels() -> dict[str, Any]:
+    """Which fast ways there are here; without them the same is computed in plain torch."""
+    on_cuda = torch.cuda.is_available()
+    try:
+        library: Any = nf4_kernels.import_bitsandbytes()
+    except Exception as error:  # a broken native library raises what it likes
+        library, why = None, str(error).splitlines()[0] if str(error) else type(error).__name__
+    else:
+        why = ""
+    return {
+        "taken": str(choose_device(None)),
+        "flash_attention_cpu": torch._C._dispatch_has_kernel_for_dispatch_key(FLASH, "CPU"),
+        "bf16_instructions_cpu": cpu_has_bf16(),
+        "nf4_cpu": nf4_kernels.kernels(),
+        "bitsandbytes": library is not None,
+        "bitsandbytes_missing_because": why,
+        "bitsandbytes_cuda": library is not None and on_cuda and _runs_on_cuda(library),
+        "cuda_build": torch.version.cuda,
+    }
+
+
+def _runs_on_cuda(library: Any) -> bool:
+    try:
+        library.functional.quantize_4bit(torch.ones(64, 64, device="cuda"), quant_type="nf4")
+    except Exception:  # whatever a broken native library raises
+        return False
+    return True
+
+
+def extras() -> dict[str, dict[str, Any]]:
+    """{extra: what it brings, and which of its packages are missing}, of this installation's own metadata."""
+    try:
+        lines = metadata.requires("halter") or []
+    except metadata.PackageNotFoundError:  # a source tree that was never installed
+        lines = []
+    found: dict[str, dict[str, Any]] = {name: {"brings": words, "missing": []} for name, words in EXTRAS.items()}
+    for line in lines:
+        name, extra = re.match(r"[\w.-]+", line), re.search(r"extra\s*==\s*[\"']([\w-]+)", line)
+        if name and extra and extra[1] in found and version_of(name[0]) is None:
+            found[extra[1]]["missing"].append(name[0])
+    return found
+
+
+def folders() -> dict[str, dict[str, Any]]:
+    """Where Halter and the hub's client keep things, and the room that is left there."""
+    places = {"cache": cache_folder(), "hub": Path(huggingface_hub.constants.HF_HUB_CACHE), "here": Path.cwd()}
+    return {
+        name: {"path": str(place), "exists": place.is_dir(), "free_bytes": shutil.disk_usage(nearest(place)).free}
+        for name, place in places.items()
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The report for people."""
+    here, kernel = found["machine"], found["kernels"]
+    lines = [
+        f"halter {found['halter']}, Python {found['python']['version']}, {here['system']}",
+        f"cores: {here['cores']} ({here['cores_usable']} usable, {here['threads']} threads), memory: "
+        f"{gib(here['memory_bytes'])} ({gib(here['memory_free_bytes'])} free)",
+        "versions: " + ", ".join(f"{name} {version or 'missing'}" for name, version in found["versions"].items()),
+        "devices:",
+    ]
+    for device in found["devices"]:
+        room = f", {gib(device['memory_free_bytes'])} of {gib(device['memory_bytes'])} free" if "memory_bytes" in device else ""
+        taken = " (taken where a recipe names none)" if device["device"].split(":")[0] == kernel["taken"] else ""
+        lines.append(f"  {device['device']}: {device['name']}{room}{taken}")
+    words = {True: "yes", False: "no"}
+    lines += [
+        "kernels:",
+        f"  flash attention on the CPU: {words[kernel['flash_attention_cpu']]}",
+        f"  bf16 instructions of the CPU: {words[kernel['bf16_instructions_cpu']]}"
+        + ("" if kernel["bf16_instructions_cpu"] else " (16-bit checkpoints are computed in float32)"),
+        f"  NF4 on the CPU: by {kernel['nf4_cpu']}; bitsandbytes on CUDA: {words[kernel['bitsandbytes_cuda']]}",
+    ]
+    if kernel["bitsandbytes_missing_because"]:
+        lines.append(f"  bitsandbytes cannot be imported: {kernel['bitsandbytes_missing_because']}")
+    lines.append("extras:")
+    for name, extra in found["extras"].items():
+        state = f'missing {", ".join(extra["missing"])}: pip install "halter[{name}]"' if extra["missing"] else "there"
+        lines.append(f"  {name}: {extra['brings']} ({state})")
+    lines.append("folders:")
+    lines += [f"  {name}: {f['path']} ({gib(f['free_bytes'])} free)" for name, f in found["folders"].items()]
+    lines += [f"environment: {name}={value}" for name, value in found["environment"].items()]
+    return "\n".join(lines)
