@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halter.data import cache
+from halter.data.cache_key import files_of
 from halter.data.choose import hold_out, without
 from halter.data.encode import Encoder
 from halter.data.examples import Builder, Examples
@@ -14,6 +15,7 @@ from halter.data.report import DataReport
 from halter.data.row_files import EMPTY, Fault
 from halter.data.store import Store, joined
 from halter.data.tokenise import DUPLICATE, Account, Group, Pass
+from halter.data.workers import useful
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
@@ -98,8 +100,10 @@ class _Load:
         progress = self._progress
         told = None if progress is None else lambda count: progress(before + count)
 
+        size = sum(path.stat().st_size for path in files_of(group) or ())
+
         def fill(builder: Builder) -> Account:
-            return Pass(self.encoder, self.seed, builder, told, first).run(group)
+            return Pass(self.encoder, self.seed, builder, told, first, useful(size)).run(group)
 
         found = cache.find_or_make(self.encoder, group, self.seed, fill) if self.encoder.options.cache else None
         if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain, islice
@@ -11,12 +12,14 @@ from typing import Any
 from halter.data.choose import sample
 from halter.data.columns import Reader, understand
 from halter.data.encode import Encoder
-from halter.data.examples import Builder
+from halter.data.example import Example
+from halter.data.examples import PLACE, Builder
 from halter.data.options import Source
 from halter.data.report import DataReport
 from halter.data.row_files import Fault, Found
 from halter.data.sources import open_source
 from halter.data.turns import BadRow
+from halter.data.workers import mapped
 from halter.errors import Refusal
 
 HEAD = 100
@@ -70,9 +73,15 @@ class Pass:
     """
 
     def __init__(
-        self, encoder: Encoder, seed: int, builder: Builder, progress: Callable[[int], None] | None, first: bool = True
+        self,
+        encoder: Encoder,
+        seed: int,
+        builder: Builder,
+        progress: Callable[[int], None] | None,
+        first: bool = True,
+        workers: int = 0,
     ) -> None:
-        self.encoder, self.seed, self.builder, self.first = encoder, seed, builder, first
+        self.encoder, self.seed, self.builder, self.first, self.workers = encoder, seed, builder, first, workers
         self.account = Account()
         self._progress = progress
 
@@ -81,11 +90,21 @@ class Pass:
         read: Iterator[_Read] = chain.from_iterable(self._source(*pair) for pair in group.sources)
         if group.limit is not None:
             read = self._limited(read, group.limit, ALL_OVER)
-        for document, row in enumerate(read):
-            if self._progress is not None and document % HEAD == 0:
-                self._progress(document)
-            self._encode(row, document)
+        with closing(mapped(self._rows, read, self.workers)) as pairs:
+            for document, (row, result) in enumerate(pairs):
+                if self._progress is not None and document % HEAD == 0:
+                    self._progress(document)
+                self._take(row, document, result)
+        # Some faults are seen when a row is read and some when it is encoded, which may be a while later.
+        order = {name: place for place, name in enumerate(self.account.report.sources)}
+        self.account.report.faults.sort(key=lambda fault: _place(fault.origin, order))
         return self.account
+
+    def _rows(self, read: _Read) -> tuple[int, list[Example]]:
+        """(length before on_long, the rows to train on). Raises BadRow and Refusal."""
+        meant = read.reader.read(read.row)
+        example = self.encoder.example(meant, read.origin)
+        return len(example.tokens), self.encoder.fitted(example, meant)
 
     def _source(self, number: int, source: Source) -> Iterator[_Read]:
         path, limit = source.parts
@@ -114,11 +133,10 @@ class Pass:
             report.read(name)
             yield _Read(source, *one, reader)
 
-    def _encode(self, read: _Read, document: int) -> None:
+    def _take(self, read: _Read, document: int, result: tuple[int, list[Example]] | None) -> None:
         account, builder = self.account, self.builder
         try:
-            meant = read.reader.read(read.row)
-            example = self.encoder.example(meant, read.origin)
+            length, pieces = result or self._rows(read)
         except BadRow as fault:
             account.report.faults.append(Fault(read.origin, str(fault)))
             return
@@ -130,8 +148,7 @@ class Pass:
                 raise
             account.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.offenders[:3]))))
             return
-        pieces = self.encoder.fitted(example, meant)
-        self._count_long(read.origin, len(example.tokens), len(pieces))
+        self._count_long(read.origin, length, len(pieces))
         for piece in pieces:
             builder.add(piece, document, read.source.weight)
 
@@ -143,6 +160,13 @@ class Pass:
         report.long_row(origin, length, options.on_long if pieces else "dropped")
         if options.on_long == "stop":
             self.account.too_long.append(Fault(origin, f"{length} tokens"))
+
+
+def _place(origin: str, order: dict[str, int]) -> tuple[int, int]:
+    """(file, line) as numbers; a whole file is its line 0."""
+    match = PLACE.fullmatch(origin)
+    name, line = (match[1][:-1], int(match[2])) if match is not None else (origin, 0)
+    return order.get(name, len(order)), line
 
 
 class _Ids:
