@@ -23,6 +23,7 @@ from halter.model.places import Act, Extra, path
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
+PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset({"method", "adapter", "mixed", "storage", "targets"})
 
 
@@ -121,6 +122,20 @@ class Method:
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         """The method's part of adapter_config.json."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        """{name in PEFT's file: tensor} from {path.saved_name: tensor}, for a method whose PEFT file is laid out
+        otherwise; reshaping only, so that saved is loaded bit for bit."""
+        return {PEFT_PREFIX + name: tensor for name, tensor in own.items()}
+
+    def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        """The way back; ``stored`` has no prefix any more. Names that it does not know stay, to be told."""
+        return stored
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        """Whether a PEFT adapter_config.json is this method's."""
+        return config.get("peft_type") == cls.peft_type
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Method:

@@ -19,15 +19,15 @@ from halter.files.manifest import MANIFEST, check_manifest, write_manifest
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.patterns import refuse_slow_patterns
 from halter.files.reading import junk_refused, read_json
-from halter.files.tensors import read_tensors
+from halter.files.tensors import TensorFile, read_tensors
 from halter.files.writing import new_folder, write_json, write_tensors
 from halter.methods.adapter import Adapter
+from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names
 from halter.model.decoder import Decoder
 from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, path
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "halter.json"
-PREFIX = "base_model.model."
 SEVERAL = "HALTER_SEVERAL"
 OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest")
 MAX_ENTRIES = 4096
@@ -60,10 +60,17 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> None:
         **adapter.facts,
     }
     with new_folder(folder) as temporary:
-        write_tensors(temporary / TENSORS, {PREFIX + name: tensor for name, tensor in state_of(adapter).items()})
+        write_tensors(temporary / TENSORS, _peft_names(adapter))
         write_json(temporary / CONFIG, config)
         write_json(temporary / FACTS, facts)
         write_manifest(temporary, (TENSORS, CONFIG, FACTS))
+
+
+def _peft_names(adapter: Adapter) -> dict[str, Tensor]:
+    own = state_of(adapter)
+    if len(adapter.methods) == 1:
+        return adapter.methods[0].to_peft_tensors(own, adapter.shape)
+    return {PREFIX + name: tensor for name, tensor in own.items()}
 
 
 def state_of(adapter: Adapter) -> dict[str, Tensor]:
@@ -112,6 +119,7 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     folder = Path(folder)
     facts = checked_facts(folder)
     _refuse_other_base(facts, base, folder, allow)
+    TensorFile(folder / TENSORS).close()  # a torn file is told before anything is made of its configuration
     with junk_refused("adapter-unreadable", "its configuration is not as it should be", folder):
         methods = _methods(read_json(folder / CONFIG), facts, folder)
         _refuse_unfit_options(methods, base, folder)
@@ -209,6 +217,8 @@ def _own_names(stored: Mapping[str, Tensor], planned: Adapter, base: Decoder) ->
             kept[name] = tensor
         elif not _same(tensor, base.module(None, place).weight()):  # type: ignore[operator]
             wrong.append(f"{name} differs from the base's")
+    if len(planned.methods) == 1:
+        kept = planned.methods[0].from_peft_tensors(kept, planned.shape)
     return kept, wrong
 
 
@@ -225,7 +235,7 @@ def _methods(config: dict[str, Any], facts: dict[str, Any], folder: Path) -> lis
         return [_from_options(dict(options)) for options in facts["methods"]]
     kind = config.get("peft_type")
     for name in names():
-        if find(name).peft_type == kind:
+        if find(name).reads(config):
             return [find(name).from_peft(config)]
     known = ", ".join(find(name).peft_type for name in names())
     raise Refusal("adapter-unsupported", f"peft_type {kind!r} is not known", where=str(folder), expected=known)
