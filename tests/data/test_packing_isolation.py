@@ -63,7 +63,7 @@ def model_and_adapter(dtype: torch.dtype, device: str) -> tuple[Decoder, Any]:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_other_words_change_no_neighbour(name: str, device: str, dtype: torch.dtype) -> None:
-    """20 random packs on every backend: each row in turn gets other tokens of the same number."""
+    """12 random packs on every backend: each row in turn gets other tokens of the same number."""
     if device == "cuda" and name == "CPU kernel":
         pytest.skip("of the CPU")
     if name.endswith("flash") and device == "cuda" and dtype == torch.float32:
@@ -71,7 +71,7 @@ def test_other_words_change_no_neighbour(name: str, device: str, dtype: torch.dt
     model, adapter = model_and_adapter(dtype, device)
     compared = 0
 
-    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(LENGTHS, st.integers(0, 2**31))
     def check(lengths: list[int], seed: int) -> None:
         nonlocal compared
@@ -91,7 +91,7 @@ def test_other_words_change_no_neighbour(name: str, device: str, dtype: torch.dt
 
     check()
     print(f"{name}, {device}, {dtype}: {compared} neighbours bit-equal")
-    assert compared > 100
+    assert compared > 50
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -129,7 +129,7 @@ def test_rows_that_share_their_beginning_are_apart_behind_it(name: str) -> None:
     model, adapter = model_and_adapter(torch.float32, "cpu")
     random = np.random.default_rng(0)
     prompt, compared = 24, 0
-    for _ in range(10):
+    for _ in range(5):
         head = random.integers(0, 96, prompt)
         rows = [np.concatenate((head, random.integers(0, 96, int(random.integers(2, 60))))) for _ in range(4)]
         with torch.no_grad(), BACKENDS[name]():

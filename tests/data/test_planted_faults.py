@@ -91,14 +91,17 @@ def test_bad_rows_are_all_named_in_one_pass(llama3: Tokenizer, planted: tuple[Pa
 
 
 def test_bad_rows_stop_before_the_model_is_loaded(
-    shared: Path, planted: tuple[Path, dict[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_model(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(session, "load_model", load_model)
+    monkeypatch.chdir(tmp_path)
     model = str(shared / "data/models/stories260K")
-    command = ["train", "--model", model, "--data", str(planted[0]), "--data.template", "alpaca"]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([messages(1, "A"), *(line(n) for n, line in enumerate(BAD.values(), 2))]))
+    command = ["train", "--model", model, "--data", str(path), "--data.template", "alpaca"]
     assert main.run([*command, "--output", str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
 
