@@ -86,9 +86,7 @@ def check_ids(ids: Mapping[str, int], where: str | Path) -> None:
     """Refusal ``tokenizer-unreadable`` for ids that are no small whole numbers, before anything is sized by them."""
     limit = min(MAX_IDS, 2 * len(ids) + MAX_GAPS)
     wrong = [
-        f"{t!r:.80}: {i!r:.80}"
-        for t, i in ids.items()
-        if not isinstance(t, str) or type(i) is not int or not 0 <= i < limit
+        f"{t!r:.80}: {i!r:.80}" for t, i in ids.items() if not _is_text(t) or type(i) is not int or not 0 <= i < limit
     ]
     if wrong:
         raise Refusal(
@@ -100,12 +98,17 @@ def check_ids(ids: Mapping[str, int], where: str | Path) -> None:
         )
 
 
+def _is_text(token: object) -> bool:
+    """Text that UTF-8 can write; JSON can spell half a character."""
+    return isinstance(token, str) and (token.isascii() or not any("\ud800" <= c <= "\udfff" for c in token))
+
+
 class ControlFinder:
     """Finds control tokens: leftmost first, the longest where several begin."""
 
     def __init__(self, controls: Iterable[Control]) -> None:
         self.controls = tuple(controls)
-        self._by_text = {c.text: c for c in self.controls}
+        self._by_text = {c.text: c for c in self.controls if c.text}  # an empty one would be found for ever
         longest_first = sorted(self._by_text, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
-from halter.files.reading import plain_name, read_text
+from halter.files.reading import JUNK, plain_name, read_text
 from halter.files.writing import DISK, Disk, write_text
 
 MANIFEST = "manifest.json"
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]] | None:
             entry.keys() == {"bytes", "sha256"} and type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
             for entry in files.values()
         )
-    except (Refusal, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (Refusal, *JUNK):
         return None
     return dict(files) if whole and names and kinds else None
 

@@ -47,7 +47,7 @@ def read_params(path: Path) -> dict[str, Any]:
         if params.get(key) is not None and not _fits(key, params[key])
     ]
     if not wrong and (int(params["dim"]) % int(params["n_heads"]) or int(params["dim"]) // int(params["n_heads"]) % 2):
-        wrong.append(f"dim {params['dim']} over {params['n_heads']} heads")
+        wrong.append(f"{params['n_heads']} heads of an even size do not make dim {params['dim']}")
     if wrong:
         what = "lacks numbers that every model of Meta's has, or has impossible ones"
         raise Refusal("meta-params", what, where=str(path), offenders=wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +32,11 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """A whole file. Refusal ``file-missing`` or ``file-too-large``."""
     try:
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            data = file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         why = getattr(error, "strerror", None) or error
         raise Refusal("file-missing", f"cannot be read: {why}", where=str(path)) from error
-    if len(data) > max_bytes:
+    if data is None or len(data) > max_bytes:
         raise Refusal(
             "file-too-large", f"is larger than {max_bytes} bytes, more than such a file holds", where=str(path)
         )

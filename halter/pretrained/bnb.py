@@ -22,7 +22,7 @@ def nf4_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[in
     """
     specs = checkpoint.names()
     nested = any(part in group for part in _NESTED)
-    lacking = [part for part in (*_ALWAYS, *(_NESTED if nested else ())) if part not in group]
+    lacking = [part for part in (*_ALWAYS, *(_NESTED if nested else ())) if group.get(part) not in specs]
     if lacking:
         return [f"lacks {', '.join(lacking)}"]
     state_spec = specs[group[_STATE]]

@@ -139,9 +139,14 @@ def targets(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str,
 
 
 def fuzz(targets: dict[str, Target], cases: int, seed: int, where: Path) -> dict[str, Tally]:
-    """Damage one file of a target at a time; the rest of its folder is whole."""
+    """Damage one file of a target at a time; the rest of its folder is whole.
+
+    HALTER_FUZZ=name takes one target alone, HALTER_KEEP=file keeps what the last crash was caused by.
+    """
     tallies: dict[str, Tally] = {}
     for name, target in targets.items():
+        if os.environ.get("HALTER_FUZZ", name) != name:
+            continue
         rng, tally = random.Random(f"{seed} {name}"), Tally()
         folder = where / name.replace(" ", "-")
         shutil.copytree(target.folder, folder)
@@ -155,7 +160,7 @@ def fuzz(targets: dict[str, Target], cases: int, seed: int, where: Path) -> dict
             largest = max(largest, len(data))
             (folder / file).write_bytes(data)
             tally.feed(f"{name} {seed} {case} {file}", lambda f=folder, t=target: t.read(f))
-            if tally.crashes and os.environ.get("HALTER_KEEP"):
+            if tally.crashes and tally.crashes[-1].startswith(f"{name} {seed} {case} ") and "HALTER_KEEP" in os.environ:
                 Path(os.environ["HALTER_KEEP"]).write_bytes(data)
             (folder / file).write_bytes(whole[file])
         grown = memory("VmHWM") - before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halter.errors import Refusal
+from halter.errors import HalterError, Refusal
 from halter.files import template_render, template_sandbox
 from halter.files.chat import ChatTemplate
 from halter.files.chat_render import Renderer
@@ -55,6 +56,31 @@ FORBIDDEN = {
     "lorem ipsum": "{{ lipsum(n=99999) }}",
     "closing tag": "{% endfor %}",
     "namespace dunder": "{% set ns = namespace() %}{% set ns.__class__ = 3 %}{{ ns.__class__.__mro__ | list }}",
+}
+# Besides those above; the endless ones among them are for the long form alone.
+MORE_ENDLESS = {
+    "sorting": "{% for i in range(99999) %}{% if range(99999) | sort %}{% endif %}{% endfor %}",
+    "grouping": "{% for i in range(9999) %}{% if range(9999) | groupby('real') %}{% endif %}{% endfor %}",
+    "unique": "{% for i in range(99999) %}{% if range(99999) | unique | list %}{% endif %}{% endfor %}",
+    "power": "{% set x = 7 ** 9999999 %}{{ x % 10 }}",
+    "digits": "{{ (7 ** 999999) | string | length }}{{ 7 ** 9999999 % 3 }}",
+    "word wrap": "{% for i in range(99999) %}{% if ('a ' * 99999) | wordwrap(1) %}{% endif %}{% endfor %}",
+    "calls": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+    "urls": "{% for i in range(9999) %}{% if ('www.a.b ' * 999) | urlize %}{% endif %}{% endfor %}",
+    "batches": "{% for i in range(99999) %}{% if range(99999) | batch(2) | list %}{% endif %}{% endfor %}",
+}
+MORE_GREEDY = {
+    "repeat filter": "{{ 'a' | center(10**8) | replace('a', 'b' * 10**8) }}",
+    "slices": "{{ range(99999) | slice(99999) | list | length }}{{ [0] * 10**9 }}",
+    "dict": "{% set ns = namespace(d={}) %}{% for i in range(99) %}{% set ns.d = [ns.d, ns.d] %}{% endfor %}{{ ns.d }}",
+    "json": "{{ ([[1] * 9999] * 9999) | tojson }}",
+    "tuple times": "{{ ((1, 2) * 10**9) | length }}",
+    "format named": "{{ '{a:>999999999}'.format(a=1) }}",
+    "percent star": "{{ '%*d' % (999999999, 3) }}",
+    "zfill": "{{ 'a'.zfill(999999999) }}",
+    "ljust": "{{ 'a'.ljust(999999999) }}",
+    "expandtabs": "{{ ('\t' * 9999).expandtabs(999999) }}",
+    "encode": "{{ ('a' * 99999999).encode('utf-32') | length }}{{ 'a' * 10**9 }}",
 }
 
 
@@ -98,6 +124,40 @@ def test_greedy_templates_end_by_their_size(box: Sandbox) -> None:
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10  # of any child, start included
     assert largest <= max(earlier, own, template_render.MEMORY_BYTES + (64 << 20))
     assert render(box, "{{ 'a' * 1048576 }}") == "a" * template_render.OUTPUT_CHARS
+
+
+def hostile(box: Sandbox, sources: dict[str, str]) -> None:
+    """Each ends within 1.5 s of processor time, by a refusal, an error or a harmless text."""
+    slowest, ends = 0.0, Counter[str]()
+    for name, source in sources.items():
+        before = _children()
+        try:
+            kind = str(box.run([job(source)])[0].get("kind", "text"))
+        except Refusal as refusal:
+            kind = refusal.id
+        except HalterError:
+            kind = "died"
+        box.close()  # a child's time counts when it has ended
+        ends[kind] += 1
+        slowest = max(slowest, _children() - before)
+        assert _children() - before <= 1.5, (name, _children() - before)
+    print(f"hostile templates: {len(sources)}, all ended, slowest {slowest:.2f} s (limit 1.5); {dict(ends)}")
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.nightly
+def test_fifty_hostile_templates_end(box: Sandbox) -> None:
+    sources = ENDLESS | MORE_ENDLESS | GREEDY | MORE_GREEDY | FORBIDDEN
+    assert len(sources) >= 50
+    hostile(box, sources)
+
+
+def test_more_greedy_templates_end(box: Sandbox) -> None:
+    hostile(box, MORE_GREEDY)
 
 
 def test_forbidden_things_are_refused_or_empty(box: Sandbox) -> None:
