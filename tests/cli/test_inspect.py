@@ -71,6 +71,13 @@ def test_every_token_and_count_is_what_training_sees(model: str, tmp_path: Path)
     assert (report.long_dropped, report.duplicates) == (1, 1) and report.long_shown[0].startswith(f"{path}:121: ")
 
 
+def test_a_first_token_is_never_learnt(model: str, tmp_path: Path) -> None:
+    """Rows given as tokens mark even their BOS; nothing before it could predict it, so it counts as not learnt."""
+    found = look(model, write(tmp_path / "a.jsonl", [{"input_ids": [1, 5, 6, 2]}] * 3))
+    assert ("<s>", 3, 0) in found.census.controls and ("</s>", 3, 3) in found.census.controls
+    assert [token.learnt for token in found.rows[0].tokens] == [False, True, True, True]
+
+
 def test_steps_and_schedule_are_those_of_the_run(model: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     found = look(model, path, "train.tokens_per_step=1000", "train.micro_tokens=400", "train.num_train_epochs=2",
@@ -189,7 +196,7 @@ class Read(HTMLParser):
 def test_nothing_of_the_data_acts(model: str, tmp_path: Path) -> None:
     """Markup, terminal codes, turned text: shown, never obeyed; every span of the page is a token."""
     rows = [{"instruction": HOSTILE.replace("\x00", ""), "output": HOSTILE.replace("\x00", "")}, *ROWS]
-    path = write(tmp_path / "a'<b>&\x1b[1m.jsonl", [*rows, {"instruction": "x", HOSTILE: 1}])
+    path = write(tmp_path / "a'<b>&\x1b[5m.jsonl", [*rows, {"instruction": "x", HOSTILE: 1}])
     found = look(model, path, "data.on_bad=skip", rows=2)
     for colour in (False, True):
         text = render(found, Look(colour=colour))
@@ -199,7 +206,8 @@ def test_nothing_of_the_data_acts(model: str, tmp_path: Path) -> None:
         assert "\\x1b[2J" in text and "\\x202e" in text
     html = page(found)
     read = Read(html)
-    assert {"script", "img", "iframe", "link", "b>"}.isdisjoint(tag for tag, _ in read.tags)
+    assert {"script", "img", "iframe", "link"}.isdisjoint(tag for tag, _ in read.tags)
+    assert sum(tag == "b" for tag, _ in read.tags) == 7 + 2  # tiles and rows, and none of the file's name
     assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on") or name == "src"]
     assert "alert(1)" in read.words and "\x1b" not in html and "\u202e" not in html
     assert "http" not in re.sub(r'http-equiv="[^"]*"', "", html)

@@ -106,6 +106,19 @@ def test_bad_rows_stop_before_the_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+def test_skipping_trains_on_the_rest_and_the_run_says_how_many(shared: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([*(messages(n, f"A{n}") for n in range(1, 31)), *(line(99) for line in BAD.values())]))
+    model = {"path": str(shared / "data/models/stories260K"), "device": "cpu"}
+    data = {"train": str(path), "template": "alpaca", "on_bad": "skip"}
+    recipe = {"model": model, "method": {"name": "lora", "r": 2}, "data": data, "train": {"max_steps": 1},
+              "output_dir": str(tmp_path / "run")}  # fmt: skip
+    run = session.train(recipe, say=lambda _: None)
+    assert run is not None
+    told = json.loads((run / "data.json").read_text())
+    assert (told["kept"], told["bad"], len(told["faults"]), told["empty_lines"]) == (30, 11, 11, 1)
+
+
 def test_ids_may_repeat_where_they_say_nothing(llama3: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [{"id": n % 3, "name": n // 2, "text": f"row {n}"} for n in range(6)] + [{"id": "0", "name": 7, "text": "x"}]
