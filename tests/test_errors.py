@@ -10,6 +10,8 @@ import pytest
 from halter.cli import main
 from halter.errors import SHOWN_OFFENDERS, WAIVABLE, Refusal, Waivers, together
 from halter.files.offenders import keep_offenders
+from halter.recipe import ChecksOptions
+from halter.recipe.fields import keys_of
 
 PACKAGE = Path(__file__).resolve().parents[1] / "halter"
 
@@ -57,6 +59,11 @@ def test_the_table_of_waivers_is_the_package_s() -> None:
     assert {id for _, id, flag in found if flag} == set(WAIVABLE)
     assert not [f"{file}: {id}" for file, id, flag in found if not flag and id in WAIVABLE]
     assert not [id for id in WAIVABLE if "damaged" in id or "mismatch" in id]
+
+
+def test_the_recipe_says_what_can_be_waived() -> None:
+    doc = keys_of(ChecksOptions)["allow"].doc
+    assert doc.partition(": ")[2].rstrip(".").split(", ") == list(WAIVABLE)
 
 
 def test_a_waivable_refusal_ends_by_saying_how_to_waive_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,9 @@ def command(
     recipe, overrides = split(arguments or [])
     flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
     overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    kept = Path(output or "") / "recipe.yaml"
+    if resume and output and recipe is None and kept.is_file():
+        recipe = str(kept)
     if recipe is None and not overrides:
         from halter.run import doctor
 

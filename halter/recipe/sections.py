@@ -34,7 +34,8 @@ class ChecksOptions:
     """Checks that a run may pass over."""
 
     allow: tuple[str, ...] = ()
-    """Ids of refusals that are waived; the id stands in square brackets at the end of the refusal."""
+    """Ids of refusals that are waived, as they stand in square brackets at a refusal's end: base-differs,
+    tokenizer-differs, template-differs, double-bos, pad-trained, untrained-tokens, row-memory, disk-space."""
 
 
 @dataclass(frozen=True)

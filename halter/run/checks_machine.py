@@ -79,6 +79,8 @@ def _optimizer(options: TrainOptions, device: str) -> Iterator[Refusal]:
     if options.optimizer == "adamw" or (paged and device != "cuda"):
         return
     try:
+        if device == "mps":
+            raise ImportError("it has no kernels for mps")
         import_bitsandbytes()
     except Exception as error:  # a broken native library raises what it likes
         yield Refusal(

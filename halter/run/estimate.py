@@ -40,11 +40,12 @@ def planned(config: ModelConfig, methods: Sequence[Method]) -> Adapter:
         return Adapter(config, methods)
 
 
-def sizes(recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int) -> Sizes:
-    """What training ``adapter`` (None: unknown, nothing) takes on a base held in ``width`` bytes a number."""
+def sizes(recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, nf4: bool = False) -> Sizes:
+    """What training ``adapter`` (None: unknown, nothing) takes on a base held in ``width`` bytes a number, its linear
+    layers in 4 bits where ``nf4``."""
     shapes = config.tensor_shapes().items()
     linear = sum(shape.numel() for name, shape in shapes if name.split(".")[-2] in LINEARS and len(shape) == 2)
-    held = NF4_BYTES if recipe.model.quantize == "nf4" else width
+    held = NF4_BYTES if nf4 else width
     base = int(linear * held + (config.num_parameters - linear) * width)
     count = 0 if adapter is None else adapter.num_trainable
     states = 2 if "8bit" in recipe.train.optimizer else 8

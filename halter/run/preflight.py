@@ -15,7 +15,7 @@ import torch
 
 from halter.errors import WAIVABLE, Refusal, Waivers, together
 from halter.files.chat import ChatTemplate
-from halter.files.checkpoint import Checkpoint, open_checkpoint
+from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from halter.files.hub import resolve
 from halter.methods import storage
 from halter.methods.adapter import Adapter
@@ -45,12 +45,13 @@ class Examination:
 def ready(source: Source, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = lambda _: None) -> Job:
     """The job, everything about it checked. Raises what is wrong, several things as one Refusal ``preflight``."""
     found = examine(source, overrides, resume=resume, say=say)
-    if found.problems or found.job is None:
+    if found.problems:
         whole = together(found.problems)
         whole.folder = Path(found.recipe.output_dir) if found.recipe.output_dir else None
         raise whole
     for waived in found.waived:
         say(f"waived, {waived['id']}: {waived['text']}")
+    assert found.job is not None  # or there was a problem
     return found.job
 
 
@@ -100,8 +101,7 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say) -> Job | None:
     checkpoint = None if folder is None else findings.attempt(open_checkpoint, folder)
     if checkpoint is None or folder is None:
         return job
-    width = _width(recipe, checkpoint, base)
-    _check_sizes(recipe, base, adapter, job, width, findings)
+    _check_sizes(recipe, base, checkpoint, adapter, job, findings)
     others = _earlier(recipe, base, checkpoint, findings)
     if job is not None and found is not None:
         job = replace(job, folder=folder)
@@ -131,7 +131,8 @@ def _planned(recipe: Recipe, base: Base, findings: Findings) -> Adapter | None:
 def _width(recipe: Recipe, checkpoint: Checkpoint, base: Base) -> int:
     """Bytes of a number that the base is held in."""
     asked = checks_machine.PRECISIONS.get(recipe.train.precision, recipe.model.dtype)
-    stored = getattr(torch, base.config.dtype, torch.float32)
+    said = any(checkpoint.config.get(key) for key in ("torch_dtype", "dtype"))
+    stored = getattr(torch, base.config.dtype, torch.float32) if said else dtype_of(checkpoint)
     return choose_dtype(asked, stored, _device(recipe), lambda _: None).itemsize
 
 
@@ -143,9 +144,10 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 def _check_sizes(
-    recipe: Recipe, base: Base, adapter: Adapter | None, job: Job | None, width: int, findings: Findings
+    recipe: Recipe, base: Base, checkpoint: Checkpoint, adapter: Adapter | None, job: Job | None, findings: Findings
 ) -> None:
-    need = estimate.sizes(recipe, base.config, adapter, width)
+    nf4 = recipe.model.quantize == "nf4" or bool(checkpoint.quantized)
+    need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), nf4)
     kept = recipe.train.save_total_limit
     findings.take(checks_machine.disk_space(recipe.output_dir or "runs", need.checkpoint, kept))
     row = ("a row", 1)
