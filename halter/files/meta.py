@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from halter.errors import Refusal
+from halter.files.meta_archive import MAX_TENSORS, damaged, refuse_bombs, refuse_old_torch
 from halter.files.meta_config import TIED_SHAPES, config_of, generation_config_of, read_params
 from halter.files.names import EMBEDDING, HEAD, MetaName, from_meta, is_ignored
 from halter.files.tensors import ROW_BYTES, TensorSpec, aligned_empty, bytes_of, tensor_sha256
 
-SAFE_TORCH = (2, 10)
-MAX_TENSORS = 1 << 16
-MAX_PICKLE_BYTES = 2 << 20
-"""Of the description of one file's tensors; the 405B's has 0.3 MB."""
 _PART = re.compile(r"consolidated(?:\.(\d+))?\.pth")
 
 
@@ -232,60 +229,28 @@ def _ranks(folder: Path) -> tuple[Path, ...]:
     return tuple(numbered[n] for n in sorted(numbered))
 
 
-def refuse_old_torch(version: str) -> None:
-    """Refusal ``torch-too-old`` below 2.10.
-
-    Until 2.5 a pickle could run code though weights_only was said (CVE-2025-32434), until 2.9 it could corrupt memory
-    (CVE-2026-24747).
-    """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None or (int(found[1]), int(found[2])) < SAFE_TORCH:
-        raise Refusal(
-            "torch-too-old",
-            f"torch {version} opens Meta's .pth files with known holes",
-            expected="torch {}.{} or later".format(*SAFE_TORCH),
-            fix="upgrade torch, or take the model's safetensors files",
-        )
-
-
 def _open(path: Path) -> dict[str, Tensor]:
     """A .pth file's tensors, mapped. Refusal ``tensor-file-damaged`` for anything but a dictionary of tensors."""
     try:
         archive = zipfile.is_zipfile(path)
         if archive:
-            _refuse_bombs(path)
+            refuse_bombs(path)
         # Files from before torch 1.6 are no zip archives, and only those can be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Refusal:
         raise
     except Exception as error:  # the reader raises half a dozen kinds, down to bare ones
         reason = str(error).split("\n")[0].split(". ")[0]
-        raise _damaged(path, f"is damaged or holds more than tensors: {reason or type(error).__name__}") from error
+        raise damaged(path, f"is damaged or holds more than tensors: {reason or type(error).__name__}") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise _damaged(path, "is no dictionary of tensors")
+        raise damaged(path, "is no dictionary of tensors")
     if len(state) > MAX_TENSORS or not all(isinstance(name, str) for name in state):
-        raise _damaged(path, f"names its tensors by other things than text, or has more than {MAX_TENSORS}")
+        raise damaged(path, f"names its tensors by other things than text, or has more than {MAX_TENSORS}")
     wrong = [name for name, t in state.items() if t.layout != torch.strided or t.is_quantized]
     held = sum(t.numel() * t.element_size() for t in state.values())
     if wrong or held > 2 * path.stat().st_size:  # twice: two names may be one matrix
-        raise _damaged(path, "describes tensors that it does not hold", wrong)
+        raise damaged(path, "describes tensors that it does not hold", wrong)
     return state
-
-
-def _refuse_bombs(path: Path) -> None:
-    """torch stores its archives without compression, so no member can be larger than the file."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    size = path.stat().st_size
-    packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size > size]
-    pickle_bytes = sum(m.file_size for m in members if m.filename.endswith(".pkl"))
-    if packed or len(members) > 2 * MAX_TENSORS or pickle_bytes > MAX_PICKLE_BYTES:
-        raise _damaged(path, "is an archive that would unpack to more than it holds", packed)
-
-
-def _damaged(path: Path, what: str, offenders: Iterable[str] = ()) -> Refusal:
-    fix = "fetch the file again"
-    return Refusal("tensor-file-damaged", f"this file {what}", where=str(path), offenders=offenders, fix=fix)
 
 
 def _half_split(target: Tensor, part: Tensor, head_dim: int) -> None:

@@ -15,7 +15,7 @@ import tiny_tokenizers
 import torch
 
 from halter.errors import Refusal
-from halter.files import codec, codec_bounds, manifest, meta, meta_config, patterns, reading, tensors
+from halter.files import codec, codec_bounds, manifest, meta, meta_archive, meta_config, patterns, reading, tensors
 from halter.files.codec_json import JsonCodec
 from halter.files.meta_config import read_params
 from halter.files.tensors import TensorFile
@@ -267,9 +267,9 @@ def test_counts_of_a_pth_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Refusal, match="other things than text"):
         meta._open(pth(path, {1: shared}))
     description = len(_member(pth(path, {"a": shared}), "data.pkl"))
-    monkeypatch.setattr(meta, "MAX_PICKLE_BYTES", description)
+    monkeypatch.setattr(meta_archive, "MAX_PICKLE_BYTES", description)
     assert meta._open(path)["a"].shape == (4,)
-    monkeypatch.setattr(meta, "MAX_PICKLE_BYTES", description - 1)
+    monkeypatch.setattr(meta_archive, "MAX_PICKLE_BYTES", description - 1)
     with pytest.raises(Refusal, match="unpack to more than it holds"):
         meta._open(path)
 
@@ -300,7 +300,7 @@ def test_a_pth_file_that_promises_more_than_it_holds(tmp_path: Path) -> None:
                                                ("1.13", False), ("2.9.9+cu130", False), ("dev", False)])  # fmt: skip
 def test_torch_must_be_one_without_known_holes(version: str, good: bool) -> None:
     if good:
-        meta.refuse_old_torch(version)
+        meta_archive.refuse_old_torch(version)
     else:
         with pytest.raises(Refusal, match="torch-too-old"):
-            meta.refuse_old_torch(version)
+            meta_archive.refuse_old_torch(version)

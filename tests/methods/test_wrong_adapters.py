@@ -85,7 +85,8 @@ def _shape(rng: random.Random, tensors: Tensors, names: list[str]) -> set[str]:
 
 def _not_finite(rng: random.Random, tensors: Tensors, names: list[str]) -> set[str]:
     for name in names:
-        tensors[name].view(-1)[rng.randrange(tensors[name].numel())] = rng.choice((float("nan"), float("inf"), -float("inf")))
+        bad = rng.choice((float("nan"), float("inf"), -float("inf")))
+        tensors[name].view(-1)[rng.randrange(tensors[name].numel())] = bad
     return set(names)
 
 
