@@ -77,6 +77,7 @@ def test_twenty_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) -
     monkeypatch.chdir(tmp_path)
     lines = [f"rows.jsonl:{n}: no token to learn" for n in range(SHOWN_OFFENDERS + 25)]
     refusal = Refusal("bad-rows", "45 rows cannot be used", offenders=lines)
+    assert str(refusal).count("no token to learn") == SHOWN_OFFENDERS and "and 25 more" in str(refusal)
     assert main._report(refusal, debug=False) == 2
     told = capsys.readouterr().err
     assert told.count("no token to learn") == SHOWN_OFFENDERS and "and 25 more" in told
