@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from html.parser import HTMLParser
@@ -278,10 +279,10 @@ def test_a_hundred_thousand_rows_in_a_minute(shared: Path, model: str, tmp_path:
         for number in range(100_000):
             row = source[number % len(source)]
             file.write(json.dumps({**row, "instruction": f"{row['instruction']} ({number})"}) + "\n")
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), sum(os.times()[:4])
     found = look(model, str(path), "data.on_bad=skip", "data.max_length=512")
     text = render(found, Look())
-    seconds = time.perf_counter() - start
-    print(f"100,000 rows inspected in {seconds:.1f} s")
+    seconds = sum(os.times()[:4]) - spent  # of one core, its helpers' included: others may use the cores as well
+    print(f"100,000 rows inspected in {seconds:.1f} s of one core, {time.perf_counter() - start:.1f} s by the clock")
     assert found.job.data.report.rows == 100_000 and len(text) > 1000 and seconds < 60
     assert ChatTemplate.builtin("alpaca").digest == found.job.template.digest  # type: ignore[union-attr]
