@@ -13,7 +13,7 @@ WAIVABLE: dict[str, str] = {
     "tokenizer-differs": "an adapter was trained with another tokenizer than this one",
     "template-differs": "the chat templates of checkpoint, recipe and adapter write different tokens",
     "double-bos": "rows begin with two BOS tokens, the base has seen one at a time",
-    "pad-trained": "the pad token is learnt, so programs that mask padding would unlearn it",
+    "pad-trained": "the pad token is also one that is learnt, or an end that the rows mask",
     "untrained-tokens": "the chat template needs tokens that the base has never been trained on",
     "row-memory": "by our estimate the longest row does not fit into memory",
     "disk-space": "there is less room on the disk than three checkpoints take",

@@ -36,11 +36,13 @@ TALKS: tuple[tuple[tuple[str, str], ...], ...] = (
 
 @dataclass(frozen=True)
 class Scan:
-    """What the rows hold: ids that occur and ids that are learnt (bool [ids]), rows with BOS after BOS."""
+    """What the rows hold: ids that occur and ids that are learnt (bool [ids]), rows with BOS after BOS, and rows in
+    which an end that is also the pad token is masked right after what is learnt."""
 
     there: np.ndarray
     learnt: np.ndarray
     doubled: list[str]
+    unended: list[str]
     rows: int
 
 
@@ -49,8 +51,10 @@ def scan(examples: Examples, tokenizer: Tokenizer) -> Scan:
     size = tokenizer.vocab_size
     bos = -1 if tokenizer.bos_id is None else tokenizer.bos_id
     places = np.linspace(0, len(examples) - 1, min(len(examples), MOST_SCANNED)).astype(np.int64)
+    end = -1 if tokenizer.pad_id is None or tokenizer.pad_id not in tokenizer.stop_ids else tokenizer.pad_id
     there, learnt = np.zeros(size, bool), np.zeros(size, bool)
-    doubled = []
+    doubled: list[str] = []
+    unended: list[str] = []
     for start in range(0, len(places), BLOCK):
         rows = [examples[place] for place in places[start : start + BLOCK].tolist()]
         starts = np.cumsum([0, *(len(row.tokens) for row in rows)])
@@ -58,11 +62,15 @@ def scan(examples: Examples, tokenizer: Tokenizer) -> Scan:
         targets = np.concatenate([row.supervised for row in rows])
         there[tokens] = True
         learnt[tokens[targets]] = True
-        twice = np.flatnonzero((tokens[1:] == bos) & (tokens[:-1] == bos)) + 1
-        which = np.searchsorted(starts, twice, side="right") - 1
-        inside = twice > starts[which]  # the first token of a row follows none
-        doubled += [rows[n].origin for n in np.unique(which[inside]).tolist()]
-    return Scan(there, learnt, doubled, len(places))
+        for told, second in (
+            (doubled, (tokens[1:] == bos) & (tokens[:-1] == bos)),
+            (unended, (tokens[1:] == end) & targets[:-1] & ~targets[1:]),
+        ):
+            at = np.flatnonzero(second) + 1
+            which = np.searchsorted(starts, at, side="right") - 1
+            inside = at > starts[which]  # the first token of a row follows none
+            told += [rows[n].origin for n in np.unique(which[inside]).tolist()]
+    return Scan(there, learnt, doubled, unended, len(places))
 
 
 def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Refusal]:
@@ -77,12 +85,20 @@ def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Ref
             waivable=True,
         )
     pad = tokenizer.pad_id
-    if pad is not None and pad < len(found.learnt) and found.learnt[pad]:
-        end = " It is also the end of a text." if pad in tokenizer.stop_ids else ""
+    if found.unended:
         yield Refusal(
             "pad-trained",
-            f"the pad token {tokenizer.token(pad)} is learnt.{end} Halter pads nothing and masks none of it, but a "
-            "program that masks padding, here or where the adapter goes, would teach it never to stop",
+            f"{tokenizer.token(pad or 0)} is the pad token and the end of a text, and {len(found.unended)} of "
+            f"{found.rows} rows have it masked right after what is learnt: the model would never learn to stop",
+            fix="learn the end too (labels are the token itself, -100 only where nothing is learnt)",
+            offenders=found.unended,
+            waivable=True,
+        )
+    elif pad is not None and pad not in tokenizer.stop_ids and pad < len(found.learnt) and found.learnt[pad]:
+        # A pad token that is the end of a text, as in many checkpoints, is learnt by right: Halter masks no padding.
+        yield Refusal(
+            "pad-trained",
+            f"the pad token {tokenizer.token(pad)} is learnt; programs that mask padding would unlearn it",
             fix="give pad_token in tokenizer_config.json a token that nothing else uses",
             waivable=True,
         )

@@ -162,7 +162,11 @@ def as_text(found: dict[str, Any]) -> str:
         "devices:",
     ]
     for device in found["devices"]:
-        room = f", {gib(device['memory_free_bytes'])} of {gib(device['memory_bytes'])} free" if "memory_bytes" in device else ""
+        room = (
+            f", {gib(device['memory_free_bytes'])} of {gib(device['memory_bytes'])} free"
+            if "memory_bytes" in device
+            else ""
+        )
         taken = " (taken where a recipe names none)" if device["device"].split(":")[0] == kernel["taken"] else ""
         lines.append(f"  {device['device']}: {device['name']}{room}{taken}")
     words = {True: "yes", False: "no"}

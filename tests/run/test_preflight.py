@@ -35,7 +35,7 @@ PLANTED = {
     "templates that disagree": ("template-differs", "the checkpoint's own"),
     "row with nothing to learn": ("bad-rows", "chat.jsonl:3"),
     "double BOS": ("double-bos", "tokens.jsonl:2"),
-    "pad that is learnt": ("pad-trained", "</s>"),
+    "end that is masked as padding": ("pad-trained", "tokens.jsonl:3"),
     "waiver that is none": ("waiver-unknown", "did you mean double-bos"),
 }
 
@@ -51,7 +51,14 @@ def plant_all(stories: Path, folder: Path) -> Path:
     rows = made.talks(40)
     rows[2]["messages"][1]["loss"] = False
     made.jsonl(folder / "chat.jsonl", rows)
-    made.jsonl(folder / "tokens.jsonl", [{"input_ids": [1, 300, 301]}, {"input_ids": [1, 1, 300, 301, 302]}])
+    made.jsonl(
+        folder / "tokens.jsonl",
+        [
+            {"input_ids": [1, 300, 301]},
+            {"input_ids": [1, 1, 300, 301, 302]},
+            {"input_ids": [1, 300, 2], "labels": [-100, 300, -100]},
+        ],
+    )
     (folder / "taken.txt").write_text("a file, and no folder")
     adapter = made.adapter_of(stories, folder / "adapter")
     recipe = {
@@ -243,13 +250,26 @@ def test_rows_double_bos_pad_and_tokens_without_a_row(good: Any, stories: Path, 
     found = examine(good(rows=made.jsonl(tmp_path / "t.jsonl", rows))).problems
     assert [p.id for p in found] == ["double-bos"]
     assert [o.rsplit(":", 1)[1] for o in found[0].offenders] == ["1", "1701", "3000"]
-    made.small_model(stories, tmp_path / "pad", {"pad_token": "</s>"})
-    assert ids(good(tmp_path / "pad")) == ["pad-trained"]
-    assert ids(good(tmp_path / "pad", checks__allow=["pad-trained"])) == []
-    made.small_model(stories, tmp_path / "unk", {"pad_token": "<unk>"})
-    assert ids(good(tmp_path / "unk")) == []
     made.small_model(stories, tmp_path / "short", vocab_size=400)
     assert "token-without-row" in ids(good(tmp_path / "short"))
+
+
+def test_pad_that_is_learnt_and_ends_that_are_masked(good: Any, stories: Path, tmp_path: Path) -> None:
+    word = json.loads((stories / "tokenizer.json").read_text())["model"]["vocab"]
+    made.small_model(stories, tmp_path / "word", {"pad_token": "."})
+    assert word["."] and ids(good(tmp_path / "word")) == ["pad-trained"]
+    assert ids(good(tmp_path / "word", checks__allow=["pad-trained"])) == []
+    made.small_model(stories, tmp_path / "unk", {"pad_token": "<unk>"})
+    assert ids(good(tmp_path / "unk")) == []
+    # Where the pad token is the end of a text, it is learnt by right; rows that mask it are wrong.
+    made.small_model(stories, tmp_path / "end", {"pad_token": "</s>"})
+    assert ids(good(tmp_path / "end")) == []
+    row = [1, 300, 301, 2]
+    labels = [[-100, 300, 301, 2], [-100, 300, 301, -100], [-100, -100, -100, 2], [-100, 300, -100, -100]]
+    data = made.jsonl(tmp_path / "l.jsonl", [{"input_ids": row, "labels": label} for label in labels])
+    found = examine(good(tmp_path / "end", rows=data)).problems
+    assert [p.id for p in found] == ["pad-trained"] and [o[-2:] for o in found[0].offenders] == [":2"]
+    assert ids(good(rows=data)) == []  # no pad token at all
 
 
 def test_the_longest_row_is_reckoned_to_the_token(good: Any, monkeypatch: pytest.MonkeyPatch) -> None:
