@@ -72,7 +72,7 @@ class Refusal(HalterError):
             parts.append(f"To mend it: {self.fix}")
         if self.waivable:
             parts.append(f"To go on all the same: checks.allow: [{self.id}], or --allow {self.id}")
-        return ". ".join(p.rstrip(".") for p in parts) + f". [{self.id}]"
+        return f"{'. '.join(p.rstrip('.') for p in parts)}. [{self.id}]".replace("?. ", "? ")
 
 
 def together(refusals: Sequence[Refusal]) -> Refusal:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from halter import recipe as recipes
-from halter.errors import Refusal
+from halter.errors import Refusal, Waivers
 from halter.files.chat import BUILTIN, ChatTemplate
 from halter.files.reading import junk_refused, read_text
 from halter.files.runs import RunFolder
@@ -162,6 +162,7 @@ def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None)
     where ``options.allow`` waives that. Refusals as of load, load_adapter and find.
     """
     options = options or OpenOptions()
+    Waivers(options.allow)  # refuses what cannot be waived
     held = options.quantize or subject.facts.get("quantize") or (subject.recipe and subject.recipe.model.quantize)
     storing: Literal["nf4"] | None = "nf4" if held == "nf4" else None
     model, tokenizer = load(subject.base, options.dtype, storing, options.device, subject.revision, say=say)

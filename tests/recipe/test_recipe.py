@@ -284,10 +284,15 @@ ANYTHING = st.recursive(
 @settings(max_examples=80, deadline=None)
 @given(ANYTHING)
 def test_whatever_is_given_is_read_or_refused(data: object) -> None:
+    given = data if isinstance(data, dict) else {"model": data}
+    tolerated, refusal = load_tolerant(given)
+    assert load(as_data(tolerated)) == tolerated if tolerated.data.train and tolerated.methods else True
     try:
-        recipe = load(data if isinstance(data, dict) else {"model": data})
-    except Refusal:
+        recipe = load(given)
+    except Refusal as error:
+        assert refusal is not None and str(refusal) == str(error)
         return
+    assert refusal is None and recipe == tolerated
     assert isinstance(recipe, Recipe) and load(as_data(recipe)) == recipe
 
 

@@ -18,6 +18,7 @@ import torch
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
 from halter.run import estimate, preflight
+from halter.run.opening import OpenOptions, Subject, open_subject
 from halter.run.preflight import examine, ready
 from halter.training import memory
 
@@ -367,6 +368,11 @@ def test_a_date_is_pinned_and_kept_on_resume(good: Any, stories: Path, tmp_path:
     assert ready(good(tmp_path / "dated", data__template=None, data__template_date="2029-03-04",
                       ) | {"output_dir": None}).recipe.data.template_date == "2029-03-04"  # fmt: skip
     assert ready(good() | {"output_dir": None}).recipe.data.template_date is None  # Alpaca's asks for none
+
+
+def test_names_that_cannot_be_waived_are_refused_when_a_model_is_opened(stories: Path) -> None:
+    with pytest.raises(Refusal, match="did you mean base-differs"):
+        open_subject(Subject(str(stories)), lambda _: None, OpenOptions(device="cpu", allow=("base-difers",)))
 
 
 def test_nothing_is_fetched_for_a_run_that_cannot_start(
