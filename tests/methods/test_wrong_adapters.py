@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import time
 from collections import Counter
@@ -122,6 +123,7 @@ def test_two_hundred_wrong_adapters_are_refused_with_every_name(folders: Path, t
         save_file(tensors, folder / FILES[0])
         found = {offender.split(" ")[0] for offender in refused(folder, base, "adapter-mismatch")}
         assert found == {name.removeprefix(storage.PREFIX) for name in expected}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for case in range(30):
         folder, rank = tmp_path / f"r{case}", rng.choice((1, 2, 3, 5, 8, 4096, 10**6, 2**40, 2**62))
         shutil.copytree(folders / "peft", folder)
@@ -132,6 +134,7 @@ def test_two_hundred_wrong_adapters_are_refused_with_every_name(folders: Path, t
         huge = caught.value.id == "adapter-unreadable" and rank > 10**6
         assert huge or len(caught.value.offenders) == len(whole), caught.value
         kinds["rank"] += 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 64 << 10  # KiB; a rank of 10**6 would be 3 GB
     for name, layers in (("longer", 3), ("shorter", 1)):
         for _ in range(5):
             more = {n.removeprefix(storage.PREFIX) for n in load_file(folders / name / FILES[0])}
