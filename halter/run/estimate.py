@@ -35,9 +35,13 @@ class Sizes:
 
 
 def planned(config: ModelConfig, methods: Sequence[Method]) -> Adapter:
-    """The adapter on meta, which costs nothing. Refusals as Adapter's."""
-    with torch.device("meta"):
-        return Adapter(config, methods)
+    """The adapter on meta, which costs nothing. Refusals as Adapter's, and ``adapter-impossible``."""
+    try:
+        with torch.device("meta"):
+            return Adapter(config, methods)
+    except RuntimeError as error:  # more numbers than can be counted
+        what = f"the method asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
+        raise Refusal("adapter-impossible", what, fix="a smaller rank") from None
 
 
 def sizes(recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, nf4: bool = False) -> Sizes:

@@ -14,6 +14,8 @@ from typing import Any
 import preflight_folders as made
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
@@ -315,6 +317,11 @@ def test_disk_space_is_that_of_three_checkpoints_or_those_kept(good: Any, monkey
     assert ids(good()) == ["disk-space"] and ids(good(checks__allow=["disk-space"])) == []
 
 
+def test_a_rank_beyond_counting_is_refused(good: Any) -> None:
+    assert ids(good(method__r=2**62)) == ["adapter-impossible"]
+    assert ids(good(method__r=2**40)) == ["disk-space", "row-memory"]
+
+
 def test_machine_checks(good: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("halter.run.checks_machine.find_spec", lambda name: None)
     assert ids(good(train__report_to=["tensorboard", "wandb"])) == ["missing-extra"]
@@ -407,3 +414,32 @@ def test_what_is_there_is_looked_at_where_a_source_is_missing(good: Any, tmp_pat
 def test_a_finished_run_is_told_with_the_rest(good: Any, tmp_path: Path) -> None:
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     assert ids(good(), "model.device=cuda:99") == ["device-missing", "run-finished"]
+
+
+PLACES = [
+    ("model", "device"), ("model", "dtype"), ("model", "quantize"), ("model", "revision"), ("method", "r"),
+    ("method", "target_modules"), ("method", "layers"), ("method", "rank_pattern"), ("method", "name"),
+    ("method", "init_from"), ("data", "max_length"), ("data", "template"), ("data", "template_date"),
+    ("data", "columns"), ("data", "on_bad"), ("train", "optimizer"), ("train", "max_steps"), ("train", "precision"),
+    ("train", "save_total_limit"), ("train", "report_to"), ("train", "deterministic"), ("checks", "allow"),
+    ("train", "nonsense"),
+]  # fmt: skip
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 2**40), st.floats(), st.text(max_size=6),
+    st.sampled_from(["nf4", "q_proj", "(", "2024-01-01", "full", "llama-2", "adamw_8bit", "stop", "double-bos", "."]),
+    st.lists(st.sampled_from(["q_proj", "x", "double-bos", 0, 99, -1]), max_size=3),
+    st.dictionaries(st.sampled_from(["q_proj", "(", "prompt"]), st.integers(-1, 4), max_size=2),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=4))
+def test_whatever_the_recipe_says_every_problem_is_a_refusal(good: Any, changes: list[Any]) -> None:
+    recipe = good()
+    for (section, key), value in changes:
+        recipe.setdefault(section, {})[key] = value
+    found = examine(recipe)
+    assert all(problem.id and str(problem) for problem in found.problems)
+    assert found.job is not None or found.problems
+    if not found.problems:
+        assert ready(recipe).steps == found.job.steps
