@@ -40,7 +40,8 @@ pytest: $(VENV)/ready-dev
 
 # recipes/ holds what `halter init` writes; a test says when it has grown old.
 recipes: $(VENV)/ready
-	for m in lora qlora full; do $(BIN)/halter init $$m - > recipes/$$m.yaml; done
+	for m in $$($(BIN)/python -c "from halter.recipe.sections import method_names as n; print(*n())"); \
+		do $(BIN)/halter init $$m - > recipes/$$m.yaml; done
 
 mutants: $(VENV)/ready-dev
 	$(BIN)/python tests/mutants/run.py

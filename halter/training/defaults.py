@@ -20,6 +20,11 @@ _ALPACA_LORA = "tloen/alpaca-lora finetune.py, LLaMA-7B"
 _QLORA = "artidoro/qlora qlora.py and scripts/finetune_guanaco_7b.sh"
 _ALPACA = "Stanford Alpaca's training command, LLaMA-7B"
 _LORA_PLUS_ALL = "QLoRA paper, section 4: all linear layers are needed to match full fine-tuning"
+_ADAPTER = "OpenGVLab/LLaMA-Adapter alpaca_finetuning_v1/finetuning.sh"
+_ADAPTER_V2 = "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune"
+_EXCITOR = "LLaMA-Adapter's, for want of a published recipe"
+_FROM_COUNT = "inferred: makes the 7.6 M parameters that are quoted"
+_UNKNOWN = "our choice; the authors' is not known"
 _CUSTOM = "common practice: alpha = 2r"
 
 TRAIN: dict[str, dict[str, Default]] = {
@@ -35,6 +40,24 @@ TRAIN: dict[str, dict[str, Default]] = {
         "tokens_per_step": Default(16384, "128 rows of about 128 tokens, " + _ALPACA),
         "warmup_steps": Default(0.03, _ALPACA),
     },
+    "llama_adapter": {
+        "learning_rate": Default(1.125e-3, _ADAPTER + ": blr 9e-3 x 32 rows / 256"),
+        "num_train_epochs": Default(5, _ADAPTER),
+        "tokens_per_step": Default(8192, "32 rows of about 256 tokens, " + _ADAPTER),
+        "warmup_steps": Default(0.4, "2 of 5 epochs, " + _ADAPTER),
+    },
+    "llama_adapter_v2": {
+        "learning_rate": Default(1.25e-4, _ADAPTER_V2 + ": blr 1e-3 x 32 rows / 256"),
+        "num_train_epochs": Default(4, _ADAPTER_V2),
+        "tokens_per_step": Default(8192, "32 rows of about 256 tokens, " + _ADAPTER_V2),
+        "warmup_steps": Default(0.25, "1 of 4 epochs, " + _ADAPTER_V2),
+    },
+    "excitor": {
+        "learning_rate": Default(1.125e-3, _EXCITOR),
+        "num_train_epochs": Default(5, _EXCITOR),
+        "tokens_per_step": Default(8192, _EXCITOR),
+        "warmup_steps": Default(0.4, _EXCITOR),
+    },
 }
 """{method: {TrainOptions field: Default}}, for the fields that are None until a method is known."""
 
@@ -46,6 +69,29 @@ METHOD: dict[str, dict[str, Default]] = {
         "dropout": Default(0.0, "qlora.py's own default; a matter of taste for small data"),
     },
     "full": {"target_modules": Default("all", "full fine-tuning means all")},
+    "llama_adapter": {
+        "adapter_len": Default(10, _ADAPTER),
+        "adapter_layers": Default(30, _ADAPTER),
+        "gate_scope": Default("head", "the authors' model.py since 2023-04-15"),
+        "gate_activation": Default("tanh", "the authors' training code; their inference code leaves it out"),
+    },
+    "llama_adapter_v2": {
+        "scale_side": Default("out", "the paper's equation"),
+        "bias_targets": Default("all-linear", "the paper's equation"),
+        "train_norm": Default(True, "the paper"),
+        "lora_rank": Default(0, "optional in the paper"),
+        "adapter_len": Default(0, "the released 65B model has none"),
+        "adapter_layers": Default(31, "the authors' implementation: all but the first"),
+    },
+    "excitor": {
+        "adapter_len": Default(30, _FROM_COUNT),
+        "adapter_layers": Default(30, "the topmost 30 of 32, by a summary of the paper"),
+        "r": Default(16, "by a review of the paper"),
+        "gate_scope": Default("layer", _UNKNOWN),
+        "gate_init": Default("zeros", _UNKNOWN + ": zero makes the start the base exactly"),
+        "rope_extra_key": Default(True, _UNKNOWN + ": scores then depend on distance only"),
+        "prompt_std": Default(0.02, _UNKNOWN),
+    },
 }
 """{method: {option: Default}}: sources of the defaults in the method's dataclass; a test holds the values equal."""
 

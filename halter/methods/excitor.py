@@ -1,0 +1,113 @@
+"""LLaMA-Excitor (Zou et al., CVPR 2024, arXiv 2404.00913): prompts that change which tokens are attended to.
+
+    y = softmax(q (k + g k_x)^T / sqrt(hd)) v       k_x = softmax(q_e P^T / sqrt(hd)) P       q_e = B A x
+
+x are the layer's normalised hidden states, P [K, width] trained prompts, B A a low-rank query. k_x is a key for every
+token, mixed from the prompts by that token; values stay the base's, so what a layer can say stays in their span.
+Because q k^T + g q k_x^T = q (k + g k_x)^T, the extra key is added to the key, and ordinary attention and cache do the
+rest.
+
+The authors' code was never published. Certain, from their figures: the data flow above, a trained gate g, prompts used
+as keys and values directly. Probable: rank 16, 30 prompts, the topmost 30 layers (their 7.6 M parameters). Chosen here,
+because it is unknown: one softmax a key head with width kv_heads * head_dim, scale sqrt(hd), the extra key rotated with
+its token, gate a layer starting at zero without tanh, prompts from N(0, 0.02^2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.methods.llama_adapter import check_prompts
+from halter.methods.method import Method, Piece, Site
+from halter.model.config import ModelConfig
+from halter.model.places import Act
+
+
+@dataclass(frozen=True)
+class ExtraKeyAct(Act):
+    """keys + gate * k_x; a [r, dim], b [width, r], prompts [K, kv_heads, hd], gate [kv_heads or 1]."""
+
+    a: Tensor
+    b: Tensor
+    prompts: Tensor
+    gate: Tensor
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        kv_heads, head_dim = self.prompts.shape[1:]
+        query = F.linear(F.linear(x, self.a), self.b).unflatten(-1, (kv_heads, head_dim))
+        scores = torch.einsum("nhd,khd->nhk", query, self.prompts) / math.sqrt(head_dim)
+        extra = torch.einsum("nhk,khd->nhd", scores.float().softmax(-1).to(y.dtype), self.prompts)
+        return y + (self.gate.to(y.dtype)[:, None] * extra).reshape(y.shape)
+
+
+class ExtraKey(Piece):
+    """Prompts [K, width], the query's A [r, dim] and B [width, r], and the gate of one layer."""
+
+    saved_names = {"prompts": "prompts", "a": "query_A.weight", "b": "query_B.weight", "gate": "gate"}
+
+    def __init__(self, method: Excitor, shape: ModelConfig) -> None:
+        super().__init__()
+        width = shape.kv_heads * shape.head_dim
+        self.heads, self.method = (shape.kv_heads, shape.head_dim), method
+        self.prompts = nn.Parameter(torch.zeros(method.adapter_len, width))
+        self.a = nn.Parameter(torch.zeros(method.r, shape.dim))
+        self.b = nn.Parameter(torch.zeros(width, method.r))
+        self.gate = nn.Parameter(torch.zeros(shape.kv_heads if method.gate_scope == "kv_head" else 1))
+
+    def reset(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.prompts, std=self.method.prompt_std, generator=generator)
+        for matrix in (self.a, self.b):  # neither is zero: the gate already makes the start the base
+            bound = 1 / math.sqrt(matrix.shape[1])
+            nn.init.uniform_(matrix, -bound, bound, generator=generator)
+        if self.method.gate_init == "normal":
+            nn.init.normal_(self.gate, std=0.01, generator=generator)
+
+    def bind(self, site: Site) -> Act:
+        a, b, prompts = (t.to(site.dtype) for t in (self.a, self.b, self.prompts))
+        return ExtraKeyAct(a, b, prompts.unflatten(1, self.heads), self.gate)
+
+
+@dataclass(frozen=True)
+class Excitor(Method):
+    """An extra key for every token, mixed from trained prompts: changes where layers look, not what they can say."""
+
+    adapter_len: int = 30
+    """Prompts a layer."""
+    adapter_layers: int = 30
+    """Layers that have an extra key, counted from the last one; all where the model has fewer."""
+    r: int = 16
+    """Rank of the query that mixes the prompts."""
+    gate_scope: Literal["layer", "kv_head"] = "layer"
+    """One gate a layer, or one a key head."""
+    gate_init: Literal["zeros", "normal"] = "zeros"
+    """zeros starts at the base exactly; normal draws N(0, 0.01^2)."""
+    rope_extra_key: bool = True
+    """Rotate the extra key with its token; false adds it to the rotated key."""
+    prompt_std: float = 0.02
+    """Standard deviation of the first prompts."""
+
+    peft_type: ClassVar[str] = "HALTER_EXCITOR"
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
+    def check(self, shape: ModelConfig) -> None:
+        check_prompts(self.adapter_len, self.adapter_layers)
+        if self.r < 1 or self.prompt_std <= 0:
+            raise Refusal("excitor-options", "r and prompt_std must be above 0", offenders=[self.r, self.prompt_std])
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        if layer is None or layer < shape.layers - self.adapter_layers:
+            return {}
+        return {"k_proj" if self.rope_extra_key else "score_key": ExtraKey(self, shape)}
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        return {**super().to_peft(shape), "task_type": "CAUSAL_LM"}

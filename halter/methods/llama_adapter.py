@@ -1,0 +1,144 @@
+"""LLaMA-Adapter (Zhang et al., arXiv 2303.16199), from the authors' code: prompts with attention of their own.
+
+    y = softmax(q k^T / sqrt(hd)) v + tanh(g) * softmax(q k_p^T / sqrt(hd)) v_p      k_p = W_k P,  v_p = W_v P
+
+P [K, dim] are trained prompts of one layer. They go through the base's own k_proj and v_proj, without norm and without
+rotation; every token sees all of them, in a softmax of their own; they have no queries and no place in the sequence.
+The gate g, one number a head, starts at zero, so the start is the base. The authors train with tanh(g) and their
+released inference code leaves the tanh out, as PEFT's adaption_prompt and litgpt do (``gate_activation: identity``);
+PEFT has one gate a layer (``gate_scope: layer``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.methods.method import PEFT_PREFIX, Method, Piece, Site
+from halter.model.config import ModelConfig
+from halter.model.places import Act, Context
+
+GateScope = Literal["head", "layer"]
+GateActivation = Literal["tanh", "identity"]
+
+
+@dataclass(frozen=True)
+class PromptAttentionAct(Act):
+    """y + gate * softmax(q k^T / sqrt(hd)) v over the prompts; k, v [K, kv_heads, hd], gate [heads or 1], float32."""
+
+    k: Tensor
+    v: Tensor
+    gate: Tensor
+
+    def act(self, x: Context, y: Tensor) -> Tensor:
+        q = x.q.unflatten(1, (self.k.shape[1], -1))  # [N, kv_heads, group, hd]
+        scores = torch.einsum("nhgd,khd->nhgk", q, self.k) / math.sqrt(q.shape[-1])
+        shares = scores.float().softmax(-1).to(y.dtype)
+        seen = torch.einsum("nhgk,khd->nhgd", shares, self.v).flatten(1, 2)
+        return y + self.gate.to(y.dtype)[:, None] * seen
+
+
+class GatedPrompts(Piece):
+    """Prompts [K, dim] of one layer and their gate [heads] or [1]."""
+
+    saved_names = {"prompts": "prompts", "gate": "gate"}
+
+    def __init__(self, length: int, shape: ModelConfig, scope: GateScope, activation: GateActivation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.prompts = nn.Parameter(torch.zeros(length, shape.dim))
+        self.gate = nn.Parameter(torch.zeros(shape.heads if scope == "head" else 1))
+
+    def reset(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.prompts, generator=generator)  # nn.Embedding's, as the authors have it
+
+    def bind(self, site: Site) -> Act:
+        assert site.layer is not None
+        block: Any = site.base.layers[site.layer]
+        prompts = self.prompts.to(site.dtype)
+        k, v = (block.heads(linear(prompts)) for linear in (block.k_proj, block.v_proj))
+        return PromptAttentionAct(k, v, self.gate.tanh() if self.activation == "tanh" else self.gate)
+
+
+@dataclass(frozen=True)
+class LlamaAdapter(Method):
+    """Trained prompts that the last layers attend to beside the text, through a gate that starts shut."""
+
+    adapter_len: int = 10
+    """Prompts a layer."""
+    adapter_layers: int = 30
+    """Layers that have prompts, counted from the last one; all where the model has fewer."""
+    gate_scope: GateScope = "head"
+    """One gate a head, as the authors have it, or one a layer, as PEFT has it."""
+    gate_activation: GateActivation = "tanh"
+    """tanh, as the authors train, or identity, as PEFT and litgpt do."""
+
+    peft_type: ClassVar[str] = "ADAPTION_PROMPT"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter",)
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
+    def check(self, shape: ModelConfig) -> None:
+        check_prompts(self.adapter_len, self.adapter_layers)
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        if layer is None or layer < shape.layers - self.adapter_layers:
+            return {}
+        return {"context": GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation)}
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        alike = self.gate_scope == "layer" and self.gate_activation == "identity"
+        return {
+            "peft_type": self.peft_type if alike else "HALTER_LLAMA_ADAPTER",
+            "task_type": "CAUSAL_LM",
+            "target_modules": "self_attn",
+            "adapter_len": self.adapter_len,
+            "adapter_layers": min(self.adapter_layers, shape.layers),
+            "gate_scope": self.gate_scope,
+            "gate_activation": self.gate_activation,
+        }
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return config.get("peft_type") in (cls.peft_type, "HALTER_LLAMA_ADAPTER")
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> LlamaAdapter:
+        return cls(
+            int(config["adapter_len"]),
+            int(config["adapter_layers"]),
+            config.get("gate_scope", "layer"),
+            config.get("gate_activation", "identity"),
+        )
+
+    def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        renamed = {}
+        for name, tensor in own.items():
+            layer, _, part = name.rpartition(".context.")
+            where = f"{PEFT_PREFIX}{layer}.self_attn.adaption_"
+            renamed[where + ("prompt" if part == "prompts" else part)] = tensor[None] if part == "prompts" else tensor
+        return renamed
+
+    def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        renamed = {}
+        for name, tensor in stored.items():
+            layer, found, part = name.rpartition(".self_attn.adaption_")
+            if found and part == "prompt" and tensor.ndim == 3 and len(tensor) == 1:
+                renamed[f"{layer}.context.prompts"] = tensor[0]
+            else:
+                renamed[f"{layer}.context.gate" if found and part == "gate" else name] = tensor
+        return renamed
+
+
+def check_prompts(length: int, layers: int) -> None:
+    """Refusal ``prompt-options`` where there is no prompt or no layer for it."""
+    bad = [f"{key} {value}" for key, value in (("adapter_len", length), ("adapter_layers", layers)) if value < 1]
+    if bad:
+        raise Refusal("prompt-options", "prompts need at least one vector and one layer", offenders=bad)

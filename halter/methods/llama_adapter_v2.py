@@ -1,0 +1,176 @@
+"""LLaMA-Adapter V2, its text half (Gao et al., arXiv 2304.15010): scale and bias on every linear layer, trained norms.
+
+    scale_side out (the paper):      y = s * (W x + b)
+    scale_side in  (the 65B code):   y = W (s * x) + b
+
+s starts at one and b at zero, so the start is the base. The norms' weights are trained as well. Optional: prompts with
+gates in the last layers, as in LLaMA-Adapter, and a LoRA branch. Released were bias, input scale and norms for 65B,
+13,811,712 parameters, without prompts: ``scale_side: in``. The visual half is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.methods import targets
+from halter.methods.full import StandIn
+from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, check_prompts
+from halter.methods.lora import LowRank
+from halter.methods.method import Method, Piece, Site
+from halter.model.config import ModelConfig
+from halter.model.places import LINEARS, NORMS, Act
+
+
+@dataclass(frozen=True)
+class OutputScaleAct(Act):
+    """s * (y + b) with y the base's output; s, b [out] in the dtype computed in, b None without a bias."""
+
+    scale: Tensor
+    bias: Tensor | None
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.scale * (y if self.bias is None else y + self.bias)
+
+
+@dataclass(frozen=True)
+class InputScaleAct(Act):
+    """W (s * x) + b; s [in], b [out]."""
+
+    scale: Tensor
+    bias: Tensor | None
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True)
+class BiasAct(Act):
+    """y + b; b [out]."""
+
+    bias: Tensor
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.bias
+
+
+class ScaleBias(Piece):
+    """Scale and bias of one linear, either of which may be absent, and a low-rank branch where there is one."""
+
+    saved_names = {
+        "scale": "scale", "bias": "bias", "low_rank.a": "lora_A.weight", "low_rank.b": "lora_B.weight",
+    }  # fmt: skip
+    folds = True
+
+    def __init__(self, shape: tuple[int, int], side: str, bias: bool, rank: int) -> None:
+        super().__init__()
+        out_features, in_features = shape
+        self.side = side
+        size = {"out": out_features, "in": in_features, "none": 0}[side]
+        self.scale = nn.Parameter(torch.ones(size)) if size else None
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.low_rank = LowRank(in_features, out_features, rank, 1.0, 0.0) if rank else None
+
+    def reset(self, generator: torch.Generator) -> None:
+        if self.low_rank is not None:
+            self.low_rank.reset(generator)
+
+    def bind(self, site: Site) -> Act:
+        scale, bias = (None if t is None else t.to(site.dtype) for t in (self.scale, self.bias))
+        acts: list[Act] = []
+        if scale is None and bias is not None:
+            acts.append(BiasAct(bias))
+        elif scale is not None:
+            acts.append((OutputScaleAct if self.side == "out" else InputScaleAct)(scale, bias))
+        if self.low_rank is not None:
+            acts.append(self.low_rank.bind(site))  # type: ignore[arg-type]
+        return acts[0] if len(acts) == 1 else Both(*acts)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        added = None if self.bias is None else self.bias.to(weight)
+        total = added if bias is None else bias if added is None else bias + added
+        if self.scale is not None:
+            scale = self.scale.to(weight)
+            weight = weight * (scale[:, None] if self.side == "out" else scale)
+            total = total * scale if total is not None and self.side == "out" else total
+        return (weight, total) if self.low_rank is None else self.low_rank.fold(weight, total)
+
+
+@dataclass(frozen=True)
+class Both(Act):
+    """Scale and bias, and beside them a low-rank branch on the unscaled input."""
+
+    scaled: Act
+    branch: Act
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x
+
+    def apply(self, operation: Any, x: Tensor) -> Tensor:
+        return self.branch.act(x, self.scaled.apply(operation, x))
+
+    def select(self, index: Tensor) -> Act:
+        return Both(self.scaled.select(index), self.branch.select(index))
+
+
+@dataclass(frozen=True)
+class LlamaAdapterV2(Method):
+    """Scale and bias on every linear layer and trained norms, with or without prompts and LoRA."""
+
+    scale_side: Literal["out", "in", "none"] = "out"
+    """out as in the paper, in as in the released 65B code, none as in the multimodal code."""
+    bias_targets: str | Sequence[str] = "all-linear"
+    """Linear layers with a trained bias; the multimodal code has q_proj, o_proj, gate_proj, up_proj and down_proj."""
+    train_norm: bool = True
+    """Train the norms' weights, the last one included."""
+    lora_rank: int = 0
+    """Rank of a LoRA branch on every linear layer, unscaled; 0 for none. The multimodal code has 16."""
+    adapter_len: int = 0
+    """Prompts a layer, 0 for none; the paper has 10."""
+    adapter_layers: int = 31
+    """Layers that have prompts, counted from the last one."""
+    gate_scope: GateScope = "head"
+    """One gate a head, or one a layer."""
+    gate_activation: GateActivation = "tanh"
+    """tanh or identity, as for llama_adapter."""
+
+    peft_type: ClassVar[str] = "HALTER_LLAMA_ADAPTER_V2"
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
+    def check(self, shape: ModelConfig) -> None:
+        if self.adapter_len:
+            check_prompts(self.adapter_len, self.adapter_layers)
+        if self.bias_targets:
+            targets.check(shape, self.bias_targets, places=LINEARS)
+        trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.lora_rank, self.adapter_len)
+        if not any(trained):
+            raise Refusal("nothing-trained", "these options leave nothing to train")
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        pieces: dict[str, Piece] = {}
+        if self.train_norm:
+            pieces = {place: StandIn((shape.dim,), False) for place in (NORMS if layer is not None else ("norm",))}
+        if layer is None:
+            return pieces
+        biased = targets.chosen(shape, layer, self.bias_targets) if self.bias_targets else []
+        for place in LINEARS:
+            if place in biased or self.scale_side != "none" or self.lora_rank:
+                size = shape.weight_shape(place)
+                pieces[place] = ScaleBias(size, self.scale_side, place in biased, self.lora_rank)
+        if self.adapter_len and layer >= shape.layers - self.adapter_layers:
+            pieces["context"] = GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation)
+        return pieces
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        return {**super().to_peft(shape), "bias_targets": targets.for_peft(self.bias_targets), "task_type": "CAUSAL_LM"}
