@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.methods.method import Method, Piece, Site, VirtualTokens, find
+from halter.methods.method import Method, Piece, Site, find
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import VIRTUAL, Act, Acts, Extra, LayerActs, path
@@ -99,7 +99,7 @@ class Adapter(nn.Module):
     @property
     def virtual_tokens(self) -> int:
         """Tokens that stand ahead of each row of this adapter."""
-        return sum(slot.piece.length for slot in self.slots if isinstance(slot.piece, VirtualTokens))
+        return sum(slot.piece.length for slot in self.slots if slot.place == VIRTUAL)
 
     def longer(self, segments: Segments) -> Segments:
         """The rows as the layers see them, virtual tokens included."""

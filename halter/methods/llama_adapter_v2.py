@@ -131,7 +131,7 @@ class LlamaAdapterV2(Method):
     """Linear layers with a trained bias; the multimodal code has q_proj, o_proj, gate_proj, up_proj and down_proj."""
     train_norm: bool = True
     """Train the norms' weights, the last one included."""
-    lora_rank: int = 0
+    branch_rank: int = 0
     """Rank of a LoRA branch on every linear layer, unscaled; 0 for none. The multimodal code has 16."""
     adapter_len: int = 0
     """Prompts a layer, 0 for none; the paper has 10."""
@@ -153,7 +153,7 @@ class LlamaAdapterV2(Method):
             check_prompts(self.adapter_len, self.adapter_layers)
         if self.bias_targets:
             targets.check(shape, self.bias_targets, places=LINEARS)
-        trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.lora_rank, self.adapter_len)
+        trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank, self.adapter_len)
         if not any(trained):
             raise Refusal("nothing-trained", "these options leave nothing to train")
 
@@ -165,9 +165,9 @@ class LlamaAdapterV2(Method):
             return pieces
         biased = targets.chosen(shape, layer, self.bias_targets) if self.bias_targets else []
         for place in LINEARS:
-            if place in biased or self.scale_side != "none" or self.lora_rank:
+            if place in biased or self.scale_side != "none" or self.branch_rank:
                 size = shape.weight_shape(place)
-                pieces[place] = ScaleBias(size, self.scale_side, place in biased, self.lora_rank)
+                pieces[place] = ScaleBias(size, self.scale_side, place in biased, self.branch_rank)
         if self.adapter_len and layer >= shape.layers - self.adapter_layers:
             pieces["context"] = GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation)
         return pieces

@@ -63,6 +63,8 @@ class Piece(nn.Module):
 
     saved_names: ClassVar[dict[str, str]] = {}
     folds: ClassVar[bool] = False
+    length: int = 0
+    """At ``virtual_tokens``: how many stand ahead of each row."""
 
     def bind(self, site: Site) -> Act | Extra:
         """The act of one forward, with everything that can be computed once already computed.
@@ -82,18 +84,14 @@ class Piece(nn.Module):
         raise NotImplementedError
 
 
-class VirtualTokens(Piece):
-    """Base of what stands at ``virtual_tokens``: ``length`` embeddings ahead of each row, known before binding."""
-
-    length: int
-
-
 @dataclass(frozen=True)
 class Method:
     """Options of one method. Subclasses are frozen dataclasses with a docstring under every field."""
 
     peft_type: ClassVar[str]
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
+    starts_as_base: ClassVar[bool] = True
+    """Whether an adapter that nobody has trained changes nothing; false where the authors' start disturbs the base."""
 
     @classmethod
     def name(cls) -> str:

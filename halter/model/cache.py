@@ -13,17 +13,18 @@ from halter.model.segments import Segments
 
 
 class Cache:
-    """Buffers [layers][rows * capacity + room, kv_heads, head_dim] of keys and of values; ``lengths`` says what is
-    filled of each row. ``room`` holds an adapter's memory, once for all rows.
+    """Buffers [layers][rows * width + room, kv_heads, head_dim] of keys and of values; ``lengths`` says what is filled
+    of each row. ``width`` is ``capacity`` given tokens and an adapter's virtual ones; ``room`` holds an adapter's
+    memory, once for all rows.
 
-    Bytes: 2 * layers * (rows * capacity + room) * kv_heads * head_dim * bytes of dtype.
+    Bytes: 2 * layers * (rows * width + room) * kv_heads * head_dim * bytes of dtype.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         shape = (rows * capacity, config.kv_heads, config.head_dim)
-        self.capacity, self.room = capacity, 0
+        self.capacity, self.width, self.room = capacity, capacity, 0
         self.device = torch.device(device)
         self.lengths = [0] * rows
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
@@ -43,12 +44,12 @@ class Cache:
         starts = [self.lengths[row] for row in chosen]
         counts = torch.tensor(list(query_lengths), dtype=torch.int64)
         ends = torch.tensor(starts, dtype=torch.int64) + counts
-        if len(ends) and int(ends.max()) > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens a row, {int(ends.max())} asked")
+        if len(ends) and int(ends.max()) > self.width:
+            raise ValueError(f"the cache holds {self.width} tokens a row, {int(ends.max())} asked")
         spans = [torch.arange(s, s + n) for s, n in zip(starts, counts.tolist(), strict=True)]
         positions = torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
         ids = torch.tensor(chosen, dtype=torch.int64)
-        key_starts = ids * self.capacity
+        key_starts = ids * self.width
         slots = positions + key_starts.repeat_interleave(counts)
         prompts = torch.zeros_like(counts) if prompt_lengths is None else torch.tensor(list(prompt_lengths))
         return Segments(counts, ends, key_starts, positions.to(self.device), prompts, ids, slots=slots.to(self.device))
@@ -64,7 +65,7 @@ class Cache:
     @property
     def memory_start(self) -> int:
         """Where memory begins in the buffers."""
-        return len(self.lengths) * self.capacity
+        return len(self.lengths) * self.width
 
     def remember(self, layer: int, memory: tuple[Tensor, ...]) -> None:
         """Store an adapter's keys and values [K, kv_heads, head_dim] behind the rows (``reserve`` came before)."""
@@ -74,15 +75,14 @@ class Cache:
     def reserve(self, room: int) -> None:
         """Make room for ``room`` keys of memory."""
         if room > self.room:
-            self._resize(self.capacity, room)
+            self._resize(self.width, room)
 
-    def fit(self, segments: Segments) -> Segments:
-        """The same segments after the cache has grown, where their rows have outgrown it."""
-        longest = int(segments.key_lengths.max()) if len(segments.key_lengths) else 0
-        if longest <= self.capacity:
+    def fit(self, segments: Segments, virtual: int) -> Segments:
+        """The same segments after the cache has made place for ``virtual`` tokens a row beside the given ones."""
+        if virtual <= self.width - self.capacity:
             return segments
-        self.grow(longest)
-        starts = segments.rows * self.capacity
+        self._resize(self.capacity + virtual, self.room)
+        starts = segments.rows * self.width
         slots = segments.positions.cpu() + starts.repeat_interleave(segments.query_lengths)
         return replace(segments, key_starts=starts, slots=slots.to(segments.positions.device))
 
@@ -92,18 +92,20 @@ class Cache:
             self.lengths[row] = length
 
     def grow(self, capacity: int) -> None:
-        """Make room for ``capacity`` tokens a row, a layer at a time; what is filled stays. Between passes only."""
-        self._resize(capacity, self.room)
+        """Make room for ``capacity`` given tokens a row, layer by layer; what is filled stays. Between passes only."""
+        if capacity > self.capacity:
+            self._resize(capacity + self.width - self.capacity, self.room)
+            self.capacity = capacity
 
-    def _resize(self, capacity: int, room: int) -> None:
-        rows, kept = len(self.lengths), min(capacity, self.capacity)
+    def _resize(self, width: int, room: int) -> None:
+        rows = len(self.lengths)
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
-                new = old.new_zeros(rows * capacity + room, *old.shape[1:])
-                filled = old[: rows * self.capacity].unflatten(0, (rows, self.capacity))
-                new[: rows * capacity].unflatten(0, (rows, capacity))[:, :kept] = filled[:, :kept]
+                new = old.new_zeros(rows * width + room, *old.shape[1:])
+                filled = old[: rows * self.width].unflatten(0, (rows, self.width))
+                new[: rows * width].unflatten(0, (rows, width))[:, : self.width] = filled
                 store[layer] = new
-        self.capacity, self.room = capacity, room
+        self.width, self.room = width, room
 
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of a row."""

@@ -42,8 +42,9 @@ def surrounded(h: Tensor, segments: Segments, acts: Acts | None, cache: Cache | 
         return h, Surrounded(segments)
     given = None
     if acts.virtual_tokens is not None:
+        longest = int(acts.virtual_tokens.of(len(segments.query_lengths))[:, 1].max())
         h, segments, given = _with_virtual(h, segments, acts.virtual_tokens)
-        segments = segments if cache is None else cache.fit(segments)
+        segments = segments if cache is None else cache.fit(segments, longest)
     memories = [at.memory for at in acts.layers if at.memory is not None]
     if not memories:
         return h, Surrounded(segments, given)

@@ -22,6 +22,7 @@ _ALPACA = "Stanford Alpaca's training command, LLaMA-7B"
 _LORA_PLUS_ALL = "QLoRA paper, section 4: all linear layers are needed to match full fine-tuning"
 _ADAPTER = "OpenGVLab/LLaMA-Adapter alpaca_finetuning_v1/finetuning.sh"
 _ADAPTER_V2 = "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune"
+_HOULSBY = "google-research/adapter-bert, MRPC"
 _EXCITOR = "LLaMA-Adapter's, for want of a published recipe"
 _FROM_COUNT = "inferred: makes the 7.6 M parameters that are quoted"
 _UNKNOWN = "our choice; the authors' is not known"
@@ -38,6 +39,12 @@ TRAIN: dict[str, dict[str, Default]] = {
         "learning_rate": Default(2e-5, _ALPACA),
         "num_train_epochs": Default(3, _ALPACA),
         "tokens_per_step": Default(16384, "128 rows of about 128 tokens, " + _ALPACA),
+        "warmup_steps": Default(0.03, _ALPACA),
+    },
+    "bottleneck": {
+        "learning_rate": Default(3e-4, _HOULSBY),
+        "num_train_epochs": Default(5, _HOULSBY),
+        "tokens_per_step": Default(8192, "32 rows of about 256 tokens, " + _HOULSBY),
         "warmup_steps": Default(0.03, _ALPACA),
     },
     "llama_adapter": {
@@ -69,6 +76,25 @@ METHOD: dict[str, dict[str, Default]] = {
         "dropout": Default(0.0, "qlora.py's own default; a matter of taste for small data"),
     },
     "full": {"target_modules": Default("all", "full fine-tuning means all")},
+    "bottleneck": {
+        "bottleneck_size": Default(64, _HOULSBY),
+        "style": Default("sequential", _HOULSBY),
+        "places": Default(("after_attention", "after_mlp"), _HOULSBY),
+        "activation": Default("gelu", _HOULSBY),
+        "init": Default("zero", "He et al.'s parallel adapters; makes the start the base exactly"),
+    },
+    "ia3": {
+        "target_modules": Default(("k_proj", "v_proj", "down_proj"), "the paper; PEFT's mapping for llama"),
+        "feedforward_modules": Default(("down_proj",), "the paper; PEFT's mapping for llama"),
+    },
+    "prefix_tuning": {
+        "num_virtual_tokens": Default(20, "PEFT's examples; the authors have 5 to 200"),
+        "init_std": Default(0.02, "our choice: N(0, 1), as PEFT has it, drowns the text at the start"),
+    },
+    "prompt_tuning": {
+        "num_virtual_tokens": Default(20, "the paper: little is gained beyond 20"),
+        "init": Default("vocabulary", "the paper: better than random below its largest models"),
+    },
     "llama_adapter": {
         "adapter_len": Default(10, _ADAPTER),
         "adapter_layers": Default(30, _ADAPTER),
@@ -79,7 +105,7 @@ METHOD: dict[str, dict[str, Default]] = {
         "scale_side": Default("out", "the paper's equation"),
         "bias_targets": Default("all-linear", "the paper's equation"),
         "train_norm": Default(True, "the paper"),
-        "lora_rank": Default(0, "optional in the paper"),
+        "branch_rank": Default(0, "optional in the paper"),
         "adapter_len": Default(0, "the released 65B model has none"),
         "adapter_layers": Default(31, "the authors' implementation: all but the first"),
     },

@@ -90,7 +90,8 @@ def test_page_in_the_file(name):
 def test_the_start_is_the_base(name, sizes, dtype):
     model = tiny.decoder(tiny.config(**sizes), dtype)
     with torch.no_grad():
-        assert torch.equal(model(TOKENS, adapter=fresh(name, model, moved=False)), model(TOKENS))
+        same = torch.equal(model(TOKENS, adapter=fresh(name, model, moved=False)), model(TOKENS))
+    assert same == find(name).starts_as_base
 
 
 @every_method
@@ -130,10 +131,11 @@ def test_saved_is_loaded_bit_for_bit(name, sizes, tmp_path):
 
 @every_method
 def test_another_models_adapter_is_refused_with_all_names(name, tmp_path):
-    fresh(name, tiny.decoder(tiny.config(dim=48))).save(tmp_path / "adapter")
+    other = {"dim": 48, "head_dim": 12, "ffn_dim": 64}
+    fresh(name, tiny.decoder(tiny.config(**other))).save(tmp_path / "adapter")
     with pytest.raises(Refusal) as caught:
         load_adapter(tmp_path / "adapter", tiny.decoder())
-    theirs, ours = (dict(shapes(adapt(tiny.decoder(tiny.config(dim=d)), name))) for d in (48, 32))
+    theirs, ours = (dict(shapes(adapt(tiny.decoder(tiny.config(**sizes)), name))) for sizes in (other, {}))
     wrong = {key for key in ours if ours[key] != theirs[key]}
     assert caught.value.id == "adapter-mismatch" and wrong
     assert {offender.split(" ")[0] for offender in caught.value.offenders} == wrong
@@ -286,7 +288,7 @@ def test_methods_trained_together(name, tmp_path):
     pair = [find(name)(), find("lora")(r=2, target_modules=["q_proj", "lm_head"])]
     adapter = adapt(model, pair)
     with torch.no_grad():
-        assert torch.equal(model(TOKENS, adapter=adapter), model(TOKENS))
+        assert torch.equal(model(TOKENS, adapter=adapter), model(TOKENS)) == find(name).starts_as_base
     one = trainee(adapter)
     start = [p.detach().clone() for p in adapter.parameters()]
     for seed in range(2):

@@ -89,7 +89,7 @@ def test_excitor_equals_the_equation(sizes, scope, rope):
 def test_llama_adapter_v2_equals_the_equations(sizes, side, rank):
     """s (W x + b), or W (s x) + b, with a LoRA branch beside it; trained norms; the multimodal code's five biases."""
     biased = ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    options = {"scale_side": side, "bias_targets": biased, "lora_rank": rank}
+    options = {"scale_side": side, "bias_targets": biased, "branch_rank": rank}
     model, adapter, weights, pieces = built(sizes, "llama_adapter_v2", **options)
 
     def linear(layer, place, x, weight):

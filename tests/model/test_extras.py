@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from halter.methods.adapter import Adapter, adapt
-from halter.methods.method import Method, Piece, VirtualTokens
+from halter.methods.method import Method, Piece
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
 from halter.model.places import MEMORY, VIRTUAL, Extra
@@ -34,7 +34,7 @@ class KeysAndValues(Piece):
         return Extra((self.keys.to(site.dtype), self.values.to(site.dtype)))
 
 
-class Words(VirtualTokens):
+class Words(Piece):
     saved_names = {"words": "words"}
     length = K
 

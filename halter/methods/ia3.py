@@ -1,0 +1,88 @@
+"""(IA)3: infused adapter by inhibiting and amplifying inner activations (Liu et al., arXiv 2205.05638).
+
+    y = l * (W x)        at k_proj and v_proj
+    y = W (l * x)        at down_proj, which is the MLP's inner activation
+
+l starts at one, so the start is the base. Folds into the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halter.methods import targets
+from halter.methods.llama_adapter_v2 import InputScaleAct, OutputScaleAct
+from halter.methods.method import Method, Piece, Site
+from halter.model.config import ModelConfig
+from halter.model.places import LINEARS, Act
+
+
+class Rescale(Piece):
+    """l [out, 1] on a linear's output, or [1, in] on its input, as PEFT stores them."""
+
+    saved_names = {"scale": "ia3_l"}
+    folds = True
+
+    def __init__(self, size: int, inside: bool) -> None:
+        super().__init__()
+        self.inside = inside
+        self.scale = nn.Parameter(torch.ones((1, size) if inside else (size, 1)))
+
+    def bind(self, site: Site) -> Act:
+        scale = self.scale.flatten().to(site.dtype)
+        return InputScaleAct(scale, None) if self.inside else OutputScaleAct(scale, None)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        scale = self.scale.to(weight)
+        return weight * scale, bias if bias is None or self.inside else bias * scale.flatten()
+
+
+@dataclass(frozen=True)
+class Ia3(Method):
+    """One trained factor for each channel of keys, values and the MLP's inner activation."""
+
+    target_modules: str | Sequence[str] = ("k_proj", "v_proj", "down_proj")
+    """Linear layers that are rescaled, as for LoRA."""
+    feedforward_modules: str | Sequence[str] = ("down_proj",)
+    """Those of them whose input is rescaled instead of their output."""
+
+    peft_type: ClassVar[str] = "IA3"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
+    def check(self, shape: ModelConfig) -> None:
+        targets.check(shape, self.target_modules, places=LINEARS)
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        if layer is None:
+            return {}
+        inner = targets.chosen(shape, layer, self.feedforward_modules)
+        pieces: dict[str, Piece] = {}
+        for place in targets.chosen(shape, layer, self.target_modules):
+            inside = place in inner
+            pieces[place] = Rescale(shape.weight_shape(place)[1 if inside else 0], inside)
+        return pieces
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        return {
+            "task_type": "CAUSAL_LM",
+            "target_modules": targets.for_peft(self.target_modules),
+            "feedforward_modules": targets.for_peft(self.feedforward_modules),
+            "fan_in_fan_out": False,
+            "init_ia3_weights": True,
+        }
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Ia3:
+        modules, inner = config.get("target_modules"), config.get("feedforward_modules")
+        listed = (value if isinstance(value, str) or value is None else tuple(value) for value in (modules, inner))
+        target, inside = listed
+        return cls(target or ("k_proj", "v_proj", "down_proj"), inside or ())

@@ -1,0 +1,111 @@
+"""The classic methods against PEFT, where PEFT has them, and against equations and counts where it has not."""
+
+from __future__ import annotations
+
+import attention_reference as reference
+import pytest
+import tiny
+import torch
+
+from halter.errors import Refusal
+from halter.methods.adapter import Adapter, adapt
+from halter.methods.bitfit import Bitfit
+from halter.methods.bottleneck import BottleneckMethod
+from halter.methods.ia3 import Ia3
+from halter.methods.norm_tuning import NormTuning
+from halter.methods.prefix_tuning import PrefixTuning
+from halter.methods.prompt_tuning import PromptTuning
+from halter.methods.storage import load_adapter
+from halter.model.config import preset
+
+TOKENS = torch.randint(0, 96, (2, 13), generator=torch.Generator().manual_seed(2))
+IN_PEFT = [
+    ("ia3", {}),
+    ("ia3", {"target_modules": ["q_proj", "o_proj", "gate_proj"], "feedforward_modules": ["o_proj"]}),
+    ("prefix_tuning", {"num_virtual_tokens": 7, "init_std": 1.0}),
+    ("prompt_tuning", {"num_virtual_tokens": 5}),
+]
+
+
+@pytest.mark.parametrize("sizes", [{"layers": 3}, {"layers": 2, "kv_heads": 4}, {"attention_bias": True}], ids=str)
+@pytest.mark.parametrize("name, options", IN_PEFT, ids=str)
+def test_peft_reads_ours_and_we_read_peft_s(name, options, sizes, tmp_path):
+    """Logits within 1e-5, files both ways, the tensors bit for bit."""
+    from peft import PeftModel
+
+    model = tiny.decoder(tiny.config(**sizes))
+    adapter = adapt(model, name, **options)
+    tiny.jitter(adapter, 0.3)
+    adapter.save(tmp_path / "ours")
+    peer = PeftModel.from_pretrained(tiny.peer(model), tmp_path / "ours").eval()
+    with torch.no_grad():
+        want = peer(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
+        want = want[:, -TOKENS.shape[1] :]  # PEFT keeps the outputs of virtual tokens
+        got, base = model(TOKENS, adapter), model(TOKENS)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
+    assert float((got - base).abs().max()) > 1e-2
+    peer.save_pretrained(tmp_path / "theirs")
+    again = load_adapter(tmp_path / "theirs", model)
+    for a, b in zip(adapter.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS, again), got)
+
+
+@pytest.mark.parametrize("style", ["sequential", "parallel"])
+def test_bottleneck_equals_the_equations(style):
+    """float64, from the papers; x is the normalised input, y the sublayer's output."""
+    model = tiny.decoder(tiny.config(layers=2), torch.float64)
+    adapter = adapt(model, "bottleneck", bottleneck_size=5, style=style, activation="silu", scale=0.7).double()
+    tiny.jitter(adapter, 0.5)
+    weights = {name: getattr(module, buffer) for name, module, buffer in model.tensors()}
+    pieces = {(slot.layer, slot.place): slot.piece for slot in adapter.slots}
+    entered = {}
+
+    def linear(layer, place, x, weight):
+        y = x @ weight.T
+        where = {"o_proj": "after_attention", "down_proj": "after_mlp"}.get(place)
+        if where is None:
+            entered[layer] = x  # q_proj's and gate_proj's input is the sublayer's
+            return y
+        piece = pieces[layer, where]
+        inner = (entered[layer] if style == "parallel" else y) @ piece.down.T + piece.down_bias
+        return y + 0.7 * ((inner * torch.sigmoid(inner)) @ piece.up.T + piece.up_bias)
+
+    with torch.no_grad():
+        got = model(TOKENS[:1], adapter)[0]
+    want = reference.logits(weights, model.config, TOKENS[0], linear=linear)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=2e-6)
+
+
+COUNTS = [
+    (BottleneckMethod(), (33_820_672, 169_093_120, 33_820_672, 169_093_120)),
+    (PrefixTuning(), (5_242_880, 3_276_800, 1_310_720, 26_214_400)),
+    (PromptTuning(), (81_920, 163_840, 81_920, 163_840)),
+    # By hand: (2 d_kv + f) L; (2 d + 2 d_kv + 2 f + d) L; (2 L + 1) d.
+    (Ia3(), ((2 * 4096 + 11008) * 32, (2 * 1024 + 28672) * 80, (2 * 1024 + 14336) * 32, (2 * 8192 + 22016) * 80)),
+    (Bitfit(), ((5 * 4096 + 2 * 11008) * 32, (3 * 8192 + 2 * 1024 + 2 * 28672) * 80,
+                (3 * 4096 + 2 * 1024 + 2 * 14336) * 32, (5 * 8192 + 2 * 22016) * 80)),
+    (NormTuning(), (65 * 4096, 161 * 8192, 65 * 4096, 161 * 8192)),
+]  # fmt: skip
+MODELS = ("llama-1-7b", "llama-2-70b", "llama-3-8b", "llama-1-65b")
+
+
+@pytest.mark.parametrize("method, counts", COUNTS, ids=lambda m: "" if isinstance(m, tuple) else type(m).__name__)
+def test_counts(method, counts):
+    """mechanisms, table 0.1, and the formulas beside them."""
+    for name, want in zip(MODELS, counts, strict=True):
+        with torch.device("meta"):
+            assert Adapter(preset(name), [method]).num_trainable == want, name
+
+
+def test_prompts_start_from_the_vocabulary_or_a_text():
+    model = tiny.decoder()
+    table = model.embed_tokens.weight()
+    text = adapt(model, "prompt_tuning", num_virtual_tokens=5, init="tokens", init_tokens=[7, 9]).slots[0].piece.words
+    assert torch.equal(text, table[[7, 9, 7, 9, 7]])
+    drawn = adapt(model, "prompt_tuning").slots[0].piece.words
+    assert all(any(torch.equal(word, row) for row in table) for word in drawn) and len(drawn.unique(dim=0)) > 10
+    for wrong in ({"init": "tokens"}, {"init_tokens": [3]}, {"init": "tokens", "init_tokens": [96]}):
+        with pytest.raises(Refusal, match="prompt-options"):
+            adapt(model, "prompt_tuning", **wrong)
