@@ -11,7 +11,7 @@ SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint types pytest recipes mutants nightly clean
+.PHONY: demo test lint types pytest recipes pages mutants nightly clean
 
 $(VENV)/ready: $(SETTINGS)
 	@test -n "$(PYTHON)" || { echo "Halter needs Python 3.11 or newer: make PYTHON=/path/to/python ..."; exit 2; }
@@ -42,6 +42,10 @@ pytest: $(VENV)/ready-dev
 recipes: $(VENV)/ready
 	for m in $$($(BIN)/python -c "from halter.recipe.sections import method_names as n; print(*n())"); \
 		do $(BIN)/halter init $$m - > recipes/$$m.yaml; done
+
+# docs/methods is written from the methods' own files.
+pages: $(VENV)/ready
+	$(BIN)/python docs/make_methods.py
 
 mutants: $(VENV)/ready-dev
 	$(BIN)/python tests/mutants/run.py

@@ -1,0 +1,136 @@
+"""Write docs/methods/*.md from the methods' own files: `make pages`. A test holds them to it.
+
+What cannot be read off the code (when to use a method, what it costs) stands in NOTES.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from halter.methods.adapter import Adapter
+from halter.methods.method import Method, find, names
+from halter.model.config import ModelConfig, preset
+from halter.recipe.fields import keys_of
+from halter.recipe.write import plain
+from halter.training.defaults import METHOD, TRAIN
+
+FOLDER = Path(__file__).parent / "methods"
+MODELS = ("llama-1-7b", "llama-1-65b", "llama-2-70b", "llama-3-8b", "llama-3.2-1b")
+SMALL = ModelConfig(layers=1, dim=32, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=96, context=64)
+
+NOTES: dict[str, str] = {
+    "lora": (
+        "The first choice: every server reads it, it merges without a trace, and it costs 2 r (in + out) "
+        "operations a token and layer while it is not merged."
+    ),
+    "full": ("The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."),
+    "llama_adapter": (
+        "Few parameters, and instruction following learnt in an hour on the authors' machines. Every query also "
+        "attends to K more keys; it cannot be merged, and other servers do not have the form with a gate a head."
+    ),
+    "llama_adapter_v2": (
+        "Tunes how strongly every channel speaks; without prompts it folds into the weights and costs nothing "
+        "afterwards (the merged model has biases). The visual half of the paper is not here."
+    ),
+    "excitor": (
+        "Changes attention only, so the layer's outputs stay in the span of the base's values, which the authors "
+        "find to preserve knowledge. It cannot be merged: the extra key depends on the input. The authors' code "
+        "was never published."
+    ),
+    "ia3": ("Fewest parameters of those that merge. Slower to learn than LoRA in most comparisons."),
+    "bitfit": ("A baseline that costs nothing at all; the merged model has biases."),
+    "norm_tuning": ("The cheapest of all; a baseline."),
+    "bottleneck": ("The classic adapter. Adds depth, so it costs time in use and cannot be merged."),
+    "prefix_tuning": (
+        "K more keys and values in every layer. Sensitive to its start and learning rate; cannot be merged."
+    ),
+    "prompt_tuning": (
+        "Nothing but K vectors at the input. Works best on large models; takes K positions of every row."
+    ),
+}
+
+
+def page(name: str) -> str:
+    """One method's page."""
+    kind = find(name)
+    module = sys.modules[kind.__module__].__doc__ or ""
+    title, _, rest = module.strip().partition("\n")
+    lines = [f"# {name}", "", title.strip(), "", *_docstring(rest), "", NOTES[name], "", "## Options", ""]
+    lines += ["| option | default | meaning | where the default comes from |", "|---|---|---|---|", *_options(kind)]
+    lines += ["", "## Training defaults", "", *_training(name), "", "## Trained parameters", ""]
+    lines += ["| model | with the defaults |", "|---|---|", *_counts(kind), "", "## Properties", "", *_properties(kind)]
+    return "\n".join(lines) + "\n"
+
+
+def _docstring(text: str) -> Iterator[str]:
+    """Paragraphs as they stand; indented ones, which are formulas, as code."""
+    for block in text.strip("\n").split("\n\n"):
+        formula = block.startswith("    ")
+        yield from (["```text", *(line[4:] for line in block.splitlines()), "```"] if formula else block.splitlines())
+        yield ""
+
+
+def _options(kind: type[Method]) -> Iterator[str]:
+    table = METHOD.get(kind.name(), {})
+    for key in keys_of(kind).values():
+        source = table[key.name].source if key.name in table else ""
+        value = str(plain(key.default)).replace("|", "\\|")
+        yield f"| `{key.name}` | `{value}` | {key.doc.replace('|', chr(92) + '|')} | {source} |"
+
+
+def _training(name: str) -> Iterator[str]:
+    if name not in TRAIN:
+        yield "LoRA's, for want of published ones that fit AdamW."
+        return
+    yield from (f"- `{key}`: {default.value} ({default.source})" for key, default in TRAIN[name].items())
+
+
+def _counts(kind: type[Method]) -> Iterator[str]:
+    for model in MODELS:
+        shape = preset(model)
+        with torch.device("meta"):
+            count = Adapter(shape, [kind()]).num_trainable
+        yield f"| {model} | {count:,} ({100 * count / shape.num_parameters:.4f} %) |"
+
+
+def _properties(kind: type[Method]) -> Iterator[str]:
+    adapter = Adapter(SMALL, [kind()])
+    stuck = sorted({slot.place for slot in adapter.slots if not slot.piece.folds})
+    yield f"- acts at: {', '.join(dict.fromkeys(slot.place for slot in adapter.slots))}"
+    yield f"- an untrained adapter {'is the base, bit for bit' if kind.starts_as_base else 'is not the base'}"
+    yield (
+        "- merges into the weights"
+        if not stuck
+        else f"- cannot be merged, because of what it does at: {', '.join(stuck)}"
+    )
+    yield f"- read by: {', '.join(kind.servable_by)}; `peft_type` {kind.peft_type}"
+    alike = "computes a beginning that rows share once" if kind().tokenwise else "computes every row whole"
+    yield f"- training {alike}"
+
+
+def pages() -> dict[str, str]:
+    """{file name: text} of every page and their list."""
+    found = {f"{name}.md": page(name) for name in names()}
+    rows = [
+        f"| [{name}]({name}.md) | {(sys.modules[find(name).__module__].__doc__ or '').splitlines()[0]} |"
+        for name in names()
+    ]
+    head = [
+        "# Methods",
+        "",
+        "Written by `make pages` from the methods' own files.",
+        "",
+        "| method | what it is |",
+        "|---|---|",
+    ]
+    return found | {"README.md": "\n".join(head + rows) + "\n"}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for file, text in pages().items():
+        (FOLDER / file).write_text(text, encoding="utf-8")
