@@ -119,17 +119,24 @@ def _(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> tuple[Ten
 def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, spans: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gq, gk, gv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    kv_heads, groups = k.shape[1], q.shape[1] // k.shape[1]
+    if groups > 1:  # the kernel's backward knows no groups
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    gq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    gk, gv = (torch.zeros(t.shape, dtype=_wide(q)) for t in (k, v))  # many rounded sums would lose what 16 bits hold
+    logsumexp = logsumexp.t().contiguous()[None]
     for piece in pieces(spans, causal, _side(q)):
         queries, keys = (piece.query, piece.query_end), (piece.key, piece.key_end)
         rows = _part(grad, *queries), _part(q, *queries), _part(k, *keys), _part(v, *keys)
-        state = _part(out, *queries), logsumexp[slice(*queries)].transpose(0, 1)[None]
+        state = _part(out, *queries), logsumexp[..., slice(*queries)]
         dq, dk, dv = _piece_backward(*rows, *state, causal=piece.causal)
         # Several pieces read the same keys, so their gradients add up.
         gq[slice(*queries)] += dq[0].transpose(0, 1)
         gk[slice(*keys)] += dk[0].transpose(0, 1)
         gv[slice(*keys)] += dv[0].transpose(0, 1)
-    return gq, gk, gv
+    if groups > 1:
+        gk, gv = (g.unflatten(1, (kv_heads, groups)).sum(2) for g in (gk, gv))
+    return gq, gk.to(q.dtype), gv.to(q.dtype)
 
 
 @_attend_backward.register_fake
@@ -140,17 +147,10 @@ def _(grad, q, k, v, out, logsumexp, spans, causal):  # type: ignore[no-untyped-
 def _piece_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kv_heads, groups = k.shape[1], q.shape[1] // k.shape[1]
-    if groups > 1:  # the kernel's backward knows no groups
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if k.shape[2] <= SHORT and q.dtype in (torch.bfloat16, torch.float16):
         grad, q, k, v, out = (t.float() for t in (grad, q, k, v, out))
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, logsumexp, 0.0, causal
-    )
-    if groups > 1:
-        dk, dv = (g.unflatten(1, (kv_heads, groups)).sum(2) for g in (dk, dv))
-    return dq, dk, dv
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return kernel(grad, q, k, v, out, logsumexp, 0.0, causal)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

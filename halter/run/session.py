@@ -18,7 +18,7 @@ from halter.files.writing import write_json, write_text
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter, restore, state_of
 from halter.model.decoder import Decoder
-from halter.numerics import denormals
+from halter.numerics import allocation, denormals
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import MethodChoice, Recipe
@@ -37,6 +37,7 @@ def _stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@allocation.kept()
 @denormals.flushed()
 def train(
     source: str | Path | Mapping[str, Any] | Recipe | None = None,
