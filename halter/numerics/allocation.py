@@ -37,4 +37,7 @@ def _glibc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+    try:
+        return libc if libc.mallopt and libc.malloc_trim else None
+    except AttributeError:
+        return None
