@@ -174,7 +174,7 @@ FITTED = frozenset({"learning_rate"})
 def at_width(default: Default, dim: int) -> Default:
     """A default learning rate for a model ``dim`` wide: the table's, which comes from 7B models, times
     (4096 / dim)^0.78. The power is remembered from Thinking Machines' "LoRA Without Regret" (2025) and not checked
-    against it; docs/first-run.md says how far the result is from a search at width 64.
+    against it; docs/first-run.md shows it beside a small search at width 64.
     """
     if dim == REFERENCE_WIDTH:
         return default
