@@ -50,6 +50,7 @@ class Encoder:
                 "conversations need a chat template, and this checkpoint has none",
                 where=origin,
                 expected="data.template: llama-2, llama-3, alpaca, vicuna or a Jinja file",
+                fix="for a base model, --template alpaca is the usual choice",
             )
         return self.template.encode(
             self.tokenizer,

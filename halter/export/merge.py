@@ -18,12 +18,12 @@ from torch import Tensor
 from halter.errors import HalterError, Refusal
 from halter.export.gap import SAMPLE, Gap, gap, logits_on
 from halter.files.tokenizer import Tokenizer
-from halter.files.writing import new_folder
+from halter.files.writing import new_folder, write_text
 from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
-from halter.model.places import path
+from halter.model.places import ATTENTION_LINEARS, LINEARS, path
 from halter.pretrained.load import load_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
 
@@ -59,11 +59,12 @@ def merge(
     allow_gap: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> MergeReport:
-    """Write the merged model into a new folder, weights in the dtype the model computes in.
+    """Write the merged model into a new folder, weights in the dtype that the checkpoint has them in.
 
     ``model`` is the base that the adapter was trained over. ``source``: the base's folder, for its tokenizer and
     licence files and, under a 4-bit model with ``base="original"``, for its 16-bit weights; default: what the adapter
     remembers.
+    A chat template that the adapter was trained with, and which is not the checkpoint's own, goes along.
     The folder appears only if the merged model, read back, gives the logits of base + adapter: within 1e-4 in fp32,
     KL 1e-4 in 16 bit (HalterError ``merge gap`` otherwise, unless ``allow_gap``).
     Refusals: ``cannot-merge`` names the places whose effect is no change of weights; ``merge-source``;
@@ -88,23 +89,37 @@ def merge(
     wanted = logits_on(reference, rows, adapter)
     trained = logits_on(model, rows, adapter) if quantised else None
     untied = unties(adapter)
-    config = replace(model.config, tied=False) if untied else model.config
+    config = _biased(replace(model.config, tied=False) if untied else model.config, adapter)
     del model
     with new_folder(folder) as inside:
         files = () if tokenizer is None else tokenizer.files
-        tensors = folded(reference, adapter, untied)
-        write_model(
-            tensors, config, inside, files, original=origin, dtype=reference.dtype, max_shard_bytes=max_shard_bytes
-        )
+        tensors = folded(reference, adapter, config, untied)
+        stored = getattr(torch, config.dtype, reference.dtype)
+        stored = stored if stored in BOUNDS else reference.dtype
+        write_model(tensors, config, inside, files, original=origin, dtype=stored, max_shard_bytes=max_shard_bytes)
+        write_template(inside, adapter, tokenizer)
         merged = load_model(inside, reference.dtype, None, reference.device, say=lambda _: None)
         got = logits_on(merged, rows)
         found = gap(wanted, got)
-        _prove(found, wanted, reference.dtype, allow_gap)
+        _prove(found, wanted, stored if reference.dtype == torch.float32 else reference.dtype, allow_gap)
     return MergeReport(Path(folder), found, gap(trained, got) if trained is not None else None, untied)
 
 
-def folded(base: Decoder, adapter: Adapter, untied: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, float32 tensor) of the base with the adapter in it, one module at a time."""
+def write_template(inside: Path, adapter: Adapter, tokenizer: Tokenizer | None) -> None:
+    """The template that the adapter was trained with, where transformers and Halter look first."""
+    trained, text = adapter.facts.get("template"), adapter.facts.get("template_source")
+    if not trained or not text:
+        return
+    own = None if tokenizer is None else tokenizer.chat_template
+    if own is None or own.digest != trained.get("digest"):
+        write_text(inside / "chat_template.jinja", text, replace=True)
+
+
+def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, float32 tensor) of the base with the adapter in it, one module at a time.
+
+    ``config`` is the merged model's; where it has biases that nothing brings, they are zero.
+    """
     for layer, place, module in base.places():
         name = path(layer, place)
         if place == "lm_head" and base.config.tied and not untied:
@@ -116,8 +131,22 @@ def folded(base: Decoder, adapter: Adapter, untied: bool = False) -> Iterator[tu
             None if bias is None else bias.float(),
         )
         yield f"{name}.weight", weight.detach()
+        if bias is None and config.has_bias(place):
+            bias = weight.new_zeros(len(weight))
         if bias is not None:
             yield f"{name}.bias", bias.detach()
+
+
+def _biased(config: ModelConfig, adapter: Adapter) -> ModelConfig:
+    """The merged model's configuration: a fold may bring biases that the base does not have."""
+    brings: set[bool] = set()  # whether to attention's linears (True), to the MLP's (False)
+    for slot in adapter.slots:
+        if slot.layer is not None and slot.place in LINEARS and not config.has_bias(slot.place):
+            shape = config.weight_shape(slot.place)
+            if slot.piece.fold(torch.empty(shape, device="meta"), None)[1] is not None:
+                brings.add(slot.place in ATTENTION_LINEARS)
+    attention, mlp = config.attention_bias or True in brings, config.mlp_bias or False in brings
+    return replace(config, attention_bias=attention, mlp_bias=mlp)
 
 
 def unties(adapter: Adapter) -> bool:

@@ -214,7 +214,7 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str | 
         fix = "fetch it once with HF_HUB_OFFLINE=0, or give a folder"
         return Refusal("hub-offline", what, where=name, fix=fix)
     if isinstance(error, LocalEntryNotFoundError):
-        what = f"{web} cannot be reached, and the model is not, or not wholly, in the cache"
+        what = f"there is no such folder here, {web} cannot be reached, and the cache does not hold the whole model"
         fix = "mend the connection and try again: what is complete is kept; or give a folder"
         return Refusal("hub-unreachable", what, where=name, fix=fix)
     return HalterError(f"{name}: the hub answered {status}: {error}")

@@ -172,3 +172,51 @@ def test_a_tied_head_of_its_own_survives_merging_into_4_bits(tmp_path):
         table = adapter.fold("model.embed_tokens", model.embed_tokens.weight(), None)[0]
         torch.testing.assert_close(merged.lm_head.weight(), head)
         torch.testing.assert_close(merged.embed_tokens.weight(), table)
+
+
+@pytest.mark.parametrize("name", ["bitfit", "llama_adapter_v2", "ia3", "norm_tuning"])
+@pytest.mark.parametrize("sizes", [{}, {"attention_bias": True}], ids=str)
+def test_biases_that_the_base_has_not_are_written(name, sizes, tmp_path):
+    """transformers opens the folder, with biases where the adapter brings some, and answers as base + adapter does."""
+    transformers = pytest.importorskip("transformers")
+    model = tiny.decoder(tiny.config(**sizes))
+    options = {"target_modules": ["q_proj", "up_proj"]} if name == "bitfit" else {}
+    adapter = adapt(model, name, **options)
+    tiny.jitter(adapter)
+    halter.merge(model, adapter, tmp_path / "merged")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, model(tokens, adapter), rtol=1e-5, atol=1e-4)
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    brings = name in ("bitfit", "llama_adapter_v2")
+    assert (written["attention_bias"], written["mlp_bias"]) == (brings or bool(sizes), brings)
+
+
+def test_the_checkpoints_dtype_is_kept(tmp_path):
+    """A bf16 checkpoint computed in fp32 is merged into bf16."""
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    model = tiny.decoder()
+    model.config = replace(model.config, dtype="bfloat16")
+    adapter = adapt(model, "lora", r=2)
+    tiny.jitter(adapter, 0.01)
+    report = halter.merge(model, adapter, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16} and report.gap.kl < 1e-4
+
+
+def test_the_template_of_training_goes_along(tmp_path):
+    """Where the checkpoint has none, transformers and Halter find the adapter's."""
+    from halter.export.merge import write_template
+    from halter.files.chat import ChatTemplate
+
+    model = tiny.decoder()
+    adapter = adapt(model, "lora", r=2)
+    template = ChatTemplate.builtin("alpaca")
+    adapter.facts = {"template": {"name": "alpaca", "digest": template.digest}, "template_source": template.source}
+    write_template(tmp_path, adapter, None)
+    assert (tmp_path / "chat_template.jinja").read_text("utf-8") == template.source
