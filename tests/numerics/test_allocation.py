@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
@@ -38,6 +37,5 @@ def test_steps_do_not_fetch_their_memory_anew():
         pytest.skip("this C library is not glibc")
     usual, quiet, returned = map(int, done)
     print(f"page faults a step: {usual} as usual, {quiet} with freed memory kept; given back: {returned:,} bytes")
-    assert usual >= 2**23 // resource.getpagesize() / 2  # at least half a tensor's pages, whatever glibc learns
-    assert quiet < usual / 20
+    assert quiet < 64  # of 32,768 pages that a step touches; as usual it is whatever glibc has learnt by chance
     assert returned > 16 * 2**23 / 2
