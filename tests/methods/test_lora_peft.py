@@ -26,7 +26,7 @@ OPTIONS = [
     {"target_modules": ["q_proj", "v_proj"]},
     {"target_modules": "all-linear", "rslora": True, "r": 4},
     {"target_modules": r".*\.(0|1)\.mlp\.(up|down)_proj"},
-    {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    {"target_modules": ["q_proj", "lm_head", "embed_tokens"], "alpha": 12.0},
     {"target_modules": ["k_proj", "gate_proj"], "layers": (1,), "alpha": 3.0},
     {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 64.0},
      "target_modules": "all-linear"},

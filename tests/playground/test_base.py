@@ -70,7 +70,7 @@ def test_held_out_perplexity_is_the_one_told(loaded: tuple[Any, Any]) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    assert recipe.held_out_loss(loaded[0], tokenizer, 30_000) == pytest.approx(FIGURES["held_out_loss"], abs=0.005)
+    assert recipe.held_out_loss(loaded[0], tokenizer, 30_000) == pytest.approx(FIGURES["held_out_loss"], abs=2e-4)
 
 
 def test_transformers_reads_the_same_model(loaded: tuple[Any, Any]) -> None:
