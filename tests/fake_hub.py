@@ -16,6 +16,8 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.tags: dict[tuple[str, str], dict[str, bytes]] = {}
+        """{(id, name of a revision): its files}; main is ``repos``'"""
         self.gated: set[str] = set()
         self.members: dict[str, set[str]] = {}
         """{token: ids whose licence its owner accepted}"""
@@ -24,8 +26,18 @@ class FakeHub:
         """Once: break the connection after so many bytes of a weight file's body."""
         self.url = ""
 
-    def commit(self, repo: str) -> str:
-        return hashlib.sha1(" ".join([repo, *self.repos[repo]]).encode()).hexdigest()
+    def commit(self, repo: str, revision: str = "main") -> str:
+        files = self.repos[repo] if revision == "main" else self.tags.get((repo, revision))
+        if files is None:  # a commit is its own
+            return revision
+        return hashlib.sha1(b" ".join([repo.encode(), *(n.encode() + d for n, d in files.items())])).hexdigest()
+
+    def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """Of a branch, a tag or a commit; None where there is no such revision."""
+        for name, files in [("main", self.repos[repo]), *((t, f) for (r, t), f in self.tags.items() if r == repo)]:
+            if revision in (name, self.commit(repo, name)):
+                return files
+        return None
 
     def fetched(self, ending: str = "") -> list[str]:
         """Names of files whose content was asked for."""
@@ -51,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             self.api(path.removeprefix("/api/models/"))
         else:
             repo, _, rest = path.lstrip("/").partition("/resolve/")
-            self.file(repo, rest.partition("/")[2])
+            self.file(repo, *rest.partition("/")[::2])
 
     def api(self, path: str) -> None:
         for kind in ("/revision/", "/tree/"):
@@ -62,13 +74,13 @@ class Handler(BaseHTTPRequestHandler):
             repo, kind, revision = path, "/revision/", "main"
         if repo not in self.hub.repos:
             return self.fail(401, "RepoNotFound")
-        if revision not in ("main", self.hub.commit(repo)):
+        files = self.hub.files(repo, revision)
+        if files is None:
             return self.fail(404, "RevisionNotFound")
-        files = self.hub.repos[repo]
         if kind == "/tree/":
             return self.answer([{"type": "file", **self.blob(n, d), "path": n} for n, d in files.items()])
         siblings = [{"rfilename": n, "blobId": self.blob(n, d)["oid"], **self.blob(n, d)} for n, d in files.items()]
-        return self.answer({"id": repo, "modelId": repo, "sha": self.hub.commit(repo), "siblings": siblings})
+        return self.answer({"id": repo, "modelId": repo, "sha": self.hub.commit(repo, revision), "siblings": siblings})
 
     def blob(self, name: str, data: bytes) -> dict[str, object]:
         entry: dict[str, object] = {"size": len(data), "oid": hashlib.sha1(data).hexdigest()}
@@ -77,19 +89,19 @@ class Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": sha, "sha256": sha, "size": len(data), "pointerSize": 130}
         return entry
 
-    def file(self, repo: str, name: str) -> None:
+    def file(self, repo: str, revision: str, name: str) -> None:
         if repo in self.hub.gated:
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             if token not in self.hub.members:
                 return self.fail(401, "GatedRepo")
             if repo not in self.hub.members[token]:
                 return self.fail(403, "GatedRepo")
-        data = self.hub.repos.get(repo, {}).get(name)
+        data = ((self.hub.files(repo, revision) if repo in self.hub.repos else None) or {}).get(name)
         if data is None:
             return self.fail(404, "EntryNotFound")
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
         self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", self.hub.commit(repo))
+        self.send_header("X-Repo-Commit", self.hub.commit(repo, revision))
         self.send_header("ETag", f'"{self.etag(name, data)}"')
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data) - start))

@@ -46,8 +46,8 @@ def command(
     source = resolve(subject.base, subject.revision)
     to_stderr(f"merging into {output} ...")
     if into == "nf4":
-        survival = merge_4bit(opened.model, opened.adapter, output, tuple(opened.tokenizer.files), source)
-        record: dict[str, object] = {"folder": output, "survival": survival.mean, "by_module": survival.shares}
+        survival = merge_4bit(opened.model, opened.adapter, output, base=base, source=source)
+        record: dict[str, object] = {**asdict(survival), "folder": output, "survival": survival.mean}
         words = str(survival)
     else:
         report = merge(opened.model, opened.adapter, output, base=base, source=source, allow_gap=allow_gap)

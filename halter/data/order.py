@@ -95,6 +95,12 @@ class Plan(Sequence[Step]):
         """The same steps with ``numbers[row]`` for each row: of the rows of an epoch, what they are in the data."""
         return Plan(self._order, self._ends, self._lengths, self._most, numbers)
 
+    def holding(self, row: int) -> int | None:
+        """The number of the first step that holds a row of the data; None where it is left out."""
+        numbers = self._order if self._numbers is None else self._numbers[self._order]
+        found = np.flatnonzero(numbers == row)
+        return int(np.searchsorted(self._ends, found[0], side="right")) if len(found) else None
+
     def __len__(self) -> int:
         return len(self._ends)
 

@@ -24,7 +24,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
 from halter.model.places import ATTENTION_LINEARS, LINEARS, path
-from halter.pretrained.load import load_model
+from halter.pretrained.load import load_model, map_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
 
 BOUNDS = {torch.float32: ("largest", 1e-4), torch.bfloat16: ("kl", 1e-4), torch.float16: ("kl", 1e-4)}
@@ -77,15 +77,11 @@ def merge(
             "this adapter's effect is not a change of weights at these places; keep it as an adapter",
             offenders=stuck,
         )
-    origin = _source(adapter, source)
-    quantised = any(isinstance(m, Linear) and m.storage != "dense" for _, _, m in model.places())
-    reference = model
-    if quantised and base == "original":
-        reference = load_model(_needed(origin), model.dtype, None, model.device, say=lambda _: None)
-    elif quantised:
-        reference = _dense(model)
-    tokenizer = _tokenizer(origin)
-    rows = _sample(tokenizer, model.config)
+    origin = source_of(adapter, source)
+    quantised = is_quantised(model)
+    reference = base_of(model, base, origin)
+    tokenizer = tokenizer_of(origin)
+    rows = sample_rows(tokenizer, model.config)
     wanted = logits_on(reference, rows, adapter)
     trained = logits_on(model, rows, adapter) if quantised else None
     untied = unties(adapter)
@@ -98,8 +94,7 @@ def merge(
         stored = stored if stored in BOUNDS else reference.dtype
         write_model(tensors, config, inside, files, original=origin, dtype=stored, max_shard_bytes=max_shard_bytes)
         write_template(inside, adapter, tokenizer)
-        merged = load_model(inside, reference.dtype, None, reference.device, say=lambda _: None)
-        got = logits_on(merged, rows)
+        got = logits_on(_read_back(inside, reference, stored), rows)
         found = gap(wanted, got)
         _prove(found, wanted, stored if reference.dtype == torch.float32 else reference.dtype, allow_gap)
     return MergeReport(Path(folder), found, gap(trained, got) if trained is not None else None, untied)
@@ -160,6 +155,27 @@ def unties(adapter: Adapter) -> bool:
     return pieces["embed_tokens"] != pieces["lm_head"]
 
 
+def is_quantised(model: Decoder) -> bool:
+    """Whether linear layers are stored in 4 bits."""
+    return any(isinstance(m, Linear) and m.storage != "dense" for _, _, m in model.places())
+
+
+def base_of(model: Decoder, base: Literal["original", "dequantised"], origin: Path | None) -> Decoder:
+    """What an adapter trained over ``model`` is folded into: itself where it is dense, else as ``merge`` says."""
+    if not is_quantised(model):
+        return model
+    if base == "original":
+        return load_model(_needed(origin), model.dtype, None, model.device, say=lambda _: None)
+    return _dense(model)
+
+
+def _read_back(inside: Path, reference: Decoder, stored: torch.dtype) -> Decoder:
+    """The merged model; on a CPU as pages of its files, so that base and merged model need not be in memory at once."""
+    if reference.device.type == "cpu" and stored == reference.dtype:
+        return map_model(inside, stored)
+    return load_model(inside, reference.dtype, None, reference.device, say=lambda _: None)
+
+
 def _dense(model: Decoder) -> Decoder:
     """The same weights without 4-bit storage."""
     dense = Decoder(model.config, model.dtype)
@@ -168,7 +184,7 @@ def _dense(model: Decoder) -> Decoder:
     return dense
 
 
-def _source(adapter: Adapter, source: str | Path | None) -> Path | None:
+def source_of(adapter: Adapter, source: str | Path | None) -> Path | None:
     known = source or adapter.facts.get("base", {}).get("folder")
     return Path(known) if known is not None and Path(known).is_dir() else None
 
@@ -183,7 +199,7 @@ def _needed(origin: Path | None) -> Path:
     return origin
 
 
-def _tokenizer(origin: Path | None) -> Tokenizer | None:
+def tokenizer_of(origin: Path | None) -> Tokenizer | None:
     """The base's, where it has one; weights alone can be merged too."""
     try:
         return None if origin is None else Tokenizer.from_folder(origin)
@@ -193,7 +209,7 @@ def _tokenizer(origin: Path | None) -> Tokenizer | None:
         raise
 
 
-def _sample(tokenizer: Tokenizer | None, config: ModelConfig) -> list[list[int]]:
+def sample_rows(tokenizer: Tokenizer | None, config: ModelConfig) -> list[list[int]]:
     """Token rows to compare on: sample text where a tokenizer is at hand, and ids spread over the vocabulary."""
     spread = torch.linspace(0, config.vocab_size - 1, min(32, config.context)).long().tolist()
     if tokenizer is None:

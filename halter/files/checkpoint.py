@@ -78,6 +78,10 @@ class HFCheckpoint:
         """One tensor in fresh aligned memory, cast on the way if asked. KeyError for a name that is not there."""
         return self._where[name].read(name, dtype)
 
+    def map(self, name: str) -> Tensor:
+        """One tensor as pages of its file (TensorFile.map)."""
+        return self._where[name].map(name)
+
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) in the order of the files, one in memory at a time."""
         for name, file in self._where.items():

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,15 @@ class RunFolder:
         return sorted(found)
 
     def save_checkpoint(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int | None
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        keep: int | None,
+        spared: Collection[int] = (),
     ) -> Path:
-        """Write checkpoints/step-NNNNNNN, manifest last, renamed into place once; then drop the oldest beyond ``keep``.
+        """Write checkpoints/step-NNNNNNN, manifest last, renamed into place once; then drop the oldest beyond ``keep``,
+        those of ``spared`` steps neither counted nor dropped.
 
         A step whose checkpoint is already complete (the same bits, after a resume) is left as it is.
         """
@@ -107,7 +113,8 @@ class RunFolder:
                 digests = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
                 write_json(temporary / "manifest.json", {"step": step, "files": digests})
         if keep is not None:
-            for _, old in self.checkpoints()[: -max(1, keep)]:
+            ordinary = [folder for step, folder in self.checkpoints() if step not in spared]
+            for old in ordinary[: -max(1, keep)]:
                 shutil.rmtree(old)
         return folder
 

@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,6 +109,13 @@ class TensorFile:
             self._fill(piece.numpy().data, self._start + offset + at * spec.dtype.itemsize)
             part.copy_(piece.view(spec.dtype))
         return tensor
+
+    def map(self, name: str) -> Tensor:
+        """One tensor as pages of the file, which the system may drop again: no copy, so only for a file that this
+        process has just written and that nobody else changes."""
+        spec, offset = self._entries[name]
+        pages = np.memmap(self.path, np.uint8, "c", self._start + offset, (spec.nbytes,))
+        return torch.from_numpy(pages).view(spec.dtype).view(spec.shape)
 
     @cached_property
     def _staging(self) -> Tensor:

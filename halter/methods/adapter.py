@@ -165,9 +165,11 @@ class Adapter(nn.Module):
         stuck = self.unfoldable()
         if stuck:
             raise Refusal("cannot-merge", "this adapter's effect is not a change of weights here", offenders=stuck)
-        for slot in self.slots:
-            if slot.path == name:
-                weight, bias = slot.piece.fold(weight, bias)
+        here = [slot.piece for slot in self.slots if slot.path == name]
+        # As Chain does: the first weight instead of the base's counts, wherever it stands, and the others act on it.
+        instead = [piece for piece in here if piece.replaces][:1]
+        for piece in (*instead, *(piece for piece in here if not piece.replaces)):
+            weight, bias = piece.fold(weight, bias)
         return weight, bias
 
 

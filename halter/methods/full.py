@@ -38,6 +38,7 @@ class StandIn(Piece):
 
     saved_names = {"weight": "weight", "bias": "bias"}
     folds = True
+    replaces = True
 
     def __init__(self, shape: tuple[int, ...], bias: bool) -> None:
         super().__init__()

@@ -63,6 +63,8 @@ class Piece(nn.Module):
 
     saved_names: ClassVar[dict[str, str]] = {}
     folds: ClassVar[bool] = False
+    replaces: ClassVar[bool] = False
+    """Whether it brings a weight that is used instead of the base's."""
     length: int = 0
     """At ``virtual_tokens``: how many stand ahead of each row."""
 

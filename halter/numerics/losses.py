@@ -39,12 +39,13 @@ class _HeadLoss(torch.autograd.Function):
             wanted = [t for t in (piece, *leaves) if t.requires_grad]
             if not wanted:
                 continue
-            grads = iter(torch.autograd.grad(logits, wanted, d_logits))
+            # Of several adapters at the head, one may have no token in this chunk.
+            grads = iter(torch.autograd.grad(logits, wanted, d_logits, allow_unused=True))
             if d_hidden is not None:
                 d_hidden[start:end] = next(grads)
             for total in d_tensors:
-                if total is not None:
-                    total += next(grads)
+                if total is not None and (grad := next(grads)) is not None:
+                    total += grad
         made = zip(d_tensors, tensors, strict=True)
         ctx.gradients = d_hidden, [None if d is None else d.to(t.dtype) for d, t in made]
         ctx.mark_non_differentiable(losses)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from halter.errors import Refusal
-from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint, read_config
+from halter.files.checkpoint import Checkpoint, HFCheckpoint, dtype_of, open_checkpoint, read_config
 from halter.files.hub import resolve, to_stderr
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.tensors import TensorSpec
@@ -100,6 +100,17 @@ def load_model(
         _place(model, checkpoint, name, plan, place, quantize, double_quant)
         progress.add(plan.bytes_of(name))
     model.identity = BaseIdentity.of(checkpoint)
+    checkpoint.close()
+    return model
+
+
+def map_model(folder: str | Path, dtype: torch.dtype) -> Decoder:
+    """A dense model on the CPU whose weights are pages of its files, for a folder that this process has just written
+    in ``dtype``; next to no memory of its own. Refusals as load's."""
+    checkpoint = HFCheckpoint(Path(folder))
+    model = Decoder(ModelConfig.from_hf(checkpoint.config), dtype, device="meta")
+    for name in _Plan.of(checkpoint, model.config).order:
+        model.set_tensor(name, checkpoint.map(name))
     checkpoint.close()
     return model
 

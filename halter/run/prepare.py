@@ -11,13 +11,13 @@ from pathlib import Path
 
 from halter.data.load import Loaded, load_examples
 from halter.data.options import DataOptions, Source
-from halter.data.order import Step, epoch_rows, plan_epoch
+from halter.data.order import Plan, epoch_rows, plan_epoch
 from halter.data.sources import local_files
 from halter.errors import HalterError, Refusal
 from halter.files import yaml12
 from halter.files.chat import ChatTemplate
 from halter.files.hub import resolve
-from halter.files.reading import read_text
+from halter.files.reading import read_json, read_text
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config
@@ -40,7 +40,7 @@ class Job:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     data: Loaded
-    plan: Callable[[int], Sequence[Step]]
+    plan: Callable[[int], Plan]
     steps: int
     micro_tokens: int
     waived: Sequence[dict[str, str]] = ()
@@ -104,11 +104,11 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
     return Job(recipe, base.folder, config, tokenizer, template, data, plan, steps, micro)
 
 
-def _plan(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Sequence[Step]]:
+def _plan(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Plan]:
     options = recipe.train
 
     @lru_cache(maxsize=4)
-    def plan(epoch: int) -> list[Step]:
+    def plan(epoch: int) -> Plan:
         rows = epoch_rows(data.train.weights, options.seed, epoch)
         planned = plan_epoch(
             data.train.lengths[rows],
@@ -120,7 +120,7 @@ def _plan(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Sequence[
             micro_rows=options.per_device_train_batch_size if options.gradient_accumulation_steps else None,
             micro_tokens=micro,
         )
-        return [[rows[passed].tolist() for passed in step] for step in planned]
+        return planned.numbered(rows)
 
     return plan
 
@@ -174,6 +174,9 @@ def _dated(recipe: Recipe, template: ChatTemplate | None) -> Recipe:
     if template is None or recipe.data.template_date is not None or not template.asks_date:
         return recipe
     today, source = date.today().isoformat(), "the day of this run; the template asks for a date"
+    for choice in recipe.methods:
+        if choice.init_from is not None and (told := _told_date(Path(choice.init_from))) is not None:
+            today, source = told, f"the adapter that {choice.name} starts from"
     kept = Path(recipe.output_dir or "") / "recipe.yaml"
     if recipe.output_dir is not None and kept.is_file():
         with suppress(HalterError, KeyError, TypeError):
@@ -181,6 +184,14 @@ def _dated(recipe: Recipe, template: ChatTemplate | None) -> Recipe:
             today, source = (began, "this run folder's recipe.yaml") if isinstance(began, str) else (today, source)
     data = replace(recipe.data, template_date=today)
     return replace(recipe, data=data, defaults={**recipe.defaults, key: Default(today, source)})
+
+
+def _told_date(folder: Path) -> str | None:
+    """The date that an adapter's template was told in its training."""
+    with suppress(HalterError, OSError, AttributeError):
+        told = read_json(folder / "halter.json").get("template_date")
+        return told if isinstance(told, str) else None
+    return None
 
 
 def _at_width(recipe: Recipe, dim: int) -> Recipe:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from halter import recipe as recipes
+from halter.data.example import Example
 from halter.errors import HalterError, Refusal
 from halter.files.runs import RunFolder
 from halter.files.writing import write_json, write_text
@@ -22,13 +25,17 @@ from halter.numerics import allocation, denormals
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import MethodChoice, Recipe
+from halter.run.keeper import Keeper
 from halter.run.output import open_run
 from halter.run.preflight import ready
 from halter.run.prepare import Job, Say, describe
+from halter.run.signals import Stopped, Stops
 from halter.run.watch import Watch
 from halter.training import memory, optimizers, schedule
-from halter.training.loop import Events, Feed, epoch_ends, train_loop
+from halter.training.guards import Guards
+from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
 from halter.training.progress import Display
+from halter.training.room import Room
 from halter.training.trackers import open_trackers
 from halter.training.trainee import Trainee
 
@@ -79,7 +86,7 @@ def train(
 
 
 def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
-    recipe, options = job.recipe, job.recipe.train
+    options = job.recipe.train
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
@@ -87,37 +94,29 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     adapter = _adapter(job, model)
     say(f"trainable: {adapter.num_trainable:,} ({adapter.num_trainable / job.config.num_parameters:.4%} of the base)")
     trainee = _trainee(job, adapter, say)
-    feed = Feed(job.data.train, job.plan, job.steps)
-    if resume:
-        _continue(run, trainee, say)
-    checkpointing = options.activation_checkpointing == "on" or (
-        options.activation_checkpointing == "auto"
-        and memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
-    )
     attempt = run.attempt()
-    trackers = open_trackers(options.report_to, run.path, recipes.as_data(recipe))
-    with Display(job.steps, trainee.step, options.logging_steps) as display:
+    trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))
+    with Display(job.steps, options.logging_steps) as display, Stops(display.say) as stops:
 
         def log(record: dict[str, Any]) -> None:
             record = {**record, "attempt": attempt}
             run.log(record)
             for track in trackers:
                 track(record)
-            if "loss" in record:
+            if "loss" in record and "alarm" not in record:
                 display.step(record)
 
         watch = Watch(job, model, adapter, log, display.say)
-        events = Events(
-            log=log,
-            evaluate=watch.evaluate if job.data.validation or options.sample_prompts else None,
-            save=lambda step: _save(run, step, trainee, options.save_total_limit),
-            evaluate_at=_every(options.eval_steps, job),
-            save_at=_every(options.save_steps, job),
-            stop=watch.stop,
-        )
-        if trainee.step == 0 and events.evaluate is not None:
-            events.evaluate(0)
-        train_loop(model, [trainee], [feed], events, checkpointing)
+        keeper = Keeper(run, trainee, watch, display.say, model.identity)
+        if resume:
+            keeper.resume(say)
+            display.begin(trainee.step)
+        try:
+            _steps(job, model, trainee, watch, keeper, stops, log, display.say)
+        except Stopped as stop:
+            with suppress(Stopped), stops.last():  # a second signal does not wait for the checkpoint
+                keeper.stop()
+            raise stop.as_exit() from None
     watch.keep_best()
     try:
         found = identity.result()
@@ -126,6 +125,57 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         say(f"the base's digest could not be made and is left out: {error}")
     adapter.save(run.adapter)
     say(f"saved: {run.adapter}")
+
+
+def _steps(
+    job: Job,
+    model: Decoder,
+    trainee: Trainee,
+    watch: Watch,
+    keeper: Keeper,
+    stops: Stops,
+    log: Callable[[dict[str, Any]], None],
+    say: Say,
+) -> None:
+    """Every step that is left, with what happens between them."""
+    options = job.recipe.train
+    checkpointing = options.activation_checkpointing == "on" or (
+        options.activation_checkpointing == "auto"
+        and memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
+    )
+
+    def alarm(alarm: Alarm) -> None:
+        log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
+             "rows_before": alarm.rows_before})  # fmt: skip
+        keeper.alarm(alarm)
+
+    evaluate_at = _every(options.eval_steps, job)
+    events = Events(
+        log=log,
+        evaluate=watch.look if watch.has_work else None,
+        save=lambda step: keeper.save(step, options.save_total_limit),
+        evaluate_at=evaluate_at,
+        save_at=_every(options.save_steps, job),
+        alarm=alarm,
+        whole=stops.whole,
+    )
+    if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and watch.look(trainee.step):
+        return  # a stop came between a step and its evaluation
+    room = Room(say)
+    if (rows := _largest_pass(job, trainee.step)) is not None:
+        rehearse(model, trainee, rows, checkpointing, room)
+    train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
+
+
+def _largest_pass(job: Job, done: int) -> list[Example] | None:
+    """The micro-batch with the longest row; None where the next step begins with it, or no step is left."""
+    data = job.data.train
+    plan = job.plan(0)
+    longest = int(np.argmax(np.where(data.targets > 0, data.lengths, 0)))
+    step = plan.holding(longest)
+    if done >= job.steps or step is None or step == done:
+        return None
+    return [data[row] for row in plan[step][0]]
 
 
 def _load_base(job: Job, say: Say) -> Decoder:
@@ -195,7 +245,8 @@ def _trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
     half = adapter.facts["dtype"] == "float16"  # whoever asked for it: the recipe, the checkpoint, or an old GPU
     scaler = torch.amp.GradScaler(device, enabled=half)
     share = schedule.make(options.lr_scheduler_type, job.steps, warmup)
-    return Trainee(adapter, optimizer, share, scaler, options.max_grad_norm, options.seed)
+    guards = Guards(options.on_nonfinite, options.on_spike)
+    return Trainee(adapter, optimizer, share, scaler, options.max_grad_norm, options.seed, guards=guards)
 
 
 def _every(asked: float | None, job: Job) -> Callable[[int], bool]:
@@ -204,19 +255,3 @@ def _every(asked: float | None, job: Job) -> Callable[[int], bool]:
         return epoch_ends(job.plan, job.steps).__contains__
     stride = max(1, round(asked * job.steps)) if asked < 1 else int(asked)
     return lambda step: step % stride == 0 or step == job.steps
-
-
-def _save(run: RunFolder, step: int, trainee: Trainee, keep: int | None) -> None:
-    tensors, values = trainee.state()
-    run.save_checkpoint(step, {"adapter-0": state_of(trainee.adapter), "optimizer-0": tensors}, values, keep)
-
-
-def _continue(run: RunFolder, trainee: Trainee, say: Say) -> None:
-    found = run.checkpoints()
-    if not found:
-        say("resume: no complete checkpoint, starting at step 0")
-        return
-    saved = run.load_checkpoint(found[-1][1])
-    restore(trainee.adapter, saved.tensors["adapter-0"], str(found[-1][1]))
-    trainee.restore(saved.tensors["optimizer-0"], saved.state)
-    say(f"resume: from {found[-1][1]}")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from halter.data.example import Example
-from halter.data.pack import Batch, pack
+from halter.data.pack import pack
+from halter.errors import SHOWN_OFFENDERS, HalterError
 from halter.model.decoder import Decoder
 from halter.training.memory import peak_memory_bytes
-from halter.training.step import StepRecord, take_step
+from halter.training.room import Room
+from halter.training.step import Gathered, StepRecord, gather, move
 from halter.training.trainee import Trainee
 
 Step = Sequence[Sequence[int]]  # micro-batches of row numbers
@@ -41,9 +47,9 @@ class Feed:
             if number >= self.total or not planned:
                 return
 
-    def batches(self, step: Step) -> list[Batch]:
-        """The step's micro-batches, packed."""
-        return [pack([self.examples[row] for row in rows]) for rows in step]
+    def rows(self, step: Step) -> list[list[Example]]:
+        """The rows of the step's micro-batches."""
+        return [[self.examples[row] for row in micro] for micro in step]
 
 
 def total_steps(plan: Callable[[int], Sequence[Step]], epochs: float, max_steps: int | None) -> int:
@@ -64,52 +70,137 @@ def epoch_ends(plan: Callable[[int], Sequence[Step]], total: int) -> set[int]:
     return ends | {total}
 
 
+@dataclass(frozen=True)
+class Alarm:
+    """A step that went wrong. ``rows`` name where its rows come from (of a loss that is not finite: those of the passes
+    that made it so), ``rows_before`` those of the step before, which may have done the damage."""
+
+    step: int
+    trainee: int
+    record: StepRecord
+    rows: list[str]
+    rows_before: list[str]
+    ends: bool
+    """Whether training ends with it."""
+
+
 @dataclass
 class Events:
     """What happens between steps. Numbers of steps are counted from 1: "after n steps"."""
 
     log: Callable[[dict[str, Any]], None]
     """One record a step and trainee, as metrics.jsonl has it."""
-    evaluate: Callable[[int], list[float]] | None = None
-    """Held-out loss of every trainee after n steps."""
+    evaluate: Callable[[int], bool] | None = None
+    """Look at every trainee after n steps; whether training shall end."""
     save: Callable[[int], None] | None = None
     """Write a checkpoint after n steps."""
     evaluate_at: Callable[[int], bool] = field(default=lambda _: False)
     save_at: Callable[[int], bool] = field(default=lambda _: False)
-    stop: Callable[[list[float]], bool] = field(default=lambda _: False)
-    """Whether to end early, given the losses just evaluated."""
+    alarm: Callable[[Alarm], None] = field(default=lambda _: None)
+    """A step went wrong."""
+    whole: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around what a signal may not cut in two."""
 
 
 def train_loop(
-    model: Decoder, trainees: Sequence[Trainee], feeds: Sequence[Feed], events: Events, checkpointing: bool = False
+    model: Decoder,
+    trainees: Sequence[Trainee],
+    feeds: Sequence[Feed],
+    events: Events,
+    checkpointing: bool = False,
+    room: Room | None = None,
 ) -> None:
     """Train every trainee to the end of its feed, from the step at which it stands.
 
-    Raises HalterError where loss or gradients stay non-finite. A trainee whose feed is shorter ends earlier.
+    Raises HalterError where the guards end it or a single row needs more memory than there is. A trainee whose feed is
+    shorter ends earlier.
     """
+    room = room or Room()
     streams = [iter(feed.steps(trainee.step)) for feed, trainee in zip(feeds, trainees, strict=True)]
     number = min(trainee.step for trainee in trainees)
+    before: dict[int, list[str]] = {}
     while True:
         current = [next(stream, None) for stream in streams]
         live = [i for i, step in enumerate(current) if step is not None]
         if not live:
             return
-        started = time.perf_counter()
-        cut = [feeds[i].batches(current[i][1]) for i in live]  # type: ignore[index]
-        micros = list(itertools.zip_longest(*cut))
-        records = take_step(model, [trainees[i] for i in live], micros, checkpointing)
         number += 1
-        seconds = time.perf_counter() - started
-        for i, record in zip(live, records, strict=True):
-            events.log(_line(number, i if len(trainees) > 1 else None, current[i][0], record, seconds))  # type: ignore[index]
-        if events.evaluate is not None and events.evaluate_at(number) and events.stop(events.evaluate(number)):
+        with events.whole():
+            started = time.perf_counter()
+            planned = [feeds[i].rows(current[i][1]) for i in live]  # type: ignore[index]
+            gathered, parts = _gather(model, [trainees[i] for i in live], planned, checkpointing, room)
+            records = move([trainees[i] for i in live], gathered)
+            seconds = time.perf_counter() - started
+            for place, (i, record) in enumerate(zip(live, records, strict=True)):
+                events.log(_line(number, i if len(trainees) > 1 else None, current[i][0], record, seconds))  # type: ignore[index]
+                rows = _origins(planned[place])
+                if record.trouble:
+                    named = _suspects(gathered.losses[:, place], parts[place]) or rows
+                    ends = trainees[i].guards.ends(record.trouble, trainees[i].scaler.is_enabled())
+                    events.alarm(Alarm(number, i, record, named, before.get(i, []), ends))
+                    if ends:
+                        raise HalterError(_why(record, number, trainees[i].guards.skipped, named))
+                before[i] = rows
+        if events.evaluate is not None and events.evaluate_at(number) and events.evaluate(number):
             break
         if events.save is not None and events.save_at(number):
-            events.save(number)
+            with events.whole():
+                events.save(number)
+
+
+def rehearse(
+    model: Decoder, trainee: Trainee, rows: Sequence[Example], checkpointing: bool = False, room: Room | None = None
+) -> None:
+    """Run the largest pass there will be, forward and backward, and forget it, so that memory runs out now or never."""
+    _gather(model, [trainee], [[rows]], checkpointing, room or Room())
+    trainee.forget()
+
+
+def _gather(
+    model: Decoder,
+    trainees: Sequence[Trainee],
+    planned: Sequence[Sequence[Sequence[Example]]],
+    checkpointing: bool,
+    room: Room,
+) -> tuple[Gathered, list[list[list[Example]]]]:
+    """The gradients of one step, and the rows of the passes that made them, per trainee."""
+
+    def work() -> tuple[Gathered, list[list[list[Example]]]]:
+        parts = [[part for micro in one for part in room.parts(micro)] for one in planned]
+        packed = [[pack(part) for part in one] for one in parts]
+        return gather(model, trainees, list(itertools.zip_longest(*packed)), checkpointing), parts
+
+    def undo() -> None:
+        for trainee in trainees:
+            trainee.forget()
+
+    return room.step([micro for one in planned for micro in one], work, undo)
+
+
+def _origins(micros: Sequence[Sequence[Example]]) -> list[str]:
+    return [row.origin for micro in micros for row in micro]
+
+
+def _suspects(losses: Tensor, parts: Sequence[Sequence[Example]]) -> list[str]:
+    """Rows of the passes whose loss is not finite."""
+    return _origins([part for loss, part in zip(losses.tolist(), parts) if not math.isfinite(loss)])
+
+
+def _why(record: StepRecord, number: int, in_a_row: int, rows: Sequence[str]) -> str:
+    named = ", ".join(rows[:SHOWN_OFFENDERS]) + (", ..." if len(rows) > SHOWN_OFFENDERS else "")
+    if record.trouble == "spike":
+        what = f"the loss leapt to {record.loss:.4f} at step {number}"
+    else:
+        what = f"loss or gradient was not finite in {in_a_row} steps in a row"
+        what += f" (step {number}: loss {record.loss}, gradient norm {record.grad_norm})"
+    return (
+        f"{what}; the weights are those of the last good step. Rows: {named}. Look at them, or lower "
+        "train.learning_rate; train.on_nonfinite and train.on_spike say what happens next time"
+    )
 
 
 def _line(number: int, trainee: int | None, epoch: float, record: StepRecord, seconds: float) -> dict[str, Any]:
     line = {"step": number} | ({} if trainee is None else {"trainee": trainee}) | {"epoch": round(epoch, 6)}
-    line |= asdict(record)
+    line |= {key: value for key, value in asdict(record).items() if key != "trouble" or value}
     line["tokens_per_second"] = round(record.tokens / seconds, 3)
     return line | {"peak_memory_bytes": peak_memory_bytes()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from halter.errors import Refusal
+from halter.training.guards import OnNonfinite, OnSpike
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class TrainOptions:
     """Decoupled weight decay, on tensors of two and more dimensions."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 switches that off."""
+    on_nonfinite: OnNonfinite = "skip"
+    """A step whose loss or gradient is not finite never reaches the weights: skip it (more than three in a row end
+    training all the same), or stop at once."""
+    on_spike: OnSpike = "warn"
+    """A loss that leaps above four times the median of the last 32: warn (the checkpoint before it is kept), skip the
+    step, stop, or off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """What the base computes in; auto: the dtype it was loaded in. fp16 adds loss scaling. Adapters stay in fp32."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"

@@ -22,9 +22,9 @@ class Shows(Protocol):
 class Display:
     """Loss, tokens a second, memory and time left; ``every`` steps a plain line where there is no terminal."""
 
-    def __init__(self, total: int, start: int = 0, every: int = 1, console: Console | None = None) -> None:
+    def __init__(self, total: int, every: int = 1, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
-        self.total, self.start, self.every = total, start, max(1, every)
+        self.total, self.start, self.every = total, 0, max(1, every)
         self.began = 0.0  # when the first step was over; what came before it says nothing about the rest
         self.bar: Progress | None = None
         if self.console.is_terminal:
@@ -48,6 +48,12 @@ class Display:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def begin(self, step: int) -> None:
+        """Say after which step a resumed run goes on."""
+        self.start = step
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step)
 
     def step(self, record: dict[str, Any]) -> None:
         """Show one step's record."""

@@ -20,6 +20,7 @@ from halter.model.places import run_at, tensors_of, with_tensors
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.losses import head_loss
+from halter.training.guards import Trouble
 from halter.training.trainee import Trainee
 
 IGNORED = -100
@@ -28,7 +29,8 @@ Micro = Sequence[Batch | None]  # one entry a trainee; None where a trainee has 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one trainee's step did: mean loss over its target tokens, norm before clipping, counts of tokens."""
+    """What one trainee's step did: mean loss over its target tokens, norm before clipping, counts of tokens, and what
+    was wrong with it (training.guards)."""
 
     loss: float
     grad_norm: float
@@ -36,6 +38,17 @@ class StepRecord:
     target_tokens: int
     tokens: int
     applied: bool
+    trouble: Trouble = ""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Gradients are in the parameters; ``losses`` float64 CPU [micro-batches, trainees], shares of each trainee's mean
+    loss; counts of targets and of all tokens per trainee."""
+
+    losses: Tensor
+    targets: list[int]
+    tokens: list[int]
 
 
 def take_step(
@@ -46,16 +59,30 @@ def take_step(
     All trainees share each pass over the base (a mixed batch); with one trainee this is the ordinary step. A step whose
     loss or gradient is not finite changes nothing and says so in its record.
     """
+    return move(trainees, gather(model, trainees, micros, checkpointing))
+
+
+def gather(
+    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[Micro], checkpointing: bool = False
+) -> Gathered:
+    """The gradients of one step of every trainee, however it is cut."""
     targets = [sum(_targets(micro[i]) for micro in micros) for i in range(len(trainees))]
     tokens = [sum(_tokens(micro[i]) for micro in micros) for i in range(len(trainees))]
-    losses = torch.zeros(len(trainees), dtype=torch.float64)
-    for number, micro in enumerate(micros):
-        losses += _accumulate(model, trainees, micro, targets, number, checkpointing)
+    losses = [
+        _accumulate(model, trainees, micro, targets, number, checkpointing) for number, micro in enumerate(micros)
+    ]
+    return Gathered(torch.stack(losses), targets, tokens)
+
+
+def move(trainees: Sequence[Trainee], gathered: Gathered) -> list[StepRecord]:
+    """Let every trainee's optimizer move once."""
+    losses = gathered.losses.sum(0).tolist()
     records = []
-    for i, trainee in enumerate(trainees):
+    for trainee, loss, targets, tokens in zip(trainees, losses, gathered.targets, gathered.tokens, strict=True):
         rate = trainee.learning_rate()
-        norm, applied = trainee.apply(float(losses[i]))
-        records.append(StepRecord(float(losses[i]), norm, rate, targets[i], tokens[i], applied))
+        norm, trouble = trainee.apply(loss)
+        applied = trainee.guards.moves(trouble)
+        records.append(StepRecord(loss, norm, rate, targets, tokens, applied, trouble))
     return records
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from halter.errors import HalterError
 from halter.methods.adapter import Adapter
-
-SKIPPED_IN_A_ROW = 3
-SKIPPED_IN_FP16 = 20  # each halves the loss scale, which starts at 2^16
+from halter.training.guards import Guards, Trouble
+from halter.training.room import free, out_of_memory
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Trainee:
     max_grad_norm: float = 1.0
     seed: int = 0
     step: int = 0
-    skipped: int = 0
+    guards: Guards = field(default_factory=Guards)
     base_rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,34 +39,52 @@ class Trainee:
         """The first group's rate at the current step."""
         return self.base_rates[0] * self.schedule(self.step)
 
-    def apply(self, loss: float) -> tuple[float, bool]:
-        """Clip and step with the accumulated gradients, then forget them. Returns (gradient norm, whether it moved).
+    def apply(self, loss: float) -> tuple[float, Trouble]:
+        """Clip and step with the accumulated gradients, then forget them. Returns (gradient norm, what was wrong).
 
-        Nothing that is not finite reaches the weights: such a step is skipped, and more than three in a row raise
-        HalterError. In fp16, where an overflow first lowers the loss scale, it takes more than 20.
+        Nothing that is not finite reaches the weights, nor a spike where the guards say so. HalterError where memory
+        runs out in the optimizer for good.
         """
         parameters = list(self.adapter.trainable().values())
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-        finite = math.isfinite(norm) and math.isfinite(loss)
-        if finite:
+        trouble = self.guards.judge(loss, norm)
+        if self.guards.moves(trouble):
             if self.max_grad_norm > 0 and grads:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
             share = self.schedule(self.step)
             for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = rate * share
-            self.scaler.step(self.optimizer)
+            self._move(parameters)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
         self.step += 1
-        self.skipped = 0 if finite else self.skipped + 1
-        if self.skipped > (SKIPPED_IN_FP16 if self.scaler.is_enabled() else SKIPPED_IN_A_ROW):
-            raise HalterError(
-                f"loss or gradient was not finite in {self.skipped} steps in a row (step {self.step - 1}: loss {loss}, "
-                f"gradient norm {norm}); the weights are those of the last good step. Lower learning_rate"
-            )
-        return norm, finite
+        return norm, trouble
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _move(self, parameters: list[torch.nn.Parameter]) -> None:
+        """One step of the optimizer; once more where memory ran out before anything had moved."""
+        known, versions = set(self.optimizer.state), [p._version for p in parameters]
+        for again in (False, True):
+            try:
+                self.scaler.step(self.optimizer)
+                return
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                # torch counts changes in place; bitsandbytes' kernels write past that count.
+                still = isinstance(self.optimizer, torch.optim.AdamW) and versions == [p._version for p in parameters]
+                if again or not still:
+                    what = f"out of memory in the optimizer at step {self.step + 1}"
+                    half = "" if still else ": the weights may be half moved; --resume goes on from the last checkpoint"
+                    raise HalterError(f"{what}{half}. A smaller rank, or another optimizer, makes room") from error
+            for parameter in set(self.optimizer.state) - known:  # states that were made in part
+                del self.optimizer.state[parameter]
+            free()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values) from which ``restore`` continues exactly."""
@@ -79,8 +95,8 @@ class Trainee:
                 tensors[name] = value
             else:
                 plain[name] = value
-        values = {"step": self.step, "skipped": self.skipped, "scaler": self.scaler.state_dict(), "state": plain}
-        return tensors, values
+        scaler, guards = self.scaler.state_dict(), self.guards.state()
+        return tensors, {"step": self.step, "guards": guards, "scaler": scaler, "state": plain}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Continue from ``state``; the optimizer must have been made over the same parameters."""
@@ -94,7 +110,8 @@ class Trainee:
         packed = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
         self.scaler.load_state_dict(values["scaler"])
-        self.step, self.skipped = int(values["step"]), int(values["skipped"])
+        self.guards.restore(values["guards"])
+        self.step = int(values["step"])
 
 
 def _flat(state: dict[Any, Any], lead: str) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from halter.export import merge as merging
 from halter.export.gap import gap
 from halter.export.requantise import merge_4bit
 from halter.methods.adapter import adapt
-from halter.methods.method import Method
+from halter.methods.method import Method, find
 from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS
 from halter.pretrained.load import load_model
@@ -141,23 +141,70 @@ def test_an_adapter_of_a_4_bit_base_merges_into_either(tmp_path):
         halter.merge(small, adapter, tmp_path / "none")
 
 
-@pytest.mark.parametrize("scale,low,high", [(0.01, -0.05, 0.25), (0.3, 0.85, 1.1)])
-def test_merging_into_4_bits_says_what_survives(scale, low, high, tmp_path):
-    """mechanisms 2, measured there on other matrices: about 1 % of an update of 1 %, 99 % of one of 30 %."""
-    _, small = nf4_pair()
-    adapter = adapt(small, "lora", r=4, target_modules=["up_proj"])
+def sized_update(model, scale):
+    """LoRA at up_proj whose update has ``scale`` times the weight's norm."""
+    adapter = adapt(model, "lora", r=4, target_modules=["up_proj"])
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for slot in adapter.slots:
             slot.piece.b.copy_(torch.randn(slot.piece.b.shape, generator=g))
-            weight = small.module(slot.layer, "up_proj").weight()
+            weight = model.module(slot.layer, "up_proj").weight()
             update = slot.piece.fold(torch.zeros_like(weight), None)[0]
             slot.piece.b.mul_(scale * weight.norm() / update.norm())
-    survival = merge_4bit(small, adapter, tmp_path / "four")
+    return adapter
+
+
+@pytest.mark.parametrize("scale,low,high", [(0.01, -0.05, 0.25), (0.3, 0.85, 1.1)])
+def test_merging_into_4_bits_says_what_survives(scale, low, high, tmp_path):
+    """mechanisms 2, measured there on other matrices: about 1 % of an update of 1 %, 99 % of one of 30 %."""
+    _, small = nf4_pair()
+    adapter = sized_update(small, scale)
+    survival = merge_4bit(small, adapter, tmp_path / "four", base="dequantised")
     assert set(survival.shares) == {f"model.layers.{i}.mlp.up_proj" for i in range(2)}
     assert low < survival.mean < high
     merged = load_model(tmp_path / "four", "float32")
     assert merged.module(0, "up_proj").storage == "nf4"
+    for slot in adapter.slots:  # the share, from what the folder holds and bitsandbytes' own reading of the base
+        before = small.module(slot.layer, "up_proj").weight().double()
+        update = slot.piece.fold(torch.zeros_like(before), None)[0].detach()
+        left = merged.module(slot.layer, "up_proj").weight().double() - before
+        share = float((left * update).sum() / update.square().sum())
+        assert survival.shares[slot.path] == pytest.approx(share, abs=1e-3)
+    with torch.no_grad():
+        gap = (merged(TOKENS) - small(TOKENS, adapter=adapter)).abs().max()
+    assert survival.trained_gap.largest > 0 and survival.gap.largest == survival.trained_gap.largest and gap > 0
+
+
+def test_merging_into_4_bits_takes_the_base_that_is_asked_for(tmp_path):
+    """Into the original weights, which lie off the grid, even a small update survives on average."""
+    dense, small = nf4_pair()
+    save_model(dense, dense.config, tmp_path / "base")
+    adapter = sized_update(small, 0.01)
+    found = {
+        base: merge_4bit(small, adapter, tmp_path / base, base=base, source=tmp_path / "base")
+        for base in ("original", "dequantised")
+    }
+    assert found["dequantised"].mean < 0.3 < 0.6 < found["original"].mean < 1.4
+    name = "model.layers.0.mlp.up_proj"
+    whole = load_model(tmp_path / "original", "float32").module(0, "up_proj").weight()
+    wanted = NF4Linear.quantize(adapter.fold(name, dense.module(0, "up_proj").weight(), None)[0]).weight()
+    torch.testing.assert_close(whole, wanted)
+    assert found["original"].trained_gap.largest > 0 and found["original"].gap.largest > 0
+    with pytest.raises(Refusal, match="merge-source"):
+        merge_4bit(small, adapter, tmp_path / "none")
+
+
+@pytest.mark.parametrize("order", [("full", "lora"), ("lora", "full"), ("full", "lora", "full")])
+def test_a_weight_of_its_own_folds_before_what_acts_on_it(order, tmp_path):
+    """Whichever stands first in the recipe: the stand-in replaces the base's weight, LoRA adds to it."""
+    model = tiny.decoder()
+    adapter = adapt(model, [find(name)(target_modules=["q_proj", "down_proj"]) for name in order])
+    tiny.jitter(adapter)
+    report = halter.merge(model, adapter, tmp_path / "merged")
+    with torch.no_grad():
+        got = load_model(tmp_path / "merged", "float32")(TOKENS)
+        torch.testing.assert_close(got, model(TOKENS, adapter=adapter), rtol=1e-5, atol=1e-5)
+        assert float((got - model(TOKENS)).abs().max()) > 1e-2 and report.gap.largest < 1e-4
 
 
 def test_a_tied_head_of_its_own_survives_merging_into_4_bits(tmp_path):

@@ -51,7 +51,7 @@ def server() -> Iterator[FakeHub]:
 def hub(server: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
     server.requests.clear()
     server.repos = {"meta-llama/Tiny": {**LLAMA, **DUPLICATES}}
-    server.gated, server.members, server.cut_after = set(), {}, None
+    server.gated, server.members, server.cut_after, server.tags = set(), {}, None, {}
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
@@ -138,7 +138,12 @@ def test_what_is_complete_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> 
 
 def test_a_revision_is_fetched_by_name_or_commit_and_refused_if_unknown(hub: FakeHub, tmp_path: Path) -> None:
     commit = hub.commit("meta-llama/Tiny")
-    assert fetch(hub, tmp_path, revision=commit) == fetch(hub, tmp_path, revision="main")
+    by_commit = fetch(hub, tmp_path, revision=commit)
+    assert by_commit == fetch(hub, tmp_path, revision="main")
+    hub.tags["meta-llama/Tiny", "v1"] = {**LLAMA, "config.json": b'{"model_type": "llama", "old": true}'}
+    tagged = fetch(hub, tmp_path, revision="v1")
+    assert b"old" in (tagged / "config.json").read_bytes() and tagged != by_commit
+    assert fetch(hub, tmp_path, revision=hub.commit("meta-llama/Tiny", "v1")) == tagged
     refusal = refused(hub, tmp_path, revision="v9")
     assert refusal.id == "hub-revision" and "'v9'" in str(refusal)
     with pytest.raises(Refusal, match="hub-revision"):

@@ -155,10 +155,80 @@ def test_a_stopped_try_leaves_no_stale_recipe(recipe):
 
 
 def test_early_stopping_keeps_the_best(recipe):
+    """The best evaluation is step 1's; the result is the adapter of that step, bit for bit."""
+    changes = {"train__eval_steps": 1, "train__save_steps": 1, "train__save_total_limit": None}
+    changes |= {"train__learning_rate": 0.5, "train__early_stopping_patience": 2, "train__warmup_steps": 0.999}
+    run, _ = quiet(recipe(**changes, train__max_steps=40))
+    losses = [line["eval_loss"] for line in lines(run) if "eval_loss" in line]
+    best = losses.index(min(losses))
+    assert 0 < best == len(losses) - 3 and losses[-1] > losses[best]  # the start counts as an evaluation
+    folder = RunFolder(run).path / "checkpoints" / f"step-{best:07d}"
+    kept = RunFolder(run).load_checkpoint(folder).tensors["adapter-0"]
+    assert {n.removeprefix("base_model.model."): t for n, t in tensors(run).items()}.keys() == kept.keys()
+    assert all(torch.equal(t, kept[n.removeprefix("base_model.model.")]) for n, t in tensors(run).items())
+
+
+def test_a_run_that_only_gets_worse_ends_as_it_began(recipe):
     changes = {"train__learning_rate": 5.0, "train__eval_steps": 1, "train__early_stopping_patience": 1}
     run, _ = quiet(recipe(**changes, train__max_steps=20, train__warmup_steps=0))
     losses = [line["eval_loss"] for line in lines(run) if "eval_loss" in line]
-    assert len(losses) < 10 and losses[-1] > min(losses)
+    assert len(losses) == 2 and losses[1] > losses[0]
+    assert all(not t.any() for n, t in tensors(run).items() if "lora_B" in n)
+
+
+def test_the_checkpoint_before_a_spike_is_kept_and_named(recipe, monkeypatch, capsys):
+    from halter.training import loop
+
+    gather = loop.gather
+
+    def leap(model, trainees, micros, checkpointing=False):
+        gathered = gather(model, trainees, micros, checkpointing)
+        if trainees[0].step + 1 == 13:
+            gathered.losses.mul_(20)
+        return gathered
+
+    monkeypatch.setattr(loop, "gather", leap)
+    run, _ = quiet(recipe(train__max_steps=20, train__save_steps=4, train__save_total_limit=1))
+    assert [step for step, _ in RunFolder(run).checkpoints()] == [12, 20]
+    said = next(line for line in capsys.readouterr().err.splitlines() if "leapt" in line)
+    assert (
+        "step 13:" in said and "checkpoint of step 12 is kept" in said and "tinystories_instruct_train.jsonl:" in said
+    )
+    alarm = next(line for line in lines(run) if "alarm" in line)
+    assert alarm["step"] == 13 and len(alarm["rows"]) == 4 == len(alarm["rows_before"])
+    assert RunFolder(run).load_checkpoint(RunFolder(run).checkpoints()[-1][1]).state["spared"] == [12]
+
+
+def test_the_largest_pass_is_tried_first(recipe, monkeypatch):
+    """Memory must run out before step 1, not in the middle: the pass with the longest row is tried first."""
+    from halter.training import step
+
+    sizes, accumulate = [], step._accumulate
+
+    def seen(model, trainees, micro, targets, number, checkpointing):
+        sizes.append((trainees[0].step, max(micro[0].lengths)))
+        return accumulate(model, trainees, micro, targets, number, checkpointing)
+
+    monkeypatch.setattr(step, "_accumulate", seen)
+    for seed in range(3):
+        sizes.clear()
+        made = recipe(f"seed{seed}", train__seed=seed, train__max_steps=6)
+        quiet(made)
+        assert sizes[0] == (0, max(length for _, length in sizes))
+
+
+def test_a_warm_start_takes_over_the_date_that_its_adapter_was_told(recipe, tmp_path):
+    from halter.recipe import load
+    from halter.run.prepare import prepare
+
+    template = tmp_path / "dated.jinja"
+    template.write_text(
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}"
+        "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
+    first, _ = quiet(recipe("first", data__template=str(template), data__template_date="2024-02-03"))
+    job = prepare(load(recipe("second", data__template=str(template), method__init_from=str(first / "adapter"))))
+    assert job.recipe.data.template_date == "2024-02-03"
 
 
 def test_sample_prompts_are_answered(recipe, capsys):

@@ -66,7 +66,7 @@ def test_the_loop_says_what_it_did():
     lines, evaluated, saved = [], [], []
     one = trainee()
     events = Events(
-        log=lines.append, evaluate=lambda n: evaluated.append(n) or [1.0], save=saved.append,
+        log=lines.append, evaluate=lambda n: bool(evaluated.append(n)), save=saved.append,
         evaluate_at=lambda n: n % 5 == 0, save_at=lambda n: n in (5, 12),
     )  # fmt: skip
     train_loop(MODEL, [one], [Feed(rows(), plan, 12)], events)
@@ -81,9 +81,7 @@ def test_the_loop_says_what_it_did():
 
 def test_stopping_early():
     lines = []
-    events = Events(
-        log=lines.append, evaluate=lambda n: [float(n)], evaluate_at=lambda n: True, stop=lambda x: x[0] >= 4
-    )
+    events = Events(log=lines.append, evaluate=lambda n: n >= 4, evaluate_at=lambda n: True)
     train_loop(MODEL, [trainee()], [Feed(rows(), plan, 12)], events)
     assert len(lines) == 4
 
@@ -154,7 +152,7 @@ def test_not_finite_again_and_again_stops_with_the_last_good_weights():
     lines = []
     with pytest.raises(HalterError, match="4 steps in a row"):
         train_loop(MODEL, [one], [Feed(rows(), plan, 12)], Events(log=lines.append))
-    assert len(lines) == 3 and not any(line["applied"] for line in lines)
+    assert len(lines) == 4 and not any(line["applied"] for line in lines)
     assert all(torch.equal(a, b) for a, b in zip(before, one.adapter.parameters(), strict=True))
 
 

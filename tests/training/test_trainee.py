@@ -8,8 +8,11 @@ import torch
 
 from halter.data.pack import Batch
 from halter.methods.adapter import adapt
+from halter.numerics import losses
 from halter.training.step import take_step
 from halter.training.trainee import Trainee
+
+PLAIN = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def batch(seed=0):
@@ -41,6 +44,23 @@ def test_clipping_scales_the_whole_gradient_to_the_norm_asked_for():
         clipped, told = moved(trainee(clip=share * record.grad_norm))
         torch.testing.assert_close(clipped, min(share, 1.0) * free, rtol=1e-4, atol=1e-6)
         assert told.grad_norm == pytest.approx(record.grad_norm)  # the norm before clipping is reported
+
+
+def test_a_head_that_several_adapters_act_on_is_cut_into_chunks(monkeypatch):
+    """Each chunk of the tokens is acted on by the adapters of its own rows: the steps are those of one chunk."""
+
+    def both():
+        made = []
+        for seed in (0, 1):
+            adapter = adapt(tiny.decoder(), "lora", r=4, target_modules=["lm_head", "q_proj"], seed=seed)
+            tiny.jitter(adapter, seed=seed)
+            made.append(Trainee(adapter, torch.optim.SGD(adapter.groups(1.0, 0.0), lr=1.0), lambda step: 1.0, PLAIN))
+        take_step(tiny.decoder(), made, [[batch(1), batch(2)]])
+        return torch.cat([p.detach().flatten() for one in made for p in one.adapter.parameters()])
+
+    whole = both()
+    monkeypatch.setattr(losses, "chunk_rows", lambda vocab_size: 7)
+    torch.testing.assert_close(both(), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_the_schedule_reaches_the_optimizer():
