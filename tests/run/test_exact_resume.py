@@ -162,6 +162,21 @@ def test_qlora_and_eight_bit_states_resume_too(recipe, monkeypatch):
     check(quantised, "qlora", in_step_six, monkeypatch)
 
 
+def test_the_best_so_far_survives_a_stop(recipe, monkeypatch):
+    """A rate at which everything after the start is worse: what is kept was seen before the stop."""
+
+    def wild(method, output):
+        made = recipe(method, output)
+        made["train"]["learning_rate"] = 1.0
+        return made
+
+    check(wild, "lora", in_step_six, monkeypatch)
+    whole = RunFolder(recipe("lora", "whole")["output_dir"])
+    evaluated = [line["eval_loss"] for line in map(json.loads, whole.metrics.open()) if "eval_loss" in line]
+    assert evaluated[0] == min(evaluated)
+    assert all(not t.any() for n, t in read_tensors(whole.adapter / "adapter_model.safetensors").items() if "_B" in n)
+
+
 def test_another_base_is_not_resumed_on(recipe, monkeypatch, tmp_path):
     import shutil
 

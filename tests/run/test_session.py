@@ -212,8 +212,8 @@ def test_the_largest_pass_is_tried_first(recipe, monkeypatch):
     monkeypatch.setattr(step, "_accumulate", seen)
     for seed in range(3):
         sizes.clear()
-        made = recipe(f"seed{seed}", train__seed=seed, train__max_steps=6)
-        quiet(made)
+        one_row = {"train__per_device_train_batch_size": 1, "train__max_steps": 24, "data__max_length": 1000}
+        quiet(recipe(f"seed{seed}", train__seed=seed, **one_row))
         assert sizes[0] == (0, max(length for _, length in sizes))
 
 
