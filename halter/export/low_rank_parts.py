@@ -1,0 +1,124 @@
+"""An adapter's change of weights as pairs of factors, whatever method made it: what combining works on.
+
+A piece with one low-rank pair gives its own factors. Another whose fold adds the same matrix to every weight (PiSSA,
+OLoRA) is factorised at its numerical rank. DoRA, scales and whole weights are no sums and are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.methods.adapter import Adapter, Slot
+from halter.methods.targets import CHOICES
+from halter.model.config import ModelConfig
+
+_PAIRS = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
+EXACT_SIDE = 2048
+"""Matrices with a shorter side up to this are decomposed exactly, larger ones by subspace iteration."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The update left @ right of one weight as the base has it [rows, columns]: left [rows, r], right [r, columns],
+    float32, scale included in ``left``."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.right.shape[0]
+
+    def matrix(self) -> Tensor:
+        """The update itself, float32 [rows, columns]."""
+        return self.left @ self.right
+
+
+def pairs_of(adapter: Adapter) -> dict[str, Pair]:
+    """{module path: Pair} of an adapter whose effect is low-rank sums. Refusal ``not-low-rank``, naming the rest."""
+    wrong = [slot.path for slot in adapter.slots if not slot.piece.folds]
+    found: dict[str, Pair] = {}
+    for slot in adapter.slots if not wrong else ():
+        if slot.path in found:
+            wrong.append(f"{slot.path} (two methods at one place)")
+            continue
+        pair = _pair(adapter.shape, slot)
+        if pair is None:
+            wrong.append(slot.path)
+        else:
+            found[slot.path] = pair
+    if wrong:
+        raise Refusal(
+            "not-low-rank",
+            "this adapter's effect at these places is no low-rank matrix added to a weight; it cannot be combined",
+            offenders=wrong,
+            fix="combine LoRA adapters, merge others one after the other (halter merge), or stack them when asking",
+        )
+    return found
+
+
+@torch.no_grad()
+def _pair(shape: ModelConfig, slot: Slot) -> Pair | None:
+    if slot.place not in CHOICES:
+        return None  # a norm
+    rows, columns = shape.weight_shape(slot.place)
+    update, bias = slot.piece.fold(torch.zeros(rows, columns), None)
+    if bias is not None:
+        return None
+    update = update.detach().cpu()
+    own = {slot.piece.saved_names[name]: p.detach().cpu().float() for name, p in _held(slot)}
+    if set(own) in _PAIRS:
+        right, left = own[min(own)], own[max(own)]  # ..._A sorts before ..._B
+        if "lora_embedding_A" in own:  # the token table's rows are looked up: its update is the mirror image
+            left, right = right.t().contiguous(), left.t().contiguous()
+        product = left @ right
+        energy = float((product.double() ** 2).sum())
+        scale = float((product.double() * update.double()).sum()) / energy if energy else 0.0
+        if _near(product * scale, update):
+            return Pair(left * scale, right)
+    probe = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    if not _near(slot.piece.fold(probe, None)[0].detach().cpu() - probe, update, 1e-4 * float(probe.norm())):
+        return None  # it depends on the weight: no sum
+    left, values, right = decompose(update.double(), min(rows, columns))
+    kept = int((values > 1e-6 * values.max()).sum()) if values.numel() and float(values.max()) else 0
+    return Pair((left[:, :kept] * values[:kept]).float(), right[:kept].float())
+
+
+def _held(slot: Slot) -> Iterator[tuple[str, Tensor]]:
+    yield from slot.piece.named_parameters()
+    yield from slot.piece.named_buffers()
+
+
+def _near(a: Tensor, b: Tensor, slack: float = 0.0) -> bool:
+    return bool((a - b).norm() <= 1e-5 * b.norm() + slack)
+
+
+def decompose(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``rank`` largest singular values of float64 ``matrix``: left [rows, r], values [r], right [r, columns].
+
+    Exact up to EXACT_SIDE; beyond it eight rounds of subspace iteration (Halko, Martinsson and Tropp, arXiv
+    0909.4061), whose error is measured by whoever uses it, never assumed.
+    """
+    short = min(matrix.shape)
+    if short <= EXACT_SIDE or rank * 2 >= short:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left[:, :rank], values[:rank], right[:rank]
+    width = min(short, rank + 16)
+    drawn = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(seed), dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ drawn).Q
+    for _ in range(8):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.t() @ basis).Q).Q
+    small, values, right = torch.linalg.svd(basis.t() @ matrix, full_matrices=False)
+    return (basis @ small)[:, :rank], values[:rank], right[:rank]
+
+
+def decompose_pair(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    """All singular values of a pair's product, exactly and without making it (QR of both factors), in float64."""
+    outer, inner = torch.linalg.qr(pair.left.double()), torch.linalg.qr(pair.right.double().t())
+    left, values, right = torch.linalg.svd(outer.R @ inner.R.t(), full_matrices=False)
+    return outer.Q @ left, values, right @ inner.Q.t()
