@@ -17,6 +17,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.manifest import MANIFEST, check_manifest, write_manifest
 from halter.files.names import EMBEDDING, HEAD
+from halter.files.packed import unpack
 from halter.files.patterns import refuse_slow_patterns
 from halter.files.reading import junk_refused, read_json
 from halter.files.tensors import TensorFile, read_tensors
@@ -28,8 +29,8 @@ from halter.model.decoder import Decoder
 from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, path
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "halter.json"
-SEVERAL = "HALTER_SEVERAL"
-OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest")
+SEVERAL, COMPRESSED = "HALTER_SEVERAL", "HALTER_COMPRESSED"
+OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest", "packed")
 MAX_ENTRIES = 4096
 """Of any list or table in an adapter's options; the largest LLaMA has 882 linear layers."""
 _FIX = "copy or fetch the folder again; another base is named with --model, not by editing"
@@ -37,8 +38,11 @@ _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _VOCABULARY = {EMBEDDING: "embed_tokens", HEAD: "lm_head"}
 
 
-def save_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Write the adapter's folder, whole or not at all. Refusal ``already-exists`` where the folder does."""
+def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapter's folder, whole or not at all. Refusal ``already-exists`` where the folder does.
+
+    ``packed``: its tensors in fewer bits under their own names (files.packed), which only Halter reads.
+    """
     from halter import __version__
 
     config: dict[str, Any] = {
@@ -59,8 +63,11 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> None:
         "manifest": MANIFEST,
         **adapter.facts,
     }
+    if packed is not None:
+        config["peft_type"] = COMPRESSED
+        facts |= {"packed": True, "servable_by": ["halter"]}
     with new_folder(folder) as temporary:
-        write_tensors(temporary / TENSORS, _peft_names(adapter))
+        write_tensors(temporary / TENSORS, _peft_names(adapter) if packed is None else packed)
         write_json(temporary / CONFIG, config)
         write_json(temporary / FACTS, facts)
         write_manifest(temporary, (TENSORS, CONFIG, FACTS))
@@ -115,6 +122,8 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     trained on other weights than ``base`` was read from. Refusals without a waiver: ``not-an-adapter``,
     ``adapter-damaged`` (other bytes than Halter wrote), ``adapter-unreadable``, ``adapter-unsupported`` (needs what
     Halter lacks), ``adapter-mismatch`` (another model's, every tensor named), ``unknown-method``.
+
+    A base without weights (on meta) will do where the adapter is only looked at or rewritten; it lies on the CPU then.
     """
     folder = Path(folder)
     facts = checked_facts(folder)
@@ -124,11 +133,16 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
         methods = _methods(read_json(folder / CONFIG), facts, folder)
         _refuse_unfit_options(methods, base, folder)
         planned = _planned(base, methods, folder)
-    tensors, wrong = _own_names(read_tensors(folder / TENSORS), planned, base)
+    if facts.get("packed"):
+        shapes = {name: tuple(getattr(slot.piece, a).shape) for name, slot, a in planned.named_tensors()}
+        tensors, wrong = unpack(read_tensors(folder / TENSORS), shapes)
+    else:
+        tensors, wrong = _own_names(read_tensors(folder / TENSORS), planned, base)
     wrong += faults(planned, tensors)
     if wrong:
         raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=str(folder), offenders=wrong)
-    adapter = Adapter(base.config, methods).to(base.device)
+    adapter = Adapter(base.config, methods)
+    adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
     adapter.facts = {k: v for k, v in facts.items() if k not in OWN_FACTS}
     restore(adapter, tensors, str(folder))
     return adapter
@@ -224,9 +238,9 @@ def _own_names(stored: Mapping[str, Tensor], planned: Adapter, base: Decoder) ->
 
 def _same(stored: Tensor, held: Tensor) -> bool:
     """Whether one is the other, be it cast once: bases are held in other dtypes than they are stored in."""
+    if stored.shape != held.shape or held.is_meta:
+        return stored.shape == held.shape  # without weights there is no telling
     stored = stored.to(held.device)
-    if stored.shape != held.shape:
-        return False
     return torch.equal(stored.to(held.dtype), held) or torch.equal(stored, held.to(stored.dtype))
 
 
