@@ -24,7 +24,7 @@ FLOOR = {
     "recipe": 4, "run": 4, "serve": 4, "compare": 4,
     "cli": 5, "__main__": 6, "__init__": 6,
 }  # fmt: skip
-WRITER = "halter/files/writing.py"
+WRITER = "halter/files/disk.py"
 ONLY_TORCH_LOAD = "halter/files/meta.py"
 FILE_LINES, FUNCTION_LINES, INIT_LINES = 300, 60, 30
 # File or file::function, with the reason why it may be longer. Keep it short.

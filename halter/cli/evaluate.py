@@ -16,7 +16,7 @@ from halter.data.load import Examples, load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation.score import evaluate
-from halter.files import writing
+from halter.files import disk, folders, writing
 from halter.files.hub import to_stderr
 from halter.files.runs import RunFolder
 from halter.generation.options import GenerationOptions
@@ -53,11 +53,11 @@ def command(
     subject = find(run, model=opening.model, adapter=opening.adapter)
     place = _place(output, subject.run)
     if place is not None:
-        writing.refuse_existing(place)
+        disk.refuse_existing(place)
     opened = open_subject(subject, to_stderr, opening)
     rows, account = _rows(opened, data, scoring.limit)
     with ExitStack() as stack:
-        folder = None if place is None else stack.enter_context(writing.new_folder(place))
+        folder = None if place is None else stack.enter_context(folders.new_folder(place))
         report = _head(opened, data, account) | _scores(opened, rows, scoring, options, folder)
         if folder is not None:
             writing.write_json(folder / "report.json", report)

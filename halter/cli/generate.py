@@ -11,7 +11,7 @@ import typer
 from halter.cli.flags import with_options
 from halter.cli.progress import Counter
 from halter.errors import Refusal
-from halter.files import writing
+from halter.files import disk, writing
 from halter.files.hub import to_stderr
 from halter.generation.engine import stream
 from halter.generation.inputs import Asked, read_prompts
@@ -38,7 +38,7 @@ def command(
     if not prompt and input is None:
         raise Refusal("nothing-asked", "there is nothing to answer", fix='give --prompt "..." or --input FILE')
     if output is not None:
-        writing.refuse_existing(output)
+        disk.refuse_existing(output)
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
     asked += read_prompts(input) if input is not None else []
     opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), to_stderr, opening)

@@ -52,7 +52,8 @@ def _list() -> None:
 
 
 def _export(folder: Path, seed: int, train: int, test: int) -> None:
-    from halter.files.writing import copy_file, new_folder
+    from halter.files.folders import new_folder
+    from halter.files.writing import copy_file
     from halter.playground import base_folder, write_tasks
 
     with new_folder(folder) as inside:

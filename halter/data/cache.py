@@ -27,7 +27,8 @@ from halter.data.store import Store
 from halter.data.tokenise import Account, Group
 from halter.errors import HalterError, Refusal
 from halter.files.caches import cache_folder
-from halter.files.writing import TEMPORARY, new_folder
+from halter.files.disk import TEMPORARY
+from halter.files.folders import new_folder
 
 WORTH_BYTES = 1 << 18
 """Files smaller than this together are tokenised in a blink and not kept."""

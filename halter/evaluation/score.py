@@ -19,7 +19,7 @@ from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
 from halter.errors import Refusal
 from halter.evaluation.texts import ROUGE, exact_match, rouge
-from halter.files import writing
+from halter.files import disk, writing
 from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import MAX_ROWS, Engine, Request
 from halter.generation.options import GenerationOptions
@@ -152,7 +152,7 @@ def evaluate(
     """
     chosen = GenerationOptions.of(**options)
     if predictions is not None:
-        writing.refuse_existing(predictions)
+        disk.refuse_existing(predictions)
     sides = {"base": None} if adapter is None else {"base": None, "adapter": adapter}
     asked = [(row, q) for row, e in enumerate(examples) if (q := question(e, tokenizer)) is not None][:questions]
     report: dict[str, Any] = {"rows": len(examples), "answers": len(asked), "strict": strict}

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from halter.errors import HalterError, Refusal
 from halter.export.gap import SAMPLE, Gap, gap, logits_on
+from halter.files.folders import new_folder
 from halter.files.tokenizer import Tokenizer
-from halter.files.writing import new_folder, write_text
+from halter.files.writing import write_text
 from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder

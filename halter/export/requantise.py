@@ -15,7 +15,8 @@ from torch import Tensor
 
 from halter.export.gap import Gap, gap, logits_on
 from halter.export.merge import base_of, is_quantised, sample_rows, source_of, tokenizer_of, unties, write_template
-from halter.files.writing import copy_file, new_folder, write_json, write_tensors
+from halter.files.folders import new_folder
+from halter.files.writing import copy_file, write_json, write_tensors
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
+from halter.files.disk import DISK, Disk
 from halter.files.reading import JUNK, plain_name, read_text
-from halter.files.writing import DISK, Disk, write_text
+from halter.files.writing import write_text
 
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20

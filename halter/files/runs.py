@@ -6,7 +6,6 @@ adapter/     the result; its presence means that the run is finished
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -18,11 +17,15 @@ from typing import Any
 from torch import Tensor
 
 from halter.errors import Refusal
+from halter.files.disk import leftovers
+from halter.files.folders import discard, new_folder, set_aside
+from halter.files.manifest import MANIFEST, check_manifest, write_manifest
 from halter.files.reading import read_json
 from halter.files.tensors import read_tensors
-from halter.files.writing import append_line, new_folder, write_json, write_tensors
+from halter.files.writing import append_line, write_json, write_tensors
 
 _CHECKPOINT = re.compile(r"step-(\d{7})")
+_DAMAGED, _REMEDY = "damaged-checkpoint", "move this checkpoint's folder away and resume from the one before"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._seen: dict[Path, Any] = {}  # signatures of checkpoints that were found whole
 
     @classmethod
     def next(cls, parent: str | Path, name: str) -> RunFolder:
@@ -86,7 +90,7 @@ class RunFolder:
         found = []
         for folder in (self.path / "checkpoints").glob("step-*"):
             match = _CHECKPOINT.fullmatch(folder.name)
-            if match and (folder / "manifest.json").is_file():
+            if match and (folder / MANIFEST).is_file():
                 found.append((int(match[1]), folder))
         return sorted(found)
 
@@ -99,44 +103,51 @@ class RunFolder:
         spared: Collection[int] = (),
     ) -> Path:
         """Write checkpoints/step-NNNNNNN, manifest last, renamed into place once; then drop the oldest beyond ``keep``,
-        those of ``spared`` steps neither counted nor dropped.
+        those of ``spared`` steps neither counted nor dropped, nor any that is not whole.
 
-        A step whose checkpoint is already complete (the same bits, after a resume) is left as it is.
+        A step whose checkpoint is already whole (the same bits, after a resume) is left as it is; anything else of that
+        name is moved aside.
         """
         folder = self.path / "checkpoints" / f"step-{step:07d}"
+        if folder.exists() and not self._whole(folder):
+            set_aside(folder)
         if not folder.exists():
             with new_folder(folder) as temporary:
                 for stem, named in tensors.items():
                     write_tensors(temporary / f"{stem}.safetensors", named)
                 write_json(temporary / "state.json", dict(state))
-                files = sorted(temporary.iterdir())
-                digests = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
-                write_json(temporary / "manifest.json", {"step": step, "files": digests})
+                write_manifest(temporary, [file.name for file in temporary.iterdir()])
+            self._seen[folder] = _signature(folder)
         if keep is not None:
-            ordinary = [folder for step, folder in self.checkpoints() if step not in spared]
-            for old in ordinary[: -max(1, keep)]:
-                shutil.rmtree(old)
+            whole = [folder for at, folder in self.checkpoints() if at not in spared and self._whole(folder)]
+            for old in whole[: -max(1, keep)]:
+                discard(old)
         return folder
 
+    def _whole(self, folder: Path) -> bool:
+        """Whether every byte is as it was written; read again only where size or time of a file have changed."""
+        if not (folder / MANIFEST).is_file():
+            return False
+        if self._seen.get(folder) != _signature(folder):
+            try:
+                check_manifest(folder, _DAMAGED, _REMEDY)
+            except Refusal:
+                return False
+            self._seen[folder] = _signature(folder)
+        return True
+
     def load_checkpoint(self, folder: Path) -> Checkpoint:
-        """Read a checkpoint after checking every byte against its manifest (Refusal ``damaged-checkpoint``)."""
-        manifest = read_json(folder / "manifest.json")
-        damaged = []
-        for name, entry in manifest["files"].items():
-            file = folder / name
-            if not file.is_file() or file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
-                damaged.append(str(file))
-        if damaged:
-            raise Refusal(
-                "damaged-checkpoint",
-                "files of this checkpoint are not what was written",
-                offenders=damaged,
-                fix="remove this checkpoint's folder and resume from the one before",
-            )
-        tensors = {
-            Path(name).stem: read_tensors(folder / name) for name in manifest["files"] if name.endswith(".safetensors")
-        }
-        return Checkpoint(int(manifest["step"]), tensors, read_json(folder / "state.json"))
+        """Read a checkpoint after checking every byte against its manifest. Refusal ``damaged-checkpoint`` names the
+        files that are not what was written."""
+        names = check_manifest(folder, _DAMAGED, _REMEDY)
+        tensors = {Path(name).stem: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
+        return Checkpoint(int(folder.name.removeprefix("step-")), tensors, read_json(folder / "state.json"))
+
+    def sweep(self) -> None:
+        """Remove what an attempt that died was writing; it was never complete, and its names are ours alone."""
+        for parent in (self.path, self.path / "checkpoints"):
+            for left in leftovers(parent):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def refuse_unless_usable(self, resume: bool) -> None:
         """Refuse a folder that holds a finished run, or checkpoints that only ``resume`` may continue."""
@@ -153,6 +164,7 @@ class RunFolder:
             )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _signature(folder: Path) -> Any:
+    """What changes when somebody writes to a file of the folder."""
+    status = ((file.name, file.stat()) for file in sorted(folder.iterdir()))
+    return [(name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in status]

@@ -10,67 +10,21 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halter.errors import HalterError, Refusal
+from halter.errors import HalterError
+from halter.files.disk import DISK, Disk, naming, refuse_existing, temporary_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from halter.files.tensors import TensorSpec
 
-_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _CHUNK = 1 << 24
 HEADER_ALIGNMENT = 64
-TEMPORARY = ".partial-"  # part of every temporary name; whatever carries it after a crash was never finished
-
-
-class Disk:
-    """The system calls behind every write, one method each."""
-
-    def create(self, path: Path) -> int:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
-
-    def append(self, path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        return os.write(descriptor, data)
-
-    def seek(self, descriptor: int, offset: int) -> None:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-
-    def fsync(self, descriptor: int) -> None:
-        os.fsync(descriptor)
-
-    def close(self, descriptor: int) -> None:
-        os.close(descriptor)
-
-    def rename(self, source: Path, target: Path) -> None:
-        os.replace(source, target)
-
-    def mkdir(self, path: Path) -> None:
-        path.mkdir()
-
-    def unlink(self, path: Path) -> None:
-        path.unlink()
-
-    def fsync_folder(self, path: Path) -> None:
-        if os.name == "nt":  # Windows has no handle on a folder's entries
-            return
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-DISK = Disk()
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview, *, replace: bool = False, disk: Disk = DISK) -> None:
@@ -99,7 +53,7 @@ def append_line(path: str | Path, value: str | Mapping[str, Any], *, disk: Disk 
     line = value if isinstance(value, str) else json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
     if "\n" in line:
         raise ValueError("a line of a log holds no line end")
-    with _naming(path):
+    with naming(path):
         descriptor = disk.append(path)
         try:
             size = os.fstat(descriptor).st_size
@@ -191,7 +145,7 @@ class TensorSink:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, the layout says {spec}")
         offset = self._start + self._offsets.pop(name)
         data = bytes_of(tensor)
-        with _naming(self._path):
+        with naming(self._path):
             if offset != self._position:
                 self._disk.seek(self._descriptor, offset)
             _write_all(self._disk, self._descriptor, data, self._path)
@@ -204,64 +158,24 @@ class TensorSink:
 
 
 @contextmanager
-def new_folder(path: str | Path, *, disk: Disk = DISK) -> Iterator[Path]:
-    """Build a folder under a temporary name beside ``path``, which is yielded; renamed once, when the block ends well.
-
-    Refusal ``already-exists`` if ``path`` exists, be it empty. Parents are made.
-    """
-    path = Path(path)
-    refuse_existing(path)
-    temporary = _temporary(path)
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        disk.mkdir(temporary)
-    try:
-        yield temporary
-        refuse_existing(path)
-        with _naming(path):
-            for folder in [p for p in temporary.rglob("*") if p.is_dir()] + [temporary]:
-                disk.fsync_folder(folder)
-            disk.rename(temporary, path)
-            disk.fsync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def refuse_existing(path: str | Path) -> None:
-    """Refusal ``already-exists`` unless the name is free."""
-    if os.path.lexists(path):
-        raise Refusal(
-            "already-exists",
-            "this name is taken, and Halter does not overwrite what is complete",
-            where=str(path),
-            fix="give another name, or move what is there",
-        )
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}{TEMPORARY}{secrets.token_hex(4)}")
-
-
-@contextmanager
 def _landing(path: Path, replace: bool, disk: Disk) -> Iterator[int]:
     """A descriptor on a temporary file that becomes ``path`` when the block ends well."""
     if not replace:
         refuse_existing(path)
-    temporary = _temporary(path)
-    with _naming(path):
+    temporary = temporary_name(path)
+    with naming(path):
         descriptor = disk.create(temporary)
     try:
         try:
             yield descriptor
-            with _naming(path):
+            with naming(path):
                 disk.fsync(descriptor)
         finally:
-            with _naming(path):
+            with naming(path):
                 disk.close(descriptor)
         if not replace:
             refuse_existing(path)
-        with _naming(path):
+        with naming(path):
             disk.rename(temporary, path)
             disk.fsync_folder(path.parent)
     except BaseException:
@@ -271,7 +185,7 @@ def _landing(path: Path, replace: bool, disk: Disk) -> Iterator[int]:
 
 
 def _write_all(disk: Disk, descriptor: int, data: memoryview, path: Path) -> None:
-    with _naming(path):
+    with naming(path):
         while len(data):
             data = data[disk.write(descriptor, data[:_CHUNK]) :]
 
@@ -279,15 +193,6 @@ def _write_all(disk: Disk, descriptor: int, data: memoryview, path: Path) -> Non
 def _last_byte(descriptor: int, size: int) -> bytes:
     os.lseek(descriptor, size - 1, os.SEEK_SET)
     return os.read(descriptor, 1)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn the system's error into one that names the file that was to be written and the cause."""
-    try:
-        yield
-    except OSError as error:
-        raise HalterError(f"{path}: could not be written: {error.strerror or error}") from error
 
 
 def _finite(value: Any) -> Any:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from halter.errors import Refusal
+from halter.files.folders import new_folder
 from halter.files.manifest import MANIFEST, check_manifest, write_manifest
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.packed import unpack
 from halter.files.patterns import refuse_slow_patterns
 from halter.files.reading import junk_refused, read_json
 from halter.files.tensors import TensorFile, read_tensors
-from halter.files.writing import new_folder, write_json, write_tensors
+from halter.files.writing import write_json, write_tensors
 from halter.methods.adapter import Adapter
 from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names

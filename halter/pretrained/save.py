@@ -14,11 +14,12 @@ from torch import Tensor
 
 from halter.errors import HalterError
 from halter.files.checkpoint import INDEX, SINGLE
+from halter.files.folders import new_folder
 from halter.files.meta import is_meta_folder
 from halter.files.meta_config import generation_config_of
 from halter.files.reading import read_json
 from halter.files.tensors import TensorSpec
-from halter.files.writing import TensorSink, copy_file, new_folder, stream_tensors, write_json
+from halter.files.writing import TensorSink, copy_file, stream_tensors, write_json
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from halter.errors import HalterError, Refusal
-from halter.files import writing
+from halter.files import folders
 from halter.numerics.nf4_kernels import import_bitsandbytes
 from halter.pretrained.device import choose_device
 from halter.recipe import Recipe
@@ -94,7 +94,7 @@ def writable(folder: str | Path) -> Iterator[Refusal]:
     """Refusal ``output-not-writable`` where the folder could not be made; a small one is made beside it and removed."""
     place = Path(folder).expanduser()
     try:
-        with suppress(_ItWorks), writing.new_folder(nearest(place) / f".halter-{secrets.token_hex(4)}"):
+        with suppress(_ItWorks), folders.new_folder(nearest(place) / f".halter-{secrets.token_hex(4)}"):
             raise _ItWorks
     except (HalterError, OSError) as error:
         yield Refusal(

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from halter.data.example import Example
 from halter.data.pack import pack
-from halter.files.writing import append_line, new_folder, write_json, write_text
+from halter.files.folders import new_folder
+from halter.files.writing import append_line, write_json, write_text
 from halter.methods.adapter import Adapter, adapt
 from halter.model.decoder import Decoder
 from halter.model.places import path

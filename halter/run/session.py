@@ -68,6 +68,7 @@ def train(
         say(recipes.dump(recipe))
         return None
     run.path.mkdir(parents=True, exist_ok=True)
+    run.sweep()
     # What an earlier try left stands for nothing: no checkpoint came of it, or only keys that may change have changed.
     write_text(run.recipe, recipes.dump(recipes.with_output(recipe, str(run.path))), replace=True)
     write_json(run.path / "data.json", job.data.report.as_dict(), replace=True)

@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from halter.errors import HalterError, Refusal
-from halter.files import writing
+from halter.files.disk import TEMPORARY, Disk
+from halter.files.folders import new_folder
 from halter.files.tensors import TensorSpec
 from halter.files.writing import (
-    Disk,
     append_line,
     copy_file,
-    new_folder,
     stream_tensors,
     write_bytes,
     write_json,
@@ -96,7 +95,7 @@ def test_each_failing_call_leaves_the_old_or_the_new_and_names_the_cause(tmp_pat
         if (folder / "new").exists():
             assert sorted(os.listdir(folder / "new")) == ["b", "j", "t"]
         assert (folder / "kept").read_text() in ("old text", "new text")
-        assert not [p for p in folder.rglob("*") if writing.TEMPORARY in p.name]
+        assert not [p for p in folder.rglob("*") if TEMPORARY in p.name]
 
 
 def test_new_folder_appears_once_and_never_after_an_error(tmp_path: Path) -> None:

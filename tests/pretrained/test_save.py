@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from halter.errors import HalterError, Refusal
 from halter.files.checkpoint import INDEX, open_checkpoint
+from halter.files.folders import new_folder
 from halter.files.tensors import TensorFile
 from halter.files.tokenizer import Tokenizer
-from halter.files.writing import new_folder
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load, load_model
 from halter.pretrained.save import save_model, write_model
