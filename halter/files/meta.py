@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -229,19 +230,46 @@ def _ranks(folder: Path) -> tuple[Path, ...]:
     return tuple(numbered[n] for n in sorted(numbered))
 
 
+def open_pth(path: Path) -> dict[str, Tensor]:
+    """A .pth file's tensors, mapped, those under the key ``model`` where it has one, as training programs save them.
+
+    Refusals ``file-missing``, ``torch-too-old`` and ``tensor-file-damaged``.
+    """
+    if not path.is_file():
+        raise Refusal("file-missing", "there is no such file", where=str(path))
+    refuse_old_torch(torch.__version__)
+    state = _loaded(path)
+    inner = state.get("model") if isinstance(state, dict) else None
+    return _tensors_only(path, inner if isinstance(inner, dict) else state)
+
+
+def half_split_rows(vector: Tensor, head_dim: int) -> Tensor:
+    """A vector [heads * head_dim] over Meta's rows of wq or wk, in Hugging Face's order."""
+    out = torch.empty_like(vector)
+    _half_split(out[:, None], vector[:, None], head_dim)
+    return out
+
+
 def _open(path: Path) -> dict[str, Tensor]:
     """A .pth file's tensors, mapped. Refusal ``tensor-file-damaged`` for anything but a dictionary of tensors."""
+    return _tensors_only(path, _loaded(path))
+
+
+def _loaded(path: Path) -> Any:
     try:
         archive = zipfile.is_zipfile(path)
         if archive:
             refuse_bombs(path)
         # Files from before torch 1.6 are no zip archives, and only those can be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Refusal:
         raise
     except Exception as error:  # the reader raises half a dozen kinds, down to bare ones
         reason = str(error).split("\n")[0].split(". ")[0]
         raise damaged(path, f"is damaged or holds more than tensors: {reason or type(error).__name__}") from error
+
+
+def _tensors_only(path: Path, state: Any) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise damaged(path, "is no dictionary of tensors")
     if len(state) > MAX_TENSORS or not all(isinstance(name, str) for name in state):

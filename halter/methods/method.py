@@ -24,7 +24,9 @@ from halter.model.segments import Segments
 from halter.numerics import dropout
 
 PEFT_PREFIX = "base_model.model."
-INFRASTRUCTURE = frozenset({"method", "adapter", "mixed", "storage", "targets"})
+INFRASTRUCTURE = frozenset(
+    {"method", "adapter", "mixed", "storage", "targets", "importers", "importers_litgpt"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,249 @@
+"""Adapter files of other programs, brought into Halter's layout: the LLaMA-Adapter authors' .pth and litgpt's .pth.
+
+    the authors', V1       adapter_query.weight [K * layers, dim], layers.N.attention.gate [1, heads, 1, 1]
+    the authors', V2 65B   layers.N.attention.wq_bias, wq_scale, ..., feed_forward.w1_bias, ..., the norms
+    litgpt                 transformer.h.N.attn.adapter_wte.weight, gating_factor, adapter_scale, ..., lora_A, lora_B
+
+PEFT's folders need no import (methods.storage reads them). Files are opened by torch's weights-only reader. Every name
+has to be used up: one Refusal (``import-mismatch``) names all that are missing, misshapen or unknown. What a conversion
+cannot carry over is said in ``Imported.notes``, never passed over.
+
+Prompts live in the hidden space and gates on heads, so Meta's row order does not touch them; biases behind wq and wk do
+lie in that order and are brought into the half-split one, as the base's rows are (files.meta). Scales before a layer
+and after attention are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.files.meta import half_split_rows, open_pth
+from halter.methods.adapter import Adapter
+from halter.methods.method import Method, find
+from halter.methods.storage import restore, state_of
+from halter.model.config import ModelConfig
+from halter.model.places import path
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What another program's file does not say about itself."""
+
+    adapter_len: int = 10
+    """Prompts a layer, in the authors' files, which hold all layers' in one table."""
+    gate_activation: Literal["tanh", "identity"] | None = None
+    """What gates pass through; not given: tanh for the authors' per-head gates, as they trained them (their released
+    inference code leaves it out), identity for their first version's single gates and for litgpt."""
+    alpha: float | None = None
+    """LoRA's alpha, in litgpt's files; not given: from hyperparameters.yaml beside the file."""
+    qkv: str | None = None
+    """Which of litgpt's fused q, k and v have LoRA, such as q,v; not given: from hyperparameters.yaml."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter from another program's file, what the file was, and what the conversion could not carry over."""
+
+    adapter: Adapter
+    format: str
+    notes: tuple[str, ...] = ()
+
+
+class Taking:
+    """Tensors of a file, taken one by one under their names; what does not fit is collected and told at the end."""
+
+    def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
+        self.left, self.where = dict(state), where
+        self.wrong: list[str] = []
+
+    def take(self, name: str, *shapes: tuple[int, ...]) -> Tensor:
+        """The tensor in float32, in the first of ``shapes`` whichever of them it has; zeros where it does not fit."""
+        tensor = self.left.pop(name, None)
+        if tensor is None:
+            self.wrong.append(f"{name} is missing")
+        elif tuple(tensor.shape) not in shapes:
+            self.wrong.append(f"{name} is {tuple(tensor.shape)}, not {' or '.join(map(str, shapes))}")
+        elif not tensor.dtype.is_floating_point:
+            self.wrong.append(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
+        else:
+            return tensor.float().reshape(shapes[0])
+        return torch.zeros(shapes[0])
+
+    def done(self) -> None:
+        """Refusal ``import-mismatch`` with everything that is wrong."""
+        wrong = self.wrong + [f"{name} is unexpected" for name in self.left]
+        if wrong:
+            raise Refusal(
+                "import-mismatch",
+                "this file does not hold one whole adapter for this model",
+                where=self.where,
+                offenders=wrong,
+                fix="see that the model is the adapter's (--model), and that every file of a parted adapter is given",
+            )
+
+
+def import_adapter(
+    files: str | Path | Sequence[str | Path], shape: ModelConfig, options: ImportOptions | None = None
+) -> Imported:
+    """One adapter from another program's file; several files where the authors' 65B parts lie in one each, in order.
+
+    Refusals: ``import-unknown`` (no known format's names), ``import-mismatch``, ``import-unsaid`` (an option that the
+    file does not say is needed), ``tensor-file-damaged``.
+    """
+    from halter.methods import importers_litgpt
+
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(f) for f in files]
+    options = options or ImportOptions()
+    parts = [open_pth(p) for p in paths]
+    names, where = set().union(*parts), ", ".join(map(str, paths))
+    if any(name.startswith("transformer.h.") for name in names) and len(parts) == 1:
+        made = importers_litgpt.read(Taking(parts[0], where), paths[0], shape, options)
+    elif any(_V2.fullmatch(name) for name in names):
+        made = _authors_v2(Taking(_joined(parts, where), where), shape)
+    elif "adapter_query.weight" in names and len(parts) == 1:
+        made = _authors_v1(Taking(parts[0], where), shape, options)
+    else:
+        raise Refusal(
+            "import-unknown",
+            "these names are of no adapter format that Halter imports",
+            where=where,
+            offenders=sorted(names) or ["no tensors"],
+            expected="the LLaMA-Adapter authors' (adapter_query.weight, layers.N.attention.wq_bias) or litgpt's "
+            "(transformer.h.N.attn.adapter_wte.weight, lora_A)",
+        )
+    made.adapter.facts["imported"] = {"format": made.format, "from": [p.name for p in paths], "notes": list(made.notes)}
+    return made
+
+
+def filled(shape: ModelConfig, method: Method, tensors: Mapping[str, Tensor], where: str) -> Adapter:
+    """An adapter of this method with these tensors, by their names in the adapter's file. Refusal
+    ``adapter-mismatch``."""
+    adapter = Adapter(shape, [method])
+    restore(adapter, tensors, where)
+    return adapter
+
+
+def _authors_v1(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
+    table = taking.left["adapter_query.weight"]
+    rows, length = (table.shape[0] if table.ndim else 0), options.adapter_len
+    layers = rows // length if length > 0 else 0
+    if length < 1 or rows % length or not 0 < layers <= shape.layers:
+        raise Refusal(
+            "import-mismatch",
+            f"{rows} prompts are not {length} for each of at most {shape.layers} layers",
+            where=taking.where,
+            offenders=["adapter_query.weight"],
+            fix="--adapter-len says how many there are a layer",
+        )
+    prompts = taking.take("adapter_query.weight", (rows, shape.dim)).view(layers, length, shape.dim)
+    first = shape.layers - layers
+    single = all(t.numel() == 1 for name, t in taking.left.items() if name.endswith(".gate")) and shape.heads > 1
+    count = 1 if single else shape.heads
+    tensors: dict[str, Tensor] = {}
+    for layer in range(shape.layers):
+        name = f"layers.{layer}.attention.gate"
+        if layer < first and name not in taking.left:
+            continue  # the authors write gates for layers without prompts too, PEFT's converters do not
+        gate = taking.take(name, (count,), (1, count, 1, 1))
+        if layer >= first:
+            tensors |= {
+                f"{path(layer, 'context')}.prompts": prompts[layer - first],
+                f"{path(layer, 'context')}.gate": gate,
+            }
+        elif bool(gate.any()):
+            taking.wrong.append(f"{name} is not zero, and its layer has no prompts")
+    taking.done()
+    activation = options.gate_activation or ("identity" if single else "tanh")
+    method = find("llama_adapter")(length, layers, "layer" if single else "head", activation)  # type: ignore[call-arg]
+    return Imported(filled(shape, method, tensors, taking.where), "LLaMA-Adapter V1, the authors'")
+
+
+_V2 = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w[qkvo123]_(bias|scale)")
+_META = {
+    "q_proj": "attention.wq", "k_proj": "attention.wk", "v_proj": "attention.wv", "o_proj": "attention.wo",
+    "gate_proj": "feed_forward.w1", "up_proj": "feed_forward.w3", "down_proj": "feed_forward.w2",
+}  # fmt: skip
+_META_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+_PARTED = re.compile(r".+\.(w[qkv13]_bias|w[o2]_scale)")
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]], where: str) -> dict[str, Tensor]:
+    """The ranks' parts as one: biases of layers cut by rows and scales of those cut by columns lie end to end."""
+    state = dict(parts[0])
+    wrong = sorted({name for p in parts for name in p if any(name not in other for other in parts)})
+    wrong += [n for n in state if n not in wrong and not _PARTED.fullmatch(n) and _differ([p[n] for p in parts])]
+    if wrong:
+        what = "these are not in every one of the files, or differ where they should be copies"
+        raise Refusal("import-mismatch", what, where=where, offenders=wrong)
+    return {n: torch.cat([p[n] for p in parts]) if _PARTED.fullmatch(n) else t for n, t in state.items()}
+
+
+def _differ(copies: Sequence[Tensor]) -> bool:
+    return any(not torch.equal(copies[0], other) for other in copies[1:])
+
+
+def _authors_v2(taking: Taking, shape: ModelConfig) -> Imported:
+    """Bias and input scale of every linear, the norms; gates, which the 65B code keeps though unused, must be zero."""
+    tensors: dict[str, Tensor] = {}
+    for layer in range(shape.layers):
+        for place, meta in _META.items():
+            out, inner = shape.weight_shape(place)
+            bias = taking.take(f"layers.{layer}.{meta}_bias", (out,))
+            name = path(layer, place)
+            tensors[f"{name}.bias"] = half_split_rows(bias, shape.head_dim) if place in ("q_proj", "k_proj") else bias
+            tensors[f"{name}.scale"] = taking.take(f"layers.{layer}.{meta}_scale", (inner,))
+        for place, meta in _META_NORMS.items():
+            tensors[f"{path(layer, place)}.weight"] = taking.take(f"layers.{layer}.{meta}.weight", (shape.dim,))
+        gate = taking.left.pop(f"layers.{layer}.attention.gate", None)
+        if gate is not None and bool(gate.any()):
+            taking.wrong.append(f"layers.{layer}.attention.gate is not zero, and there are no prompts")
+    tensors[f"{path(None, 'norm')}.weight"] = taking.take("norm.weight", (shape.dim,))
+    taking.done()
+    adapter = filled(shape, find("llama_adapter_v2")(scale_side="in"), tensors, taking.where)  # type: ignore[call-arg]
+    return Imported(adapter, "LLaMA-Adapter V2 (65B chat), the authors'")
+
+
+def regated(
+    adapter: Adapter, scope: Literal["head", "layer"], activation: Literal["tanh", "identity"]
+) -> tuple[Adapter, tuple[str, ...]]:
+    """A llama_adapter with its gates spelt otherwise, and what that loses: PEFT has one plain gate a layer.
+
+    tanh and back are exact; heads that become one take their mean. Refusals ``gates-not-convertible``: another
+    method, or plain gates of magnitude 1 and more, which are no tanh of anything.
+    """
+    if len(adapter.methods) != 1 or adapter.methods[0].name() != "llama_adapter":
+        names = [method.name() for method in adapter.methods]
+        raise Refusal("gates-not-convertible", "only llama_adapter has such gates", offenders=names)
+    method: Any = adapter.methods[0]
+    own = state_of(adapter)
+    notes: list[str] = []
+    beyond: list[str] = []
+    for name, gate in own.items():
+        if not name.endswith(".gate"):
+            continue
+        plain = gate.double().tanh() if method.gate_activation == "tanh" else gate.double()
+        if scope == "layer" and len(plain) > 1:
+            mean = plain.mean(0, keepdim=True)
+            spread = float((plain - mean).abs().max())
+            if spread > 1e-6:
+                notes.append(f"{name}: {len(plain)} heads become one gate {float(mean):.4g}, off by up to {spread:.2g}")
+            plain = mean
+        elif scope == "head" and len(plain) == 1:
+            plain = plain.expand(adapter.shape.heads)
+        if activation == "tanh":
+            beyond += [name] if bool((plain.abs() >= 1).any()) else []
+            plain = plain.atanh()
+        own[name] = plain.float()
+    if beyond:
+        raise Refusal("gates-not-convertible", "gates of magnitude 1 and more are no tanh", offenders=beyond)
+    changed = filled(adapter.shape, replace(method, gate_scope=scope, gate_activation=activation), own, "gates")
+    changed.facts = dict(adapter.facts)
+    return changed, tuple(notes)
