@@ -55,7 +55,7 @@ def command(
     if place is not None:
         disk.refuse_existing(place)
     opened = open_subject(subject, to_stderr, opening)
-    rows, account = _rows(opened, data, scoring.limit)
+    rows, account = held_out_rows(opened, data, scoring.limit)
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
         report = _head(opened, data, account) | _scores(opened, rows, scoring, options, folder)
@@ -74,7 +74,7 @@ def _place(output: str | None, run: Path | None) -> Path | None:
     return None if run is None else RunFolder.next(run / "evaluations", "evaluation").path
 
 
-def _rows(opened: Opened, data: str | None, limit: int | None) -> tuple[Examples, str]:
+def held_out_rows(opened: Opened, data: str | None, limit: int | None) -> tuple[Examples, str]:
     """The rows to score, made into tokens as in training, and what became of them.
 
     Long rows are cut unless training dropped them.

@@ -1,7 +1,8 @@
 """The command `halter`: finds the verb, runs it, and turns what went wrong into one paragraph and an exit code.
 
 A verb is a file in this folder with a function ``command`` whose arguments typer turns into flags, and a line in VERBS.
-A file may also have SETTINGS, typer's context settings. Nothing heavy is imported before a verb is known.
+A file may also have SETTINGS, typer's context settings, or COMMANDS, {word: function} of a verb that is followed by a
+second word; ``command`` then only says what the verb is about. Nothing heavy is imported before a verb is known.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ VERBS = {
     "chat": "talk to a run, an adapter or a model",
     "evaluate": "score a run on held-out rows, base beside adapter",
     "merge": "fold an adapter into its base: a model folder, proven equal",
+    "adapters": "list, show, compare, combine, compress and convert adapter folders",
     "playground": "the embedded little world: its tasks as files, and its base",
 }
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
@@ -91,7 +93,11 @@ def _verb(name: str, arguments: list[str]) -> int:
     usage: Any = typer.BadParameter.__bases__[0]  # every mistake in flags and arguments
     module = import_module(f"halter.cli.{name}")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(context_settings=vars(module).get("SETTINGS"))(module.command)
+    seconds = vars(module).get("COMMANDS")
+    if seconds:
+        app.callback()(module.command)
+    for word, function in (seconds or {None: module.command}).items():
+        app.command(word, context_settings=vars(module).get("SETTINGS"))(function)
     try:
         result = app(args=arguments, prog_name=f"halter {name}", standalone_mode=False)
     except typer.Abort as error:  # typer's name for Ctrl-C and for the end of input

@@ -146,8 +146,9 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Combi
         raise Refusal("combine-options", "adapters cannot be combined like this", offenders=bad)
     first = adapters[0]
     apart = [f"adapter {i}: another model's shape" for i, a in enumerate(adapters) if a.shape != first.shape]
-    known = [(i, d) for i, a in enumerate(adapters) if (d := (a.facts.get("base") or {}).get("digest"))]
-    apart += [f"adapter {i}: base {d[:16]}..., not {known[0][1][:16]}..." for i, d in known if d != known[0][1]]
+    for kind in ("digest", "fingerprint"):
+        known = [(i, d) for i, a in enumerate(adapters) if (d := (a.facts.get("base") or {}).get(kind))]
+        apart += [f"adapter {i}: base's {kind} {d[:12]}, not {known[0][1][:12]}" for i, d in known if d != known[0][1]]
     if apart:
         raise Refusal("bases-differ", "these adapters were not trained over one base", offenders=apart)
 

@@ -89,19 +89,20 @@ def compress(
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     got, wrong = unpack(stored, shapes)
     assert not wrong, wrong
+    count = sum(tensor.numel() for tensor in own.values())
     smaller = deepcopy(adapter)
     restore(smaller, got, str(folder))
-    smaller.facts = {**adapter.facts, "compression": asdict(options)}
+    smaller.facts = {**adapter.facts, "compression": {**asdict(options), "numbers": count}}
     save_adapter(smaller, folder, packed=stored)
     numbers = sum(int(keep[n].sum()) if n in keep else t.numel() for n, t in own.items())
     errors = {name: (float((got[name] - t).norm()), float(t.norm())) for name, t in own.items()}
     updates = _updates(adapter, smaller)
     report = CompressReport(
         options.bits,
-        sum(tensor.numel() * 4 for tensor in own.values()),
+        count * 4,
         sum(tensor.nbytes for tensor in stored.values()),
         numbers,
-        sum(tensor.numel() for tensor in own.values()),
+        count,
         _share(errors),
         _share(updates) if updates else None,
         {name: lost / whole if whole else 0.0 for name, (lost, whole) in errors.items()},

@@ -1,0 +1,284 @@
+"""`halter adapters`: adapter folders listed, shown, compared, combined, compressed and converted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from halter.cli.flags import with_options
+from halter.errors import Refusal
+from halter.export.combine import CombineOptions
+from halter.export.compress import CompressOptions
+from halter.files.hub import to_stderr
+from halter.methods.importers import ImportOptions
+
+MISTAKES = 2
+SHOWN_TENSORS = 12
+
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+Model = Annotated[
+    str | None, typer.Option(help="Base model (folder or hub id), where the adapter does not say, or it is elsewhere.")
+]
+Output = Annotated[str | None, typer.Option(help="New folder to write.")]
+
+
+def command() -> None:
+    """Adapter folders: what they are, how they differ, and new ones made of them. Bases' weights are not read."""
+
+
+def list_(
+    folders: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Adapters, runs, or folders of them.")],
+    as_json: Json = False,
+) -> int:
+    """Method, numbers, rank, base and size of every adapter; exit code 2 if one cannot be read."""
+    from halter.run import shelf
+
+    rows: list[dict[str, Any]] = []
+    for place in shelf.adapters_in(folders):
+        try:
+            rows.append(shelf.describe(place))
+        except Refusal as refusal:
+            rows.append({"folder": str(place), "problem": refusal.id, "text": str(refusal)})
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else _table(rows))
+    return MISTAKES if any("problem" in row for row in rows) else 0
+
+
+def show(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Adapter or run folder.")],
+    as_json: Json = False,
+) -> None:
+    """Everything that an adapter folder says of itself."""
+    from halter.run import shelf
+
+    found = shelf.describe(shelf.adapter_place(folder))
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for key, value in found.items():
+        if key == "methods":
+            for method in value:
+                options = ", ".join(
+                    f"{k} {v}" for k, v in method.items() if k != "name" and v not in (None, [], {}, ())
+                )
+                print(f"{'options':<12}{method['name']}: {options}")
+        elif value not in ("", [], {}):
+            print(f"{key:<12}{_said(value)}")
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Adapter or run folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Adapter or run folder.")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """How two adapters differ: options, and tensor by tensor norms and cosines."""
+    from halter.run import shelf
+
+    found = shelf.difference(shelf.adapter_place(a), shelf.adapter_place(b), model)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _differences(found))
+
+
+@with_options(options=CombineOptions())
+def combine(
+    options: CombineOptions,
+    folders: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="LoRA adapters (or runs) of one base.")],
+    output: Output = None,
+    weights: Annotated[
+        str | None, typer.Option(help="One number each, such as 1,-0.5: negative ones subtract. Not given: 1 each.")
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """A weighted combination of LoRAs as one; of one alone: scaled (--weights), or at a lower rank (--mode svd)."""
+    from halter.export.combine import combine as combined
+    from halter.run import shelf
+
+    place = _needed(output, "combine")
+    numbers = [1.0] * len(folders) if weights is None else _numbers(weights)
+    adapters = [shelf.open_without_weights(folder, model) for folder in folders]
+    made, report = combined(adapters, numbers, options)
+    made.facts["combined"]["of"] = [str(folder) for folder in folders]
+    made.save(place)
+    print(json.dumps({"folder": place, **asdict(report)}, indent=2) if as_json else f"{report}\nadapter: {place}")
+
+
+@with_options(options=CompressOptions())
+def compress(
+    options: CompressOptions,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Adapter or run folder.")],
+    output: Output = None,
+    data: Annotated[str | None, typer.Option(help="Held-out rows: the loss before and after is measured.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows of --data taken at most.")] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """An adapter's file in 8, 4 or 1 bit, or with its important numbers only, and what that loses."""
+    from halter.export.compress import compress as compressed
+    from halter.files.writing import refuse_existing
+    from halter.run import shelf
+
+    place = _needed(output, "compress")
+    refuse_existing(place)
+    opened, rows = _opened(folder, model, data, limit) if data is not None else (None, [])
+    adapter = shelf.open_without_weights(folder, model) if opened is None else opened.adapter
+    smaller, report = compressed(adapter, place, options)
+    record = {"folder": place, **asdict(report)}
+    words = [str(report)]
+    if opened is not None:
+        from halter.evaluation.score import held_out_loss
+
+        sides = {"base": None, "before": adapter, "after": smaller}
+        losses = {side: held_out_loss(opened.model, rows, one) for side, one in sides.items()}
+        record["loss"] = losses
+        words.append("held-out loss: " + ", ".join(f"{side} {loss:.4f}" for side, loss in losses.items()))
+    print(json.dumps(record, indent=2) if as_json else "\n".join([*words, f"adapter: {place}"]))
+
+
+@with_options(options=ImportOptions())
+def convert(
+    options: ImportOptions,
+    source: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Adapter folder, or another program's .pth file (or files)."),
+    ],
+    output: Output = None,
+    to: Annotated[
+        Literal["halter", "peft", "lora"],
+        typer.Option(help="halter: as it is; peft: as PEFT reads it; lora: plain LoRA, where it is a low-rank sum."),
+    ] = "halter",
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Another layout of an adapter: from the LLaMA-Adapter authors' and litgpt's files, to PEFT's, to plain LoRA."""
+    place = _needed(output, "convert")
+    adapter, notes, kind = _read(source, model, options)
+    if to == "lora":
+        from halter.export.combine import combine as combined
+
+        adapter, _ = combined([adapter], [1.0])
+    elif to == "peft":
+        adapter, lost = _for_peft(adapter)
+        notes += lost
+    adapter.save(place)
+    for note in notes:
+        to_stderr(f"lossy: {note}")
+    record = {"folder": place, "from": kind, "to": to, "lossy": notes, "parameters": adapter.num_trainable}
+    print(json.dumps(record, indent=2) if as_json else f"{kind}, {adapter.num_trainable:,} numbers\nadapter: {place}")
+
+
+def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple[Any, list[str], str]:
+    """(adapter, what was lost, what it was)."""
+    from halter.methods.importers import import_adapter
+    from halter.pretrained.load import load_config
+    from halter.run import shelf
+
+    if len(source) == 1 and Path(source[0]).is_dir():
+        if options != ImportOptions():
+            raise Refusal("usage", "options of imports belong to files, and this is a folder", where=source[0])
+        adapter = shelf.open_without_weights(source[0], model)
+        return adapter, [], " + ".join(method.name() for method in adapter.methods)
+    if model is None:
+        raise Refusal("base-unknown", "a file of another program does not say its base", fix="give --model")
+    made = import_adapter(source, load_config(model), options)
+    made.adapter.facts["base"] = {"name": model} | (
+        {"folder": str(Path(model).resolve())} if Path(model).is_dir() else {}
+    )
+    return made.adapter, list(made.notes), made.format
+
+
+def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
+    from halter.methods.importers import regated
+    from halter.run.shelf import convertible
+
+    notes: list[str] = []
+    if [method.name() for method in adapter.methods] == ["llama_adapter"]:
+        adapter, lost = regated(adapter, "layer", "identity")
+        notes += lost
+    if not convertible(adapter):
+        named = [method.name() for method in adapter.methods]
+        raise Refusal(
+            "no-peft-form", "PEFT has no layout for this adapter", offenders=named, fix="--to lora, if it is a sum"
+        )
+    return adapter, notes
+
+
+def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tuple[Any, Any]:
+    """The base with the adapter on it, and rows to score."""
+    from halter.cli.evaluate import held_out_rows
+    from halter.run.opening import OpenOptions, find, open_subject
+    from halter.run.shelf import adapter_place
+
+    chosen = OpenOptions(model=model)
+    opened = open_subject(find(adapter_place(folder), model=model), to_stderr, chosen)
+    return opened, held_out_rows(opened, data, limit)[0]
+
+
+def _needed(output: str | None, word: str) -> str:
+    if output is None:
+        raise Refusal("usage", f"{word} needs a folder to write", fix="--output FOLDER")
+    return output
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise Refusal(
+            "usage", f"weights {text!r} are not numbers with commas between", fix="--weights 1,-0.5"
+        ) from None
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    head = ("method", "parameters", "rank", "bits", "bytes", "base", "folder")
+    lines = [head]
+    for row in rows:
+        if "problem" in row:
+            lines.append((f"[{row['problem']}]", "", "", "", "", "", row["folder"]))
+            continue
+        base = row["base"]
+        known = base.get("digest") or base.get("fingerprint")
+        told = f"{Path(base.get('name') or '?').name}" + (f" {known[:12]}" if known else "")
+        cells = (row["method"], f"{row['parameters']:,}", row["rank"], str(row["bits"]), f"{row['bytes']:,}", told)
+        lines.append((*cells, row["folder"]))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_said(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _differences(found: dict[str, Any]) -> str:
+    """The comparison as a person reads it: the tensors that differ most, relative to their norm."""
+    if found["equal"]:
+        return "the two adapters are equal"
+    lines = [f"{key}: {_said(a)} | {_said(b)}" for key, (a, b) in found["options"].items()]
+    lines += [f"only in {side.upper()}: {name}" for side in "ab" for name in found[f"only_{side}"][:SHOWN_TENSORS]]
+    lines += [f"{name}: {a} | {b}" for name, (a, b) in found["misshapen"].items()]
+    total = found["total"]
+    lines.append(f"norms {total['norm_a']:.4g} and {total['norm_b']:.4g}, of the difference {total['difference']:.4g}")
+    tensors = sorted(found["tensors"].items(), key=lambda item: -item[1]["difference"] / (item[1]["norm_a"] or 1.0))
+    for name, t in tensors[:SHOWN_TENSORS]:
+        if t["difference"]:
+            words = f"norms {t['norm_a']:.4g} {t['norm_b']:.4g}, difference {t['difference']:.4g}"
+            lines.append(f"  {name}: {words}, cosine {t['cosine']:.4f}")
+    if len(tensors) > SHOWN_TENSORS:
+        lines.append(f"  and {len(tensors) - SHOWN_TENSORS} more (--json has all)")
+    if found["updates"]:
+        low = min(found["updates"], key=lambda name: found["updates"][name])
+        mean = sum(found["updates"].values()) / len(found["updates"])
+        lines.append(f"changes of weights: cosine {mean:.4f} on average, lowest {found['updates'][low]:.4f} at {low}")
+    return "\n".join(lines)
+
+
+COMMANDS = {
+    "list": list_, "show": show, "diff": diff, "combine": combine, "compress": compress, "convert": convert,
+}  # fmt: skip
