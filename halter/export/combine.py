@@ -163,7 +163,7 @@ def _combined(name: str, parts: list[tuple[int, float, Pair]], options: CombineO
     side = Pair(torch.cat([w * p.left for _, w, p in parts], 1), torch.cat([p.right for _, _, p in parts]))
     rank = options.rank or max(p.rank for _, _, p in parts)
     if options.mode == "cat":
-        return side, 0.0, float(side.matrix().norm())
+        return side, 0.0, side.norm()
     if options.mode == "svd":
         left, values, right = decompose_pair(side)
         if options.tolerance is not None:

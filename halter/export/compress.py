@@ -149,11 +149,7 @@ def _updates(before: Adapter, after: Adapter) -> dict[str, tuple[float, float]]:
         old, new = pairs_of(before), pairs_of(after)
     except Refusal:
         return {}
-    found = {}
-    for name, pair in old.items():
-        update = pair.matrix()
-        found[name] = (float((new[name].matrix() - update).norm()), float(update.norm()))
-    return found
+    return {name: (pair.minus(new[name]).norm(), pair.norm()) for name, pair in old.items()}
 
 
 def _share(parts: dict[str, tuple[float, float]]) -> float:

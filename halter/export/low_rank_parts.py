@@ -34,6 +34,15 @@ class Pair:
     def rank(self) -> int:
         return self.right.shape[0]
 
+    def norm(self) -> float:
+        """The update's Frobenius norm, by traces of [r, r] matrices in float64; the update itself is not made."""
+        left, right = self.left.double(), self.right.double()
+        return max(0.0, float(((left.T @ left) * (right @ right.T)).sum())) ** 0.5
+
+    def minus(self, other: Pair) -> Pair:
+        """This update less another of the same weight."""
+        return Pair(torch.cat([self.left, -other.left], 1), torch.cat([self.right, other.right]))
+
     def matrix(self) -> Tensor:
         """The update itself, float32 [rows, columns]."""
         return self.left @ self.right

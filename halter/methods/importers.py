@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,9 @@ from halter.methods.method import Method, find
 from halter.methods.storage import restore, state_of
 from halter.model.config import ModelConfig
 from halter.model.places import path
+
+MOST_STAND_INS = 1 << 24
+"""Numbers of a tensor that is not there, beyond which looking for further faults is given up."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,15 @@ class Taking:
             self.wrong.append(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
         else:
             return tensor.float().reshape(shapes[0])
+        if prod(shapes[0]) > MOST_STAND_INS:  # sizes may be a hostile file's word
+            self._refuse(self.wrong)
         return torch.zeros(shapes[0])
 
     def done(self) -> None:
         """Refusal ``import-mismatch`` with everything that is wrong."""
-        wrong = self.wrong + [f"{name} is unexpected" for name in self.left]
+        self._refuse(self.wrong + [f"{name} is unexpected" for name in self.left])
+
+    def _refuse(self, wrong: Sequence[str]) -> None:
         if wrong:
             raise Refusal(
                 "import-mismatch",

@@ -58,7 +58,9 @@ def describe(place: Path) -> dict[str, Any]:
         base = storage.base_config(place)
         compression = facts.get("compression") or {}
         copies = {f"{PEFT_PREFIX}{name}" for name in (EMBEDDING, HEAD)}
-        counted = sum(_count(spec.shape) for name, spec in specs.items() if name not in copies)
+        counted = sum(
+            _count(spec.shape) for name, spec in specs.items() if name.replace(".base_layer.", ".") not in copies
+        )
         return {
             "folder": str(place),
             "method": " + ".join(str(m["name"]) for m in methods),

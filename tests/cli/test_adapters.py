@@ -215,6 +215,34 @@ def test_convert_imports_files_and_says_what_is_lost(
     assert "give --model" in capsys.readouterr().err
 
 
+def test_a_base_without_weights_takes_what_only_they_could_tell_apart(tmp_path: Path) -> None:
+    """PEFT's copies of the base's vocabulary matrices: their shape is checked, their numbers need the weights."""
+    from halter.errors import Refusal
+    from halter.files.tensors import read_tensors
+    from halter.files.writing import write_tensors
+    from halter.model.decoder import Decoder
+
+    model = tiny.decoder()
+    adapter = adapt(model, "lora", r=2, target_modules=["lm_head"])
+    tiny.jitter(adapter)
+    adapter.save(tmp_path / "a")
+    for name in ("manifest.json", "halter.json"):
+        (tmp_path / "a" / name).unlink()  # as PEFT leaves it
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    stored = read_tensors(file)
+    copy = "base_model.model.lm_head.base_layer.weight"
+    write_tensors(file, stored | {copy: torch.zeros(96, 32)}, replace=True)
+    bare = load_adapter(tmp_path / "a", Decoder(model.config))
+    assert {p.device.type for p in bare.parameters()} == {"cpu"}
+    assert all(torch.equal(t, state_of(adapter)[name]) for name, t in state_of(bare).items())
+    with pytest.raises(Refusal, match="differs from the base's"):
+        load_adapter(tmp_path / "a", model)
+    assert shelf.describe(tmp_path / "a")["parameters"] == adapter.num_trainable
+    write_tensors(file, stored | {copy: torch.zeros(97, 32)}, replace=True)
+    with pytest.raises(Refusal, match="differs from the base's"):
+        load_adapter(tmp_path / "a", Decoder(model.config))
+
+
 def test_help_is_quick_and_second_words_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("list", "show", "diff", "combine", "compress", "convert"):
         assert f"Usage: halter adapters {word}" in said(capsys, word, "--help")

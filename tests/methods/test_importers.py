@@ -316,6 +316,24 @@ def test_wrong_and_partial_files_are_refused_with_all_names(tmp_path):
         import_adapter(tmp_path / "none.pth", SHAPE)
 
 
+@pytest.mark.parametrize("state", [
+    {"transformer.h.0.attn.qkv.lora_A": (3, 32), "transformer.h.0.attn.qkv.lora_B": (0, 2**40)},
+    {"transformer.h.1.attn.adapter_wte.weight": (2**40, 0), "transformer.h.1.attn.gating_factor": (1, 1, 4, 1)},
+    {"adapter_query.weight": (20 * 2**38, 0)},
+    {"lm_head.lora_A": (3, 32), "lm_head.lora_B": (2**40, 0), "transformer.h.0.mlp.proj.lora_B": (32, 3)},
+], ids=lambda s: min(s))  # fmt: skip
+def test_sizes_that_only_a_hostile_file_has_are_refused_cheaply(state, tmp_path):
+    """Empty tensors may claim any side: nothing of that size is made."""
+    import resource
+
+    torch.save({name: torch.zeros(size) for name, size in state.items()}, tmp_path / "a.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refusal) as caught:
+        import_adapter(tmp_path / "a.pth", SHAPE, ImportOptions(alpha=1.0, qkv="q"))
+    assert caught.value.id == "import-mismatch" and caught.value.offenders
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # KiB
+
+
 def test_files_that_hold_more_than_tensors_are_not_opened(tmp_path):
     class Evil:
         def __reduce__(self):
