@@ -258,6 +258,20 @@ def test_an_unknown_pair_is_factorised_by_its_fold(monkeypatch):
         torch.testing.assert_close(pair.matrix().double(), updates(adapter)[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_combination_of_one_is_its_own_numbers():
+    """Scale 1 and rank kept: not one bit changes."""
+    adapter = lora(tiny.decoder(), 1, alpha=4.0)
+    made, _ = combine([adapter], [1.0])
+    mine, theirs = (dict(a.trainable()) for a in (adapter, made))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine) and made.methods[0].alpha == 4.0
+
+
+def test_untrained_adapters_combine_to_nothing():
+    model = tiny.decoder()
+    made, report = combine([adapt(model, "lora", r=2), adapt(model, "ia3")], [1.0, 1.0])
+    assert not any(float(u.abs().max()) for u in updates(made).values()) and report.error == 0
+
+
 def test_wrong_options_and_other_bases_are_refused_together():
     model = tiny.decoder()
     adapters = [lora(model, 1), lora(model, 2)]
