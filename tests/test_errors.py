@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_waivable_refusal_ends_by_saying_how_to_waive_it() -> None:
 
 
 def test_twenty_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     lines = [f"rows.jsonl:{n}: no token to learn" for n in range(SHOWN_OFFENDERS + 25)]
     refusal = Refusal("bad-rows", "45 rows cannot be used", offenders=lines)
     assert str(refusal).count("no token to learn") == SHOWN_OFFENDERS and "and 25 more" in str(refusal)
@@ -90,7 +91,7 @@ def test_twenty_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) -
 
 def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypatch) -> None:
     (tmp_path / "run").mkdir()
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     refusal = Refusal("bad-rows", "many", offenders=range(30))
     refusal.folder = tmp_path / "run"
     assert keep_offenders(refusal).parent == tmp_path / "run"
@@ -99,7 +100,7 @@ def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypat
 
 
 def test_several_refusals_are_told_one_by_one(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     parts = [waivable(), Refusal("bad-rows", "many", offenders=range(30)), Refusal("device-missing", "no cuda:7")]
     whole = together(parts)
     assert whole.parts == tuple(parts) and together(parts[:1]) is parts[0]

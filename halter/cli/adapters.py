@@ -208,13 +208,13 @@ def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
 
 def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tuple[Any, Any]:
     """The base with the adapter on it, and rows to score."""
-    from halter.cli.evaluate import held_out_rows
+    from halter.cli.evaluate import Scoring, held_out_rows
     from halter.run.opening import OpenOptions, find, open_subject
     from halter.run.shelf import adapter_place
 
     chosen = OpenOptions(model=model)
     opened = open_subject(find(adapter_place(folder), model=model), to_stderr, chosen)
-    return opened, held_out_rows(opened, data, limit)[0]
+    return opened, held_out_rows(opened, data, Scoring(limit=limit))[0]
 
 
 def _needed(output: str | None, word: str) -> str:

@@ -160,6 +160,8 @@ class Chat:
             for piece in pieces:
                 said.append(piece.text)
                 self.write(piece.text)
+                if piece.result is not None and piece.result.cut_off:
+                    self.write(f" [cut off: {piece.result.cut_off}]")
         except KeyboardInterrupt:
             self.write(" [stopped]")
         self.write("\n")
@@ -184,8 +186,11 @@ def _read() -> str | None:
 
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (input() edits lines once it is there)
-        try:
-            return input("> ")
-        except EOFError:
-            return None
+        while True:
+            try:
+                return input("> ")
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D or /quit leaves)")
     return sys.stdin.readline() or None

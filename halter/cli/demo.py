@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +101,9 @@ def _score(answers: Sequence[str], rows: Sequence[Row]) -> float:
 def _show(console: Console, rows: Sequence[Row], answers: Sequence[str], who: str) -> None:
     for row, answer in list(zip(rows, answers, strict=True))[:SHOWN]:
         console.print(f"   request: {row['messages'][0]['content']}")
-        console.print(f"   {who}: {answer.strip()}\n")
+        wanted = row["messages"][1]["content"].strip()
+        mark = "right" if _score([answer], [row]) else f"wrong, expected: {wanted}"
+        console.print(f"   {who}: {answer.strip()}   ({mark})\n")
 
 
 def _train(out: Path) -> Path:
@@ -144,8 +148,10 @@ def _prove(
 
 
 def _next(out: Path, run: Path) -> list[str]:
+    active = shutil.which("halter") is not None
     return [
-        f"halter chat {run}                                   talk to it",
+        *([] if active else [f". {Path(sys.executable).parent / 'activate'}    so that the shell finds halter"]),
+        f"halter chat {run}                                   ask it for such letters; it learnt nothing else",
         f"halter evaluate {run} --data {out}/data/test.jsonl  its scores in full",
         "halter playground list                              the other tasks of the little world",
         "halter playground export FOLDER                     their files, and the base",

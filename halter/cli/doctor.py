@@ -41,8 +41,8 @@ def command(
         found = doctor.report()
         print(json.dumps(found, indent=2) if as_json else doctor.as_text(found))
         return 0
+    from halter.run.describe import describe
     from halter.run.preflight import Examination, examine
-    from halter.run.prepare import describe
 
     examined: Examination = examine(recipe, overrides, resume=resume, say=to_stderr)
     if as_json:

@@ -17,6 +17,7 @@ from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation.score import evaluate
 from halter.files import disk, folders, writing
+from halter.files.extras import install
 from halter.files.hub import to_stderr
 from halter.files.runs import RunFolder
 from halter.generation.options import GenerationOptions
@@ -35,6 +36,10 @@ class Scoring:
     """Rows answered at most (the loss is over all); 0: none."""
     strict: bool = False
     """Exact match to the character, white space too."""
+    on_long: Literal["drop", "cut"] | None = None
+    """Rows above max_length; not given: as in the run's training, else drop."""
+    max_length: int | None = None
+    """Most tokens of a row; not given: as in the run's training, else the model's context."""
 
 
 @with_options(scoring=Scoring(), options=GenerationOptions(), opening=OpenOptions())
@@ -55,7 +60,7 @@ def command(
     if place is not None:
         disk.refuse_existing(place)
     opened = open_subject(subject, to_stderr, opening)
-    rows, account = held_out_rows(opened, data, scoring.limit)
+    rows, account = held_out_rows(opened, data, scoring)
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
         report = _head(opened, data, account) | _scores(opened, rows, scoring, options, folder)
@@ -63,7 +68,7 @@ def command(
             writing.write_json(folder / "report.json", report)
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
     if report["answers"] and "rouge1" not in report["base"]:
-        to_stderr('ROUGE is left out, because its library is not installed: pip install "halter[eval]"')
+        to_stderr(f"ROUGE is left out, because its library is not installed: {install('eval')}")
     if place is not None:
         to_stderr(f"report and answers: {place}")
 
@@ -74,12 +79,10 @@ def _place(output: str | None, run: Path | None) -> Path | None:
     return None if run is None else RunFolder.next(run / "evaluations", "evaluation").path
 
 
-def held_out_rows(opened: Opened, data: str | None, limit: int | None) -> tuple[Examples, str]:
-    """The rows to score, made into tokens as in training, and what became of them.
-
-    Long rows are cut unless training dropped them.
-    """
-    recipe = opened.subject.recipe
+def held_out_rows(opened: Opened, data: str | None, scoring: Scoring) -> tuple[Examples, str]:
+    """The rows to score, made into tokens as in training, and what became of them. A merged model and its run get the
+    same rows."""
+    limit, recipe = scoring.limit, opened.subject.recipe
     known = recipe.data if recipe is not None else DataOptions(max_length=opened.model.config.context)
     seed = 0 if recipe is None else recipe.train.seed
     if data is None:
@@ -89,10 +92,14 @@ def held_out_rows(opened: Opened, data: str | None, limit: int | None) -> tuple[
         held = loaded.validation
         count = len(held) if limit is None else min(limit, len(held))
         return Examples([held[i] for i in range(count)]), f"{count} of {len(held)} validation rows"
-    policy: Literal["drop", "cut"] = "drop" if recipe is not None and known.on_long == "drop" else "cut"
+    known = replace(known, max_length=min(scoring.max_length or known.max_length, opened.model.config.context))
+    policy = scoring.on_long or ("cut" if known.on_long in ("cut", "split") else "drop")
     options = replace(known, train=data, validation=None, limit=limit, on_long=policy)
     loaded = load_examples(options, opened.tokenizer, opened.template, seed)
     to_stderr(f"rows: {loaded.report}")
+    if loaded.report.long_dropped:
+        left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
+        to_stderr(f"warning: {left} and are not scored; --on-long cut takes their beginnings")
     return loaded.train, str(loaded.report)
 
 

@@ -48,7 +48,7 @@ def command(
     answers = _answers(opened, asked, options, base)
     if output is None and not as_json:
         for one, answer in zip(asked, answers, strict=True):
-            print(f"--- {one.origin}\n{answer.text}")
+            print(f"--- {one.origin}\n{answer.text}" + (f" [cut off: {answer.cut_off}]" if answer.cut_off else ""))
         return
     lines = [json.dumps(_record(one, answer), ensure_ascii=False) for one, answer in zip(asked, answers, strict=True)]
     text = "\n".join(lines) + "\n"
@@ -64,11 +64,14 @@ def _how(opened: Opened, options: GenerationOptions) -> dict[str, Any]:
 
 
 def _print_as_it_comes(opened: Opened, one: Asked, options: GenerationOptions, base: bool) -> None:
-    adapter = None if base else opened.adapter
+    adapter, cut = None if base else opened.adapter, ""
     for piece in stream(opened.model, opened.tokenizer, [one.prompt], adapter, **_how(opened, options)):
         sys.stdout.write(piece.text)
         sys.stdout.flush()
+        cut = "" if piece.result is None else piece.result.cut_off
     print()
+    if cut:
+        to_stderr(f"(cut off: {cut})")
 
 
 def _answers(opened: Opened, asked: list[Asked], options: GenerationOptions, base: bool) -> list[Generation]:

@@ -37,7 +37,9 @@ def command(
         bool, typer.Option("--dry-run", help="Resolved recipe, plan and label share; no training.")
     ] = False,
 ) -> None:
-    """Train an adapter. Every key of a recipe is also a flag: --r 8, --max-steps 100, --train.seed 3."""
+    """Train an adapter. Every key of a recipe is also a flag; often used: --template alpaca, --validation 0.1,
+    --max-length 512, --on-long cut, --r 8, --learning-rate 1e-4, --num-train-epochs 3, --max-steps 100,
+    --quantize nf4, --allow ID. `halter init METHOD` lists all of them and says what they do."""
     recipe, overrides = split(arguments or [])
     flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
     # In JSON's quotes, which are YAML's too, a path stays a word whatever it looks like.

@@ -99,7 +99,7 @@ FORMATS: dict[str, Format] = {
 WEAKEST = "text"
 """Data sets often carry a rendered copy of their rows under this name."""
 PREFERENCE = frozenset({"chosen", "rejected"})
-MEND = "name yours, e.g. data.columns: {prompt: question, completion: answer}, or give data.row_template"
+MEND = "name yours, e.g. data.columns: {instruction: question, output: answer}, or give data.row_template"
 
 
 def find(columns: Set[str], where: str, chosen: Set[str] = frozenset()) -> str:

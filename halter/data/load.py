@@ -66,7 +66,7 @@ def load_examples(
     report.cached += held_out.account.report.cached
     report.count(train, validation)
     if not len(train):
-        raise Refusal("no-rows", "no row is left to train on", offenders=[str(report)])
+        raise Refusal("no-rows", "no row is left to train on", offenders=[str(report)], fix=_more_rows(report, options))
     if options.validation is not None and not len(validation):
         raise Refusal("no-rows", "no row is left for the held-out loss", offenders=[str(held_out.account.report)])
     return Loaded(train, validation, report)
@@ -111,6 +111,12 @@ class _Load:
         builder = Builder()
         account = fill(builder)
         return builder.store(), account
+
+
+def _more_rows(report: DataReport, options: DataOptions) -> str:
+    if report.long_dropped:
+        return f"rows of more than {options.max_length} tokens are left out: data.on_long=cut or split keeps them"
+    return "" if report.rows else "the files hold no row; give others"
 
 
 def _refuse(options: DataOptions, accounts: list[Account]) -> None:

@@ -41,6 +41,8 @@ class DataReport:
     longest_seen_origin: str = ""
     duplicates: int = 0
     """Rows kept whose tokens are those of an earlier one."""
+    as_they_stand: int = 0
+    """Rows that no template was put around: prompt and completion, text, tokens."""
     overlap_dropped: int = 0
     """Rows taken out of training because they are in validation."""
     kept: int = 0
@@ -92,7 +94,8 @@ class DataReport:
 
     def add(self, other: DataReport) -> None:
         """What another pass read, besides."""
-        for name in ("rows", "empty_lines", "left_out", "long", "long_dropped", "long_cut", "long_split", "cached"):
+        counts = ("rows", "empty_lines", "left_out", "long", "long_dropped", "long_cut", "long_split", "cached")
+        for name in (*counts, "as_they_stand"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sources.update(other.sources)
         self.long_shown = (self.long_shown + other.long_shown)[:SHOWN]

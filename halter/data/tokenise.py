@@ -100,11 +100,11 @@ class Pass:
         self.account.report.faults.sort(key=lambda fault: _place(fault.origin, order))
         return self.account
 
-    def _rows(self, read: _Read) -> tuple[int, list[Example]]:
-        """(length before on_long, the rows to train on). Raises BadRow and Refusal."""
+    def _rows(self, read: _Read) -> tuple[int, list[Example], bool]:
+        """(length before on_long, the rows to train on, whether no template was used). Raises BadRow and Refusal."""
         meant = read.reader.read(read.row)
         example = self.encoder.example(meant, read.origin)
-        return len(example.tokens), self.encoder.fitted(example, meant)
+        return len(example.tokens), self.encoder.fitted(example, meant), meant.messages is None
 
     def _source(self, number: int, source: Source) -> Iterator[_Read]:
         path, limit = source.parts
@@ -133,10 +133,10 @@ class Pass:
             report.read(name)
             yield _Read(source, *one, reader)
 
-    def _take(self, read: _Read, document: int, result: tuple[int, list[Example]] | None) -> None:
+    def _take(self, read: _Read, document: int, result: tuple[int, list[Example], bool] | None) -> None:
         account, builder = self.account, self.builder
         try:
-            length, pieces = result or self._rows(read)
+            length, pieces, plain = result or self._rows(read)
         except BadRow as fault:
             account.report.faults.append(Fault(read.origin, str(fault)))
             return
@@ -148,6 +148,7 @@ class Pass:
                 raise
             account.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.offenders[:3]))))
             return
+        account.report.as_they_stand += plain
         self._count_long(read.origin, length, len(pieces))
         for piece in pieces:
             builder.add(piece, document, read.source.weight)

@@ -31,6 +31,9 @@ from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
 BOUNDS = {torch.float32: ("largest", 1e-4), torch.bfloat16: ("kl", 1e-4), torch.float16: ("kl", 1e-4)}
 """{dtype: (figure of the gap, most allowed)}; the logit gap counts relative to the largest logit above 1."""
 
+SHIFT = 1e-3
+"""Nats by which a merged model may be further from the trained one than from base + adapter without a warning."""
+
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -45,6 +48,11 @@ class MergeReport:
         lines = [f"merged model against base + adapter: {self.gap}"]
         if self.trained_gap is not None:
             lines.append(f"merged model against the 4-bit model that was trained: {self.trained_gap}")
+            if self.trained_gap.kl > self.gap.kl + SHIFT:
+                lines.append(
+                    "warning: these are the original 16-bit weights, and the adapter was fitted to the 4-bit ones; "
+                    "--base dequantised merges into what was trained. Score both: halter evaluate"
+                )
         if self.untied:
             lines.append("the head is no longer tied to the embeddings: the folder holds both")
         return "\n".join(lines)

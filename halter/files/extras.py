@@ -13,5 +13,12 @@ def missing_extra(extra: str, needed_for: str, where: str | Path, error: ImportE
         "extra-missing",
         f"the library {error.name or error} is not installed; it is needed for {needed_for}",
         where=str(where),
-        fix=f'pip install "halter[{extra}]"',
+        fix=install(extra),
     )
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra; from a checkout where Halter was installed from one."""
+    source = Path(__file__).parents[2]
+    name = str(source) if (source / "pyproject.toml").is_file() else "halter"
+    return f'pip install "{name}[{extra}]"'

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import Event, Thread
@@ -72,6 +73,13 @@ def resolve(
             raise Refusal("hub-revision", what, where=str(folder), fix="leave the revision out")
         return folder
     name = str(path_or_id)
+    beside = folder.parent
+    if (
+        "/" in name and not folder.exists() and beside.is_dir() and any(beside.iterdir())
+    ):  # whose neighbours are here is no hub id
+        near = get_close_matches(folder.name, [path.name for path in beside.iterdir()], 1)
+        fix = f"did you mean {beside / near[0]}?" if near else "give an existing folder, or a hub id"
+        raise Refusal("model-not-found", "there is no such folder", where=name, fix=fix)
     if isinstance(path_or_id, Path) or folder.exists() or not _HUB_ID.fullmatch(name) or name.startswith("."):
         what = "is a file, and a model is a folder" if folder.is_file() else "there is no such folder"
         fix = "give the folder that holds config.json, or a hub id such as meta-llama/Llama-3.2-1B"

@@ -14,8 +14,8 @@ from halter.files import writing
 def keep_offenders(refusal: Refusal) -> Path | None:
     """Write every offender, one a line; returns the file, None where all were shown or nothing can be written.
 
-    It lands in the run folder where the refusal knows one that exists, else in the working directory, else in the
-    folder of temporary files, and is called halter-ID-DATE.txt.
+    It lands in the run folder where the refusal knows one that exists, else in the folder of temporary files, and is
+    called halter-ID-DATE.txt.
     """
     parts = refusal.parts or (refusal,)
     if all(len(part.offenders) <= SHOWN_OFFENDERS for part in parts):
@@ -23,7 +23,7 @@ def keep_offenders(refusal: Refusal) -> Path | None:
     text = "\n".join(line for part in parts for line in _lines(part, len(parts) > 1)) + "\n"
     name = f"halter-{refusal.id}-{time.strftime('%Y%m%d-%H%M%S')}"
     folders = [refusal.folder] if refusal.folder is not None and refusal.folder.is_dir() else []
-    for folder in (*folders, Path.cwd(), Path(tempfile.gettempdir())):
+    for folder in (*folders, Path(tempfile.gettempdir()), Path.cwd()):
         for ending in ("", *(f"-{n}" for n in range(2, 100))):
             try:
                 path = folder / f"{name}{ending}.txt"

@@ -29,6 +29,12 @@ class Generation:
     prompt_tokens: tuple[int, ...]
     """What the model was given, BOS included."""
 
+    @property
+    def cut_off(self) -> str:
+        """Why it ends in the middle, '' where it came to its end."""
+        words = {"stop": "", "length": f"max_new_tokens, {len(self.tokens)}", "context": "the model's context is full"}
+        return words[self.finish_reason]
+
     def __str__(self) -> str:
         return self.text
 

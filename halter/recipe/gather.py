@@ -176,7 +176,8 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
         result.problem(given.where(), f"{given.name}: {error}")
         return
     full = f"{place.section}.{place.key}".strip(".")
-    if section != place.section or key != place.key:
+    own_name = given.override and not section and key == place.key  # --max-length is data.max_length's own flag
+    if (section != place.section or key != place.key) and not own_name:
         result.notes.append(f"{given.where()}: {given.name} is read as {full}")
     if value is NOTHING:
         return

@@ -12,6 +12,9 @@ from halter.methods.method import Method, find, names
 from halter.training.defaults import PRESETS, Default
 from halter.training.options import TrainOptions
 
+BLANK_MODEL, BLANK_DATA = "PATH_OR_HUB_ID", "FILE.jsonl"
+"""What `halter init` writes where only the user knows."""
+
 
 @dataclass(frozen=True)
 class ModelOptions:

@@ -11,6 +11,8 @@ from halter.files.yaml12 import flow
 from halter.recipe.fields import Key, keys_of, words
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
+    BLANK_DATA,
+    BLANK_MODEL,
     DEFAULT_METHOD,
     ORDER,
     OUTPUT_DOC,
@@ -79,7 +81,7 @@ def commented(name: str = DEFAULT_METHOD, *, model: str = "", data: str = "", ou
     head = f"a recipe for {name}" + (f": {method} with the values of its authors" if preset else "")
     lines = [f"# Halter, {head}. Change what you like, then: halter train THIS_FILE", "# YAML 1.2: 2e-4 is a number; "
              "yes, no, on and off are words, true and false are not."]  # fmt: skip
-    given = {"model": {"path": model or "PATH_OR_HUB_ID"}, "data": {"train": data or "FILE.jsonl"}}
+    given = {"model": {"path": model or BLANK_MODEL}, "data": {"train": data or BLANK_DATA}}
     tables = {"train": TRAIN.get(method, TRAIN[DEFAULT_METHOD]), "method": METHOD.get(method, {})}
     for section in ORDER:
         keys = keys_of(options) if section == "method" else keys_of(SECTIONS[section])

@@ -14,6 +14,7 @@ import torch
 
 from halter.errors import HalterError, Refusal
 from halter.files import folders
+from halter.files.extras import install
 from halter.numerics.nf4_kernels import import_bitsandbytes
 from halter.pretrained.device import choose_device
 from halter.recipe import Recipe
@@ -65,7 +66,7 @@ def machine(recipe: Recipe) -> Iterator[Refusal]:
     missing = [name for name in options.report_to if find_spec(packages[name]) is None]
     if missing:
         what = "train.report_to needs packages that are not installed"
-        yield Refusal("missing-extra", what, offenders=missing, fix='pip install "halter[track]", or leave them out')
+        yield Refusal("missing-extra", what, offenders=missing, fix=f"{install('track')}, or leave them out")
     if options.early_stopping_patience is not None and recipe.data.validation is None:
         yield Refusal(
             "no-validation",

@@ -16,6 +16,7 @@ import torch
 
 from halter import __version__
 from halter.files.caches import cache_folder
+from halter.files.extras import install
 from halter.numerics import nf4_kernels
 from halter.pretrained.device import choose_device, cpu_has_bf16
 from halter.run.checks_machine import gib, nearest
@@ -181,7 +182,7 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"  bitsandbytes cannot be imported: {kernel['bitsandbytes_missing_because']}")
     lines.append("extras:")
     for name, extra in found["extras"].items():
-        state = f'missing {", ".join(extra["missing"])}: pip install "halter[{name}]"' if extra["missing"] else "there"
+        state = f"missing {', '.join(extra['missing'])}: {install(name)}" if extra["missing"] else "there"
         lines.append(f"  {name}: {extra['brings']} ({state})")
     lines.append("folders:")
     lines += [f"  {name}: {f['path']} ({gib(f['free_bytes'])} free)" for name, f in found["folders"].items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from halter.run.describe import lost_rows
 from halter.run.prepare import Job
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ MANY = 0.05
 
 def warnings(job: Job, census: Census) -> list[str]:
     """One sentence for each thing that training would not refuse and that is seldom meant."""
-    tokenizer, report, template = job.tokenizer, job.data.report, job.template
+    tokenizer, template = job.tokenizer, job.template
     found = []
     if census.doubled:
         found.append(f"{census.doubled} of {census.rows} rows have a double BOS; the base has seen one at a time")
@@ -34,14 +35,4 @@ def warnings(job: Job, census: Census) -> list[str]:
         )
     if template is not None and template.asks_date and job.recipe.data.template_date is None:
         found.append("the chat template asks for a date and none is pinned: give data.template_date")
-    for count, words in (
-        (
-            report.long_dropped,
-            "are dropped because they are too long: raise data.max_length, or data.on_long: cut, split",
-        ),
-        (report.duplicates, "are there more than once"),
-        (len(report.faults), "cannot be used"),
-    ):
-        if report.rows and count / report.rows > MANY:
-            found.append(f"{count} of {report.rows} rows {words}")
-    return found
+    return found + lost_rows(job, MANY)

@@ -38,7 +38,9 @@ class Keeper:
         if step:
             if step not in (at for at, _ in self.run.checkpoints()):
                 self.save(step, None)
-            self.say(f"stopped after step {step}; --resume goes on from its checkpoint")
+            self.say(
+                f"stopped after step {step}, which is kept; go on with: halter train --resume --output {self.run.path}"
+            )
 
     def alarm(self, alarm: Alarm) -> None:
         """Name the rows of a step that went wrong, and spare the checkpoint before a spike."""

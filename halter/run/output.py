@@ -20,8 +20,15 @@ MAY_CHANGE = (
 def open_run(recipe: Recipe, resume: bool) -> RunFolder:
     """The recipe's run folder, or the next one in runs/; nothing is made yet.
 
-    Refusals ``run-finished``, ``run-unfinished``, ``run-differs``, ``not-a-run`` where it holds something else.
+    Refusals ``nothing-to-resume``, ``run-finished``, ``run-unfinished``, ``run-differs``, ``not-a-run`` where it holds
+    something else.
     """
+    if recipe.output_dir is None and resume:
+        raise Refusal(
+            "nothing-to-resume",
+            "it is not said which run shall go on",
+            fix="halter train --resume --output RUN_FOLDER",
+        )
     if recipe.output_dir is None:
         return RunFolder.next("runs", "-".join(choice.name for choice in recipe.methods))
     run = RunFolder(recipe.output_dir)

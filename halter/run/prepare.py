@@ -22,6 +22,7 @@ from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config
 from halter.recipe import Recipe
+from halter.recipe.sections import BLANK_MODEL
 from halter.run.findings import Findings
 from halter.training import memory
 from halter.training.defaults import Default, at_width
@@ -67,6 +68,8 @@ class Base:
 def read_base(recipe: Recipe) -> Base:
     """Configuration and tokenizer. Refusals as files.hub.resolve's, ModelConfig's and the tokenizer's."""
     options = recipe.model
+    if options.path == BLANK_MODEL:
+        raise Refusal("blank", f"model.path is still {BLANK_MODEL}", fix="give a folder or a hub id: --model DIR")
     folder = resolve(options.path, options.revision, weights=False)
     if not (folder / "config.json").is_file():  # Meta's layout says its shape in its weights
         folder = resolve(options.path, options.revision)
@@ -86,6 +89,8 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
         findings.attempt(choice.options.check, config)
     recipe = _dated(_at_width(recipe, config.dim), template)
     if recipe.data.max_length > config.context:  # positions beyond it were never trained
+        if recipe.data.max_length != DataOptions().max_length:
+            say(f"note: this base knows {config.context} positions, so data.max_length is {config.context}")
         recipe = replace(recipe, data=replace(recipe.data, max_length=config.context))
     say("reading and tokenising the data ...")
     if template is None and recipe.data.template is not None:  # a problem already; the rows are looked at all the same
@@ -219,17 +224,3 @@ def _micro_tokens(config: ModelConfig) -> int:
     """Tokens of one pass where the recipe does not say: enough for the matrix products, bounded by activations."""
     per_token = memory.activation_bytes(config, 1, 4)
     return max(512, min(8192, (2 * 2**30) // per_token))
-
-
-def describe(job: Job, say: Say) -> None:
-    """What is about to happen, with the defaults that were not chosen by the user and where they come from."""
-    recipe, report = job.recipe, job.data.report
-    say(f"base: {job.folder} ({job.config.num_parameters:,} parameters{', nf4' if recipe.model.quantize else ''})")
-    say(f"data: {report} (rows of at most {recipe.data.max_length} tokens)")
-    rows = recipe.train.rows_per_step
-    share = f"{rows} rows" if rows else f"{recipe.train.tokens_per_step} tokens"
-    say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one pass")
-    for choice in recipe.methods:
-        say(f"method: {choice.name} {choice.options}")
-    for key, default in recipe.defaults.items():
-        say(f"default: {key} = {default.value} ({default.source})")

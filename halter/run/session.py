@@ -25,10 +25,11 @@ from halter.numerics import allocation, denormals
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import MethodChoice, Recipe
+from halter.run.describe import describe
 from halter.run.keeper import Keeper
 from halter.run.output import open_run
 from halter.run.preflight import ready
-from halter.run.prepare import Job, Say, describe
+from halter.run.prepare import Job, Say
 from halter.run.signals import Stopped, Stops
 from halter.run.watch import Watch
 from halter.training import memory, optimizers, schedule

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
+from halter.files.extras import install
 
 Track = Callable[[dict[str, Any]], None]
 
@@ -23,7 +24,7 @@ def open_trackers(names: Sequence[str], folder: Path, recipe: dict[str, Any]) ->
     if missing:
         raise Refusal(
             "missing-extra", "report_to needs packages that are not installed", offenders=missing,
-            fix="pip install 'halter[track]'",
+            fix=install("track"),
         )  # fmt: skip
     return trackers
 

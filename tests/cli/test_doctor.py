@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from halter.cli import main
+from halter.files.extras import install
 from halter.run import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def test_extras_are_those_of_the_package_and_what_is_missing_is_said(monkeypatch
     assert found["data"]["missing"] == ["datasets"] and found["track"]["missing"] == ["wandb"]
     assert found["vision"]["missing"] == ["pillow", "torchvision"]
     text = doctor.as_text(doctor.report())
-    assert 'missing wandb: pip install "halter[track]"' in text and "TensorBoard" in text
+    assert f"missing wandb: {install('track')}" in text and "TensorBoard" in text
 
 
 def test_the_report_for_people_names_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,18 @@ WARNED: list[tuple[str, list[Any], list[str], str]] = [
     ("none", [{"input_ids": [5, 6, 7, 2]}] * 2, [], "2 of 2 rows have no BOS"),
     ("unended", [{"input_ids": [1, 5, 6]}], [], "1 of 1 rows do not end in a learnt token that ends a generation"),
     ("masked", [{"input_ids": [1, 5, 2], "labels": [-100, 5, -100]}], [], "1 of 1 rows do not end in a learnt token"),
-    ("long", [{"text": "w " * 90}] + [{"text": "w"}] * 5, ["data.max_length=20"], "1 of 6 rows are dropped"),
+    (
+        "long",
+        [{"text": "w " * 90}] + [{"text": "w"}] * 5,
+        ["data.max_length=20"],
+        "1 of 6 rows have more than 20 tokens and are left out",
+    ),
+    (
+        "plain",
+        [{"prompt": "a", "completion": "b"}] * 2,
+        ["data.template=alpaca"],
+        "2 of 2 rows are learnt as they stand",
+    ),
     ("equal", [{"text": "same"}] * 6, [], "5 of 6 rows are there more than once"),
     ("bad", [{"text": "fine"}, "{"], ["data.on_bad=skip"], "1 of 2 rows cannot be used"),
 ]

@@ -163,7 +163,7 @@ def test_unknown_columns_are_refused_with_a_way_out() -> None:
         read({"question": "Q", "answer": "A"})
     said = str(caught.value)
     assert caught.value.id == "data-format" and caught.value.offenders == ("answer", "question")
-    assert all(name in said for name in FORMATS) and "data.columns: {prompt: question, completion: answer}" in said
+    assert all(name in said for name in FORMATS) and "data.columns: {instruction: question, output: answer}" in said
 
 
 def test_columns_of_two_formats_are_refused_until_one_is_chosen() -> None:

@@ -211,12 +211,16 @@ def test_names_that_lead_nowhere(hub: FakeHub, tmp_path: Path, name: str) -> Non
     assert refusal.id == "model-not-found"
 
 
-def test_a_path_is_never_asked_of_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_path_is_never_asked_of_the_hub(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refusal, match="no such folder"):
         resolve(Path("meta-llama/Tiny"), endpoint=hub.url)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(Refusal, match="is a file"):
         resolve(str(tmp_path / "model.safetensors"), endpoint=hub.url)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(Refusal, match="did you mean runs/mine"):
+        resolve("runs/mien", endpoint=hub.url)
     assert not hub.requests
 
 

@@ -217,6 +217,19 @@ def test_the_largest_pass_is_tried_first(recipe, monkeypatch):
         assert sizes[0] == (0, max(length for _, length in sizes))
 
 
+def test_what_is_lost_or_cannot_be_is_said(recipe):
+    """Rows left out, a length that the base does not have, a run that is not named, a blank that was not filled in."""
+    _, said = quiet(recipe(data__on_long="drop", data__max_length=4096), dry_run=True)
+    assert "note: this base knows 512 positions" in said
+    assert "of 24 rows have more than 512 tokens and are left out: data.on_long=cut, split keep them" in said
+    with pytest.raises(Refusal, match="nothing-to-resume"):
+        quiet(recipe(output_dir=None), resume=True)
+    with pytest.raises(Refusal, match="still PATH_OR_HUB_ID"):
+        quiet(recipe(model__path="PATH_OR_HUB_ID"))
+    with pytest.raises(Refusal, match="on_long=cut or split keeps them"):
+        quiet(recipe(data__on_long="drop", data__max_length=8))
+
+
 def test_a_warm_start_takes_over_the_date_that_its_adapter_was_told(recipe, tmp_path):
     from halter.recipe import load
     from halter.run.prepare import prepare

@@ -1,0 +1,45 @@
+"""What is about to happen, in words: base, rows, steps, defaults, and what became of rows that are not as they were."""
+
+from __future__ import annotations
+
+from halter.run.prepare import Job, Say
+
+
+def describe(job: Job, say: Say) -> None:
+    """What is about to happen, with the defaults that were not chosen by the user and where they come from."""
+    recipe, report = job.recipe, job.data.report
+    say(f"base: {job.folder} ({job.config.num_parameters:,} parameters{', nf4' if recipe.model.quantize else ''})")
+    say(f"data: {report} (rows of at most {recipe.data.max_length} tokens)")
+    rows = recipe.train.rows_per_step
+    share = f"{rows} rows" if rows else f"{recipe.train.tokens_per_step} tokens"
+    say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one pass")
+    for choice in recipe.methods:
+        say(f"method: {choice.name} {choice.options}")
+    for key, default in recipe.defaults.items():
+        say(f"default: {key} = {default.value} ({default.source})")
+    for line in lost_rows(job):
+        say(f"warning: {line}")
+
+
+def lost_rows(job: Job, share: float = 0.0) -> list[str]:
+    """One sentence for each way in which more than ``share`` of the rows are not, or not so, in the training."""
+    report, options = job.data.report, job.recipe.data
+    longer = ", or a larger data.max_length" if options.max_length < job.config.context else ""
+    template = None if job.recipe.data.template is None or job.template is None else job.template.name
+    found, taken = [], report.rows - report.left_out
+    for count, words in (
+        (
+            report.long_dropped,
+            f"have more than {options.max_length} tokens and are left out: data.on_long=cut, split keep them{longer}",
+        ),
+        (report.duplicates, "are there more than once"),
+        (len(report.faults), "cannot be used"),
+        (
+            report.as_they_stand if template else 0,
+            f"are learnt as they stand, without the template {template}: it is for messages and for instruction and "
+            "output; data.columns names yours",
+        ),
+    ):
+        if taken and count / taken > share:
+            found.append(f"{count} of {taken} rows {words}")
+    return found
