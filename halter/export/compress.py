@@ -65,7 +65,8 @@ class CompressReport:
         kept = "" if self.numbers == self.of else f", {self.numbers:,} of {self.of:,} numbers"
         smaller = f"{self.bytes_before:,} -> {self.bytes_after:,} bytes ({self.bytes_before / self.bytes_after:.1f} x)"
         update = "" if self.update_error is None else f", of the change of weights {self.update_error:.3g}"
-        return f"{self.bits} bits{kept}: {smaller}, relative error of the numbers {self.error:.3g}{update}"
+        held = "1 bit" if self.bits == 1 else f"{self.bits} bits"
+        return f"{held}{kept}: {smaller}, relative error of the numbers {self.error:.3g}{update}"
 
 
 def compress(
