@@ -21,7 +21,7 @@ from halter.errors import Refusal
 from halter.methods import targets
 from halter.methods.full import StandIn
 from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, check_prompts
-from halter.methods.lora import LowRank
+from halter.methods.low_rank import LowRank
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import LINEARS, NORMS, Act

@@ -3,8 +3,9 @@
     y = W x + b + s * B A dropout(x),   A [r, in], B [out, r],   s = alpha / r
 
 A starts uniform in +-1/sqrt(in) (the authors' code; their paper says Gaussian), B at zero, so the start is the base.
-rsLoRA (arXiv 2312.03732) uses s = alpha / sqrt(r). On the embedding A and B trade roles: a row of A^T is looked up, and
-A is the one that starts at zero.
+rsLoRA (arXiv 2312.03732) uses s = alpha / sqrt(r); LoRA+ (arXiv 2402.12354) trains B at a higher rate than A. On the
+embedding A and B trade roles: a row of A^T is looked up, and A is the one that starts at zero. The pair itself is in
+low_rank.py.
 """
 
 from __future__ import annotations
@@ -14,94 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from halter.errors import Refusal
 from halter.methods import targets
-from halter.methods.method import Method, Piece, Site
+from halter.methods.low_rank import Init, LowRank, LowRankRows
+from halter.methods.method import Method, Piece
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, Act, path
-from halter.numerics.dropout import dropout
+from halter.model.places import LINEARS, path
+
+TABLE_RATE = 1e-6  # of LoRA+ for the embedding's pair, whatever the rest learns at
 
 
-@dataclass(frozen=True)
-class LowRankAct(Act):
-    """y + scale * B A dropout(x); A [r, in], B [out, r] in the dtype computed in."""
-
-    a: Tensor
-    b: Tensor
-    scale: float
-    rate: float
-    key: int
-
-    def act(self, x: Tensor, y: Tensor) -> Tensor:
-        low = F.linear(dropout(x, self.rate, self.key), self.a)
-        return torch.addmm(y, low, self.b.t(), alpha=self.scale)
-
-    def select(self, index: Tensor) -> LowRankAct:
-        # Another part of the tokens draws its own mask, named by its first token.
-        first = int(index[0]) if self.rate > 0 and len(index) else 0
-        return LowRankAct(self.a, self.b, self.scale, self.rate, (self.key + first) % 2**63)
-
-
-@dataclass(frozen=True)
-class LowRankRowsAct(Act):
-    """Embedding LoRA: y + scale * B A[:, token]; A [r, vocab], B [dim, r]."""
-
-    a: Tensor
-    b: Tensor
-    scale: float
-
-    def act(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.addmm(y, F.embedding(x, self.a.t()), self.b.t(), alpha=self.scale)
-
-
-class LowRank(Piece):
-    """A [r, in] and B [out, r] in float32 at one Linear."""
-
-    saved_names = {"a": "lora_A.weight", "b": "lora_B.weight"}
-    folds = True
-
-    def __init__(self, in_features: int, out_features: int, r: int, scale: float, rate: float) -> None:
-        super().__init__()
-        self.scale, self.rate = scale, rate
-        self.a = nn.Parameter(torch.zeros(r, in_features))
-        self.b = nn.Parameter(torch.zeros(out_features, r))
-
-    def reset(self, generator: torch.Generator) -> None:
-        bound = 1 / math.sqrt(self.a.shape[1])
-        nn.init.uniform_(self.a, -bound, bound, generator=generator)
-
-    def bind(self, site: Site) -> Act:
-        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
-        return LowRankAct(self.a.to(site.dtype), self.b.to(site.dtype), self.scale, rate, key)
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return torch.addmm(weight, self.b.to(weight), self.a.to(weight), alpha=self.scale), bias
-
-
-class LowRankRows(Piece):
-    """The mirror image for the token table: A [r, vocab] starts at zero, B [dim, r] is normal."""
-
-    saved_names = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
-    folds = True
-
-    def __init__(self, vocab_size: int, dim: int, r: int, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.a = nn.Parameter(torch.zeros(r, vocab_size))
-        self.b = nn.Parameter(torch.zeros(dim, r))
-
-    def reset(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.b, generator=generator)
-
-    def bind(self, site: Site) -> Act:
-        return LowRankRowsAct(self.a.to(site.dtype), self.b.to(site.dtype), self.scale)
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return torch.addmm(weight, self.a.t().to(weight), self.b.t().to(weight), alpha=self.scale), bias
+def whole(value: float) -> float | int:
+    """A whole number as an int, as PEFT writes it."""
+    return int(value) if value == int(value) else value
 
 
 @dataclass(frozen=True)
@@ -110,8 +38,8 @@ class Lora(Method):
 
     r: int = 16
     """Rank of the update."""
-    alpha: float = 32.0
-    """Strength: the update is scaled by alpha / r, so alpha = 2r doubles it."""
+    alpha: float | None = None
+    """Strength: the update is scaled by alpha / r. Not given: 2 r, which is common practice."""
     target_modules: str | Sequence[str] = "all-linear"
     """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths.
     lm_head and embed_tokens may be named too."""
@@ -119,6 +47,12 @@ class Lora(Method):
     """Share of the branch's input that is dropped in training; the base path sees everything."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r (arXiv 2312.03732)."""
+    init: Init = "uniform"
+    """Start: uniform A and zero B, PEFT's gaussian (A with a deviation of 1/r), or orthogonal (even ranks; A and B both
+    at work and BA zero, to rounding)."""
+    loraplus_lr_ratio: float | None = None
+    """LoRA+: B learns at this many times the learning rate (the authors: 16, with a lower rate). Not given: at the
+    same."""
     exclude_modules: str | Sequence[str] = ()
     """Names, or a regular expression, of modules to leave alone."""
     layers: Sequence[int] | None = None
@@ -131,14 +65,25 @@ class Lora(Method):
     peft_type: ClassVar[str] = "LORA"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
 
+    def __post_init__(self) -> None:
+        if self.alpha is None:  # from here on it is a number, in every file that is written
+            object.__setattr__(self, "alpha", 2.0 * self.r)
+
     @property
     def tokenwise(self) -> bool:
         return self.dropout == 0
 
     def check(self, shape: ModelConfig) -> None:
-        bad = [f"{k} {v}" for k, v in {"r": self.r, **self.rank_pattern}.items() if v < 1]
-        if bad or not 0 <= self.dropout < 1:
-            raise Refusal("lora-options", "LoRA needs ranks of at least 1 and 0 <= dropout < 1", offenders=bad)
+        ranks = {"r": self.r, **self.rank_pattern}
+        bad = [f"{k} {v}: a rank is at least 1" for k, v in ranks.items() if v < 1]
+        if self.init == "orthogonal":
+            bad += [f"{k} {v}: init orthogonal needs an even rank" for k, v in ranks.items() if v % 2]
+        if not 0 <= self.dropout < 1:
+            bad.append(f"dropout {self.dropout}: a share below 1")
+        if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
+            bad.append(f"loraplus_lr_ratio {self.loraplus_lr_ratio}: above 0")
+        if bad:
+            raise Refusal("lora-options", "these options of LoRA make no sense", offenders=bad)
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
         targets.check_patterns(self.rank_pattern, "rank_pattern")
         targets.check_patterns(self.alpha_pattern, "alpha_pattern")
@@ -151,18 +96,30 @@ class Lora(Method):
         out_features, in_features = shape.weight_shape(place)
         name = path(layer, place)
         r = int(targets.by_pattern(dict(self.rank_pattern), name, self.r))
-        alpha = targets.by_pattern(self.alpha_pattern, name, self.alpha)
+        alpha = targets.by_pattern(self.alpha_pattern, name, self.alpha or 0.0)
         scale = alpha / math.sqrt(r) if self.rslora else alpha / r
         if place == "embed_tokens":
             return LowRankRows(shape.vocab_size, shape.dim, r, scale)
-        return LowRank(in_features, out_features, r, scale, self.dropout)
+        return LowRank(in_features, out_features, r, scale, self.dropout, self.init)
+
+    def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
+        """LoRA+: B faster than A, the embedding's pair at the authors' rate of its own."""
+        if self.loraplus_lr_ratio is None:
+            return None
+        rates = {
+            "lora_A": learning_rate,
+            "lora_B": learning_rate * self.loraplus_lr_ratio,
+            "lora_embedding": TABLE_RATE,
+        }
+        kinds = [(kind, [p for name, p in named.items() if f".{kind}" in name]) for kind in rates]
+        return [{"params": found, "lr": rates[kind]} for kind, found in kinds if found]
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         modules = LINEARS if self.target_modules == "all-linear" else self.target_modules  # servers want names
         return {
             "task_type": "CAUSAL_LM",
             "r": self.r,
-            "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
+            "lora_alpha": whole(self.alpha or 0.0),
             "lora_dropout": self.dropout,
             "target_modules": targets.for_peft(modules),
             "exclude_modules": None if not self.exclude_modules else targets.for_peft(self.exclude_modules),
@@ -172,15 +129,18 @@ class Lora(Method):
             "alpha_pattern": dict(self.alpha_pattern),
             "bias": "none",
             "fan_in_fan_out": False,
-            "init_lora_weights": True,
+            "init_lora_weights": True if self.init == "uniform" else self.init,
             "use_dora": False,
             "modules_to_save": None,
         }
 
     @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return config.get("peft_type") == cls.peft_type and not config.get("use_dora")
+
+    @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Lora:
         unsupported = {
-            "use_dora": "DoRA magnitudes",
             "modules_to_save": "whole modules beside the low-rank pair",
             "trainable_token_indices": "trained token rows",
             "target_parameters": "bare parameters as targets",
@@ -203,7 +163,9 @@ class Lora(Method):
             )
         modules = config.get("target_modules") or "all-linear"
         layers = config.get("layers_to_transform")
+        init: Init = "gaussian" if start == "gaussian" else "orthogonal" if start == "orthogonal" else "uniform"
         return cls(
+            init=init,
             r=int(config["r"]),
             alpha=float(config.get("lora_alpha", 8)),
             target_modules=modules if isinstance(modules, str) else tuple(modules),

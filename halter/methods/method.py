@@ -25,7 +25,7 @@ from halter.numerics import dropout
 
 PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
-    {"method", "adapter", "mixed", "storage", "targets", "importers", "importers_litgpt"}
+    {"method", "adapter", "mixed", "storage", "targets", "low_rank", "shifted", "importers", "importers_litgpt"}
 )  # fmt: skip
 
 

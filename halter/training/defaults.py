@@ -26,7 +26,6 @@ _HOULSBY = "google-research/adapter-bert, MRPC"
 _EXCITOR = "LLaMA-Adapter's, for want of a published recipe"
 _FROM_COUNT = "inferred: makes the 7.6 M parameters that are quoted"
 _UNKNOWN = "our choice; the authors' is not known"
-_CUSTOM = "common practice: alpha = 2r"
 
 TRAIN: dict[str, dict[str, Default]] = {
     "lora": {
@@ -71,7 +70,6 @@ TRAIN: dict[str, dict[str, Default]] = {
 METHOD: dict[str, dict[str, Default]] = {
     "lora": {
         "r": Default(16, "alpaca-lora's later runs; 8 to 64 are in use"),
-        "alpha": Default(32.0, _CUSTOM),
         "target_modules": Default("all-linear", _LORA_PLUS_ALL),
         "dropout": Default(0.0, "qlora.py's own default; a matter of taste for small data"),
     },

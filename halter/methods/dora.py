@@ -1,0 +1,162 @@
+"""DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al., arXiv 2402.09353).
+
+    y = m / ||W + s B A|| * (W x + s B A x) + b,   ||.|| per output row, s = alpha / r
+
+The magnitude m [out] starts at ||W|| and B at zero, so the start is the base. As in the authors' code the norm takes no
+part in the gradient (their section 4.3), and under dropout both products see the dropped input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halter.methods import targets
+from halter.methods.lora import Lora
+from halter.methods.low_rank import LowRank
+from halter.methods.method import Method, Piece, Site
+from halter.model.config import ModelConfig
+from halter.model.linear import Linear
+from halter.model.places import LINEARS, Act, path
+from halter.numerics.dropout import dropout
+
+ROWS = 1024  # of a weight whose norms are made at once
+PLACES = (*LINEARS, "lm_head")
+
+
+@torch.no_grad()
+def row_norms(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """||W + scale B A|| per row, [out] in the pair's dtype; a few rows at a time, so that no second weight is in memory."""
+    parts = zip(weight.split(ROWS), b.split(ROWS), strict=True)
+    return torch.cat([torch.addmm(w.to(a.dtype), rows, a, alpha=scale).norm(dim=1) for w, rows in parts])
+
+
+@dataclass(frozen=True)
+class DoraAct(Act):
+    """(gain - 1) W x + gain s B A x added to y; gain = m / ||W + s B A|| [out]."""
+
+    module: Linear
+    gain: Tensor
+    a: Tensor
+    b: Tensor
+    scale: float
+    rate: float
+    key: int
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        dropped = dropout(x, self.rate, self.key)
+        plain = y if self.rate == 0 else self.module(dropped)
+        plain = plain if self.module.bias is None else plain - self.module.bias
+        low = F.linear(F.linear(dropped, self.a), self.b)
+        return y + (self.gain - 1) * plain + self.gain * self.scale * low
+
+    def select(self, index: Tensor) -> DoraAct:
+        first = int(index[0]) if self.rate > 0 and len(index) else 0
+        key = (self.key + first) % 2**63
+        return DoraAct(self.module, self.gain, self.a, self.b, self.scale, self.rate, key)
+
+
+class Directed(Piece):
+    """A low-rank pair and a magnitude [out] in float32 at one Linear."""
+
+    saved_names = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+    folds = True
+
+    def __init__(self, in_features: int, out_features: int, r: int, scale: float, rate: float) -> None:
+        super().__init__()
+        pair = LowRank(in_features, out_features, r, scale, rate)
+        self.scale, self.rate, self.a, self.b = scale, rate, pair.a, pair.b
+        self.magnitude = nn.Parameter(torch.ones(out_features))
+
+    def reset(self, generator: torch.Generator) -> None:
+        bound = self.a.shape[1] ** -0.5
+        nn.init.uniform_(self.a, -bound, bound, generator=generator)
+
+    @torch.no_grad()
+    def start(self, module: nn.Module) -> None:
+        assert isinstance(module, Linear)
+        weight = module.weight()
+        self.magnitude.copy_(row_norms(weight, self.a.to(weight.device), self.b.to(weight.device), self.scale))
+
+    def bind(self, site: Site) -> Act:
+        module = site.module
+        assert isinstance(module, Linear)
+        gain = self.magnitude / row_norms(module.weight(), self.a, self.b, self.scale)
+        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
+        dtype = site.dtype
+        return DoraAct(module, gain.to(dtype), self.a.to(dtype), self.b.to(dtype), self.scale, rate, key)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        moved = torch.addmm(weight, self.b.to(weight), self.a.to(weight), alpha=self.scale)
+        return (self.magnitude.to(weight) / moved.norm(dim=1))[:, None] * moved, bias
+
+
+@dataclass(frozen=True)
+class Dora(Method):
+    """LoRA with the length of every output row of the weight trained apart from its direction."""
+
+    r: int = 16
+    """Rank of the update."""
+    alpha: float | None = None
+    """Strength: the update is scaled by alpha / r. Not given: 2 r."""
+    target_modules: str | Sequence[str] = "all-linear"
+    """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths. lm_head
+    may be named too."""
+    dropout: float = 0.0
+    """Share of the input that the update sees dropped in training."""
+    exclude_modules: str | Sequence[str] = ()
+    """Names, or a regular expression, of modules to leave alone."""
+    layers: Sequence[int] | None = None
+    """Layers to adapt, counted from 0; all where not given."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of their own for modules whose path ends in, or matches, a key."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Alphas of their own, in the same way."""
+
+    peft_type: ClassVar[str] = "LORA"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", 2.0 * self.r)
+
+    @property
+    def tokenwise(self) -> bool:
+        return self.dropout == 0
+
+    def _pair(self) -> Lora:
+        """LoRA with the same options."""
+        return Lora(**asdict(self))
+
+    def check(self, shape: ModelConfig) -> None:
+        self._pair().check(shape)
+        targets.check(shape, self.target_modules, self.exclude_modules, self.layers, PLACES)
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
+        return {place: self._piece(shape, layer, place) for place in places if place in PLACES}
+
+    def _piece(self, shape: ModelConfig, layer: int | None, place: str) -> Piece:
+        out_features, in_features = shape.weight_shape(place)
+        name = path(layer, place)
+        r = int(targets.by_pattern(dict(self.rank_pattern), name, self.r))
+        alpha = targets.by_pattern(self.alpha_pattern, name, self.alpha or 0.0)
+        return Directed(in_features, out_features, r, alpha / r, self.dropout)
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        return self._pair().to_peft(shape) | {"use_dora": True}
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return config.get("peft_type") == cls.peft_type and bool(config.get("use_dora"))
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Dora:
+        pair = Lora.from_peft(config)
+        scaled = {"alpha": pair.alpha * pair.r**0.5} if pair.rslora and pair.alpha is not None else {}
+        return cls(**{f.name: getattr(pair, f.name) for f in fields(cls)} | scaled)

@@ -1,0 +1,111 @@
+"""The low-rank pair and what is made of it; lora.py and its kin say how it is used.
+
+LowRank      y + s B A dropout(x)                A [r, in], B [out, r]
+LowRankRows  y + s B A[:, token]                 the token table's: A [r, vocab], B [dim, r]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halter.methods.method import Piece, Site
+from halter.model.places import Act
+from halter.numerics.dropout import dropout
+
+Init = Literal["uniform", "gaussian", "orthogonal"]
+
+
+@dataclass(frozen=True)
+class LowRankAct(Act):
+    """y + scale * B A dropout(x); A [r, in], B [out, r] in the dtype computed in."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    rate: float
+    key: int
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        low = F.linear(dropout(x, self.rate, self.key), self.a)
+        return torch.addmm(y, low, self.b.t(), alpha=self.scale)
+
+    def select(self, index: Tensor) -> LowRankAct:
+        # Another part of the tokens draws its own mask, named by its first token.
+        first = int(index[0]) if self.rate > 0 and len(index) else 0
+        return LowRankAct(self.a, self.b, self.scale, self.rate, (self.key + first) % 2**63)
+
+
+@dataclass(frozen=True)
+class LowRankRowsAct(Act):
+    """Embedding LoRA: y + scale * B A[:, token]; A [r, vocab], B [dim, r]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.addmm(y, F.embedding(x, self.a.t()), self.b.t(), alpha=self.scale)
+
+
+class LowRank(Piece):
+    """A [r, in] and B [out, r] in float32 at one Linear."""
+
+    saved_names = {"a": "lora_A.weight", "b": "lora_B.weight"}
+    folds = True
+
+    def __init__(
+        self, in_features: int, out_features: int, r: int, scale: float, rate: float, init: Init = "uniform"
+    ) -> None:
+        super().__init__()
+        self.scale, self.rate, self.init = scale, rate, init
+        self.a = nn.Parameter(torch.zeros(r, in_features))
+        self.b = nn.Parameter(torch.zeros(out_features, r))
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        (r, in_features), out_features = self.a.shape, len(self.b)
+        if self.init == "gaussian":
+            nn.init.normal_(self.a, std=1 / r, generator=generator)
+        elif self.init == "orthogonal":
+            # Rows of one orthogonal matrix, split between A and B: neither is zero, and BA is.
+            whole = torch.linalg.qr(torch.randn(r, r, generator=generator))[0]
+            self.a.copy_((torch.randn(in_features, r // 2, generator=generator) @ whole[0::2]).T / 10)
+            self.b.copy_(torch.randn(out_features, r // 2, generator=generator) @ whole[1::2] / 10)
+        else:
+            bound = 1 / math.sqrt(in_features)
+            nn.init.uniform_(self.a, -bound, bound, generator=generator)
+
+    def bind(self, site: Site) -> Act:
+        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
+        return LowRankAct(self.a.to(site.dtype), self.b.to(site.dtype), self.scale, rate, key)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return torch.addmm(weight, self.b.to(weight), self.a.to(weight), alpha=self.scale), bias
+
+
+class LowRankRows(Piece):
+    """The mirror image for the token table: A [r, vocab] starts at zero, B [dim, r] is normal."""
+
+    saved_names = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
+    folds = True
+
+    def __init__(self, vocab_size: int, dim: int, r: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.a = nn.Parameter(torch.zeros(r, vocab_size))
+        self.b = nn.Parameter(torch.zeros(dim, r))
+
+    def reset(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.b, generator=generator)
+
+    def bind(self, site: Site) -> Act:
+        return LowRankRowsAct(self.a.to(site.dtype), self.b.to(site.dtype), self.scale)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return torch.addmm(weight, self.a.t().to(weight), self.b.t().to(weight), alpha=self.scale), bias

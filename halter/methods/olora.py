@@ -1,0 +1,75 @@
+"""OLoRA: Orthonormal Low-Rank Adaptation (Buyukakyuz, arXiv 2406.01775).
+
+    y = W x + b + s (B A - B0 A0) dropout(x),   W = Q R,  A0 = R[:r],  B0 = Q[:, :r],   s = alpha / r
+
+A and B start at A0 and B0, a part of the QR decomposition of W. The author puts W - s B0 A0 in the place of the base's
+weight; here B0 and A0 stay in the adapter, frozen, and the base is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from halter.methods.method import Method, Piece
+from halter.methods.shifted import build_shifted, check_shifted, from_plain, plain_config, to_plain
+from halter.model.config import ModelConfig
+
+
+def orthonormal_start(weight: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    """(A0 [r, in], B0 [out, r]) of a float32 weight [out, in]."""
+    q, upper = torch.linalg.qr(weight)
+    return upper[:r], q[:, :r]
+
+
+@dataclass(frozen=True)
+class Olora(Method):
+    """LoRA that starts at an orthonormal part of the weight."""
+
+    r: int = 16
+    """Rank of the pair; a weight whose smaller side is less has that."""
+    alpha: float | None = None
+    """Strength: the update is scaled by alpha / r. Not given: 2 r."""
+    target_modules: str | Sequence[str] = "all-linear"
+    """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths. lm_head
+    may be named too."""
+    dropout: float = 0.0
+    """Share of the branch's input that is dropped in training."""
+    exclude_modules: str | Sequence[str] = ()
+    """Names, or a regular expression, of modules to leave alone."""
+    layers: Sequence[int] | None = None
+    """Layers to adapt, counted from 0; all where not given."""
+
+    peft_type: ClassVar[str] = "LORA"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", 2.0 * self.r)
+
+    @property
+    def tokenwise(self) -> bool:
+        return self.dropout == 0
+
+    def check(self, shape: ModelConfig) -> None:
+        check_shifted(self, shape)
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        return build_shifted(self, shape, layer, orthonormal_start)
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        return plain_config(self, shape)
+
+    def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        return to_plain(own)
+
+    def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        return from_plain(stored)
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return False  # PEFT's form of it is plain LoRA; halter.json says what it was

@@ -1,0 +1,87 @@
+"""PiSSA: Principal Singular values and Singular vectors Adaptation (Meng et al., arXiv 2404.02948).
+
+    y = W x + b + s (B A - B0 A0) dropout(x),   W = U S V^T,  A0 = sqrt(S_r / s) V_r^T,  B0 = U_r sqrt(S_r / s)
+
+A and B start at A0 and B0, the r largest singular directions of W. The authors put W - s B0 A0 in the place of the
+base's weight; here B0 and A0 stay in the adapter, frozen, and the base is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from halter.methods.method import Method, Piece
+from halter.methods.shifted import build_shifted, check_shifted, from_plain, plain_config, to_plain
+from halter.model.config import ModelConfig
+
+SEED = 0  # of the fast decomposition, so that a run can be repeated
+
+
+def singular_start(weight: Tensor, r: int, scale: float, niter: int = 0) -> tuple[Tensor, Tensor]:
+    """(A0 [r, in], B0 [out, r]) of a float32 weight [out, in]; ``niter`` 0 is the exact decomposition."""
+    if niter == 0:
+        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+            torch.manual_seed(SEED)
+            u, s, v = torch.svd_lowrank(weight, min(r, *weight.shape), niter=niter)
+        vt = v.T
+    root = (s[:r] / scale).sqrt()
+    return root[:, None] * vt[:r], u[:, :r] * root
+
+
+@dataclass(frozen=True)
+class Pissa(Method):
+    """LoRA that starts at the weight's principal directions."""
+
+    r: int = 16
+    """Rank of the pair; a weight whose smaller side is less has that."""
+    alpha: float | None = None
+    """Strength: the update is scaled by alpha / r. Not given: r, as the authors have it."""
+    target_modules: str | Sequence[str] = "all-linear"
+    """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths. lm_head
+    may be named too."""
+    dropout: float = 0.0
+    """Share of the branch's input that is dropped in training."""
+    niter: int = 16
+    """Rounds of the fast decomposition (the authors' choice); 0: the exact one, minutes for a large model."""
+    exclude_modules: str | Sequence[str] = ()
+    """Names, or a regular expression, of modules to leave alone."""
+    layers: Sequence[int] | None = None
+    """Layers to adapt, counted from 0; all where not given."""
+
+    peft_type: ClassVar[str] = "LORA"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", float(self.r))
+
+    @property
+    def tokenwise(self) -> bool:
+        return self.dropout == 0
+
+    def check(self, shape: ModelConfig) -> None:
+        check_shifted(self, shape)
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        return build_shifted(self, shape, layer, partial(singular_start, niter=self.niter))
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        return plain_config(self, shape)
+
+    def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        return to_plain(own)
+
+    def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        return from_plain(stored)
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return False  # PEFT's form of it is plain LoRA; halter.json says what it was
