@@ -27,6 +27,15 @@ NOTES: dict[str, str] = {
         "The first choice: every server reads it, it merges without a trace, and it costs 2 r (in + out) "
         "operations a token and layer while it is not merged."
     ),
+    "dora": (
+        "LoRA that also learns how long each row of the weight is; often better at low ranks. Every pass needs the "
+        "rows' lengths, a read of the whole weight, so it is slower than LoRA until it is merged; vLLM has it not."
+    ),
+    "pissa": (
+        "LoRA that begins with the weight's own largest directions and so moves faster at first. The adapter holds its "
+        "start too, and other tools read it as plain LoRA of twice the rank."
+    ),
+    "olora": ("As PiSSA, with a QR decomposition, which is quicker to make and needs no singular values."),
     "full": ("The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."),
     "llama_adapter": (
         "Few parameters, and instruction following learnt in an hour on the authors' machines. Every query also "

@@ -71,7 +71,11 @@ def trainee(adapter, rate=1e-2, optimizer=torch.optim.AdamW, clip=0.0):
 def test_the_file_name_is_the_registry():
     files = {p.stem for p in Path(find("lora").__init__.__globals__["__file__"]).parent.glob("*.py")} - {"__init__"}
     assert files - INFRASTRUCTURE == set(names())
-    assert len({find(name).peft_type for name in names()}) == len(names())
+    for name in names():  # a configuration of PEFT's is read by one method at most, its own
+        method = find(name)()
+        config = {"peft_type": method.peft_type, **method.to_peft(tiny.config())}
+        readers = [other for other in names() if find(other).reads(config)]
+        assert readers == [name] or (readers == ["lora"] and not find(name).reads(config))
 
 
 @every_method

@@ -136,7 +136,6 @@ def test_gradients_equal_transformers_and_peft(heads, tied, lengths, r, seed):
 def test_what_we_lack_is_refused_with_the_reason(tmp_path):
     model = tiny.decoder()
     for change, reason in (
-        ({"use_dora": True}, "DoRA"),
         ({"modules_to_save": ["lm_head"]}, "whole modules"),
         ({"bias": "all"}, "bias"),
         ({"lora_bias": True}, "biases on the low-rank pair"),

@@ -37,7 +37,7 @@ def plan(epoch):
 
 
 def trainee(name="adamw", total=12, dropout=0.2):
-    adapter = adapt(MODEL, "lora", r=2, dropout=dropout)
+    adapter = adapt(MODEL, "lora", r=2, alpha=32.0, dropout=dropout)
     optimizer = optimizers.make(name, adapter.groups(1e-2, 0.1), 1e-2, (0.9, 0.999), 1e-8, lambda _: None)
     return Trainee(adapter, optimizer, schedule.make("cosine", total, 3), torch.amp.GradScaler("cpu", enabled=False))
 
