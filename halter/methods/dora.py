@@ -31,7 +31,7 @@ PLACES = (*LINEARS, "lm_head")
 
 @torch.no_grad()
 def row_norms(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """||W + scale B A|| per row, [out] in the pair's dtype; a few rows at a time, so that no second weight is in memory."""
+    """||W + scale B A|| per row, [out] in the pair's dtype; a few rows at a time, to spare a second weight."""
     parts = zip(weight.split(ROWS), b.split(ROWS), strict=True)
     return torch.cat([torch.addmm(w.to(a.dtype), rows, a, alpha=scale).norm(dim=1) for w, rows in parts])
 
