@@ -20,7 +20,10 @@ from halter.training.defaults import METHOD, TRAIN
 
 FOLDER = Path(__file__).parent / "methods"
 MODELS = ("llama-1-7b", "llama-1-65b", "llama-2-70b", "llama-3-8b", "llama-3.2-1b")
-SMALL = ModelConfig(layers=1, dim=32, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=96, context=64)
+SMALL = ModelConfig(
+    layers=1, dim=32, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=96, context=64, bos_token_id=1,
+    eos_token_ids=(2,),
+)  # fmt: skip
 
 NOTES: dict[str, str] = {
     "lora": (
@@ -36,6 +39,14 @@ NOTES: dict[str, str] = {
         "start too, and other tools read it as plain LoRA of twice the rank."
     ),
     "olora": ("As PiSSA, with a QR decomposition, which is quicker to make and needs no singular values."),
+    "loreft": (
+        "Few parameters and next to no cost while answering: it acts on a few positions of the prompt only. It cannot "
+        "be merged, and a conversation's later turns count as prompt."
+    ),
+    "token_rows": (
+        "The remedy for header and end-of-turn tokens that a base model never learnt (`halter doctor` names them): "
+        "beside another method, `method: [{name: lora}, {name: token_rows, tokens: [128006, 128009]}]`."
+    ),
     "full": ("The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."),
     "llama_adapter": (
         "Few parameters, and instruction following learnt in an hour on the authors' machines. Every query also "

@@ -67,6 +67,8 @@ class Piece(nn.Module):
     folds: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
     """Whether it brings a weight that is used instead of the base's."""
+    token_ids: tuple[int, ...] | None = None
+    """At a table of embeddings or of the head: the only rows that it changes; None: any."""
     length: int = 0
     """At ``virtual_tokens``: how many stand ahead of each row."""
 

@@ -124,14 +124,16 @@ def untrained_tokens(
 ) -> Iterator[Refusal]:
     """Refusal ``untrained-tokens`` where the base's rows for ``needed`` ids are near zero, or equal to one another, and
     the adapter trains no such row. Rows of ids that are learnt are looked at in the head as well."""
-    trained = {slot.place for slot in adapter.slots if slot.layer is None} if adapter is not None else set()
+    slots = [slot for slot in adapter.slots if slot.layer is None] if adapter is not None else []
     names = checkpoint.names()
     wrong: dict[int, str] = {}
     for name, place, ids in (
         (EMBEDDING, "embed_tokens", needed),
         (HEAD, "lm_head", [id for id in needed if found.learnt[id]]),
     ):
-        if name in names and ids and place not in trained:
+        here = [slot.piece.token_ids for slot in slots if slot.place == place]
+        ids = [id for id in ids if not any(rows is None or id in rows for rows in here)]
+        if name in names and ids:
             wrong |= {
                 id: f"{why} in {name}" for id, why in _untrained(checkpoint, name, ids, tokenizer) if id not in wrong
             }
@@ -141,8 +143,8 @@ def untrained_tokens(
             "the chat template needs tokens that this base was never trained on",
             where=str(checkpoint.folder),
             offenders=[f"{tokenizer.token(id)} ({why})" for id, why in sorted(wrong.items())],
-            fix="take the base's instruct version, or a template without them (data.template: alpaca); training "
-            "just these rows comes with a later version, until then target embed_tokens and lm_head",
+            fix="take the base's instruct version, or a template without them (data.template: alpaca), or train just "
+            f"these rows beside your method: method: [{{name: lora}}, {{name: token_rows, tokens: {sorted(wrong)}}}]",
             waivable=True,
         )
 

@@ -25,6 +25,7 @@ _ADAPTER_V2 = "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune"
 _HOULSBY = "google-research/adapter-bert, MRPC"
 _EXCITOR = "LLaMA-Adapter's, for want of a published recipe"
 _FROM_COUNT = "inferred: makes the 7.6 M parameters that are quoted"
+_REFT = "LoReFT paper, LLaMA-7B on commonsense reasoning"
 _UNKNOWN = "our choice; the authors' is not known"
 
 TRAIN: dict[str, dict[str, Default]] = {
@@ -45,6 +46,12 @@ TRAIN: dict[str, dict[str, Default]] = {
         "num_train_epochs": Default(5, _HOULSBY),
         "tokens_per_step": Default(8192, "32 rows of about 256 tokens, " + _HOULSBY),
         "warmup_steps": Default(0.03, _ALPACA),
+    },
+    "loreft": {
+        "learning_rate": Default(9e-4, _REFT),
+        "num_train_epochs": Default(6, _REFT),
+        "tokens_per_step": Default(8192, "32 rows of about 256 tokens, " + _REFT),
+        "warmup_steps": Default(0.1, _REFT),
     },
     "llama_adapter": {
         "learning_rate": Default(1.125e-3, _ADAPTER + ": blr 9e-3 x 32 rows / 256"),
@@ -106,6 +113,11 @@ METHOD: dict[str, dict[str, Default]] = {
         "branch_rank": Default(0, "optional in the paper"),
         "adapter_len": Default(0, "the released 65B model has none"),
         "adapter_layers": Default(31, "the authors' implementation: all but the first"),
+    },
+    "loreft": {
+        "r": Default(8, _REFT),
+        "first": Default(7, _REFT),
+        "last": Default(7, _REFT),
     },
     "excitor": {
         "adapter_len": Default(30, _FROM_COUNT),

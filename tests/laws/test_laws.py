@@ -54,10 +54,11 @@ def batch(lengths=(9, 14, 5), seed=0):
     targets = torch.full_like(tokens, -100)
     start = 0
     for n in lengths:
+        tokens[start : start + 2] = torch.tensor([1, 2])  # BOS and EOS, which token_rows trains
         targets[start + n // 2 : start + n - 1] = tokens[start + n // 2 + 1 : start + n]
         start += n
     return Batch(
-        tokens=tokens, targets=targets, lengths=list(lengths), prompt_lengths=[n // 2 for n in lengths],
+        tokens=tokens, targets=targets, lengths=list(lengths), prompt_lengths=[n // 2 + 1 for n in lengths],
         rows=list(range(len(lengths))),
     )  # fmt: skip
 

@@ -227,7 +227,12 @@ def test_untrained_rows_that_the_template_needs(
     assert [p.id for p in problems] == (["untrained-tokens"] if told else [])
     assert [offender.split()[0] for p in problems for offender in p.offenders] == told
     if told:
-        assert "embed_tokens" in problems[0].fix
+        needed = {"<h>": 512, "<e>": 513}
+        assert f"{{name: token_rows, tokens: {[needed[name] for name in told]}}}" in problems[0].fix
+        rows = {"name": "token_rows", "tokens": [512, 513]}
+        assert ids({**recipe, "method": [{"name": "lora", "r": 2, "alpha": 4}, rows]}) == []
+        rows = {"name": "token_rows", "tokens": [100]}
+        assert ids({**recipe, "method": [{"name": "lora", "r": 2, "alpha": 4}, rows]}) == ["untrained-tokens"]
         trains = ["q_proj", "embed_tokens", "lm_head"]
         assert ids({**recipe, "method": {"name": "lora", "r": 2, "alpha": 4, "target_modules": trains}}) == []
         assert ids(recipe, "allow=untrained-tokens") == []

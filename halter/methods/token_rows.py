@@ -1,0 +1,130 @@
+"""Token rows: the embeddings of a few tokens are trained, and nothing else of the tables (PEFT's TRAINABLE_TOKENS).
+
+    y = E'[token],   y = E' x at the head,   E' = E with the rows of ``tokens`` replaced by trained ones
+
+For tokens that the base never learnt (an end of turn, a new marker), beside any other method: a list of methods in the
+recipe. Embeddings and head that are tied stay tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.methods.method import Method, Piece, Site
+from halter.model.config import ModelConfig
+from halter.model.places import Act, path
+
+
+@dataclass(frozen=True)
+class TokenRowsAct(Act):
+    """``ids`` int64 [n], ascending; ``rows`` [n, dim] instead of the table's; ``moved`` [n, dim] is what they have
+    moved by, so that at the head an untrained row changes no bit."""
+
+    ids: Tensor
+    rows: Tensor
+    moved: Tensor
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.is_floating_point():  # the head: x hidden [N, dim], y logits [N, V]
+            return y.index_add(1, self.ids, F.linear(x, self.moved).to(y.dtype))
+        place = torch.searchsorted(self.ids, x).clamp(max=len(self.ids) - 1)
+        return torch.where((self.ids[place] == x)[:, None], self.rows[place], y)
+
+
+class TokenRows(Piece):
+    """The trained rows [n, dim] in float32 of one table, or of both where they are one."""
+
+    saved_names = {"rows": "trainable_tokens_delta"}
+    folds = True
+    token_ids: tuple[int, ...]
+
+    def __init__(self, ids: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.token_ids = tuple(ids)
+        self.rows = nn.Parameter(torch.zeros(len(self.token_ids), dim))
+
+    @torch.no_grad()
+    def start(self, module: nn.Module) -> None:
+        self.rows.copy_(_table(module)[list(self.token_ids)])
+
+    def bind(self, site: Site) -> Act:
+        ids, order = torch.tensor(self.token_ids, device=self.rows.device).sort()
+        rows = self.rows[order]
+        moved = rows - _table(site.module)[ids].to(rows)
+        return TokenRowsAct(ids, rows.to(site.dtype), moved.to(site.dtype))
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight.index_copy(0, torch.tensor(self.token_ids, device=weight.device), self.rows.to(weight)), bias
+
+
+def _table(module: nn.Module) -> Tensor:
+    """The embedding's or the head's weight [V, dim]."""
+    return module.weight()  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class TokenRowsMethod(Method):
+    """Trains the embedding rows of chosen tokens."""
+
+    tokens: Sequence[int] = ()
+    """Ids of the tokens. Not given: those that begin and end a text, by the base's configuration."""
+    where: Literal["both", "embeddings", "head"] = "both"
+    """Which table's rows; of tied tables both are one."""
+
+    peft_type: ClassVar[str] = "TRAINABLE_TOKENS"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
+    def ids(self, shape: ModelConfig) -> list[int]:
+        """The tokens meant."""
+        own = [shape.bos_token_id, *shape.eos_token_ids]
+        return list(self.tokens) or sorted({id for id in own if id is not None})
+
+    def check(self, shape: ModelConfig) -> None:
+        ids = self.ids(shape)
+        wrong = [f"{id}: the vocabulary ends at {shape.vocab_size - 1}" for id in ids if not 0 <= id < shape.vocab_size]
+        wrong += sorted({f"{id} is named twice" for id in ids if ids.count(id) > 1})
+        if wrong or not ids:
+            raise Refusal("token-rows", "these are no tokens to train", offenders=wrong, fix="method.tokens: [ids]")
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        if layer is not None:
+            return {}
+        tables = {"both": ("embed_tokens", "lm_head"), "embeddings": ("embed_tokens",), "head": ("lm_head",)}
+        if shape.tied:  # one matrix, trained as one
+            one = TokenRows(self.ids(shape), shape.dim)
+            return {"embed_tokens": one, "lm_head": one}
+        return {place: TokenRows(self.ids(shape), shape.dim) for place in tables[self.where]}
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        modules = ["embed_tokens"] if shape.tied else list(self.build(shape, None))
+        return {"task_type": "CAUSAL_LM", "token_indices": self.ids(shape), "target_modules": modules}
+
+    def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        """PEFT files tied rows twice."""
+        table, head = (f"{path(None, p)}.trainable_tokens_delta" for p in ("embed_tokens", "lm_head"))
+        if shape.tied and table in stored and head in stored and torch.equal(stored[table], stored[head]):
+            return {name: tensor for name, tensor in stored.items() if name != head}
+        return stored
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> TokenRowsMethod:
+        modules = config.get("target_modules") or ["embed_tokens"]
+        modules = [modules] if isinstance(modules, str) else list(modules)
+        strange = [name for name in modules if name not in ("embed_tokens", "lm_head")]
+        if strange:
+            raise Refusal("adapter-unsupported", "token rows are of embed_tokens and lm_head", offenders=strange)
+        where: Literal["both", "embeddings", "head"] = "both"
+        if len(set(modules)) == 1:
+            where = "head" if modules[0] == "lm_head" else "embeddings"
+        return cls(tokens=tuple(int(id) for id in config["token_indices"]), where=where)

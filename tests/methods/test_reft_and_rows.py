@@ -1,0 +1,141 @@
+"""LoReFT against its equations in float64, at the positions of the prompt; token rows against peft."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+
+import halter
+from halter.data.example import Example
+from halter.data.pack import pack
+from halter.errors import Refusal
+from halter.methods.adapter import adapt
+from halter.methods.loreft import Subspace, orthonormal, positions
+from halter.methods.method import find
+from halter.methods.storage import load_adapter
+from halter.model.cache import Cache
+from halter.model.config import preset
+from halter.model.segments import Segments
+
+TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
+
+
+def reference(h, rotation, weight, bias, at):
+    """The paper's equation, position by position, in float64; R by Gram and Schmidt."""
+    rows = []
+    for row in rotation.double():
+        for other in rows:
+            row = row - (row @ other) * other
+        rows.append(row / row.norm())
+    basis, out = torch.stack(rows), h.double().clone()
+    for i in range(len(h)):
+        if at[i]:
+            out[i] = out[i] + basis.T @ (weight.double() @ out[i] + bias.double() - basis @ out[i])
+    return out
+
+
+def test_the_equation():
+    g = torch.Generator().manual_seed(0)
+    piece = Subspace(12, 4, 2, 1, 0.0)
+    piece.reset(g)
+    with torch.no_grad():
+        for p in piece.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=g))
+    segments = Segments.packed([6, 3, 1, 5], prompt_lengths=[4, 3, 1, 0])
+    at = [1, 1, 0, 1, 0, 0] + [1, 1, 1] + [1] + [1, 1, 0, 0, 0]
+    assert positions(segments, 2, 1).tolist() == [bool(x) for x in at]
+    h = torch.randn(15, 12, generator=g)
+    site = type("Site", (), {"segments": segments, "dtype": torch.float32, "key": None})
+    with torch.no_grad():
+        got = piece.bind(site).act(segments, h)
+    torch.testing.assert_close(
+        got.double(), reference(h, piece.rotation, piece.weight, piece.bias, at), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_rows_stay_orthonormal_and_an_orthonormal_start_stays():
+    piece = Subspace(12, 4, 2, 1, 0.0)
+    piece.reset(torch.Generator().manual_seed(3))
+    torch.testing.assert_close(orthonormal(piece.rotation), piece.rotation, rtol=1e-5, atol=1e-6)
+    moved = orthonormal(piece.rotation + torch.randn(4, 12))
+    torch.testing.assert_close(moved @ moved.T, torch.eye(4), rtol=1e-5, atol=1e-5)
+
+
+def test_training_and_generation_act_on_the_same_positions():
+    """A packed row of training, and prefill with decoding as the engine does it, give the same hidden states."""
+    model = tiny.decoder()
+    adapter = adapt(model, "loreft", r=4, first=3, last=2)
+    tiny.jitter(adapter)
+    tokens, prompt = TOKENS[0], 9
+    batch = pack([Example(tokens.numpy().astype("int32"), (torch.arange(20) >= prompt).numpy(), "row")])
+    segments = Segments.packed(batch.lengths, prompt_lengths=batch.prompt_lengths)
+    cache, steps = Cache(model.config, 1, 32, model.dtype), []
+    with torch.no_grad():
+        whole = model.hidden(tokens, segments, adapter.bind(model, segments))
+        for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, 20))]:
+            now = cache.segments([end - start], [0], [prompt])
+            steps.append(model.hidden(tokens[start:end], now, adapter.bind(model, now), cache=cache))
+        torch.testing.assert_close(torch.cat(steps), whole, rtol=1e-5, atol=1e-5)
+        learnt = torch.arange(
+            prompt - 1, 19
+        )  # the last layer computes these tokens alone, the prompt's last among them
+        part = model.hidden(tokens, segments, adapter.bind(model, segments), wanted=learnt)
+        torch.testing.assert_close(part, whole[learnt], rtol=1e-5, atol=1e-5)
+        assert float((whole - model.hidden(tokens, segments)).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "name, count", [("llama-1-7b", 32 * (2 * 8 * 4096 + 8)), ("llama-3-8b", 32 * (2 * 8 * 4096 + 8))]
+)
+def test_lorefts_count(name, count):
+    """Per layer 2 r d + r."""
+    with torch.device("meta"):
+        assert halter.methods.adapter.Adapter(preset(name), [find("loreft")()]).num_trainable == count
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(Refusal, match="no layer 2"):
+        adapt(tiny.decoder(), "loreft", layers=[0, 2])
+    with pytest.raises(Refusal, match="at least one position"):
+        adapt(tiny.decoder(), "loreft", first=0, last=0)
+    with pytest.raises(Refusal, match="vocabulary ends at 95"):
+        adapt(tiny.decoder(), "token_rows", tokens=[96, 3, 3])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("where", ["both", "embeddings", "head"])
+def test_token_rows_both_ways_with_peft(tied, where, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = tiny.decoder(tiny.config(tied=tied))
+    adapter = adapt(model, "token_rows", tokens=[7, 3, 50], where=where)
+    tiny.jitter(adapter)
+    tokens = TOKENS.clone()
+    tokens[:, ::4] = torch.tensor([3, 7, 50, 7, 3])
+    adapter.save(tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(tiny.peer(model), tmp_path / "ours").eval()
+    with torch.no_grad():
+        ours = model(tokens, adapter=adapter)
+        torch.testing.assert_close(ours, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+        assert float((ours - model(tokens)).abs().max()) > 1e-2
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    back = load_adapter(tmp_path / "theirs", model)
+    assert back.methods[0].name() == "token_rows" and back.num_trainable == adapter.num_trainable
+    with torch.no_grad():
+        assert torch.equal(model(tokens, adapter=back), ours)
+
+
+def test_only_the_chosen_rows_are_trained_and_stored(tmp_path):
+    model = tiny.decoder()
+    adapter = adapt(model, [find("token_rows")(tokens=[5]), find("lora")(r=2)])
+    rows = [slot.piece.rows for slot in adapter.slots if slot.place in ("embed_tokens", "lm_head")]
+    assert [tuple(r.shape) for r in rows] == [(1, 32), (1, 32)]
+    tiny.jitter(adapter)
+    halter.merge(model, adapter, tmp_path / "merged")
+    merged = halter.pretrained.load.load_model(tmp_path / "merged", "float32")
+    changed = (merged.embed_tokens.weight() != model.embed_tokens.weight()).any(1)
+    assert changed.nonzero().flatten().tolist() == [5]
+    adapter.save(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "halter.json").read_text())["methods"][0]["tokens"] == [5]
