@@ -28,7 +28,7 @@ from halter.numerics.dropout import dropout
 
 @dataclass(frozen=True)
 class LoreftAct(Act):
-    """``at`` bool [N], the tokens acted on; ``rotation``, ``weight`` [r, dim] and ``bias`` [r] in the dtype computed
+    """``at`` int64 [K], the tokens acted on; ``rotation``, ``weight`` [r, dim] and ``bias`` [r] in the dtype computed
     in."""
 
     at: Tensor
@@ -39,15 +39,13 @@ class LoreftAct(Act):
     key: int
 
     def act(self, x: Any, y: Tensor) -> Tensor:
-        where = self.at.nonzero().squeeze(1)
-        if not len(where):
-            return y
-        h = y[where]
+        h = y[self.at]
         moved = h + (F.linear(h, self.weight, self.bias) - F.linear(h, self.rotation)) @ self.rotation
-        return y.index_copy(0, where, dropout(moved, self.rate, self.key))
+        return y.index_copy(0, self.at, dropout(moved, self.rate, self.key))
 
     def select(self, index: Tensor) -> LoreftAct:
-        return LoreftAct(self.at[index], self.rotation, self.weight, self.bias, self.rate, self.key)
+        at = torch.isin(index, self.at).nonzero().squeeze(1)
+        return LoreftAct(at, self.rotation, self.weight, self.bias, self.rate, self.key)
 
 
 class Subspace(Piece):
@@ -69,7 +67,8 @@ class Subspace(Piece):
         nn.init.uniform_(self.bias, -bound, bound, generator=generator)
 
     def bind(self, site: Site) -> Act:
-        at, dtype = positions(site.segments, self.first, self.last), site.dtype
+        at = positions(site.segments, self.first, self.last).nonzero().squeeze(1)
+        dtype = site.dtype
         rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
         return LoreftAct(
             at, orthonormal(self.rotation).to(dtype), self.weight.to(dtype), self.bias.to(dtype), rate, key

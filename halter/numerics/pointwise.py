@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 
+def _normal(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x if x.dtype == torch.float64 else x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype), scale
+
+
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        y, scale = _normal(x, eps)
         ctx.save_for_backward(x, scale)
-        return (wide * scale).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
@@ -30,7 +35,8 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     Upcast to float32, normalised, cast back to x's dtype; the caller multiplies by the weight *afterwards*, which is
     the order of Meta's and Hugging Face's code (F.rms_norm multiplies before the cast and differs in bf16).
     """
-    return _Normalise.apply(x, eps)
+    # A compiler makes its own backward, which keeps as little.
+    return _normal(x, eps)[0] if torch.compiler.is_compiling() else _Normalise.apply(x, eps)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -48,4 +54,4 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202); both [..., ffn_dim], same dtype."""
-    return _SwiGLU.apply(gate, up)
+    return torch.nn.functional.silu(gate) * up if torch.compiler.is_compiling() else _SwiGLU.apply(gate, up)

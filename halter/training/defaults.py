@@ -74,6 +74,11 @@ TRAIN: dict[str, dict[str, Default]] = {
 }
 """{method: {TrainOptions field: Default}}, for the fields that are None until a method is known."""
 
+RATES = {"prefix_tuning": 6e-3, "ia3": 3e-3, "prompt_tuning": 1.5e-3, "bitfit": 1.5e-3, "norm_tuning": 1.5e-3}
+"""Learning rates of methods whose authors' ones are for other optimizers; the rest of their row is LoRA's."""
+_MEASURED = "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/learning-curves.md), and not above 6e-3"
+TRAIN |= {name: TRAIN["lora"] | {"learning_rate": Default(rate, _MEASURED)} for name, rate in RATES.items()}
+
 METHOD: dict[str, dict[str, Default]] = {
     "lora": {
         "r": Default(16, "alpaca-lora's later runs; 8 to 64 are in use"),

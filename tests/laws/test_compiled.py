@@ -1,0 +1,59 @@
+"""Compiled is eager, layer by layer as one graph, and neither a second adapter nor other lengths make a new one.
+
+Graphs are counted with a backend that runs them as they are, so no compiler is needed.
+"""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from halter.methods.adapter import adapt
+from halter.methods.method import names
+from halter.model.decoder import Block
+from halter.model.segments import Segments
+
+LENGTHS = ([9, 14, 5], [9, 14, 5], [7, 3], [4, 8, 2, 11])
+OWNERS = (0, 1, 0, 1)
+
+
+def forward(model, adapter, lengths):
+    g = torch.Generator().manual_seed(sum(lengths))
+    tokens = torch.randint(0, 96, (sum(lengths),), generator=g)
+    segments = Segments.packed(lengths, prompt_lengths=[(n + 1) // 2 for n in lengths])
+    acts = None if adapter is None else adapter.bind(model, segments)
+    return model.hidden(tokens, segments, acts)
+
+
+@pytest.mark.parametrize("name", [None, *names()])
+def test_compiled_is_eager_with_no_new_graph(name, monkeypatch):
+    torch._dynamo.reset()
+    graphs = []
+
+    def counting(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    model = tiny.decoder()
+    pair = [None if name is None else adapt(model, name, seed=seed) for seed in (0, 1)]
+    for adapter in pair:
+        if adapter is not None:
+            tiny.jitter(adapter)
+    cases = [(pair[owner], lengths) for owner, lengths in zip(OWNERS, LENGTHS, strict=True)]
+    wanted = [forward(model, *case) for case in cases]
+    compiled = torch.compile(Block.forward, backend=counting, dynamic=True, fullgraph=True)
+    monkeypatch.setattr(Block, "forward", compiled)
+    counts = []
+    for case, want in zip(cases, wanted, strict=True):
+        got = forward(model, *case)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        counts.append(len(graphs))
+        if name is not None:  # the compiled graphs differentiate as the eager ones do
+            parameters = list(case[0].parameters())
+            pairs = [torch.autograd.grad(y.square().sum(), parameters, allow_unused=True) for y in (got, want)]
+            for mine, theirs in zip(*pairs, strict=True):
+                assert (mine is None) == (theirs is None)
+                if mine is not None:
+                    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()) + 1e-7)
+    assert counts[0] in (1, 2) and set(counts) == {counts[0]}  # the first layer's input may need no gradient
