@@ -15,6 +15,7 @@ _HOME = {
     "load": "halter.pretrained.load",
     "load_adapter": "halter.methods.storage",
     "merge": "halter.export.merge",
+    "stack": "halter.methods.stacked",
     "train": "halter.run",
 }
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (the names are the table's)

@@ -21,6 +21,7 @@ from halter.generation.prompts import EncodedPrompt, Prompts, Template, as_list,
 from halter.generation.streaming import Answer, Generation, Piece
 from halter.methods.adapter import Adapter
 from halter.methods.mixed import Mixed
+from halter.methods.stacked import Stacked
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.places import Acts
@@ -31,7 +32,8 @@ MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost lit
 PREFILL_TOKENS = 4096  # of prompts in one step; bounds the activations' memory
 ROOM_TOKENS = 512  # of answer that the cache has room for at first; it doubles when that is full
 
-Adapters = Adapter | None | Sequence[Adapter | None]
+One = Adapter | Stacked | None
+Adapters = One | Sequence[One]
 
 
 def generate(
@@ -78,9 +80,9 @@ def stream(
     return Engine(model, tokenizer, requests, max_rows).run()
 
 
-def one_per_prompt(adapter: Adapters, prompts: int) -> list[Adapter | None]:
+def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
     """The adapter of each prompt. Refusal ``adapter-count`` where a list does not match the prompts."""
-    if adapter is None or isinstance(adapter, Adapter):
+    if adapter is None or isinstance(adapter, Adapter | Stacked):
         return [adapter] * prompts
     if len(adapter) != prompts:
         raise Refusal(
@@ -95,7 +97,7 @@ class Request:
 
     prompt: EncodedPrompt
     options: GenerationOptions = field(default_factory=GenerationOptions)
-    adapter: Adapter | None = None
+    adapter: One = None
     row: int = 0
 
 

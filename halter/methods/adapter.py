@@ -38,6 +38,10 @@ class Chain(Act):
     def stand_in(self) -> tuple[Tensor, Tensor | None] | None:
         return next((own for act in self.acts if (own := act.stand_in()) is not None), None)
 
+    @property
+    def follows(self) -> bool:
+        return all(act.follows for act in self.acts)
+
     def select(self, index: Tensor) -> Act:
         return Chain(tuple(act.select(index) for act in self.acts))
 
@@ -82,18 +86,19 @@ class Adapter(nn.Module):
             slot.piece.start(_module(base, slot))
         return self.to(base.device)
 
-    def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:
-        """What acts during one forward of ``base`` over ``segments``; ``key`` seeds dropout, None means none."""
+    def bind(self, base: Decoder, segments: Segments, key: int | None = None, inside: Segments | None = None) -> Acts:
+        """What acts during one forward of ``base`` over ``segments``; ``key`` seeds dropout, None means none.
+        ``inside``: the rows as the layers see them, where other adapters bring virtual tokens too."""
         at: dict[tuple[int | None, str], Act | Extra] = {}
         shared: dict[int, Act | Extra] = {}  # a piece at two places (tied weights) is bound once
-        inside = self.longer(segments)
+        inside = self.longer(segments) if inside is None else inside
         for slot in self.slots:
             if id(slot.piece) not in shared:
                 part_key = None if key is None else dropout.key(key, slot.part)
                 rows = segments if slot.layer is None else inside
                 shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key))
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
-            at[where] = _joined(at[where], act) if where in at else act
+            at[where] = joined(at[where], act) if where in at else act
         return gather(at, self.shape.layers)
 
     @property
@@ -173,7 +178,7 @@ class Adapter(nn.Module):
         return weight, bias
 
 
-def _joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
+def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
     """What two methods bring to one place."""
     if isinstance(first, Extra) and isinstance(second, Extra):
         return first.then(second)

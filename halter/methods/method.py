@@ -25,7 +25,10 @@ from halter.numerics import dropout
 
 PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
-    {"method", "adapter", "mixed", "storage", "targets", "low_rank", "shifted", "importers", "importers_litgpt"}
+    {
+        "method", "adapter", "mixed", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
+        "importers_litgpt",
+    }
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from halter.methods.adapter import Adapter, gather
+from halter.methods.stacked import Stacked
 from halter.model.decoder import Decoder
 from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra, Run, cut, run_at
 from halter.model.segments import Segments
@@ -33,7 +34,7 @@ class MixedAct(Act):
         return torch.cat(pieces)
 
     def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
-        if all(part is None or _acts_after_only(part) for part in self.parts):
+        if all(part is None or part.follows for part in self.parts):
             return self.act(x, operation(x))
         whole = zip(self.parts, self.runs, strict=True)
         return torch.cat([run_at(part, operation, cut(x, run)) for part, run in whole])
@@ -51,11 +52,6 @@ class MixedAct(Act):
         return MixedAct(tuple(parts), tuple(runs))
 
 
-def _acts_after_only(act: Act) -> bool:
-    """Whether the base operation may run on the whole batch first."""
-    return type(act).enter is Act.enter and act.stand_in() is None
-
-
 @dataclass(frozen=True)
 class Mixed:
     """One adapter, or none, for each row of a batch; binds like an adapter.
@@ -63,7 +59,7 @@ class Mixed:
     ``adapters`` are the distinct ones; ``owners[i]`` is the index into them of row i, or -1 for the base alone.
     """
 
-    adapters: Sequence[Adapter]
+    adapters: Sequence[Adapter | Stacked]
     owners: Sequence[int]
 
     def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:

@@ -50,6 +50,11 @@ class Act:
         """(weight, bias) used instead of the base's, in the compute dtype; None keeps the base's."""
         return None
 
+    @property
+    def follows(self) -> bool:
+        """Whether it only changes what the base's operation computed."""
+        return type(self).enter is Act.enter and self.stand_in() is None
+
     def select(self, index: Tensor) -> Act:
         """The same act for the tokens ``index`` (int64 [M], ascending) only; acts without per-token state are equal."""
         return self

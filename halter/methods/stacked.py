@@ -1,0 +1,92 @@
+"""Several adapters on the same rows, one after the other, each as strong as its weight says: y + w (act(x, y) - y)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.methods.adapter import Adapter, gather, joined
+from halter.model.decoder import Decoder
+from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra
+from halter.model.segments import Segments
+from halter.numerics import dropout
+
+
+@dataclass(frozen=True)
+class Weighted(Act):
+    """``inner``, ``weight`` times as strong; an act that only follows the base's operation."""
+
+    inner: Act
+    weight: float
+
+    def act(self, x: Any, y: Tensor) -> Tensor:
+        return torch.lerp(y, self.inner.act(x, y), self.weight)
+
+    def select(self, index: Tensor) -> Act:
+        return Weighted(self.inner.select(index), self.weight)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Adapters of any methods, the first one first; binds like an adapter. For LoRAs this is their weighted sum.
+
+    A weight other than 1 is for acts that follow the base's operation. Refusal ``cannot-weigh`` names the places where
+    an adapter replaces a weight, changes an input, or brings tokens of its own.
+    """
+
+    adapters: Sequence[Adapter]
+    weights: Sequence[float]
+
+    def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:
+        """The record of one forward."""
+        at: dict[tuple[int | None, str], Act | Extra] = {}
+        inside = self.longer(segments)
+        stuck: list[str] = []
+        for number, (adapter, weight) in enumerate(zip(self.adapters, self.weights, strict=True)):
+            own = None if key is None else dropout.key(key, number)
+            for where, act in _places(adapter.bind(base, segments, own, inside), base.config.layers):
+                if weight != 1 and (isinstance(act, Extra) or not act.follows):
+                    stuck.append(
+                        f"adapter {number}: {where[1]}" + ("" if where[0] is None else f" of layer {where[0]}")
+                    )
+                    continue
+                act = act if weight == 1 or isinstance(act, Extra) else Weighted(act, weight)
+                at[where] = joined(at[where], act) if where in at else act
+        if stuck:
+            raise Refusal("cannot-weigh", "these adapters act at these places wholly or not at all", offenders=stuck)
+        return gather(at, base.config.layers)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that stand ahead of each row."""
+        return sum(adapter.virtual_tokens for adapter in self.adapters)
+
+    def longer(self, segments: Segments) -> Segments:
+        """The rows as the layers see them, virtual tokens included."""
+        if not self.virtual_tokens:
+            return segments
+        return segments.with_virtual(torch.full_like(segments.query_lengths, self.virtual_tokens))[0]
+
+
+def stack(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Stacked:
+    """Adapters to be used together on the same rows, with weights (1 each where not given).
+
+    Refusal ``stack-count`` where there is not one weight an adapter, or no adapter.
+    """
+    chosen = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
+    if not adapters or len(chosen) != len(adapters):
+        raise Refusal("stack-count", f"{len(chosen)} weights for {len(adapters)} adapters", expected="one weight each")
+    return Stacked(tuple(adapters), tuple(chosen))
+
+
+def _places(acts: Acts, layers: int) -> list[tuple[tuple[int | None, str], Act | Extra]]:
+    found: list[tuple[tuple[int | None, str], Act | Extra | None]] = []
+    found += [((None, place), getattr(acts, place)) for place in (*OUTER_PLACES, VIRTUAL)]
+    for layer in range(layers):
+        found += [((layer, place), getattr(acts.layers[layer], place)) for place in (*LAYER_PLACES, MEMORY)]
+    return [(where, act) for where, act in found if act is not None]
