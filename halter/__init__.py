@@ -8,8 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "HalterError": "halter.errors",
-    "Refusal": "halter.errors",
+    **dict.fromkeys(("HalterError", "Refusal"), "halter.errors"),
     "adapt": "halter.methods.adapter",
     "generate": "halter.generation.engine",
     "load": "halter.pretrained.load",
@@ -28,4 +27,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -158,8 +158,8 @@ def test_repetition_penalty_as_transformers_has_it(shared: Path, stories: tuple[
 
 def three_adapters(model: Decoder) -> list[Adapter]:
     made = [
-        adapt(model, "lora", r=4, target_modules="all-linear"),
-        adapt(model, "lora", r=2, target_modules=["lm_head"]),
+        adapt(model, "lora", r=4, alpha=32.0, target_modules="all-linear"),
+        adapt(model, "lora", r=2, alpha=32.0, target_modules=["lm_head"]),
     ]
     made.append(adapt(model, "full"))
     for seed, adapter in enumerate(made):
