@@ -33,7 +33,7 @@ class Olora(Method):
     r: int = 16
     """Rank of the pair; a weight whose smaller side is less has that."""
     alpha: float | None = None
-    """Strength: the update is scaled by alpha / r. Not given: 2 r."""
+    """Strength: the update is scaled by alpha / r. Not given: r, so that the pair enters as it is."""
     target_modules: str | Sequence[str] = "all-linear"
     """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths. lm_head
     may be named too."""
@@ -49,7 +49,7 @@ class Olora(Method):
 
     def __post_init__(self) -> None:
         if self.alpha is None:
-            object.__setattr__(self, "alpha", 2.0 * self.r)
+            object.__setattr__(self, "alpha", float(self.r))
 
     @property
     def tokenwise(self) -> bool:

@@ -244,7 +244,7 @@ def test_lora_plus_is_pefts():
 def test_alpha_follows_the_rank_unless_it_is_given(tmp_path):
     model = tiny.decoder()
     assert [find("lora")(r=r).alpha for r in (4, 16)] == [8.0, 32.0] and Lora(r=4, alpha=1.0).alpha == 1.0
-    assert (find("dora")(r=4).alpha, find("pissa")(r=4).alpha, find("olora")(r=4).alpha) == (8.0, 4.0, 8.0)
+    assert (find("dora")(r=4).alpha, find("pissa")(r=4).alpha, find("olora")(r=4).alpha) == (8.0, 4.0, 4.0)
     adapt(model, "lora", r=4).save(tmp_path / "a")
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["lora_alpha"] == 8
     assert json.loads((tmp_path / "a" / "halter.json").read_text())["methods"][0]["alpha"] == 8.0
