@@ -76,6 +76,7 @@ class Adapter(nn.Module):
             for layer in (None, *range(shape.layers)):
                 built = method.build(shape, layer)
                 self.slots += [Slot(part, layer, place, piece) for place, piece in built.items()]
+            method.share([slot.piece for slot in self.slots if slot.part == part])
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
         for slot in self.slots:
             slot.piece.reset(torch.Generator().manual_seed(dropout.key(seed, slot.part, slot.path)))
@@ -119,15 +120,28 @@ class Adapter(nn.Module):
         save_adapter(self, folder)
 
     def named_tensors(self) -> Iterator[tuple[str, Slot, str]]:
-        """(name in the adapter's file, slot, attribute) of every parameter and buffer; a shared piece once."""
+        """(name in the adapter's file, slot, attribute) of every parameter and buffer; what is shared once."""
         seen: set[int] = set()
         for slot in self.slots:
-            if id(slot.piece) in seen:
-                continue
-            seen.add(id(slot.piece))
             lead = f"part{slot.part}." if len(self.methods) > 1 else ""
-            for name, _ in (*slot.piece.named_parameters(), *slot.piece.named_buffers()):
-                yield f"{lead}{slot.path}.{slot.piece.saved_names[name]}", slot, name
+            for name, tensor in (*slot.piece.named_parameters(), *slot.piece.named_buffers()):
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield f"{lead}{slot.path}.{slot.piece.saved_names[name]}", slot, name
+
+    @torch.no_grad()
+    def plain(self) -> Adapter:
+        """What is saved: this adapter, or where a method trains in another form, the one that it stands for."""
+        methods = [method.plain() for method in self.methods]
+        if methods == list(self.methods):
+            return self
+        made = Adapter(self.shape, methods)
+        made.facts = self.facts
+        for mine, theirs in zip(self.slots, made.slots, strict=True):
+            own = {**dict(mine.piece.named_parameters()), **dict(mine.piece.named_buffers())}
+            for name, tensor in (mine.piece.plain() or own).items():
+                getattr(theirs.piece, name).copy_(tensor)
+        return made
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """{name in the adapter's file: parameter} of everything that is trained."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar
@@ -88,6 +89,10 @@ class Piece(nn.Module):
     def start(self, module: nn.Module) -> None:
         """Read what the method needs of the base's weight, once, when it is put on a base."""
 
+    def plain(self) -> dict[str, Tensor] | None:
+        """{attribute: tensor} of the piece that stands for this one in a file, where it was trained in another form."""
+        return None
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The base's float32 weight and bias with this piece's effect in them. Only where ``folds``."""
         raise NotImplementedError
@@ -121,6 +126,13 @@ class Method:
         Training then computes a beginning that several rows share once (data.share); False is always right.
         """
         return False
+
+    def share(self, pieces: Sequence[Piece]) -> None:
+        """Let the pieces of all layers, first to last, hold some tensors in common."""
+
+    def plain(self) -> Method:
+        """The options under which what was trained is saved; itself, but for a form that only training needs."""
+        return self
 
     def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
         """Optimizer groups of its own (LoRA+), or None for the default; ``named`` maps path.tensor to parameter."""

@@ -2,17 +2,19 @@
 
     y = softmax(q [k_p; k]^T / sqrt(hd)) [v_p; v]
 
-k_p, v_p [K, kv_heads, hd] are trained directly (the authors' reparametrisation, which is thrown away after training, is
-not here; PEFT has it switched off too), are not rotated, and move the rows' positions on by K. A random start disturbs
-the model: there is no gate.
+k_p, v_p [K, kv_heads, hd] are not rotated, and move the rows' positions on by K. A random start disturbs the model:
+there is no gate. They are trained directly, or, as the authors do, through a network that all layers share but for its
+end, [k_p; v_p] = W2 tanh(W1 e + b1) + b2, which is left out of what is saved: the keys and values alone are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.errors import Refusal
@@ -39,6 +41,42 @@ class Prefix(Piece):
         return Extra((self.keys.to(site.dtype), self.values.to(site.dtype)))
 
 
+class Projected(Piece):
+    """The same through a network: ``table`` [K, d], ``inner`` [p, d] and its bias are one for all layers; ``outer``
+    [2 d, p] and its bias are this layer's; d = kv_heads * hd."""
+
+    saved_names = {name: name for name in ("table", "inner", "inner_bias", "outer", "outer_bias")}
+    SHARED = ("table", "inner", "inner_bias")
+
+    def __init__(self, length: int, shape: ModelConfig, width: int) -> None:
+        super().__init__()
+        self.heads = (shape.kv_heads, shape.head_dim)
+        dim = shape.kv_heads * shape.head_dim
+        self.table, self.inner = nn.Parameter(torch.zeros(length, dim)), nn.Parameter(torch.zeros(width, dim))
+        self.inner_bias = nn.Parameter(torch.zeros(width))
+        self.outer = nn.Parameter(torch.zeros(2 * dim, width))
+        self.outer_bias = nn.Parameter(torch.zeros(2 * dim))
+
+    def reset(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.table, generator=generator)
+        for tensor, size in (("inner", self.inner), ("outer", self.outer)):
+            bound = size.shape[1] ** -0.5
+            for name in (tensor, f"{tensor}_bias"):
+                nn.init.uniform_(getattr(self, name), -bound, bound, generator=generator)
+
+    def plain(self) -> dict[str, Tensor]:
+        hidden = torch.tanh(F.linear(self.table, self.inner, self.inner_bias))
+        keys, values = F.linear(hidden, self.outer, self.outer_bias).chunk(2, 1)
+        return {
+            "keys": keys.unflatten(1, self.heads).contiguous(),
+            "values": values.unflatten(1, self.heads).contiguous(),
+        }
+
+    def bind(self, site: Site) -> Extra:
+        made = self.plain()
+        return Extra((made["keys"].to(site.dtype), made["values"].to(site.dtype)))
+
+
 @dataclass(frozen=True)
 class PrefixTuning(Method):
     """Trained keys and values that every row sees ahead of itself."""
@@ -47,6 +85,8 @@ class PrefixTuning(Method):
     """Keys and values a layer."""
     init_std: float = 0.02
     """Standard deviation of the first ones."""
+    projection: int = 0
+    """Width of the network through which they are trained (the authors: 512 or 800, at a rate of 5e-5); 0: none."""
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
@@ -54,9 +94,25 @@ class PrefixTuning(Method):
 
     def check(self, shape: ModelConfig) -> None:
         check_virtual(self.num_virtual_tokens, shape)
+        if self.projection < 0:
+            raise Refusal(
+                "prompt-options", "a network is no narrower than 0", offenders=[f"projection {self.projection}"]
+            )
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        return {} if layer is None else {MEMORY: Prefix(self.num_virtual_tokens, shape, self.init_std)}
+        if layer is None:
+            return {}
+        if self.projection:
+            return {MEMORY: Projected(self.num_virtual_tokens, shape, self.projection)}
+        return {MEMORY: Prefix(self.num_virtual_tokens, shape, self.init_std)}
+
+    def share(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces[1:] if self.projection else ():
+            for name in Projected.SHARED:
+                setattr(piece, name, getattr(pieces[0], name))
+
+    def plain(self) -> PrefixTuning:
+        return replace(self, projection=0)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         return {
@@ -72,12 +128,7 @@ class PrefixTuning(Method):
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> PrefixTuning:
-        if config.get("prefix_projection"):
-            raise Refusal(
-                "adapter-unsupported", "this prefix is reparametrised", offenders=["prefix_projection"],
-                fix="save it with peft after inference_mode, as plain prompt_embeddings",
-            )  # fmt: skip
-        return cls(int(config["num_virtual_tokens"]))
+        return cls(int(config["num_virtual_tokens"]))  # PEFT too saves a projected prefix as its keys and values
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
         rows = [own[f"{path(layer, MEMORY)}.{part}"] for layer in range(shape.layers) for part in ("keys", "values")]

@@ -46,6 +46,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
     """
     from halter import __version__
 
+    adapter = adapter.plain()
     config: dict[str, Any] = {
         "base_model_name_or_path": adapter.facts.get("base", {}).get("name"),
         "inference_mode": True,

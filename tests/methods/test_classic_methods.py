@@ -52,6 +52,61 @@ def test_peft_reads_ours_and_we_read_peft_s(name, options, sizes, tmp_path):
         assert torch.equal(model(TOKENS, again), got)
 
 
+def test_a_projected_prefix_is_pefts(tmp_path):
+    """The network of PEFT's prefix_projection with the same tensors: keys and values, and what both save."""
+    import peft
+
+    model = tiny.decoder()
+    adapter = adapt(model, "prefix_tuning", num_virtual_tokens=5, projection=12)
+    config = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=12, prefix_projection=True
+    )
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(tiny.peer(model), config).eval()
+    encoder = theirs.prompt_encoder["default"]
+    inner, outer = encoder.transform[0], encoder.transform[2]
+    dim = 16
+    with torch.no_grad():
+        for number, slot in enumerate(adapter.slots):
+            part = slice(2 * dim * number, 2 * dim * (number + 1))
+            for name, tensor in (
+                ("table", encoder.embedding.weight), ("inner", inner.weight), ("inner_bias", inner.bias),
+                ("outer", outer.weight[part]), ("outer_bias", outer.bias[part]),
+            ):  # fmt: skip
+                getattr(slot.piece, name).copy_(tensor)
+        want = theirs(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits[:, -TOKENS.shape[1] :]
+        got = model(TOKENS, adapter)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
+    count = sum(p.numel() for p in encoder.parameters())
+    assert adapter.num_trainable == count
+    adapter.save(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        again = load_adapter(tmp_path / folder, model)
+        assert again.methods == (PrefixTuning(num_virtual_tokens=5),)
+        with torch.no_grad():
+            torch.testing.assert_close(model(TOKENS, again), got, rtol=1e-6, atol=1e-6)
+
+
+def test_a_projected_prefix_is_trained_as_one_network():
+    """Table and inner layer are one for all layers, in the optimizer once, and every tensor moves."""
+    model = tiny.decoder(tiny.config(layers=3))
+    adapter = adapt(model, "prefix_tuning", num_virtual_tokens=4, projection=6)
+    first, *others = (slot.piece for slot in adapter.slots)
+    assert all(one.table is first.table and one.inner is first.inner for one in others)
+    assert len({id(one.outer) for one in (first, *others)}) == 3
+    groups = adapter.groups(1e-2, 0.0)
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert len(listed) == len(set(listed)) == 3 + 2 * 3
+    optimizer = torch.optim.AdamW(groups)
+    before = {name: p.detach().clone() for name, p in adapter.trainable().items()}
+    model(TOKENS, adapter).square().mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in adapter.trainable().items())
+    with pytest.raises(Refusal, match="projection"):
+        adapt(model, "prefix_tuning", projection=-1)
+
+
 @pytest.mark.parametrize("style", ["sequential", "parallel"])
 def test_bottleneck_equals_the_equations(style):
     """float64, from the papers; x is the normalised input, y the sublayer's output."""
