@@ -1,0 +1,46 @@
+"""A method dropped in as one file, the template of docs/add-a-method.md, passes every law without another edit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NAME = "channel_scale"
+
+
+def test_the_template_passes_all_laws(tmp_path):
+    page = (ROOT / "docs" / "add-a-method.md").read_text()
+    (template,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    for folder in ("halter", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "halter" / "methods" / f"{NAME}.py").write_text(template)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    laws = [
+        "tests/laws/test_laws.py",
+        "tests/laws/test_compiled.py",
+        "tests/laws/test_stacked.py",
+        "tests/test_floors.py",
+    ]
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *laws, "-k", f"{NAME} or registry or rule"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stdout[-3000:]
+    passed = int(re.findall(r"(\d+) passed", child.stdout)[0])
+    print(f"the template method: {passed} laws and rules passed")
+    assert passed > 60
+    helped = subprocess.run(
+        [sys.executable, "-m", "halter", "init", NAME, "-"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (
+        helped.returncode == 0
+        and "layers_from: 0" in helped.stdout
+        and "The first layer that is scaled" in helped.stdout
+    )
