@@ -36,11 +36,8 @@ def test_the_template_passes_all_laws(tmp_path):
     print(f"the template method: {passed} laws and rules passed")
     assert passed > 60
     helped = subprocess.run(
-        [sys.executable, "-m", "halter", "init", NAME, "-"], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-m", "halter", "init", NAME, "-"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (
-        helped.returncode == 0
-        and "layers_from: 0" in helped.stdout
-        and "The first layer that is scaled" in helped.stdout
-    )
+    assert helped.returncode == 0 and "layers_from: 0" in helped.stdout
+    assert "The first layer that is scaled" in helped.stdout
