@@ -69,6 +69,10 @@ def command(
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
     if report["answers"] and "rouge1" not in report["base"]:
         to_stderr(f"ROUGE is left out, because its library is not installed: {install('eval')}")
+    if report["answers"] and not any(report[side]["exact_match"] for side in ("base", "adapter") if side in report):
+        to_stderr(
+            "exact match counts short answers; for longer ones read them, base beside adapter, in predictions.jsonl"
+        )
     if place is not None:
         to_stderr(f"report and answers: {place}")
 

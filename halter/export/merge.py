@@ -25,6 +25,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
 from halter.model.places import ATTENTION_LINEARS, LINEARS, path
+from halter.pretrained.device import dtype_name
 from halter.pretrained.load import load_model, map_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
 
@@ -43,9 +44,11 @@ class MergeReport:
     gap: Gap
     trained_gap: Gap | None
     untied: bool
+    stored: str
+    """The dtype that its weights are written in."""
 
     def __str__(self) -> str:
-        lines = [f"merged model against base + adapter: {self.gap}"]
+        lines = [f"merged model ({self.stored}) against base + adapter: {self.gap}"]
         if self.trained_gap is not None:
             lines.append(f"merged model against the 4-bit model that was trained: {self.trained_gap}")
             if self.trained_gap.kl > self.gap.kl + SHIFT:
@@ -106,7 +109,8 @@ def merge(
         got = logits_on(_read_back(inside, reference, stored), rows)
         found = gap(wanted, got)
         _prove(found, wanted, stored if reference.dtype == torch.float32 else reference.dtype, allow_gap)
-    return MergeReport(Path(folder), found, gap(trained, got) if trained is not None else None, untied)
+    shift = None if trained is None else gap(trained, got)
+    return MergeReport(Path(folder), found, shift, untied, dtype_name(stored))
 
 
 def write_template(inside: Path, adapter: Adapter, tokenizer: Tokenizer | None) -> None:

@@ -11,7 +11,7 @@ def describe(job: Job, say: Say) -> None:
     say(f"base: {job.folder} ({job.config.num_parameters:,} parameters{', nf4' if recipe.model.quantize else ''})")
     say(f"data: {report} (rows of at most {recipe.data.max_length} tokens)")
     rows = recipe.train.rows_per_step
-    share = f"{rows} rows" if rows else f"{recipe.train.tokens_per_step} tokens"
+    share = f"{rows} rows" if rows else f"at most {recipe.train.tokens_per_step} tokens"
     say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one pass")
     for choice in recipe.methods:
         say(f"method: {choice.name} {choice.options}")

@@ -97,19 +97,24 @@ def find(named: str | Path | None = None, *, model: str | None = None, adapter: 
     return _tuned(Path(tuned), model or other)
 
 
+CHECKPOINT = "adapter-0.safetensors"
+
+
 def _is_tuned(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("recipe.yaml", storage.CONFIG))
+    return any((folder / name).is_file() for name in ("recipe.yaml", storage.CONFIG, CHECKPOINT))
 
 
 def _tuned(folder: Path, base: str | None) -> Subject:
     """The subject of a run folder or an adapter folder; ``base`` where the user named one."""
+    if (folder / CHECKPOINT).is_file():  # of a run that may go on from it; its adapter is no result yet
+        folder = folder.resolve().parents[1]
     run = RunFolder(folder) if (folder / "recipe.yaml").is_file() else None
     if run is not None and not run.finished:
         raise Refusal(
             "run-unfinished",
             "this run has no result yet",
             where=str(folder),
-            fix=f"finish it: halter train {run.recipe} --resume",
+            fix=f"finish it: halter train --resume --output {folder}",
         )
     place = folder if run is None else run.adapter
     if not (place / storage.CONFIG).is_file():
@@ -168,6 +173,7 @@ def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None)
     model, tokenizer = load(subject.base, options.dtype, storing, options.device, subject.revision, say=say)
     adapter = put_on(subject, model, tokenizer, say, options.allow)
     chosen = choose_template(subject, tokenizer, options.template)
+    _tell_other_template(subject, chosen, say)
     return Opened(subject, model, tokenizer, adapter, chosen, subject.facts.get("template_date"), options.allow)
 
 
@@ -219,6 +225,14 @@ def _compare_bases(recorded: Mapping[str, Any] | None, model: Decoder, say: Say,
                 )
 
         digest_in_background(identity.folder).add_done_callback(compare)
+
+
+def _tell_other_template(subject: Subject, chosen: ChatTemplate | None, say: Say) -> None:
+    """Another template than that of training is somebody's wish, and seldom a good one."""
+    trained = subject.facts.get("template")
+    if trained and trained.get("digest") != (None if chosen is None else chosen.digest):
+        used = "none" if chosen is None else chosen.name
+        say(f"warning: the adapter was trained with the template {trained['name']}, and {used} is used")
 
 
 def choose_template(subject: Subject, tokenizer: Tokenizer, asked: str | None = None) -> ChatTemplate | None:

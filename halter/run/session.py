@@ -40,6 +40,9 @@ from halter.training.room import Room
 from halter.training.trackers import open_trackers
 from halter.training.trainee import Trainee
 
+MANY = 0.25
+"""Share of the base's numbers from which on training so many beside it is worth a word."""
+
 
 def _stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -94,7 +97,10 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
     model = _load_base(job, say)
     adapter = _adapter(job, model)
-    say(f"trainable: {adapter.num_trainable:,} ({adapter.num_trainable / job.config.num_parameters:.4%} of the base)")
+    share = adapter.num_trainable / job.config.num_parameters
+    say(f"trainable: {adapter.num_trainable:,} ({share:.4%} of the base's {job.config.num_parameters:,})")
+    if share > MANY and all(method.name() != "full" for method in adapter.methods):
+        say("warning: that is a large part of so small a base; a smaller method.r trains less")
     trainee = _trainee(job, adapter, say)
     attempt = run.attempt()
     trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))

@@ -230,6 +230,35 @@ def test_what_is_lost_or_cannot_be_is_said(recipe):
         quiet(recipe(data__on_long="drop", data__max_length=8))
 
 
+def test_another_template_and_an_unfinished_checkpoint_are_told(recipe, monkeypatch):
+    """What is opened with another template is warned of; a checkpoint says how its run goes on."""
+    from halter.run.opening import OpenOptions, find, open_subject
+
+    run, _ = quiet(recipe())
+    said = []
+    open_subject(find(run), said.append, OpenOptions(template="llama-2"))
+    assert [line for line in said if "trained with the template alpaca, and llama-2 is used" in line]
+    said.clear()
+    open_subject(find(run), said.append)
+    assert not [line for line in said if "template" in line]
+
+    class Killed(BaseException):
+        pass
+
+    save = RunFolder.save_checkpoint
+
+    def dying(self, at, *args, **how):
+        save(self, at, *args, **how)
+        raise Killed
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", dying)
+    with pytest.raises(Killed):
+        quiet(recipe("cut"))
+    folder = RunFolder(recipe("cut")["output_dir"]).path
+    with pytest.raises(Refusal, match=f"train --resume --output {folder}"):
+        find(folder / "checkpoints" / "step-0000002")
+
+
 def test_a_warm_start_takes_over_the_date_that_its_adapter_was_told(recipe, tmp_path):
     from halter.recipe import load
     from halter.run.prepare import prepare
