@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml as yaml11
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halter.errors import Refusal
@@ -282,6 +282,7 @@ ANYTHING = st.recursive(
 
 
 @settings(max_examples=80, deadline=None)
+@example({"model": None, "data": "0", "method": None, "output_dir": False})
 @given(ANYTHING)
 def test_whatever_is_given_is_read_or_refused(data: object) -> None:
     given = data if isinstance(data, dict) else {"model": data}
