@@ -100,7 +100,8 @@ class Segments:
         cached = self.slots is not None
         starts = self.key_starts if cached else keys.cumsum(0) - keys
         slots = (positions + starts.repeat_interleave(queries)).to(device) if cached else None
-        longer = Segments(queries, keys, starts, positions.to(device), self.prompt_lengths + counts, self.rows, slots)
+        prompts = torch.where(self.prompt_lengths > 0, self.prompt_lengths + counts, 0)  # unknown stays unknown
+        longer = Segments(queries, keys, starts, positions.to(device), prompts, self.rows, slots)
         return longer, given.to(device)
 
     def tails(self, wanted: Tensor) -> tuple[Segments, Tensor]:

@@ -87,6 +87,23 @@ def test_training_and_generation_act_on_the_same_positions():
         assert float((whole - model.hidden(tokens, segments)).abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_beside_virtual_tokens_a_short_prompt_is_decoded_as_the_full_pass(known):
+    """Positions that reach beyond the prompt, with virtual tokens ahead, the prompt's length told or not."""
+    model, prompt = tiny.decoder(), 3
+    adapter = adapt(model, [find("loreft")(r=4), find("prompt_tuning")(num_virtual_tokens=3)])
+    tiny.jitter(adapter)
+    told, tokens = [prompt] if known else None, TOKENS[0]
+    segments = Segments.packed([20], prompt_lengths=told)
+    cache, steps = Cache(model.config, 1, 32, model.dtype), []
+    with torch.no_grad():
+        whole = model.hidden(tokens, segments, adapter.bind(model, segments))
+        for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, 20))]:
+            now = cache.segments([end - start], [0], told)
+            steps.append(model.hidden(tokens[start:end], now, adapter.bind(model, now), cache=cache))
+    torch.testing.assert_close(torch.cat(steps), whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name, count", [("llama-1-7b", 32 * (2 * 8 * 4096 + 8)), ("llama-3-8b", 32 * (2 * 8 * 4096 + 8))]
 )
