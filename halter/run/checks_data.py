@@ -143,8 +143,9 @@ def untrained_tokens(
             "the chat template needs tokens that this base was never trained on",
             where=str(checkpoint.folder),
             offenders=[f"{tokenizer.token(id)} ({why})" for id, why in sorted(wrong.items())],
-            fix="take the base's instruct version, or a template without them (data.template: alpaca), or, in a recipe file, train just "
-            f"these rows beside your method: method: [{{name: lora}}, {{name: token_rows, tokens: {sorted(wrong)}}}]",
+            fix="take the base's instruct version, or a template without them (data.template: alpaca), or train just "
+            "these rows beside your method in a recipe file: method: "
+            f"[{{name: lora}}, {{name: token_rows, tokens: {sorted(wrong)}}}]",
             waivable=True,
         )
 
