@@ -73,6 +73,35 @@ NOTES: dict[str, str] = {
     ),
 }
 
+_PEFT = "peft, on random models: logits within 1e-5, files both ways"
+_FLOAT64 = "an independent float64 reference of the equations, on random models: within 1e-5"
+AGREEMENT: dict[str, str] = {
+    "lora": f"{_PEFT}; gradients within 1e-5 of transformers + peft; LoRA+ has peft's groups.",
+    "dora": f"{_PEFT}; gradients within 1e-4; counts of mechanisms 0.1 exact. Certain: the authors' code is public.",
+    "pissa": "peft's init_lora_weights=pissa: function within 2e-4, gradients within 1e-3 (their base is rounded anew).",
+    "olora": "peft's init_lora_weights=olora: function within 2e-4, gradients within 1e-3.",
+    "full": "the base itself: what is trained stands in for its weights; laws only.",
+    "llama_adapter": f"{_FLOAT64}; peft's adaption_prompt with gate_scope layer and gate_activation identity. Certain.",
+    "llama_adapter_v2": f"{_FLOAT64}; the authors' counts exact. The paper and its releases differ; options name both.",
+    "excitor": f"{_FLOAT64}. The authors' code was never published: what is inferred is marked at the options.",
+    "loreft": f"{_FLOAT64}; rows stay orthonormal within 1e-5.",
+    "token_rows": f"{_PEFT} (TRAINABLE_TOKENS), tied and untied.",
+    "ia3": f"{_PEFT}.",
+    "prefix_tuning": f"{_PEFT}, projected ones too.",
+    "prompt_tuning": f"{_PEFT}.",
+    "bitfit": "counts and laws; there is nothing else to get wrong.",
+    "norm_tuning": "counts and laws; there is nothing else to get wrong.",
+    "bottleneck": f"{_FLOAT64} (Houlsby, sequential and parallel).",
+}
+FIGURE = (
+    ("", "virtual_tokens", "embed_tokens"),
+    ("layer:  ", "input_layernorm", "q_proj", "k_proj", "v_proj", "score_key", "memory"),
+    ("        ", "context", "o_proj", "after_attention"),
+    ("        ", "post_attention_layernorm", "gate_proj", "up_proj", "down_proj", "after_mlp", "block"),
+    ("", "norm", "lm_head"),
+)
+"""A forward pass, place after place; where a method acts stands in brackets."""
+
 
 def page(name: str) -> str:
     """One method's page."""
@@ -83,7 +112,15 @@ def page(name: str) -> str:
     lines += ["| option | default | meaning | where the default comes from |", "|---|---|---|---|", *_options(kind)]
     lines += ["", "## Training defaults", "", *_training(name), "", "## Trained parameters", ""]
     lines += ["| model | with the defaults |", "|---|---|", *_counts(kind), "", "## Properties", "", *_properties(kind)]
+    lines += ["", "## Where it acts", "", "```text", *_figure(kind), "```"]
+    lines += ["", "## Agreement and certainty", "", AGREEMENT[name]]
     return "\n".join(lines) + "\n"
+
+
+def _figure(kind: type[Method]) -> Iterator[str]:
+    here = {slot.place for slot in Adapter(SMALL, [kind()]).slots}
+    for lead, *places in FIGURE:
+        yield lead + " -> ".join(f"[{place}]" if place in here else place for place in places)
 
 
 def _docstring(text: str) -> Iterator[str]:
