@@ -78,7 +78,7 @@ _FLOAT64 = "an independent float64 reference of the equations, on random models:
 AGREEMENT: dict[str, str] = {
     "lora": f"{_PEFT}; gradients within 1e-5 of transformers + peft; LoRA+ has peft's groups.",
     "dora": f"{_PEFT}; gradients within 1e-4; counts of mechanisms 0.1 exact. Certain: the authors' code is public.",
-    "pissa": "peft's init_lora_weights=pissa: function within 2e-4, gradients within 1e-3 (their base is rounded anew).",
+    "pissa": "peft's init_lora_weights=pissa: function within 2e-4, gradients within 1e-3 (their base is rounded).",
     "olora": "peft's init_lora_weights=olora: function within 2e-4, gradients within 1e-3.",
     "full": "the base itself: what is trained stands in for its weights; laws only.",
     "llama_adapter": f"{_FLOAT64}; peft's adaption_prompt with gate_scope layer and gate_activation identity. Certain.",
