@@ -84,3 +84,10 @@ def _not_json(path: str | Path, problem: str) -> Refusal:
     return Refusal(
         "file-not-json", f"is not a JSON object: {problem}", where=str(path), fix="fetch or write the file again"
     )
+
+
+def visible(text: str) -> str:
+    """Text in which nothing acts on a terminal or turns its direction: line ends as ⏎, others by their code."""
+    return "".join(
+        c if c.isprintable() else "⏎" if c == "\n" else "⇥" if c == "\t" else f"\\x{ord(c):02x}" for c in text
+    )

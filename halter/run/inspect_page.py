@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from halter.files.reading import visible
 from halter.run.inspect import Inspection, Row, Steps
-from halter.run.inspect_text import visible
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --dim: #646b73; --paper: #fcfcfb; --card: #fff; --line: #e4e4e0;

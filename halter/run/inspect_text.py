@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from halter.files.reading import visible
 from halter.run.inspect import Inspection, Row, Steps
 
 CONTEXT, LEARNT, CONTROL, LEARNT_CONTROL, HEADING, WARNING, PLAIN = range(7)
@@ -48,13 +49,6 @@ def render(found: Inspection, look: Look) -> str:
 def _painted(text: str, kind: int, look: Look) -> str:
     text = visible(text)  # file names and kinds of faults are strangers' too
     return f"{ANSI[kind]}{text}{RESET}" if look.colour and ANSI[kind] else text
-
-
-def visible(text: str) -> str:
-    """Text in which nothing acts on a terminal or turns its direction: line ends as ⏎, others by their code."""
-    return "".join(
-        c if c.isprintable() else "⏎" if c == "\n" else "⇥" if c == "\t" else f"\\x{ord(c):02x}" for c in text
-    )
 
 
 def _rows(found: Inspection, look: Look) -> Iterator[Line]:

@@ -1,0 +1,1 @@
+"""Several methods on one base and the same data, and the report of it."""

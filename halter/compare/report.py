@@ -1,0 +1,96 @@
+"""The report of a comparison, made from its record alone: report.html, report.md and report.csv.
+
+python -m halter.compare.report RECORD.json FOLDER   writes it again from a record that was kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halter.compare.report_facts import Comparison
+from halter.compare.report_page import page
+from halter.compare.report_tables import comma_separated, tables
+from halter.compare.report_words import headline, reasons
+from halter.errors import HalterError
+from halter.files import writing
+from halter.files.extras import missing_extra
+from halter.files.reading import read_json, read_text, visible
+
+FILES = ("report.html", "report.md", "report.csv")
+_MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
+
+
+def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the three files into ``folder``, over those of before; returns their paths.
+
+    The recipes that the record names are shown in full where they lie in ``folder``. Refusal ``extra-missing`` without
+    matplotlib, which the extra ``report`` brings.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("report", "the figures of a report", folder, error) from error
+    found = Comparison(record)
+    texts = (page(found, _recipes(found, folder)), markdown(found), comma_separated(found))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(FILES, texts, strict=True):
+        writing.write_text(folder / name, text, replace=True)
+    return [folder / name for name in FILES]
+
+
+def _recipes(found: Comparison, folder: Path) -> dict[str, str]:
+    """{path: text} of the recipes beside the report; others are not read, since the record may be a stranger's."""
+    texts: dict[str, str] = {}
+    for row in found.rows:
+        name = row.facts.get("recipe")
+        if isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve()):
+            try:
+                texts[name] = read_text(folder / name)
+            except (HalterError, OSError, ValueError):
+                continue  # the method's section stands in its place
+    return texts
+
+
+def markdown(found: Comparison) -> str:
+    """The words and the tables as Markdown; the figures are in the page."""
+    lines = [
+        "# halter compare",
+        "",
+        f"**{_text(headline(found))}**",
+        "",
+        *(f"- {_text(t)}" for t in reasons(found)),
+        "",
+    ]
+    for table in tables(found):
+        lines += [f"## {_text(table.title)}", "", *([_text(table.note), ""] if table.note else [])]
+        lines += [_line(table.head), "|" + "---|" * len(table.head), *map(_line, table.rows), ""]
+    return "\n".join([*lines, "The figures are in report.html.", ""])
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(map(_text, cells)) + " |"
+
+
+def _text(text: str) -> str:
+    """Text of strangers, as text of Markdown."""
+    return visible(text).translate(_MARKUP)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m halter.compare.report RECORD.json FOLDER", file=sys.stderr)
+        return 2
+    try:
+        for path in write(read_json(arguments[0]), Path(arguments[1])):
+            print(path)
+    except HalterError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""A record of `halter compare` as the report reads it: what is missing is None; who leads, ties and is cheap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+BASE = "base"
+LOSS = "test_loss"
+
+
+def number(facts: Any, *keys: str | int) -> float | None:
+    """The finite number under the keys, one after the other; None where there is none."""
+    for key in keys:
+        if isinstance(facts, Mapping):
+            facts = facts.get(key)
+        elif isinstance(facts, Sequence) and isinstance(key, int) and key < len(facts):
+            facts = facts[key]
+        else:
+            return None
+    good = isinstance(facts, int | float) and not isinstance(facts, bool) and math.isfinite(facts)
+    return facts if good else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a method at a precision, or the base by itself."""
+
+    facts: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.facts["name"])
+
+    @property
+    def status(self) -> str:
+        return str(self.facts.get("status", "done"))
+
+    @property
+    def is_base(self) -> bool:
+        return self.name == BASE
+
+    @property
+    def why(self) -> str:
+        return str(self.facts.get("why") or "no reason is given")
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss on the test part over the seeds, nats per token."""
+        return self.number("mean", LOSS)
+
+    @property
+    def peak(self) -> float | None:
+        """Most memory that training took, in bytes."""
+        return self.number("memory", "measured_peak_bytes")
+
+    @property
+    def trainable(self) -> float | None:
+        return self.number("trainable")
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of one training run."""
+        return self.number("seconds")
+
+    @property
+    def forgetting(self) -> list[float]:
+        """By how much the loss on general text rose, one number a seed."""
+        return [f for seed in self.seeds if (f := number(seed, "forgetting")) is not None]
+
+    @property
+    def seeds(self) -> list[Mapping[str, Any]]:
+        return list(self.facts.get("seeds") or [])
+
+    @property
+    def search(self) -> list[Mapping[str, Any]]:
+        return [trial for trial in self.facts.get("search") or [] if number(trial, "learning_rate") is not None]
+
+    @property
+    def planned(self) -> dict[str, float]:
+        """{part: bytes} of the forecast; {} where there was none."""
+        parts = (self.facts.get("memory") or {}).get("planned") or {}
+        return {str(part): size for part in parts if (size := number(parts, part)) is not None}
+
+    def number(self, *keys: str | int) -> float | None:
+        return number(self.facts, *keys)
+
+    def curve(self, across: str) -> list[tuple[float, float, float, float]]:
+        """(tokens or seconds, mean loss, least, most) over the seeds at every step that all of them looked at."""
+        runs = [{p["step"]: p for p in seed.get("curve") or [] if _whole(p, across)} for seed in self.seeds]
+        runs = [run for run in runs if run]
+        shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+        found = []
+        for step in shared:
+            losses = [run[step]["validation_loss"] for run in runs]
+            found.append((_mean([run[step][across] for run in runs]), _mean(losses), min(losses), max(losses)))
+        return found
+
+
+def _whole(point: Mapping[str, Any], across: str) -> bool:
+    return all(number(point, key) is not None for key in ("step", across, "validation_loss"))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole record, with what the report's words and plots are made from."""
+
+    record: Mapping[str, Any]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return [Row(facts) for facts in self.record.get("rows") or []]
+
+    @cached_property
+    def base(self) -> Row | None:
+        return next((row for row in self.rows if row.is_base), None)
+
+    @cached_property
+    def trained(self) -> list[Row]:
+        """The rows that were trained to the end and scored, best loss first."""
+        done = [row for row in self.rows if row.status == "done" and not row.is_base and row.loss is not None]
+        return sorted(done, key=lambda row: row.loss or 0.0)
+
+    @cached_property
+    def unfinished(self) -> list[Row]:
+        return [row for row in self.rows if row.status != "done"]
+
+    @cached_property
+    def _ties(self) -> set[frozenset[str]]:
+        return {frozenset(map(str, pair)) for pair in self.record.get("ties") or []}
+
+    def tied(self, one: Row, other: Row) -> bool:
+        """Whether the two rows' losses differ by no more than the noise."""
+        return frozenset((one.name, other.name)) in self._ties
+
+    @cached_property
+    def leaders(self) -> list[Row]:
+        """The row with the least loss, and every row that ties with it."""
+        return [row for row in self.trained if row is self.trained[0] or self.tied(row, self.trained[0])]
+
+    @cached_property
+    def choice(self) -> Row | None:
+        """Of the leaders the one that needs least memory, then trains fewest parameters, then has the least loss."""
+        far = math.inf
+        key: Callable[[Row], tuple[float, float, float]] = lambda row: (  # noqa: E731
+            far if row.peak is None else row.peak,
+            far if row.trainable is None else row.trainable,
+            far if row.loss is None else row.loss,
+        )
+        return min(self.leaders, key=key, default=None)
+
+    def helps(self, row: Row) -> bool | None:
+        """Whether the row is better than the base by more than the noise; None where there is no base to compare."""
+        if self.base is None or self.base.loss is None or row.loss is None:
+            return None
+        return row.loss < self.base.loss and not self.tied(row, self.base)
+
+    def front(self, cost: Callable[[Row], float | None]) -> list[Row]:
+        """The trained rows that no other beats in loss without costing more (the Pareto front), cheapest first."""
+        priced = [(price, row.loss or 0.0, row) for row in self.trained if (price := cost(row)) is not None]
+        found: list[Row] = []
+        least = math.inf
+        for _, loss, row in sorted(priced, key=lambda entry: entry[:2]):
+            if loss < least:
+                found.append(row)
+                least = loss
+        return found
+
+    def twins(self) -> Iterator[tuple[Row, Row]]:
+        """(16- or 32-bit row, 4-bit row) of every method that was trained on both."""
+        for row in self.trained:
+            for other in self.trained:
+                same = row.facts.get("method") == other.facts.get("method")
+                if same and other.facts.get("precision") == "nf4" != row.facts.get("precision"):
+                    yield row, other
+
+    @cached_property
+    def scores(self) -> list[str]:
+        """The names of the measures that the rows have beside the loss."""
+        found: dict[str, None] = {}
+        for row in self.rows:
+            found.update(dict.fromkeys(str(key) for key in row.facts.get("mean") or {} if key != LOSS))
+        return list(found)

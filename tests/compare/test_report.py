@@ -1,0 +1,260 @@
+"""The report says what the record holds: worked out by hand from a record that is made up, and seen by a browser."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import MISSING, Browser, browser
+from made_record import record
+
+from halter.compare.report import write
+from halter.compare.report_facts import Comparison, Row
+from halter.compare.report_tables import tables
+from halter.compare.report_words import headline, reasons, size
+
+HOSTILE = (
+    "</script><script>alert(1)</script>\"'<img src=https://example.com/x.png onerror=alert(2)>$x_1$ | `c` *b* \u202e"
+)
+
+
+def without(path: str, made: dict[str, Any]) -> dict[str, Any]:
+    """The record without a key of its rows."""
+    for row in made["rows"]:
+        row.pop(path, None)
+    return made
+
+
+def test_ties_are_told_as_ties_and_the_cheapest_of_them_is_advised():
+    found = Comparison(record())
+    assert headline(found) == "Use alpha: it ties for the best loss with beta and needs the least memory of both."
+    said = reasons(found)
+    assert "Inside the noise of it, so a tie: beta." in said
+    assert "Least memory in training: alpha-nf4, 250 MB, with a loss of 1.2700." in said
+    change = "changes the loss by +0.0700, more than the noise, and the memory by -38%."
+    assert f"A 4-bit base (alpha-nf4 against alpha) {change}" in said
+    assert "By the memory that you have: from 250 MB alpha-nf4 (1.2700), from 400 MB alpha (1.2000)." in said
+    assert (
+        "epsilon was failed: the loss left the numbers." not in said
+        and "epsilon failed: the loss left the numbers." in said
+    )
+    assert "zeta was left out: does not fit in 1 GB." in said
+
+
+def test_the_cheaper_of_two_ties_wins_even_with_the_larger_loss():
+    made = record()
+    next(row for row in made["rows"] if row["name"] == "beta")["memory"]["measured_peak_bytes"] = 1e8
+    assert headline(Comparison(made)).startswith("Use beta: it ties for the best loss with alpha")
+
+
+def test_a_winner_without_ties_is_told_so():
+    assert headline(Comparison(record() | {"ties": []})) == "Use alpha: the best loss, by more than the noise."
+
+
+def test_where_nothing_beats_the_base_the_base_is_advised():
+    made = record()
+    made["rows"][0]["mean"]["test_loss"] = 1.19
+    assert "use the base as it is" in headline(Comparison(made))
+    tied = record()
+    tied["rows"][0]["mean"]["test_loss"] = 1.3
+    tied["ties"] += [["base", "alpha"], ["beta", "base"]]
+    assert "use the base as it is" in headline(Comparison(tied))
+
+
+def test_the_pareto_front_is_what_no_other_row_beats():
+    found = Comparison(record())
+    # (parameters, loss): delta 5,120 2.10; gamma 20,736 1.55; alpha 286,720 1.20; alpha-nf4 286,720 1.27;
+    # beta 3,279,104 1.21
+    assert [row.name for row in found.front(lambda row: row.trainable)] == ["delta", "gamma_v2", "alpha"]
+    assert [row.name for row in found.front(lambda row: row.peak)] == ["alpha-nf4", "alpha"]
+
+
+def test_curves_are_means_and_bands_of_the_steps_that_all_seeds_share():
+    def seed(*points: tuple[int, float]) -> dict[str, Any]:
+        return {"curve": [{"step": s, "tokens": 10 * s, "seconds": 1.0, "validation_loss": loss} for s, loss in points]}
+
+    row = Row({"name": "x", "seeds": [seed((0, 4.0), (1, 2.0), (2, 1.0)), seed((0, 5.0), (2, 2.0), (3, 9.0))]})
+    assert row.curve("tokens") == [(0, 4.5, 4.0, 5.0), (20, 1.5, 1.0, 2.0)]
+
+
+def test_the_csv_has_the_numbers_of_the_record(tmp_path: Path):
+    made = record()
+    made["rows"][1]["name"] = "=1+1"
+    write(made, tmp_path)
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text("utf-8")))}
+    assert list(rows) == ["base", "'=1+1", "beta", "gamma_v2", "delta", "alpha-nf4", "epsilon", "zeta"]
+    beta = rows["beta"]
+    assert (beta["trainable"], beta["mean_test_loss"], beta["low_test_loss"]) == ("3279104", "1.21", "1.18")
+    assert (beta["measured_peak_bytes"], float(beta["planned_bytes"])) == ("900000000.0", pytest.approx(0.75 * 900e6))
+    assert json.loads(beta["method"]) == {"name": "beta", "r": 8}
+    assert rows["epsilon"]["status"] == "failed" and rows["epsilon"]["mean_test_loss"] == ""
+
+
+def test_markdown_has_every_row_and_no_markup_of_strangers(tmp_path: Path):
+    made = record()
+    made["rows"][1]["name"] = HOSTILE
+    write(made, tmp_path)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "<" not in text and "\u202e" not in text
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if "1.1700 to 1.2300" in line} == {10}
+    for words in (
+        "failed: the loss left the numbers",
+        "left out: does not fit in 1 GB",
+        "halter train recipes/beta-2.yaml",
+    ):
+        assert words in text.replace("\\", "")
+
+
+OPTIONAL = (
+    "memory", "seeds", "search", "mean", "spread", "interval", "method", "trainable", "share", "seconds", "recipe",
+    "precision", "learning_rate", "adapter_bytes", "mergeable", "stability", "tokens_per_second", "status",
+)  # fmt: skip
+
+
+def test_every_optional_part_of_a_row_may_be_missing(tmp_path: Path):
+    for key in OPTIONAL:
+        write(without(key, record()), tmp_path)
+    write({"rows": []}, tmp_path)
+    assert "nothing to recommend" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_numbers_that_are_none_stay_out(tmp_path: Path):
+    made = record()
+    made["rows"][2]["mean"]["test_loss"] = float("nan")
+    made["rows"][3]["memory"]["measured_peak_bytes"] = None
+    made["rows"][3]["memory"]["planned"] = None
+    found = Comparison(made)
+    assert [row.name for row in found.trained] == ["alpha", "alpha-nf4", "gamma_v2", "delta"]
+    write(made, tmp_path)
+    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+", "", (tmp_path / "report.md").read_text("utf-8"))
+
+
+def test_recipes_beside_the_report_are_shown_and_others_are_not_read(tmp_path: Path):
+    (tmp_path / "secret.yaml").write_text("password: hunter2")
+    folder = tmp_path / "report"
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "recipes" / "alpha.yaml").write_text("method:\n  name: alpha # <of the file>\n")
+    made = record()
+    made["rows"][2]["recipe"] = "../secret.yaml"
+    made["rows"][3]["recipe"] = str(tmp_path / "secret.yaml")
+    write(made, folder)
+    text = (folder / "report.html").read_text("utf-8")
+    assert "method:\n  name: alpha # &lt;of the file&gt;\n" in text and "hunter2" not in text
+
+
+def test_the_same_record_makes_the_same_report(tmp_path: Path):
+    made = record()
+    kept = copy.deepcopy(made)
+    first = [path.read_bytes() for path in write(made, tmp_path / "a")]
+    assert first == [path.read_bytes() for path in write(made, tmp_path / "b")] and made == kept
+
+
+def test_sizes_are_in_powers_of_a_thousand():
+    assert [size(n) for n in (0, 999, 1000, 99_900, 250e6, 1.5e9)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "99.9 kB", "250 MB", "1.50 GB",
+    ]  # fmt: skip
+
+
+def test_the_module_writes_a_report_from_a_kept_record(tmp_path: Path):
+    (tmp_path / "record.json").write_text(json.dumps(record()))
+    command = [sys.executable, "-m", "halter.compare.report", str(tmp_path / "record.json"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "out" / "report.html").is_file(), done.stderr
+    (tmp_path / "record.json").write_text("[]")
+    assert subprocess.run(command, capture_output=True).returncode == 2
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if MISSING:
+        pytest.skip(MISSING)
+    with browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+def test_the_page_opens_in_a_browser_and_asks_for_nothing_else(chromium: Browser, tmp_path: Path):
+    made = record()
+    made["rows"][1]["name"] = made["rows"][1]["method"]["name"] = made["base"]["name"] = HOSTILE
+    made["rows"][1]["recipe"] = f"recipes/{HOSTILE}.yaml"
+    made["verdicts"][0]["claim"] = made["rows"][6]["why"] = HOSTILE
+    made["ties"] = [[HOSTILE, "beta"]]
+    page = write(made, tmp_path)[0]
+    chromium.requests()
+    chromium.open(page)
+    assert chromium.requests() == [page.resolve().as_uri()]
+    assert chromium.console() == []
+    assert chromium.run("return document.querySelectorAll('script, img, iframe, link').length") == 0
+    shown = chromium.run("return document.body.textContent")
+    assert shown.count("<img src=https://example.com/x.png onerror=alert(2)>$x_1$") >= 8
+    ids = chromium.run("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    links = chromium.run("return [...document.querySelectorAll('use')].map(e => e.getAttribute('href'))")
+    assert links and {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_the_page_shows_every_part_and_stays_inside_its_window(chromium: Browser, tmp_path: Path):
+    chromium.open(write(record(), tmp_path)[0])
+    heads = chromium.run("return [...document.querySelectorAll('h2')].map(e => e.textContent)")
+    parts = [table.title for table in tables(Comparison(record()))]
+    figures = [
+        "Quality against cost",
+        "Learning curves",
+        "Sensitivity to the learning rate",
+        "Memory, planned and measured",
+    ]
+    assert set(heads) == {*parts, *figures, "Forgetting against gain", "The recipes themselves"} and len(parts) == 7
+    assert chromium.run("return document.querySelectorAll('figure svg').length") == 5
+    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
+    first = chromium.run("return document.querySelector('.answer').getBoundingClientRect().bottom")
+    assert first < 300  # the answer needs no scrolling
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2) of rgb(r, g, b)."""
+    parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_series_stand_out_in_both_schemes(chromium: Browser, tmp_path: Path, scheme: str):
+    """Contrast with the card: 4.5 for text and 3 for marks (WCAG 2.1, 1.4.3 and 1.4.11)."""
+    chromium.open(write(record(), tmp_path)[0])
+    chromium.scheme(scheme)
+    script = (
+        "const seen = new Set(); for (const e of document.querySelectorAll({})) {{ const s = getComputedStyle(e); {} }}"
+    )
+    card = chromium.run("return getComputedStyle(document.querySelector('figure')).backgroundColor")
+    assert (luminance(card) > 0.5) == (scheme == "light")
+    text = chromium.run(script.format("'svg text'", "seen.add(s.fill)") + "return [...seen]")
+    marks = chromium.run(
+        script.format("'svg g[id*=line2d] path[style*=\"--s\"]'", "seen.add(s.stroke)") + "return [...seen]"
+    )
+
+    def contrast(colour: str) -> float:
+        bright, dark = sorted((luminance(colour), luminance(card)), reverse=True)
+        return (bright + 0.05) / (dark + 0.05)
+
+    assert text and min(map(contrast, text)) >= 4.5
+    assert len(marks) >= 5 and min(map(contrast, marks)) >= 3
+
+
+def test_rows_differ_without_colour(chromium: Browser, tmp_path: Path):
+    """In the learning curves every row has a dash of its own."""
+    chromium.open(write(record(), tmp_path)[0])
+    script = (
+        "return [...document.querySelectorAll('[id^=curves-legend] path')].map(e => getComputedStyle(e))"
+        ".filter(s => s.fill === 'none').map(s => s.strokeDasharray)"
+    )
+    dashes = chromium.run(script)
+    assert len(dashes) == 5 == len(set(dashes)), unescape(str(dashes))
