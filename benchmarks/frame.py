@@ -1,0 +1,189 @@
+"""The bench's frame: sides in turn, each in a fresh process; medians, checks and the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from workloads import Setting, Work
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "litgpt", "numpy")
+SECONDS = 1800
+"""Longest that one side may take."""
+GAP = 0.05
+"""A greedy token may lie this share of the logits' standard deviation below the best of the peer's: bf16 rounding."""
+Result = dict[str, Any]
+Start = Callable[[str, Work, Setting, str], Result]
+
+
+class SideFailed(Exception):
+    """A side that could not be run, in its own words."""
+
+
+def start(side: str, work: Work, setting: Setting, given: str = "") -> Result:
+    """One side in a process of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads),
+           "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+           "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    command = [sys.executable, str(HERE / "side.py"), side, work.name, setting.as_json()]
+    done = subprocess.run(command, env=env, input=given, capture_output=True, text=True, timeout=SECONDS)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise SideFailed(lines[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def seconds_of(command: Sequence[str], times: int = 5) -> list[float]:
+    """Wall times of a command, without the first run, which warms the disk."""
+    taken = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        taken.append(time.perf_counter() - began)
+    return taken[1:]
+
+
+STARTS = {
+    ("start-help", "halter"): ["-m", "halter", "--help"],
+    ("start-import", "halter"): ["-c", "import halter"],
+    ("start-import", "peer"): ["-c", "import peft"],
+}
+
+
+def start_up(side: str, work: Work) -> Result:
+    return {"seconds": seconds_of([sys.executable, *STARTS[work.name, side]])}
+
+
+def run_row(work: Work, base: Setting, rounds: int, say: Callable[[str], None], begin: Start = start) -> Result:
+    """All sides of one row, in turn and in the other order the next round; then its checks."""
+    setting = work.at(base)
+    if work.kind != "start":
+        begin("prepare", work, setting, "")
+    found: dict[str, list[Result]] = {side: [] for side in work.sides}
+    failed: dict[str, str] = {}
+    for number in range(rounds):
+        for side in work.sides if number % 2 == 0 else work.sides[::-1]:
+            if side in failed:
+                continue
+            try:
+                one = start_up(side, work) if work.kind == "start" else begin(side, work, setting, "")
+            except (SideFailed, subprocess.SubprocessError) as error:
+                failed[side] = str(error)
+                say(f"  {work.name} {side}: {error}")
+                continue
+            found[side].append(one)
+            say(f"  {work.name} {side}: {statistics.median(one['seconds']):.3f} s")
+    row: Result = {"name": work.name, "kind": work.kind, "note": work.note, "date": now(), "rounds": rounds}
+    row |= {side: combine(results) for side, results in found.items() if results}
+    row |= {side: {"missing": why} for side, why in failed.items()}
+    row["check"] = check(work, setting, row, begin)
+    row["ratios"] = ratios(row)
+    return row
+
+
+def combine(results: Sequence[Result]) -> Result:
+    """Medians over the rounds, and everything that was measured."""
+    rounds = [statistics.median(one["seconds"]) for one in results]
+    seconds = statistics.median(rounds)
+    made: Result = {
+        "seconds": seconds,
+        "spread": [min(rounds), max(rounds)],
+        "each": [one["seconds"] for one in results],
+    }
+    if tokens := results[0].get("tokens"):
+        made |= {"tokens": tokens, "tokens_per_second": tokens / seconds}
+    if "peak_bytes" in results[0]:
+        made["peak_bytes"] = int(statistics.median(one["peak_bytes"] for one in results))
+    if results[0].get("losses"):
+        made["loss"] = results[0]["losses"][0]
+    if "plain_seconds" in results[0]:
+        made["plain_tokens_per_second"] = tokens / statistics.median(one["plain_seconds"] for one in results)
+    kept = {k: v for k, v in results[0].items() if k not in ("seconds", "tokens", "peak_bytes", "plain_seconds")}
+    return {**made, **kept}
+
+
+def check(work: Work, setting: Setting, row: Result, begin: Start = start) -> Result:
+    """Whether Halter computed what the peer did: {"ok", "what"}; ok is None where there is no peer to compare with."""
+    halter = row.get("halter", {})
+    if "missing" in halter or not halter:
+        return {"ok": False, "what": "halter's side failed"}
+    others = {side: row[side] for side in ("peer", "second_peer") if "seconds" in row.get(side, {})}
+    if work.kind == "start":
+        return {"ok": True, "what": "a command's time"}
+    if not others:
+        return {"ok": None, "what": "no peer"}
+    if work.kind in ("decode", "load"):
+        told = begin("check", work, setting, json.dumps(halter["answers"]))
+        same = sum(a == b for a, b in zip(halter["answers"], others["peer"]["answers"], strict=True))
+        ok = told["gap"] <= GAP * told["spread"]
+        return {"ok": ok, "what": f"{same} of {work.batch} answers equal; by the peer's logits (deviation "
+                f"{told['spread']:.3f}) no token lies more than {told['gap']:.4f} below the best"}  # fmt: skip
+    wrong, said = [], []
+    for side, other in others.items():
+        pairs = {"losses": work.tolerance, "grad_norms": work.grad_tolerance}
+        for key, tolerance in pairs.items():
+            if key not in halter or not other.get(key):
+                continue
+            far = apart(halter[key], other[key])
+            said.append(f"{side} {key} {far:.2e} apart")
+            if not far <= tolerance:
+                wrong.append(f"{side}'s {key} are {other[key]}, halter's {halter[key]}")
+    return {"ok": not wrong, "what": "; ".join(wrong or said)}
+
+
+def apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest relative difference of the steps that both took."""
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs))
+
+
+def ratios(row: Result) -> Result:
+    """How many times faster, and what share of the memory; nothing where the check failed."""
+    if row["check"]["ok"] is False:
+        return {}
+    halter, made = row["halter"], {}
+    for side in ("peer", "second_peer"):
+        other = row.get(side, {})
+        if "seconds" in other:
+            made[f"speed_{side}"] = other["seconds"] / halter["seconds"]
+            if "peak_bytes" in other:
+                made[f"memory_{side}"] = halter["peak_bytes"] / other["peak_bytes"]
+    limit = row.get("limit", {})
+    if "seconds" in limit:
+        made["of_limit"] = limit["seconds"] / halter["seconds"]
+        if "plain_tokens_per_second" in limit:
+            made["of_plain_limit"] = halter["tokens_per_second"] / limit["plain_tokens_per_second"]
+    return made
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def head(setting: Setting) -> Result:
+    """What the record says of the machine and of what was run."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    model = ""
+    if Path("/proc/cpuinfo").is_file():
+        found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = found[0].split(":", 1)[1].strip() if found else ""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    machine = {"system": f"{platform.system()} {platform.machine()}", "cpu": model, "cores": cores,
+               "threads": setting.threads}  # fmt: skip
+    return {"machine": machine, "versions": versions, "date": now(), "setting": json.loads(setting.as_json())}

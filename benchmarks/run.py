@@ -1,0 +1,63 @@
+"""Halter beside its peers and the machine's limit, on the same work in one run.
+
+    python benchmarks/run.py [ROW ...] [--quick] [--json FILE] [--rounds N] [--page] [--real]
+
+Every side of every row runs in a fresh process, in turn; medians over the rounds count, and a row whose loss, gradient
+norm or tokens are not the peer's has no ratio. A record that is there is added to, row by row. ``--page`` writes the
+tables of docs/performance.md from the record. Without ROW: the usual rows; ``--real`` adds the whole 1B shape and the
+lengths of real data (HALTER_SHARED).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import frame
+import table
+from workloads import REAL, WORKS, Setting, find
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("rows", nargs="*", metavar="ROW")
+    made.add_argument("--quick", action="store_true", help="one round, one step that counts")
+    made.add_argument("--json", type=Path, metavar="FILE")
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--page", action="store_true")
+    made.add_argument("--real", action="store_true")
+    made.add_argument("--without", default="", metavar="SIDES", help="sides to leave out, comma between them")
+    made.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields of workloads.Setting")
+    return made
+
+
+def main() -> None:
+    asked = parser().parse_args()
+    setting = Setting(**{key: json.loads(value) for key, _, value in (pair.partition("=") for pair in asked.set)})
+    rounds = asked.rounds
+    if asked.quick:
+        rounds, setting = 1, replace(setting, steps=1)
+    names = asked.rows or [work.name for work in WORKS if work.usual]
+    names += [name for name in REAL if asked.real and name not in names]
+    old = json.loads(asked.json.read_text())["rows"] if asked.json and asked.json.is_file() else []
+    record = {**frame.head(setting), "rows": old}
+    left_out = asked.without.split(",")
+    for name in [] if asked.page and not asked.rows and old else names:
+        work = find(name)
+        work = replace(work, sides=tuple(side for side in work.sides if side not in left_out))
+        row = frame.run_row(work, setting, rounds, lambda text: print(text, file=sys.stderr, flush=True))
+        place = next((i for i, one in enumerate(record["rows"]) if one["name"] == name), len(record["rows"]))
+        record["rows"][place : place + 1] = [row]
+        print(f"{name}: {row['check']['what']}", file=sys.stderr, flush=True)
+        if asked.json:
+            asked.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(table.table(record))
+    if asked.page:
+        table.write_page(record)
+
+
+if __name__ == "__main__":
+    main()

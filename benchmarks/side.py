@@ -1,0 +1,46 @@
+"""One side of one row in a process of its own; prints one JSON line. Started by run.py:
+
+    python benchmarks/side.py SIDE ROW SETTING
+
+SIDE: halter, peer, second_peer, limit, prepare or check. Memory is the process's own high-water mark (VmHWM) less its
+value when everything that the side needs is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+
+from workloads import Setting, find
+
+MODULES = {
+    "halter": "side_halter", "peer": "side_peer", "second_peer": "side_trl", "limit": "limits", "check": "side_peer",
+    "prepare": "prepare",
+}  # fmt: skip
+
+
+def high_water() -> int:
+    """Bytes: the most resident memory that this process has had."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    side, name, text = sys.argv[1:4]
+    work, setting = find(name), Setting(**json.loads(text))
+    module = import_module(MODULES[side])
+    if side == "prepare":
+        module.prepare(work, setting)
+        print("{}")
+        return
+    if side == "check":
+        print(json.dumps(module.check(work, setting, json.loads(sys.stdin.read()))))
+        return
+    before = high_water()
+    result = module.measure(work, setting)
+    print(json.dumps({**result, "peak_bytes": high_water() - before}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The bench's frame on a tiny shape: what the record holds, that a wrong loss has no ratio, the floor by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import frame
+import limits
+import table
+import workloads
+from workloads import Setting, Work
+
+from halter.model.config import ModelConfig
+
+SHAPE = {"dim": 64, "heads": 8, "kv_heads": 2, "head_dim": 8, "ffn_dim": 128, "vocab_size": 1280}
+TINY = Setting(layers=2, changes=SHAPE, rows=3, longest=60, threads=1, steps=1, new_tokens=4, prompt_tokens=8,
+               dtype="float32")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("HALTER_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "bench"))
+
+
+def made_up(**changes):
+    """Sides that take no time: 100 tokens, Halter in 1 s and 1 GB, the peer in 4 s and 3 GB, a floor of 0.5 s."""
+    results = {
+        "halter": {"seconds": [1.0], "peak_bytes": 10**9, "losses": [2.0, 1.9], "grad_norms": [0.5, 0.5]},
+        "peer": {"seconds": [4.0], "peak_bytes": 3 * 10**9, "losses": [2.0, 1.9], "grad_norms": [0.5, 0.5]},
+        "limit": {"seconds": [0.5], "plain_seconds": 0.8},
+    }
+    calls = []
+
+    def begin(side, work, setting, given):
+        calls.append(side)
+        return {"tokens": 100, **results[side], **changes.get(side, {})} if side != "prepare" else {}
+
+    return begin, calls
+
+
+def row(**changes):
+    begin, calls = made_up(**changes)
+    work = replace(workloads.find("lora-qv-step"), sides=("halter", "peer", "limit"))
+    return frame.run_row(work, TINY, 3, lambda _: None, begin), calls
+
+
+def test_medians_ratios_and_turns():
+    found, calls = row()
+    assert found["ratios"] == {
+        "speed_peer": 4.0, "memory_peer": pytest.approx(1 / 3), "of_limit": 0.5, "of_plain_limit": pytest.approx(0.8),
+    }  # fmt: skip
+    assert found["halter"]["tokens_per_second"] == 100 and found["peer"]["loss"] == 2.0
+    assert calls == ["prepare", *"halter peer limit limit peer halter halter peer limit".split()]
+
+
+@pytest.mark.parametrize("key, value", [("losses", [2.0, 1.95]), ("losses", [2.1, 1.9]), ("grad_norms", [0.5, 0.6]),
+                                        ("losses", [float("nan"), 1.9])])  # fmt: skip
+def test_a_row_that_computed_something_else_has_no_ratio(key, value):
+    found, _ = row(halter={key: value})
+    assert found["check"]["ok"] is False and found["ratios"] == {} and key in found["check"]["what"]
+    assert "check failed" in table.table({"rows": [found]})
+
+
+def test_a_side_that_fails_is_named_and_the_rest_stands():
+    begin, _ = made_up()
+
+    def broken(side, work, setting, given):
+        if side == "peer":
+            raise frame.SideFailed("no such wheel")
+        return begin(side, work, setting, given)
+
+    found = frame.run_row(workloads.find("llama_adapter-step"), TINY, 2, lambda _: None, broken)
+    assert found["peer"] == {"missing": "no such wheel"} and found["check"] == {"ok": None, "what": "no peer"}
+    assert found["ratios"].keys() == {"of_limit", "of_plain_limit"}
+
+
+def test_the_floor_by_hand():
+    """Two layers of 4 x 4 q and o, 2 x 4 k and v, 8 x 4 MLP, a head of 16 x 4; two rows of 3 and 5, 2 and 1 of them
+    supervised; LoRA r=1 on q and v."""
+    config = ModelConfig(layers=2, dim=4, heads=2, kv_heads=1, head_dim=2, ffn_dim=8, vocab_size=16, context=64)
+    work = Work("x", "step", workloads.lora(1, workloads.QV))
+    need = limits.floor(work, config, [3, 5], [2, 1])
+    q, kv, mlp, head = 16, 8, 32, 64
+    first = 2 * 8 * (q + 2 * kv) + 4 * 8 * (q + 3 * mlp)  # forward alone for q, k, v
+    last = 4 * 8 * (2 * kv) + 4 * 3 * (2 * q + 3 * mlp)  # k and v on all tokens
+    assert sum(p.operations for p in need.products) == first + last + 4 * 3 * head
+    assert need.adapter == 6 * (8 * 8 + 8 * 6 + 3 * 8 + 8 * 6)  # q has 4 + 4 numbers, v 4 + 2
+    # Pairs: 6 + 15 in the first layer; in the last, the tokens before the supervised ones see 1 + 2 and 4.
+    assert need.attention == 6 * 2 * (21 + 7) * 4
+    assert need.plain == 4 * (2 * 8 * (2 * q + 2 * kv + 3 * mlp) + 3 * head)
+    full = limits.floor(Work("y", "step", {"name": "full"}), config, [3, 5], [2, 1])
+    assert full.operations - full.attention == first + last + 4 * 3 * head + (
+        2 * 8 * (2 * q + 2 * kv + 3 * mlp) + 2 * 8 * 2 * kv + 2 * 3 * (2 * q + 3 * mlp) + 2 * 3 * head
+    )
+
+
+def test_the_bytes_of_a_decoding_step_by_hand():
+    config = ModelConfig(layers=2, dim=4, heads=2, kv_heads=1, head_dim=2, ffn_dim=8, vocab_size=16, context=64,
+                         dtype="bfloat16")  # fmt: skip
+    weights, held = 2 * (2 * 16 + 2 * 8 + 3 * 32), 3 * (8 + 2) * 2 * 2 * 1 * 2 * 2
+    assert limits.decode_bytes(Work("x", "decode", batch=3), config, TINY) == 2 * weights + 2 * 16 * 4 + held
+    nf4 = limits.decode_bytes(Work("x", "decode", quantize="nf4", batch=3), config, TINY)
+    assert nf4 == int(weights * (0.5 + 1 / 64) + 2 * 16 * 4 + held)
+
+
+def test_tables_replace_what_lies_between_their_markers(tmp_path):
+    record = {**frame.head(TINY), "rows": [row()[0]]}
+    page = tmp_path / "performance.md"
+    page.write_text("# Speed\n\n<!-- bench: table -->\nold\n<!-- end: table -->\n\nProse.\n")
+    table.write_page(record, page)
+    once = page.read_text()
+    assert "old" not in once and "Prose." in once and "| lora-qv-step | 100.0 |" in once and "4.00x" in once
+    table.write_page(record, page)
+    assert page.read_text() == once
+
+
+def test_real_sides_agree_on_a_tiny_shape(tmp_path):
+    """Halter and transformers with peft in processes of their own: equal losses and gradient norms in float32."""
+    work = replace(
+        workloads.find("lora-qv-step"), sides=("halter", "peer", "limit"), tolerance=1e-5, grad_tolerance=1e-4
+    )
+    found = frame.run_row(work, TINY, 1, lambda _: None)
+    assert found["check"]["ok"], found["check"]
+    assert found["halter"]["tokens"] == found["peer"]["tokens"] == found["limit"]["tokens"]
+    assert all(found[side]["peak_bytes"] > 0 for side in ("halter", "peer"))
+    (tmp_path / "record.json").write_text(json.dumps(found))  # all of it is JSON
