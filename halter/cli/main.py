@@ -24,6 +24,7 @@ VERBS = {
     "generate": "answer prompts with a run, an adapter or a model",
     "chat": "talk to a run, an adapter or a model",
     "evaluate": "score a run on held-out rows, base beside adapter",
+    "compare": "train several methods side by side on your data: quality, memory, speed, forgetting",
     "merge": "fold an adapter into its base: a model folder, proven equal",
     "adapters": "list, show, compare, combine, compress and convert adapter folders",
     "playground": "the embedded little world: its tasks as files, and its base",

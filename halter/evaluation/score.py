@@ -164,7 +164,7 @@ def evaluate(
         report[side] = {"loss": losses[side].loss, "perplexity": losses[side].perplexity}
         if asked:
             told = None if progress is None else _telling(progress, side, len(asked))
-            said[side] = _answers(model, tokenizer, [q for _, q in asked], one, chosen, told)
+            said[side] = answers(model, tokenizer, [q for _, q in asked], one, chosen, told)
             report[side] |= _text_scores([a.text for a in said[side]], [q.wanted for _, q in asked], strict)
     if asked:
         report["generation"] = asdict(chosen)
@@ -182,14 +182,15 @@ def _telling(progress: Callable[[str, int, int], None], side: str, of: int) -> C
     return lambda done: progress(side, done, of)
 
 
-def _answers(
+def answers(
     model: Decoder,
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     adapter: Adapter | None,
     options: GenerationOptions,
-    told: Callable[[int], None] | None,
+    told: Callable[[int], None] | None = None,
 ) -> list[Generation]:
+    """What the model says to each question, in their order; ``told`` hears how many are answered."""
     requests = [Request(q.prompt, options, adapter, row) for row, q in enumerate(questions)]
     results: dict[int, Generation] = {}
     for piece in Engine(model, tokenizer, requests, MAX_ROWS).run():

@@ -104,12 +104,13 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
     micro = options.micro_tokens or _micro_tokens(config)
     if not recipe.data.packing:
         micro = min(micro, int(data.train.lengths.max()))
-    plan = _plan(recipe, data, micro)
+    plan = plan_of(recipe, data, micro)
     steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
     return Job(recipe, base.folder, config, tokenizer, template, data, plan, steps, micro)
 
 
-def _plan(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Plan]:
+def plan_of(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Plan]:
+    """{epoch: its steps}, passes of at most ``micro`` tokens; a pure function of the recipe's seed and the lengths."""
     options = recipe.train
 
     @lru_cache(maxsize=4)

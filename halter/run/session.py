@@ -96,12 +96,12 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         torch.use_deterministic_algorithms(True)
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
     model = _load_base(job, say)
-    adapter = _adapter(job, model)
+    adapter = new_adapter(job, model)
     share = adapter.num_trainable / job.config.num_parameters
     say(f"trainable: {adapter.num_trainable:,} ({share:.4%} of the base's {job.config.num_parameters:,})")
     if share > MANY and all(method.name() != "full" for method in adapter.methods):
         say("warning: that is a large part of so small a base; a smaller method.r trains less")
-    trainee = _trainee(job, adapter, say)
+    trainee = new_trainee(job, adapter, say)
     attempt = run.attempt()
     trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))
     with Display(job.steps, options.logging_steps) as display, Stops(display.say) as stops:
@@ -192,7 +192,8 @@ def _load_base(job: Job, say: Say) -> Decoder:
     return load_model(job.folder, dtype, options.quantize, options.device, say=say)
 
 
-def _adapter(job: Job, model: Decoder) -> Adapter:
+def new_adapter(job: Job, model: Decoder) -> Adapter:
+    """The job's untrained adapter on the model, with what its folder will say of the run."""
     adapter = adapt(model, [choice.options for choice in job.recipe.methods], seed=job.recipe.train.seed)
     for part, choice in enumerate(job.recipe.methods):
         if choice.init_from is not None:
@@ -237,7 +238,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
+def new_trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
+    """The adapter with optimizer, schedule and guards as the job's recipe says."""
     options = job.recipe.train
     rate = float(options.learning_rate or 0.0)
     optimizer = optimizers.make(

@@ -1,0 +1,91 @@
+"""`halter compare`: several methods on your base and data, side by side, each with its best learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halter.cli.flags import with_options
+from halter.compare.options import CompareOptions
+from halter.errors import Refusal
+
+SETTINGS = {"ignore_unknown_options": True}
+NEEDS = (
+    "halter compare --model DIR --train FILE --test FILE --output OUT, or halter compare recipe.yaml --output OUT; "
+    "halter compare --quick needs nothing"
+)
+
+
+@with_options(options=CompareOptions())
+def command(
+    options: CompareOptions,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE KEY=VALUE", help="A recipe with a section compare; values that override it."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id.")] = None,
+    train: Annotated[str | None, typer.Option(help="Rows to train on.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of the comparison; the same again goes on with it.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="On the embedded playground: ten minutes on two cores.")
+    ] = False,
+) -> None:
+    """Train several methods on the same rows with the same budget, learning rates chosen on validation rows, scores
+    taken on test rows, and write a report. Interrupted, the same command goes on; no finished trial is run twice.
+    Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
+    from halter.compare import start
+    from halter.compare.engine import compare
+    from halter.files.hub import to_stderr
+    from halter.files.runs import RunFolder
+
+    source, section, variants, overrides = _given(arguments or [])
+    if not quick and not source and model is None:
+        raise Refusal("nothing-to-compare", "a comparison needs a model and data", fix=NEEDS)
+    folder = Path(output) if output is not None else RunFolder.next("runs", "compare").path
+    chosen = start.options_of(section, options, "compare")
+    if quick:
+        source, chosen = start.quick(chosen, folder / "playground")
+    for (name, key), value in {("model", "path"): model, ("data", "train"): train}.items():
+        if value is not None:
+            source[name] = {**_section(source, name), key: value}
+    source = start.overridden(source, overrides)
+    to_stderr(f"comparison: {folder}")
+    record = compare(source, chosen, variants, folder, to_stderr)
+    print(_table(record))
+    to_stderr(f"record: {folder / 'record.json'}")
+
+
+def _section(source: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section as a mapping; `model: DIR` is short for its first key."""
+    found = source.get(name) or {}
+    return dict(found) if isinstance(found, dict) else {"path" if name == "model" else "train": found}
+
+
+def _given(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    from halter.cli.train import split
+    from halter.compare import start
+
+    recipe, overrides = split(arguments)
+    return (*start.read(recipe), overrides) if recipe is not None else ({}, {}, {}, overrides)
+
+
+def _table(record: dict[str, Any]) -> str:
+    """The record as a person reads it."""
+    lines = [f"{'':<26}{'trained':>12}{'rate':>10}{'test loss':>12}{'+-':>9}{'exact':>8}{'tok/s':>9}"]
+    for row in record["rows"]:
+        if row["status"] != "done":
+            lines.append(f"{row['name']:<26}{row['status']}: {row['why']}")
+            continue
+        mean, spread = row["mean"], row["spread"].get("test_loss")
+        lines.append(
+            f"{row['name']:<26}{row['trainable']:>12,}{row['learning_rate']:>10.3g}{mean['test_loss']:>12.4f}"
+            f"{'' if spread is None else format(spread, '.4f'):>9}"
+            f"{format(mean['exact_match'], '.0%') if 'exact_match' in mean else '':>8}{row['tokens_per_second']:>9,.0f}"
+        )
+    if record["ties"]:
+        lines.append("ties: " + "; ".join(" = ".join(pair) for pair in record["ties"]))
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""The rows of a comparison as files of its own, split once, so that every run and every rerun sees the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halter.compare.options import CompareOptions
+from halter.data.options import DataOptions, Source
+from halter.data.row_files import Fault
+from halter.data.sources import read_source
+from halter.errors import Refusal
+from halter.files.reading import read_bytes
+from halter.files.writing import write_bytes
+
+Row = dict[str, Any]
+PARTS = ("train", "validation", "test", "general")
+MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Material:
+    """{part: file}, {part: SHA-256} and {part: rows}; ``dropped`` rows of train were also in another part."""
+
+    files: Mapping[str, Path]
+    digests: Mapping[str, str]
+    rows: Mapping[str, int]
+    dropped: int
+
+
+def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callable[[str], None]) -> Material:
+    """Read every source and write ``folder``/PART.jsonl.
+
+    Training rows that are in another part too are left out. Refusals: ``compare-data`` where a part is missing or has
+    no rows, ``bad-rows``, ``compare-differs`` where the folder holds other rows, and those of sources.
+    """
+    missing = [n for n, v in (("data.train (--train)", data.train), ("compare.test (--test)", options.test)) if not v]
+    if missing:
+        raise Refusal("compare-data", "a comparison needs rows to train on, and others to score", offenders=missing)
+    rows: dict[str, list[Row]] = {"train": [row for source in data.sources for row in _read(source)]}
+    rows["test"] = _read(Source(str(options.test)))
+    if isinstance(data.validation, str):
+        rows["validation"] = _read(Source(data.validation))
+    if options.general:
+        rows["general"] = _read(Source(options.general))
+    held = {_key(row) for part in ("test", "validation") for row in rows.get(part, ())}
+    kept = [row for row in rows["train"] if _key(row) not in held]
+    dropped = len(rows["train"]) - len(kept)
+    if dropped:
+        say(f"note: {dropped} training rows are test or validation rows too, and left out")
+    order = np.random.default_rng([options.seed, 2]).permutation(len(kept))
+    rows["train"] = [kept[i] for i in order[: options.limit]]
+    if "validation" not in rows:
+        share = data.validation if isinstance(data.validation, float) else options.validation
+        count = max(1, round(share * len(rows["train"])))
+        rows["validation"], rows["train"] = rows["train"][:count], rows["train"][count:]
+    empty = [part for part, found in rows.items() if not found]
+    if empty:
+        raise Refusal("compare-data", "nothing is left in a part of the data", offenders=empty, fix="more rows")
+    return _written({part: rows[part] for part in PARTS if part in rows}, folder, dropped)
+
+
+def _read(source: Source) -> list[Row]:
+    name, count = source.parts
+    found = list(read_source(name))
+    faults = [str(one) for one in found if isinstance(one, Fault)]
+    if faults:
+        raise Refusal("bad-rows", "rows that cannot be read", where=name, offenders=faults)
+    limit = min(n for n in (count, source.limit, len(found)) if n is not None)
+    return [one[1] for one in found[:limit] if not isinstance(one, Fault)]
+
+
+def _key(row: Row) -> str:
+    return json.dumps(row, sort_keys=True, default=str)
+
+
+def _written(rows: Mapping[str, Sequence[Row]], folder: Path, dropped: int) -> Material:
+    texts = {p: "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows[p]).encode() for p in rows}
+    files = {part: folder / f"{part}.jsonl" for part in texts}
+    there = {part for part in PARTS if (folder / f"{part}.jsonl").is_file()}
+    other = sorted(there - texts.keys())
+    other += [p for p in texts if p in there and read_bytes(files[p], MOST_BYTES) != texts[p]]
+    if other:
+        raise Refusal(
+            "compare-differs",
+            "this folder holds a comparison on other rows",
+            where=str(folder),
+            offenders=other,
+            fix="give another --output, or the data and seed of that comparison",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, text in texts.items():
+        if part not in there:
+            write_bytes(files[part], text)
+    digests = {part: hashlib.sha256(text).hexdigest() for part, text in texts.items()}
+    return Material(files, digests, {part: len(found) for part, found in rows.items()}, dropped)

@@ -1,0 +1,67 @@
+"""What a comparison is asked for, declared once: the `compare` section of its recipe, its flags and their help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halter.errors import Refusal
+
+METHODS = ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor")
+"""The survey's methods, and the baseline that it lacks."""
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "nf4")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of a comparison. Refusal ``compare-options`` names every value that makes no sense."""
+
+    test: str | None = None
+    """Rows that the scores are taken on, and nothing else: a file that training never sees."""
+    general: str | None = None
+    """Texts of another kind (a file with a column text): how much worse they get is the forgetting."""
+    methods: tuple[str, ...] = METHODS
+    """Methods, also separated by commas; lora+excitor trains two together. A name of compare.variants stands for its
+    method section."""
+    precisions: tuple[str, ...] = ("auto", "nf4")
+    """How the base is held, also separated by commas: auto (the checkpoint's 16 bits, or fp32), float32, bfloat16,
+    float16, nf4."""
+    tokens: int | None = None
+    """Training tokens of every run, prompts included. Not given: three passes over the training rows."""
+    validation: float = 0.1
+    """Share of the training rows that learning rates are chosen on, where data.validation names no file."""
+    limit: int | None = None
+    """Training rows taken at most, chosen by the seed."""
+    seeds: int = 5
+    """Runs of every method with its chosen learning rate."""
+    search_trials: int = 4
+    """Learning rates tried for every method, a factor of 3 apart around its default; half of them go on at each
+    round."""
+    together: int = 4
+    """Trials of a search that are trained at once over one base, as far as memory allows; 1: one after the other."""
+    questions: int = 100
+    """Test rows that are answered, at most; the loss is over all of them. 0: none."""
+    max_new_tokens: int = 128
+    """Most tokens of an answer."""
+    resamples: int = 2000
+    """Draws of the bootstrap behind intervals and ties."""
+    skip_memory: bool = False
+    """Do not measure memory, which takes a fresh process for every row."""
+    seed: int = 0
+    """Of the split, the search, the bootstrap; runs have this seed and the next ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "precisions"):
+            words = [w.strip() for item in getattr(self, name) for w in str(item).split(",")]
+            object.__setattr__(self, name, tuple(dict.fromkeys(w for w in words if w)))
+        wrong = [f"{n}: must be above 0, not {v}" for n, v in self._numbers().items() if v <= 0]
+        wrong += [f"{n}: must not be negative" for n in ("questions", "seed") if getattr(self, n) < 0]
+        wrong += [] if 0 < self.validation < 1 else [f"validation: a share below 1, not {self.validation}"]
+        wrong += [f"precisions: {p} is none of {', '.join(PRECISIONS)}" for p in self.precisions if p not in PRECISIONS]
+        wrong += [f"{name}: none is named" for name in ("methods", "precisions") if not getattr(self, name)]
+        if wrong:
+            raise Refusal("compare-options", "options of a comparison that make no sense", offenders=wrong)
+
+    def _numbers(self) -> dict[str, float]:
+        names = ("seeds", "search_trials", "together", "max_new_tokens", "resamples")
+        given = {name: getattr(self, name) for name in ("tokens", "limit") if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in names} | given

@@ -1,0 +1,59 @@
+"""Memory of a run, measured where nothing else has been: `python -m halter.compare.probe RECIPE` in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from halter.errors import HalterError
+
+STEPS = 2
+
+
+def probe(recipe: Path) -> dict[str, Any]:
+    """{"measured_peak_bytes", "runtime_bytes"} of the first steps of a recipe in a process of its own.
+
+    ``runtime_bytes``: what Python, its libraries and the rows take before the base is there (0 on an accelerator,
+    where the peak is of its allocator). HalterError where the process failed, or was ended for want of memory.
+    """
+    command = [sys.executable, "-m", "halter.compare.probe", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        killed = "ended by the system, most likely for want of memory" if done.returncode < 0 else ""
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise HalterError(killed or (lines[-1] if lines else f"exit code {done.returncode}"))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(path: str) -> dict[str, Any]:
+    """The first steps of the recipe, here, and the peak of this process."""
+    from halter import recipe as recipes
+    from halter.numerics import allocation, denormals
+    from halter.pretrained.load import load_model
+    from halter.run.prepare import prepare
+    from halter.run.session import new_adapter, new_trainee
+    from halter.training.loop import Events, Feed, rehearse, train_loop
+    from halter.training.memory import peak_memory_bytes
+
+    job = prepare(recipes.load(path))
+    options = job.recipe.model
+    runtime = peak_memory_bytes()
+    with allocation.kept(), denormals.flushed():
+        model = load_model(job.folder, options.dtype, options.quantize, options.device, say=lambda _: None)
+        trainee = new_trainee(job, new_adapter(job, model), lambda _: None)
+        longest = max(range(len(job.data.train)), key=lambda row: int(job.data.train.lengths[row]))
+        planned = job.plan(0)
+        step = planned.holding(longest)
+        rehearse(model, trainee, [job.data.train[row] for row in planned[step or 0][0]])
+        feed = Feed(job.data.train, job.plan, min(STEPS, job.steps))
+        train_loop(model, [trainee], [feed], Events(log=lambda _: None))
+    device = "" if model.device.type == "cpu" else str(model.device)
+    return {"measured_peak_bytes": peak_memory_bytes(), "runtime_bytes": 0 if device else runtime}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1])))

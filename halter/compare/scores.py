@@ -1,0 +1,85 @@
+"""What a base, or a base with an adapter, is worth on the test rows, and what general text costs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from halter.data.example import Example
+from halter.errors import Refusal
+from halter.evaluation.score import Question, answers, held_out, held_out_loss, question
+from halter.evaluation.texts import ROUGE, exact_match, rouge
+from halter.files.tokenizer import Tokenizer
+from halter.generation.options import GenerationOptions
+from halter.methods.adapter import Adapter
+from halter.model.decoder import Decoder
+
+DIGITS = 7
+"""Of the losses by row that a trial keeps."""
+DECODED = 48
+"""Tokens of the answer that decoding is timed on."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked of everybody."""
+
+    tokenizer: Tokenizer
+    test: Sequence[Example]
+    general: Sequence[Example]
+    questions: int
+    max_new_tokens: int
+    pass_tokens: int
+
+    def asked(self) -> list[Question]:
+        found = (question(example, self.tokenizer) for example in self.test)
+        return [one for one in found if one is not None][: self.questions]
+
+
+def examine(model: Decoder, exam: Exam, adapter: Adapter | None = None) -> dict[str, Any]:
+    """Losses in nats per target token, scores from 0 to 1, the losses and matches of each row.
+
+    ``general_loss`` is None without general text.
+    """
+    held = held_out(model, exam.test, adapter, exam.pass_tokens)
+    result: dict[str, Any] = {
+        "test_loss": held.loss,
+        "by_row": [round(loss, DIGITS) for loss in held.by_row],
+        "scores": {},
+        "general_loss": None,
+    }
+    asked = exam.asked()
+    if asked:
+        options = GenerationOptions(max_new_tokens=exam.max_new_tokens)
+        said = [one.text for one in answers(model, exam.tokenizer, asked, adapter, options)]
+        wanted = [one.wanted for one in asked]
+        matches = [int(exact_match(a, w)) for a, w in zip(said, wanted, strict=True)]
+        result |= {"matches": matches, "scores": {"exact_match": sum(matches) / len(matches), **_rouge(said, wanted)}}
+    if exam.general:
+        result["general_loss"] = held_out_loss(model, exam.general, adapter, exam.pass_tokens)
+    return result
+
+
+def _rouge(said: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
+    try:
+        each = rouge(said, wanted)
+    except Refusal:  # without the extra there is no ROUGE; the rest stands
+        return {}
+    return {name: sum(one[name] for one in each) / len(each) for name in ROUGE}
+
+
+def decode_rate(model: Decoder, exam: Exam, adapter: Adapter | None) -> float | None:
+    """Tokens a second of one answer, one row at a time; the better of two. None where no row asks anything."""
+    asked = exam.asked()[:1]
+    room = model.config.context - len(asked[0].prompt.tokens) if asked else 0
+    if room < 2:
+        return None
+    options = GenerationOptions(max_new_tokens=min(DECODED, room), ignore_stop_ids=True)
+    endless, best = Question(replace(asked[0].prompt, stop_ids=()), ""), 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        said = answers(model, exam.tokenizer, [endless], adapter, options)
+        best = max(best, len(said[0].tokens) / (time.perf_counter() - began))
+    return best

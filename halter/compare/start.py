@@ -1,0 +1,100 @@
+"""How a comparison begins: from a recipe file, flags, or nothing but the playground."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from halter.compare.options import CompareOptions
+from halter.errors import Refusal
+from halter.files import writing, yaml12
+from halter.recipe.fields import keys_of
+from halter.recipe.gather import gather
+
+SECTION, VARIANTS = "compare", "variants"
+TASK, ROWS = "translate", {"train": 700, "validation": 80, "test": 100}
+GENERAL_DOCUMENTS = 60
+QUICK: dict[str, Any] = {"tokens": 60_000, "seeds": 3, "max_new_tokens": 40, "precisions": ("float32", "nf4")}
+"""What --quick changes of the options that are still at their defaults: ten minutes on two cores."""
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(the recipe, its `compare` section, that section's variants) of a YAML file. Refusals ``yaml``, ``recipe``."""
+    document = dict(yaml12.read(path).data)
+    section = document.pop(SECTION, None) or {}
+    if not isinstance(section, Mapping):
+        raise Refusal("recipe", "compare is a mapping of its options", where=str(path))
+    section = dict(section)
+    variants = section.pop(VARIANTS, None) or {}
+    if not isinstance(variants, Mapping):
+        raise Refusal("recipe", "compare.variants is a mapping: NAME: {name: lora, r: 8}", where=str(path))
+    if "method" in document and "methods" not in section:
+        variants = {**variants, "recipe": document["method"]}
+        section["methods"] = ["recipe"]
+    document.pop("method", None)
+    return document, section, dict(variants)
+
+
+def options_of(section: Mapping[str, Any], flags: CompareOptions, where: str) -> CompareOptions:
+    """The section's options, and over them the flags that were given. Refusal ``recipe`` names every wrong key."""
+    known, plain = keys_of(CompareOptions), CompareOptions()
+    strange = [f"compare.{key}: there is no such key" for key in section if key not in known]
+    values = {k: [v] if k in ("methods", "precisions") and isinstance(v, str) else v for k, v in section.items()}
+    try:
+        made = TypeAdapter(CompareOptions).validate_json(json.dumps({k: v for k, v in values.items() if k in known}))
+    except ValidationError as error:
+        strange += [f"compare.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        made = plain
+    if strange:
+        raise Refusal(
+            "recipe", "mistakes in the compare section", where=where, offenders=strange, expected=", ".join(known)
+        )
+    given = {k: v for k, v in asdict(flags).items() if v != getattr(plain, k)}
+    return replace(made, **given)
+
+
+def quick(options: CompareOptions, folder: Path) -> tuple[dict[str, Any], CompareOptions]:
+    """(recipe, options) of the playground's base and a task of its, the rows written below ``folder``."""
+    from halter.playground import base_folder
+    from halter.playground.base import HELD_OUT_SEED
+    from halter.playground.documents import corpus
+    from halter.playground.tasks import rows
+
+    lines: dict[str, Sequence[Mapping[str, Any]]] = {
+        "train": rows(TASK, 0, "train", ROWS["train"] + ROWS["validation"]),
+        "test": rows(TASK, 0, "test", ROWS["test"]),
+        "general": [{"text": d.text} for d in corpus(HELD_OUT_SEED, GENERAL_DOCUMENTS) if d.text],
+    }
+    lines["validation"], lines["train"] = lines["train"][ROWS["train"] :], lines["train"][: ROWS["train"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, found in lines.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        writing.write_text(folder / f"{part}.jsonl", text, replace=True)
+    plain = CompareOptions()
+    files = {"test": str(folder / "test.jsonl"), "general": str(folder / "general.jsonl")}
+    smaller = {k: v for k, v in (QUICK | files).items() if getattr(options, k) == getattr(plain, k)}
+    recipe = {
+        "model": {"path": str(base_folder())},
+        "data": {"train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl")},
+        "train": {"per_device_train_batch_size": 16},
+    }
+    return recipe, replace(options, **smaller)
+
+
+def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The recipe with overrides such as ``data.max_length=256`` in it, each in its section, nothing else filled in.
+
+    Refusal ``recipe`` names every mistake.
+    """
+    gathered = gather(yaml12.Document(dict(source), source="recipe"), overrides)
+    if gathered.problems:
+        raise Refusal("recipe", "mistakes in the recipe", offenders=gathered.problems)
+    found: dict[str, Any] = {
+        name: {key: given.value for key, given in keys.items()} for name, keys in gathered.sections.items() if name
+    }
+    return {name: keys for name, keys in found.items() if keys}
