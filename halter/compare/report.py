@@ -61,7 +61,7 @@ def markdown(found: Comparison) -> str:
         "",
         f"**{_text(headline(found))}**",
         "",
-        *(f"- {_text(t)}" for t in reasons(found)),
+        *(f"- **{lead}.** {_text(text)}" for lead, text in reasons(found)),
         "",
     ]
     for table in tables(found):

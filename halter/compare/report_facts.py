@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 BASE = "base"
-LOSS = "test_loss"
+LOSS, FORGETTING = "test_loss", "forgetting"
 
 
 def number(facts: Any, *keys: str | int) -> float | None:
@@ -41,7 +41,8 @@ class Row:
 
     @property
     def is_base(self) -> bool:
-        return self.name == BASE
+        """Whether this is the base without an adapter; one that is held in 4 bits as well has a row of its own."""
+        return self.name.startswith(BASE) and not self.facts.get("method")
 
     @property
     def why(self) -> str:
@@ -55,21 +56,25 @@ class Row:
     @property
     def peak(self) -> float | None:
         """Most memory that training took, in bytes."""
-        return self.number("memory", "measured_peak_bytes")
+        return self.number("memory", "measured_peak_bytes") or None
 
     @property
     def trainable(self) -> float | None:
-        return self.number("trainable")
+        return self.number("trainable") if self.status == "done" else self.cost("trainable")
 
     @property
     def seconds(self) -> float | None:
         """Time of one training run."""
-        return self.number("seconds")
+        return self.cost("seconds")
+
+    def cost(self, key: str) -> float | None:
+        """A number that is 0 where it is not known."""
+        return self.number(key) or None
 
     @property
     def forgetting(self) -> list[float]:
         """By how much the loss on general text rose, one number a seed."""
-        return [f for seed in self.seeds if (f := number(seed, "forgetting")) is not None]
+        return [f for seed in self.seeds if (f := number(seed, FORGETTING)) is not None]
 
     @property
     def seeds(self) -> list[Mapping[str, Any]]:
@@ -99,6 +104,14 @@ class Row:
             found.append((_mean([run[step][across] for run in runs]), _mean(losses), min(losses), max(losses)))
         return found
 
+    def loss_after(self, seconds: float) -> float | None:
+        """Mean validation loss when training had taken so long, straight between two looks; None beyond the last."""
+        points = [(at, loss) for at, loss, _, _ in self.curve("seconds")]
+        for (before, high), (after, low) in zip(points, points[1:], strict=False):
+            if before <= seconds <= after:
+                return high + (low - high) * ((seconds - before) / (after - before) if after > before else 1.0)
+        return None
+
 
 def _whole(point: Mapping[str, Any], across: str) -> bool:
     return all(number(point, key) is not None for key in ("step", across, "validation_loss"))
@@ -120,7 +133,7 @@ class Comparison:
 
     @cached_property
     def base(self) -> Row | None:
-        return next((row for row in self.rows if row.is_base), None)
+        return next((row for row in self.rows if row.name == BASE), None)
 
     @cached_property
     def trained(self) -> list[Row]:
@@ -186,5 +199,7 @@ class Comparison:
         """The names of the measures that the rows have beside the loss."""
         found: dict[str, None] = {}
         for row in self.rows:
-            found.update(dict.fromkeys(str(key) for key in row.facts.get("mean") or {} if key != LOSS))
+            found.update(dict.fromkeys(str(key) for key in row.facts.get("mean") or {}))
+        for other in (LOSS, FORGETTING):
+            found.pop(other, None)
         return list(found)

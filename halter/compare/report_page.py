@@ -29,13 +29,14 @@ h2 { font-size: 1.15rem; margin: 2.75rem 0 .25rem; }
 p { margin: .25rem 0 .75rem; } .dim { color: var(--dim); font-size: .9rem; }
 .answer { font-size: 1.7rem; line-height: 1.25; font-weight: 600; margin: .5rem 0 1rem; max-width: 48rem;
   overflow-wrap: anywhere; }
-ul { padding-left: 1.2rem; max-width: 60rem; } li { margin: .2rem 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem; margin: 1rem 0; max-width: 64rem; }
+dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
 .tile, figure, details { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 .tile { padding: .75rem 1rem; } .tile b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--dim); font-size: .85rem; }
 figure { margin: .5rem 0; padding: 1rem; overflow-x: auto; }
-svg { width: 100%; min-width: 44rem; height: auto; display: block; }
+svg { width: 100%; min-width: 32rem; height: auto; display: block; margin: 0 auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; } svg text { fill: currentColor; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 td, th { text-align: left; padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -79,7 +80,7 @@ def _first_screen(found: Comparison) -> list[str]:
     base, data, budget = (record.get(part) or {} for part in ("base", "data", "budget"))
     about = f"halter compare: {base.get('name', 'a base')}, {plain(data.get('train'))}, {plain(record.get('date'))}"
     tiles = [(text, words) for text, words in _tiles(found) if text]
-    tiles += [(count(budget.get("tokens")), "tokens of training each"), (plain(budget.get("seeds")), "seeds each")]
+    tiles.append((count(budget.get("tokens")), f"tokens of training each, {plain(budget.get('seeds'))} seeds"))
     return [
         f'<h1>{_shown(about)}</h1><p class="answer">{_shown(headline(found))}</p>',
         '<div class="tiles">',
@@ -89,7 +90,9 @@ def _first_screen(found: Comparison) -> list[str]:
             if text
         ),
         "</div>",
-        f"<ul>{''.join(f'<li>{_shown(text)}</li>' for text in reasons(found))}</ul>",
+        "<dl>",
+        *(f"<dt>{_shown(lead)}</dt><dd>{_shown(text)}</dd>" for lead, text in reasons(found)),
+        "</dl>",
     ]
 
 
@@ -103,7 +106,7 @@ def _tiles(found: Comparison) -> list[tuple[str, str]]:
         (size(row.peak), "memory to train it"),
         (duration(row.seconds), "to train it"),
         (count(row.trainable), "trained parameters"),
-        (size(row.number("adapter_bytes")), "on disk"),
+        (size(row.cost("adapter_bytes")), "on disk"),
     ]
 
 

@@ -60,6 +60,9 @@ def _trade_off(found: Comparison) -> Plot | None:
     costs = [cost for cost in costs if any(cost[1](row) is not None for row in found.trained)]
     if not costs:
         return None
+    losses = [row.loss or 0.0 for row in found.trained]
+    bases = found.base.loss if found.base is not None else None
+    near = bases is not None and bases < max(losses) + (max(losses) - min(losses))
     figure, grid = plt.subplots(1, len(costs), figsize=(WIDE, 4.2), sharey=True, squeeze=False)
     for axes, (words, cost, shown) in zip(grid[0], costs, strict=True):
         axes.set_xscale("log")
@@ -76,14 +79,14 @@ def _trade_off(found: Comparison) -> Plot | None:
         _few_ticks(axes, [x for row in found.trained if (x := cost(row))])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _, shown=shown: shown(x)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        if found.base is not None and found.base.loss is not None:
-            axes.axhline(found.base.loss, color=INK, linewidth=1, linestyle=(0, (1, 2)))
+        if near:
+            axes.axhline(bases, color=INK, linewidth=1, linestyle=(0, (1, 2)))
     grid[0][0].set_ylabel("loss on the test rows, nats a token")
     _legend(figure, grid[0][0])
     note = "Lower and further left is better. Ringed and joined: the Pareto front, which no other method beats on both."
     note += " Bars: the spread over seeds. Hollow: a 4-bit base."
-    if found.base is not None and found.base.loss is not None:
-        note += " Dotted: the base without an adapter."
+    if bases is not None:
+        note += " Dotted: the base without an adapter." if near else f" The base lies above, at {bases:.4f}."
     return Plot("Quality against cost", note, _done(figure, "trade", "loss against parameters, memory and time"))
 
 
@@ -174,40 +177,39 @@ def _thousands() -> Any:
 
 def _rates(found: Comparison) -> Plot | None:
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
 
     rows = [row for row in found.trained if row.search]
     if not rows:
         return None
-    across = min(4, len(rows))
-    down = math.ceil(len(rows) / across)
-    figure, grid = plt.subplots(down, across, figsize=(WIDE, 2.6 * down), squeeze=False)
+    budgets = sorted({budget for row in rows for budget, _ in _rungs(row)})
+    styles = [{"marker": MARKERS[n % len(MARKERS)], "linestyle": DASHES[n % len(DASHES)]} for n in range(len(budgets))]
+    down = math.ceil(len(rows) / 4)
+    across = math.ceil(len(rows) / down)
+    figure, grid = plt.subplots(down, across, figsize=(WIDE, 2.7 * down), squeeze=False)
     for axes in grid.flat[len(rows) :]:
         axes.set_visible(False)
     for axes, row in zip(grid.flat, rows, strict=False):
-        look = _look(found, row)
-        for n, (tokens, trials) in enumerate(_rungs(row)):
-            style = {
-                "color": look["color"],
-                "marker": MARKERS[n],
-                "linestyle": DASHES[n % len(DASHES)],
-                "markersize": 5,
-            }
-            axes.plot(*zip(*trials, strict=True), **style, label=f"{_short(tokens)} tokens" if tokens else None)
+        for budget, trials in _rungs(row):
+            colour = _look(found, row)["color"]
+            axes.plot(*zip(*trials, strict=True), color=colour, markersize=5, **styles[budgets.index(budget)])
         if (chosen := row.number("learning_rate")) is not None:
             axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_xscale("log")
         _few_ticks(axes, [trial["learning_rate"] for trial in row.search])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
-        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(row.name)
-        axes.legend(fontsize=8, handlelength=2.5)
-    figure.supxlabel("learning rate")
-    figure.supylabel("validation loss")
+    for n, axes in enumerate(grid.flat):
+        axes.set_xlabel("learning rate" if n + across >= len(rows) else "")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("validation loss")
+    handles = [Line2D([], [], color=INK, markersize=5, **style) for style in styles]
+    labels = [f"{_short(budget)} tokens" for budget in budgets]
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=6, handlelength=3.2)
     note = "One line for each budget of the search: what did badly on few tokens went no further. Dotted: chosen."
-    return Plot(
-        "Sensitivity to the learning rate", note, _done(figure, "rates", "validation loss against learning rate")
-    )
+    words = "validation loss against learning rate"
+    return Plot("Sensitivity to the learning rate", note, _done(figure, "rates", words))
 
 
 def _rungs(row: Row) -> Iterator[tuple[float, list[tuple[float, float]]]]:
@@ -227,26 +229,36 @@ def _memory(found: Comparison) -> Plot | None:
     rows = [row for row in found.rows if not row.is_base and (row.planned or row.peak)]
     if not rows:
         return None
-    figure, axes = plt.subplots(figsize=(WIDE, 1.2 + 0.45 * len(rows)))
-    parts = list(dict.fromkeys(part for row in rows for part in row.planned))
+    both = any(row.planned for row in rows)
+    thick, off = (0.34, 0.19) if both else (0.5, 0.0)
+    figure, axes = plt.subplots(figsize=(WIDE, 1.2 + (0.62 if both else 0.42) * len(rows)))
+    parts = list(dict.fromkeys(part for row in rows for part, held in row.planned.items() if held))
     left = [0.0] * len(rows)
     places = range(len(rows))
+    frame: dict[str, Any] = {"edgecolor": INK, "linewidth": 0.8, "height": thick}
     for n, part in enumerate(parts):
         widths = [row.planned.get(part, 0.0) for row in rows]
-        style: dict[str, Any] = {"hatch": HATCHES[n % len(HATCHES)], "edgecolor": INK, "linewidth": 0.8}
-        axes.barh(places, widths, left=left, height=0.6, color=SERIES[n % len(SERIES)], alpha=0.75, label=part, **style)
+        style = {"hatch": HATCHES[n % len(HATCHES)], "color": SERIES[n % len(SERIES)], "alpha": 0.75, **frame}
+        axes.barh([y - off for y in places], widths, left=left, label=part, **style)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    peaks = [(row.peak, n) for n, row in enumerate(rows) if row.peak is not None]
-    if peaks:
-        x, y = zip(*peaks, strict=True)
-        axes.plot(x, y, "D", color=PAPER, markeredgecolor=INK, markeredgewidth=1.6, markersize=8, label="measured peak")
+    runtime = [row.number("memory", "runtime_bytes") or 0.0 for row in rows]
+    rest = [max(0.0, (row.peak or 0.0) - own) for row, own in zip(rows, runtime, strict=True)]
+    lower = [y + off for y in places]
+    if any(runtime):
+        axes.barh(lower, runtime, color=FAINT, hatch="....", label="measured: Python, libraries, rows", **frame)
+    axes.barh(lower, rest, left=runtime, color=PAPER, label="measured: all the rest", **frame)
+    for y, row in zip(lower, rows, strict=True):
+        if row.peak is not None:
+            axes.annotate(size(row.peak), (row.peak, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(list(places), [row.name for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
+    axes.margins(x=0.08)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(x)))
     axes.set_xlabel("memory of training")
     _legend(figure, axes)
-    note = "Bars: what was planned, part by part. Diamond: the highest that was measured."
+    note = "Upper bar: what was planned, part by part. Lower bar, and the figure: the most that was measured."
+    note = note if both else "The most that was measured. There was no plan to put beside it."
     return Plot("Memory, planned and measured", note, _done(figure, "memory", "memory planned and measured"))
 
 
@@ -257,7 +269,7 @@ def _forgetting(found: Comparison) -> Plot | None:
     rows = [row for row in found.trained if row.forgetting and row.loss is not None]
     if base is None or not rows:
         return None
-    figure, axes = plt.subplots(figsize=(WIDE * 0.6, 4.2))
+    figure, axes = plt.subplots(figsize=(WIDE * 0.7, 4.2))
     axes.axhline(0, color=FAINT, linewidth=1.5)
     for row in rows:
         mean = sum(row.forgetting) / len(row.forgetting)

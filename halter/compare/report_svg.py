@@ -26,6 +26,8 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo", "++", "||", "**
 _PAINT = {INK: "currentColor", PAPER: "var(--card)", FAINT: "var(--line)"} | {
     colour: f"var(--s{n})" for n, colour in enumerate(SERIES)
 }
+_LARGEST = 1.4
+"""Pixels of a page that a point of a figure may become."""
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 SETTINGS: dict[str, Any] = {
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -66,9 +68,10 @@ def svg(figure: Figure, name: str, words: str) -> str:
         element.attrib = {
             "href" if key == _LINK else key: _own(key, value, name) for key, value in element.attrib.items()
         }
+    wide = float(root.attrib["width"].removesuffix("pt"))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib |= {"role": "img", "aria-label": words}
+    root.attrib |= {"role": "img", "aria-label": words, "style": f"max-width: {wide * _LARGEST:.0f}px"}
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -33,8 +33,8 @@ def tables(found: Comparison) -> list[Table]:
 
 def _results(found: Comparison) -> Table:
     note = (
-        "Loss on the test rows in nats a token, less is better: mean over the seeds, spread, and bootstrap interval. "
-        "A tie is a difference inside the noise."
+        "Loss on the test rows in nats a token, less is better: mean over the seeds, their standard deviation, and the "
+        "95 % interval of a bootstrap over rows and seeds. Ties: the interval of the paired difference holds 0."
     )
     head = ["method", "base", "status", "trained parameters", "share", "loss", "spread", "interval", "ties with"]
     order = {row.name: n for n, row in enumerate(found.trained)}
@@ -50,7 +50,7 @@ def _result(found: Comparison, row: Row) -> list[str]:
         str(row.facts.get("precision") or ""),
         "done" if done else f"{row.status}: {row.why}",
         count(row.trainable),
-        _share(row.number("share")),
+        _share(row.cost("share")),
         loss(row.loss),
         loss(row.number("spread", LOSS)),
         f"{loss(low)} to {loss(high)}" if low is not None else "",
@@ -59,7 +59,7 @@ def _result(found: Comparison, row: Row) -> list[str]:
 
 
 def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.4%}"
+    return "" if share is None else f"{100 * share:.3g}%"
 
 
 def _scores(found: Comparison) -> Table:
@@ -67,11 +67,16 @@ def _scores(found: Comparison) -> Table:
     rows = []
     for row in found.rows:
         if row.status == "done" and any(row.number("mean", name) is not None for name in names):
-            cells = [(row.number("mean", name), row.number("spread", name)) for name in names]
-            rows.append(
-                [row.name, *(f"{m:.4g}{f' ± {s:.2g}' if s else ''}" if m is not None else "" for m, s in cells)]
-            )
-    return Table("Scores by task", "Mean over the seeds and spread, on the test rows.", ["method", *names], rows)
+            rows.append([row.name, *(_score(row.number("mean", n), row.number("spread", n)) for n in names)])
+    note = "Mean over the seeds and standard deviation, on the test rows."
+    return Table("Scores by task", note, ["method", *names], rows)
+
+
+def _score(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return ""
+    digits = 3 if abs(mean) < 10 else 1
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
 def _costs(found: Comparison) -> Table:
@@ -89,14 +94,17 @@ def _costs(found: Comparison) -> Table:
             row.name,
             size(sum(row.planned.values())) if row.planned else "",
             size(row.peak),
-            count(row.number("tokens_per_second")),
+            count(row.cost("tokens_per_second")),
             duration(row.seconds),
-            _general(row.number("learning_rate")),
+            _general(row.cost("learning_rate")) + (", at the edge" if row.facts.get("edge") else ""),
             _general(row.number("stability")),
         ]
         for row in found.trained
     ]
-    note = "Stability is the spread of the validation loss over the learning rates of the search."
+    note = (
+        "Stability across learning rates: the mean, over the rates of the search, of the best validation loss divided "
+        "by theirs; 1 where the rate does not matter. At the edge: no lower, or no higher, rate was tried."
+    )
     return Table("What training costs", note, head, rows)
 
 
@@ -113,6 +121,7 @@ def _using(found: Comparison) -> Table:
         "compressed",
         "loss then",
         "forgetting",
+        "start",
         "decoded tokens a second",
     ]
     rows = []
@@ -124,30 +133,37 @@ def _using(found: Comparison) -> Table:
                 row.name,
                 "" if merges is None else YES if merges else NO,
                 _general(row.number("merge_gap")),
-                size(row.number("adapter_bytes")),
+                size(row.cost("adapter_bytes")),
                 size(row.number("compressed_bytes")),
                 loss(row.number("compressed_loss")),
                 f"{sum(forgets) / len(forgets):+.4f}" if forgets else "",
+                _start(row.number("startup_seconds")),
                 _general(row.number("decode_tokens_per_second")),
             ]
         )
     note = (
-        "Merge gap: the largest difference of a logit after merging. Forgetting: the rise of the loss on general text, "
-        "nats a token. Decoding is measured unmerged."
+        "Merge gap: the mean divergence (Kullback-Leibler, nats) of the merged model from the adapter beside the base. "
+        "Forgetting: the rise of the loss on general text, nats a token. Start and decoding are measured unmerged."
     )
     return Table("What using it costs", note, head, rows)
+
+
+def _start(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.0f} ms"
 
 
 def _recipes(found: Comparison) -> Table:
     rows = []
     for row in found.rows:
-        if row.facts.get("recipe"):
-            rows.append([row.name, "all", f"halter train {row.facts['recipe']}"])
-        for seed in row.seeds:
-            if seed.get("recipe"):
-                rows.append([row.name, str(seed.get("seed", "")), f"halter train {seed['recipe']}"])
-    note = "Each command runs one training again, with the learning rate that the search chose."
-    return Table("Run it again", note, ["method", "seed", "command"], rows)
+        seeds = [str(seed["recipe"]) for seed in row.seeds if seed.get("recipe")]
+        own = row.facts.get("recipe") or next(iter(seeds), None)
+        if own:
+            others = [recipe for recipe in seeds if recipe != own]
+            rows.append([row.name, f"halter train {own}", listed(others)])
+    note = (
+        "The command trains the method again with the learning rate that the search chose; other recipes, other seeds."
+    )
+    return Table("Run it again", note, ["method", "command", "recipes of the other seeds"], rows)
 
 
 def _verdicts(found: Comparison) -> Table:
@@ -179,7 +195,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _leaves(f"{name}.{key}", inner)
     elif value is not None:
-        yield name, plain(value)
+        yield name, size(value) if name.endswith("bytes") and isinstance(value, int) else plain(value)
 
 
 def plain(value: Any) -> str:

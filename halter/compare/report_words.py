@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from halter.compare.report_facts import Comparison, Row
 
+Reason = tuple[str, str]
+"""What a sentence is about, and the sentence."""
+
 
 def size(count: float | None) -> str:
     """Bytes for people, in powers of 1,000."""
@@ -19,16 +22,19 @@ def size(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """A time for people."""
     if seconds is None:
         return ""
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def count(value: float | None) -> str:
+    """A whole number for people."""
     return "" if value is None else f"{value:,.0f}"
 
 
 def loss(value: float | None) -> str:
+    """A loss in nats, to the fourth place."""
     return "" if value is None else f"{value:.4f}"
 
 
@@ -47,55 +53,61 @@ def headline(found: Comparison) -> str:
     others = [row.name for row in found.leaders if row is not choice]
     if not others:
         return f"Use {choice.name}: the best loss, by more than the noise."
-    return f"Use {choice.name}: it ties for the best loss with {listed(others)} and needs {_need(found)}."
+    return f"Use {choice.name}: it ties for the best loss with {listed(others)}{_need(choice, len(others))}."
 
 
-def _need(found: Comparison) -> str:
-    assert found.choice is not None
-    if found.choice.peak is not None:
-        return f"the least memory of {'both' if len(found.leaders) == 2 else 'them all'}"
-    return "the fewest trained parameters" if found.choice.trainable is not None else "nothing that the others do not"
+def _need(choice: Row, others: int) -> str:
+    if choice.peak is not None:
+        return " and needs less memory" if others == 1 else " and needs the least memory of them"
+    if choice.trainable is not None:
+        return " and trains fewer parameters" if others == 1 else " and trains the fewest parameters of them"
+    return ""
 
 
-def reasons(found: Comparison) -> list[str]:
-    """The sentences beneath the headline."""
-    return [sentence for part in (_quality, _economy, _four_bits, _ladder, _caveats) for sentence in part(found)]
+def reasons(found: Comparison) -> list[Reason]:
+    """What stands beneath the headline."""
+    return [reason for part in (_quality, _economy, _four_bits, _memory, _caveats) for reason in part(found)]
 
 
-def _quality(found: Comparison) -> Iterator[str]:
+def _quality(found: Comparison) -> Iterator[Reason]:
     if not found.trained:
         return
     best = found.trained[0]
     seeds = len(best.seeds)
     over = f", the mean of {seeds} seeds" if seeds > 1 else ", from a single seed" if seeds else ""
-    yield f"Least loss on the test rows: {best.name}, {loss(best.loss)} nats a token{over}."
+    text = f"{best.name} has the least loss on the test rows, {loss(best.loss)} nats a token{over}"
     ties = [row.name for row in found.leaders if row is not best]
-    if ties:
-        yield f"Inside the noise of it, so a tie: {listed(ties)}."
-    if found.base is not None and found.base.loss is not None:
-        yield f"The base without an adapter has {loss(found.base.loss)}."
-        vain = [row.name for row in found.trained if not found.helps(row)]
-        if vain and len(vain) < len(found.trained):
-            yield f"Not better than the base by more than the noise: {listed(vain)}."
+    text += f"; inside the noise, so a tie: {listed(ties)}" if ties else ""
+    text += f"; the base without an adapter has {loss(found.base.loss)}" if found.base and found.base.loss else ""
+    yield "Quality", f"{text}."
+    vain = [row.name for row in found.trained if found.helps(row) is False]
+    if vain and len(vain) < len(found.trained):
+        yield "No gain", f"Not better than the base by more than the noise: {listed(vain)}."
+    ends = [end for row in found.trained if (end := max((at for at, *_ in row.curve("seconds")), default=None))]
+    losses = [(value, row.name) for row in found.trained if (value := row.loss_after(min(ends, default=0.0)))]
+    if len(losses) > 1:
+        value, name = min(losses)
+        text = f"After {duration(min(ends))}, when the quickest had finished, {name} had the least validation loss"
+        yield "Equal time", f"{text}, {loss(value)}."
 
 
-def _economy(found: Comparison) -> Iterator[str]:
-    for words, key, shown in (
-        ("Least memory in training", lambda row: row.peak, size),
-        ("Fewest trained parameters", lambda row: row.trainable, count),
-        ("Shortest training", lambda row: row.seconds, duration),
-        ("Smallest adapter on disk", lambda row: row.number("adapter_bytes"), size),
-        ("Least forgetting of general text", _forgets, lambda value: f"{value:+.4f} nats a token"),
+def _economy(found: Comparison) -> Iterator[Reason]:
+    for lead, words, key, shown in (
+        ("Memory", "needs the least to train", lambda row: row.peak, size),
+        ("Parameters", "trains the fewest", lambda row: row.trainable, count),
+        ("Time", "trains in the shortest time", lambda row: row.seconds, duration),
+        ("Disk", "has the smallest adapter", lambda row: row.cost("adapter_bytes"), size),
+        ("Forgetting", "forgets least of general text", _forgets, lambda value: f"{value:+.4f} nats a token"),
     ):
         text = _least(found.trained, words, key, shown)
         if text and len(found.trained) > 1:
-            yield text
-    if found.choice is not None and found.choice.facts.get("mergeable") is not None:
-        merges = bool(found.choice.facts["mergeable"])
-        said = (
-            "can be merged into the weights, after which answering costs" if merges else "cannot be merged: answering"
-        )
-        yield f"{found.choice.name} {said} {'what the base costs' if merges else 'always costs a little more'}."
+            yield lead, text
+    choice = found.choice
+    if choice is not None and choice.facts.get("mergeable") is not None:
+        if choice.facts["mergeable"]:
+            yield "Merging", f"{choice.name} can be merged into the weights; answering then costs what the base costs."
+        else:
+            yield "Merging", f"{choice.name} cannot be merged; answering always costs a little more than the base."
 
 
 def _forgets(row: Row) -> float | None:
@@ -109,35 +121,36 @@ def _least(
     if not values:
         return None
     value, row = min(values, key=lambda entry: entry[0])
-    return f"{words}: {row.name}, {shown(value)}, with a loss of {loss(row.loss)}."
+    return f"{row.name} {words}: {shown(value)}, at a loss of {loss(row.loss)}."
 
 
-def _four_bits(found: Comparison) -> Iterator[str]:
+def _four_bits(found: Comparison) -> Iterator[Reason]:
     """What a 4-bit base costs in quality and saves in memory, method by method."""
     for wide, narrow in found.twins():
         if wide.loss is None or narrow.loss is None:
             continue
-        change = narrow.loss - wide.loss
         noise = "inside the noise, a tie" if found.tied(wide, narrow) else "more than the noise"
-        text = f"A 4-bit base ({narrow.name} against {wide.name}) changes the loss by {change:+.4f}, {noise}"
+        text = f"{narrow.name} against {wide.name}: the loss changes by {narrow.loss - wide.loss:+.4f}, {noise}"
         if wide.peak and narrow.peak:
-            share = narrow.peak / wide.peak - 1
-            text += f", and the memory by {share:+.0%}"
-        yield text + "."
+            text += f"; the memory by {narrow.peak / wide.peak - 1:+.0%}"
+        yield "4-bit base", f"{text}."
 
 
-def _ladder(found: Comparison) -> Iterator[str]:
+def _memory(found: Comparison) -> Iterator[Reason]:
     """The best method for every amount of memory."""
     front = found.front(lambda row: row.peak)
     if len(front) > 1:
         steps = [f"from {size(row.peak)} {row.name} ({loss(row.loss)})" for row in front]
-        yield f"By the memory that you have: {', '.join(steps)}."
+        yield "What fits", f"The best for the memory that you have: {', '.join(steps)}."
 
 
-def _caveats(found: Comparison) -> Iterator[str]:
+def _caveats(found: Comparison) -> Iterator[Reason]:
     for row in found.unfinished:
-        fate = "was left out" if row.status == "left out" else row.status
-        yield f"{row.name} {fate}: {row.why}."
+        yield ("Left out" if row.status == "left out" else "Failed"), f"{row.name}: {row.why}."
+    edge = [row.name for row in found.trained if row.facts.get("edge")]
+    if edge:
+        text = "The chosen learning rate is the lowest or highest that was tried, so a better one may lie beyond"
+        yield "Search", f"{text}: {listed(edge)}."
     if found.trained:
         base = found.record.get("base") or {}
-        yield f"All of this holds for this base ({base.get('name', 'unnamed')}), these data and this budget."
+        yield "Holds for", f"This base ({base.get('name', 'unnamed')}), these data and this budget; others may differ."

@@ -18,9 +18,9 @@ import pytest
 from browser import MISSING, Browser, browser
 from made_record import record
 
-from halter.compare.report import write
+from halter.compare.report import markdown, write
 from halter.compare.report_facts import Comparison, Row
-from halter.compare.report_tables import tables
+from halter.compare.report_tables import comma_separated, tables
 from halter.compare.report_words import headline, reasons, size
 
 HOSTILE = (
@@ -37,18 +37,41 @@ def without(path: str, made: dict[str, Any]) -> dict[str, Any]:
 
 def test_ties_are_told_as_ties_and_the_cheapest_of_them_is_advised():
     found = Comparison(record())
-    assert headline(found) == "Use alpha: it ties for the best loss with beta and needs the least memory of both."
-    said = reasons(found)
-    assert "Inside the noise of it, so a tie: beta." in said
-    assert "Least memory in training: alpha-nf4, 250 MB, with a loss of 1.2700." in said
-    change = "changes the loss by +0.0700, more than the noise, and the memory by -38%."
-    assert f"A 4-bit base (alpha-nf4 against alpha) {change}" in said
-    assert "By the memory that you have: from 250 MB alpha-nf4 (1.2700), from 400 MB alpha (1.2000)." in said
-    assert (
-        "epsilon was failed: the loss left the numbers." not in said
-        and "epsilon failed: the loss left the numbers." in said
+    assert headline(found) == "Use alpha: it ties for the best loss with beta and needs less memory."
+    said = [text for _, text in reasons(found)]
+    assert said[0] == (
+        "alpha has the least loss on the test rows, 1.2000 nats a token, the mean of 3 seeds; "
+        "inside the noise, so a tie: beta; the base without an adapter has 3.0000."
     )
-    assert "zeta was left out: does not fit in 1 GB." in said
+    assert "alpha-nf4 needs the least to train: 250 MB, at a loss of 1.2700." in said
+    change = "the loss changes by +0.0700, more than the noise; the memory by -38%."
+    assert f"alpha-nf4 against alpha: {change}" in said
+    assert "The best for the memory that you have: from 250 MB alpha-nf4 (1.2700), from 400 MB alpha (1.2000)." in said
+    assert ("Failed", "epsilon: the loss left the numbers.") in reasons(found)
+    assert ("Left out", "zeta: does not fit in 1 GB.") in reasons(found)
+    # alpha ends first, after 20 s; beta had then taken 20 of its 25 s: 4 of 5 steps, 1.21 + 4 / 5
+    assert "After 20.0 s, when the quickest had finished, alpha had the least validation loss, 1.8667." in said
+    assert found.trained[1].loss_after(20.0) == pytest.approx(1.21 + 4 / 5)
+
+
+def test_a_rate_at_the_edge_of_the_search_and_a_4_bit_base_are_told():
+    made = record()
+    made["rows"][2]["edge"] = True
+    made["rows"].append({"name": "base-nf4", "method": None, "status": "done", "mean": {"test_loss": 0.5}})
+    found = Comparison(made)
+    assert any(lead == "Search" and text.endswith("beyond: beta.") for lead, text in reasons(found))
+    assert headline(found).startswith("Use alpha")  # the base in 4 bits is no method
+
+
+def test_zeros_of_rows_that_never_ran_are_shown_as_unknown():
+    made = record()
+    blank = {"trainable": 0, "share": 0.0, "adapter_bytes": 0, "seconds": 0.0, "memory": {"measured_peak_bytes": 0}}
+    made["rows"][-1] |= blank
+    row = Comparison(made).rows[-1]
+    assert (row.trainable, row.peak, row.seconds) == (None, None, None)
+    results = next(table for table in tables(Comparison(made)) if table.title == "Results")
+    line = next(line for line in results.rows if line[0] == "zeta")
+    assert line == ["zeta", "float32", "left out: does not fit in 1 GB", "", "", "", "", "", ""]
 
 
 def test_the_cheaper_of_two_ties_wins_even_with_the_larger_loss():
@@ -110,7 +133,8 @@ def test_markdown_has_every_row_and_no_markup_of_strangers(tmp_path: Path):
     for words in (
         "failed: the loss left the numbers",
         "left out: does not fit in 1 GB",
-        "halter train recipes/beta-2.yaml",
+        "halter train recipes/beta.yaml",
+        "recipes/beta-1.yaml and recipes/beta-2.yaml",
     ):
         assert words in text.replace("\\", "")
 
@@ -123,7 +147,13 @@ OPTIONAL = (
 
 def test_every_optional_part_of_a_row_may_be_missing(tmp_path: Path):
     for key in OPTIONAL:
+        found = Comparison(without(key, record()))
+        assert markdown(found) and comma_separated(found)
+    for key in ("memory", "seeds", "search", "spread", "mean"):
         write(without(key, record()), tmp_path)
+    bare = record()
+    bare["rows"] = [{"name": row["name"]} for row in bare["rows"]]
+    write(bare, tmp_path)
     write({"rows": []}, tmp_path)
     assert "nothing to recommend" in (tmp_path / "report.html").read_text("utf-8")
 
