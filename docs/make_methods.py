@@ -45,7 +45,8 @@ NOTES: dict[str, str] = {
     ),
     "token_rows": (
         "The remedy for header and end-of-turn tokens that a base model never learnt (`halter doctor` names them): "
-        "beside another method, `method: [{name: lora}, {name: token_rows, tokens: [128006, 128009]}]`."
+        "beside another method, `method: [{name: lora}, {name: token_rows, tokens: [128006, 128009]}]`. With "
+        "LoRA or DoRA it is one PEFT folder (`trainable_token_indices`), unless the pairs act on the same table."
     ),
     "full": ("The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."),
     "llama_adapter": (
@@ -85,7 +86,7 @@ AGREEMENT: dict[str, str] = {
     "llama_adapter_v2": f"{_FLOAT64}; the authors' counts exact. The paper and its releases differ; options name both.",
     "excitor": f"{_FLOAT64}. The authors' code was never published: what is inferred is marked at the options.",
     "loreft": f"{_FLOAT64}; rows stay orthonormal within 1e-5.",
-    "token_rows": f"{_PEFT} (TRAINABLE_TOKENS), tied and untied.",
+    "token_rows": f"{_PEFT} (TRAINABLE_TOKENS, and LoRA and DoRA with trainable_token_indices), tied and untied.",
     "ia3": f"{_PEFT}.",
     "prefix_tuning": f"{_PEFT}, projected ones too.",
     "prompt_tuning": f"{_PEFT}.",

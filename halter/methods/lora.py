@@ -142,7 +142,6 @@ class Lora(Method):
     def from_peft(cls, config: dict[str, Any]) -> Lora:
         unsupported = {
             "modules_to_save": "whole modules beside the low-rank pair",
-            "trainable_token_indices": "trained token rows",
             "target_parameters": "bare parameters as targets",
             "layer_replication": "replicated layers",
             "lora_bias": "biases on the low-rank pair",

@@ -28,7 +28,7 @@ PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
         "method", "adapter", "mixed", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
-        "importers_litgpt",
+        "importers_litgpt", "lora_and_rows",
     }
 )  # fmt: skip
 

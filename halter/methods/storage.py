@@ -23,9 +23,11 @@ from halter.files.patterns import refuse_slow_patterns
 from halter.files.reading import junk_refused, read_json
 from halter.files.tensors import TensorFile, read_tensors
 from halter.files.writing import write_json, write_tensors
+from halter.methods import lora_and_rows
 from halter.methods.adapter import Adapter
 from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, path
 
@@ -52,12 +54,14 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
         "inference_mode": True,
         "revision": adapter.facts.get("base", {}).get("revision"),
     }
+    servable = sorted(set.intersection(*(set(method.servable_by) for method in adapter.methods)))
     if len(adapter.methods) == 1:
         config |= {"peft_type": adapter.methods[0].peft_type, **adapter.methods[0].to_peft(adapter.shape)}
+    elif lora_and_rows.together(adapter.methods, adapter.shape):
+        config |= lora_and_rows.to_peft(adapter.methods, adapter.shape)
     else:
-        config["peft_type"] = SEVERAL
+        config["peft_type"], servable = SEVERAL, ["halter"]
     methods = [{"name": method.name(), **asdict(method)} for method in adapter.methods]
-    servable = sorted(set.intersection(*(set(method.servable_by) for method in adapter.methods)))
     facts = {
         "halter_version": __version__,
         "methods": methods,
@@ -79,6 +83,8 @@ def _peft_names(adapter: Adapter) -> dict[str, Tensor]:
     own = state_of(adapter)
     if len(adapter.methods) == 1:
         return adapter.methods[0].to_peft_tensors(own, adapter.shape)
+    if lora_and_rows.together(adapter.methods, adapter.shape):
+        return lora_and_rows.to_peft_tensors(own, adapter.methods, adapter.shape)
     return {PREFIX + name: tensor for name, tensor in own.items()}
 
 
@@ -132,7 +138,7 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     _refuse_other_base(facts, base, folder, allow)
     TensorFile(folder / TENSORS).close()  # a torn file is told before anything is made of its configuration
     with junk_refused("adapter-unreadable", "its configuration is not as it should be", folder):
-        methods = _methods(read_json(folder / CONFIG), facts, folder)
+        methods = _methods(read_json(folder / CONFIG), facts, folder, base.config)
         _refuse_unfit_options(methods, base, folder)
         planned = _planned(base, methods, folder)
     if facts.get("packed"):
@@ -228,13 +234,15 @@ def _own_names(stored: Mapping[str, Tensor], planned: Adapter, base: Decoder) ->
         name = full.removeprefix(PREFIX)
         if name in kept:
             wrong.append(f"{name} is there twice, with and without {PREFIX!r}")
-        place = _VOCABULARY.get(name.replace(".base_layer.", "."))
+        place = _VOCABULARY.get(name.replace(".token_adapter.", ".").replace(".base_layer.", "."))
         if place is None or name in own:
             kept[name] = tensor
         elif not _same(tensor, base.module(None, place).weight()):  # type: ignore[operator]
             wrong.append(f"{name} differs from the base's")
     if len(planned.methods) == 1:
         kept = planned.methods[0].from_peft_tensors(kept, planned.shape)
+    elif lora_and_rows.together(planned.methods, planned.shape) and not own & kept.keys():  # else an early Halter's
+        kept = lora_and_rows.from_peft_tensors(kept, planned.methods, planned.shape)
     return kept, wrong
 
 
@@ -246,13 +254,14 @@ def _same(stored: Tensor, held: Tensor) -> bool:
     return torch.equal(stored.to(held.dtype), held) or torch.equal(stored, held.to(stored.dtype))
 
 
-def _methods(config: dict[str, Any], facts: dict[str, Any], folder: Path) -> list[Method]:
+def _methods(config: dict[str, Any], facts: dict[str, Any], folder: Path, shape: ModelConfig) -> list[Method]:
     if facts.get("methods"):
         return [_from_options(dict(options)) for options in facts["methods"]]
     kind = config.get("peft_type")
+    config, rows = lora_and_rows.split(config, shape) if kind == "LORA" else (config, [])
     for name in names():
         if find(name).reads(config):
-            return [find(name).from_peft(config)]
+            return [find(name).from_peft(config), *rows]
     known = ", ".join(find(name).peft_type for name in names())
     raise Refusal("adapter-unsupported", f"peft_type {kind!r} is not known", where=str(folder), expected=known)
 

@@ -139,7 +139,7 @@ def test_what_we_lack_is_refused_with_the_reason(tmp_path):
         ({"modules_to_save": ["lm_head"]}, "whole modules"),
         ({"bias": "all"}, "bias"),
         ({"lora_bias": True}, "biases on the low-rank pair"),
-        ({"trainable_token_indices": [3]}, "token rows"),
+        ({"trainable_token_indices": {"q_proj": [3]}}, "rows are of embed_tokens"),
         ({"target_parameters": ["experts.w1"]}, "bare parameters"),
         ({"layer_replication": [[0, 1]]}, "replicated layers"),
         ({"fan_in_fan_out": True}, "transposed"),
