@@ -10,6 +10,8 @@ from typing import Any
 
 BASE = "base"
 LOSS, FORGETTING = "test_loss", "forgetting"
+HARDLY = 1.05
+"""Peaks of memory that differ by less are called alike: two runs of the same training differ by a few percent."""
 
 
 def number(facts: Any, *keys: str | int) -> float | None:
@@ -159,15 +161,22 @@ class Comparison:
         return [row for row in self.trained if row is self.trained[0] or self.tied(row, self.trained[0])]
 
     @cached_property
+    def frugal(self) -> list[Row]:
+        """The leaders that need least memory, or hardly more; all of them where nothing is known of it."""
+        least = min((row.peak for row in self.leaders if row.peak is not None), default=None)
+        if least is None:
+            return self.leaders
+        return [row for row in self.leaders if row.peak is not None and row.peak <= least * HARDLY]
+
+    @cached_property
     def choice(self) -> Row | None:
-        """Of the leaders the one that needs least memory, then trains fewest parameters, then has the least loss."""
-        far = math.inf
-        key: Callable[[Row], tuple[float, float, float]] = lambda row: (  # noqa: E731
-            far if row.peak is None else row.peak,
-            far if row.trainable is None else row.trainable,
-            far if row.loss is None else row.loss,
-        )
-        return min(self.leaders, key=key, default=None)
+        """Of the frugal leaders one that merges, then the one with the fewest parameters, then with the least loss."""
+
+        def key(row: Row) -> tuple[bool, float, float]:
+            few = math.inf if row.trainable is None else row.trainable
+            return row.facts.get("mergeable") is not True, few, row.loss or 0.0
+
+        return min(self.frugal, key=key, default=None)
 
     def helps(self, row: Row) -> bool | None:
         """Whether the row is better than the base by more than the noise; None where there is no base to compare."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from html import escape
 
-from halter.compare.report_facts import Comparison
+from halter.compare.report_facts import Comparison, number
 from halter.compare.report_plots import Plot, plots
 from halter.compare.report_tables import Table, plain, tables
 from halter.compare.report_words import count, duration, headline, loss, reasons, size
@@ -80,7 +80,9 @@ def _first_screen(found: Comparison) -> list[str]:
     base, data, budget = (record.get(part) or {} for part in ("base", "data", "budget"))
     about = f"halter compare: {base.get('name', 'a base')}, {plain(data.get('train'))}, {plain(record.get('date'))}"
     tiles = [(text, words) for text, words in _tiles(found) if text]
-    tiles.append((count(budget.get("tokens")), f"tokens of training each, {plain(budget.get('seeds'))} seeds"))
+    seeds = plain(budget.get("seeds"))
+    words = f"tokens of training each, {seeds} {'seed' if seeds == '1' else 'seeds'}"
+    tiles.append((count(number(budget, "tokens")), words))
     return [
         f'<h1>{_shown(about)}</h1><p class="answer">{_shown(headline(found))}</p>',
         '<div class="tiles">',

@@ -50,7 +50,7 @@ def _point(axes: Axes, found: Comparison, row: Row, x: float, y: float) -> Any:
 
 def _trade_off(found: Comparison) -> Plot | None:
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter
 
     costs: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
         ("trained parameters", lambda row: row.trainable, _short),
@@ -65,7 +65,6 @@ def _trade_off(found: Comparison) -> Plot | None:
     near = bases is not None and bases < max(losses) + (max(losses) - min(losses))
     figure, grid = plt.subplots(1, len(costs), figsize=(WIDE, 4.2), sharey=True, squeeze=False)
     for axes, (words, cost, shown) in zip(grid[0], costs, strict=True):
-        axes.set_xscale("log")
         for row in found.trained:
             if (x := cost(row)) is not None and x > 0 and row.loss is not None:
                 _spread(axes, found, row, x)
@@ -76,9 +75,8 @@ def _trade_off(found: Comparison) -> Plot | None:
         )
         axes.plot(*zip(*front, strict=True), "o", markersize=15, markerfacecolor="none", markeredgecolor=INK, zorder=2)
         axes.set_xlabel(words)
-        _few_ticks(axes, [x for row in found.trained if (x := cost(row))])
+        _scaled(axes, [x for row in found.trained if (x := cost(row))])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _, shown=shown: shown(x)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
         if near:
             axes.axhline(bases, color=INK, linewidth=1, linestyle=(0, (1, 2)))
     grid[0][0].set_ylabel("loss on the test rows, nats a token")
@@ -96,20 +94,24 @@ def _spread(axes: Axes, found: Comparison, row: Row, x: float) -> None:
         axes.errorbar([x], [row.loss or 0.0], yerr=[spread], color=_look(found, row)["color"], capsize=3, zorder=2)
 
 
-def _few_ticks(axes: Axes, values: list[float]) -> None:
-    """A logarithmic axis with three to five ticks at 1, 2 or 5 times a power of ten, whatever it spans."""
-    from matplotlib.ticker import FixedLocator, NullLocator
+def _scaled(axes: Axes, values: list[float]) -> None:
+    """A horizontal axis with a few round ticks: logarithmic where the values span much, else even."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     low, high = min(values), max(values)
-    low, high = low / (high / low) ** 0.12 / 1.05, high * (high / low) ** 0.12 * 1.05
-    axes.set_xlim(low, high)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(n / 10 for n in range(10, 100))):
-        ticks = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
-        if len(ticks) >= 3:
-            break
-    axes.xaxis.set_major_locator(FixedLocator(ticks[:: max(1, math.ceil(len(ticks) / 5))]))
+    if high < 4 * low:
+        room = 0.15 * (high - low) or 0.15 * high
+        axes.set_xlim(low - room, high + room)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        return
+    axes.set_xscale("log")
+    room = (high / low) ** 0.12
+    axes.set_xlim(low / room, high * room)
+    powers = range(math.floor(math.log10(low / room)), math.ceil(math.log10(high * room)) + 1)
+    within = [s * 10.0**p for p in powers for s in (1, 2, 5) if low / room <= s * 10.0**p <= high * room]
+    tens = [tick for tick in within if math.log10(tick) % 1 < 1e-9 or math.log10(tick) % 1 > 1 - 1e-9]
+    ticks = tens if len(tens) >= 3 else within
+    axes.xaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 5)]))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -146,9 +148,10 @@ def _curves(found: Comparison) -> Plot | None:
     if not rows:
         return None
     figure, grid = plt.subplots(1, 2, figsize=(WIDE, 4.4), sharey=True)
+    long = max((at for row in rows for at, *_ in row.curve("seconds")), default=0.0) >= 120
     for axes, across, scale, words in (
         (grid[0], "tokens", 1.0, "tokens of training"),
-        (grid[1], "seconds", 60.0, "minutes of training"),
+        (grid[1], "seconds", 60.0 if long else 1.0, "minutes of training" if long else "seconds of training"),
     ):
         for row in rows:
             points = row.curve(across)
@@ -166,7 +169,7 @@ def _curves(found: Comparison) -> Plot | None:
     grid[0].set_ylabel("loss on the validation rows, nats a token")
     _legend(figure, grid[0])
     note = "Line: the mean over the seeds. Band: from best to worst seed. Left at equal tokens, right at equal time."
-    return Plot("Learning curves", note, _done(figure, "curves", "validation loss against tokens and minutes"))
+    return Plot("Learning curves", note, _done(figure, "curves", "validation loss against tokens and time"))
 
 
 def _thousands() -> Any:
@@ -178,7 +181,7 @@ def _thousands() -> Any:
 def _rates(found: Comparison) -> Plot | None:
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import NullLocator
 
     rows = [row for row in found.trained if row.search]
     if not rows:
@@ -197,8 +200,10 @@ def _rates(found: Comparison) -> Plot | None:
         if (chosen := row.number("learning_rate")) is not None:
             axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_xscale("log")
-        _few_ticks(axes, [trial["learning_rate"] for trial in row.search])
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
+        tried = sorted({trial["learning_rate"] for trial in row.search})
+        tried = tried[:: math.ceil(len(tried) / 5)]
+        axes.set_xticks(tried, [f"{rate:.2g}" for rate in tried])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(row.name)
     for n, axes in enumerate(grid.flat):
         axes.set_xlabel("learning rate" if n + across >= len(rows) else "")

@@ -28,7 +28,13 @@ class Table:
 def tables(found: Comparison) -> list[Table]:
     """Every table that has something to show."""
     made = (_results, _scores, _costs, _using, _recipes, _verdicts, _surroundings)
-    return [table for build in made if (table := build(found)).rows]
+    return [_without_empty_columns(table) for build in made if (table := build(found)).rows]
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [n for n in range(len(table.head)) if n == 0 or any(row[n] for row in table.rows)]
+    rows = [[row[n] for n in kept] for row in table.rows]
+    return Table(table.title, table.note, [table.head[n] for n in kept], rows)
 
 
 def _results(found: Comparison) -> Table:

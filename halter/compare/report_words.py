@@ -53,14 +53,20 @@ def headline(found: Comparison) -> str:
     others = [row.name for row in found.leaders if row is not choice]
     if not others:
         return f"Use {choice.name}: the best loss, by more than the noise."
-    return f"Use {choice.name}: it ties for the best loss with {listed(others)}{_need(choice, len(others))}."
+    return f"Use {choice.name}: it ties for the best loss with {listed(others)}{_because(found, choice)}."
 
 
-def _need(choice: Row, others: int) -> str:
-    if choice.peak is not None:
-        return " and needs less memory" if others == 1 else " and needs the least memory of them"
-    if choice.trainable is not None:
-        return " and trains fewer parameters" if others == 1 else " and trains the fewest parameters of them"
+def _because(found: Comparison, choice: Row) -> str:
+    """What sets the choice apart from those that it ties with; nothing where that is not known."""
+    alike = [row for row in found.frugal if row is not choice]
+    if not alike:
+        return " and needs less memory" if len(found.leaders) == 2 else " and needs the least memory of them"
+    among = "" if len(alike) == len(found.leaders) - 1 else "; of those that need least memory"
+    joint = " and" if not among else " it"
+    if choice.facts.get("mergeable") and not any(row.facts.get("mergeable") for row in alike):
+        return f"{among}{joint} is the one that merges into the weights"
+    if choice.trainable is not None and all(row.trainable is not None for row in alike):
+        return f"{among}{joint} trains the fewest parameters"
     return ""
 
 
@@ -151,6 +157,8 @@ def _caveats(found: Comparison) -> Iterator[Reason]:
     if edge:
         text = "The chosen learning rate is the lowest or highest that was tried, so a better one may lie beyond"
         yield "Search", f"{text}: {listed(edge)}."
+    if any(len(row.seeds) == 1 for row in found.trained):
+        yield "Noise", "Only of the test rows, for want of a second seed: another seed may turn the order round."
     if found.trained:
         base = found.record.get("base") or {}
         yield "Holds for", f"This base ({base.get('name', 'unnamed')}), these data and this budget; others may differ."

@@ -72,12 +72,37 @@ def test_zeros_of_rows_that_never_ran_are_shown_as_unknown():
     results = next(table for table in tables(Comparison(made)) if table.title == "Results")
     line = next(line for line in results.rows if line[0] == "zeta")
     assert line == ["zeta", "float32", "left out: does not fit in 1 GB", "", "", "", "", "", ""]
+    assert "planned memory" not in tables(Comparison(without("memory", record())))[2].head  # nothing to show
 
 
 def test_the_cheaper_of_two_ties_wins_even_with_the_larger_loss():
     made = record()
     next(row for row in made["rows"] if row["name"] == "beta")["memory"]["measured_peak_bytes"] = 1e8
     assert headline(Comparison(made)).startswith("Use beta: it ties for the best loss with alpha")
+
+
+def test_memory_that_hardly_differs_does_not_decide():
+    made = record()
+    alpha, beta = made["rows"][1], made["rows"][2]
+    beta["memory"]["measured_peak_bytes"] = 390e6  # 2.5 % below alpha's, which trains fewer parameters
+    assert headline(Comparison(made)).endswith("with beta and trains the fewest parameters.")
+    alpha["mergeable"] = False
+    assert headline(Comparison(made)) == (
+        "Use beta: it ties for the best loss with alpha and is the one that merges into the weights."
+    )
+    made["ties"].append(["alpha", "delta"])
+    made["rows"][4]["memory"]["measured_peak_bytes"] = 800e6
+    assert headline(Comparison(made)).endswith(
+        "with alpha and delta; of those that need least memory it is the one that merges into the weights."
+    )
+
+
+def test_a_single_seed_is_said_to_be_one():
+    made = record()
+    assert not any(lead == "Noise" for lead, _ in reasons(Comparison(made)))
+    made["rows"][1]["seeds"] = made["rows"][1]["seeds"][:1]
+    said = dict(reasons(Comparison(made)))
+    assert "for want of a second seed" in said["Noise"] and "from a single seed" in said["Quality"]
 
 
 def test_a_winner_without_ties_is_told_so():
@@ -126,6 +151,7 @@ def test_the_csv_has_the_numbers_of_the_record(tmp_path: Path):
 def test_markdown_has_every_row_and_no_markup_of_strangers(tmp_path: Path):
     made = record()
     made["rows"][1]["name"] = HOSTILE
+    made["ties"] = [[HOSTILE, "beta"]]
     write(made, tmp_path)
     text = (tmp_path / "report.md").read_text("utf-8")
     assert "<" not in text and "\u202e" not in text
