@@ -45,7 +45,7 @@ NOTES: dict[str, str] = {
     ),
     "token_rows": (
         "The remedy for header and end-of-turn tokens that a base model never learnt (`halter doctor` names them): "
-        "beside another method, `method: [{name: lora}, {name: token_rows, tokens: [128006, 128009]}]`. With "
+        "beside another method, `method: [{name: lora}, {name: token_rows, tokens: ['<|eot_id|>', 128006]}]`. With "
         "LoRA or DoRA it is one PEFT folder (`trainable_token_indices`), unless the pairs act on the same table."
     ),
     "full": ("The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."),

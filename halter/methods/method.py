@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
+from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import Act, Extra, path
@@ -118,6 +119,10 @@ class Method:
 
     def check(self, shape: ModelConfig) -> None:
         """Refuse options that make no sense on this model, before anything is built."""
+
+    def named(self, tokenizer: Tokenizer) -> Method:
+        """The same with ids for tokens that the options name by their text. Refusal ``token-unknown``."""
+        return self
 
     @property
     def tokenwise(self) -> bool:

@@ -9,7 +9,7 @@ recipe. Embeddings and head that are tied stay tied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,9 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.errors import Refusal
+from halter.files.tokenizer import Tokenizer
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act, path
+
+MOST = 8
+"""Tokens of a text that is none that a refusal shows."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class TokenRows(Piece):
         return weight.index_copy(0, torch.tensor(self.token_ids, device=weight.device), self.rows.to(weight)), bias
 
 
+def _one(text: str, tokenizer: Tokenizer) -> int | str:
+    """The one id of a text inside a text, or why there is none."""
+    ids = tokenizer.encode(text, control=True, continues=True)
+    if len(ids) == 1 and (ids[0] != tokenizer.unk_id or text == tokenizer.token(ids[0])):
+        return ids[0]
+    parts = " + ".join(f"{tokenizer.token(id)!r} ({id})" for id in ids[:MOST]) + (" ..." if len(ids) > MOST else "")
+    return f"{text!r} is {len(ids)} tokens: {parts}" if len(ids) > 1 else f"{text!r} is {parts or 'no token'}"
+
+
 def _table(module: nn.Module) -> Tensor:
     """The embedding's or the head's weight [V, dim]."""
     return module.weight()  # type: ignore[operator]
@@ -73,8 +86,10 @@ def _table(module: nn.Module) -> Tensor:
 class TokenRowsMethod(Method):
     """Trains the embedding rows of chosen tokens."""
 
-    tokens: Sequence[int] = ()
-    """Ids of the tokens. Not given: those that begin and end a text, by the base's configuration."""
+    tokens: Sequence[int | str] = ()
+    """Ids of the tokens, or their texts as they stand inside a text ("<|new|>", " halter"), each exactly one token of
+    the base's tokenizer; ids are what is saved. Not given: those that begin and end a text, by the base's
+    configuration."""
     where: Literal["both", "embeddings", "head"] = "both"
     """Which table's rows; of tied tables both are one."""
 
@@ -86,11 +101,24 @@ class TokenRowsMethod(Method):
         return True
 
     def ids(self, shape: ModelConfig) -> list[int]:
-        """The tokens meant."""
+        """The tokens meant; texts count for nothing before ``named``."""
         own = [shape.bos_token_id, *shape.eos_token_ids]
-        return list(self.tokens) or sorted({id for id in own if id is not None})
+        return [id for id in self.tokens if isinstance(id, int)] or sorted({id for id in own if id is not None})
+
+    def named(self, tokenizer: Tokenizer) -> TokenRowsMethod:
+        found = {text: _one(text, tokenizer) for text in self.tokens if isinstance(text, str)}
+        wrong = [why for why in found.values() if isinstance(why, str)]
+        if wrong:
+            fix = "give texts that are one token each, or the ids of what they split into"
+            raise Refusal("token-unknown", "these texts are not one token of the base's", offenders=wrong, fix=fix)
+        ids = tuple(id if isinstance(id, int) else int(found[id]) for id in self.tokens)
+        return replace(self, tokens=ids)
 
     def check(self, shape: ModelConfig) -> None:
+        texts = [repr(text) for text in self.tokens if isinstance(text, str)]
+        if texts:
+            what = "which tokens these are, a tokenizer has to say"
+            raise Refusal("token-unknown", what, offenders=texts, fix="give ids, or method.named(tokenizer)")
         ids = self.ids(shape)
         wrong = [f"{id}: the vocabulary ends at {shape.vocab_size - 1}" for id in ids if not 0 <= id < shape.vocab_size]
         wrong += sorted({f"{id} is named twice" for id in ids if ids.count(id) > 1})

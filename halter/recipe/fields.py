@@ -11,7 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any
 
-_PLURAL = {"a whole number": "whole numbers", "a number": "numbers", "a word": "words"}
+_PLURAL = {
+    "a whole number": "whole numbers",
+    "a number": "numbers",
+    "a word": "words",
+    "a whole number or a word": "whole numbers or words",
+}
 
 
 @dataclass(frozen=True)

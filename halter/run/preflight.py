@@ -26,7 +26,7 @@ from halter.recipe import MethodChoice, Recipe, load_tolerant
 from halter.run import checks_data, checks_machine, estimate
 from halter.run.findings import Findings
 from halter.run.output import open_run
-from halter.run.prepare import Base, Job, Say, collect, data_missing, read_base
+from halter.run.prepare import Base, Job, Say, collect, data_missing, fit, read_base
 
 Source = str | Path | Mapping[str, Any] | Recipe | None
 
@@ -121,10 +121,9 @@ def _planned(recipe: Recipe, base: Base, findings: Findings) -> Adapter | None:
     good = []
     for choice in recipe.methods:
         try:
-            choice.options.check(base.config)
+            good.append(fit(choice, base).options)
         except Refusal:  # said already
             continue
-        good.append(choice.options)
     return findings.attempt(estimate.planned, base.config, good) if good else None
 
 

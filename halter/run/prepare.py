@@ -21,7 +21,7 @@ from halter.files.reading import read_json, read_text
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config
-from halter.recipe import Recipe
+from halter.recipe import MethodChoice, Recipe
 from halter.recipe.sections import BLANK_MODEL
 from halter.run.findings import Findings
 from halter.training import memory
@@ -85,8 +85,8 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
         return None
     config, tokenizer = base.config, base.tokenizer
     template = findings.attempt(choose_template, recipe, tokenizer)
-    for choice in recipe.methods:
-        findings.attempt(choice.options.check, config)
+    fitted = [findings.attempt(fit, choice, base) or choice for choice in recipe.methods]
+    recipe = replace(recipe, methods=tuple(fitted))
     recipe = _dated(_at_width(recipe, config.dim), template)
     if recipe.data.max_length > config.context:  # positions beyond it were never trained
         if recipe.data.max_length != DataOptions().max_length:
@@ -107,6 +107,13 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
     plan = plan_of(recipe, data, micro)
     steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
     return Job(recipe, base.folder, config, tokenizer, template, data, plan, steps, micro)
+
+
+def fit(choice: MethodChoice, base: Base) -> MethodChoice:
+    """A method with its tokens' names as ids, checked against the base. Refusals as the method's own."""
+    options = choice.options.named(base.tokenizer)
+    options.check(base.config)
+    return replace(choice, options=options)
 
 
 def plan_of(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Plan]:
