@@ -24,6 +24,7 @@ from halter.methods.mixed import Mixed
 from halter.methods.stacked import Stacked
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
+from halter.model.packing import packed
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics.sampling import draw, penalise, uniform
@@ -133,6 +134,10 @@ class Engine:
 
     def run(self) -> Iterator[Piece]:
         """Pieces of all rows until every request has its result."""
+        with packed(self.model, len(self._free), sum(answer.budget for _, answer in self._waiting)):
+            yield from self._run()
+
+    def _run(self) -> Iterator[Piece]:
         while self._waiting or self._live:
             self._admit()
             ids = self._step()

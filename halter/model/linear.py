@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.numerics.products import linear
+
 
 class Linear(nn.Module):
     """y = x W^T + b with W [out_features, in_features] stored in some form; the base's weights are buffers.
@@ -54,8 +56,8 @@ class DenseLinear(Linear):
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> [..., out]; ``weight`` and ``bias`` stand in for the base's where given."""
         if weight is not None:
-            return F.linear(x, weight, self.bias if bias is None else bias)
-        return F.linear(x, self.matrix, self.bias)
+            return linear(x, weight, self.bias if bias is None else bias)
+        return linear(x, self.matrix, self.bias)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -12,28 +12,16 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.model.linear import Linear
-from halter.numerics import nf4
+from halter.numerics import nf4, nf4_packed
 from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested
 from halter.numerics.nf4_kernels import dequantise
+from halter.numerics.nf4_product import product
 
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
-class _Product(torch.autograd.Function):
-    """x W^T with W dequantised for the moment of use, in the forward and again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, linear: NF4Linear) -> Tensor:
-        ctx.linear = linear
-        return F.linear(x, linear.weight(), linear.bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad @ ctx.linear.weight(), None
-
-
 class NF4Linear(Linear):
-    """y = x W^T + b, W in NF4 (numerics.nf4); only dL/dx flows backward."""
+    """y = x W^T + b, W in NF4 (numerics.nf4); only dL/dx flows backward. Computed in x's dtype."""
 
     storage = "nf4"
     codes: Tensor
@@ -51,6 +39,7 @@ class NF4Linear(Linear):
         self.register_buffer("absmax_codes", None if nested is None else nested.codes, persistent=False)
         self.register_buffer("offset", None if nested is None else nested.offset, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
+        self._packed: nf4_packed.Packed | None = None
 
     @classmethod
     def quantize(
@@ -125,11 +114,35 @@ class NF4Linear(Linear):
     def dtype(self) -> torch.dtype:
         return self._dtype
 
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (0 if self._packed is None else self._packed.nbytes)
+
+    @property
+    def packed(self) -> bool:
+        """Whether there is a copy for decoding."""
+        return self._packed is not None
+
+    def pack(self) -> bool:
+        """Keep a copy for decoding a few rows in bf16 on a CPU (numerics.nf4_packed); False where there is none to be
+        had. It is counted in ``nbytes``, and the codes stay what they are."""
+        if self._packed is None and self._dtype == torch.bfloat16:
+            self._packed = nf4_packed.pack(self.data)
+        return self._packed is not None
+
+    def unpack(self) -> None:
+        """Drop what ``pack`` keeps."""
+        self._packed = None
+
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> [..., out]; ``weight`` and ``bias`` stand in for the base's where given."""
+        bias = self.bias if bias is None else bias
         if weight is not None:
-            return F.linear(x, weight, self.bias if bias is None else bias)
-        return _Product.apply(x, self)
+            return F.linear(x, weight, bias)
+        if self._packed is not None and nf4_packed.takes(x):
+            y = nf4_packed.product(x, self._packed)
+            return y if bias is None else y + bias
+        return product(x, self.data, bias)
 
     def weight(self) -> Tensor:
         return dequantise(self.data, self._dtype)

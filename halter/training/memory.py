@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 
 import torch
 
 from halter.model.config import ModelConfig
+from halter.numerics.allocation import available_bytes
 
 
 def peak_memory_bytes() -> int:
@@ -23,14 +23,7 @@ def free_memory_bytes(device: torch.device) -> int:
     """Memory that could still be taken on ``device``; on a CPU what the system calls available."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return available_bytes()
 
 
 def activation_bytes(config: ModelConfig, tokens: int, width: int) -> int:

@@ -279,7 +279,7 @@ def test_head_chunks_change_nothing(name, monkeypatch):
     model = tiny.decoder()
     results = []
     for rows in (1000, 3):
-        monkeypatch.setattr(losses, "chunk_rows", lambda _, rows=rows: rows)
+        monkeypatch.setattr(losses, "chunk_rows", lambda *_, rows=rows: rows)
         one = trainee(fresh(name, model), optimizer=torch.optim.SGD, rate=1.0)
         take_step(model, [one], [[batch()]])
         results.append([p.detach().clone() for p in one.adapter.parameters()])

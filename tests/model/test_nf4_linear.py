@@ -47,6 +47,26 @@ def test_bytes_are_counted_and_nothing_dense_is_kept():
     assert not kept
 
 
+def test_a_packed_copy_serves_few_rows_without_gradient_and_is_counted():
+    small, _ = pair(96, 128, torch.bfloat16)
+    if not small.pack():
+        pytest.skip("no packed product on this machine (AVX512-BF16)")
+    held = {name: tensor.clone() for name, tensor in small.named_buffers()}
+    assert small.nbytes == sum(t.numel() * t.element_size() for t in held.values()) + 96 * 128 * 4.25 / 8
+    x = torch.randn(2, 6, 128).bfloat16()
+    few, many = small(x), small(torch.cat((x, x)))[:2]
+    watched = small(x.requires_grad_())
+    (dx,) = torch.autograd.grad(watched.float().sum(), x)
+    torch.testing.assert_close(dx[1, 5].float(), small.weight().float().sum(0), rtol=0.01, atol=0.01)
+    small.unpack()
+    plain = small(x.detach())
+    assert torch.equal(watched, plain) and not torch.equal(few, plain)
+    for y in (few, many):
+        torch.testing.assert_close(y, plain, rtol=0.02, atol=0.15)
+    assert all(torch.equal(tensor, held[name]) for name, tensor in small.named_buffers())
+    assert not pair(96, 128)[0].pack()  # computes in float32
+
+
 @pytest.mark.parametrize("double", [True, False])
 def test_bitsandbytes_files_both_ways(double):
     functional = pytest.importorskip("bitsandbytes.functional")

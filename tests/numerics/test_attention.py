@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halter.numerics import attention
+from halter.numerics import attention, attention_cpu
 from halter.numerics.attention import attend
 
 
@@ -113,3 +113,40 @@ def test_shared_keys_add_their_gradients():
     want = torch.autograd.grad(reference(*args, spans).square().sum(), args)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), min_size=1, max_size=6, unique_by=lambda row: row[0]),
+    st.sampled_from([(1, 1), (4, 4), (6, 2)]),
+    st.sampled_from([30, 37]),
+    st.sampled_from([1.0, 1.25, 100.0]),
+)
+def test_rows_of_one_query_over_a_cache_equal_the_formula(slots, heads, width, wasted):
+    """Decoding: any of a cache's slots in any order, keys of other lengths, the last slot at the buffer's end; what
+    lies in the slots beyond a row's keys is huge, and never gets into a result."""
+    h, kv = heads
+    g = torch.Generator().manual_seed(1)
+    k, v = (torch.randn(6 * width, kv, 8, generator=g, dtype=torch.float64) for _ in range(2))
+    spans = torch.tensor([[at, 1, slot * width, max(1, keys)] for at, (slot, keys) in enumerate(slots)])
+    q = torch.randn(len(slots), h, 8, generator=g, dtype=torch.float64)
+    want = reference(q, k, v, spans)
+    taken = torch.cat([torch.arange(ks, ks + kl) for _, _, ks, kl in spans.tolist()])
+    for t in (k, v):
+        t[torch.ones(len(t), dtype=torch.bool).index_fill_(0, taken, False)] = 1e30
+    before = attention_cpu.BRIEF, attention_cpu.WASTED
+    try:
+        attention_cpu.BRIEF, attention_cpu.WASTED = 0, wasted
+        got = attend(q, k, v, spans)
+    finally:
+        attention_cpu.BRIEF, attention_cpu.WASTED = before
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_may_end_where_the_buffer_ends():
+    """Packed rows of 4, 4 and 2 keys: the last one's view would reach past the end."""
+    g = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(n, 2, 8, generator=g, dtype=torch.float64) for n in (3, 10, 10))
+    spans = torch.tensor([[0, 1, 0, 4], [1, 1, 4, 4], [2, 1, 8, 2]])
+    assert len(list(attention_cpu._runs(spans))) == 1
+    torch.testing.assert_close(attend(q, k, v, spans), reference(q, k, v, spans), rtol=1e-12, atol=1e-12)

@@ -27,7 +27,7 @@ def project(weight):
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_loss_and_gradients_equal_whole_logits(monkeypatch, rows):
     hidden, weight, extra, targets, weights = case()
-    monkeypatch.setattr(losses, "chunk_rows", lambda _: rows)
+    monkeypatch.setattr(losses, "chunk_rows", lambda *_: rows)
     hidden.requires_grad_(), extra.requires_grad_()
     loss, each = head_loss(project(weight), [extra], hidden, targets, weights, 50)
     whole = F.cross_entropy(hidden @ (weight + extra).t(), targets, reduction="none")

@@ -1,0 +1,68 @@
+"""Packed copies of 4-bit weights: there while rows are decoded, counted, gone afterwards, and the same answers."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import tiny_tokenizers
+import torch
+
+from halter.files.tokenizer import Tokenizer
+from halter.generation.engine import generate
+from halter.model import packing
+from halter.model.nf4_linear import NF4Linear
+from halter.numerics import nf4_packed
+
+pytestmark = pytest.mark.skipif(not nf4_packed.available(), reason="no packed product on this machine (AVX512-BF16)")
+
+
+def four_bits(dtype=torch.bfloat16):
+    model = tiny.decoder(tiny.config(dim=64, ffn_dim=128, head_dim=16, vocab_size=512), dtype)
+    for layer, place, linear in list(model.places()):
+        if layer is not None and place.endswith("_proj"):
+            model.set_linear(layer, place, NF4Linear.quantize(linear.weight()))
+    return model
+
+
+def sizes(model):
+    return [linear.nbytes for _, _, linear in model.places() if isinstance(linear, NF4Linear)]
+
+
+def test_there_for_a_while_counted_and_gone():
+    model = four_bits()
+    before = sizes(model)
+    with packing.packed(model, 4, 1000) as held:
+        numbers = sum(lin.in_features * lin.out_features for _, _, lin in model.places() if isinstance(lin, NF4Linear))
+        assert held == numbers * 4.25 / 8 and sum(sizes(model)) == sum(before) + held
+        with packing.packed(model, 4, 1000) as more:
+            assert more == 0
+        assert sum(sizes(model)) == sum(before) + held
+    assert sizes(model) == before
+
+
+@pytest.mark.parametrize("rows, tokens, free, dtype", [
+    (17, 1000, 2**40, torch.bfloat16), (4, 10, 2**40, torch.bfloat16), (4, 1000, 40_000, torch.bfloat16),
+    (4, 1000, 2**40, torch.float32),
+])  # fmt: skip
+def test_not_where_it_does_not_pay_or_fit(monkeypatch, rows, tokens, free, dtype):
+    monkeypatch.setattr(packing, "available_bytes", lambda: free)
+    model = four_bits(dtype)
+    with packing.packed(model, rows, tokens) as held:
+        assert held == 0
+
+
+def test_generation_uses_them_drops_them_and_answers_the_same(monkeypatch, tmp_path):
+    model, calls = four_bits(), []
+    product = nf4_packed.product
+    monkeypatch.setattr(nf4_packed, "product", lambda *args: calls.append(1) or product(*args))
+    prompts = [[1, 5, 9, 30], [1, 7]]
+    tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(tmp_path))
+    quick = generate(model, tokenizer, prompts, max_new_tokens=40)
+    assert calls and not any(linear.packed for _, _, linear in model.places() if isinstance(linear, NF4Linear))
+    calls.clear()
+    monkeypatch.setattr(packing, "PACK_TOKENS", 10**6)
+    slow = generate(model, tokenizer, prompts, max_new_tokens=40)
+    assert not calls
+    # A random model in bf16 parts ways where two tokens are almost equal; not at once.
+    for a, b in zip(quick, slow, strict=True):
+        assert a.tokens[:5] == b.tokens[:5]
