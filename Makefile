@@ -43,9 +43,18 @@ recipes: $(VENV)/ready
 	for m in $$($(BIN)/python -c "from halter.recipe.sections import method_names as n; print(*n())"); \
 		do $(BIN)/halter init $$m - > recipes/$$m.yaml; done
 
-# docs/methods is written from the methods' own files.
+# docs/methods is written from the methods' own files, docs/survey-tables.md from their counts and what was measured.
 pages: $(VENV)/ready
 	$(BIN)/python docs/make_methods.py
+	$(BIN)/python docs/make_survey_tables.py
+
+# The example report: ten minutes, on the playground. Interrupted, it goes on; trials and adapters stay in build/.
+report: $(VENV)/ready-dev
+	$(BIN)/halter compare --quick --output build/example-report
+	rm -rf docs/example-report && mkdir -p docs/example-report
+	cp -r build/example-report/record.json build/example-report/recipes docs/example-report/
+	$(BIN)/python -m halter.compare.report docs/example-report/record.json docs/example-report
+	$(BIN)/python docs/make_survey_tables.py
 
 mutants: $(VENV)/ready-dev
 	$(BIN)/python tests/mutants/run.py

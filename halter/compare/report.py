@@ -14,12 +14,14 @@ from halter.compare.report_facts import Comparison
 from halter.compare.report_page import page
 from halter.compare.report_tables import comma_separated, tables
 from halter.compare.report_words import headline, reasons
-from halter.errors import HalterError
+from halter.errors import HalterError, Refusal
 from halter.files import writing
 from halter.files.extras import missing_extra
 from halter.files.reading import read_json, read_text, visible
 
 FILES = ("report.html", "report.md", "report.csv")
+MOST_BYTES = 64 << 20
+"""Of a record: a thousand rows with the curves of five seeds have a tenth of it."""
 _MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
 
 
@@ -27,8 +29,11 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the three files into ``folder``, over those of before; returns their paths.
 
     The recipes that the record names are shown in full where they lie in ``folder``. Refusal ``extra-missing`` without
-    matplotlib, which the extra ``report`` brings.
+    matplotlib, which the extra ``report`` brings; ``not-a-record``.
     """
+    rows = record.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) and row.get("name") for row in rows):
+        raise Refusal("not-a-record", "is not the record of a comparison", expected="rows, each with a name")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -66,8 +71,13 @@ def markdown(found: Comparison) -> str:
     ]
     for table in tables(found):
         lines += [f"## {_text(table.title)}", "", *([_text(table.note), ""] if table.note else [])]
-        lines += [_line(table.head), "|" + "---|" * len(table.head), *map(_line, table.rows), ""]
+        lines += [*table_lines(table.head, table.rows), ""]
     return "\n".join([*lines, "The figures are in report.html.", ""])
+
+
+def table_lines(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table of Markdown; every cell is text, whatever stands in it."""
+    return [_line(head), "|" + "---|" * len(head), *map(_line, rows)]
 
 
 def _line(cells: list[str]) -> str:
@@ -84,11 +94,11 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m halter.compare.report RECORD.json FOLDER", file=sys.stderr)
         return 2
     try:
-        for path in write(read_json(arguments[0]), Path(arguments[1])):
+        for path in write(read_json(arguments[0], MOST_BYTES), Path(arguments[1])):
             print(path)
     except HalterError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.exit_code
     return 0
 
 

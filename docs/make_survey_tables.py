@@ -1,0 +1,323 @@
+"""Write docs/survey-tables.md from the code's own counts and from what was measured here: `make pages`.
+
+A test holds the page to this script. The survey's figures stand in SURVEY and CLAIMS, each once; every true figure is
+counted by the methods themselves on torch's meta device, and every measured one is read from the record of a comparison
+or from docs/learning-curves.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from halter.compare.report import table_lines
+from halter.compare.report_facts import Comparison
+from halter.compare.report_tables import Table, tables
+from halter.methods.adapter import Adapter
+from halter.methods.excitor import Excitor
+from halter.methods.llama_adapter import LlamaAdapter
+from halter.methods.llama_adapter_v2 import LlamaAdapterV2
+from halter.methods.lora import Lora
+from halter.methods.method import Method
+from halter.model.config import ModelConfig, preset
+from halter.model.places import LINEARS
+from halter.run.estimate import NF4_BYTES
+
+DOCS = Path(__file__).resolve().parent
+PAGE, RECORD, CURVES = DOCS / "survey-tables.md", DOCS / "example-report" / "record.json", DOCS / "learning-curves.md"
+SEVEN, LARGE = "llama-1-7b", "llama-1-65b"
+MODELS = (
+    "llama-1-7b", "llama-1-13b", "llama-1-33b", "llama-1-65b", "llama-2-70b", "llama-3-8b", "llama-3.1-405b",
+    "llama-3.2-1b", "llama-3.2-3b",
+)  # fmt: skip
+NO_NOTE = "not in our notes"
+STATES = 16
+"""Bytes a trained number takes: float32 weight, gradient and AdamW's two moments."""
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+SETTINGS: dict[str, Method] = {
+    "LoRA, q, r 8": Lora(r=8, target_modules=["q_proj"]),
+    "LoRA, q and v, r 8": Lora(r=8, target_modules=["q_proj", "v_proj"]),
+    "LoRA, q k v o, r 8": Lora(r=8, target_modules=ATTENTION),
+    "LoRA, all seven, r 8": Lora(r=8),
+    "QLoRA's recipe: all seven, r 64": Lora(r=64),
+    "LLaMA-Adapter": LlamaAdapter(),
+    "LLaMA-Adapter V2, released: bias, input scale, norms": LlamaAdapterV2(scale_side="in"),
+    "LLaMA-Adapter V2, paper without prompts: bias, output scale, norms": LlamaAdapterV2(),
+    "LLaMA-Adapter V2, paper: the same and 10 prompts": LlamaAdapterV2(adapter_len=10),
+    "LLaMA-Excitor": Excitor(),
+}
+"""What the counts are of. The authors' settings, as far as they are known; docs/methods says where each comes from."""
+Q, QV, QKVO, ALL, RECIPE, V1, V2, V2_PAPER, V2_PROMPTS, EXCITOR = SETTINGS
+
+
+@cache
+def counted(setting: str, model: str = SEVEN) -> int:
+    """Trained parameters, counted by building the adapter where tensors have shapes and no numbers."""
+    with torch.device("meta"):
+        return Adapter(preset(model), [SETTINGS[setting]]).num_trainable
+
+
+def share(count: float, model: str = SEVEN) -> str:
+    """A count as a share of the model's parameters, three digits."""
+    percent = 100 * count / preset(model).num_parameters
+    return f"{percent:.3g} %"
+
+
+def told(setting: str, model: str = SEVEN) -> str:
+    """A count and its share."""
+    return f"{counted(setting, model):,} ({share(counted(setting, model), model)})"
+
+
+def merges(setting: str) -> bool:
+    """Whether every piece folds into a weight, as the pieces themselves say."""
+    with torch.device("meta"):
+        return all(slot.piece.folds for slot in Adapter(preset("llama-3.2-1b"), [SETTINGS[setting]]).slots)
+
+
+def base_bytes(model: str, nf4: bool) -> float:
+    """Bytes of the weights in 16 bits, or with the seven linear layers in NF4 with double quantisation."""
+    shape = preset(model)
+    linear = sum(s.numel() for n, s in shape.tensor_shapes().items() if n.split(".")[-2] in LINEARS and len(s) == 2)
+    return linear * (NF4_BYTES if nf4 else 2) + (shape.num_parameters - linear) * 2
+
+
+def gb(size: float) -> str:
+    """Bytes as gigabytes of 10^9."""
+    return f"{size / 1e9:.2f} GB"
+
+
+@dataclass(frozen=True)
+class Count:
+    """One line of the survey's counts for LLaMA-7B, and ours."""
+
+    method: str
+    survey: str
+    setting: str
+    why: str
+
+
+def survey(shape: ModelConfig) -> list[Count]:
+    """Table 2, with the reason for every difference; every figure in a reason is worked out here."""
+    one = 2 * 8 * shape.dim
+    prompts = shape.layers * (10 * shape.dim + 1)
+    fourteen = 14e6
+    return [
+        Count("LoRA, r 8", "about 2.5M, 0.036 %", QV,
+              f"No set of places gives 2.5M at r 8: q alone has {counted(Q):,} ({share(counted(Q))}), q and v "
+              f"{counted(QV):,}, q k v o {counted(QKVO):,}, all seven linear layers {counted(ALL):,}. The survey's "
+              f"equation 11 adds 8 x {shape.dim} + {shape.dim} x 8 = {one:,} up to 98,304, which counts one half of it "
+              f"twice, and calls one matrix 0.01 % of the model; it is {share(one)}. The scale alpha / r and the "
+              "dropout of equation 10 are missing, but have no parameters."),
+        Count("QLoRA", "as LoRA: about 2.5M, 0.036 %", RECIPE,
+              "The authors' recipe has r 64 on all seven linear layers: they found that adapters on all of them are "
+              "needed to match full fine-tuning. A 4-bit base does not change what LoRA trains."),
+        Count("LLaMA-Adapter", "0.017 %", V1,
+              f"The survey's formula has prompts in all {shape.layers} layers and one gate a layer, {prompts:,}. The "
+              "authors' code has 10 prompts and one gate a head in the last 30 layers."),
+        Count("LLaMA-Adapter V2", "14M, 0.20 %", V2,
+              f"14M is the 65B model: its released code trains {told(V2, LARGE)}. On 7B 14M would be "
+              f"{share(fourteen)}, but nobody trained that. The method as the paper has it, without prompts: "
+              f"{told(V2_PAPER)}; with them: {told(V2_PROMPTS)}. The survey's list of what is trained leaves out the "
+              "scale of every channel and the optional LoRA, and names a bias of norms, which RMSNorm has not."),
+        Count("LLaMA-Excitor", "about 0.5M, 0.007 % and elsewhere 0.01 %", EXCITOR,
+              "The survey counts a 1x1 convolution and a number a head, which the method has not. Its prompts and "
+              "low-rank query in the top 30 layers make 7.6M, which agrees with what others quote of the paper. The "
+              "authors' code was never published: rank 16 and 30 prompts are the likely values, not certain ones."),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing that the survey says of a method, what is so, and how that is known."""
+
+    method: str
+    survey: str
+    true: str
+    judged: str
+
+
+ARITHMETIC, SOURCES, UNTESTED = "counted by the code", "the authors' own code or page", "not measured here"
+
+
+def claims() -> list[Claim]:
+    """Table 4 and the claims around it."""
+    yes = {True: "yes", False: "no"}
+    return [
+        Claim("LoRA", "0.03 %, where Table 2 has 0.036 %", f"q and v: {share(counted(QV))}; q alone: "
+              f"{share(counted(Q))}", ARITHMETIC),
+        Claim("LoRA", NO_NOTE, f"mergeable: {yes[merges(QV)]}", ARITHMETIC),
+        Claim("LoRA", "two linear layers in the feed-forward part", "three, as in every LLaMA", ARITHMETIC),
+        Claim("LLaMA-Adapter", NO_NOTE, f"mergeable: {yes[merges(V1)]}; the attention to the prompts depends on the "
+              "query", ARITHMETIC),
+        Claim("LLaMA-Adapter V2", "not mergeable", "partly: bias, scale and norms "
+              f"{'merge' if merges(V2) else 'do not merge'}, prompts {'merge' if merges(V2_PROMPTS) else 'do not'}",
+              ARITHMETIC),
+        Claim("LLaMA-Excitor", "mergeable", f"{yes[merges(EXCITOR)]}: the extra key is a softmax over the input",
+              ARITHMETIC),
+        Claim("LLaMA-Excitor", "88.4 % on ScienceQA", "85.41 % for the method alone; 88.39 % is together with LoRA and "
+              "pictures of 336 pixels", f"{SOURCES}; {UNTESTED}: it needs pictures and the 7B model"),
+        Claim("LLaMA-Excitor", "MMLU graded by GPT-4, 6 % above LLaMA-Adapter", "MMLU is accuracy, and the comparison "
+              "is with LLaMA-7B: 3.12 % relative in the paper's text, 6 % in its listed abstract",
+              f"{SOURCES}; {UNTESTED}: it needs the 7B model"),
+        Claim("LLaMA-Adapter V2", "surpasses GPT-4 on some questions about pictures", "no such result: GPT-4 was the "
+              "judge, the comparison was with ChatGPT on text", f"{SOURCES}; {UNTESTED}"),
+        Claim("QLoRA", "no gradient flows through the 4-bit weights", "it flows through them to the adapters below; "
+              "the weights themselves get none", "tests/model/test_nf4_linear.py"),
+        Claim("QLoRA", "paged optimizers manage gradient accumulators", "they page the optimizer's states", SOURCES),
+        Claim("QLoRA", "65B in 48 GB of RAM", f"it is the memory of one GPU. {_large()}", f"{ARITHMETIC}; {UNTESTED}"),
+    ]  # fmt: skip
+
+
+def _large() -> str:
+    base, states = base_bytes(LARGE, True), STATES * counted(RECIPE, LARGE)
+    return (
+        f"The 4-bit base takes {gb(base)}, the recipe's adapter with gradients and optimizer states in float32 "
+        f"{gb(states)}, together {gb(base + states)} before activations"
+    )
+
+
+def page() -> str:
+    """docs/survey-tables.md."""
+    parts = [_head(), _table2(), _table3(), _measured(), _table4(), _formulas()]
+    return "\n".join(line for part in parts for line in part)
+
+
+def _head() -> Iterator[str]:
+    yield "# The survey's Tables 2, 3 and 4, counted and measured again"
+    yield ""
+    yield (
+        "The survey is *Evolution of Meta's LLaMA Models and Parameter-Efficient Fine-Tuning of Large Language Models* "
+        "(arXiv 2510.12178). Its tables compare five methods on LLaMA-7B with figures from different papers, without "
+        "full fine-tuning as a baseline."
+    )
+    yield ""
+    yield (
+        "Written by `make pages` (docs/make_survey_tables.py). True counts are those of Halter's own methods, built "
+        "without weights; measured figures come from a run of `halter compare` or from [learning curves]"
+        "(learning-curves.md), and what was not measured is said not to be. Of the survey's tables only those cells "
+        "stand here that the project has notes of. Table 2 has the counts and shares, Table 3 repeats LoRA's count, "
+        "and Table 4 has LoRA's share once more; of memory, merging and results the notes do not tell in which "
+        "table, or where else in the text, they stand."
+    )
+    yield ""
+
+
+def _table2() -> Iterator[str]:
+    yield from ("## Tables 2 and 3: what is trained on LLaMA-7B", "")
+    rows = [[c.method, c.survey, told(c.setting), c.setting, c.why] for c in survey(preset(SEVEN))]
+    yield from table_lines(["method", "the survey", "true", "of what", "why they differ"], rows)
+    yield from ("", "The same on other models:", "")
+    rows = [[setting, *(f"{counted(setting, model):,}" for model in MODELS)] for setting in SETTINGS]
+    yield from table_lines(["trained parameters", *MODELS], rows)
+    yield ""
+    rows = [[setting, *(share(counted(setting, model), model) for model in MODELS)] for setting in SETTINGS]
+    yield from table_lines(["share of the model", *MODELS], rows)
+    yield ""
+
+
+def _table3() -> Iterator[str]:
+    yield from ("## Tables 3 and 4: what it costs", "")
+    yield (
+        "The notes have the survey's memory without length, batch or precision of the states, so its figures cannot be "
+        "checked, only held against the least that is needed: the weights, and 16 bytes for every trained number "
+        "(float32 weight, gradient, two moments of AdamW). Activations come on top and depend on the rows."
+    )
+    yield ""
+    rows = []
+    for method, setting, nf4, said in (
+        ("LoRA", QV, False, NO_NOTE), ("QLoRA", RECIPE, True, "12 GB"), ("LLaMA-Adapter", V1, False, NO_NOTE),
+        ("LLaMA-Adapter V2", V2, False, NO_NOTE), ("LLaMA-Excitor", EXCITOR, False, "about 15 GB; no source has it"),
+    ):  # fmt: skip
+        base, states = base_bytes(SEVEN, nf4), STATES * counted(setting)
+        rows.append([method, said, gb(base) + (" (NF4)" if nf4 else " (16 bits)"), gb(states), gb(base + states)])
+    states = STATES * preset(SEVEN).num_parameters
+    rows.append(["full fine-tuning", "not in the survey", "none beside the trained", gb(states), gb(states)])
+    yield from table_lines(["method", "the survey", "base of 7B", "trained numbers", "at least"], rows)
+    yield ""
+
+
+def _measured() -> Iterator[str]:
+    yield from ("### Measured", "")
+    if RECORD.is_file():
+        found = Comparison(json.loads(RECORD.read_text("utf-8")))
+        base = found.record["base"]
+        yield (
+            f"The same comparison at the size of this project's machines: a base of {base['parameters']:,} parameters, "
+            f"{found.record['budget']['tokens']:,} tokens and {found.record['budget']['seeds']} seeds for each method, "
+            "learning rates searched with equal effort, full fine-tuning as the baseline. From the record of "
+            "[the example report](example-report/report.md). What holds at this size need not hold at 7B."
+        )
+        wanted = ("Results", "Scores by task", "What training costs", "What using it costs", "Claims of the survey")
+        for table in tables(found):
+            if table.title in wanted:
+                yield from _measured_table(table)
+    else:
+        yield (
+            "Memory, speed and quality side by side: not measured yet. `make report` runs the comparison and writes "
+            "them here."
+        )
+        yield ""
+    yield from _curves()
+
+
+def _measured_table(table: Table) -> Iterator[str]:
+    yield from ("", f"#### {table.title}", "", table.note, "")
+    yield from table_lines(table.head, table.rows)
+    yield ""
+
+
+def _curves() -> Iterator[str]:
+    """The survey's methods in docs/learning-curves.md."""
+    text = CURVES.read_text("utf-8")
+    wanted = ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if re.match(r"\| (\w+) ", line) and line.split()[1] in wanted
+    ]
+    rows.sort(key=lambda row: wanted.index(row[0]))
+    yield (
+        "One seed each with default settings, the playground's base of 3.3M parameters; all methods and the run's "
+        "circumstances: [learning curves](learning-curves.md)."
+    )
+    yield ""
+    head = next(line for line in text.splitlines() if line.startswith("| method"))
+    yield from table_lines([cell.strip() for cell in head.strip("|").split("|")], rows)
+    yield ""
+
+
+def _table4() -> Iterator[str]:
+    yield from ("## Table 4: properties and results", "")
+    rows = [[claim.method, claim.survey, claim.true, claim.judged] for claim in claims()]
+    yield from table_lines(["method", "the survey", "what is so", "known from"], rows)
+    yield ""
+
+
+def _formulas() -> Iterator[str]:
+    yield from ("## Formulas that differ", "")
+    yield from (
+        "Halter follows the authors; the page of each method has the formula that is built.",
+        "",
+        "- [LoRA](methods/lora.md): equation 10 lacks alpha / r and the dropout; B's rows are the layer's outputs, "
+        "fewer for k and v where heads are shared.",
+        "- [LLaMA-Adapter](methods/llama_adapter.md): equations 13 to 15 let prompts ask questions, use one softmax "
+        "and add the result to the hidden state; at a gate of zero that leaves no attention at all. The authors have "
+        "two softmaxes, prompts without queries, and a gate a head on the prompts' part only.",
+        "- [LLaMA-Adapter V2](methods/llama_adapter_v2.md): equation 22 fuses pictures at any layer (paper: the first; "
+        "code: nowhere); equation 24 trains everything on one sum of losses (paper: disjoint groups; code: 2 stages).",
+        "- [LLaMA-Excitor](methods/excitor.md): a bias that depends on the prompts alone, or a query's bias; it is an "
+        "extra key, mixed from the prompts by every token.",
+        "- Every method: RMSNorm without bias and SwiGLU with three matrices stand where the survey has LayerNorm, "
+        "GELU and two.",
+        "",
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

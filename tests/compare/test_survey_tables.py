@@ -1,0 +1,88 @@
+"""docs/survey-tables.md is what its script makes, and the script's figures are right: worked out by hand here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from made_record import record
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_survey_tables", DOCS / "make_survey_tables.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made  # its dataclasses look themselves up
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_page_is_what_the_script_makes(script: ModuleType):
+    assert script.page() == (DOCS / "survey-tables.md").read_text("utf-8"), "make pages"
+
+
+def test_counts_are_those_worked_out_by_hand(script: ModuleType):
+    d, layers, ffn, heads = 4096, 32, 11008, 32
+    square, wide = d + d, d + ffn
+    counts = {
+        script.Q: layers * 8 * square, script.QV: layers * 2 * 8 * square, script.QKVO: layers * 4 * 8 * square,
+        script.ALL: layers * 8 * (4 * square + 3 * wide), script.RECIPE: layers * 64 * (4 * square + 3 * wide),
+        script.V1: 30 * (10 * d + heads),
+        # an input scale and an output bias of seven linears, two norms a layer and the last one
+        script.V2: layers * (4 * 2 * d + 2 * (d + ffn) + (ffn + d) + 2 * d) + d,
+        script.V2_PAPER: layers * (4 * 2 * d + 2 * 2 * ffn + 2 * d + 2 * d) + d,
+        script.EXCITOR: 30 * (30 * d + 16 * 2 * d + 1),
+    }  # fmt: skip
+    counts[script.V2_PROMPTS] = counts[script.V2_PAPER] + 31 * (10 * d + heads)
+    assert {setting: script.counted(setting) for setting in counts} == counts and set(counts) == set(script.SETTINGS)
+    assert script.counted(script.V2, script.LARGE) == 13_811_712  # the authors' released module
+
+
+def test_no_setting_of_r_8_gives_the_survey_s_count(script: ModuleType):
+    """About 2.5M is said; every choice among the seven linear layers is tried."""
+    per = [32 * 8 * n for n in (8192, 8192, 8192, 8192, 15104, 15104, 15104)]
+    sums = {sum(n for i, n in enumerate(per) if choice >> i & 1) for choice in range(1, 128)}
+    assert not any(2_400_000 <= total <= 2_600_000 for total in sums)
+
+
+def test_bytes_of_the_base_are_those_of_the_qlora_paper_s_storage(script: ModuleType):
+    """7 linear layers at 4.127 bits and the rest in 16: 3.866 GB of 7B, 34.459 GB of 65B (mechanisms, worked out)."""
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    rest = 2 * 32000 * 4096 + 65 * 4096
+    assert script.base_bytes(script.SEVEN, False) == 2 * (linear + rest)
+    assert script.base_bytes(script.SEVEN, True) == pytest.approx(linear * 4.126953125 / 8 + 2 * rest)
+    assert script.base_bytes(script.LARGE, True) == pytest.approx(34.459e9, abs=1e6)
+
+
+def test_what_merges(script: ModuleType):
+    assert [script.merges(s) for s in (script.QV, script.V1, script.V2, script.V2_PROMPTS, script.EXCITOR)] == [
+        True, False, True, False, False,
+    ]  # fmt: skip
+
+
+def test_measured_figures_come_from_the_record(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(script, "RECORD", tmp_path / "none.json")
+    assert "not measured yet" in script.page()
+    (tmp_path / "record.json").write_text(json.dumps(record()))
+    monkeypatch.setattr(script, "RECORD", tmp_path / "record.json")
+    text = script.page()
+    assert "not measured yet" not in text
+    assert "a base of 3,279,104 parameters, 120,000 tokens and 3 seeds" in text
+    for words in ("| 286,720 |", "1.1700 to 1.2300", "beta counts 5", "| 400 MB |", "does not fit in 1 GB"):
+        assert words in text
+
+
+def test_learning_curves_are_read_as_they_stand(script: ModuleType):
+    """The survey's four trained methods and the baseline, each with the line that docs/learning-curves.md has."""
+    curves = (DOCS / "learning-curves.md").read_text("utf-8").splitlines()
+    page = [line.replace("\\", "") for line in script.page().splitlines()]
+    for name in ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor"):
+        (line,) = [line for line in curves if line.startswith(f"| {name} |")]
+        assert line in page
