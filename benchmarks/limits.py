@@ -72,7 +72,7 @@ def adapter_sizes(work: Work, config: ModelConfig) -> dict[str, int]:
 def floor(work: Work, config: ModelConfig, lengths: Sequence[int], targets: Sequence[int]) -> Floor:
     """Of a step, or an evaluation, over rows of ``lengths`` whose last ``targets`` tokens are supervised."""
     tokens, wanted = sum(lengths), sum(targets)
-    train = work.kind == "step"
+    train = work.trains
     full = train and (work.method or {}).get("name") == "full"
     pairs = adapter_sizes(work, config)
     products, adapter = [], 0
@@ -96,7 +96,7 @@ def _attention(work: Work, config: ModelConfig, lengths: Sequence[int], targets:
     pairs = sum(n * (n + 1) // 2 for n in lengths)
     # The token before a supervised one is where it is predicted.
     asked = sum(sum(range(n - t, n)) for n, t in zip(lengths, targets, strict=True))
-    train = work.kind == "step"
+    train = work.trains
     after = (work.method or {}).get(
         "name"
     ) == "llama_adapter"  # acts after attention: the first layer needs no backward

@@ -2,8 +2,8 @@
 
     python benchmarks/side.py SIDE ROW SETTING
 
-SIDE: halter, peer, second_peer, limit, prepare or check. Memory is the process's own high-water mark (VmHWM) less its
-value when everything that the side needs is imported.
+SIDE: halter, alone, peer, second_peer, limit, prepare or check. Memory is the process's own high-water mark (VmHWM)
+less its value when everything that the side needs is imported.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from importlib import import_module
 from workloads import Setting, find
 
 MODULES = {
-    "halter": "side_halter", "peer": "side_peer", "second_peer": "side_trl", "limit": "limits", "check": "side_peer",
-    "prepare": "prepare",
+    "halter": "side_halter", "alone": "side_alone", "peer": "side_peer", "second_peer": "side_trl", "limit": "limits",
+    "check": "side_peer", "prepare": "prepare",
 }  # fmt: skip
 
 
@@ -28,7 +28,8 @@ def high_water() -> int:
 
 def main() -> None:
     side, name, text = sys.argv[1:4]
-    work, setting = find(name), Setting(**json.loads(text))
+    setting = Setting(**json.loads(text))
+    work = find(name).ranked(setting)
     module = import_module(MODULES[side])
     if side == "prepare":
         module.prepare(work, setting)

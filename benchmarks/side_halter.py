@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ladder
 import numpy as np
 import torch
 from workloads import Setting, Work, data, first_adapter, model_folder, prompts
@@ -16,7 +17,6 @@ from halter.generation.engine import generate
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
-from halter.numerics import allocation, denormals
 from halter.pretrained.load import load
 from halter.training import memory, optimizers
 from halter.training.loop import Events, Feed, train_loop
@@ -29,12 +29,16 @@ def quiet(_: str) -> None:
     pass
 
 
-def examples(work: Work, setting: Setting, vocab_size: int) -> list[Example]:
+def examples(work: Work, setting: Setting, vocab_size: int, padded: bool = False) -> list[Example]:
+    rows = data(work, setting, vocab_size)
+    longest = max(len(row.tokens) for row in rows)
     made = []
-    for row in data(work, setting, vocab_size):
-        supervised = np.zeros(len(row.tokens), dtype=bool)
-        supervised[row.supervised_from :] = True
-        made.append(Example(np.array(row.tokens, dtype=np.int32), supervised))
+    for row in rows:
+        length = longest if padded else len(row.tokens)
+        tokens, supervised = np.zeros(length, dtype=np.int32), np.zeros(length, dtype=bool)
+        tokens[: len(row.tokens)] = row.tokens
+        supervised[row.supervised_from : len(row.tokens)] = True
+        made.append(Example(tokens, supervised))
     return made
 
 
@@ -51,21 +55,50 @@ def trainee(adapter: Adapter) -> Trainee:
     return Trainee(adapter, optimizer, lambda step: 1.0, torch.amp.GradScaler("cpu", enabled=False))
 
 
-@allocation.kept()
-@denormals.flushed()
 def step(work: Work, setting: Setting) -> dict[str, Any]:
+    with ladder.only(setting.rungs) as padded:
+        return _step(work, setting, padded)
+
+
+def _step(work: Work, setting: Setting, padded: bool) -> dict[str, Any]:
     model, _ = load(model_folder(setting), setting.dtype, work.quantize, say=quiet)
-    rows = examples(work, setting, model.config.vocab_size)
+    rows = examples(work, setting, model.config.vocab_size, padded)
     total = setting.warm + setting.steps
-    tokens = sum(len(row.tokens) for row in rows)
+    laid, tokens = (
+        sum(len(row.tokens) for row in rows),
+        sum(len(r.tokens) for r in data(work, setting, model.config.vocab_size)),
+    )
     lines: list[dict[str, Any]] = []
     plan = Feed(rows, lambda epoch: [[list(range(len(rows)))]], total)
-    checkpointing = memory.needs_checkpointing(model.config, tokens, model.dtype.itemsize, model.device)
+    checkpointing = memory.needs_checkpointing(model.config, laid, model.dtype.itemsize, model.device)
     train_loop(model, [trainee(begin(work, setting, model))], [plan], Events(log=lines.append), checkpointing)
-    seconds = [tokens / line["tokens_per_second"] for line in lines][setting.warm :]
+    seconds = [laid / line["tokens_per_second"] for line in lines][setting.warm :]
     return {"tokens": tokens, "targets": sum(row.targets for row in rows), "seconds": seconds,
             "losses": [line["loss"] for line in lines], "grad_norms": [line["grad_norm"] for line in lines],
             "checkpointing": checkpointing}  # fmt: skip
+
+
+def several(work: Work, setting: Setting, together: bool = True) -> dict[str, Any]:
+    """An adapter a row, each with its own optimizer: all in one pass over the base, or one after the other."""
+    assert work.method is not None
+    options = {key: value for key, value in work.method.items() if key != "name"}
+    with ladder.only(None):
+        model, _ = load(model_folder(setting), setting.dtype, work.quantize, say=quiet)
+        rows = examples(work, setting, model.config.vocab_size)
+        total = setting.warm + setting.steps
+        trainees = [trainee(adapt(model, work.method["name"], seed=i, **options)) for i in range(len(rows))]
+        feeds = [Feed([row], lambda epoch: [[[0]]], total) for row in rows]
+        lines: list[list[dict[str, Any]]] = [[] for _ in rows]
+        if together:
+            train_loop(model, trainees, feeds, Events(log=lambda line: lines[line["trainee"]].append(line)))
+        else:
+            for one, feed, into in zip(trainees, feeds, lines, strict=True):
+                train_loop(model, [one], [feed], Events(log=into.append))
+    spent = [[line["tokens"] / line["tokens_per_second"] for line in one] for one in lines]
+    each = [max(step) if together else sum(step) for step in zip(*spent, strict=True)]
+    return {"tokens": sum(len(row.tokens) for row in rows), "targets": sum(row.targets for row in rows),
+            "seconds": each[setting.warm :], "losses": [line["loss"] for one in lines for line in one],
+            "grad_norms": [line["grad_norm"] for one in lines for line in one]}  # fmt: skip
 
 
 def evaluate(work: Work, setting: Setting) -> dict[str, Any]:
@@ -80,14 +113,20 @@ def evaluate(work: Work, setting: Setting) -> dict[str, Any]:
             "seconds": seconds[setting.warm :], "losses": losses}  # fmt: skip
 
 
-def decode(work: Work, setting: Setting) -> dict[str, Any]:
+def decode(work: Work, setting: Setting, alike: bool = False) -> dict[str, Any]:
     """Seconds of ``new_tokens`` steps: an answer of one more token, less an answer of one."""
     model, tokenizer = load(model_folder(setting), setting.dtype, work.quantize, say=quiet)
     asked = prompts(work, setting, model.config.vocab_size)
 
+    adapters: Any = None
+    if work.method is not None:  # fresh ones: their numbers change no time, and the tokens stay the base's
+        options = {key: value for key, value in work.method.items() if key != "name"}
+        made = [adapt(model, work.method["name"], seed=i, **options) for i in range(1 if alike else len(asked))]
+        adapters = made[0] if alike else made
+
     def answer(count: int) -> tuple[float, list[list[int]]]:
         began = time.perf_counter()
-        made = generate(model, tokenizer, asked, max_new_tokens=count, ignore_stop_ids=True)
+        made = generate(model, tokenizer, asked, adapters, max_new_tokens=count, ignore_stop_ids=True)
         return time.perf_counter() - began, [list(one.tokens) for one in made]
 
     answer(2)
@@ -109,5 +148,5 @@ def to_first_token(work: Work, setting: Setting) -> dict[str, Any]:
 
 
 def measure(work: Work, setting: Setting) -> dict[str, Any]:
-    kinds = {"step": step, "evaluate": evaluate, "decode": decode, "load": to_first_token}
+    kinds = {"step": step, "several": several, "evaluate": evaluate, "decode": decode, "load": to_first_token}
     return kinds[work.kind](work, setting)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import growth
+import ladder
+
 Record = dict[str, Any]
 BEGIN, END = "<!-- bench: {} -->", "<!-- end: {} -->"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -48,6 +51,8 @@ def table(record: Record) -> str:
         speeds = [times(found.get(f"speed_{side}")) for side in ("peer", "second_peer")]
         cells = [row["name"], *map(amount, sides), *speeds,
                  share(found.get("of_limit")), *map(gigabytes, sides[:3]), share(found.get("memory_peer"))]  # fmt: skip
+        if "speed_alone" in found:
+            cells[5] = f"{times(found['speed_alone'])} of alone"
         if row["check"]["ok"] is False:
             cells[0] += " (check failed)"
         lines.append("| " + " | ".join(cells) + " |")
@@ -83,6 +88,11 @@ def put(text: str, name: str, made: str) -> str:
 
 def write_page(record: Record, path: Path = PAGE) -> None:
     text = path.read_text() if path.is_file() else "# Performance\n"
-    for name, made in (("about", about(record)), ("table", table(record)), ("checks", checks(record))):
-        text = put(text, name, made)
+    made = {"about": about(record), "table": table(record), "checks": checks(record)}
+    if "growth" in record:
+        made["growth"] = growth.table(record["growth"])
+    if "ladder" in record:
+        made["ladder"] = ladder.table(record["ladder"])
+    for name, block in made.items():
+        text = put(text, name, block)
     path.write_text(text)

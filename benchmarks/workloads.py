@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["step", "evaluate", "decode", "load", "start"]
+Kind = Literal["step", "several", "evaluate", "decode", "load", "start"]
 QV, ALL = ["q_proj", "v_proj"], "all-linear"
 
 
@@ -37,6 +37,10 @@ class Setting:
     steps: int = 2
     new_tokens: int = 16
     prompt_tokens: int = 128
+    rank: int | None = None
+    """Of LoRA, where growth changes it."""
+    rungs: int | None = None
+    """How many techniques of the ladder are on; all where not given."""
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -65,8 +69,18 @@ class Work:
     """Part of the table when no names are given."""
     note: str = ""
 
+    @property
+    def trains(self) -> bool:
+        return self.kind in ("step", "several")
+
     def at(self, base: Setting) -> Setting:
         return replace(base, **self.setting)
+
+    def ranked(self, setting: Setting) -> Work:
+        """With the rank that a setting asks for."""
+        if setting.rank is None or self.method is None:
+            return self
+        return replace(self, method={**self.method, "r": setting.rank, "alpha": 2 * setting.rank})
 
 
 def lora(r: int, targets: Any) -> dict[str, Any]:
@@ -88,6 +102,10 @@ WORKS = (
     Work("decode-8", "decode", batch=8),
     Work("decode-32", "decode", batch=32),
     Work("decode-nf4-1", "decode", quantize="nf4", batch=1),
+    Work("eight-adapters", "several", lora(16, ALL), sides=("halter", "alone", "limit"),
+         note="a LoRA a row, trained together; alone: one after the other"),
+    Work("decode-mixed-32", "decode", lora(16, ALL), sides=("halter", "alone"), batch=32,
+         note="a LoRA a prompt; alone: one LoRA for all"),
     Work("load", "load", note="from the start of loading to the first token"),
     Work("load-nf4", "load", quantize="nf4", note="from the start of loading to the first token"),
     Work("start-help", "start", sides=("halter",), note="halter --help, seconds"),

@@ -12,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import frame
+import growth
+import ladder
 import limits
 import table
 import workloads
@@ -131,3 +133,46 @@ def test_real_sides_agree_on_a_tiny_shape(tmp_path):
     assert found["halter"]["tokens"] == found["peer"]["tokens"] == found["limit"]["tokens"]
     assert all(found[side]["peak_bytes"] > 0 for side in ("halter", "peer"))
     (tmp_path / "record.json").write_text(json.dumps(found))  # all of it is JSON
+
+
+def test_a_disturbed_side_is_run_again_and_the_quietest_try_counts():
+    shares = iter([0.5, 0.2, 0.01, 0.9])
+    found = frame.undisturbed(
+        lambda *_: {"others": next(shares)}, "halter", workloads.find("lora-qv-step"), TINY, lambda _: None
+    )
+    assert found == {"others": 0.01, "tries": 3}
+    shares = iter([0.5, 0.2, 0.3, 0.9])
+    found = frame.undisturbed(
+        lambda *_: {"others": next(shares)}, "halter", workloads.find("lora-qv-step"), TINY, lambda _: None
+    )
+    assert found == {"others": 0.2, "tries": 4}
+
+
+def test_exponents_of_powers():
+    assert growth.slopes([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx((2, 2, 2))
+    assert growth.exponent([10, 20], [5, 5]) == pytest.approx(0)
+
+
+def test_every_rung_of_the_ladder_has_the_same_loss(monkeypatch):
+    """In float32 on a tiny shape; and the rungs are really taken away: the plain step makes every token's logits."""
+    import side_halter
+    from prepare import prepare
+
+    from halter.model.decoder import Decoder
+
+    work, heads = workloads.find("lora-all-step"), []
+    prepare(work, TINY)
+    head = Decoder.hidden
+    monkeypatch.setattr(Decoder, "hidden", lambda *a, **k: heads.append(len(out := head(*a, **k))) or out)
+    losses = []
+    for rungs in (*range(len(ladder.RUNGS)), None):
+        losses.append(side_halter.step(work, replace(TINY, rungs=rungs))["losses"])
+    for other in losses[:-1]:
+        assert other == pytest.approx(losses[-1], rel=1e-6)
+    rows = workloads.data(work, TINY, 1280)
+    padded, laid, wanted = (
+        3 * max(len(r.tokens) for r in rows),
+        sum(len(r.tokens) for r in rows),
+        sum(r.targets for r in rows),
+    )
+    assert heads[0] == padded and heads[2] == laid and heads[8] == wanted == heads[-1]
