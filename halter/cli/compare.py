@@ -38,7 +38,7 @@ def command(
     taken on test rows, and write a report. Interrupted, the same command goes on; no finished trial is run twice.
     Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
     from halter.compare import start
-    from halter.compare.engine import compare
+    from halter.compare.engine import compare, write_report
     from halter.files.hub import to_stderr
     from halter.files.runs import RunFolder
 
@@ -56,6 +56,7 @@ def command(
     to_stderr(f"comparison: {folder}")
     record = compare(source, chosen, variants, folder, to_stderr)
     print(_table(record))
+    write_report(record, folder, to_stderr)
     to_stderr(f"record: {folder / 'record.json'}")
 
 

@@ -40,9 +40,9 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     Training rows that are in another part too are left out. Refusals: ``compare-data`` where a part is missing or has
     no rows, ``bad-rows``, ``compare-differs`` where the folder holds other rows, and those of sources.
     """
-    missing = [n for n, v in (("data.train (--train)", data.train), ("compare.test (--test)", options.test)) if not v]
-    if missing:
-        raise Refusal("compare-data", "a comparison needs rows to train on, and others to score", offenders=missing)
+    if not options.test:
+        what = "a comparison needs rows to score, which no run is trained on"
+        raise Refusal("compare-data", what, offenders=["compare.test (--test)"])
     rows: dict[str, list[Row]] = {"train": [row for source in data.sources for row in _read(source)]}
     rows["test"] = _read(Source(str(options.test)))
     if isinstance(data.validation, str):

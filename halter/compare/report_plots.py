@@ -57,7 +57,7 @@ def _trade_off(found: Comparison) -> Plot | None:
         ("peak memory of training", lambda row: row.peak, size),
         ("time of a run", lambda row: row.seconds, _time),
     ]
-    costs = [cost for cost in costs if any(cost[1](row) is not None for row in found.trained)]
+    costs = [cost for cost in costs if any(cost[1](row) for row in found.trained)]
     if not costs:
         return None
     losses = [row.loss or 0.0 for row in found.trained]

@@ -17,7 +17,7 @@ from halter.recipe.fields import keys_of
 from halter.recipe.gather import gather
 
 SECTION, VARIANTS = "compare", "variants"
-TASK, ROWS = "translate", {"train": 700, "validation": 80, "test": 100}
+TASK, ROWS = "manners", {"train": 700, "validation": 80, "test": 100}
 GENERAL_DOCUMENTS = 60
 QUICK: dict[str, Any] = {"tokens": 60_000, "seeds": 3, "max_new_tokens": 40, "precisions": ("float32", "nf4")}
 """What --quick changes of the options that are still at their defaults: ten minutes on two cores."""

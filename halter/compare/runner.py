@@ -1,0 +1,198 @@
+"""The trials of a comparison: what defines each, how it is run, and that it is run once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halter import recipe as recipes
+from halter.compare.costs import costs
+from halter.compare.ground import Contestant, Ground
+from halter.compare.probe import probe
+from halter.compare.rounds import train_runs
+from halter.compare.scores import Exam, decode_rate, examine
+from halter.compare.trials import Trials
+from halter.errors import HalterError, Refusal
+from halter.files.folders import discard
+from halter.files.writing import write_text
+from halter.methods.adapter import Adapter
+from halter.methods.storage import load_adapter
+from halter.model.decoder import Decoder
+from halter.pretrained.device import choose_device, choose_dtype
+from halter.pretrained.digest import digest_base
+from halter.run.estimate import Sizes, free_bytes, memory_problem, planned, sizes
+from halter.run.prepare import Job, Say
+
+LOOKS = 6
+"""Validation losses on a run's curve, beside the one before its first step."""
+TOGETHER, ROOM = 4, 0.8
+"""Trials trained at once on an accelerator, and the share of the free memory that they may take."""
+ELSEWHERE = (("model", "path"), ("model", "device"), ("model", "revision"), ("data", "train"), ("data", "validation"),
+             ("data", "cache"))  # fmt: skip
+"""Keys of a recipe that say where something lies, not what it is; digests stand for them."""
+Trial = dict[str, Any]
+
+
+@dataclass
+class Bases:
+    """The one base in memory."""
+
+    ground: Ground
+    held: dict[str, Decoder] = field(default_factory=dict)
+
+    def get(self, precision: str) -> Decoder:
+        """The base at this precision; another one is let go first."""
+        if precision not in self.held:
+            self.held.clear()
+            self.held[precision] = self.ground.load_base(precision)
+        return self.held[precision]
+
+
+class Runner:
+    """Runs trials, or finds them. ``changed`` is called after every one that was run."""
+
+    def __init__(self, ground: Ground, say: Say, changed: Callable[[], object]) -> None:
+        options, job = ground.options, ground.job
+        self.ground, self.say, self.options, self.folder = ground, say, options, ground.folder
+        self.trials, self.bases = Trials(ground.folder / "trials", changed), Bases(ground)
+        self.device = choose_device(job.recipe.model.device)
+        self.exam = Exam(
+            job.tokenizer, ground.test, ground.general, options.questions, options.max_new_tokens, job.micro_tokens
+        )
+
+    def define(self, kind: str, precision: str, job: Job | None = None, **more: Any) -> dict[str, Any]:
+        """What defines a trial: base, rows, recipe, and how it is measured; ``job`` None: of the base alone."""
+        recipe = recipes.as_data((job or self.ground.job).recipe)
+        for section, key in ELSEWHERE:
+            del recipe[section][key]
+        for section in ("output_dir", "checks", *(() if job else ("train", "method"))):
+            del recipe[section]
+        if job is None:
+            recipe["model"]["quantize"] = None
+        known = {"base": self.ground.base_digest, "data": dict(self.ground.material.digests), "recipe": recipe}
+        return {"kind": kind, "precision": precision, **known, **more}
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """The options that decide how a model is scored."""
+        return {"questions": self.options.questions, "max_new_tokens": self.options.max_new_tokens}
+
+    def base(self, precision: str) -> Trial:
+        """The base without adapter, scored."""
+
+        def run() -> Trial:
+            model = self.bases.get(precision)
+            rate = decode_rate(model, self.exam, None)
+            dtype = str(model.dtype).removeprefix("torch.")
+            return {**examine(model, self.exam), "decode": rate, "dtype": dtype}
+
+        return self.trials.once(self.define("base", precision, **self.measure), run)
+
+    def first_look(self, contestant: Contestant) -> tuple[Job, Adapter]:
+        """The job with the default rate, and the adapter on meta. Refusal where it is impossible or does not fit."""
+        job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
+        adapter = planned(job.config, [choice.options for choice in job.recipe.methods])
+        if contestant.precision == "nf4" and any(choice.name == "full" for choice in job.recipe.methods):
+            raise Refusal("compare-full", "full fine-tuning trains the weights themselves, and these are in 4 bits")
+        need, report = self._sizes(contestant, job, adapter), job.data.report
+        for problem in memory_problem(need, self.device, (report.longest_origin, report.longest)):
+            raise problem
+        return job, adapter
+
+    def _sizes(self, contestant: Contestant, job: Job, adapter: Adapter) -> Sizes:
+        asked = contestant.precision if contestant.precision != "nf4" else "auto"
+        stored = getattr(torch, job.config.dtype, torch.float32)
+        width = choose_dtype(asked, stored, self.device, lambda _: None).itemsize
+        return sizes(job.recipe, job.config, adapter, width, contestant.precision == "nf4")
+
+    def memory(self, contestant: Contestant, job: Job) -> Trial:
+        """The peak of the first steps in a fresh process, best asked for before this one holds a base.
+
+        {"why"} where they failed, which is not kept: there may be more room another time."""
+        definition = self.define("memory", contestant.precision, job)
+        found = {} if self.options.skip_memory else self.trials.find(definition)
+        if found is not None:
+            return found
+        self.say(f"{contestant.name}: measuring memory")
+        try:
+            return self.trials.keep(definition, probe(self.recipe(contestant.name, job)))
+        except HalterError as error:
+            return {"why": str(error)}
+
+    def search(self, contestant: Contestant, tried: Sequence[float], tokens: int) -> list[Trial]:
+        """One round of a search; those that were never run are trained together, as many as memory allows."""
+        seed = self.options.seed
+        jobs = {rate: self.ground.job_for(contestant, rate, seed, tokens) for rate in tried}
+        definitions = {rate: self.define("search", contestant.precision, job) for rate, job in jobs.items()}
+        left = [rate for rate in tried if self.trials.find(definitions[rate]) is None]
+        beside = self._beside(contestant) if left else 1
+        for start in range(0, len(left), beside):
+            group = left[start : start + beside]
+            several = [self.ground.job_for(contestant, rate, seed, tokens, len(group)) for rate in group]
+            runs = train_runs(self.bases.get(contestant.precision), several, 1)
+            for rate, run in zip(group, runs, strict=True):
+                known = {"learning_rate": rate, "tokens": tokens, "validation_loss": run.loss}
+                result = {**known, "seconds": run.seconds, "tokens_seen": run.tokens, "why": run.why}
+                self.trials.keep(definitions[rate], result)
+                loss = run.why or f"validation loss {run.loss:.4f}"
+                self.say(f"{contestant.name}: rate {rate:g}, {tokens:,} tokens: {loss}")
+        return [self.trials.once(definitions[rate], dict) for rate in tried]
+
+    def _beside(self, contestant: Contestant) -> int:
+        """How many trials may be trained at once."""
+        asked = self.options.together or (1 if self.device.type == "cpu" else TOGETHER)
+        job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
+        need = self._sizes(contestant, job, planned(job.config, [choice.options for choice in job.recipe.methods]))
+        self.bases.get(contestant.precision)
+        room = ROOM * free_bytes(self.device) - job.micro_tokens * need.per_token
+        return max(1, min(asked, int(room // max(1, need.trained))))
+
+    def run(self, contestant: Contestant, rate: float, seed: int) -> Trial:
+        """One run with the chosen rate, scored on the test rows."""
+        job = self.ground.job_for(contestant, rate, seed, self.ground.tokens)
+        name = contestant.name if seed == self.options.seed else f"{contestant.name}-seed{seed}"
+        self.recipe(name, job)
+
+        def run() -> Trial:
+            model = self.bases.get(contestant.precision)
+            (one,) = train_runs(model, [job], LOOKS)
+            told: Trial = {"seed": seed, "seconds": one.seconds, "tokens": one.tokens, "curve": one.curve,
+                           "why": one.why, "recipe": f"recipes/{name}.yaml"}  # fmt: skip
+            if one.adapter is None:
+                return told
+            if seed == self.options.seed:
+                self._keep(contestant, one.adapter)
+            return {**told, **examine(model, self.exam, one.adapter)}
+
+        return self.trials.once(self.define("run", contestant.precision, job, looks=LOOKS, **self.measure), run)
+
+    def recipe(self, name: str, job: Job) -> Path:
+        """Write the recipe that runs this again."""
+        path = self.folder / "recipes" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, recipes.dump(job.recipe), replace=True)
+        return path
+
+    def _kept(self, contestant: Contestant) -> Path:
+        return self.folder / "adapters" / contestant.name
+
+    def _keep(self, contestant: Contestant, adapter: Adapter) -> None:
+        folder = self._kept(contestant)
+        if folder.exists():  # of other settings, or of a run that was interrupted before it was scored
+            discard(folder)
+        adapter.facts["base"] |= digest_base(self.ground.job.folder).facts()
+        adapter.save(folder)
+
+    def costs(self, contestant: Contestant, rate: float) -> Trial:
+        """Bytes, speed and merging, of the first seed's adapter."""
+        job = self.ground.job_for(contestant, rate, self.options.seed, self.ground.tokens)
+
+        def run() -> Trial:
+            model, kept = self.bases.get(contestant.precision), self._kept(contestant)
+            return costs(model, load_adapter(kept, model), kept, self.exam, self.ground.job.folder, self.folder)
+
+        return self.trials.once(self.define("costs", contestant.precision, job), run)

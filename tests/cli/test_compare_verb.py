@@ -1,0 +1,61 @@
+"""`halter compare`: flags and recipe sections mean the same, and the quick form needs nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from halter.cli import main
+from halter.compare import start
+from halter.compare.options import CompareOptions
+from halter.errors import Refusal
+from tests.compare import small
+
+FLAGS = ["--methods", "lora,lora", "--precisions", "float32", "--tokens", "300", "--seeds", "1",
+         "--search-trials", "1", "--questions", "2", "--max-new-tokens", "3", "--resamples", "20"]  # fmt: skip
+
+
+def test_flags_and_a_recipe_give_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = small.source(tmp_path / "source")
+    test = small.rows(tmp_path / "test.jsonl", 200, 9)
+    files = ["--model", recipe["model"]["path"], "--train", recipe["data"]["train"], "--test", test]
+    more = [f"data.validation={recipe['data']['validation']}", "--per-device-train-batch-size", "6", "model.device=cpu"]
+    assert main.run(["compare", *files, *more, *FLAGS, "--output", str(tmp_path / "one")]) == 0
+    told = capsys.readouterr().out
+    assert "lora " in told and "test loss" in told
+    section = {"methods": ["lora"], "precisions": "float32", "tokens": 300, "seeds": 1, "search_trials": 1,
+               "questions": 2, "max_new_tokens": 3, "resamples": 20, "test": test, "skip_memory": True}  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**recipe, "compare": section}))
+    assert main.run(["compare", str(path), "--output", str(tmp_path / "two")]) == 0
+    one, two = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("one", "two"))
+    assert [row["mean"] for row in one["rows"]] == [row["mean"] for row in two["rows"]]
+    # Measured in a process of its own, which has torch in it and so more than 50 MB.
+    peaks = [row["memory"]["measured_peak_bytes"] for row in one["rows"][1:]]
+    assert all(peak >= row["memory"]["runtime_bytes"] >= 50e6 for peak, row in zip(peaks, one["rows"][1:], strict=True))
+    assert (tmp_path / "one" / "report.html").stat().st_size > 1000
+
+
+def test_mistakes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["compare"]) == 2 and "halter compare --quick needs nothing" in capsys.readouterr().err
+    with pytest.raises(Refusal, match="recipe") as caught:
+        start.options_of({"seeds": "many", "methdos": ["lora"]}, CompareOptions(), "here")
+    assert len(caught.value.offenders) == 2
+    with pytest.raises(Refusal, match="unknown key"):
+        start.overridden({"model": {"path": "x"}}, ["data.trian=y"])
+
+
+def test_flags_go_over_the_section() -> None:
+    chosen = start.options_of({"seeds": 4, "tokens": 100}, CompareOptions(seeds=2), "here")
+    assert (chosen.seeds, chosen.tokens, chosen.search_trials) == (2, 100, CompareOptions().search_trials)
+
+
+def test_quick_makes_its_rows_itself(tmp_path: Path) -> None:
+    source, options = start.quick(CompareOptions(seeds=1), tmp_path)
+    parts = {part: (tmp_path / f"{part}.jsonl").read_text().splitlines() for part in ("train", "validation", "test")}
+    assert {part: len(lines) for part, lines in parts.items()} == start.ROWS
+    assert not set(parts["train"]) & set(parts["test"]) and not set(parts["validation"]) & set(parts["test"])
+    assert options.seeds == 1 and options.tokens == start.QUICK["tokens"] and Path(str(options.general)).is_file()
+    assert Path(source["model"]["path"]).is_dir()

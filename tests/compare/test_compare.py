@@ -1,0 +1,200 @@
+"""Whole comparisons of tiny runs: what is in the record, what is never run twice, what an interrupt leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import halter
+from halter.compare import runner
+from halter.compare.ground import Contestant, lay
+from halter.compare.rounds import train_runs
+from halter.errors import Refusal
+from halter.methods.storage import load_adapter, state_of
+from halter.pretrained.load import load_model
+from tests.compare import small
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return small.source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, recipe: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """One comparison, with general text."""
+    folder = tmp_path_factory.mktemp("done")
+    general = folder / "general.jsonl"
+    general.write_text("".join(json.dumps({"text": t}) + "\n" for t in small.tiny_tokenizers.SENTENCES[:4]))
+    return folder, small.run(folder, recipe, general=str(general))[0]
+
+
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many runs every call of the trainer gets from now on."""
+    counts: list[int] = []
+
+    def counted(model: Any, jobs: Any, looks: int) -> Any:
+        counts.append(len(jobs))
+        return train_runs(model, jobs, looks)
+
+    monkeypatch.setattr(runner, "train_runs", counted)
+    return counts
+
+
+def test_the_record_holds_what_was_measured(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = done
+    assert json.loads((folder / "out" / "record.json").read_text()) == json.loads(json.dumps(record))
+    base, lora, adapter = record["rows"]
+    assert [row["name"] for row in record["rows"]] == ["base", "lora", "llama_adapter"]
+    assert base["seeds"] == [] and base["mean"]["test_loss"] > lora["mean"]["test_loss"]
+    assert lora["status"] == adapter["status"] == "done" and lora["precision"] == "float32"
+    assert (lora["mergeable"], adapter["mergeable"]) == (True, False) and adapter["merge_gap"] is None
+    assert 0 <= lora["merge_gap"] < 1e-6
+    assert lora["trainable"] == 16 * (4 * 32 + 3 * 40) * 2  # r (in + out) of q, k, v, o and gate, up, down, two layers
+    for row in (lora, adapter):
+        losses = [seed["test_loss"] for seed in row["seeds"]]
+        assert [seed["seed"] for seed in row["seeds"]] == [0, 1] and losses[0] != losses[1]
+        assert row["mean"]["test_loss"] == pytest.approx(np.mean(losses))
+        assert row["spread"]["test_loss"] == pytest.approx(np.std(losses, ddof=1))
+        low, high = row["interval"]["test_loss"]
+        assert low <= row["mean"]["test_loss"] <= high
+        assert row["seeds"][0]["curve"][0]["step"] == 0 and row["seeds"][0]["curve"][-1]["tokens"] > 400
+        assert row["decode_tokens_per_second"] > 0 and row["compressed_loss"] == pytest.approx(losses[0], rel=0.1)
+    assert 0 < lora["compressed_bytes"] < lora["adapter_bytes"] / 2
+    assert len({trial["tokens"] for trial in lora["search"]}) == 1 and len(lora["search"]) == 2
+
+
+def test_forgetting_is_what_the_general_text_lost(done: tuple[Path, dict[str, Any]]) -> None:
+    """The same by hand, over the files that it left."""
+    folder, record = done
+    out = folder / "out"
+    path = record["base"]["name"]
+    model, tokenizer = halter.load(path, "float32", device="cpu", say=lambda _: None)
+    adapter = load_adapter(out / "adapters" / "lora", model)
+
+    def loss(on: Any) -> float:
+        total, count = 0.0, 0
+        for line in (out / "data" / "general.jsonl").read_text().splitlines():
+            ids = [tokenizer.bos_id, *tokenizer.encode(json.loads(line)["text"]), *tokenizer.stop_ids[:0]]
+            tokens = torch.tensor([ids])
+            logits = model(tokens, adapter=on)[0, :-1].float()
+            total += torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()
+            count += len(ids) - 1
+        return total / count
+
+    # Its rows end in an end of text, which these do not; what is lost is much the same.
+    assert record["rows"][1]["seeds"][0]["forgetting"] == pytest.approx(loss(adapter) - loss(None), abs=0.2)
+
+
+def test_the_same_again_runs_nothing(
+    done: tuple[Path, dict[str, Any]], recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record = done
+    counts = trained(monkeypatch)
+    monkeypatch.setattr(runner.Bases, "get", None)  # nobody asks for the base either
+    again, _ = small.run(folder, recipe, general=str(folder / "general.jsonl"))
+    assert counts == [] and again["rows"] == record["rows"] and again["ties"] == record["ties"]
+
+
+def test_an_interrupt_loses_only_the_trial_under_way(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"methods": ("lora",), "search_trials": 3}
+    calls: list[int] = []
+
+    def interrupted(model: Any, jobs: Any, looks: int) -> Any:
+        calls.append(1)
+        if len(calls) == 7:  # three trials, two, the first seed, and here the second
+            raise KeyboardInterrupt
+        return train_runs(model, jobs, looks)
+
+    monkeypatch.setattr(runner, "train_runs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small.run(tmp_path, recipe, **changes)
+    partial = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 7  # the base's too
+    monkeypatch.undo()
+    counts = trained(monkeypatch)
+    record, _ = small.run(tmp_path, recipe, **changes)
+    assert counts == [1] and len(record["rows"][1]["seeds"]) == 2
+    assert partial["rows"][0] == record["rows"][0]
+    (tmp_path / "whole").mkdir()
+    whole, _ = small.run(tmp_path / "whole", recipe, **changes)
+    assert whole["rows"][1]["mean"] == record["rows"][1]["mean"]
+
+
+def test_more_seeds_later_run_only_the_new_ones(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.run(tmp_path, recipe, methods=("lora",))
+    counts = trained(monkeypatch)
+    record, _ = small.run(tmp_path, recipe, methods=("lora",), seeds=3)
+    assert counts == [1] and [seed["seed"] for seed in record["rows"][1]["seeds"]] == [0, 1, 2]
+
+
+def test_trials_at_once_are_the_trials_one_by_one(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    ground = lay(recipe, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
+    model, who = ground.load_base("float32"), Contestant("lora", {"name": "lora"}, "float32")
+    rates = (1e-3, 1e-2, 1e-1)
+    together = train_runs(model, [ground.job_for(who, rate, 0, 300, 3) for rate in rates], 1)
+    alone = [train_runs(model, [ground.job_for(who, rate, 0, 300)], 1)[0] for rate in rates]
+    assert [run.loss for run in together] == pytest.approx([run.loss for run in alone], rel=1e-5)
+    assert len({run.loss for run in alone}) == 3
+
+
+def test_a_recipe_of_a_row_runs_it_again(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """halter train with the row's recipe gives the row's adapter."""
+    folder, record = done
+    out = folder / "out"
+    run = halter.train(str(out / record["rows"][1]["recipe"]), [f"output_dir={tmp_path / 'run'}"], say=lambda _: None)
+    assert run is not None
+    model = load_model(record["base"]["name"], "float32", None, "cpu", say=lambda _: None)
+    one, other = (state_of(load_adapter(path, model)) for path in (out / "adapters" / "lora", run / "adapter"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_fails_harms_itself_alone(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate that overflows at once: its trials fail, the other methods go on."""
+    broken = {"hot": {"name": "lora", "init_from": None, "alpha": 1e38}}
+    record, _ = small.run(tmp_path, recipe, methods=("hot", "llama_adapter"), seeds=1, variants=broken)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows["hot"]["status"] == "failed" and rows["hot"]["why"]
+    assert rows["llama_adapter"]["status"] == "done" and len(record["rows"]) == 3
+
+
+def test_hybrids_variants_and_precisions(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    methods = ("lora+excitor", "tiny", "full")
+    record, _ = small.run(
+        tmp_path, recipe, methods=methods, precisions=("float32", "nf4"), seeds=1, search_trials=1,
+        variants={"tiny": {"name": "lora", "r": 1, "alpha": 1}},
+    )  # fmt: skip
+    rows = {row["name"]: row for row in record["rows"]}
+    assert " ".join(rows) == "base lora+excitor tiny full base-nf4 lora+excitor-nf4 tiny-nf4 full-nf4"
+    assert [m["name"] for m in rows["lora+excitor"]["method"]] == ["lora", "excitor"]
+    assert rows["tiny"]["trainable"] * 16 == (4 * 32 + 3 * 40) * 2 * 16 and rows["tiny-nf4"]["precision"] == "nf4"
+    assert rows["full-nf4"]["status"] == "left out" and "nf4" in rows["full-nf4"]["why"]
+    assert rows["full"]["share"] == 1.0 and rows["full"]["mergeable"]
+    assert rows["tiny"]["method"] == rows["tiny-nf4"]["method"]
+
+
+def test_refusals_name_all_offenders(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    with pytest.raises(Refusal, match="unknown-method") as caught:
+        small.run(tmp_path, recipe, methods=("lora", "loar", "lora+exitor"))
+    assert set(caught.value.offenders) == {"loar", "exitor"}
+    with pytest.raises(Refusal, match="compare-options") as caught:
+        small.options(tmp_path, seeds=0, precisions=("fp4",), tokens=-1)
+    assert len(caught.value.offenders) == 3
+    with pytest.raises(Refusal, match="compare-data") as caught:
+        small.run(tmp_path, recipe, test=None)
+    assert caught.value.offenders == ("compare.test (--test)",)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(Refusal, match="compare-data") as caught:
+        small.run(tmp_path, recipe, test=str(tmp_path / "empty.jsonl"), general=str(tmp_path / "empty.jsonl"))
+    assert caught.value.offenders == ("test", "general")

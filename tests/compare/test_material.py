@@ -1,0 +1,61 @@
+"""Rows are split once, and a row that is scored is never trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from halter.compare.material import split
+from halter.compare.options import CompareOptions
+from halter.data.options import DataOptions, Source
+from halter.errors import Refusal
+
+
+def file(path: Path, *numbers: int) -> str:
+    path.write_text("".join(json.dumps({"prompt": f"{n}", "completion": f"{n}"}) + "\n" for n in numbers))
+    return str(path)
+
+
+def read(path: Path) -> list[int]:
+    return [int(json.loads(line)["prompt"]) for line in path.read_text().splitlines()]
+
+
+def test_parts_share_no_row_and_lose_none(tmp_path: Path) -> None:
+    data = DataOptions(train=file(tmp_path / "a.jsonl", *range(50)), validation=0.2)
+    options = CompareOptions(test=file(tmp_path / "t.jsonl", 3, 4, 99))
+    said: list[str] = []
+    found = split(data, options, tmp_path / "out", said.append)
+    train, held = read(found.files["train"]), read(found.files["validation"])
+    assert sorted(train + held) == [n for n in range(50) if n not in (3, 4)] and len(held) == 10
+    assert (
+        found.dropped == 2 and "2 training rows" in said[0] and found.rows == {"train": 38, "validation": 10, "test": 3}
+    )
+    again = split(data, options, tmp_path / "other", said.append)
+    assert again.digests == found.digests
+    other = split(data, CompareOptions(test=options.test, seed=1), tmp_path / "third", said.append)
+    assert other.digests["validation"] != found.digests["validation"]
+
+
+def test_sources_limits_and_a_validation_file(tmp_path: Path) -> None:
+    sources = (Source(file(tmp_path / "a.jsonl", 1, 2, 3)), Source(file(tmp_path / "b.jsonl", 4, 5, 6), limit=2))
+    data = DataOptions(train=sources, validation=file(tmp_path / "v.jsonl", 2, 70))
+    options = CompareOptions(test=file(tmp_path / "t.jsonl", 9), limit=3)
+    found = split(data, options, tmp_path / "out", lambda _: None)
+    train = read(found.files["train"])
+    assert len(train) == 3 and set(train) < {1, 3, 4, 5} and read(found.files["validation"]) == [2, 70]
+
+
+def test_other_rows_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    data = DataOptions(train=file(tmp_path / "a.jsonl", *range(9)))
+    options = CompareOptions(test=file(tmp_path / "t.jsonl", 20))
+    split(data, options, tmp_path / "out", lambda _: None)
+    split(data, options, tmp_path / "out", lambda _: None)
+    with pytest.raises(Refusal, match="compare-differs") as caught:
+        split(data, CompareOptions(test=file(tmp_path / "t.jsonl", 21)), tmp_path / "out", lambda _: None)
+    assert caught.value.offenders == ("test",)
+    (tmp_path / "bad.jsonl").write_text("{\n{}\nnull\n")
+    with pytest.raises(Refusal, match="bad-rows") as caught:
+        split(DataOptions(train=str(tmp_path / "bad.jsonl")), options, tmp_path / "new", lambda _: None)
+    assert len(caught.value.offenders) == 2
