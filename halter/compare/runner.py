@@ -97,7 +97,7 @@ class Runner:
         job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
         adapter = planned(job.config, [choice.options for choice in job.recipe.methods])
         if contestant.precision == "nf4" and any(choice.name == "full" for choice in job.recipe.methods):
-            raise Refusal("compare-full", "full fine-tuning trains the weights themselves, and these are in 4 bits")
+            raise Refusal("compare-full", "full fine-tuning trains the weights themselves, which nf4 holds in 4 bits")
         need, report = self._sizes(contestant, job, adapter), job.data.report
         for problem in memory_problem(need, self.device, (report.longest_origin, report.longest)):
             raise problem
