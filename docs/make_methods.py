@@ -28,11 +28,13 @@ SMALL = ModelConfig(
 NOTES: dict[str, str] = {
     "lora": (
         "The first choice: every server reads it, it merges without a trace, and it costs 2 r (in + out) "
-        "operations a token and layer while it is not merged."
+        "operations a token and layer while it is not merged. `init_from` takes a lower rank, another alpha, PiSSA and "
+        "OLoRA over as the same function."
     ),
     "dora": (
         "LoRA that also learns how long each row of the weight is; often better at low ranks. Every pass needs the "
-        "rows' lengths, a read of the whole weight, so it is slower than LoRA until it is merged; vLLM has it not."
+        "rows' lengths, a read of the whole weight, so it is slower than LoRA until it is merged; vLLM has it not. "
+        "`init_from` may name a LoRA adapter, whose function it starts as; the way back is refused."
     ),
     "pissa": (
         "LoRA that begins with the weight's own largest directions and so moves faster at first. The adapter holds its "

@@ -29,7 +29,7 @@ PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
         "method", "adapter", "mixed", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
-        "importers_litgpt", "lora_and_rows",
+        "importers_litgpt", "lora_and_rows", "warm",
     }
 )  # fmt: skip
 

@@ -50,7 +50,8 @@ class MethodChoice:
     options: Method
     """Its own frozen dataclass."""
     init_from: str | None = None
-    """Folder of an adapter of the same method that training starts from."""
+    """Folder of an adapter that training starts from: one of this method, or one that becomes it exactly (for LoRA a
+    lower rank or another alpha, for DoRA also LoRA). Of several methods each takes its own, the others start afresh."""
 
 
 @dataclass(frozen=True)

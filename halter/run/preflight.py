@@ -17,7 +17,7 @@ from halter.errors import WAIVABLE, Refusal, Waivers, together
 from halter.files.chat import ChatTemplate
 from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from halter.files.hub import resolve
-from halter.methods import storage
+from halter.methods import storage, warm
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.pretrained.device import choose_device, choose_dtype
@@ -103,6 +103,8 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say) -> Job | None:
         return job
     _check_sizes(recipe, base, checkpoint, adapter, job, findings)
     others = _earlier(recipe, base, checkpoint, findings)
+    if adapter is not None and len(adapter.methods) == len(recipe.methods):
+        findings.attempt(_way_over, recipe, base, adapter)
     if job is not None and found is not None:
         job = replace(job, folder=folder)
         if job.recipe.data.template is not None and job.tokenizer.chat_template is not None:
@@ -169,6 +171,17 @@ def _earlier(recipe: Recipe, base: Base, checkpoint: Checkpoint, findings: Findi
                 whose = f"the adapter {choice.init_from}"
                 templates[whose] = None if kept is None else _kept_template(facts["template_source"], name)
     return templates
+
+
+def _way_over(recipe: Recipe, base: Base, adapter: Adapter) -> None:
+    """Refusal ``init-from-differs``; whatever else is wrong with the folders is told already."""
+    model = Decoder(base.config, torch.float32, device="meta")
+    folders = {n: choice.init_from for n, choice in enumerate(recipe.methods) if choice.init_from is not None}
+    try:
+        read = {name: storage.load_adapter(Path(name).expanduser(), model) for name in set(folders.values())}
+    except (Refusal, NotImplementedError, RuntimeError):
+        return
+    warm.match(adapter, {n: (name, read[name]) for n, name in folders.items()})
 
 
 def _kept_template(source: str, name: str) -> ChatTemplate:

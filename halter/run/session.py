@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ import torch
 
 from halter import recipe as recipes
 from halter.data.example import Example
-from halter.errors import HalterError, Refusal
+from halter.errors import HalterError
 from halter.files.runs import RunFolder
 from halter.files.writing import write_json, write_text
+from halter.methods import warm
 from halter.methods.adapter import Adapter, adapt
-from halter.methods.storage import load_adapter, restore, state_of
+from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.numerics import allocation, denormals
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
-from halter.recipe import MethodChoice, Recipe
+from halter.recipe import Recipe
 from halter.run.describe import describe
 from halter.run.keeper import Keeper
 from halter.run.output import open_run
@@ -96,7 +96,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         torch.use_deterministic_algorithms(True)
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
     model = _load_base(job, say)
-    adapter = new_adapter(job, model)
+    adapter = new_adapter(job, model, say)
     share = adapter.num_trainable / job.config.num_parameters
     say(f"trainable: {adapter.num_trainable:,} ({share:.4%} of the base's {job.config.num_parameters:,})")
     if share > MANY and all(method.name() != "full" for method in adapter.methods):
@@ -192,16 +192,13 @@ def _load_base(job: Job, say: Say) -> Decoder:
     return load_model(job.folder, dtype, options.quantize, options.device, say=say)
 
 
-def new_adapter(job: Job, model: Decoder) -> Adapter:
+def new_adapter(job: Job, model: Decoder, say: Say = lambda _: None) -> Adapter:
     """The job's untrained adapter on the model, with what its folder will say of the run."""
     adapter = adapt(model, [choice.options for choice in job.recipe.methods], seed=job.recipe.train.seed)
-    for part, choice in enumerate(job.recipe.methods):
-        if choice.init_from is not None:
-            earlier = load_adapter(choice.init_from, model, job.recipe.checks.allow)
-            _refuse_other_scale(choice, earlier)
-            lead = f"part{part}." if len(adapter.methods) > 1 else ""
-            tensors = state_of(adapter) | {lead + name: tensor for name, tensor in state_of(earlier).items()}
-            restore(adapter, tensors, choice.init_from)
+    folders = {part: choice.init_from for part, choice in enumerate(job.recipe.methods) if choice.init_from is not None}
+    read = {folder: load_adapter(folder, model, job.recipe.checks.allow) for folder in set(folders.values())}
+    for line in warm.begin(adapter, {part: (folder, read[folder]) for part, folder in folders.items()}, model):
+        say(line)
     options = job.recipe.model
     adapter.facts = {
         "base": {"name": options.path, "folder": str(job.folder.resolve()), "revision": options.revision},
@@ -215,27 +212,6 @@ def new_adapter(job: Job, model: Decoder) -> Adapter:
         "waived": list(job.waived),
     }
     return adapter
-
-
-def _refuse_other_scale(choice: MethodChoice, earlier: Adapter) -> None:
-    """An earlier adapter read with other options would start as something else than it was."""
-    same = [m for m in earlier.methods if m.name() == choice.name]
-    old, new = (asdict(m) if m else {} for m in (same[0] if same else None, choice.options))
-    wrong = [
-        f"{k} was {old.get(k)!r}, is {new[k]!r}" for k in new if k != "dropout" and _plain(old.get(k)) != _plain(new[k])
-    ]
-    if wrong:
-        raise Refusal(
-            "init-from-differs",
-            "init_from names an adapter that was trained with other options",
-            where=str(choice.init_from),
-            offenders=wrong,
-            fix="give the options that it was trained with",
-        )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def new_trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:

@@ -135,11 +135,22 @@ def test_warm_start_several_methods_and_trackers(recipe, tmp_path):
     assert list((third / "tensorboard").glob("events*"))
 
 
-def test_a_warm_start_with_another_scale_is_refused(recipe):
+def test_a_warm_start_that_does_not_fit_is_refused_and_others_are_told(recipe):
     first, _ = quiet(recipe("first"))
     with pytest.raises(Refusal) as caught:
-        quiet(recipe("second", method={"name": "lora", "r": 2, "alpha": 8, "init_from": str(first / "adapter")}))
-    assert caught.value.id == "init-from-differs" and "alpha was 4" in caught.value.offenders[0]
+        quiet(recipe("second", method={"name": "lora", "r": 1, "alpha": 4, "init_from": str(first / "adapter")}))
+    assert caught.value.id == "init-from-differs" and "needs rank 2, and has 1" in caught.value.offenders[0]
+    hybrid = [
+        {"name": name, "init_from": str(first / "adapter"), **o} for name, o in (("bitfit", {}), ("lora", {"r": 4}))
+    ]
+    third, said = quiet(recipe("third", method=hybrid, train__learning_rate=0.0))
+    assert f"bitfit starts afresh: {first / 'adapter'} holds none" in said
+    assert f"lora starts from lora of {first / 'adapter'}" in said
+    was, now = tensors(first), tensors(third)
+    for name in was:
+        if name.endswith("lora_B.weight"):
+            found = next(t for n, t in now.items() if n.endswith(name.removeprefix("base_model.model.")))
+            assert torch.equal(found[:, :2], was[name]) and not found[:, 2:].any()
 
 
 def test_patience_needs_a_held_out_loss(recipe):

@@ -1,0 +1,114 @@
+"""Warm starts: the new adapter's function is the earlier one's, place by place by the fold in float64 and by logits."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from halter.errors import Refusal
+from halter.methods import warm
+from halter.methods.adapter import adapt
+from halter.methods.dora import Dora
+from halter.methods.excitor import Excitor
+from halter.methods.lora import Lora
+from halter.methods.olora import Olora
+from halter.methods.pissa import Pissa
+
+TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
+ALL = ["q_proj", "up_proj", "embed_tokens", "lm_head"]
+
+
+def started(new, old, model, seed=9):
+    earlier = adapt(model, old)
+    tiny.jitter(earlier)
+    adapter = adapt(model, new, seed=seed)
+    said = warm.begin(adapter, dict.fromkeys(range(len(adapter.methods)), ("there", earlier)), model)
+    return adapter, earlier, said
+
+
+LOWER = Lora(r=3, alpha=5.0, target_modules=ALL)
+SAME = [
+    (Lora(r=8, alpha=16.0, target_modules=ALL), LOWER),
+    (Lora(r=3, alpha=7.0, rslora=True, target_modules=ALL), LOWER),
+    (Lora(r=8, alpha=7.0, init="gaussian", target_modules="all-linear"), Lora(r=2, target_modules=["q_proj"])),
+    (Lora(r=4, init="orthogonal", target_modules=["q_proj"]), Lora(r=2, target_modules=["q_proj"])),
+    (Lora(r=4, rank_pattern={"up_proj": 6}, target_modules=ALL), LOWER),
+    (Dora(r=4, alpha=9.0), Lora(r=4, alpha=3.0)),
+    (Dora(r=6), Dora(r=2, alpha=1.0)),
+    (Lora(r=8, alpha=3.0), Pissa(r=4)),
+    (Dora(r=6), Olora(r=3, alpha=2.0)),
+    (Excitor(adapter_layers=1), Excitor(adapter_layers=1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("new", "old"), SAME, ids=lambda m: str(m)[:70])
+def test_the_function_is_the_earlier_ones(new, old):
+    model = tiny.decoder()
+    adapter, earlier, said = started(new, old, model)
+    with torch.no_grad():
+        want, base = model(TOKENS, adapter=earlier), model(TOKENS)
+        assert float((want - base).abs().max()) > 1e-4
+        torch.testing.assert_close(model(TOKENS, adapter=adapter), want, rtol=2e-5, atol=2e-5)
+    assert said[0].startswith(f"{new.name()} starts from {old.name()} of there")
+
+
+@pytest.mark.parametrize("r", [2, 4])
+def test_a_power_of_two_of_the_strength_changes_no_bit_and_all_of_it_can_learn(r):
+    model = tiny.decoder()
+    adapter, earlier, _ = started(Lora(r=4, alpha=16.0), Lora(r=r, alpha=r), model)  # s/s' = 1/4
+    for new, old in zip(adapter.slots, earlier.slots, strict=True):
+        assert torch.equal(new.piece.a[:r], old.piece.a) and torch.equal(new.piece.b[:, :r], old.piece.b / 4)
+        assert not new.piece.b[:, r:].any() and bool((new.piece.a[r:] != 0).all())
+    model(TOKENS, adapter=adapter).square().mean().backward()
+    assert all(bool((slot.piece.b.grad != 0).any(0).all()) for slot in adapter.slots)
+
+
+def test_dora_from_lora_has_the_lengths_of_the_changed_rows():
+    model = tiny.decoder()
+    adapter, earlier, _ = started(Dora(r=4), Lora(r=4), model)
+    for new, old in zip(adapter.slots, earlier.slots, strict=True):
+        weight = model.module(new.layer, new.place).weight().double()
+        rows = (weight + old.piece.scale * old.piece.b.double() @ old.piece.a.double()).norm(dim=1)
+        torch.testing.assert_close(new.piece.magnitude.double(), rows, rtol=1e-6, atol=0)
+
+
+def test_a_hybrid_takes_what_there_is_and_says_what_starts_afresh():
+    model = tiny.decoder()
+    adapter, earlier, said = started([Excitor(adapter_layers=1), Lora(r=4)], Lora(r=2), model)
+    with torch.no_grad():  # excitor starts as the base
+        torch.testing.assert_close(model(TOKENS, adapter=adapter), model(TOKENS, adapter=earlier))
+    assert said == ["excitor starts afresh: there holds none", "lora starts from lora of there"]
+    both = [Excitor(adapter_layers=1), Lora()]
+    adapter, earlier, said = started([Lora(r=16), both[0]], both, model)
+    assert [line.split(" of ")[0] for line in said] == ["lora starts from lora", "excitor starts from excitor"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS, adapter=adapter), model(TOKENS, adapter=earlier), rtol=2e-5, atol=2e-5)
+    earlier = adapt(model, "lora")
+    said = warm.begin(adapt(model, [Lora(), Excitor(adapter_layers=1)]), {0: ("there", earlier)}, model)
+    assert said == ["lora starts from lora of there", "afresh: excitor"]
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "told"),
+    [
+        (Lora(r=2), Lora(r=3), "q_proj needs rank 3, and has 2"),
+        (Lora(r=4, target_modules=["q_proj"]), Lora(r=4, target_modules=["q_proj", "v_proj"]), "v_proj was adapted"),
+        (Dora(target_modules=["q_proj"]), Lora(target_modules=["q_proj", "embed_tokens"]), "embed_tokens was adapted"),
+        (Lora(), Dora(), "dora does not become lora"), (Pissa(), Lora(), "lora does not become pissa"),
+        (Lora(alpha=0.0), Lora(), "has strength 0"), (Lora(r=4), Pissa(r=4), "needs rank 8, and has 4"),
+        (Excitor(adapter_layers=1), Excitor(adapter_layers=2), "adapter_layers was 2, is 1"),
+        (Excitor(adapter_layers=1), Lora(), "it holds lora, and no excitor"),
+    ],
+    ids=lambda v: str(v)[:50],
+)  # fmt: skip
+def test_what_has_no_exact_way_over_is_refused_and_nothing_changes(new, old, told):
+    model = tiny.decoder()
+    adapter, earlier = adapt(model, new), adapt(model, old)
+    before = [p.clone() for p in adapter.parameters()]
+    with pytest.raises(Refusal) as caught:
+        warm.begin(adapter, {0: ("there", earlier)}, model)
+    assert caught.value.id == "init-from-differs" and any(told in line for line in caught.value.offenders)
+    if "rank" in told or "strength" in told:
+        assert len(caught.value.offenders) == len(earlier.slots)
+    assert all(torch.equal(a, b) for a, b in zip(before, adapter.parameters(), strict=True))
