@@ -49,13 +49,12 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
 def _recipes(found: Comparison, folder: Path) -> dict[str, str]:
     """{path: text} of the recipes beside the report; others are not read, since the record may be a stranger's."""
     texts: dict[str, str] = {}
-    for row in found.rows:
-        name = row.facts.get("recipe")
-        if isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve()):
-            try:
+    for name in {str(row.facts["recipe"]) for row in found.rows if row.facts.get("recipe")}:
+        try:
+            if (folder / name).resolve().is_relative_to(folder.resolve()):
                 texts[name] = read_text(folder / name)
-            except (HalterError, OSError, ValueError):
-                continue  # the method's section stands in its place
+        except (HalterError, OSError, ValueError):  # ValueError: a NUL in the path
+            continue  # the method's section stands in its place
     return texts
 
 

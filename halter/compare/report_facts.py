@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from halter.files.reading import visible
+
 BASE = "base"
 LOSS, FORGETTING = "test_loss", "forgetting"
 HARDLY = 1.05
@@ -35,7 +37,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        return str(self.facts["name"])
+        """As it is shown: without anything that acts on a page, a figure or a terminal."""
+        return visible(str(self.facts["name"]))
 
     @property
     def status(self) -> str:
@@ -90,7 +93,7 @@ class Row:
     def planned(self) -> dict[str, float]:
         """{part: bytes} of the forecast; {} where there was none."""
         parts = (self.facts.get("memory") or {}).get("planned") or {}
-        return {str(part): size for part in parts if (size := number(parts, part)) is not None}
+        return {visible(str(part)): size for part in parts if (size := number(parts, part)) is not None}
 
     def number(self, *keys: str | int) -> float | None:
         return number(self.facts, *keys)
@@ -149,7 +152,7 @@ class Comparison:
 
     @cached_property
     def _ties(self) -> set[frozenset[str]]:
-        return {frozenset(map(str, pair)) for pair in self.record.get("ties") or []}
+        return {frozenset(visible(str(name)) for name in pair) for pair in self.record.get("ties") or []}
 
     def tied(self, one: Row, other: Row) -> bool:
         """Whether the two rows' losses differ by no more than the noise."""

@@ -43,8 +43,13 @@ def _look(found: Comparison, row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _label(name: str) -> str:
+    """A name as matplotlib puts it into a legend: those that begin with _ it leaves out."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def _point(axes: Axes, found: Comparison, row: Row, x: float, y: float) -> Any:
-    (handle,) = axes.plot([x], [y], **{**_look(found, row), "linestyle": "none"}, label=row.name, zorder=3)
+    (handle,) = axes.plot([x], [y], **{**_look(found, row), "linestyle": "none"}, label=_label(row.name), zorder=3)
     return handle
 
 
@@ -160,7 +165,7 @@ def _curves(found: Comparison) -> Plot | None:
                 x = tuple(value / scale for value in x)
                 look = _look(found, row)
                 axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
-                axes.plot(x, mean, **{**look, "markersize": 5}, label=row.name)
+                axes.plot(x, mean, **{**look, "markersize": 5}, label=_label(row.name))
         axes.set_xlabel(words)
         axes.set_xlim(left=0)
         axes.ticklabel_format(axis="x", style="plain") if across == "seconds" else axes.xaxis.set_major_formatter(
@@ -244,7 +249,7 @@ def _memory(found: Comparison) -> Plot | None:
     for n, part in enumerate(parts):
         widths = [row.planned.get(part, 0.0) for row in rows]
         style = {"hatch": HATCHES[n % len(HATCHES)], "color": SERIES[n % len(SERIES)], "alpha": 0.75, **frame}
-        axes.barh([y - off for y in places], widths, left=left, label=part, **style)
+        axes.barh([y - off for y in places], widths, left=left, label=_label(part), **style)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     runtime = [row.number("memory", "runtime_bytes") or 0.0 for row in rows]
     rest = [max(0.0, (row.peak or 0.0) - own) for row, own in zip(rows, runtime, strict=True)]

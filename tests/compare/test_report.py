@@ -22,9 +22,11 @@ from halter.compare.report import main, markdown, write
 from halter.compare.report_facts import Comparison, Row
 from halter.compare.report_tables import comma_separated, tables
 from halter.compare.report_words import headline, reasons, size
+from halter.files.reading import visible
 
 HOSTILE = (
-    "</script><script>alert(1)</script>\"'<img src=https://example.com/x.png onerror=alert(2)>$x_1$ | `c` *b* \u202e"
+    "</script><script>alert(1)</script>\"'<img src=https://example.com/x.png onerror=alert(2)>$x_1$ | `c` *b* "
+    "\u202e\x1b[31m\x00"
 )
 
 
@@ -244,12 +246,15 @@ def test_the_page_opens_in_a_browser_and_asks_for_nothing_else(chromium: Browser
     made["rows"][1]["recipe"] = f"recipes/{HOSTILE}.yaml"
     made["verdicts"][0]["claim"] = made["rows"][6]["why"] = HOSTILE
     made["ties"] = [[HOSTILE, "beta"]]
+    made["rows"][2]["name"] = "_quiet"
     page = write(made, tmp_path)[0]
     chromium.requests()
     chromium.open(page)
     assert chromium.requests() == [page.resolve().as_uri()]
     assert chromium.console() == []
     assert chromium.run("return document.querySelectorAll('script, img, iframe, link').length") == 0
+    texts = chromium.run("return [...document.querySelectorAll('svg')].map(e => e.textContent)")
+    assert len(texts) == 5 and all(visible(HOSTILE) in text and "_quiet" in text for text in texts)
     shown = chromium.run("return document.body.textContent")
     assert shown.count("<img src=https://example.com/x.png onerror=alert(2)>$x_1$") >= 8
     ids = chromium.run("return [...document.querySelectorAll('[id]')].map(e => e.id)")
