@@ -96,16 +96,17 @@ def _row_sums(model: Decoder, batch: Batch, adapter: Adapter | None) -> list[flo
     """Sum of the target tokens' losses of every row."""
     segments = Segments.packed(batch.lengths, model.device, prompt_lengths=batch.prompt_lengths)
     acts = None if adapter is None else adapter.bind(model, segments)
-    hidden = model.hidden(batch.tokens.to(model.device), segments, acts)
     index = (batch.targets != IGNORED).nonzero().squeeze(1)
+    hidden = model.hidden(batch.tokens.to(model.device), segments, acts, wanted=index.to(model.device))
     row_of = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))
     sums = torch.zeros(len(batch.lengths), dtype=torch.float64)
-    for part in index.split(chunk_rows(model.config.vocab_size)):
+    rows = chunk_rows(model.config.vocab_size, hidden.element_size())
+    for part, states in zip(index.split(rows), hidden.split(rows), strict=True):
         here = part.to(model.device)
         chosen = acts
         if acts is not None and acts.lm_head is not None:
             chosen = acts._replace(lm_head=acts.lm_head.select(here))
-        losses = token_losses(model.head(hidden[here], chosen), batch.targets[part].to(model.device))
+        losses = token_losses(model.head(states, chosen), batch.targets[part].to(model.device))
         sums.index_add_(0, row_of[part], losses.double().cpu())
     return sums.tolist()
 

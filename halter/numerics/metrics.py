@@ -7,11 +7,20 @@ import math
 import torch
 from torch import Tensor
 
+from halter.numerics.losses import BLOCK_BYTES
+
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of each token in nats, float32 [M] (float64 for float64); logits [M, V], targets int64 [M]."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return wide.logsumexp(-1) - wide.gather(-1, targets[:, None]).squeeze(1)
+    """Cross entropy of each token in nats, float32 [M] (float64 for float64); logits [M, V], targets int64 [M].
+    A measure: it has no gradient."""
+    wide_type = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    # On a CPU a few rows at a time: the wide copy then stays in the cache.
+    rows = max(1, BLOCK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else max(1, len(logits))
+    losses = torch.empty(len(logits), dtype=wide_type, device=logits.device)
+    for piece, index, out in zip(logits.split(rows), targets.split(rows), losses.split(rows), strict=True):
+        wide = piece.to(wide_type)
+        torch.sub(wide.logsumexp(-1), wide.gather(-1, index[:, None]).squeeze(1), out=out)
+    return losses
 
 
 def perplexity(loss: float) -> float:
