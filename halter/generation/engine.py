@@ -125,6 +125,7 @@ class Engine:
         context = model.config.context
         self._waiting = deque((r, Answer(tokenizer, r.prompt, r.options, context)) for r in requests)
         self._live: list[_Row] = []
+        self._bound: tuple[list[int], list[int], Acts] | None = None
         self._free = list(range(min(max(1, max_rows), len(requests))))
         # The last token of an answer is never fed back.
         self._longest = max((len(r.prompt.tokens) + answer.budget - 1 for r, answer in self._waiting), default=0)
@@ -201,10 +202,23 @@ class Engine:
         return self.model.head(hidden, acts).float()
 
     def _bind(self, segments: Segments) -> Acts | None:
+        """The adapters' acts; those of the step before where rows and adapters are the same and position is no matter.
+
+        An adapter must therefore not change while answers are being made.
+        """
         owners = [row.owner for row in self._live]
+        if owners == [-1] * len(owners):
+            return None
+        counts = segments.query_lengths.tolist()
+        if self._bound is not None and self._bound[:2] == (owners, counts):
+            return self._bound[2]
         if len(set(owners)) > 1:
-            return Mixed(self._adapters, owners).bind(self.model, segments)
-        return None if owners[0] < 0 else self._adapters[owners[0]].bind(self.model, segments)
+            acts = Mixed(self._adapters, owners).bind(self.model, segments)
+        else:
+            acts = self._adapters[owners[0]].bind(self.model, segments)
+        alike = all(self._adapters[owner].tokenwise for owner in set(owners) - {-1})
+        self._bound = (owners, counts, acts) if alike else None
+        return acts
 
     def _seen(self) -> Tensor:
         """Bool [live rows, V]: the tokens that each row's prompt and answer hold."""

@@ -103,6 +103,11 @@ class Adapter(nn.Module):
         return gather(at, self.shape.layers)
 
     @property
+    def tokenwise(self) -> bool:
+        """Whether every method treats a token alike wherever it stands (Method.tokenwise)."""
+        return all(method.tokenwise for method in self.methods)
+
+    @property
     def virtual_tokens(self) -> int:
         """Tokens that stand ahead of each row of this adapter."""
         return sum(slot.piece.length for slot in self.slots if slot.place == VIRTUAL)

@@ -7,6 +7,7 @@ LowRankRows  y + s B A[:, token]                 the token table's: A [r, vocab]
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from halter.methods.method import Piece, Site
 from halter.model.places import Act
 from halter.numerics.dropout import dropout
 
+STACKED_TOKENS = 64  # that may have their pair each, when runs are of unequal lengths
 Init = Literal["uniform", "gaussian", "orthogonal"]
 
 
@@ -39,6 +41,36 @@ class LowRankAct(Act):
         # Another part of the tokens draws its own mask, named by its first token.
         first = int(index[0]) if self.rate > 0 and len(index) else 0
         return LowRankAct(self.a, self.b, self.scale, self.rate, (self.key + first) % 2**63)
+
+    def stack(self, parts: Sequence[Act | None], counts: Sequence[int]) -> Act | None:
+        if not all(part is None or (isinstance(part, LowRankAct) and part.rate == 0) for part in parts):
+            return None
+        if min(counts) != max(counts) and sum(counts) > STACKED_TOKENS:
+            return None
+        pairs = [(0, 0 * self.a[:1], 0 * self.b[:, :1]) if not isinstance(p, LowRankAct) else (p.scale, p.a, p.b)
+                 for p in parts]  # fmt: skip
+        rank = max(len(a) for _, a, _ in pairs)
+        a = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for _, a, _ in pairs])
+        b = torch.stack([F.pad(b, (0, rank - len(a))) for _, a, b in pairs])
+        scale = torch.tensor([scale for scale, _, _ in pairs], dtype=a.dtype, device=a.device)
+        if min(counts) != max(counts):  # each token by itself
+            of_token = torch.arange(len(counts), device=a.device).repeat_interleave(torch.tensor(counts).to(a.device))
+            a, b, scale = a[of_token], b[of_token], scale[of_token]
+        return LowRankStackAct(a.transpose(1, 2).contiguous(), b.transpose(1, 2).contiguous(), scale[:, None, None])
+
+
+@dataclass(frozen=True)
+class LowRankStackAct(Act):
+    """Runs of equally many tokens, each with its own pair: A [runs, in, r], B [runs, r, out], scale [runs, 1, 1]."""
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        runs = len(self.a)
+        low = torch.bmm(x.view(runs, -1, x.shape[-1]), self.a) * self.scale
+        return torch.baddbmm(y.view(runs, -1, y.shape[-1]), low, self.b).view(y.shape)
 
 
 @dataclass(frozen=True)

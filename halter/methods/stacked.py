@@ -62,6 +62,11 @@ class Stacked:
         return gather(at, base.config.layers)
 
     @property
+    def tokenwise(self) -> bool:
+        """As of Adapter."""
+        return all(adapter.tokenwise for adapter in self.adapters)
+
+    @property
     def virtual_tokens(self) -> int:
         """Tokens that stand ahead of each row."""
         return sum(adapter.virtual_tokens for adapter in self.adapters)

@@ -59,6 +59,13 @@ class Act:
         """The same act for the tokens ``index`` (int64 [M], ascending) only; acts without per-token state are equal."""
         return self
 
+    def stack(self, parts: Sequence[Act | None], counts: Sequence[int]) -> Act | None:
+        """One act for neighbouring runs of ``counts`` tokens, each with its own part, self among them; or None.
+
+        For speed alone: methods.mixed defines what is computed, and a law demands agreement with it.
+        """
+        return None
+
     def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
         """enter, the base operation, act."""
         x = self.enter(x)

@@ -121,7 +121,7 @@ def _accumulate(
     shares = torch.zeros(len(trainees), dtype=torch.float64)
     if not present:
         return shares
-    if all(method.tokenwise for i, _ in present for method in trainees[i].adapter.methods):
+    if all(trainees[i].adapter.tokenwise for i, _ in present):
         present = [(i, share_beginnings(batch)) for i, batch in present]
     device = model.device
     tokens = torch.cat([batch.tokens for _, batch in present]).to(device)
