@@ -54,6 +54,11 @@ class Row:
         return str(self.facts.get("why") or "no reason is given")
 
     @property
+    def is_full(self) -> bool:
+        """Whether all weights of the base are trained, which is no adapter."""
+        return (self.number("share") or 0.0) >= 1
+
+    @property
     def loss(self) -> float | None:
         """Mean loss on the test part over the seeds, nats per token."""
         return self.number("mean", LOSS)
@@ -180,6 +185,11 @@ class Comparison:
             return row.facts.get("mergeable") is not True, few, row.loss or 0.0
 
         return min(self.frugal, key=key, default=None)
+
+    @cached_property
+    def adapters(self) -> Comparison:
+        """The comparison without rows that train the whole base."""
+        return Comparison({**self.record, "rows": [row.facts for row in self.rows if not row.is_full]})
 
     def helps(self, row: Row) -> bool | None:
         """Whether the row is better than the base by more than the noise; None where there is no base to compare."""

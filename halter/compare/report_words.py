@@ -52,7 +52,9 @@ def headline(found: Comparison) -> str:
         return "None of the methods is better than the base by more than the noise: use the base as it is."
     others = [row.name for row in found.leaders if row is not choice]
     if not others:
-        return f"Use {choice.name}: the best loss, by more than the noise."
+        adapter = found.adapters.choice if choice.is_full else None
+        second = f" Of the adapters: {adapter.name}." if adapter is not None else ""
+        return f"Use {choice.name}: the best loss, by more than the noise.{second}"
     return f"Use {choice.name}: it ties for the best loss with {listed(others)}{_because(found, choice)}."
 
 
@@ -86,6 +88,11 @@ def _quality(found: Comparison) -> Iterator[Reason]:
     text += f"; inside the noise, so a tie: {listed(ties)}" if ties else ""
     text += f"; the base without an adapter has {loss(found.base.loss)}" if found.base and found.base.loss else ""
     yield "Quality", f"{text}."
+    rest = found.adapters
+    if best.is_full and rest.choice is not None:
+        text = f"{listed([row.name for row in rest.leaders])} {'tie' if len(rest.leaders) > 1 else 'is best'}"
+        text += f" among those that leave the base as it is; {rest.choice.name}: {loss(rest.choice.loss)}"
+        yield "Adapters", f"{text}; {best.name}: {loss(best.loss)}."
     vain = [row.name for row in found.trained if found.helps(row) is False]
     if vain and len(vain) < len(found.trained):
         yield "No gain", f"Not better than the base by more than the noise: {listed(vain)}."

@@ -99,6 +99,22 @@ def test_memory_that_hardly_differs_does_not_decide():
     )
 
 
+def test_where_full_training_wins_the_best_adapter_is_named_too():
+    made = record()
+    beta = made["rows"][2]
+    beta["mean"]["test_loss"] = 0.9
+    made["ties"] = [["alpha", "alpha-nf4"]]
+    assert headline(Comparison(made)) == (
+        "Use beta: the best loss, by more than the noise. Of the adapters: alpha-nf4."
+    )
+    assert dict(reasons(Comparison(made)))["Adapters"] == (
+        "alpha and alpha-nf4 tie among those that leave the base as it is; alpha-nf4: 1.2700; beta: 0.9000."
+    )
+    beta["share"] = 0.99
+    assert headline(Comparison(made)) == "Use beta: the best loss, by more than the noise."
+    assert "Adapters" not in dict(reasons(Comparison(made)))
+
+
 def test_a_single_seed_is_said_to_be_one():
     made = record()
     assert not any(lead == "Noise" for lead, _ in reasons(Comparison(made)))
