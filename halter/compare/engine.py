@@ -14,6 +14,7 @@ from halter.compare.ground import Contestant, Ground, lay
 from halter.compare.options import CompareOptions
 from halter.compare.runner import Runner, Trial
 from halter.compare.search import halve
+from halter.compare.verdicts import verdicts
 from halter.errors import Refusal
 from halter.files.writing import write_json
 from halter.numerics import allocation, denormals
@@ -71,7 +72,8 @@ class Comparison:
         """record.json as it stands: rows that have been scored, or never will be."""
         shown = [row for row in self.rows.values() if row["status"] != "done" or row["mean"]]
         ties = self.noise.judge([row for row in shown if row["mean"]]) if self.noise.losses else []
-        record = {**self.head, "rows": shown, "ties": ties, "verdicts": []}
+        record = {**self.head, "rows": shown, "ties": ties}
+        record["verdicts"] = verdicts(record)
         write_json(self.ground.folder / "record.json", record, replace=True)
         return record
 

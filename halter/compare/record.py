@@ -31,7 +31,7 @@ def head(ground: Ground) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(job.recipe.model.device),
         "base": {
-            "name": "playground" if job.folder == base_folder() else job.recipe.model.path,
+            "name": "playground" if job.folder.resolve() == base_folder().resolve() else job.recipe.model.path,
             "parameters": job.config.num_parameters,
             "digest": ground.base_digest,
         },

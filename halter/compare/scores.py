@@ -18,8 +18,8 @@ from halter.model.decoder import Decoder
 
 DIGITS = 7
 """Of the losses by row that a trial keeps."""
-DECODED = 48
-"""Tokens of the answer that decoding is timed on."""
+DECODED, TIMES = 48, 5
+"""Tokens of the answer that decoding is timed on, and how often."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ def _rouge(said: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
 
 
 def decode_rate(model: Decoder, exam: Exam, adapter: Adapter | None) -> float | None:
-    """Tokens a second of one answer, one row at a time; the better of two. None where no row asks anything."""
+    """Tokens a second of one answer, one row at a time; the best of several. None where no row asks anything."""
     asked = exam.asked()[:1]
     room = model.config.context - len(asked[0].prompt.tokens) if asked else 0
     if room < 2:
         return None
     options = GenerationOptions(max_new_tokens=min(DECODED, room), ignore_stop_ids=True)
     endless, best = Question(replace(asked[0].prompt, stop_ids=()), ""), 0.0
-    for _ in range(2):
+    for _ in range(TIMES):
         began = time.perf_counter()
         said = answers(model, exam.tokenizer, [endless], adapter, options)
         best = max(best, len(said[0].tokens) / (time.perf_counter() - began))

@@ -32,21 +32,32 @@ def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float 
     """(the best learning rate, every trial in order). None where all trials of a round failed.
 
     Each trial is a whole run, its schedule down to zero within its share of the tokens, so that rounds can be told
-    apart and kept by themselves. One rate is taken as it is, untried.
+    apart and kept by themselves. Where the best of a round lies at the edge of what was tried, the next rate beyond it
+    takes the last place of the next round. One rate is taken as it is, untried.
     """
     alive = rates(default, count)
     every: list[Trial] = []
     if count == 1:
         return alive[0], []
-    for size, share in rounds(count):
-        alive = alive[:size]
-        found = attempt(alive, max(1, round(tokens * share)))
+    plan = rounds(count)
+    for (size, share), (following, _) in zip(plan, [*plan[1:], (0, 0.0)], strict=True):
+        found = attempt(alive[:size], max(1, round(tokens * share)))
         every += found
-        good = [t for t in found if _loss(t) < math.inf]
-        alive = [t["learning_rate"] for t in sorted(good, key=_loss)]
+        alive = [t["learning_rate"] for t in sorted(found, key=_loss) if _loss(t) < math.inf]
         if not alive:
             return None, every
+        beyond = _beyond(alive[0], every)
+        if following and beyond is not None:
+            alive = [*alive[: following - 1], beyond]
     return alive[0], every
+
+
+def _beyond(best: float, every: Sequence[Trial]) -> float | None:
+    """The next rate outside of those that were tried, where the best of them lies at their edge."""
+    tried = [t["learning_rate"] for t in every]
+    if len(set(tried)) < 2 or best not in (min(tried), max(tried)):
+        return None
+    return float(f"{best * (FACTOR if best == max(tried) else 1 / FACTOR):.3g}")
 
 
 def _loss(trial: Trial) -> float:

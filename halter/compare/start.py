@@ -19,7 +19,7 @@ from halter.recipe.gather import gather
 SECTION, VARIANTS = "compare", "variants"
 TASK, ROWS = "manners", {"train": 700, "validation": 80, "test": 100}
 GENERAL_DOCUMENTS = 60
-QUICK: dict[str, Any] = {"tokens": 60_000, "seeds": 3, "max_new_tokens": 40, "precisions": ("float32", "nf4")}
+QUICK: dict[str, Any] = {"tokens": 50_000, "seeds": 3, "max_new_tokens": 40, "precisions": ("float32", "nf4")}
 """What --quick changes of the options that are still at their defaults: ten minutes on two cores."""
 
 
@@ -79,11 +79,16 @@ def quick(options: CompareOptions, folder: Path) -> tuple[dict[str, Any], Compar
     files = {"test": str(folder / "test.jsonl"), "general": str(folder / "general.jsonl")}
     smaller = {k: v for k, v in (QUICK | files).items() if getattr(options, k) == getattr(plain, k)}
     recipe = {
-        "model": {"path": str(base_folder())},
+        "model": {"path": str(_from_here(base_folder()))},
         "data": {"train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl")},
         "train": {"per_device_train_batch_size": 16},
     }
     return recipe, replace(options, **smaller)
+
+
+def _from_here(path: Path) -> Path:
+    """Relative where it lies below the current folder, so that what is written is true on another machine too."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -46,6 +46,18 @@ def test_halving_picks_the_best(best: float) -> None:
     assert len(trials) == 14
 
 
+def test_the_best_at_an_edge_is_followed_beyond_it() -> None:
+    field = Field(1.0)  # far above the default
+    rate, trials = search.halve(1e-3, 8, 8000, field)
+    assert [len(asked) for asked, _ in field.asked] == [8, 4, 2]  # no more trials than others get
+    top = max(search.rates(1e-3, 8))
+    assert top * 3 == pytest.approx(max(field.asked[1][0]), rel=0.01)
+    assert rate == max(t["learning_rate"] for t in trials) == pytest.approx(top * 9, rel=0.01)
+    inside = Field(1e-3)
+    search.halve(1e-3, 8, 8000, inside)
+    assert {r for asked, _ in inside.asked for r in asked} == set(search.rates(1e-3, 8))
+
+
 def test_rates_that_fail_drop_out() -> None:
     field = Field(1e-2, broken=2e-3)
     rate, trials = search.halve(1e-3, 4, 400, field)
