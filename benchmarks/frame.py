@@ -25,7 +25,7 @@ SECONDS = 1800
 """Longest that one side may take."""
 GAP = 0.05
 """A greedy token may lie this share of the logits' standard deviation below the best of the peer's: bf16 rounding."""
-OTHERS = ("peer", "second_peer", "alone")
+OTHERS = ("peer", "second_peer", "litgpt", "alone")
 Result = dict[str, Any]
 Start = Callable[[str, Work, Setting, str], Result]
 
@@ -42,8 +42,9 @@ class SideFailed(Exception):
 
 def start(side: str, work: Work, setting: Setting, given: str = "") -> Result:
     """One side in a process of its own."""
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = {**os.environ, "OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads),
-           "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+           "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
            "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
     command = [sys.executable, str(HERE / "side.py"), side, work.name, setting.as_json()]
     before = _busy()
@@ -194,6 +195,8 @@ def apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def ratios(row: Result) -> Result:
     """How many times faster, and what share of the memory; nothing where the check failed."""
     if row["check"]["ok"] is False:
+        return {}
+    if row["kind"] == "start":  # an import that does nothing yet is no rival of one that does
         return {}
     halter, made = row["halter"], {}
     for side in OTHERS:

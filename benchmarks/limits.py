@@ -24,7 +24,6 @@ from halter.model.places import LINEARS
 from halter.numerics import denormals
 
 QKV, KV = ("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj")
-BUFFER_BYTES = 2 * 2**30  # larger than any cache
 NF4_BYTES = 0.5 + 1 / 64  # a weight: its code, and its share of a scale of 8 bits
 REPEATS = 3
 
@@ -153,13 +152,14 @@ def product_seconds(products: Sequence[Product], dtype: torch.dtype) -> float:
     )
 
 
-def bandwidth() -> float:
-    """Bytes a second of reading memory, by the faster of a sum and a product with one row."""
-    buffer = torch.ones(BUFFER_BYTES // 4, dtype=torch.float32)
-    seconds = best(lambda: buffer.sum())
-    matrix = buffer.view(torch.bfloat16)[: BUFFER_BYTES // 2 // 2048 * 2048].view(-1, 2048)
-    row = torch.ones(1, 2048, dtype=torch.bfloat16)
-    return BUFFER_BYTES / min(seconds, best(lambda: F.linear(row, matrix)))
+def bandwidth(size: int) -> float:
+    """Bytes a second of reading a buffer of ``size`` bytes over and over, by the faster of a sum and a product.
+
+    The size is that of what the step reads: a part of it may stay in a large cache, and does for the model too.
+    """
+    buffer = torch.ones(size // 8192 * 2048, dtype=torch.float32)
+    matrix, row = buffer.view(torch.bfloat16).view(-1, 2048), torch.ones(1, 2048, dtype=torch.bfloat16)
+    return size / min(best(buffer.sum, 2 * REPEATS), best(lambda: F.linear(row, matrix), 2 * REPEATS))
 
 
 @torch.inference_mode()
@@ -183,7 +183,8 @@ def measure(work: Work, setting: Setting) -> dict[str, Any]:
 
 def _decode(work: Work, config: ModelConfig, setting: Setting) -> dict[str, Any]:
     """The slower of reading the weights and multiplying with them at the rate of large products."""
-    read, speed = decode_bytes(work, config, setting), bandwidth()
+    read = decode_bytes(work, config, setting)
+    speed = bandwidth(read)
     weights = sum(out * into for out, into in map(config.weight_shape, LINEARS)) * config.layers
     operations = 2 * work.batch * (weights + config.vocab_size * config.dim)
     square = Product("square", (2048, 8192), 1024, 0)

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--real", action="store_true")
     made.add_argument("--growth", action="store_true", help="how time and memory grow, and nothing else")
     made.add_argument("--ladder", action="store_true", help="what each technique is worth, and nothing else")
+    made.add_argument("--busy", type=float, default=frame.BUSY, help="share of the machine that others may take")
     made.add_argument("--without", default="", metavar="SIDES", help="sides to leave out, comma between them")
     made.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields of workloads.Setting")
     return made
@@ -68,7 +69,7 @@ def write(path: Path | None, record: Record) -> None:
 def main() -> None:
     asked = parser().parse_args()
     setting = Setting(**{key: json.loads(value) for key, _, value in (pair.partition("=") for pair in asked.set)})
-    rounds = asked.rounds
+    rounds, frame.BUSY = asked.rounds, asked.busy
     if asked.quick:
         rounds, setting = 1, replace(setting, steps=1)
     names = asked.rows or [work.name for work in WORKS if work.usual]

@@ -27,7 +27,7 @@ def seconds(command: list[str], times: int = 11) -> list[float]:
     taken = []
     for _ in range(times + 1):
         started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
         taken.append(time.perf_counter() - started)
     return taken[1:]
 

@@ -30,6 +30,11 @@ def gigabytes(side: Record | None) -> str:
     return f"{side['peak_bytes'] / 1e9:.2f}" if side and "peak_bytes" in side else ""
 
 
+def beside(side: Record | None) -> str:
+    """Speed and peak of a side that has no columns of its own."""
+    return f"{amount(side)}, {gigabytes(side)} GB" if side and "missing" not in side else amount(side)
+
+
 def times(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}x"
 
@@ -42,15 +47,16 @@ def table(record: Record) -> str:
     """One line a row: speeds, ratios, peaks, what was checked."""
     lines = [
         "| row | Halter | peer | TRL | limit | times the peer | times TRL | of the limit "
-        "| peak GB: Halter | peer | TRL | of the peer's |",
-        "|---|" + "---|" * 11,
+        "| peak GB: Halter | peer | TRL | of the peer's | litgpt |",
+        "|---|" + "---|" * 12,
     ]
     for row in record["rows"]:
         found = row["ratios"]
         sides = [row.get(side) for side in ("halter", "peer", "second_peer", "limit")]
         speeds = [times(found.get(f"speed_{side}")) for side in ("peer", "second_peer")]
         cells = [row["name"], *map(amount, sides), *speeds,
-                 share(found.get("of_limit")), *map(gigabytes, sides[:3]), share(found.get("memory_peer"))]  # fmt: skip
+                 share(found.get("of_limit")), *map(gigabytes, sides[:3]), share(found.get("memory_peer")),
+                 beside(row.get("litgpt"))]  # fmt: skip
         if "speed_alone" in found:
             cells[5] = f"{times(found['speed_alone'])} of alone"
         if row["check"]["ok"] is False:

@@ -88,15 +88,16 @@ def lora(r: int, targets: Any) -> dict[str, Any]:
 
 
 THREE = ("halter", "peer", "second_peer", "limit")
+FOUR = ("halter", "peer", "second_peer", "litgpt", "limit")
 ADAPTION = {"name": "llama_adapter", "gate_scope": "layer", "gate_activation": "identity"}
 EVERY_LAYER = {"layers": 16}
 WORKS = (
-    Work("lora-qv-step", "step", lora(8, QV), sides=THREE),
-    Work("lora-all-step", "step", lora(16, ALL), sides=THREE),
+    Work("lora-qv-step", "step", lora(8, QV), sides=FOUR),
+    Work("lora-all-step", "step", lora(16, ALL), sides=FOUR),
     Work("qlora-step", "step", lora(16, ALL), "nf4", sides=THREE, tolerance=0.01, grad_tolerance=0.1),
     Work("llama_adapter-step", "step", ADAPTION),
     Work("excitor-step", "step", {"name": "excitor"}, sides=("halter", "limit"), note="no peer has this method"),
-    Work("full-step", "step", {"name": "full"}, note="peer: transformers alone"),
+    Work("full-step", "step", {"name": "full"}, note="peer: transformers alone, weights and AdamW in bf16; Halter trains in float32"),
     Work("evaluate", "evaluate"),
     Work("decode-1", "decode", batch=1),
     Work("decode-8", "decode", batch=8),
