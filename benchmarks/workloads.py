@@ -97,7 +97,7 @@ WORKS = (
     Work("qlora-step", "step", lora(16, ALL), "nf4", sides=THREE, tolerance=0.01, grad_tolerance=0.1),
     Work("llama_adapter-step", "step", ADAPTION),
     Work("excitor-step", "step", {"name": "excitor"}, sides=("halter", "limit"), note="no peer has this method"),
-    Work("full-step", "step", {"name": "full"}, note="peer: transformers alone, weights and AdamW in bf16; Halter trains in float32"),
+    Work("full-step", "step", {"name": "full"}, note="peer: transformers alone, all in bf16; Halter's in float32"),
     Work("evaluate", "evaluate"),
     Work("decode-1", "decode", batch=1),
     Work("decode-8", "decode", batch=8),
