@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halter.errors import HalterError, Refusal
 from halter.files.tokenizer import Tokenizer
+from halter.generation.beginnings import shared
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, Prompts, Template, as_list, check_prompts, encode_prompt
 from halter.generation.streaming import Answer, Generation, Piece
@@ -157,7 +158,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Let waiting requests into free slots, as many as one step should take."""
-        tokens = 0
+        tokens, live = 0, len(self._live)
         while self._free and self._waiting:
             request, answer = self._waiting[0]
             tokens += len(request.prompt.tokens)
@@ -166,7 +167,28 @@ class Engine:
             self._waiting.popleft()
             owner = -1 if request.adapter is None else self._owner[id(request.adapter)]
             self._live.append(_Row(request, answer, owner, self._free.pop(0)))
+        if len(self._live) > max(1, live):
+            self._share(live)
         self._live.sort(key=lambda row: row.owner)  # rows of one adapter are then computed together
+
+    @torch.inference_mode()
+    def _share(self, first_new: int) -> None:
+        """Of beginnings that new rows have in common, or with a row at work, keep what is computed once for all."""
+        rows = [row for row in self._live if row.owner < 0 or self._adapters[row.owner].tokenwise]
+        new = set(map(id, self._live[first_new:]))
+        alike = shared([row.request.prompt.tokens for row in rows], [row.owner for row in rows])
+        for beginning in alike:
+            source = rows[beginning.source]
+            taking = [rows[at] for at in beginning.rows if id(rows[at]) in new]
+            if not taking:
+                continue
+            if id(source) in new:
+                source.pending = source.request.prompt.tokens[: beginning.length]
+                self._hidden([source])
+                source.pending = source.request.prompt.tokens[beginning.length :]
+            self._cache.copy(source.slot, [row.slot for row in taking], beginning.length)
+            for row in taking:
+                row.pending = row.request.prompt.tokens[beginning.length :]
 
     @torch.inference_mode()
     def _step(self) -> list[int]:
@@ -185,28 +207,30 @@ class Engine:
 
     def _logits(self) -> Tensor:
         """Float32 logits [live rows, V] after each row's last pending token."""
-        live = self._live
-        lengths = [len(row.pending) for row in live]
-        if max(self._cache.lengths[row.slot] + n for row, n in zip(live, lengths)) > self._cache.capacity:
-            self._cache.grow(min(2 * self._cache.capacity, self._longest))
-        prompts = [len(row.request.prompt.tokens) for row in live]
-        segments = self._cache.segments(lengths, [row.slot for row in live], prompts)
-        tokens = torch.tensor([id for row in live for id in row.pending], device=self.model.device)
-        acts = self._bind(segments)
-        hidden = self.model.hidden(tokens, segments, acts, cache=self._cache)
-        if len(tokens) > len(live):
+        hidden, segments, acts = self._hidden(self._live)
+        if len(hidden) > len(self._live):
             last = segments.last_tokens.to(hidden.device)
             hidden = hidden[last]
             if acts is not None and acts.lm_head is not None:
                 acts = acts._replace(lm_head=acts.lm_head.select(last))
         return self.model.head(hidden, acts).float()
 
-    def _bind(self, segments: Segments) -> Acts | None:
+    def _hidden(self, rows: Sequence[_Row]) -> tuple[Tensor, Segments, Acts | None]:
+        """Feed the rows' pending tokens: their states [N, dim], where they lie, and the acts."""
+        lengths = [len(row.pending) for row in rows]
+        if max(self._cache.lengths[row.slot] + n for row, n in zip(rows, lengths)) > self._cache.capacity:
+            self._cache.grow(min(2 * self._cache.capacity, self._longest))
+        prompts = [len(row.request.prompt.tokens) for row in rows]
+        segments = self._cache.segments(lengths, [row.slot for row in rows], prompts)
+        tokens = torch.tensor([id for row in rows for id in row.pending], device=self.model.device)
+        acts = self._bind(segments, [row.owner for row in rows])
+        return self.model.hidden(tokens, segments, acts, cache=self._cache), segments, acts
+
+    def _bind(self, segments: Segments, owners: list[int]) -> Acts | None:
         """The adapters' acts; those of the step before where rows and adapters are the same and position is no matter.
 
         An adapter must therefore not change while answers are being made.
         """
-        owners = [row.owner for row in self._live]
         if owners == [-1] * len(owners):
             return None
         counts = segments.query_lengths.tolist()
@@ -225,5 +249,6 @@ class Engine:
         for row in self._live:
             if row.seen is None:
                 row.seen = torch.zeros(self.model.config.vocab_size, dtype=torch.bool, device=self.model.device)
+                row.seen[torch.tensor(row.request.prompt.tokens, device=row.seen.device)] = True
             row.seen[torch.tensor(row.pending, device=row.seen.device)] = True
         return torch.stack([row.seen for row in self._live if row.seen is not None])

@@ -107,6 +107,14 @@ class Cache:
                 store[layer] = new
         self.width, self.room = width, room
 
+    def copy(self, source: int, rows: Sequence[int], length: int) -> None:
+        """Let ``rows`` begin with the first ``length`` tokens of row ``source``, which has seen that many."""
+        for store in (*self.keys, *self.values):
+            filled = store[: self.memory_start].unflatten(0, (-1, self.width))
+            filled[list(rows), :length] = filled[source, :length]
+        for row in rows:
+            self.lengths[row] = length
+
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of a row."""
         self.lengths[row] = min(length, self.lengths[row])
