@@ -30,7 +30,9 @@ def command(
     data: Annotated[
         str | None, typer.Option(help="Training data: jsonl, json, csv, parquet, a folder, a hub id.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="lora, qlora, full, ... (lora where not given)")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="lora, qlora, full, ...; several: lora,excitor (lora where not given)")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="Run folder (runs/NNN-name where not given).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --output's last complete checkpoint.")] = False,
     dry_run: Annotated[

@@ -62,7 +62,10 @@ class Gathered:
 def gather(document: Document, overrides: Sequence[str]) -> Gathered:
     """Sort everything that was given into sections; the method's name first, because it decides what keys there are."""
     result = Gathered()
-    raw = list(_flat(document, result.methods)) + [item for text in overrides for item in _override(text, result)]
+    raw = list(_flat(document, result.methods))
+    # A list of methods counts before an option by number, wherever it stands.
+    ordered = sorted(overrides, key=lambda text: not _names_methods(text))
+    raw += [item for text in ordered for item in _override(text, result)]
     placed = [(_place(keys, None), keys, given) for keys, given in raw]
     for place, keys, given in placed:
         if place is not None and (place.section, place.key) == ("method", "name"):
@@ -119,7 +122,32 @@ def _override(text: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
     if keys[0] == "method" and len(keys) > 1 and isinstance(keys[1], int) and keys[1] >= len(result.methods):
         result.problem(document.source, f"the recipe has {len(result.methods)} method(s), counted from 0")
         return
+    if keys == ("method", "name") and (several := _several(value)) is not None:
+        yield from _methods(several, document, name, result)
+        return
     yield keys, Given(value, document, (), name, override=True)
+
+
+def _names_methods(text: str) -> bool:
+    return text.removeprefix("--").partition("=")[0] in ("method", "method.name")
+
+
+def _several(value: Any) -> list[Any] | None:
+    """The methods of a list, or of words with commas between them: [lora, excitor], lora,excitor."""
+    if isinstance(value, str) and "," in value:
+        return [word.strip() for word in value.strip().removeprefix("[").removesuffix("]").split(",")]
+    return value if isinstance(value, list) else None
+
+
+def _methods(several: list[Any], document: Document, name: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
+    """A list of methods, each a name or a mapping with its options; those of the recipe keep their options."""
+    if len(several) < max(1, len(result.methods)):
+        result.problem(document.source, f"names {len(several)} method(s), and the recipe has {len(result.methods)}")
+        return
+    result.methods.extend({} for _ in several[len(result.methods) :])
+    for index, item in enumerate(several):
+        for key, value in (item if isinstance(item, Mapping) else {"name": item}).items():
+            yield ("method", index, key), Given(value, document, (), f"{name}.{index}.{key}", override=True)
 
 
 def _split(keys: Path) -> tuple[str, int, str, Path]:

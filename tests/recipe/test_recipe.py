@@ -197,6 +197,35 @@ def test_qlora_is_a_preset_and_each_part_of_it_can_be_overridden() -> None:
     assert nulls.train.learning_rate == 2e-4 and nulls.train.tokens_per_step is None
 
 
+@pytest.mark.parametrize(
+    "written", ["[lora,excitor]", "[lora, excitor]", "lora,excitor", '"lora,excitor"', '"[lora,excitor]"']
+)
+def test_several_methods_on_the_command_line(written: str) -> None:
+    recipe = load(LEAST, ["method.1.adapter_layers=2", "method.0.r=8", f"method={written}"])
+    assert [choice.name for choice in recipe.methods] == ["lora", "excitor"]
+    assert recipe.methods[0].options == find("lora")(r=8)
+    assert recipe.methods[1].options == find("excitor")(adapter_layers=2)
+    by_name = load({**LEAST, "method": ["lora", {"name": "excitor", "adapter_layers": 2}]}, ["--method.0.r=8"])
+    assert by_name == recipe == load(as_data(recipe))
+
+
+def test_a_list_of_methods_over_a_recipes_own() -> None:
+    source = {**LEAST, "method": {"name": "lora", "r": 4}}
+    recipe = load(source, ["method=[lora, {name: bitfit}]"])
+    assert recipe.methods[0].options == find("lora")(r=4) and recipe.methods[1].name == "bitfit"
+    for override, told in (
+        ("method=[]", "names 0 method"),
+        ("method=lora,lorra", "no method is called 'lorra'; did you"),
+    ):
+        with pytest.raises(Refusal, match="recipe") as caught:
+            load(source, [override])
+        assert told in str(caught.value)
+    with pytest.raises(Refusal, match=r"counted from 0"):
+        load(source, ["method=lora,bitfit", "method.2.r=8"])
+    with pytest.raises(Refusal, match=r"names 1 method\(s\), and the recipe has 2"):
+        load({**LEAST, "method": ["lora", "bitfit"]}, ["method=[lora]"])
+
+
 def test_overrides_win_and_are_read_as_yaml() -> None:
     recipe = load(
         {**LEAST, "method": {"name": "lora", "r": 4}},
