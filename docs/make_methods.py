@@ -43,7 +43,9 @@ NOTES: dict[str, str] = {
     "olora": ("As PiSSA, with a QR decomposition, which is quicker to make and needs no singular values."),
     "loreft": (
         "Few parameters and next to no cost while answering: it acts on a few positions of the prompt only. It cannot "
-        "be merged, and a conversation's later turns count as prompt."
+        "be merged. In training the prompt ends at the first learnt token; in a conversation's later turns everything "
+        "before the new answer is prompt, so there the last positions are others than those it was trained at in the "
+        "first turn: train on conversations that are cut before each answer, or set last to 0."
     ),
     "token_rows": (
         "The remedy for header and end-of-turn tokens that a base model never learnt (`halter doctor` names them): "

@@ -1,18 +1,19 @@
 """LoReFT: Low-rank linear subspace Representation Finetuning (Wu et al., arXiv 2404.03592).
 
-    y = h + R^T (W h + b - R h)      at the first and last positions of the prompt, after chosen layers
+    y = h + R^T (f(W h + b) - R h)   at the first and last positions of the prompt, after chosen layers
 
 R [r, dim] has orthonormal rows: R = Q^T of the trained matrix's QR decomposition, so that what is saved is what was
-trained, bit for bit. W [r, dim] and b [r] start as a Linear of torch does, as in the authors' code, so an
+trained, bit for bit. f is the identity, as in the paper, or a non-linearity (the authors' act_fn). W [r, dim] and
+b [r] start as a Linear of torch does, as in the authors' code, so an
 untrained adapter disturbs the base. Positions are those of the prompt, and nothing is computed while an answer is
 generated; where a row's prompt length is not known (a bare call of the model), only the first ones are changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,16 @@ from halter.model.config import ModelConfig
 from halter.model.places import Act
 from halter.model.segments import Segments
 from halter.numerics.dropout import dropout
+
+Source = Literal["linear", "relu", "gelu", "silu", "tanh", "sigmoid"]
+SOURCES: dict[Source, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -37,42 +48,70 @@ class LoreftAct(Act):
     bias: Tensor
     rate: float
     key: int
+    source: Source = "linear"
 
     def act(self, x: Any, y: Tensor) -> Tensor:
         h = y[self.at]
-        moved = h + (F.linear(h, self.weight, self.bias) - F.linear(h, self.rotation)) @ self.rotation
+        learnt = SOURCES[self.source](F.linear(h, self.weight, self.bias))
+        moved = h + (learnt - F.linear(h, self.rotation)) @ self.rotation
         return y.index_copy(0, self.at, dropout(moved, self.rate, self.key))
 
     def select(self, index: Tensor) -> LoreftAct:
         at = torch.isin(index, self.at).nonzero().squeeze(1)
-        return LoreftAct(at, self.rotation, self.weight, self.bias, self.rate, self.key)
+        return LoreftAct(at, self.rotation, self.weight, self.bias, self.rate, self.key, self.source)
+
+
+@dataclass(frozen=True)
+class EndsAct(Act):
+    """Two acts at tokens that are never the same ones."""
+
+    prefix: LoreftAct
+    suffix: LoreftAct
+
+    def act(self, x: Any, y: Tensor) -> Tensor:
+        return self.suffix.act(x, self.prefix.act(x, y))
+
+    def select(self, index: Tensor) -> EndsAct:
+        return EndsAct(self.prefix.select(index), self.suffix.select(index))
 
 
 class Subspace(Piece):
-    """The intervention after one layer, in float32."""
+    """The intervention after one layer, in float32; or two, the one of the last positions under ``last_`` names."""
 
-    saved_names = {"rotation": "rotation", "weight": "weight", "bias": "bias"}
+    saved_names = {lead + name: lead + name for lead in ("", "last_") for name in ("rotation", "weight", "bias")}
 
-    def __init__(self, dim: int, r: int, first: int, last: int, rate: float) -> None:
+    def __init__(
+        self, dim: int, r: int, first: int, last: int, rate: float, source: Source = "linear", shared: bool = True
+    ) -> None:
         super().__init__()
-        self.first, self.last, self.rate = first, last, rate
-        self.rotation = nn.Parameter(torch.zeros(r, dim))
-        self.weight = nn.Parameter(torch.zeros(r, dim))
-        self.bias = nn.Parameter(torch.zeros(r))
+        self.first, self.last, self.rate, self.source = first, last, rate, source
+        self.leads = ("",) if shared else ("", "last_")
+        for lead in self.leads:
+            self.register_parameter(f"{lead}rotation", nn.Parameter(torch.zeros(r, dim)))
+            self.register_parameter(f"{lead}weight", nn.Parameter(torch.zeros(r, dim)))
+            self.register_parameter(f"{lead}bias", nn.Parameter(torch.zeros(r)))
 
     def reset(self, generator: torch.Generator) -> None:
-        bound = self.weight.shape[1] ** -0.5
-        nn.init.orthogonal_(self.rotation, generator=generator)
-        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(self.bias, -bound, bound, generator=generator)
+        for lead in self.leads:
+            rotation, weight, bias = (self.get_parameter(lead + name) for name in ("rotation", "weight", "bias"))
+            bound = weight.shape[1] ** -0.5
+            nn.init.orthogonal_(rotation, generator=generator)
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+            nn.init.uniform_(bias, -bound, bound, generator=generator)
 
     def bind(self, site: Site) -> Act:
-        at = positions(site.segments, self.first, self.last).nonzero().squeeze(1)
-        dtype = site.dtype
-        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
-        return LoreftAct(
-            at, orthonormal(self.rotation).to(dtype), self.weight.to(dtype), self.bias.to(dtype), rate, key
-        )
+        if len(self.leads) == 1:
+            return self._act(site, "", positions(site.segments, self.first, self.last))
+        start = positions(site.segments, self.first, 0)
+        end = positions(site.segments, 0, self.last) & ~start
+        return EndsAct(self._act(site, "", start), self._act(site, "last_", end))
+
+    def _act(self, site: Site, lead: str, chosen: Tensor) -> LoreftAct:
+        """What acts at the tokens where ``chosen``, bool [N]."""
+        rotation, weight, bias = (self.get_parameter(lead + name) for name in ("rotation", "weight", "bias"))
+        rate, key = (0.0, 0) if site.key is None else (self.rate, (site.mask_key() + len(lead)) % 2**63)
+        at, dtype = chosen.nonzero().squeeze(1), site.dtype
+        return LoreftAct(at, orthonormal(rotation).to(dtype), weight.to(dtype), bias.to(dtype), rate, key, self.source)
 
 
 def orthonormal(rows: Tensor) -> Tensor:
@@ -98,7 +137,12 @@ class Loreft(Method):
     first: int = 7
     """Positions at the prompt's beginning that are acted on."""
     last: int = 7
-    """Positions at the prompt's end, which share the weights of the first."""
+    """Positions at the prompt's end."""
+    share_weights: bool = True
+    """Whether the first and the last positions have one intervention, as for the authors' LLaMA figures; otherwise each
+    has its own, and a short prompt's positions count as first ones."""
+    source: Source = "linear"
+    """f: linear, which is the paper's equation, or a non-linearity over W h + b."""
     layers: Sequence[int] | None = None
     """Layers after which it acts, counted from 0; all where not given."""
     dropout: float = 0.0
@@ -113,6 +157,8 @@ class Loreft(Method):
             wrong.append(f"r {self.r}: 1 to {shape.dim}")
         if min(self.first, self.last) < 0 or self.first + self.last < 1:
             wrong.append(f"first {self.first}, last {self.last}: at least one position")
+        if not self.share_weights and min(self.first, self.last) < 1:
+            wrong.append(f"share_weights false with first {self.first}, last {self.last}: one side has no positions")
         if not 0 <= self.dropout < 1:
             wrong.append(f"dropout {self.dropout}: a share below 1")
         if wrong:
@@ -121,4 +167,5 @@ class Loreft(Method):
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None or (self.layers is not None and layer not in self.layers):
             return {}
-        return {"block": Subspace(shape.dim, self.r, self.first, self.last, self.dropout)}
+        ends = (self.first, self.last, self.dropout, self.source, self.share_weights)
+        return {"block": Subspace(shape.dim, self.r, *ends)}

@@ -23,7 +23,17 @@ from halter.model.segments import Segments
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 
 
-def reference(h, rotation, weight, bias, at):
+FORMULAS = {
+    "linear": lambda x: x,
+    "relu": lambda x: x * (x > 0),
+    "gelu": lambda x: x * (1 + torch.special.erf(x / 2**0.5)) / 2,
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "tanh": lambda x: (torch.exp(2 * x) - 1) / (torch.exp(2 * x) + 1),
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+}
+
+
+def reference(h, rotation, weight, bias, at, source="linear"):
     """The paper's equation, position by position, in float64; R by Gram and Schmidt."""
     rows = []
     for row in rotation.double():
@@ -33,7 +43,7 @@ def reference(h, rotation, weight, bias, at):
     basis, out = torch.stack(rows), h.double().clone()
     for i in range(len(h)):
         if at[i]:
-            out[i] = out[i] + basis.T @ (weight.double() @ out[i] + bias.double() - basis @ out[i])
+            out[i] = out[i] + basis.T @ (FORMULAS[source](weight.double() @ out[i] + bias.double()) - basis @ out[i])
     return out
 
 
@@ -54,6 +64,45 @@ def test_the_equation():
     torch.testing.assert_close(
         got.double(), reference(h, piece.rotation, piece.weight, piece.bias, at), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("source", list(FORMULAS))
+def test_first_and_last_positions_with_their_own_weights_and_a_non_linearity(source):
+    g = torch.Generator().manual_seed(0)
+    piece = Subspace(12, 4, 2, 2, 0.0, source, shared=False)
+    piece.reset(g)
+    with torch.no_grad():
+        for p in piece.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=g))
+    segments = Segments.packed([6, 3, 1, 5], prompt_lengths=[4, 3, 1, 0])
+    starts = [1, 1, 0, 0, 0, 0] + [1, 1, 0] + [1] + [1, 1, 0, 0, 0]
+    ends = [0, 0, 1, 1, 0, 0] + [0, 0, 1] + [0] + [0] * 5  # a position is never both
+    h = torch.randn(15, 12, generator=g)
+    site = type("Site", (), {"segments": segments, "dtype": torch.float32, "key": None})
+    want = reference(h, piece.rotation, piece.weight, piece.bias, starts, source)
+    other = reference(h, piece.last_rotation, piece.last_weight, piece.last_bias, ends, source)
+    want = torch.where(torch.tensor(ends)[:, None] > 0, other, want)
+    with torch.no_grad():
+        act = piece.bind(site)
+        torch.testing.assert_close(act.act(segments, h).double(), want, rtol=1e-5, atol=1e-5)
+        some = torch.tensor([0, 3, 5, 6, 8, 9])
+        torch.testing.assert_close(act.select(some).act(segments, h[some]).double(), want[some], rtol=1e-5, atol=1e-5)
+
+
+def test_own_weights_for_both_ends_are_saved_counted_and_trained(tmp_path):
+    model = tiny.decoder()
+    adapter = adapt(model, "loreft", r=4, share_weights=False, source="gelu")
+    assert adapter.num_trainable == 2 * 2 * (2 * 4 * 32 + 4)
+    tiny.jitter(adapter)
+    adapter.save(tmp_path / "a")
+    again = load_adapter(tmp_path / "a", model)
+    segments = Segments.packed([20, 20], prompt_lengths=[15, 16])
+    both = [model.hidden(TOKENS.flatten(), segments, one.bind(model, segments)) for one in (adapter, again)]
+    assert torch.equal(*both)
+    both[0].square().mean().backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in adapter.parameters())
+    with pytest.raises(Refusal, match="one side has no positions"):
+        adapt(model, "loreft", share_weights=False, last=0)
 
 
 def test_rows_stay_orthonormal_and_an_orthonormal_start_stays():
