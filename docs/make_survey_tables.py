@@ -1,8 +1,8 @@
 """Write docs/survey-tables.md from the code's own counts and from what was measured here: `make pages`.
 
-A test holds the page to this script. The survey's figures stand in SURVEY and CLAIMS, each once; every true figure is
-counted by the methods themselves on torch's meta device, and every measured one is read from the record of a comparison
-or from docs/learning-curves.md.
+A test holds the page to this script. Table 2's figures stand in halter/plan/survey.py, the others here, each once;
+every true figure is counted by the methods themselves on torch's meta device, and every measured one is read from the
+record of a comparison or from docs/learning-curves.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,117 +18,46 @@ import torch
 from halter.compare.report import table_lines
 from halter.compare.report_facts import Comparison
 from halter.compare.report_tables import Table, tables
-from halter.methods.adapter import Adapter
-from halter.methods.excitor import Excitor
-from halter.methods.llama_adapter import LlamaAdapter
-from halter.methods.llama_adapter_v2 import LlamaAdapterV2
-from halter.methods.lora import Lora
-from halter.methods.method import Method
-from halter.model.config import ModelConfig, preset
-from halter.model.places import LINEARS
-from halter.run.estimate import NF4_BYTES
+from halter.model.config import preset
+from halter.plan import dry
+from halter.plan.survey import (
+    EXCITOR,
+    LARGE,
+    MODELS,
+    QV,
+    RECIPE,
+    SETTINGS,
+    SEVEN,
+    V1,
+    V2,
+    V2_PROMPTS,
+    Q,
+    counted,
+    share,
+    survey,
+    told,
+)
 
 DOCS = Path(__file__).resolve().parent
 PAGE, RECORD, CURVES = DOCS / "survey-tables.md", DOCS / "example-report" / "record.json", DOCS / "learning-curves.md"
-SEVEN, LARGE = "llama-1-7b", "llama-1-65b"
-MODELS = (
-    "llama-1-7b", "llama-1-13b", "llama-1-33b", "llama-1-65b", "llama-2-70b", "llama-3-8b", "llama-3.1-405b",
-    "llama-3.2-1b", "llama-3.2-3b",
-)  # fmt: skip
 NO_NOTE = "not in our notes"
 STATES = 16
 """Bytes a trained number takes: float32 weight, gradient and AdamW's two moments."""
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-SETTINGS: dict[str, Method] = {
-    "LoRA, q, r 8": Lora(r=8, target_modules=["q_proj"]),
-    "LoRA, q and v, r 8": Lora(r=8, target_modules=["q_proj", "v_proj"]),
-    "LoRA, q k v o, r 8": Lora(r=8, target_modules=ATTENTION),
-    "LoRA, all seven, r 8": Lora(r=8),
-    "QLoRA's recipe: all seven, r 64": Lora(r=64),
-    "LLaMA-Adapter": LlamaAdapter(),
-    "LLaMA-Adapter V2, released: bias, input scale, norms": LlamaAdapterV2(scale_side="in"),
-    "LLaMA-Adapter V2, paper without prompts: bias, output scale, norms": LlamaAdapterV2(),
-    "LLaMA-Adapter V2, paper: the same and 10 prompts": LlamaAdapterV2(adapter_len=10),
-    "LLaMA-Excitor": Excitor(),
-}
-"""What the counts are of. The authors' settings, as far as they are known; docs/methods says where each comes from."""
-Q, QV, QKVO, ALL, RECIPE, V1, V2, V2_PAPER, V2_PROMPTS, EXCITOR = SETTINGS
-
-
-@cache
-def counted(setting: str, model: str = SEVEN) -> int:
-    """Trained parameters, counted by building the adapter where tensors have shapes and no numbers."""
-    with torch.device("meta"):
-        return Adapter(preset(model), [SETTINGS[setting]]).num_trainable
-
-
-def share(count: float, model: str = SEVEN) -> str:
-    """A count as a share of the model's parameters, three digits."""
-    percent = 100 * count / preset(model).num_parameters
-    return f"{percent:.3g} %"
-
-
-def told(setting: str, model: str = SEVEN) -> str:
-    """A count and its share."""
-    return f"{counted(setting, model):,} ({share(counted(setting, model), model)})"
 
 
 def merges(setting: str) -> bool:
     """Whether every piece folds into a weight, as the pieces themselves say."""
-    with torch.device("meta"):
-        return all(slot.piece.folds for slot in Adapter(preset("llama-3.2-1b"), [SETTINGS[setting]]).slots)
+    return not dry.dry_adapter(preset("llama-3.2-1b"), [SETTINGS[setting]]).unfoldable()
 
 
-def base_bytes(model: str, nf4: bool) -> float:
+def base_bytes(model: str, nf4: bool) -> int:
     """Bytes of the weights in 16 bits, or with the seven linear layers in NF4 with double quantisation."""
-    shape = preset(model)
-    linear = sum(s.numel() for n, s in shape.tensor_shapes().items() if n.split(".")[-2] in LINEARS and len(s) == 2)
-    return linear * (NF4_BYTES if nf4 else 2) + (shape.num_parameters - linear) * 2
+    return dry.base_bytes(dry.dry_base(preset(model), torch.bfloat16, nf4)).total
 
 
 def gb(size: float) -> str:
     """Bytes as gigabytes of 10^9."""
     return f"{size / 1e9:.2f} GB"
-
-
-@dataclass(frozen=True)
-class Count:
-    """One line of the survey's counts for LLaMA-7B, and ours."""
-
-    method: str
-    survey: str
-    setting: str
-    why: str
-
-
-def survey(shape: ModelConfig) -> list[Count]:
-    """Table 2, with the reason for every difference; every figure in a reason is worked out here."""
-    one = 2 * 8 * shape.dim
-    prompts = shape.layers * (10 * shape.dim + 1)
-    fourteen = 14e6
-    return [
-        Count("LoRA, r 8", "about 2.5M, 0.036 %", QV,
-              f"No set of places gives 2.5M at r 8: q alone has {counted(Q):,} ({share(counted(Q))}), q and v "
-              f"{counted(QV):,}, q k v o {counted(QKVO):,}, all seven linear layers {counted(ALL):,}. The survey's "
-              f"equation 11 adds 8 x {shape.dim} + {shape.dim} x 8 = {one:,} up to 98,304, which counts one half of it "
-              f"twice, and calls one matrix 0.01 % of the model; it is {share(one)}. The scale alpha / r and the "
-              "dropout of equation 10 are missing, but have no parameters."),
-        Count("QLoRA", "as LoRA: about 2.5M, 0.036 %", RECIPE,
-              "The authors' recipe has r 64 on all seven linear layers: they found that adapters on all of them are "
-              "needed to match full fine-tuning. A 4-bit base does not change what LoRA trains."),
-        Count("LLaMA-Adapter", "0.017 %", V1,
-              f"The survey's formula has prompts in all {shape.layers} layers and one gate a layer, {prompts:,}. The "
-              "authors' code has 10 prompts and one gate a head in the last 30 layers."),
-        Count("LLaMA-Adapter V2", "14M, 0.20 %", V2,
-              f"14M is the 65B model: its released code trains {told(V2, LARGE)}. On 7B 14M would be "
-              f"{share(fourteen)}, but nobody trained that. The method as the paper has it, without prompts: "
-              f"{told(V2_PAPER)}; with them: {told(V2_PROMPTS)}. The survey's list of what is trained leaves out the "
-              "scale of every channel and the optional LoRA, and names a bias of norms, which RMSNorm has not."),
-        Count("LLaMA-Excitor", "about 0.5M, 0.007 % and elsewhere 0.01 %", EXCITOR,
-              "The survey counts a 1x1 convolution and a number a head, which the method has not. Its prompts and "
-              "low-rank query in the top 30 layers make 7.6M, which agrees with what others quote of the paper. The "
-              "authors' code was never published: rank 16 and 30 prompts are the likely values, not certain ones."),
-    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

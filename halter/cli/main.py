@@ -21,6 +21,7 @@ VERBS = {
     "inspect": "see what a recipe would train on, token by token, before a model is loaded",
     "train": "train an adapter, from a recipe or from flags alone",
     "doctor": "find everything that would keep a recipe from training; without one, what this machine has",
+    "plan": "see what training and asking will take: parameters, memory, disk, time; no weights are read",
     "generate": "answer prompts with a run, an adapter or a model",
     "chat": "talk to a run, an adapter or a model",
     "evaluate": "score a run on held-out rows, base beside adapter",

@@ -22,9 +22,10 @@ from halter.files.writing import write_text
 from halter.methods.adapter import Adapter
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
+from halter.plan.dry import dry_adapter
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.pretrained.digest import digest_base
-from halter.run.estimate import Sizes, free_bytes, memory_problem, planned, sizes
+from halter.run.estimate import Sizes, free_bytes, memory_problem, sizes
 from halter.run.prepare import Job, Say
 
 LOOKS = 6
@@ -95,7 +96,7 @@ class Runner:
     def first_look(self, contestant: Contestant) -> tuple[Job, Adapter]:
         """The job with the default rate, and the adapter on meta. Refusal where it is impossible or does not fit."""
         job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
-        adapter = planned(job.config, [choice.options for choice in job.recipe.methods])
+        adapter = dry_adapter(job.config, [choice.options for choice in job.recipe.methods])
         if contestant.precision == "nf4" and any(choice.name == "full" for choice in job.recipe.methods):
             raise Refusal("compare-full", "full fine-tuning trains the weights themselves, which nf4 holds in 4 bits")
         need, report = self._sizes(contestant, job, adapter), job.data.report
@@ -146,7 +147,7 @@ class Runner:
         """How many trials may be trained at once."""
         asked = self.options.together or (1 if self.device.type == "cpu" else TOGETHER)
         job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
-        need = self._sizes(contestant, job, planned(job.config, [choice.options for choice in job.recipe.methods]))
+        need = self._sizes(contestant, job, dry_adapter(job.config, [choice.options for choice in job.recipe.methods]))
         self.bases.get(contestant.precision)
         room = ROOM * free_bytes(self.device) - job.micro_tokens * need.per_token
         return max(1, min(asked, int(room // max(1, need.trained))))

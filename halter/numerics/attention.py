@@ -26,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool = True) 
 
 
 def _flash(q: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    return q.device.type in ("cpu", "meta") and q.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _attend_rows(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> Tensor:

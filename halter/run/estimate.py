@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +10,13 @@ import torch
 
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter
-from halter.methods.method import Method
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS
+from halter.plan.dry import base_bytes, dry_base
+from halter.plan.forecast import STATE_BYTES
 from halter.recipe import Recipe
 from halter.run.checks_machine import gib
 from halter.training import memory
 
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-"""A weight in NF4: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 of those (QLoRA paper, section 3)."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
@@ -34,25 +32,12 @@ class Sizes:
     checkpoint: int
 
 
-def planned(config: ModelConfig, methods: Sequence[Method]) -> Adapter:
-    """The adapter on meta, which costs nothing. Refusals as Adapter's, and ``adapter-impossible``."""
-    try:
-        with torch.device("meta"):
-            return Adapter(config, methods)
-    except RuntimeError as error:  # more numbers than can be counted
-        what = f"the method asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
-        raise Refusal("adapter-impossible", what, fix="a smaller rank") from None
-
-
 def sizes(recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, nf4: bool = False) -> Sizes:
     """What training ``adapter`` (None: unknown, nothing) takes on a base held in ``width`` bytes a number, its linear
     layers in 4 bits where ``nf4``."""
-    shapes = config.tensor_shapes().items()
-    linear = sum(shape.numel() for name, shape in shapes if name.split(".")[-2] in LINEARS and len(shape) == 2)
-    held = NF4_BYTES if nf4 else width
-    base = int(linear * held + (config.num_parameters - linear) * width)
+    base = base_bytes(dry_base(config, torch.float32 if width == 4 else torch.bfloat16, nf4)).total
     count = 0 if adapter is None else adapter.num_trainable
-    states = 2 if "8bit" in recipe.train.optimizer else 8
+    states = STATE_BYTES[recipe.train.optimizer]
     cast = width if width < 4 else 0
     one = memory.activation_bytes(config, 1, width)
     thrifty = config.layers * config.dim * width + one // config.layers

@@ -20,6 +20,7 @@ from halter.files.hub import resolve
 from halter.methods import storage, warm
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.plan.dry import dry_adapter
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
@@ -126,7 +127,7 @@ def _planned(recipe: Recipe, base: Base, findings: Findings) -> Adapter | None:
             good.append(fit(choice, base).options)
         except Refusal:  # said already
             continue
-    return findings.attempt(estimate.planned, base.config, good) if good else None
+    return findings.attempt(dry_adapter, base.config, good) if good else None
 
 
 def _width(recipe: Recipe, checkpoint: Checkpoint, base: Base) -> int:

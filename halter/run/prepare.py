@@ -101,7 +101,7 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
     if data is None:
         return None
     options = recipe.train
-    micro = options.micro_tokens or _micro_tokens(config)
+    micro = options.micro_tokens or memory.micro_tokens(config)
     if not recipe.data.packing:
         micro = min(micro, int(data.train.lengths.max()))
     plan = plan_of(recipe, data, micro)
@@ -226,9 +226,3 @@ def choose_template(recipe: Recipe, tokenizer: Tokenizer) -> ChatTemplate | None
     if path.is_file():
         return ChatTemplate.from_source(read_text(path), name=path.name)
     return ChatTemplate.builtin(name)
-
-
-def _micro_tokens(config: ModelConfig) -> int:
-    """Tokens of one pass where the recipe does not say: enough for the matrix products, bounded by activations."""
-    per_token = memory.activation_bytes(config, 1, 4)
-    return max(512, min(8192, (2 * 2**30) // per_token))

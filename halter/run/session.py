@@ -28,6 +28,7 @@ from halter.recipe import Recipe
 from halter.run.describe import describe
 from halter.run.keeper import Keeper
 from halter.run.output import open_run
+from halter.run.planned import planned_and_measured
 from halter.run.preflight import ready
 from halter.run.prepare import Job, Say
 from halter.run.signals import Stopped, Stops
@@ -95,6 +96,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
+    before = memory.peak_memory_bytes()
     model = _load_base(job, say)
     adapter = new_adapter(job, model, say)
     share = adapter.num_trainable / job.config.num_parameters
@@ -120,7 +122,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
             keeper.resume(say)
             display.begin(trainee.step)
         try:
-            _steps(job, model, trainee, watch, keeper, stops, log, display.say)
+            checkpointing = _steps(job, model, trainee, watch, keeper, stops, log, display.say)
         except Stopped as stop:
             with suppress(Stopped), stops.last():  # a second signal does not wait for the checkpoint
                 keeper.stop()
@@ -133,6 +135,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         say(f"the base's digest could not be made and is left out: {error}")
     adapter.save(run.adapter)
     say(f"saved: {run.adapter}")
+    say(planned_and_measured(job, model, checkpointing, before))
 
 
 def _steps(
@@ -144,8 +147,8 @@ def _steps(
     stops: Stops,
     log: Callable[[dict[str, Any]], None],
     say: Say,
-) -> None:
-    """Every step that is left, with what happens between them."""
+) -> bool:
+    """Every step that is left, with what happens between them; whether activations are computed again."""
     options = job.recipe.train
     checkpointing = options.activation_checkpointing == "on" or (
         options.activation_checkpointing == "auto"
@@ -168,11 +171,12 @@ def _steps(
         whole=stops.whole,
     )
     if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and watch.look(trainee.step):
-        return  # a stop came between a step and its evaluation
+        return checkpointing  # a stop came between a step and its evaluation
     room = Room(say)
     if (rows := _largest_pass(job, trainee.step)) is not None:
         rehearse(model, trainee, rows, checkpointing, room)
     train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
+    return checkpointing
 
 
 def _largest_pass(job: Job, done: int) -> list[Example] | None:

@@ -40,3 +40,8 @@ def activation_bytes(config: ModelConfig, tokens: int, width: int) -> int:
 def needs_checkpointing(config: ModelConfig, tokens: int, width: int, device: torch.device) -> bool:
     """Whether activations would take more than half of what is free."""
     return activation_bytes(config, tokens, width) > free_memory_bytes(device) // 2
+
+
+def micro_tokens(config: ModelConfig) -> int:
+    """Tokens of one pass where the recipe does not say: enough for the matrix products, bounded by activations."""
+    return max(512, min(8192, (2 * 2**30) // activation_bytes(config, 1, 4)))

@@ -16,7 +16,7 @@ from halter.data.pack import Batch
 from halter.data.share import share_beginnings
 from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
-from halter.model.places import run_at, tensors_of, with_tensors
+from halter.model.places import Acts, run_at, tensors_of, with_tensors
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.losses import head_loss
@@ -108,6 +108,34 @@ def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
     )
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """The tokens of one pass that are learnt: their ``index`` int64 [M], ascending, the ``targets`` int64 [M] that
+    follow them, ``weights`` float32 [M] of their losses."""
+
+    index: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def one_pass(
+    model: Decoder, tokens: Tensor, segments: Segments, acts: Acts, learnt: Learnt, checkpointing: bool
+) -> Tensor:
+    """Forward and backward over ``tokens`` int64 [N]; the learnt tokens' losses, float32 [M]."""
+    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing, wanted=learnt.index)
+    head = acts.lm_head
+
+    def project(piece: Tensor, start: int, end: int, tensors: Sequence[Tensor]) -> Tensor:
+        act = None if head is None else with_tensors(head, tensors).select(learnt.index[start:end])
+        return run_at(act, model.lm_head, piece)
+
+    vocabulary = model.config.vocab_size
+    loss, each = head_loss(project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary)
+    if loss.requires_grad:
+        loss.backward()
+    return each
+
+
 def _accumulate(
     model: Decoder,
     trainees: Sequence[Trainee],
@@ -137,17 +165,8 @@ def _accumulate(
         owners = [place for place, (_, batch) in enumerate(present) for _ in batch.lengths]
         acts = Mixed([trainees[i].adapter for i, _ in present], owners).bind(model, segments, key)
     index = (targets != IGNORED).nonzero().squeeze(1)
-    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing, wanted=index)
+    weights = torch.tensor(scales, dtype=torch.float32, device=device)[trainee_of[index]]
+    each = one_pass(model, tokens, segments, acts, Learnt(index, targets[index], weights), checkpointing)
     owner = trainee_of[index]
-    weights = torch.tensor(scales, dtype=torch.float32, device=device)[owner]
-    head = acts.lm_head
-
-    def project(piece: Tensor, start: int, end: int, tensors: Sequence[Tensor]) -> Tensor:
-        act = None if head is None else with_tensors(head, tensors).select(index[start:end])
-        return run_at(act, model.lm_head, piece)
-
-    loss, each = head_loss(project, tensors_of(head), hidden, targets[index], weights, model.config.vocab_size)
-    if loss.requires_grad:
-        loss.backward()
     shares.index_add_(0, owner.cpu(), each.double().cpu())
     return shares / torch.tensor([max(1, n) for n in step_targets], dtype=torch.float64)

@@ -1,0 +1,49 @@
+"""`halter plan`: what training and asking a model will take, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from halter.cli.train import SETTINGS as SETTINGS
+from halter.cli.train import split
+
+
+def command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE KEY=VALUE", help="As for halter train; data are not needed."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A preset (llama-3.1-8b), a folder, a hub id.")] = None,
+    method: Annotated[str | None, typer.Option(help="lora, qlora, full, ... (lora where not given)")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="8GB, 7.5GiB: what fits into it, and every method ranked. Not given: what is free."),
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="A device by name (h100-sxm, rtx-4090), at its published rates.")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine for ten seconds first.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="The survey's Table 2 with true counts, and all presets.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON; bytes and seconds.")] = False,
+) -> int:
+    """Parameters, memory, disk, operations and time of a recipe before anything is loaded; no weights are read. Every
+    key of a recipe is also a flag, as for halter train: --max-length 4096, --quantize nf4, --r 8."""
+    if table:
+        from halter.plan import survey
+
+        print(json.dumps(survey.table(), indent=2) if as_json else survey.table_text())
+        return 0
+    recipe, overrides = split(arguments or [])
+    flags = {"model.path": model, "method.name": method}
+    overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    from halter.plan.text import as_text
+    from halter.run.planned import plan, read_recipe
+
+    found = plan(read_recipe(recipe, overrides), memory, on, calibrate)
+    print(json.dumps(found.as_dict(), indent=2) if as_json else as_text(found))
+    return 0

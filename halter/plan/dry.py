@@ -1,0 +1,99 @@
+"""Base and adapter on meta: every tensor with its shape and dtype, and none of them with memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.methods.adapter import Adapter
+from halter.methods.method import Method
+from halter.model.config import ModelConfig
+from halter.model.decoder import Decoder
+from halter.model.nf4_linear import NF4Linear
+from halter.model.places import LINEARS
+from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested
+
+CONSTANTS = ("absmax", "absmax_codes", "offset")
+
+
+@dataclass(frozen=True)
+class BaseBytes:
+    """What the frozen base takes: ``weights`` (codes where in 4 bits) and the ``constants`` of the quantisation."""
+
+    weights: int
+    constants: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.constants
+
+
+def dry_base(shape: ModelConfig, dtype: torch.dtype, nf4: bool) -> Decoder:
+    """The decoder as it would be loaded; with ``nf4`` its linear layers in 4 bits, scales in 8."""
+    base = Decoder(shape, dtype, "meta")
+    if nf4:
+        for layer in range(shape.layers):
+            for place in LINEARS:
+                bias = base.module(layer, place).bias
+                base.set_linear(layer, place, NF4Linear(_nf4(shape.weight_shape(place)), bias, dtype))  # type: ignore[arg-type]
+    return base
+
+
+def _nf4(shape: tuple[int, int]) -> NF4:
+    count = prod(shape)
+    blocks = ceil(count / BLOCK)
+    codes = torch.empty(ceil(count / 2), 1, dtype=torch.uint8, device="meta")
+    scales = torch.empty(blocks, dtype=torch.uint8, device="meta")
+    outer = torch.empty(ceil(blocks / BLOCK2), device="meta")
+    return NF4(codes, Nested(scales, outer, torch.empty((), device="meta")), shape)
+
+
+def base_bytes(base: Decoder) -> BaseBytes:
+    """What a decoder's tensors take, tied ones once."""
+    weights = constants = 0
+    for name, tensor in _distinct(base.named_buffers()):
+        if name.rpartition(".")[2] in CONSTANTS:
+            constants += tensor.nbytes
+        else:
+            weights += tensor.nbytes
+    return BaseBytes(weights, constants)
+
+
+def _distinct(named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
+    for name, tensor in named:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def dry_adapter(shape: ModelConfig, methods: Sequence[Method]) -> Adapter:
+    """The adapter on meta, which costs nothing. Refusals as Adapter's, and ``adapter-impossible``."""
+    try:
+        with torch.device("meta"):
+            return Adapter(shape, methods)
+    except RuntimeError as error:  # more numbers than can be counted
+        what = f"the method asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
+        raise Refusal("adapter-impossible", what, fix="a smaller rank") from None
+
+
+def adapter_bytes(adapter: Adapter) -> int:
+    """What its tensors take, trained or frozen."""
+    return sum(tensor.nbytes for tensor in {id(t): t for t in (*adapter.parameters(), *adapter.buffers())}.values())
+
+
+def counts_by_place(adapter: Adapter) -> dict[str, int]:
+    """{place: trained numbers}, summed over the layers; a tensor that several places share counts at the first."""
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    for slot in adapter.slots:
+        for parameter in slot.piece.parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[slot.place] = found.get(slot.place, 0) + parameter.numel()
+    return found

@@ -1,0 +1,142 @@
+"""Counts, memory, disk and operations of one setting, all of it reckoned and nothing loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from halter.methods.adapter import Adapter
+from halter.plan.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
+from halter.plan.setting import Setting
+from halter.plan.trace import ACTIVATIONS, COPIES, GRADIENTS, LOGITS, TEMPORARY, reading_pass, training_pass
+
+STATE_BYTES = {"adamw": 8, "paged_adamw_32bit": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+"""Bytes of optimizer state for a trained number: two of 32 bits, or two of 8 (bitsandbytes adds 8 / 256 of scales)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the worst moment of training, by what they are."""
+
+    base: int
+    constants: int
+    """Of the quantisation."""
+    adapter: int
+    """Trained float32 numbers, frozen ones of the method, and their copies in the dtype computed in."""
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    temporary: int
+    """What backward makes and drops: gradients of activations, recomputed layers, attention's own."""
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Bytes of answering, while the prompt is read: ``cache`` of keys and values, ``passing`` what the pass takes."""
+
+    base: int
+    constants: int
+    adapter: int
+    cache: int
+    passing: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Everything about one setting."""
+
+    setting: Setting
+    trainable: int
+    by_method: dict[str, int]
+    by_place: dict[str, int]
+    training: Memory
+    plain_activations: int
+    """Activations, logits and temporaries without activation checkpointing ..."""
+    checkpointed_activations: int
+    """... and with it."""
+    generation: Reading
+    adapter_disk: int
+    checkpoint_disk: int
+    operations: int
+    """Floating-point operations of training for one token."""
+    generation_operations: int
+    """Of reading one token of a prompt."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; memory and disk in bytes."""
+        s, base = self.setting, self.setting.shape.num_parameters
+        return {
+            "model": {"name": s.name, "parameters": base, "dtype": str(s.dtype).removeprefix("torch."),
+                      "quantize": "nf4" if s.nf4 else None},
+            "methods": [f"{m.name()}" for m in s.methods],
+            "pass": {"rows": s.rows, "length": s.length, "checkpointing": s.checkpointing, "per_step": s.passes},
+            "trainable": {"total": self.trainable, "share": self.trainable / base, "by_method": self.by_method,
+                          "by_place": self.by_place},
+            "training_bytes": {**vars(self.training), "total": self.training.total},
+            "activation_bytes": {"checkpointing_off": self.plain_activations,
+                                 "checkpointing_on": self.checkpointed_activations},
+            "generation_bytes": {**vars(self.generation), "total": self.generation.total},
+            "disk_bytes": {"adapter": self.adapter_disk, "checkpoint": self.checkpoint_disk},
+            "operations_per_token": {"training": self.operations, "prompt": self.generation_operations},
+        }  # fmt: skip
+
+
+def forecast(setting: Setting) -> Forecast:
+    """The forecast of a setting. Refusals as the methods' own, and ``adapter-impossible``."""
+    base = dry_base(setting.shape, setting.dtype, setting.nf4)
+    adapter = dry_adapter(setting.shape, setting.methods)
+    held = base_bytes(base)
+    again = setting.passes > 1
+    passes = {on: training_pass(base, adapter, setting.rows, setting.length, on, again) for on in (False, True)}
+    states = adapter.num_trainable * STATE_BYTES[setting.optimizer]
+    memories = {on: _memory(held, adapter, states, traced.worst) for on, traced in passes.items()}
+    reading, cache = reading_pass(base, adapter, 1, setting.length, setting.length)
+    generation = Reading(held.weights, held.constants, adapter_bytes(adapter), cache, reading.total)
+    chosen = setting.checkpointing
+    return Forecast(
+        setting=setting,
+        trainable=adapter.num_trainable,
+        by_method=_by_method(setting, adapter),
+        by_place=counts_by_place(adapter),
+        training=memories[chosen],
+        plain_activations=_passing(memories[False]),
+        checkpointed_activations=_passing(memories[True]),
+        generation=generation,
+        adapter_disk=adapter_bytes(adapter),
+        checkpoint_disk=adapter_bytes(adapter) + states,
+        operations=passes[chosen].operations // setting.tokens,
+        generation_operations=reading.operations // setting.length,
+    )
+
+
+def _passing(memory: Memory) -> int:
+    return memory.activations + memory.logits + memory.temporary
+
+
+def _by_method(setting: Setting, adapter: Adapter) -> dict[str, int]:
+    if len(setting.methods) == 1:
+        return {setting.methods[0].name(): adapter.num_trainable}
+    parts = (f"{index}: {method.name()}" for index, method in enumerate(setting.methods))
+    alone = (dry_adapter(setting.shape, [method]).num_trainable for method in setting.methods)
+    return dict(zip(parts, alone, strict=True))
+
+
+def _memory(base: BaseBytes, adapter: Adapter, states: int, worst: dict[str, int]) -> Memory:
+    """The worse of two moments: in the pass, or when the optimizer moves."""
+    own = adapter_bytes(adapter)
+    in_pass = Memory(
+        base.weights, base.constants, own + worst[COPIES], worst[GRADIENTS], states, worst[ACTIVATIONS], worst[LOGITS],
+        worst[TEMPORARY],
+    )  # fmt: skip
+    gradients = sum(p.nbytes for p in adapter.parameters() if p.requires_grad)
+    moving = Memory(base.weights, base.constants, own, gradients, states, 0, 0, 0)
+    return max(in_pass, moving, key=lambda memory: memory.total)

@@ -1,0 +1,51 @@
+"""What is planned for: a shape, methods, and how base, optimizer and passes are held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from halter.errors import Refusal
+from halter.files.checkpoint import read_config
+from halter.files.hub import resolve
+from halter.methods.method import Method
+from halter.model.config import ModelConfig, preset, preset_names
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train. ``rows`` rows of ``length`` tokens make a pass, ``passes`` passes a step."""
+
+    name: str
+    """The model, as it was named."""
+    shape: ModelConfig
+    methods: tuple[Method, ...]
+    dtype: torch.dtype
+    nf4: bool = False
+    optimizer: str = "adamw"
+    checkpointing: bool = False
+    rows: int = 1
+    length: int = 2048
+    passes: int = 1
+    device: str = "cpu"
+
+    @property
+    def tokens(self) -> int:
+        """Of one pass."""
+        return self.rows * self.length
+
+
+def shape_of(name: str, revision: str | None = None) -> ModelConfig:
+    """The shape behind a preset's name, a checkpoint folder or a hub id; weights are never read. Refusals ``no-model``
+    and as ModelConfig's and files.hub.resolve's."""
+    if not name:
+        raise Refusal(
+            "no-model", "a plan needs a model", expected=f"a folder, a hub id, or {', '.join(preset_names())}"
+        )
+    if name in preset_names() and not Path(name).exists():
+        return preset(name)
+    if not Path(name).expanduser().exists() and "/" not in name:
+        raise Refusal("no-model", f"{name!r} is neither a folder nor a preset", expected=", ".join(preset_names()))
+    return ModelConfig.from_hf(read_config(resolve(name, revision, weights=False)))

@@ -1,0 +1,116 @@
+"""A recipe as a setting that halter.plan can reckon with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halter.files import yaml12
+from halter.model.decoder import Decoder
+from halter.model.nf4_linear import NF4Linear
+from halter.plan import Setting, fit, forecast, speed
+from halter.plan.answer import Answer
+from halter.plan.setting import shape_of
+from halter.pretrained.device import choose_device, choose_dtype
+from halter.recipe import Recipe, load_tolerant
+from halter.run import checks_machine, estimate
+from halter.run.checks_machine import gib
+from halter.run.prepare import Job
+from halter.training import memory
+
+NO_DATA = "halter-plan-needs-none.jsonl"
+
+
+def read_recipe(source: str | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe, which may name no data. Refusal ``recipe`` for everything else that is wrong with it."""
+    given: Mapping[str, Any] = {} if source is None else yaml12.read(Path(source)).data
+    data = given.get("data") if isinstance(given, Mapping) else None
+    named = isinstance(data, str) or (isinstance(data, Mapping) and data.get("train") is not None)
+    rest = [] if named or any(o.split("=")[0] == "data.train" for o in overrides) else [f'data.train="{NO_DATA}"']
+    recipe, refusal = load_tolerant(source, [*overrides, *rest])
+    if refusal is not None:
+        raise refusal
+    return recipe
+
+
+def from_recipe(recipe: Recipe) -> Setting:
+    """The passes of a recipe whose every row is ``data.max_length`` tokens long, the most there can be."""
+    shape = shape_of(recipe.model.path, recipe.model.revision)
+    device = choose_device(recipe.model.device)
+    asked = checks_machine.PRECISIONS.get(recipe.train.precision, recipe.model.dtype)
+    dtype = choose_dtype(asked, getattr(torch, shape.dtype, torch.float32), device, lambda _: None)
+    length = min(recipe.data.max_length, shape.context)
+    options = recipe.train
+    micro = options.micro_tokens or memory.micro_tokens(shape)
+    rows = max(1, micro // length)
+    if options.gradient_accumulation_steps and options.per_device_train_batch_size:
+        rows = min(rows, options.per_device_train_batch_size)
+    step = options.rows_per_step or max(1, (options.tokens_per_step or 0) // length)
+    rows = min(rows, step)
+    found = Setting(
+        name=recipe.model.path,
+        shape=shape,
+        methods=tuple(choice.options for choice in recipe.methods),
+        dtype=dtype,
+        nf4=recipe.model.quantize == "nf4",
+        optimizer=options.optimizer,
+        rows=rows,
+        length=length,
+        passes=-(-step // rows),
+        device=device.type,
+    )
+    auto = memory.needs_checkpointing(shape, found.tokens, dtype.itemsize, device)
+    chosen = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
+    return replace(found, checkpointing=chosen)
+
+
+def plan(recipe: Recipe, memory_amount: str | None = None, on: str | None = None, calibrate: bool = False) -> Answer:
+    """Everything about a recipe. ``memory_amount`` such as 8GB; ``on`` a published device, else this machine.
+
+    Refusals ``memory-amount``, ``unknown-device``, ``no-model``, and the methods' own.
+    """
+    setting = from_recipe(recipe)
+    rates = speed.device(on) if on is not None else None
+    budget, source = estimate.free_bytes(choose_device(recipe.model.device)), f"free on {setting.device}"
+    if rates is not None:
+        budget, source = rates.memory, str(on)
+    if memory_amount is not None:
+        budget, source = fit.bytes_of(memory_amount), "given"
+    found = forecast(setting)
+    if rates is None and calibrate:
+        rates = speed.calibrate(setting.dtype, choose_device(recipe.model.device))
+    return Answer(
+        forecast=found,
+        budget=budget,
+        budget_source=source,
+        largest=fit.largest(setting, budget),
+        rates=rates,
+        times=None if rates is None else speed.times(found, rates),
+        choices=tuple(fit.ranked(setting, budget)) if memory_amount is not None or on is not None else (),
+    )
+
+
+def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, before: int) -> str:
+    """The plan of a run that is over beside the most that it took; ``before``: the process's most without a base."""
+    longest = job.data.report.longest
+    rows = max(1, job.micro_tokens // longest)
+    setting = Setting(
+        name=job.recipe.model.path,
+        shape=job.config,
+        methods=tuple(choice.options for choice in job.recipe.methods),
+        dtype=model.dtype,
+        nf4=any(isinstance(module, NF4Linear) for module in model.modules()),
+        optimizer=job.recipe.train.optimizer,
+        checkpointing=checkpointing,
+        rows=rows,
+        length=longest,
+        passes=max(len(step) for step in job.plan(0)),
+        device=model.device.type,
+    )
+    planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
+    own = measured if model.device.type == "cuda" else max(0, measured - before)
+    return f"memory at its worst: {gib(planned)} planned for passes of {setting.tokens} tokens, {gib(own)} measured"

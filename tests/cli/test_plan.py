@@ -1,0 +1,40 @@
+"""halter plan: figures without weights, from flags and from a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from halter.cli import main
+
+
+def test_a_preset_is_planned_from_flags_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["plan", "--model", "llama-3.2-1b", "--method", "qlora", "--max-length", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["trainable"]["total"] == 45_088_768 == sum(found["trainable"]["by_place"].values())
+    assert found["model"]["quantize"] == "nf4" and found["pass"]["length"] == 64
+    assert found["training_bytes"]["constants"] > 0
+    parts = {key: value for key, value in found["training_bytes"].items() if key != "total"}
+    assert found["training_bytes"]["total"] == sum(parts.values())
+
+
+def test_a_folder_without_weights_and_a_recipe_are_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from halter.model.config import preset
+
+    (tmp_path / "config.json").write_text(json.dumps(preset("llama-3.2-1b").to_hf()))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {tmp_path}\nmethod: {{name: lora, r: 4}}\ntrain: {{micro_tokens: 64}}\n")
+    assert main.run(["plan", str(recipe), "--max-length", "32"]) == 0
+    said = capsys.readouterr().out
+    assert "trainable: 2,818,048 " in said and "rows of 32 tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--model", "llama-9"], "no-model"), ([], "recipe"), (["--model", "llama-3-8b", "--method", "x"], "recipe")],
+)
+def test_mistakes_are_told(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["plan", *words]) == 2
+    assert f"[{named}]" in capsys.readouterr().err
