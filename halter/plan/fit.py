@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import floor, log10
 
 from halter.errors import Refusal
 from halter.methods.method import Method, find, names
@@ -20,8 +19,10 @@ FEW, MANY = 2, 4
 """Depths at which a pass is run to know what a layer adds."""
 SHORT, LONG = 512, 1024
 """Tokens of a pass at which it is run to know what a token adds."""
-ORDER = "least computing first (two digits), then 16 bits before 4, then more trained numbers; quality is not known "
-ORDER += "before training: halter compare measures it"
+ORDER = (
+    "16 bits before 4, no activation checkpointing before it, then more trained numbers; how well each learns is not "
+)
+ORDER += "known before training, halter compare measures it"
 
 
 def bytes_of(words: str) -> int:
@@ -104,10 +105,9 @@ class Choice:
     largest: Largest
 
     @property
-    def rank(self) -> tuple[bool, float, bool, int]:
-        """ORDER as a key to sort by."""
-        digits = self.operations and round(self.operations, 1 - floor(log10(self.operations)))
-        return (not self.fits, digits, self.nf4, -self.trainable)
+    def rank(self) -> tuple[bool, bool, bool, int]:
+        """ORDER as a key to sort by; what does not fit comes last."""
+        return (not self.fits, self.nf4, self.checkpointing, -self.trainable)
 
 
 def ranked(setting: Setting, budget: int, methods: Sequence[Method] | None = None) -> list[Choice]:
