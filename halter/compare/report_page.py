@@ -40,7 +40,7 @@ svg { width: 100%; min-width: 32rem; height: auto; display: block; margin: 0 aut
 svg * { stroke-linejoin: round; stroke-linecap: butt; } svg text { fill: currentColor; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 td, th { text-align: left; padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--dim); font-weight: 500; } td { overflow-wrap: anywhere; min-width: 4.5rem; }
+th { color: var(--dim); font-weight: 500; } td { min-width: 4.5rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 0; }
 tr.best td { background: var(--best); } details { margin: .5rem 0; padding: .5rem 1rem; } summary { cursor: pointer; }
 pre { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; }

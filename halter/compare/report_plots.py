@@ -1,4 +1,4 @@
-"""The report's figures, each drawn from the record: {name: (title, what it says, SVG)}."""
+"""The report's figures, each drawn from the record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from halter.compare.report_facts import Comparison, Row
-from halter.compare.report_svg import DASHES, FAINT, HATCHES, INK, MARKERS, PAPER, SERIES, drawing, svg
+from halter.compare.report_looks import clock, cost_axis, finished, label, legend, look, loss_axis, short
+from halter.compare.report_svg import DASHES, FAINT, HATCHES, INK, MARKERS, PAPER, SERIES, drawing
 from halter.compare.report_words import size
 
 if TYPE_CHECKING:
@@ -32,24 +33,8 @@ def plots(found: Comparison) -> list[Plot]:
         return [plot for draw in (_trade_off, _curves, _rates, _memory, _forgetting) if (plot := draw(found))]
 
 
-def _look(found: Comparison, row: Row) -> dict[str, Any]:
-    """A row's own colour, marker and dash, the same in every figure; a hollow marker is a 4-bit base."""
-    n = [other.name for other in found.rows if not other.is_base].index(row.name)
-    colour = SERIES[n % len(SERIES)]
-    hollow = row.facts.get("precision") == "nf4"
-    return {
-        "color": colour, "marker": MARKERS[n % len(MARKERS)], "linestyle": DASHES[n % len(DASHES)], "markersize": 7,
-        "markerfacecolor": PAPER if hollow else colour, "markeredgecolor": colour, "markeredgewidth": 1.4,
-    }  # fmt: skip
-
-
-def _label(name: str) -> str:
-    """A name as matplotlib puts it into a legend: those that begin with _ it leaves out."""
-    return f" {name}" if name.startswith("_") else name
-
-
 def _point(axes: Axes, found: Comparison, row: Row, x: float, y: float) -> Any:
-    (handle,) = axes.plot([x], [y], **{**_look(found, row), "linestyle": "none"}, label=_label(row.name), zorder=3)
+    (handle,) = axes.plot([x], [y], **{**look(found, row), "linestyle": "none"}, label=label(row.name), zorder=3)
     return handle
 
 
@@ -58,9 +43,9 @@ def _trade_off(found: Comparison) -> Plot | None:
     from matplotlib.ticker import FuncFormatter
 
     costs: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
-        ("trained parameters", lambda row: row.trainable, _short),
+        ("trained parameters", lambda row: row.trainable, short),
         ("peak memory of training", lambda row: row.peak, size),
-        ("time of a run", lambda row: row.seconds, _time),
+        ("time of a run", lambda row: row.seconds, clock),
     ]
     costs = [cost for cost in costs if any(cost[1](row) for row in found.trained)]
     if not costs:
@@ -80,70 +65,25 @@ def _trade_off(found: Comparison) -> Plot | None:
         )
         axes.plot(*zip(*front, strict=True), "o", markersize=15, markerfacecolor="none", markeredgecolor=INK, zorder=2)
         axes.set_xlabel(words)
-        _scaled(axes, [x for row in found.trained if (x := cost(row))])
+        cost_axis(axes, [x for row in found.trained if (x := cost(row))])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _, shown=shown: shown(x)))
         if near:
             axes.axhline(bases, color=INK, linewidth=1, linestyle=(0, (1, 2)))
     grid[0][0].set_ylabel("loss on the test rows, nats a token")
-    _legend(figure, grid[0][0])
+    loss_axis(grid[0][0], losses)
+    legend(figure, grid[0][0])
     note = "Lower and further left is better. Ringed and joined: the Pareto front, which no other method beats on both."
-    note += " Bars: the spread over seeds. Hollow: a 4-bit base."
+    note += " Bars: the spread over seeds. Hollow: a base in 4 bits."
     if bases is not None:
         note += " Dotted: the base without an adapter." if near else f" The base lies above, at {bases:.4f}."
-    return Plot("Quality against cost", note, _done(figure, "trade", "loss against parameters, memory and time"))
+    return Plot("Quality against cost", note, finished(figure, "trade", "loss against parameters, memory and time"))
 
 
 def _spread(axes: Axes, found: Comparison, row: Row, x: float) -> None:
     spread = row.number("spread", "test_loss")
-    if spread:
-        axes.errorbar([x], [row.loss or 0.0], yerr=[spread], color=_look(found, row)["color"], capsize=3, zorder=2)
-
-
-def _scaled(axes: Axes, values: list[float]) -> None:
-    """A horizontal axis with a few round ticks: logarithmic where the values span much, else even."""
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-
-    low, high = min(values), max(values)
-    if high < 4 * low:
-        room = 0.15 * (high - low) or 0.15 * high
-        axes.set_xlim(low - room, high + room)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        return
-    axes.set_xscale("log")
-    room = (high / low) ** 0.12
-    axes.set_xlim(low / room, high * room)
-    powers = range(math.floor(math.log10(low / room)), math.ceil(math.log10(high * room)) + 1)
-    within = [s * 10.0**p for p in powers for s in (1, 2, 5) if low / room <= s * 10.0**p <= high * room]
-    tens = [tick for tick in within if math.log10(tick) % 1 < 1e-9 or math.log10(tick) % 1 > 1 - 1e-9]
-    ticks = tens if len(tens) >= 3 else within
-    axes.xaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 5)]))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _short(value: float) -> str:
-    for unit, power in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= power:
-            return f"{value / power:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
-
-
-def _legend(figure: Any, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), max(1, 110 // (max(map(len, labels), default=1) + 6)))
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, handlelength=3.2)
-
-
-def _done(figure: Any, name: str, words: str) -> str:
-    import matplotlib.pyplot as plt
-
-    figure.tight_layout()
-    text = svg(figure, name, words)
-    plt.close(figure)
-    return text
+    if spread and row.loss:
+        low = min(spread, 0.9 * row.loss)  # a loss is above zero, and a logarithmic axis has none
+        axes.errorbar([x], [row.loss], yerr=[[low], [spread]], color=look(found, row)["color"], capsize=3, zorder=2)
 
 
 def _curves(found: Comparison) -> Plot | None:
@@ -163,24 +103,25 @@ def _curves(found: Comparison) -> Plot | None:
             if points:
                 x, mean, low, high = zip(*points, strict=True)
                 x = tuple(value / scale for value in x)
-                look = _look(found, row)
-                axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
-                axes.plot(x, mean, **{**look, "markersize": 5}, label=_label(row.name))
+                signs = look(found, row)
+                axes.fill_between(x, low, high, color=signs["color"], alpha=0.18, linewidth=0)
+                axes.plot(x, mean, **{**signs, "markersize": 5}, label=label(row.name))
         axes.set_xlabel(words)
         axes.set_xlim(left=0)
         axes.ticklabel_format(axis="x", style="plain") if across == "seconds" else axes.xaxis.set_major_formatter(
             _thousands()
         )
     grid[0].set_ylabel("loss on the validation rows, nats a token")
-    _legend(figure, grid[0])
+    loss_axis(grid[0], [value for row in rows for _, _, low, high in row.curve("tokens") for value in (low, high)])
+    legend(figure, grid[0])
     note = "Line: the mean over the seeds. Band: from best to worst seed. Left at equal tokens, right at equal time."
-    return Plot("Learning curves", note, _done(figure, "curves", "validation loss against tokens and time"))
+    return Plot("Learning curves", note, finished(figure, "curves", "validation loss against tokens and time"))
 
 
 def _thousands() -> Any:
     from matplotlib.ticker import FuncFormatter
 
-    return FuncFormatter(lambda x, _: _short(x) if x else "0")
+    return FuncFormatter(lambda x, _: short(x) if x else "0")
 
 
 def _rates(found: Comparison) -> Plot | None:
@@ -200,8 +141,9 @@ def _rates(found: Comparison) -> Plot | None:
         axes.set_visible(False)
     for axes, row in zip(grid.flat, rows, strict=False):
         for budget, trials in _rungs(row):
-            colour = _look(found, row)["color"]
+            colour = look(found, row)["color"]
             axes.plot(*zip(*trials, strict=True), color=colour, markersize=5, **styles[budgets.index(budget)])
+        loss_axis(axes, [value for _, trials in _rungs(row) for _, value in trials])
         if (chosen := row.number("learning_rate")) is not None:
             axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_xscale("log")
@@ -215,11 +157,11 @@ def _rates(found: Comparison) -> Plot | None:
     for axes in grid[:, 0]:
         axes.set_ylabel("validation loss")
     handles = [Line2D([], [], color=INK, markersize=5, **style) for style in styles]
-    labels = [f"{_short(budget)} tokens" for budget in budgets]
+    labels = [f"{short(budget)} tokens" for budget in budgets]
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=6, handlelength=3.2)
     note = "One line for each budget of the search: what did badly on few tokens went no further. Dotted: chosen."
     words = "validation loss against learning rate"
-    return Plot("Sensitivity to the learning rate", note, _done(figure, "rates", words))
+    return Plot("Sensitivity to the learning rate", note, finished(figure, "rates", words))
 
 
 def _rungs(row: Row) -> Iterator[tuple[float, list[tuple[float, float]]]]:
@@ -249,7 +191,7 @@ def _memory(found: Comparison) -> Plot | None:
     for n, part in enumerate(parts):
         widths = [row.planned.get(part, 0.0) for row in rows]
         style = {"hatch": HATCHES[n % len(HATCHES)], "color": SERIES[n % len(SERIES)], "alpha": 0.75, **frame}
-        axes.barh([y - off for y in places], widths, left=left, label=_label(part), **style)
+        axes.barh([y - off for y in places], widths, left=left, label=label(part), **style)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     runtime = [row.number("memory", "runtime_bytes") or 0.0 for row in rows]
     rest = [max(0.0, (row.peak or 0.0) - own) for row, own in zip(rows, runtime, strict=True)]
@@ -266,10 +208,10 @@ def _memory(found: Comparison) -> Plot | None:
     axes.margins(x=0.08)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(x)))
     axes.set_xlabel("memory of training")
-    _legend(figure, axes)
+    legend(figure, axes)
     note = "Upper bar: what was planned, part by part. Lower bar, and the figure: the most that was measured."
     note = note if both else "The most that was measured. There was no plan to put beside it."
-    return Plot("Memory, planned and measured", note, _done(figure, "memory", "memory planned and measured"))
+    return Plot("Memory, planned and measured", note, finished(figure, "memory", "memory planned and measured"))
 
 
 def _forgetting(found: Comparison) -> Plot | None:
@@ -285,10 +227,10 @@ def _forgetting(found: Comparison) -> Plot | None:
         mean = sum(row.forgetting) / len(row.forgetting)
         gain = base - (row.loss or 0.0)
         bars = [[mean - min(row.forgetting)], [max(row.forgetting) - mean]]
-        axes.errorbar([gain], [mean], yerr=bars, color=_look(found, row)["color"], capsize=3, zorder=2)
+        axes.errorbar([gain], [mean], yerr=bars, color=look(found, row)["color"], capsize=3, zorder=2)
         _point(axes, found, row, gain, mean)
     axes.set_xlabel("gain on the task: fall of the loss on the test rows, nats a token")
     axes.set_ylabel("forgetting: rise of the loss\non general text, nats a token")
-    _legend(figure, axes)
+    legend(figure, axes)
     note = "Lower and further right is better. Bars: from the best seed to the worst."
-    return Plot("Forgetting against gain", note, _done(figure, "forgetting", "forgetting against gain"))
+    return Plot("Forgetting against gain", note, finished(figure, "forgetting", "forgetting against gain"))

@@ -139,14 +139,14 @@ def _least(
 
 def _four_bits(found: Comparison) -> Iterator[Reason]:
     """What a 4-bit base costs in quality and saves in memory, method by method."""
+    changes = []
     for wide, narrow in found.twins():
-        if wide.loss is None or narrow.loss is None:
-            continue
-        noise = "inside the noise, a tie" if found.tied(wide, narrow) else "more than the noise"
-        text = f"{narrow.name} against {wide.name}: the loss changes by {narrow.loss - wide.loss:+.4f}, {noise}"
-        if wide.peak and narrow.peak:
-            text += f"; the memory by {narrow.peak / wide.peak - 1:+.0%}"
-        yield "4-bit base", f"{text}."
+        if wide.loss is not None and narrow.loss is not None:
+            noise = "a tie" if found.tied(wide, narrow) else "more than the noise"
+            text = f"{wide.name}: loss {narrow.loss - wide.loss:+.4f} ({noise})"
+            changes.append(text + (f", memory {narrow.peak / wide.peak - 1:+.0%}" if wide.peak and narrow.peak else ""))
+    if changes:
+        yield "4-bit base", f"Beside the same method on the wider base: {'; '.join(changes)}."
 
 
 def _memory(found: Comparison) -> Iterator[Reason]:
@@ -159,7 +159,7 @@ def _memory(found: Comparison) -> Iterator[Reason]:
 
 def _caveats(found: Comparison) -> Iterator[Reason]:
     for row in found.unfinished:
-        yield ("Left out" if row.status == "left out" else "Failed"), f"{row.name}: {row.why}."
+        yield ("Left out" if row.status == "left out" else "Failed"), f"{row.name}: {row.why.rstrip('.')}."
     edge = [row.name for row in found.trained if row.facts.get("edge")]
     if edge:
         text = "The chosen learning rate is the lowest or highest that was tried, so a better one may lie beyond"

@@ -46,8 +46,7 @@ def test_ties_are_told_as_ties_and_the_cheapest_of_them_is_advised():
         "inside the noise, so a tie: beta; the base without an adapter has 3.0000."
     )
     assert "alpha-nf4 needs the least to train: 250 MB, at a loss of 1.2700." in said
-    change = "the loss changes by +0.0700, more than the noise; the memory by -38%."
-    assert f"alpha-nf4 against alpha: {change}" in said
+    assert "Beside the same method on the wider base: alpha: loss +0.0700 (more than the noise), memory -38%." in said
     assert "The best for the memory that you have: from 250 MB alpha-nf4 (1.2700), from 400 MB alpha (1.2000)." in said
     assert ("Failed", "epsilon: the loss left the numbers.") in reasons(found)
     assert ("Left out", "zeta: does not fit in 1 GB.") in reasons(found)
@@ -323,7 +322,7 @@ def test_text_and_series_stand_out_in_both_schemes(chromium: Browser, tmp_path: 
         return (bright + 0.05) / (dark + 0.05)
 
     assert text and min(map(contrast, text)) >= 4.5
-    assert len(marks) >= 5 and min(map(contrast, marks)) >= 3
+    assert len(marks) >= 4 and min(map(contrast, marks)) >= 3
 
 
 def test_rows_differ_without_colour(chromium: Browser, tmp_path: Path):
