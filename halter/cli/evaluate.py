@@ -15,6 +15,7 @@ from halter.cli.progress import Counter
 from halter.data.load import Examples, load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal
+from halter.evaluation.choices import choice_report
 from halter.evaluation.score import evaluate
 from halter.files import disk, folders, writing
 from halter.files.extras import install
@@ -23,7 +24,11 @@ from halter.files.runs import RunFolder
 from halter.generation.options import GenerationOptions
 from halter.run.opening import Opened, OpenOptions, find, open_subject
 
-MEASURES = {"loss": ".4f", "perplexity": ".3f", "exact_match": ".1%", "rouge1": ".3f", "rouge2": ".3f", "rougeL": ".3f"}
+MEASURES = {
+    "loss": ".4f", "perplexity": ".3f", "exact_match": ".1%", "token_f1": ".3f", "last_number": ".1%",
+    "choice_accuracy": ".1%", "rouge1": ".3f", "rouge2": ".3f", "rougeL": ".3f", "bleu": ".2f", "chrf": ".2f",
+}  # fmt: skip
+LIBRARIES = {"rouge1": "ROUGE", "bleu": "BLEU and chrF"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Scoring:
     """Rows answered at most (the loss is over all); 0: none."""
     strict: bool = False
     """Exact match to the character, white space too."""
+    choices: tuple[str, ...] = ()
+    """An answer that a question can have; with all of them given, the one with the lowest loss is taken as chosen, and
+    the share of right ones is the choice accuracy."""
     on_long: Literal["drop", "cut"] | None = None
     """Rows above max_length; not given: as in the run's training, else drop."""
     max_length: int | None = None
@@ -54,7 +62,8 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Held-out loss, exact match and ROUGE of a run, its base beside its adapter; every answer in a file."""
+    """Held-out loss, exact match, F1, ROUGE, BLEU and chrF of a run, its base beside its adapter; every answer in a
+    file."""
     subject = find(run, model=opening.model, adapter=opening.adapter)
     place = _place(output, subject.run)
     if place is not None:
@@ -67,8 +76,9 @@ def command(
         if folder is not None:
             writing.write_json(folder / "report.json", report)
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
-    if report["answers"] and "rouge1" not in report["base"]:
-        to_stderr(f"ROUGE is left out, because its library is not installed: {install('eval')}")
+    for measure, name in LIBRARIES.items():
+        if report["answers"] and measure not in report["base"]:
+            to_stderr(f"{name}: left out, because the library is not installed: {install('eval')}")
     if report["answers"] and not any(report[side]["exact_match"] for side in ("base", "adapter") if side in report):
         to_stderr(
             "exact match counts short answers; for longer ones read them, base beside adapter, in predictions.jsonl"
@@ -130,7 +140,11 @@ def _scores(
                 counters[side] = stack.enter_context(Counter(f"answers of the {side}", of))
             counters[side].done(done)
 
-        return evaluate(
+        # Before answers are generated, so that choices that do not fit are refused at once.
+        chosen: dict[str, Any] = {}
+        if scoring.choices:
+            chosen = choice_report(opened.model, opened.tokenizer, rows, scoring.choices, opened.adapter)
+        report = evaluate(
             opened.model,
             opened.tokenizer,
             rows,
@@ -141,6 +155,10 @@ def _scores(
             progress=progress,
             **vars(options),
         )
+    for side in ("base", "adapter"):
+        if side in chosen:
+            report[side] |= chosen.pop(side)
+    return report | ({"choices": chosen} if chosen else {})
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How good a model is on rows that it has not seen: held-out loss, exact match and ROUGE, the base beside the adapter.
+"""How good a model is on rows that it has not seen: held-out loss and texts, the base beside the adapter.
 
 Logits of a whole batch never exist, and what a model was asked is kept to the letter, because a score without its exact
 prompt cannot be compared with anything.
@@ -18,7 +18,7 @@ import torch
 from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
 from halter.errors import Refusal
-from halter.evaluation.texts import ROUGE, exact_match, rouge
+from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, token_f1, translation
 from halter.files import disk, writing
 from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import MAX_ROWS, Engine, Request
@@ -146,7 +146,9 @@ def evaluate(
     Returns ``rows``, ``target_tokens``, ``answers`` (rows that ask a question), ``generation`` (the options) and one
     entry each under ``base`` and ``adapter``: ``loss`` (nats per target token), ``perplexity`` and, where there are
     questions (the first ``questions`` of them where given), ``exact_match`` (a share; white space aside unless
-    ``strict``) and ``rouge1``, ``rouge2``, ``rougeL`` (where the extra ``eval`` is installed). ``predictions``: a new
+    ``strict``), ``token_f1``, ``last_number`` (the share of answers that end in the wanted number, where every wanted
+    text has one) and, where the extra ``eval`` is installed, ``rouge1``, ``rouge2``, ``rougeL`` and ``bleu``, ``chrf``
+    (0 to 100). ``predictions``: a new
     jsonl file, one object a question with the exact prompt, what was wanted, and each side's answer.
     ``progress(side, done, of)`` is called as answers are done.
     ``options``: fields of GenerationOptions. Refusals: ``no-targets``, ``already-exists``, and those of generation.
@@ -203,13 +205,21 @@ def answers(
 
 
 def _text_scores(answers: Sequence[str], wanted: Sequence[str], strict: bool) -> dict[str, float]:
-    matches = [exact_match(a, w, strict) for a, w in zip(answers, wanted, strict=True)]
-    scores = {"exact_match": sum(matches) / len(matches)}
+    both = list(zip(answers, wanted, strict=True))
+    scores = {"exact_match": sum(exact_match(a, w, strict) for a, w in both) / len(both)}
+    scores["token_f1"] = sum(token_f1(a, w) for a, w in both) / len(both)
+    numbers = [last_number(w) for w in wanted]
+    if None not in numbers:
+        scores["last_number"] = sum(last_number(a) == n for a, n in zip(answers, numbers, strict=True)) / len(both)
     try:
         each = rouge(answers, wanted)
-    except Refusal:  # without the extra there is no ROUGE; the rest stands
+        scores |= {name: sum(one[name] for one in each) / len(each) for name in ROUGE}
+    except Refusal:  # without the extra's libraries there is no ROUGE, BLEU or chrF; the rest stands
+        pass
+    try:
+        return scores | translation(answers, wanted)
+    except Refusal:
         return scores
-    return scores | {name: sum(one[name] for one in each) / len(each) for name in ROUGE}
 
 
 def _line(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 
 from halter.files.extras import missing_extra
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
+TRANSLATION = ("bleu", "chrf")
+WORD = re.compile(r"\w+")
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def exact_match(answer: str, wanted: str, strict: bool = False) -> bool:
@@ -26,3 +32,41 @@ def rouge(answers: Sequence[str], wanted: Sequence[str]) -> list[dict[str, float
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
     scores = (scorer.score(target, answer) for answer, target in zip(answers, wanted, strict=True))
     return [{name: float(score[name].fmeasure) for name in ROUGE} for score in scores]
+
+
+def translation(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
+    """BLEU and chrF of all answers together, from 0 to 100, by the library sacrebleu with its defaults
+    (13a tokens and exponential smoothing; characters up to 6, beta 2). Refusal ``extra-missing``.
+    """
+    try:
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError as error:
+        raise missing_extra("eval", "BLEU and chrF", "evaluate", error) from error
+    references = [list(wanted)]
+    scores = (metric.corpus_score(list(answers), references) for metric in (BLEU(), CHRF()))
+    return {name: float(score.score) for name, score in zip(TRANSLATION, scores, strict=True)}
+
+
+def token_f1(answer: str, wanted: str) -> float:
+    """F1 of the words of two texts as bags, from 0 to 1; case and punctuation do not count, articles do.
+
+    SQuAD's measure (Rajpurkar et al. 2016), but for the articles, which only English has.
+    """
+    said, meant = Counter(WORD.findall(answer.lower())), Counter(WORD.findall(wanted.lower()))
+    if not said or not meant:
+        return float(said == meant)
+    return 2 * (said & meant).total() / (said.total() + meant.total())
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number of a text, where a worked answer has its result; thousands may have commas. None: no number.
+
+    A minus belongs to the number unless a digit or a letter stands before it.
+    """
+    numbers = list(NUMBER.finditer(text))
+    if not numbers:
+        return None
+    value, start = numbers[-1][0], numbers[-1].start()
+    if value.startswith("-") and start and text[start - 1].isalnum():
+        value = value[1:]
+    return Decimal(value.replace(",", ""))
