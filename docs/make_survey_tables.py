@@ -154,7 +154,8 @@ def _table3() -> Iterator[str]:
     yield (
         "The notes have the survey's memory without length, batch or precision of the states, so its figures cannot be "
         "checked, only held against the least that is needed: the weights, and 16 bytes for every trained number "
-        "(float32 weight, gradient, two moments of AdamW). Activations come on top and depend on the rows."
+        "(float32 weight, gradient, two moments of AdamW). Activations come on top and depend on the rows; "
+        "`halter plan --model llama-1-7b --method lora --max-length 512` reckons them."
     )
     yield ""
     rows = []

@@ -63,6 +63,12 @@ def test_bytes_of_the_base_are_those_of_the_qlora_paper_s_storage(script: Module
     assert script.base_bytes(script.LARGE, True) == pytest.approx(34.459e9, abs=1e6)
 
 
+def test_full_fine_tuning_takes_sixteen_bytes_a_parameter(script: ModuleType):
+    """A float32 weight, its gradient and AdamW's two moments: 107.81 GB of 6,738,415,616 parameters."""
+    (line,) = [line for line in script.page().splitlines() if line.startswith("| full fine-tuning")]
+    assert line.count("107.81 GB") == 2 and f"{6_738_415_616 * (4 + 4 + 8) / 1e9:.2f}" == "107.81"
+
+
 def test_what_merges(script: ModuleType):
     assert [script.merges(s) for s in (script.QV, script.V1, script.V2, script.V2_PROMPTS, script.EXCITOR)] == [
         True, False, True, False, False,
