@@ -46,6 +46,11 @@ class Browser:
         params = {"features": [feature]}
         self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": params})
 
+    def width(self, pixels: int) -> None:
+        """The width of the page's window, as a device of that width has it."""
+        params = {"width": pixels, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": params})
+
     def requests(self) -> list[str]:
         """The address of everything that was asked for since the last call."""
         events = [

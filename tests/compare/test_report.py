@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import html
 import io
 import json
 import re
@@ -247,6 +248,19 @@ def test_the_module_writes_a_report_from_a_kept_record(tmp_path: Path):
     assert main([]) == 2
 
 
+def test_the_example_report_is_what_its_record_makes():
+    folder = Path(__file__).resolve().parents[2] / "docs" / "example-report"
+    if not folder.is_dir():
+        pytest.skip("there is no docs/example-report yet: make report")
+    found = Comparison(json.loads((folder / "record.json").read_text("utf-8")))
+    assert (folder / "report.md").read_text("utf-8") == markdown(found)
+    assert (folder / "report.csv").read_text("utf-8") == comma_separated(found)
+    page = (folder / "report.html").read_text("utf-8")
+    assert all(html.escape(table.title) in page for table in tables(found)) and html.escape(headline(found)) in page
+    named = [row["recipe"] for row in found.record["rows"] if row.get("recipe")]
+    assert named and all((folder / name).is_file() for name in named)
+
+
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if MISSING:
@@ -290,7 +304,11 @@ def test_the_page_shows_every_part_and_stays_inside_its_window(chromium: Browser
     ]
     assert set(heads) == {*parts, *figures, "Forgetting against gain", "The recipes themselves"} and len(parts) == 7
     assert chromium.run("return document.querySelectorAll('figure svg').length") == 5
-    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
+    for width in (1280, 400):
+        chromium.width(width)
+        inner, needed = chromium.run("return [innerWidth, document.documentElement.scrollWidth]")
+        assert inner == width and needed <= width
+    chromium.width(1280)
     first = chromium.run("return document.querySelector('.answer').getBoundingClientRect().bottom")
     assert first < 300  # the answer needs no scrolling
 
