@@ -127,8 +127,9 @@ class Comparison:
         trials: list[Trial] = []
         for seed in range(options.seed, options.seed + options.seeds):
             trial = self.runner.run(contestant, rate, seed)
-            if trial["why"]:
-                row |= {"status": "failed", "why": f"seed {seed}: {trial['why']}"}
+            why = trial["why"] or ("" if trial["test_loss"] is not None else "its loss on the test rows is not finite")
+            if why:
+                row |= {"status": "failed", "why": f"seed {seed}: {why}"}
                 return
             after = trial["general_loss"]
             forgetting = None if after is None or before is None else after - before

@@ -22,7 +22,8 @@ from halter.training.loop import total_steps
 
 MOST_STEP_TOKENS, STEPS = 8192, 60
 """A step's tokens where the recipe does not say: so many steps in the budget, but no larger ones than this."""
-PASSES = 3
+PASSES, MOST_TOKENS = 3, 300_000
+"""Of a run, where the options do not say: passes over the rows, but no more tokens than this."""
 _STEP = ("tokens_per_step", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -106,7 +107,7 @@ def lay(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: 
         return load_examples(held, job.tokenizer, job.template, options.seed).train
 
     whole = int(job.data.train.lengths.sum())
-    tokens = options.tokens or PASSES * whole
+    tokens = options.tokens or min(PASSES * whole, MOST_TOKENS)
     given = {k: v for k, v in (source.get("train") or {}).items() if k in _STEP and v is not None}
     step = given or {"tokens_per_step": max(1, min(MOST_STEP_TOKENS, tokens // STEPS, whole))}
     source = {**source, "train": {k: v for k, v in (source.get("train") or {}).items() if k not in _STEP}}

@@ -43,6 +43,8 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     if not options.test:
         what = "a comparison needs rows to score, which no run is trained on"
         raise Refusal("compare-data", what, offenders=["compare.test (--test)"])
+    if any(source.weight != 1 for source in data.sources):
+        say("note: a comparison takes every row as often as every other; weights of sources are not used")
     rows: dict[str, list[Row]] = {"train": [row for source in data.sources for row in _read(source)]}
     rows["test"] = _read(Source(str(options.test)))
     if isinstance(data.validation, str):

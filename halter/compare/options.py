@@ -26,7 +26,8 @@ class CompareOptions:
     """How the base is held, also separated by commas: auto (the checkpoint's 16 bits, or fp32), float32, bfloat16,
     float16, nf4."""
     tokens: int | None = None
-    """Training tokens of every run, prompts included. Not given: three passes over the training rows."""
+    """Training tokens of every run, prompts included. Not given: three passes over the training rows, at most
+    300,000."""
     validation: float = 0.1
     """Share of the training rows that learning rates are chosen on, where data.validation names no file."""
     limit: int | None = None

@@ -188,12 +188,26 @@ class Runner:
         adapter.facts["base"] |= digest_base(self.ground.job.folder).facts()
         adapter.save(folder)
 
+    def _first(self, contestant: Contestant, job: Job, model: Decoder) -> Adapter:
+        """The first seed's adapter, trained again where what lies there is not it any more."""
+        folder = self._kept(contestant)
+        if folder.is_dir():
+            adapter = load_adapter(folder, model)
+            if adapter.facts.get("recipe") == recipes.as_data(job.recipe):
+                return adapter
+        (one,) = train_runs(model, [job], 1)
+        if one.adapter is None:
+            raise HalterError(f"{contestant.name}: {one.why}")
+        self._keep(contestant, one.adapter)
+        return load_adapter(folder, model)
+
     def costs(self, contestant: Contestant, rate: float) -> Trial:
         """Bytes, speed and merging, of the first seed's adapter."""
         job = self.ground.job_for(contestant, rate, self.options.seed, self.ground.tokens)
 
         def run() -> Trial:
             model, kept = self.bases.get(contestant.precision), self._kept(contestant)
-            return costs(model, load_adapter(kept, model), kept, self.exam, self.ground.job.folder, self.folder)
+            adapter = self._first(contestant, job, model)
+            return costs(model, adapter, kept, self.exam, self.ground.job.folder, self.folder)
 
         return self.trials.once(self.define("costs", contestant.precision, job), run)

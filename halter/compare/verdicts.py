@@ -24,9 +24,13 @@ from halter.model.config import preset
 Kind = Literal["arithmetic", "measured", "not testable here"]
 Verdict = dict[str, Any]
 Row = Mapping[str, Any]
+Judged = tuple[bool | None, str] | None
+"""(whether it holds, figures); (None, why it cannot be told); None where rows are missing."""
 SEVEN = "llama-1-7b"
 WITHIN = 0.05
 """A count holds within 5 % of itself: the survey's figures are rounded."""
+LARGE = 1e9
+"""Bytes of a process below which its own weight hides the model's."""
 PROVEN, SLOWER, APART = 1e-3, 0.02, 0.1
 """Nats of a merge that count as equal; share of a speed that is noise; difference of stability that counts."""
 
@@ -107,7 +111,7 @@ def _losses(rows: Sequence[Row]) -> str:
     return "; ".join(f"{row['name']} {row['mean']['test_loss']:.4f}" for row in rows)
 
 
-def _full(m: Measured) -> tuple[bool, str] | None:
+def _full(m: Measured) -> Judged:
     full, others = m.one("full"), [row for row in m.dense if row is not m.one("full")]
     if full is None or not others:
         return None
@@ -115,23 +119,26 @@ def _full(m: Measured) -> tuple[bool, str] | None:
     return not m.worse(best, full), "test loss: " + _losses([full, best])
 
 
-def _four_bits(m: Measured) -> tuple[bool, str] | None:
+def _four_bits(m: Measured) -> Judged:
     pair = m.one("lora"), m.one("lora", nf4=True)
     if pair[0] is None or pair[1] is None:
         return None
     return not m.worse(pair[1], pair[0]), "test loss: " + _losses([pair[0], pair[1]])
 
 
-def _memory(m: Measured) -> tuple[bool, str] | None:
+def _memory(m: Measured) -> Judged:
     known = [p for p in m.twins() if all(row["memory"]["measured_peak_bytes"] for row in p)]
     if not known:
         return None
     peaks = [[row["memory"]["measured_peak_bytes"] / 1e6 for row in pair] for pair in known]
     told = (f"{pair[0]['name']} {a:,.0f} and {b:,.0f} MB" for pair, (a, b) in zip(known, peaks, strict=True))
-    return all(b < a for a, b in peaks), "peak of training: " + "; ".join(told)
+    figures = "peak of training: " + "; ".join(told)
+    if max(map(max, peaks)) < LARGE / 1e6:
+        return None, f"{figures}; below 1 GB most of it is Python and its libraries"
+    return all(b < a for a, b in peaks), figures
 
 
-def _forgetting(m: Measured) -> tuple[bool, str] | None:
+def _forgetting(m: Measured) -> Judged:
     full, rows = m.one("full"), [row for row in m.dense if row["mean"].get("forgetting") is not None]
     if full not in rows or len(rows) < 2:
         return None
@@ -141,7 +148,7 @@ def _forgetting(m: Measured) -> tuple[bool, str] | None:
     return all(value < least for value in lost.values()), "loss on general text: " + figures
 
 
-def _merging(m: Measured) -> tuple[bool, str] | None:
+def _merging(m: Measured) -> Judged:
     rows = [row for row in m.dense if row["merge_gap"] is not None]
     if not rows:
         return None
@@ -149,7 +156,7 @@ def _merging(m: Measured) -> tuple[bool, str] | None:
     return all(row["merge_gap"] <= PROVEN for row in rows), "divergence in nats of the merged model: " + figures
 
 
-def _decoding(m: Measured) -> tuple[bool, str] | None:
+def _decoding(m: Measured) -> Judged:
     base = next((row for row in m.rows if row["method"] is None and row["precision"] != "nf4"), None)
     rows = [row for row in m.dense if row["decode_tokens_per_second"]]
     if base is None or not base["decode_tokens_per_second"] or not rows:
@@ -159,7 +166,7 @@ def _decoding(m: Measured) -> tuple[bool, str] | None:
     return all(speed < 1 - SLOWER for speed in speeds.values()), "of the base's tokens a second: " + figures
 
 
-def _rates(m: Measured) -> tuple[bool, str] | None:
+def _rates(m: Measured) -> Judged:
     known = {row["name"]: row["stability"] for row in m.dense if row["stability"] is not None}
     if len(known) < 2:
         return None
@@ -167,7 +174,7 @@ def _rates(m: Measured) -> tuple[bool, str] | None:
     return max(known.values()) - min(known.values()) > APART, "stability, 1 being the same at every rate: " + figures
 
 
-MEASURED: tuple[tuple[str, Callable[[Measured], tuple[bool, str] | None]], ...] = (
+MEASURED: tuple[tuple[str, Callable[[Measured], Judged]], ...] = (
     ("An adapter matches full fine-tuning", _full),
     ("QLoRA matches LoRA of the same rank and places", _four_bits),
     ("A 4-bit base takes less memory in training", _memory),
@@ -183,8 +190,7 @@ def verdicts(record: Mapping[str, Any]) -> list[Verdict]:
     measured, found = Measured(record), list(arithmetic())
     for claim, judge in MEASURED:
         result = judge(measured) if measured.trained else None
-        if result is None:
-            found.append(verdict(claim, "not testable here", None, measured.size, "the rows for it are not there"))
-        else:
-            found.append(verdict(claim, "measured", result[0], measured.size, result[1]))
+        holds, figures = result or (None, "the rows for it are not there")
+        kind: Kind = "not testable here" if holds is None else "measured"
+        found.append(verdict(claim, kind, holds, measured.size, figures))
     return found + [verdict(claim, "not testable here", None, "7B and more", why) for claim, why in ELSEWHERE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_the_same_again_runs_nothing(
     monkeypatch.setattr(runner.Bases, "get", None)  # nobody asks for the base either
     again, _ = small.run(folder, recipe, general=str(folder / "general.jsonl"))
     assert counts == [] and again["rows"] == record["rows"] and again["ties"] == record["ties"]
+
+
+def test_costs_are_those_of_the_row_whatever_lies_there(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another comparison in the same folder has put its own adapter in the place; then the place is empty."""
+    one, _ = small.run(tmp_path, recipe, methods=("lora",), seeds=1)
+    (costs,) = (p for p in (tmp_path / "out" / "trials").iterdir() if '"kind": "costs"' in p.read_text())
+    costs.unlink()
+    small.run(tmp_path, recipe, methods=("lora",), seeds=1, tokens=300)
+    for again in (1, 2):
+        counts = trained(monkeypatch)
+        found, _ = small.run(tmp_path, recipe, methods=("lora",), seeds=1)
+        assert counts == [1] and found["rows"][1]["compressed_loss"] == one["rows"][1]["compressed_loss"], again
+        costs.unlink()
+        shutil.rmtree(tmp_path / "out" / "adapters")
 
 
 def test_an_interrupt_loses_only_the_trial_under_way(

@@ -35,8 +35,10 @@ def test_counts_of_7b_are_the_authors() -> None:
 def test_measured_claims_follow_the_rows_and_the_noise() -> None:
     base = row("base", 5.0, decode_tokens_per_second=100.0)
     full = row("full", 1.0, forgetting=0.5, merge_gap=1e-6, decode_tokens_per_second=99.0)
-    lora = row("lora", 1.2, forgetting=0.1, peak=20, merge_gap=1e-5, stability=0.9, decode_tokens_per_second=80.0)
-    four = row("lora-nf4", 1.4, "nf4", peak=15)
+    lora = row(
+        "lora", 1.2, forgetting=0.1, peak=2_000_000_000, merge_gap=1e-5, stability=0.9, decode_tokens_per_second=80.0
+    )
+    four = row("lora-nf4", 1.4, "nf4", peak=1_500_000_000)
     found = judged([base, full, lora, four], (("full", "lora"),))
     holds = {claim: v["holds"] for claim, v in found.items() if v["verdict"] == "measured"}
     assert holds["An adapter matches full fine-tuning"] is True
@@ -47,9 +49,12 @@ def test_measured_claims_follow_the_rows_and_the_noise() -> None:
     assert holds["Adapters that are not merged slow decoding down"] is False  # full's is noise
     assert found["An adapter matches full fine-tuning"]["figures"] == "test loss: full 1.0000; lora 1.2000"
     assert found["An adapter matches full fine-tuning"]["size"] == "1,000 parameters, 500 tokens a run"
+    lora["memory"]["measured_peak_bytes"], four["memory"]["measured_peak_bytes"] = 20_000_000, 15_000_000
+    assert judged([lora, four])["A 4-bit base takes less memory in training"]["holds"] is None
+    lora["memory"]["measured_peak_bytes"], four["memory"]["measured_peak_bytes"] = 2_000_000_000, 2_500_000_000
     lora["merge_gap"], lora["mean"]["forgetting"] = 1e-2, 0.6
     found = judged([base, full, lora, four])
-    assert [found[c]["holds"] for c in holds] == [False, False, True, False, False, False]
+    assert [found[c]["holds"] for c in holds] == [False, False, False, False, False, False]
 
 
 def test_what_is_not_there_is_not_judged() -> None:
