@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-
 _HOME = {
     **dict.fromkeys(("HalterError", "Refusal"), "halter.errors"),
     "adapt": "halter.methods.adapter",
@@ -14,6 +13,7 @@ _HOME = {
     "load": "halter.pretrained.load",
     "load_adapter": "halter.methods.storage",
     "merge": "halter.export.merge",
+    "ready": "halter.methods.ready",
     "stack": "halter.methods.stacked",
     "train": "halter.run",
 }

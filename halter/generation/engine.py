@@ -22,6 +22,7 @@ from halter.generation.prompts import EncodedPrompt, Prompts, Template, as_list,
 from halter.generation.streaming import Answer, Generation, Piece
 from halter.methods.adapter import Adapter
 from halter.methods.mixed import Mixed
+from halter.methods.ready import Ready
 from halter.methods.stacked import Stacked
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
@@ -34,7 +35,7 @@ MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost lit
 PREFILL_TOKENS = 4096  # of prompts in one step; bounds the activations' memory
 ROOM_TOKENS = 512  # of answer that the cache has room for at first; it doubles when that is full
 
-One = Adapter | Stacked | None
+One = Adapter | Stacked | Ready | None
 Adapters = One | Sequence[One]
 
 
@@ -84,7 +85,7 @@ def stream(
 
 def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
     """The adapter of each prompt. Refusal ``adapter-count`` where a list does not match the prompts."""
-    if adapter is None or isinstance(adapter, Adapter | Stacked):
+    if adapter is None or isinstance(adapter, Adapter | Stacked | Ready):
         return [adapter] * prompts
     if len(adapter) != prompts:
         raise Refusal(

@@ -28,7 +28,7 @@ from halter.numerics import dropout
 PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
-        "method", "adapter", "mixed", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
+        "method", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
         "importers_litgpt", "lora_and_rows", "warm",
     }
 )  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from halter.methods.adapter import Adapter, gather
+from halter.methods.ready import Ready
 from halter.methods.stacked import Stacked
 from halter.model.decoder import Decoder
 from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra, Run, cut, run_at
@@ -63,7 +64,7 @@ class Mixed:
     ``adapters`` are the distinct ones; ``owners[i]`` is the index into them of row i, or -1 for the base alone.
     """
 
-    adapters: Sequence[Adapter | Stacked]
+    adapters: Sequence[Adapter | Stacked | Ready]
     owners: Sequence[int]
 
     def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:
