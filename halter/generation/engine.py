@@ -137,7 +137,7 @@ class Engine:
 
     def run(self) -> Iterator[Piece]:
         """Pieces of all rows until every request has its result."""
-        with packed(self.model, len(self._free), sum(answer.budget for _, answer in self._waiting)):
+        with packed(self.model, len(self._free), max((answer.budget for _, answer in self._waiting), default=0)):
             yield from self._run()
 
     def _run(self) -> Iterator[Piece]:

@@ -9,10 +9,12 @@ backward needs no putting together, because the kernel takes the whole row's out
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from halter.numerics.operations import operation
 
 # Rows up to here take the kernel's float32 backward: with 200 tokens it needs 4.1 ms where the 16-bit one needs 6.3.
 SHORT = 256
@@ -89,7 +91,26 @@ def _part(x: Tensor, start: int, end: int) -> Tensor:
     return x[start:end].transpose(0, 1)[None]  # [1, heads, length, head_dim], a view
 
 
-@torch.library.custom_op("halter::attend", mutates_args=())
+def _empty(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:2], dtype=_wide(q))
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, v, spans, ctx.causal = inputs
+    out, logsumexp = output
+    ctx.save_for_backward(q, k, v, out, logsumexp, spans)
+    ctx.mark_non_differentiable(logsumexp)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return None, None, None, None, None
+    q, k, v, out, logsumexp, spans = ctx.saved_tensors
+    return *_attend_backward(grad.contiguous(), q, k, v, out, logsumexp, spans, ctx.causal), None, None
+
+
+@operation(fake=_empty, setup=_save, backward=_backward)
 def _attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     logsumexp = torch.zeros(q.shape[0], q.shape[1], dtype=_wide(q), device=q.device)
@@ -156,12 +177,11 @@ def _wide(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-@_attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:2], dtype=_wide(q))
+def _empty_gradients(grad, q, k, v, *_):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
 
-@torch.library.custom_op("halter::attend_backward", mutates_args=())
+@operation(fake=_empty_gradients)
 def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, spans: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,11 +205,6 @@ def _attend_backward(
     return gq, gk.to(q.dtype), gv.to(q.dtype)
 
 
-@_attend_backward.register_fake
-def _(grad, q, k, v, out, logsumexp, spans, causal):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
-
-
 def _piece_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,21 +212,3 @@ def _piece_backward(
         grad, q, k, v, out = (t.float() for t in (grad, q, k, v, out))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return kernel(grad, q, k, v, out, logsumexp, 0.0, causal)
-
-
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, spans, ctx.causal = inputs
-    out, logsumexp = output
-    ctx.save_for_backward(q, k, v, out, logsumexp, spans)
-    ctx.mark_non_differentiable(logsumexp)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
-    if grad is None:
-        return None, None, None, None, None
-    q, k, v, out, logsumexp, spans = ctx.saved_tensors
-    return *_attend_backward(grad.contiguous(), q, k, v, out, logsumexp, spans, ctx.causal), None, None
-
-
-_attend.register_autograd(_backward, setup_context=_save)

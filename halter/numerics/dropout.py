@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from halter.numerics.operations import operation
+
 
 def key(*parts: object) -> int:
     """A 63-bit key from (seed, step, micro-batch, layer, place, ...); equal parts give equal masks anywhere."""
@@ -18,18 +20,6 @@ def dropout(x: Tensor, probability: float, mask_key: int) -> Tensor:
     return _dropout(x, probability, mask_key) if probability > 0 else x
 
 
-@torch.library.custom_op("halter::dropout", mutates_args=())
-def _dropout(x: Tensor, probability: float, mask_key: int) -> Tensor:
-    generator = torch.Generator(x.device).manual_seed(mask_key)
-    kept = torch.rand(x.shape, generator=generator, device=x.device) >= probability
-    return (x * kept) / (1 - probability)
-
-
-@_dropout.register_fake
-def _(x: Tensor, probability: float, mask_key: int) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, ctx.probability, ctx.mask_key = inputs
 
@@ -38,4 +28,8 @@ def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     return _dropout(grad.contiguous(), ctx.probability, ctx.mask_key), None, None
 
 
-_dropout.register_autograd(_backward, setup_context=_save)
+@operation(fake=lambda x, *_: torch.empty_like(x), setup=_save, backward=_backward)
+def _dropout(x: Tensor, probability: float, mask_key: int) -> Tensor:
+    generator = torch.Generator(x.device).manual_seed(mask_key)
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= probability
+    return (x * kept) / (1 - probability)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from halter.numerics import nf4, nf4_kernels
 from halter.numerics.nf4 import BLOCK, NF4, Nested
+from halter.numerics.operations import operation
 
 PIECE_BYTES = 16 * 2**20  # of dequantised weight
 
@@ -28,11 +28,26 @@ def product(x: Tensor, data: NF4, bias: Tensor | None = None) -> Tensor:
     """
     a = data.absmax
     scales = [a.codes, a.absmax, a.offset] if isinstance(a, Nested) else [a]
-    return _product(x, data.codes, scales, list(data.shape), bias, False)
+    return _nf4_product(x, data.codes, scales, list(data.shape), bias, False)
 
 
-@torch.library.custom_op("halter::nf4_product", mutates_args=())
-def _product(
+def _empty(x, codes, scales, shape, bias, transposed):  # type: ignore[no-untyped-def]
+    return x.new_empty(*x.shape[:-1], shape[1] if transposed else shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Not save_for_backward: these are the base's own buffers, and hooks that move what is saved have no use for them.
+    _, *ctx.base, _, ctx.transposed = inputs
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    codes, scales, shape = ctx.base
+    dx = _nf4_product(grad, codes, scales, shape, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
+    return dx, None, [None] * len(scales), None, None, None
+
+
+@operation(fake=_empty, setup=_keep, backward=_backward)
+def _nf4_product(
     x: Tensor, codes: Tensor, scales: Sequence[Tensor], shape: Sequence[int], bias: Tensor | None, transposed: bool
 ) -> Tensor:
     """x W^T + bias, or x W where ``transposed``."""
@@ -85,24 +100,3 @@ def _piece(x: Tensor, along: int, across: int, multiple: int) -> int:
     if x.device.type != "cpu":
         return along
     return max(multiple, PIECE_BYTES // (across * x.element_size()) // multiple * multiple)
-
-
-@_product.register_fake
-def _(  # type: ignore[no-untyped-def]
-    x, codes, scales, shape, bias, transposed
-):
-    return x.new_empty(*x.shape[:-1], shape[1] if transposed else shape[0])
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    # Not save_for_backward: these are the base's own buffers, and hooks that move what is saved have no use for them.
-    _, *ctx.base, _, ctx.transposed = inputs
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    codes, scales, shape = ctx.base
-    dx = _product(grad, codes, scales, shape, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
-    return dx, None, [None] * len(scales), None, None, None
-
-
-_product.register_autograd(_backward, setup_context=_keep)

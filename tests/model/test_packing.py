@@ -40,14 +40,14 @@ def test_there_for_a_while_counted_and_gone():
     assert sizes(model) == before
 
 
-@pytest.mark.parametrize("rows, tokens, free, dtype", [
-    (17, 1000, 2**40, torch.bfloat16), (4, 10, 2**40, torch.bfloat16), (4, 1000, 40_000, torch.bfloat16),
+@pytest.mark.parametrize("rows, steps, free, dtype", [
+    (17, 1000, 2**40, torch.bfloat16), (4, 5, 2**40, torch.bfloat16), (4, 1000, 40_000, torch.bfloat16),
     (4, 1000, 2**40, torch.float32),
 ])  # fmt: skip
-def test_not_where_it_does_not_pay_or_fit(monkeypatch, rows, tokens, free, dtype):
+def test_not_where_it_does_not_pay_or_fit(monkeypatch, rows, steps, free, dtype):
     monkeypatch.setattr(packing, "available_bytes", lambda: free)
     model = four_bits(dtype)
-    with packing.packed(model, rows, tokens) as held:
+    with packing.packed(model, rows, steps) as held:
         assert held == 0
 
 
@@ -60,7 +60,7 @@ def test_generation_uses_them_drops_them_and_answers_the_same(monkeypatch, tmp_p
     quick = generate(model, tokenizer, prompts, max_new_tokens=40)
     assert calls and not any(linear.packed for _, _, linear in model.places() if isinstance(linear, NF4Linear))
     calls.clear()
-    monkeypatch.setattr(packing, "PACK_TOKENS", 10**6)
+    monkeypatch.setattr(packing, "PACK_STEPS", 10**6)
     slow = generate(model, tokenizer, prompts, max_new_tokens=40)
     assert not calls
     # A random model in bf16 parts ways where two tokens are almost equal; not at once.

@@ -82,7 +82,7 @@ def test_the_custom_operation_is_well_formed():
     a = data.absmax
     x = torch.randn(3, 64, requires_grad=True)
     inputs = (x, data.codes, [a.codes, a.absmax, a.offset], [8, 64], None, False)
-    torch.library.opcheck(nf4_product._product, inputs)
+    torch.library.opcheck(nf4_product._nf4_product, inputs)
 
 
 packed = pytest.mark.skipif(not nf4_packed.available(), reason="no packed product on this machine (AVX512-BF16)")
