@@ -14,7 +14,7 @@ STEPS = 2
 
 
 def probe(recipe: Path) -> dict[str, Any]:
-    """{"measured_peak_bytes", "runtime_bytes"} of the first steps of a recipe in a process of its own.
+    """{"process_peak_bytes", "runtime_bytes"} of the first steps of a recipe in a process of its own.
 
     ``runtime_bytes``: what Python, its libraries and the rows take before the base is there (0 on an accelerator,
     where the peak is of its allocator). HalterError where the process failed, or was ended for want of memory.
@@ -32,6 +32,7 @@ def probe(recipe: Path) -> dict[str, Any]:
 def measure(path: str) -> dict[str, Any]:
     """The first steps of the recipe, here, and the peak of this process."""
     from halter import recipe as recipes
+    from halter.compare.rounds import checkpointed
     from halter.numerics import allocation, denormals
     from halter.pretrained.load import load_model
     from halter.run.prepare import prepare
@@ -48,11 +49,12 @@ def measure(path: str) -> dict[str, Any]:
         longest = max(range(len(job.data.train)), key=lambda row: int(job.data.train.lengths[row]))
         planned = job.plan(0)
         step = planned.holding(longest)
-        rehearse(model, trainee, [job.data.train[row] for row in planned[step or 0][0]])
+        again = checkpointed(model, job)
+        rehearse(model, trainee, [job.data.train[row] for row in planned[step or 0][0]], again)
         feed = Feed(job.data.train, job.plan, min(STEPS, job.steps))
-        train_loop(model, [trainee], [feed], Events(log=lambda _: None))
+        train_loop(model, [trainee], [feed], Events(log=lambda _: None), again)
     device = "" if model.device.type == "cpu" else str(model.device)
-    return {"measured_peak_bytes": peak_memory_bytes(), "runtime_bytes": 0 if device else runtime}
+    return {"process_peak_bytes": peak_memory_bytes(), "runtime_bytes": 0 if device else runtime}
 
 
 if __name__ == "__main__":

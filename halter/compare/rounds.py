@@ -12,6 +12,7 @@ from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.run.prepare import Job
 from halter.run.session import new_adapter, new_trainee
+from halter.training import memory
 from halter.training.loop import Events, Feed, train_loop
 
 
@@ -46,6 +47,13 @@ def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
         return [Run(why=str(error))]
 
 
+def checkpointed(model: Decoder, job: Job) -> bool:
+    """Whether layers are recomputed in the backward pass, as halter train decides it."""
+    asked = job.recipe.train.activation_checkpointing
+    needed = memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
+    return asked == "on" or (asked == "auto" and needed)
+
+
 def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
     trainees = [new_trainee(job, new_adapter(job, model), lambda _: None) for job in jobs]
     runs = [Run(trainee.adapter) for trainee in trainees]
@@ -67,5 +75,5 @@ def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
     if looks > 1:
         look(0)
     events = Events(log=log, evaluate=look, evaluate_at=due.__contains__)
-    train_loop(model, trainees, feeds, events)
+    train_loop(model, trainees, feeds, events, checkpointed(model, jobs[0]))
     return runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from halter.files.writing import write_text
 from halter.methods.adapter import Adapter
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
+from halter.plan import Setting, forecast
 from halter.plan.dry import dry_adapter
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.pretrained.digest import digest_base
 from halter.run.estimate import Sizes, free_bytes, memory_problem, sizes
 from halter.run.prepare import Job, Say
+from halter.training.memory import needs_checkpointing
 
 LOOKS = 6
 """Validation losses on a run's curve, beside the one before its first step."""
@@ -105,24 +107,48 @@ class Runner:
         return job, adapter
 
     def _sizes(self, contestant: Contestant, job: Job, adapter: Adapter) -> Sizes:
-        asked = contestant.precision if contestant.precision != "nf4" else "auto"
-        stored = getattr(torch, job.config.dtype, torch.float32)
-        width = choose_dtype(asked, stored, self.device, lambda _: None).itemsize
+        width = self._dtype(contestant, job).itemsize
         return sizes(job.recipe, job.config, adapter, width, contestant.precision == "nf4")
 
-    def memory(self, contestant: Contestant, job: Job) -> Trial:
-        """The peak of the first steps in a fresh process, best asked for before this one holds a base.
+    def _dtype(self, contestant: Contestant, job: Job) -> torch.dtype:
+        """What the base computes in."""
+        asked = contestant.precision if contestant.precision != "nf4" else job.recipe.model.dtype
+        stored = getattr(torch, job.config.dtype, torch.float32)
+        return choose_dtype(asked, stored, self.device, lambda _: None)
 
-        {"why"} where they failed, which is not kept: there may be more room another time."""
-        definition = self.define("memory", contestant.precision, job)
-        found = {} if self.options.skip_memory else self.trials.find(definition)
-        if found is not None:
-            return found
-        self.say(f"{contestant.name}: measuring memory")
-        try:
-            return self.trials.keep(definition, probe(self.recipe(contestant.name, job)))
-        except HalterError as error:
-            return {"why": str(error)}
+    def memory(self, contestant: Contestant, job: Job) -> Trial:
+        """Bytes planned by part, and the peak of the first steps in a fresh process, best asked for before this one
+        holds a base. ``measured_peak_bytes`` leaves out what that process took before its base was there.
+
+        {"why"} where the steps failed, which is not kept: there may be more room another time."""
+        planned_bytes = {"planned": vars(forecast(self._setting(contestant, job)).training)}
+        if self.options.skip_memory:
+            return planned_bytes
+        definition = self.define("peak", contestant.precision, job)
+        found = self.trials.find(definition)
+        if found is None:
+            self.say(f"{contestant.name}: measuring memory")
+            try:
+                found = self.trials.keep(definition, probe(self.recipe(contestant.name, job)))
+            except HalterError as error:
+                return {"why": str(error)}
+        own = max(0, found["process_peak_bytes"] - found["runtime_bytes"])
+        return {**planned_bytes, "measured_peak_bytes": own, **found}
+
+    def _setting(self, contestant: Contestant, job: Job) -> Setting:
+        """The largest pass of the first epoch, as rows of one length."""
+        lengths = job.data.train.lengths
+        micros = [micro for step in job.plan(0) for micro in step]
+        rows = max(micros, key=lambda micro: int(lengths[list(micro)].sum()))
+        methods = tuple(choice.options for choice in job.recipe.methods)
+        setting = Setting(
+            job.recipe.model.path, job.config, methods, self._dtype(contestant, job), contestant.precision == "nf4",
+            job.recipe.train.optimizer, rows=len(rows), length=-(-int(lengths[list(rows)].sum()) // len(rows)),
+            passes=max(len(step) for step in job.plan(0)), device=self.device.type,
+        )  # fmt: skip
+        asked = job.recipe.train.activation_checkpointing
+        auto = needs_checkpointing(job.config, job.micro_tokens, setting.dtype.itemsize, self.device)
+        return replace(setting, checkpointing=asked == "on" or (asked == "auto" and auto))
 
     def search(self, contestant: Contestant, tried: Sequence[float], tokens: int) -> list[Trial]:
         """One round of a search; those that were never run are trained together, as many as memory allows."""
