@@ -179,14 +179,17 @@ def task(name: str) -> Task:
     return TASKS[name]
 
 
-def rows(name: str, seed: int, split: str, count: int, levels: tuple[int, ...] = LEVELS) -> list[dict[str, object]]:
-    """``count`` rows of a task's "train" or "test" split, the levels in turn; no prompt comes twice or in both splits.
+def rows(
+    name: str, seed: int, split: str, count: int, levels: tuple[int, ...] = LEVELS, beside: int = TRAIN
+) -> list[dict[str, object]]:
+    """``count`` rows of a task's "train" or "test" split, the levels in turn; no prompt comes twice, and none of the
+    test is among the first ``beside`` of the training rows.
 
     Rows are ``{"messages": [user, assistant], "level"}`` or ``{"prompt", "completion", "level"}``. A task that runs
     out of different prompts (``facts`` in the test) gives as many as there are.
     """
     made = task(name)
-    train = _pairs(made, seed, "train", count if split == "train" else max(count, TRAIN), levels)
+    train = _pairs(made, seed, "train", count if split == "train" else max(count, beside), levels)
     if split == "train":
         return [made.row(*pair, level) for pair, level in train]
     known = {prompt for (prompt, _), _ in train}
@@ -230,6 +233,6 @@ def write_tasks(folder: Path, seed: int = 0, train: int = TRAIN, test: int = TES
 
     for name in TASKS:
         write(folder / name / "train.jsonl", rows(name, seed, "train", train))
-        write(folder / name / "test.jsonl", rows(name, seed, "test", test))
+        write(folder / name / "test.jsonl", rows(name, seed, "test", test, beside=max(train, TRAIN)))
     write(folder / "manners" / "pairs.jsonl", pairs(seed, train))
     return written

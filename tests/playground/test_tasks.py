@@ -171,3 +171,14 @@ def test_unknown_task_is_refused_by_name() -> None:
     with pytest.raises(Refusal, match="unknown-task") as refused:
         tasks.rows("cooking", 0, "train", 3)
     assert refused.value.offenders == ("cooking",)
+
+
+def test_the_test_is_apart_from_however_many_training_rows(tmp_path: Path) -> None:
+    """Of one-digit sums there are few; among 2,000 training rows beside 150 test rows some would be in both."""
+    tasks.write_tasks(tmp_path, train=2000, test=150)
+    for name in ("sums", "facts"):
+        train, test = (
+            {prompt(json.loads(line)) for line in (tmp_path / name / f"{part}.jsonl").read_text("utf-8").splitlines()}
+            for part in ("train", "test")
+        )
+        assert test and not train & test

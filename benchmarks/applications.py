@@ -1,0 +1,225 @@
+"""The applications of recipes/applications: train, evaluate, and write their scores beside chance.
+
+    python benchmarks/applications.py --prepare FOLDER [--shared DIR]     model and data, as the recipes name them
+    python benchmarks/applications.py [NAME ...] [--data FOLDER] [--max-steps N]
+    python benchmarks/applications.py --table                             the pages again, from the record
+
+DIR holds data/models/stories260K and the sets that docs/applications/README.md lists; without it only the playground's
+applications can run. Each application is `halter train` and `halter evaluate` as anyone would call them; the figures of
+a run take the place of the application's last ones in docs/applications/record.json. With --max-steps nothing is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from application_data import prepare, read, words_used
+from application_pages import write_pages
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "applications"
+RECORD = PAGES / "record.json"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Application:
+    """What is measured of a recipe of the same name."""
+
+    title: str
+    guide: str
+    data: str
+    test: str
+    """Below the prepared folder."""
+    measures: tuple[str, ...]
+    questions: int
+    new_tokens: int
+    choices: tuple[str, ...] = ()
+
+
+APPLICATIONS = {
+    "instruction": Application(
+        "instruction following", "instruction", "TinyStories instructions", "instruction",
+        ("loss", "rougeL", "words_used"), 150, 200,
+    ),
+    "medicine": Application(
+        "question answering in medicine", "medicine", "PubMedQA, conclusions", "medicine",
+        ("choice_accuracy", "loss"), 0, 4, ("yes", "no", "maybe"),
+    ),
+    "mathematics": Application(
+        "mathematics with worked steps", "mathematics", "GSM8K", "mathematics", ("last_number", "loss"), 200, 200,
+    ),
+    "mathematics-playground": Application(
+        "mathematics with worked steps", "mathematics", "playground, sums", "playground/sums",
+        ("last_number", "exact_match", "loss"), 150, 80,
+    ),
+    "summarisation": Application(
+        "summarisation", "summarisation", "DialogSum", "summarisation", ("rouge1", "rougeL", "loss"), 100, 80,
+    ),
+    "summarisation-playground": Application(
+        "summarisation", "summarisation", "playground, stories", "playground/stories",
+        ("rouge1", "rougeL", "exact_match", "loss"), 150, 40,
+    ),
+    "language": Application(
+        "a language with few texts", "language", "playground, translate", "playground/translate",
+        ("bleu", "chrf", "exact_match", "loss"), 150, 48,
+    ),
+    "dialogue": Application(
+        "dialogue", "dialogue", "Vicuna's identity set", "dialogue", ("loss", "rougeL", "exact_match"), 100, 80,
+    ),
+    "contracts": Application(
+        "contracts", "contracts", "playground, clauses", "playground/clauses",
+        ("exact_match", "token_f1", "loss"), 150, 32,
+    ),
+}  # fmt: skip
+"""{recipe: Application}."""
+
+
+def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
+    """Train and evaluate one application in ``work``; its figures."""
+    one = APPLICATIONS[name]
+    recipe, out = ROOT / "recipes" / "applications" / f"{name}.yaml", work / name
+    test, scores = data / one.test / "test.jsonl", work / f"{name}-scores"
+    halter = [sys.executable, "-m", "halter"]
+    places = {
+        "model.path": data / base_of(recipe),
+        "data.train": test.with_name("train.jsonl"),
+        "data.validation": test,
+    }
+    moved = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
+    began = time.perf_counter()
+    limits = [] if steps is None else ["--max-steps", str(steps)]
+    subprocess.run([*halter, "train", str(recipe), *moved, *limits, "--output", str(out)], check=True)
+    seconds = time.perf_counter() - began
+    options = ["--questions", str(one.questions), "--max-new-tokens", str(one.new_tokens)]
+    for choice in one.choices:
+        options += ["--choices", choice]
+    command = [*halter, "evaluate", str(out), "--data", str(test), "--output", str(scores), *options]
+    subprocess.run(command, check=True)
+    report = json.loads((scores / "report.json").read_text("utf-8"))
+    lines = read(out / "metrics.jsonl")
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores shared with other work, CPU only",
+        "steps": sum("tokens_per_second" in line for line in lines),
+        "seconds": round(seconds),
+        "rows": report["rows"],
+        "answers": report["answers"],
+        "measures": measured(one, report, scores / "predictions.jsonl", data / one.test),
+    }
+
+
+def base_of(recipe: Path) -> Path:
+    """The recipe's model, below the prepared folder."""
+    from halter.recipe import load
+
+    return Path(load(str(recipe)).model.path).relative_to("build/applications")
+
+
+def measured(one: Application, report: Record, predictions: Path, folder: Path) -> dict[str, Record]:
+    """{measure: base, adapted, chance} with chance as ``chance`` has it."""
+    lines = read(predictions)
+    sides = {"base": "base", "adapted": "adapter"}
+    figures = {measure: {ours: report[side].get(measure) for ours, side in sides.items()} for measure in one.measures}
+    said = {ours: [line[side]["answer"] for line in lines] for ours, side in sides.items()}
+    wanted = [line["wanted"] for line in lines]
+    for measure, figure in figures.items():
+        if measure == "words_used":
+            figure |= {who: of_words(texts, lines, folder) for who, texts in said.items()}
+            figure["chance"] = of_words(turned(lines, wanted, folder), lines, folder)
+        elif measure == "choice_accuracy":
+            figure |= {"chance": report["choices"]["chance"], "majority": report["choices"]["majority"]}
+        elif measure == "loss":
+            figure["chance"] = math.log(vocabulary(report["model"]))
+        else:
+            figure["chance"] = by_chance(measure, wanted)
+    return figures
+
+
+def by_chance(measure: str, wanted: list[str]) -> float:
+    """The score of giving each question the right answer of the next one."""
+    from halter.evaluation import texts
+
+    given = wanted[1:] + wanted[:1]
+    pairs = list(zip(given, wanted, strict=True))
+    if measure in texts.TRANSLATION:
+        return texts.translation(given, wanted)[measure]
+    if measure in texts.ROUGE:
+        return sum(score[measure] for score in texts.rouge(given, wanted)) / len(wanted)
+    alone = {
+        "exact_match": texts.exact_match,
+        "token_f1": texts.token_f1,
+        "last_number": lambda a, w: texts.last_number(a) == texts.last_number(w),
+    }[measure]
+    return sum(alone(answer, right) for answer, right in pairs) / len(pairs)
+
+
+def to_order(lines: list[Record], folder: Path) -> list[tuple[int, Record]]:
+    """(number of the line, its row) of the questions that name words to use."""
+    rows = read(folder / "test.jsonl")
+    found = [(number, rows[int(line["origin"].rsplit(":", 1)[1]) - 1]) for number, line in enumerate(lines)]
+    return [(number, row) for number, row in found if row["kind"] == "words"]
+
+
+def of_words(texts: list[str], lines: list[Record], folder: Path) -> float:
+    chosen = to_order(lines, folder)
+    return words_used([texts[number] for number, _ in chosen], [row for _, row in chosen])
+
+
+def turned(lines: list[Record], wanted: list[str], folder: Path) -> list[str]:
+    """The wanted texts, each story to order with the next one's."""
+    numbers = [number for number, _ in to_order(lines, folder)]
+    moved = list(wanted)
+    for here, there in zip(numbers, numbers[1:] + numbers[:1], strict=True):
+        moved[here] = wanted[there]
+    return moved
+
+
+def vocabulary(model: str) -> int:
+    return int(json.loads((Path(model) / "config.json").read_text("utf-8"))["vocab_size"])
+
+
+def main() -> None:
+    """Prepare, or run the applications named (all where none is) and write record and pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(APPLICATIONS))
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER")
+    parser.add_argument("--shared", type=Path, default=os.environ.get("HALTER_SHARED"))
+    parser.add_argument("--data", type=Path, default=ROOT / "build" / "applications")
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    unknown = [name for name in asked.names if name not in APPLICATIONS]
+    if unknown:
+        parser.error(f"no such application: {', '.join(unknown)}")
+    if asked.prepare:
+        prepare(asked.prepare, None if asked.shared is None else Path(asked.shared))
+        return
+    record = json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else {}
+    if not asked.table:
+        prepare(asked.data, None if asked.shared is None else Path(asked.shared))
+        for name in asked.names or APPLICATIONS:
+            with tempfile.TemporaryDirectory() as work:
+                figures = run(name, asked.data.resolve(), asked.max_steps, Path(work))
+            print(json.dumps({name: figures}), flush=True)
+            if asked.max_steps is None:
+                record[name] = figures
+                RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    if asked.max_steps is None:
+        write_pages(PAGES, record, APPLICATIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The applications' recipes, guides and record belong together, and one of them trains."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from halter import recipe as recipes
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import application_data  # noqa: E402
+import application_pages  # noqa: E402
+import applications  # noqa: E402
+
+RECIPES = sorted((ROOT / "recipes" / "applications").glob("*.yaml"))
+PAGES = ROOT / "docs" / "applications"
+RECORD = json.loads((PAGES / "record.json").read_text("utf-8"))
+
+
+def test_every_recipe_is_an_application_with_its_scores() -> None:
+    names = sorted(file.stem for file in RECIPES)
+    assert len(names) >= 7 and sorted(applications.APPLICATIONS) == names and set(RECORD) <= set(names)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_is_read_and_names_its_guide(file: Path) -> None:
+    recipe = recipes.load(str(file))
+    assert recipe.train.max_steps and recipe.data.validation and recipe.output_dir == f"runs/{file.stem}"
+    (named,) = re.findall(r"docs/applications/[\w-]+\.md", file.read_text("utf-8"))
+    assert (ROOT / named).is_file() and Path(named).stem == applications.APPLICATIONS[file.stem].guide
+    one = applications.APPLICATIONS[file.stem]
+    assert recipe.data.train == f"build/applications/{one.test}/train.jsonl"
+    assert recipe.data.validation == f"build/applications/{one.test}/test.jsonl"
+
+
+@pytest.mark.parametrize("file", [f for f in RECIPES if f.stem in RECORD], ids=lambda file: file.stem)
+def test_guide_and_overview_give_recipe_measures_and_scores(file: Path) -> None:
+    name, figures = file.stem, RECORD[file.stem]
+    guide = (PAGES / f"{applications.APPLICATIONS[name].guide}.md").read_text("utf-8")
+    for page in (guide, (PAGES / "README.md").read_text("utf-8")):
+        assert f"recipes/applications/{name}.yaml" in page and figures["date"] in page and figures["machine"] in page
+        for measure, figure in figures["measures"].items():
+            title, *scores = application_pages.scores(measure, figure)
+            assert f"| {title} | {' | '.join(scores)} |" in page
+    assert tuple(figures["measures"]) == applications.APPLICATIONS[name].measures
+    assert figures["steps"] == recipes.load(str(file)).train.max_steps and figures["seconds"] < 240
+
+
+def test_chance_is_the_next_questions_answer() -> None:
+    wanted = ["3 (clause 1).", "4 (clause 1).", "4 (clause 2)."]
+    assert applications.by_chance("exact_match", wanted) == 0
+    assert applications.by_chance("last_number", wanted) == pytest.approx(1 / 3)  # 1 for 1, 2 for 1, 1 for 2
+    assert applications.by_chance("token_f1", wanted) == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
+
+
+def test_words_that_a_story_was_to_use() -> None:
+    rows = [{"input": "dog, rain"}, {"input": "cat"}]
+    assert application_data.words_used(["Dogs like the train.", "A vacation with a cat."], rows) == pytest.approx(2 / 3)
+    assert application_data.words_used(["The rain!", "A vacation."], rows) == pytest.approx(1 / 3)
+
+
+def test_one_trains_and_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the smallest on the playground, by the script that makes the table."""
+    monkeypatch.setattr(application_data, "TRAIN_ROWS", 40)
+    monkeypatch.setattr(application_data, "TEST_ROWS", 6)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    application_data.prepare(tmp_path / "data", None)
+    figures = applications.run("language", tmp_path / "data", 2, tmp_path)
+    assert figures["steps"] == 2 and figures["rows"] == figures["answers"] == 6
+    loss = figures["measures"]["loss"]
+    assert loss["adapted"] < loss["base"] and 0 <= figures["measures"]["chrf"]["adapted"] <= 100
