@@ -1,18 +1,20 @@
 """How near the plan's memory is to what a process takes: predicted against measured, a fresh process a cell.
 
-    python benchmarks/plan_accuracy.py run FILE.jsonl [WORD ...]    cells whose name has every WORD and are not in FILE
+    python benchmarks/plan_accuracy.py run FILE.jsonl [WORD ...]    cells whose name and mode have every WORD, if new
     python benchmarks/plan_accuracy.py table FILE.jsonl             the Markdown table, and the worst error
 
 A cell trains random weights of a cut Llama 3.2 1B: optimizer states are made, then one step is taken. Measured is the
-process's high-water mark less its value before the base is made; on a CUDA device the allocator's.
+process's high-water mark less its value after a step of a tiny model; on a CUDA device the allocator's.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ LAYERS = {False: 4, True: 8}
 """Of the base in 16 bits, and in NF4, so that a run takes more than a gigabyte."""
 LEAST = 10**9
 DTYPE = "bfloat16"
+EXACT = "MALLOC_MMAP_THRESHOLD_"
+"""glibc's setting with which every large block is given back when it is freed."""
+MODES = {"given back": {EXACT: "65536"}, "as halter train": {}}
+"""How the CPU's allocator is set. What is freed is given back, so that memory is what is asked for; or kept for the
+next allocation, as training has it, which is quicker and leaves gaps."""
 
 
 def cells() -> dict[str, dict[str, Any]]:
@@ -75,8 +82,8 @@ def base_of(s: Any, device: str) -> Any:
     return model
 
 
-def measure(cell: dict[str, Any], device: str) -> dict[str, Any]:
-    """One step of the cell in this process: bytes at its worst, and seconds."""
+def one_step(s: Any, device: str) -> tuple[int, float]:
+    """Optimizer states are made, then one step is taken: (the process's most before the step, seconds of it)."""
     import time
 
     import numpy as np
@@ -85,34 +92,43 @@ def measure(cell: dict[str, Any], device: str) -> dict[str, Any]:
     from halter.data.example import Example
     from halter.data.pack import pack
     from halter.methods.adapter import adapt
-    from halter.numerics import allocation, denormals, nf4_kernels
     from halter.training import memory, optimizers
     from halter.training.step import take_step
     from halter.training.trainee import Trainee
 
-    nf4_kernels.kernels()
-    s = setting(cell, device)
     draw = np.random.default_rng(0)
-    learnt = np.ones(s.length + 1, dtype=bool)
-    rows = [Example(draw.integers(0, 1000, s.length + 1).astype(np.int32)[:-1], learnt[:-1]) for _ in range(s.rows)]
-    batch = pack(rows)
-    small = torch.ones(64, 64, dtype=s.dtype, requires_grad=True)
-    (small @ small).sum().backward()  # threads and libraries
-    before = 0 if device == "cuda" else memory.peak_memory_bytes()
-    with allocation.kept(), denormals.flushed():
-        model = base_of(s, device)
-        adapter = adapt(model, list(s.methods))
-        optimizer = optimizers.make("adamw", adapter.groups(1e-4, 0.0), 1e-4, (0.9, 0.999), 1e-8, lambda _: None)
-        for parameter in adapter.trainable().values():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad()
-        standing = 0 if device == "cuda" else memory.peak_memory_bytes()
-        trainee = Trainee(adapter, optimizer, lambda _: 1.0, torch.amp.GradScaler(device, enabled=False))
-        began = time.perf_counter()
-        record = take_step(model, [trainee], [[batch]], s.checkpointing)[0]
-        seconds = time.perf_counter() - began
+    learnt = np.ones(s.length, dtype=bool)
+    batch = pack([Example(draw.integers(0, 1000, s.length).astype(np.int32), learnt) for _ in range(s.rows)])
+    model = base_of(s, device)
+    adapter = adapt(model, list(s.methods))
+    optimizer = optimizers.make("adamw", adapter.groups(1e-4, 0.0), 1e-4, (0.9, 0.999), 1e-8, lambda _: None)
+    for parameter in adapter.trainable().values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    standing = memory.peak_memory_bytes()
+    trainee = Trainee(adapter, optimizer, lambda _: 1.0, torch.amp.GradScaler(device, enabled=False))
+    began = time.perf_counter()
+    record = take_step(model, [trainee], [[batch]], s.checkpointing)[0]
     assert record.applied
+    return standing, time.perf_counter() - began
+
+
+def measure(cell: dict[str, Any], device: str) -> dict[str, Any]:
+    """One step of the cell in this process, after one of a tiny model, which brings all libraries in."""
+    import torch
+
+    from halter.numerics import allocation, denormals
+    from halter.training import memory
+
+    s = setting(cell, device)
+    tiny = replace(s.shape, layers=2, dim=128, heads=2, kv_heads=1, ffn_dim=128, vocab_size=1024)
+    with nullcontext() if EXACT in os.environ else allocation.kept(), denormals.flushed():
+        one_step(replace(s, shape=tiny, rows=1, length=32), device)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        before = 0 if device == "cuda" else memory.peak_memory_bytes()
+        standing, seconds = one_step(s, device)
     peak = memory.peak_memory_bytes()
     return {"measured": peak - before, "before_step": standing - before, "seconds": round(seconds, 2)}
 
@@ -126,38 +142,50 @@ def predict(cell: dict[str, Any], device: str) -> dict[str, int]:
 
 
 def run(file: Path, words: list[str], device: str = "cpu") -> None:
-    """Measure what is missing; one line a cell."""
-    done = {json.loads(line)["name"] for line in file.read_text().splitlines()} if file.exists() else set()
-    for name, cell in cells().items():
-        if name in done or not all(word in name.split() for word in words):
+    """Measure what is missing; one line a cell and mode."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    done = {(found["name"], found["mode"]) for found in map(json.loads, lines)}
+    for (name, cell), mode in itertools.product(cells().items(), MODES):
+        if (name, mode) in done or not all(word in f"{name} {mode}" for word in words):
             continue
         predicted = predict(cell, device)
         command = [sys.executable, __file__, "cell", json.dumps(cell), device]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        made = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | MODES[mode])
         if made.returncode:
             print(f"{name}: {made.returncode} {made.stderr[-400:]}")
             continue
-        line = {"name": name, "device": device, "predicted": predicted, **json.loads(made.stdout.splitlines()[-1])}
+        line = {"name": name, "mode": mode, "device": device, **json.loads(made.stdout.splitlines()[-1])}
         with file.open("a") as out:
             out.write(json.dumps(line) + "\n")
         error = predicted["total"] / line["measured"] - 1
-        print(f"{name}: {predicted['total'] / 1e9:.3f} predicted, {line['measured'] / 1e9:.3f} measured, {error:+.1%}")
+        print(f"{name}, {mode}: {predicted['total'] / 1e9:.3f} predicted, {line['measured'] / 1e9:.3f} measured, "
+              f"{error:+.1%}", flush=True)  # fmt: skip
 
 
 def table(file: Path) -> str:
-    """Every cell above a gigabyte, and the worst error."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    again = {line["name"]: line for line in lines if line["measured"] > LEAST}
-    out = ["| cell | predicted, GB | measured, GB | error |", "|---|---|---|---|"]
-    errors = {}
-    for name, line in again.items():
-        predicted = predict(cells()[name], line["device"])["total"]
-        errors[name] = predicted / line["measured"] - 1
-        out.append(f"| {name} | {predicted / 1e9:.3f} | {line['measured'] / 1e9:.3f} | {errors[name]:+.1%} |")
-    worst = max(errors, key=lambda name: abs(errors[name]))
-    left = len(lines) - len(again)
-    out += ["", f"{len(errors)} cells, worst error {errors[worst]:+.1%} ({worst})."]
-    return "\n".join([*out, f"{left} cells below a gigabyte are left out."] if left else out)
+    """Every cell above a gigabyte, and the worst error of each mode."""
+    measured: dict[str, dict[str, int]] = {}
+    for line in map(json.loads, file.read_text().splitlines()):
+        measured.setdefault(line["name"], {})[line["mode"]] = line["measured"]
+    out = ["| cell | planned, GB |" + "".join(f" {mode}, GB | error |" for mode in MODES), "|---|---|" + "---|---|" * 2]
+    errors: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
+    for name, found in measured.items():
+        if max(found.values()) <= LEAST:
+            continue
+        planned = predict(cells()[name], "cpu")["total"]
+        row = f"| {name} | {planned / 1e9:.3f} |"
+        for mode in MODES:
+            if mode in found:
+                errors[mode][name] = planned / found[mode] - 1
+                row += f" {found[mode] / 1e9:.3f} | {errors[mode][name]:+.1%} |"
+            else:
+                row += " | |"
+        out.append(row)
+    for mode, each in errors.items():
+        if each:
+            worst = max(each, key=lambda name: abs(each[name]))
+            out += ["", f"{mode}: {len(each)} cells, worst error {each[worst]:+.1%} ({worst})."]
+    return "\n".join(out)
 
 
 if __name__ == "__main__":

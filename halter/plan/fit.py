@@ -11,12 +11,14 @@ from halter.methods.method import Method, find, names
 from halter.plan.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
 from halter.plan.forecast import STATE_BYTES
 from halter.plan.setting import Setting
-from halter.plan.trace import training_pass
+from halter.plan.trace import Traced, training_pass
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 UNITS["tib"] = 2**40
 FEW, MANY = 2, 4
 """Depths at which a pass is run to know what a layer adds."""
+TOP = "adapter_layers"
+"""The option of methods that act in so many topmost layers."""
 SHORT, LONG = 512, 1024
 """Tokens of a pass at which it is run to know what a token adds."""
 ORDER = (
@@ -42,39 +44,69 @@ class Largest:
     length: int
 
 
-def largest(setting: Setting, budget: int) -> Largest:
+@dataclass(frozen=True)
+class Needs:
+    """What training takes at any size of a pass: what stands exactly, a pass from four small ones, linear in depth and
+    tokens. ``corners``: {(layers, tokens): pass}; a method that cannot be so shallow is run at the model's depth."""
+
+    layers: int
+    standing: int
+    moving: int
+    """Bytes of all gradients, when the optimizer moves."""
+    corners: dict[tuple[int, int], Traced]
+
+    def bytes(self, rows: int, length: int) -> int:
+        """Of a pass of ``rows`` rows of ``length`` tokens, with all that stands."""
+        return self.standing + max(self.moving, int(self._at(rows * length, lambda passed, _: passed.total)))
+
+    def operations(self, length: int) -> int:
+        """Floating-point operations for one token of a row so long."""
+        return int(self._at(length, lambda passed, tokens: passed.operations / tokens))
+
+    def _at(self, tokens: int, figure: Callable[[Traced, int], float]) -> float:
+        known = {(depth, count): figure(passed, count) for (depth, count), passed in self.corners.items()}
+        depths = sorted({depth for depth, _ in known})
+        few, many = (_line(SHORT, known[d, SHORT], LONG, known[d, LONG], tokens) for d in (depths[0], depths[-1]))
+        return few if len(depths) == 1 else _line(depths[0], few, depths[1], many, self.layers)
+
+
+def largest(setting: Setting, budget: int, need: Needs | None = None) -> Largest:
     """The largest passes of a setting within ``budget`` bytes."""
-    need = needs(setting)
-    rows = _most(lambda count: need(count, setting.length) <= budget, 4096)
-    return Largest(rows, _most(lambda count: need(1, count) <= budget, setting.shape.context))
+    found = need or needs(setting)
+    rows = _most(lambda count: found.bytes(count, setting.length) <= budget, 4096)
+    return Largest(rows, _most(lambda count: found.bytes(1, count) <= budget, setting.shape.context))
 
 
-def needs(setting: Setting) -> Callable[[int, int], int]:
-    """Bytes of training by (rows, length): what stands exactly, a pass from four small ones, linear in depth and
-    tokens. A method that depends on the depth is run at its own."""
+def needs(setting: Setting) -> Needs:
+    """Run the four small passes. Refusals as the methods' own."""
     shape = setting.shape
     base, adapter = dry_base(shape, setting.dtype, setting.nf4), dry_adapter(shape, setting.methods)
     trained = adapter.num_trainable
     standing = base_bytes(base).total + adapter_bytes(adapter) + trained * STATE_BYTES[setting.optimizer]
-    moving = 4 * trained
 
-    def run(depth: int, tokens: int) -> int:
-        small = replace(shape, layers=depth)
-        own = dry_base(small, setting.dtype, setting.nf4), dry_adapter(small, setting.methods)
-        return training_pass(*own, 1, tokens, setting.checkpointing, setting.passes > 1).total
+    def run(depths: set[int]) -> dict[tuple[int, int], Traced]:
+        made = {}
+        for depth in depths:
+            small = replace(shape, layers=depth)
+            methods = [_shallow(method, shape.layers - depth) for method in setting.methods]
+            own = dry_base(small, setting.dtype, setting.nf4), dry_adapter(small, methods)
+            for tokens in (SHORT, LONG):
+                made[depth, tokens] = training_pass(*own, 1, tokens, setting.checkpointing, setting.passes > 1)
+        return made
 
-    few, many = (FEW, MANY) if shape.layers > MANY else (shape.layers, shape.layers)
     try:
-        corners = {(depth, tokens): run(depth, tokens) for depth in (few, many) for tokens in (SHORT, LONG)}
+        free = max(shape.layers - getattr(method, TOP, shape.layers) for method in setting.methods)
+        few, many = (depth + max(0, free) for depth in (FEW, MANY))
+        corners = run({few, many} if shape.layers > many else {shape.layers})
     except Refusal:
-        few = many = shape.layers
-        corners = {(few, tokens): run(few, tokens) for tokens in (SHORT, LONG)}
+        corners = run({shape.layers})
+    return Needs(shape.layers, standing, 4 * trained, corners)
 
-    def at(tokens: int) -> float:
-        low, high = (_line(SHORT, corners[d, SHORT], LONG, corners[d, LONG], tokens) for d in (few, many))
-        return low if few == many else _line(few, low, many, high, shape.layers)
 
-    return lambda rows, length: standing + max(moving, int(at(rows * length)))
+def _shallow(method: Method, less: int) -> Method:
+    """The method on a model with ``less`` layers less; those below its topmost ones stay."""
+    top = getattr(method, TOP, None)
+    return method if top is None else replace(method, **{TOP: max(1, top - less)})
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
@@ -133,23 +165,14 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
 
 def _choice(one: Setting, budget: int) -> Choice:
     need = needs(one)
-    total = need(1, one.length)
-    rows = _most(lambda count: need(count, one.length) <= budget, 4096)
-    length = _most(lambda count: need(1, count) <= budget, one.shape.context)
+    total = need.bytes(1, one.length)
     return Choice(
-        one.methods[0].name(), one.nf4, one.checkpointing, dry_adapter(one.shape, one.methods).num_trainable, total,
-        operations_per_token(one), total <= budget, Largest(rows, length),
-    )  # fmt: skip
-
-
-def operations_per_token(one: Setting) -> int:
-    """Of training, from two small depths."""
-
-    def run(depth: int) -> int:
-        small, length = replace(one.shape, layers=depth), min(one.length, LONG)
-        base, adapter = dry_base(small, one.dtype, one.nf4), dry_adapter(small, one.methods)
-        return training_pass(base, adapter, 1, length, one.checkpointing).operations // length
-
-    if one.shape.layers <= MANY:
-        return run(one.shape.layers)
-    return int(_line(FEW, run(FEW), MANY, run(MANY), one.shape.layers))
+        method=one.methods[0].name(),
+        nf4=one.nf4,
+        checkpointing=one.checkpointing,
+        trainable=need.moving // 4,
+        need=total,
+        operations=need.operations(one.length),
+        fits=total <= budget,
+        largest=largest(one, budget, need),
+    )

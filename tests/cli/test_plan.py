@@ -38,3 +38,33 @@ def test_a_folder_without_weights_and_a_recipe_are_enough(tmp_path: Path, capsys
 def test_mistakes_are_told(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["plan", *words]) == 2
     assert f"[{named}]" in capsys.readouterr().err
+
+
+def test_a_budget_gives_a_ranking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halter.plan import fit
+    from tests import tiny
+
+    monkeypatch.setattr(fit, "names", lambda: ("excitor", "full", "lora"))
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config(layers=2).to_hf()))
+    words = ["plan", "--model", str(tmp_path), "--max-length", "32", "--memory", "2MB", "--on", "rtx-4090"]
+    assert main.run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["budget"]["bytes"] == 2_000_000 and found["budget"]["source"] == "given"
+    assert {choice["method"] for choice in found["choices"]} == {"lora", "full", "excitor"}
+    assert found["seconds_per_1000_tokens"]["training"] > 0
+    assert main.run(words) == 0
+    said = capsys.readouterr().out
+    assert "choices within 2.00 MB" in said and "published" in said and "memory, 2.00 MB given: training" in said
+
+
+def test_the_survey_s_table(capsys: pytest.CaptureFixture[str]) -> None:
+    from halter.model.config import preset_names
+
+    assert main.run(["plan", "--table", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["true"] for row in found["rows"]] == [4_194_304, 159_907_840, 1_229_760, 2_764_800, 7_618_590]
+    assert list(found["presets"]) == preset_names() and "llama-3.1-405b" in found["presets"]
+    assert main.run(["plan", "--table"]) == 0
+    assert "about 2.5M, 0.036 %; true is 4,194,304 (0.0622%)" in capsys.readouterr().out
