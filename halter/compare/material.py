@@ -22,6 +22,8 @@ from halter.files.writing import write_bytes
 Row = dict[str, Any]
 PARTS = ("train", "validation", "test", "general")
 MOST_BYTES = 1 << 30
+MOST_HELD = 200
+"""Validation rows where the recipe does not say: they are read again and again."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     order = np.random.default_rng([options.seed, 2]).permutation(len(kept))
     rows["train"] = [kept[i] for i in order[: options.limit]]
     if "validation" not in rows:
-        share = data.validation if isinstance(data.validation, float) else options.validation
-        count = max(1, round(share * len(rows["train"])))
+        most = MOST_HELD if data.validation is None else len(kept)
+        share = options.validation if data.validation is None else float(data.validation)
+        count = max(1, min(most, round(share * len(rows["train"]))))
         rows["validation"], rows["train"] = rows["train"][:count], rows["train"][count:]
     empty = [part for part, found in rows.items() if not found]
     if empty:

@@ -29,7 +29,8 @@ class CompareOptions:
     """Training tokens of every run, prompts included. Not given: three passes over the training rows, at most
     300,000."""
     validation: float = 0.1
-    """Share of the training rows that learning rates are chosen on, where data.validation names no file."""
+    """Share of the training rows that learning rates are chosen on, at most 200 of them, where data.validation says
+    nothing."""
     limit: int | None = None
     """Training rows taken at most, chosen by the seed."""
     seeds: int = 5

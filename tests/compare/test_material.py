@@ -38,6 +38,15 @@ def test_parts_share_no_row_and_lose_none(tmp_path: Path) -> None:
     assert other.digests["validation"] != found.digests["validation"]
 
 
+def test_validation_rows_are_few_unless_asked_for(tmp_path: Path) -> None:
+    train, test = file(tmp_path / "a.jsonl", *range(3000)), file(tmp_path / "t.jsonl", 9999)
+    options = CompareOptions(test=test)
+    assert split(DataOptions(train=train), options, tmp_path / "one", print).rows["validation"] == 200
+    assert split(DataOptions(train=train, validation=0.1), options, tmp_path / "two", print).rows["validation"] == 300
+    few = CompareOptions(test=test, validation=0.01)
+    assert split(DataOptions(train=train), few, tmp_path / "three", print).rows["validation"] == 30
+
+
 def test_sources_limits_and_a_validation_file(tmp_path: Path) -> None:
     sources = (Source(file(tmp_path / "a.jsonl", 1, 2, 3)), Source(file(tmp_path / "b.jsonl", 4, 5, 6), limit=2))
     data = DataOptions(train=sources, validation=file(tmp_path / "v.jsonl", 2, 70))
