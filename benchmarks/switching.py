@@ -5,7 +5,8 @@
 The base is on meta except what the methods' bind reads (k_proj and v_proj, which LLaMA-Adapter's prompts go through);
 the adapters are real and on the CPU. A call binds A, the next one B, as with a switch at every call. Beside it stand
 the two things that take time in it alone: casting the parameters to the base's dtype, and the prompts' projections;
-what is left is the making of the acts. Target: under 1 ms a switch on top of the pass.
+what is left is the making of the acts. ``ready_ms`` is the switch between adapters made ready before (halter.ready).
+Target: under 1 ms a switch on top of the pass.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from halter.methods.adapter import Adapter
 from halter.methods.method import find
+from halter.methods.ready import ready
 from halter.model.config import ModelConfig, preset
 from halter.model.decoder import Decoder
 from halter.model.segments import Segments
@@ -55,6 +57,8 @@ def measure(shape: ModelConfig, dtype: torch.dtype, repeats: int) -> list[dict[s
     lines: list[dict[str, object]] = []
     for label, (name, options) in METHODS.items():
         pair = [Adapter(shape, [find(name)(**options)], seed) for seed in (0, 1)]
+        made = [ready(base, adapter) for adapter in pair]
+        prepared = milliseconds(lambda n, made=made: made[n % 2].bind(base, segments), repeats)
         tensors = [list(adapter.parameters()) for adapter in pair]
         switch = milliseconds(lambda n, pair=pair: pair[n % 2].bind(base, segments), repeats)
         casts = milliseconds(lambda n, held=tensors: [p.to(dtype) for p in held[n % 2]], repeats)
@@ -71,6 +75,7 @@ def measure(shape: ModelConfig, dtype: torch.dtype, repeats: int) -> list[dict[s
                 "method": label, "base": str(dtype).removeprefix("torch."), "layers": shape.layers,
                 "parameters": sum(p.numel() for p in tensors[0]),
                 "switch_ms": {key: round(value, 3) for key, value in switch.items()},
+                "ready_ms": {key: round(value, 4) for key, value in prepared.items()},
                 "casts_ms": round(casts["median"], 3), "projections_ms": round(projections["median"], 3),
             }
         )  # fmt: skip
