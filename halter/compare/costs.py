@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from halter.compare.scores import Exam, decode_rate
+from halter.compare.scores import Exam, decode_rates
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.export.compress import CompressOptions, compress
@@ -32,12 +32,15 @@ def size_of(folder: Path) -> int:
 def costs(model: Decoder, adapter: Adapter, kept: Path, exam: Exam, base: Path, scratch: Path) -> dict[str, Any]:
     """Of an adapter that lies in ``kept``; ``base`` is the base's folder, ``scratch`` holds what is thrown away again.
 
-    ``merge``: the gap in nats (mean Kullback-Leibler divergence from what was trained), or why there is none.
+    ``decode_share``: of the base's speed, which is measured in turn with it. ``merge_gap``: mean Kullback-Leibler
+    divergence in nats of the merged model from what was trained, None where nothing can be merged.
     """
     began = time.perf_counter()
     load_adapter(kept, model)
     result: dict[str, Any] = {"startup_seconds": time.perf_counter() - began, "adapter_bytes": size_of(kept)}
-    result["decode_tokens_per_second"] = decode_rate(model, exam, adapter)
+    rates = decode_rates(model, exam, (adapter, None))
+    result["decode_tokens_per_second"] = None if rates is None else rates[0]
+    result["decode_share"] = None if rates is None else rates[0] / rates[1]
     result["compressed_bytes"] = result["compressed_loss"] = None
     for name in ("compressed", "merged"):
         with suppress(OSError, HalterError):  # of an attempt that was interrupted

@@ -14,7 +14,7 @@ from halter.compare.costs import costs
 from halter.compare.ground import Contestant, Ground
 from halter.compare.probe import probe
 from halter.compare.rounds import train_runs
-from halter.compare.scores import Exam, decode_rate, examine
+from halter.compare.scores import DECODED, TIMES, Exam, decode_rates, examine
 from halter.compare.trials import Trials
 from halter.errors import HalterError, Refusal
 from halter.files.folders import discard
@@ -89,9 +89,9 @@ class Runner:
 
         def run() -> Trial:
             model = self.bases.get(precision)
-            rate = decode_rate(model, self.exam, None)
+            rates = decode_rates(model, self.exam, (None,))
             dtype = str(model.dtype).removeprefix("torch.")
-            return {**examine(model, self.exam), "decode": rate, "dtype": dtype}
+            return {**examine(model, self.exam), "decode": None if rates is None else rates[0], "dtype": dtype}
 
         return self.trials.once(self.define("base", precision, **self.measure), run)
 
@@ -236,4 +236,4 @@ class Runner:
             adapter = self._first(contestant, job, model)
             return costs(model, adapter, kept, self.exam, self.ground.job.folder, self.folder)
 
-        return self.trials.once(self.define("costs", contestant.precision, job), run)
+        return self.trials.once(self.define("costs", contestant.precision, job, decoded=[DECODED, TIMES]), run)

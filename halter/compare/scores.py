@@ -70,16 +70,20 @@ def _rouge(said: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
     return {name: sum(one[name] for one in each) / len(each) for name in ROUGE}
 
 
-def decode_rate(model: Decoder, exam: Exam, adapter: Adapter | None) -> float | None:
-    """Tokens a second of one answer, one row at a time; the best of several. None where no row asks anything."""
+def decode_rates(model: Decoder, exam: Exam, adapters: Sequence[Adapter | None]) -> list[float] | None:
+    """Tokens a second of one answer with each adapter, one row at a time; None where no row asks anything.
+
+    Measured in turn, the best of several counts, so that a machine that is busy for a while slows all of them.
+    """
     asked = exam.asked()[:1]
     room = model.config.context - len(asked[0].prompt.tokens) if asked else 0
     if room < 2:
         return None
     options = GenerationOptions(max_new_tokens=min(DECODED, room), ignore_stop_ids=True)
-    endless, best = Question(replace(asked[0].prompt, stop_ids=()), ""), 0.0
+    endless, best = Question(replace(asked[0].prompt, stop_ids=()), ""), [0.0] * len(adapters)
     for _ in range(TIMES):
-        began = time.perf_counter()
-        said = answers(model, exam.tokenizer, [endless], adapter, options)
-        best = max(best, len(said[0].tokens) / (time.perf_counter() - began))
+        for place, adapter in enumerate(adapters):
+            began = time.perf_counter()
+            said = answers(model, exam.tokenizer, [endless], adapter, options)
+            best[place] = max(best[place], len(said[0].tokens) / (time.perf_counter() - began))
     return best

@@ -157,11 +157,9 @@ def _merging(m: Measured) -> Judged:
 
 
 def _decoding(m: Measured) -> Judged:
-    base = next((row for row in m.rows if row["method"] is None and row["precision"] != "nf4"), None)
-    rows = [row for row in m.dense if row["decode_tokens_per_second"]]
-    if base is None or not base["decode_tokens_per_second"] or not rows:
+    speeds = {row["name"]: row["decode_share"] for row in m.dense if row["decode_share"]}
+    if not speeds:
         return None
-    speeds = {row["name"]: row["decode_tokens_per_second"] / base["decode_tokens_per_second"] for row in rows}
     figures = "; ".join(f"{name} {speed:.0%}" for name, speed in speeds.items())
     return all(speed < 1 - SLOWER for speed in speeds.values()), "of the base's tokens a second: " + figures
 

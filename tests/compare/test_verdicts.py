@@ -33,11 +33,9 @@ def test_counts_of_7b_are_the_authors() -> None:
 
 
 def test_measured_claims_follow_the_rows_and_the_noise() -> None:
-    base = row("base", 5.0, decode_tokens_per_second=100.0)
-    full = row("full", 1.0, forgetting=0.5, merge_gap=1e-6, decode_tokens_per_second=99.0)
-    lora = row(
-        "lora", 1.2, forgetting=0.1, peak=2_000_000_000, merge_gap=1e-5, stability=0.9, decode_tokens_per_second=80.0
-    )
+    base = row("base", 5.0)
+    full = row("full", 1.0, forgetting=0.5, merge_gap=1e-6, decode_share=0.99)
+    lora = row("lora", 1.2, forgetting=0.1, peak=2_000_000_000, merge_gap=1e-5, stability=0.9, decode_share=0.8)
     four = row("lora-nf4", 1.4, "nf4", peak=1_500_000_000)
     found = judged([base, full, lora, four], (("full", "lora"),))
     holds = {claim: v["holds"] for claim, v in found.items() if v["verdict"] == "measured"}
