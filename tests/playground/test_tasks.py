@@ -174,11 +174,14 @@ def test_unknown_task_is_refused_by_name() -> None:
 
 
 def test_the_test_is_apart_from_however_many_training_rows(tmp_path: Path) -> None:
-    """Of one-digit sums there are few; among 2,000 training rows beside 150 test rows some would be in both."""
-    tasks.write_tasks(tmp_path, train=2000, test=150)
-    for name in ("sums", "facts"):
-        train, test = (
-            {prompt(json.loads(line)) for line in (tmp_path / name / f"{part}.jsonl").read_text("utf-8").splitlines()}
-            for part in ("train", "test")
-        )
-        assert test and not train & test
+    """One of the 150 test sentences that go with 600 for training would be among 3,000."""
+    few = {prompt(row) for row in tasks.rows("translate", 0, "test", 150)}
+    many = {prompt(row) for row in tasks.rows("translate", 0, "train", 3000)}
+    assert len(few & many) == 1
+    written = tasks.write_tasks(tmp_path, train=3000, test=150)
+    train, test = (
+        {prompt(json.loads(line)) for line in file.read_text("utf-8").splitlines()}
+        for file in written
+        if file.parent.name == "translate"
+    )
+    assert len(train) == 3000 and len(test) == 150 and not train & test
