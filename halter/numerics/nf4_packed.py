@@ -41,9 +41,10 @@ def pack(data: NF4) -> Packed | None:
     out, width = data.shape
     if data.codes.device.type != "cpu" or out % _GROUP or width % BLOCK or not available():
         return None
-    grouped = data.codes.view(out // _GROUP, _GROUP, width // 2)
-    by_pair = torch.stack((grouped >> 4, grouped & 15), -1).transpose(1, 2).reshape(-1, 2, _GROUP)
-    codes = (by_pair[:, 0] | by_pair[:, 1] << 4).view(out, width // 2)
+    by_pair = data.codes.view(out // _GROUP, _GROUP, width // 2).transpose(1, 2).contiguous()
+    low, high = by_pair[..., : _GROUP // 2], by_pair[..., _GROUP // 2 :]
+    even, odd = low >> 4 | high & 0xF0, low & 15 | high << 4
+    codes = torch.stack((even, odd), -1).view(out, width // 2)
     absmax = nf4.absmax_of(data).view(out, width // BLOCK).t().to(torch.bfloat16).contiguous()
     return Packed(codes, absmax)
 
