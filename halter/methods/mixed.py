@@ -32,17 +32,14 @@ class MixedAct(Act):
     def act(self, x: Any, y: Tensor) -> Tensor:
         if self.quick is not None:
             return self.quick.act(x, y)
-        pieces = []
-        for part, run in zip(self.parts, self.runs, strict=True):
-            own = y[run.token : run.token_end]
-            pieces.append(own if part is None else part.act(cut(x, run), own))
-        return torch.cat(pieces)
+        pieces = zip(self.parts, cut(x, self.runs), cut(y, self.runs), strict=True)
+        return torch.cat([own if part is None else part.act(entered, own) for part, entered, own in pieces])
 
     def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
         if all(part is None or part.follows for part in self.parts):
             return self.act(x, operation(x))
-        whole = zip(self.parts, self.runs, strict=True)
-        return torch.cat([run_at(part, operation, cut(x, run)) for part, run in whole])
+        whole = zip(self.parts, cut(x, self.runs), strict=True)
+        return torch.cat([run_at(part, operation, entered) for part, entered in whole])
 
     def select(self, index: Tensor) -> Act:
         """``index`` must be ascending, so that the chosen tokens of a run stay neighbours."""

@@ -163,9 +163,12 @@ class Run(NamedTuple):
     token_end: int
 
 
-def cut(x: Any, run: Run) -> Any:
-    """The part of a place's x that belongs to ``run``: a view of a tensor, or the record's own part."""
-    return x[run.token : run.token_end] if isinstance(x, Tensor) else x.part(run)
+def cut(x: Any, runs: Sequence[Run]) -> Sequence[Any]:
+    """A place's x run by run, the runs following each other: views of a tensor, or the record's own parts.
+
+    All at once, so that a tensor's gradient is put together once and not added up over as many as there are runs.
+    """
+    return x.split([run.token_end - run.token for run in runs]) if isinstance(x, Tensor) else [x.part(r) for r in runs]
 
 
 def run_at(act: Act | None, operation: Callable[..., Tensor], x: Any) -> Tensor:
