@@ -40,8 +40,10 @@ class StandIn(Piece):
     folds = True
     replaces = True
 
-    def __init__(self, shape: tuple[int, ...], bias: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], bias: bool, saved_as: str = "") -> None:
         super().__init__()
+        if saved_as:
+            self.saved_names = {"weight": saved_as}
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
 

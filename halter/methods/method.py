@@ -68,7 +68,7 @@ class Piece(nn.Module):
     ``saved_names`` maps parameter and buffer names to the names in the adapter's file.
     """
 
-    saved_names: ClassVar[dict[str, str]] = {}
+    saved_names: dict[str, str] = {}
     folds: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
     """Whether it brings a weight that is used instead of the base's."""

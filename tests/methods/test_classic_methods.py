@@ -24,6 +24,8 @@ IN_PEFT = [
     ("ia3", {"target_modules": ["q_proj", "o_proj", "gate_proj"], "feedforward_modules": ["o_proj"]}),
     ("prefix_tuning", {"num_virtual_tokens": 7, "init_std": 1.0}),
     ("prompt_tuning", {"num_virtual_tokens": 5}),
+    ("norm_tuning", {}),
+    ("norm_tuning", {"final_norm": False}),
 ]
 
 

@@ -318,3 +318,13 @@ def test_impossible_options_are_refused_within_a_second(change: dict[str, Any], 
     with pytest.raises(Refusal):
         load_adapter(tmp_path / "a", tiny.decoder())
     assert time.process_time() - begun < 1
+
+
+def test_norms_that_are_trained_in_part_are_refused_by_name():
+    from halter.methods.norm_tuning import NormTuning
+
+    with pytest.raises(Refusal, match="adapter-unreadable") as caught:
+        NormTuning.from_peft({"target_modules": ["input_layernorm", "q_proj"]})
+    assert set(caught.value.offenders) == {"post_attention_layernorm", "q_proj"}
+    with pytest.raises(Refusal, match="adapter-unreadable"):
+        NormTuning.from_peft({"target_modules": None})
