@@ -76,7 +76,10 @@ def _given(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[s
 
 def _table(record: dict[str, Any]) -> str:
     """The record as a person reads it."""
-    lines = [f"{'':<26}{'trained':>12}{'rate':>10}{'test loss':>12}{'+-':>9}{'exact':>8}{'tok/s':>9}"]
+    shares = {"exact": "exact_match", "choice": "choice_accuracy"}
+    shown = {head: key for head, key in shares.items() if any(key in row["mean"] for row in record["rows"])}
+    lines = [f"{'':<26}{'trained':>12}{'rate':>10}{'test loss':>12}{'+-':>9}"]
+    lines[0] += "".join(f"{head:>8}" for head in shown) + f"{'tok/s':>9}"
     for row in record["rows"]:
         if row["status"] != "done":
             lines.append(f"{row['name']:<26}{row['status']}: {row['why']}")
@@ -85,7 +88,8 @@ def _table(record: dict[str, Any]) -> str:
         lines.append(
             f"{row['name']:<26}{row['trainable']:>12,}{row['learning_rate']:>10.3g}{mean['test_loss']:>12.4f}"
             f"{'' if spread is None else format(spread, '.4f'):>9}"
-            f"{format(mean['exact_match'], '.0%') if 'exact_match' in mean else '':>8}{row['tokens_per_second']:>9,.0f}"
+            + "".join(f"{format(mean[key], '.0%') if key in mean else '':>8}" for key in shown.values())
+            + f"{row['tokens_per_second']:>9,.0f}"
         )
     if record["ties"]:
         lines.append("ties: " + "; ".join(" = ".join(pair) for pair in record["ties"]))

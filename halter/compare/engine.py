@@ -53,6 +53,8 @@ class Comparison:
         self.options = ground.options
         self.head = records.head(ground)  # with the base's digest, by which all trials are named
         self.runner = Runner(ground, say, self.write)
+        if (asked := self.runner.exam.ballot) is not None:  # choices that do not fit are refused before any training
+            self.head["choices"] = asked.facts()
         self.rows: dict[str, records.Row] = {}
         targets = [example.targets for example in ground.test]
         self.noise = records.Noise(targets, self.options.resamples, self.options.seed)
@@ -71,8 +73,8 @@ class Comparison:
     def write(self) -> dict[str, Any]:
         """record.json as it stands: rows that have been scored, or never will be."""
         shown = [row for row in self.rows.values() if row["status"] != "done" or row["mean"]]
-        ties = self.noise.judge([row for row in shown if row["mean"]]) if self.noise.losses else []
-        record = {**self.head, "rows": shown, "ties": ties}
+        ties = self.noise.judge([row for row in shown if row["mean"]]) if self.noise.losses else {}
+        record = {**self.head, "rows": shown, "ties": ties.pop("test_loss", []), "ties_by": ties}
         record["verdicts"] = verdicts(record)
         write_json(self.ground.folder / "record.json", record, replace=True)
         return record

@@ -45,6 +45,9 @@ class CompareOptions:
     """Test rows that are answered, at most; the loss is over all of them. 0: none."""
     max_new_tokens: int = 128
     """Most tokens of an answer."""
+    choices: tuple[str, ...] = ()
+    """An answer that a test row can have; with all of them given, the one with the lowest loss is taken as chosen, and
+    the share of right ones, over all test rows, is the choice accuracy."""
     resamples: int = 2000
     """Draws of the bootstrap behind intervals and ties."""
     skip_memory: bool = False

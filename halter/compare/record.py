@@ -21,6 +21,8 @@ from halter.playground import base_folder
 from halter.pretrained.device import choose_device
 
 Row = dict[str, Any]
+SHARES = {"exact_match": "matches", "choice_accuracy": "rights"}
+"""{score: the key of a trial that holds 0 or 1 for each row}."""
 
 
 def head(ground: Ground) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def head(ground: Ground) -> dict[str, Any]:
 
 def _plain(options: CompareOptions) -> dict[str, Any]:
     """Without names of files, which stand under data."""
-    return {key: value for key, value in asdict(options).items() if key not in ("test", "general")}
+    return {key: value for key, value in asdict(options).items() if key not in ("test", "general", "choices")}
 
 
 def machine(device: str | None) -> dict[str, Any]:
@@ -119,24 +121,26 @@ class Noise:
         self.weights = np.asarray(targets, dtype=np.float64)
         self.resamples, self.seed = resamples, seed
         self.losses: dict[str, np.ndarray] = {}
-        self.matches: dict[str, np.ndarray] = {}
+        self.shares: dict[str, dict[str, np.ndarray]] = {score: {} for score in SHARES}
 
     def add(self, name: str, trials: Sequence[Mapping[str, Any]]) -> None:
         """The finished seeds of a row."""
         # What json could not say came back as None: a row without targets, or a loss beyond all numbers.
         rows = [[np.nan if v is None else v for v in t["by_row"]] for t in trials]
         self.losses[name] = np.asarray(rows, dtype=np.float64)
-        if all(t.get("matches") for t in trials):
-            self.matches[name] = np.asarray([t["matches"] for t in trials], dtype=np.float64)
+        for score, key in SHARES.items():
+            if all(t.get(key) for t in trials):
+                self.shares[score][name] = np.asarray([t[key] for t in trials], dtype=np.float64)
 
-    def judge(self, rows: Sequence[Row]) -> list[list[str]]:
-        """Write each row's intervals into it; returns the ties, by loss on test rows."""
+    def judge(self, rows: Sequence[Row]) -> dict[str, list[list[str]]]:
+        """Write each row's intervals into it; returns the ties by every measure, ``test_loss`` among them."""
         drawn = {"test_loss": statistics.draws(self.losses, self.weights, self.resamples, self.seed)}
-        if self.matches:
-            asked = len(next(iter(self.matches.values()))[0])
-            drawn["exact_match"] = statistics.draws(self.matches, np.ones(asked), self.resamples, self.seed)
+        for score, values in self.shares.items():
+            if values:
+                asked = len(next(iter(values.values()))[0])
+                drawn[score] = statistics.draws(values, np.ones(asked), self.resamples, self.seed)
         for row in rows:
             row["interval"] = {
                 m: list(statistics.interval(by[row["name"]])) for m, by in drawn.items() if row["name"] in by
             }
-        return [list(pair) for pair in statistics.ties(drawn["test_loss"])]
+        return {measure: [list(pair) for pair in statistics.ties(by)] for measure, by in drawn.items()}

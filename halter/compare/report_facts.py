@@ -12,6 +12,7 @@ from halter.files.reading import visible
 
 BASE = "base"
 LOSS, FORGETTING = "test_loss", "forgetting"
+CHOICES = "choice_accuracy"
 HARDLY = 1.05
 """Peaks of memory that differ by less are called alike: two runs of the same training differ by a few percent."""
 
@@ -163,6 +164,11 @@ class Comparison:
         """Whether the two rows' losses differ by no more than the noise."""
         return frozenset((one.name, other.name)) in self._ties
 
+    def tied_by(self, score: str, one: Row, other: Row) -> bool:
+        """Whether the two rows' shares of right answers differ by no more than the noise."""
+        pairs = (self.record.get("ties_by") or {}).get(score) or []
+        return {one.name, other.name} in [{visible(str(name)) for name in pair} for pair in pairs]
+
     @cached_property
     def leaders(self) -> list[Row]:
         """The row with the least loss, and every row that ties with it."""
@@ -225,3 +231,9 @@ class Comparison:
         for other in (LOSS, FORGETTING):
             found.pop(other, None)
         return list(found)
+
+    @cached_property
+    def shares(self) -> list[str]:
+        """Of these, the shares of right answers that have an interval."""
+        ranged = {score for row in self.rows for score in row.facts.get("interval") or {}}
+        return [score for score in self.scores if score in ranged]

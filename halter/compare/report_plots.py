@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halter.compare.report_facts import Comparison, Row
+from halter.compare.report_facts import CHOICES, Comparison, Row, number
 from halter.compare.report_looks import clock, cost_axis, finished, label, legend, look, loss_axis, short
 from halter.compare.report_svg import DASHES, FAINT, HATCHES, INK, MARKERS, PAPER, SERIES, drawing
 from halter.compare.report_words import size
@@ -30,7 +30,7 @@ class Plot:
 def plots(found: Comparison) -> list[Plot]:
     """Every figure that the record has numbers for. The extra ``report`` (matplotlib) is needed."""
     with drawing():
-        return [plot for draw in (_trade_off, _curves, _rates, _memory, _forgetting) if (plot := draw(found))]
+        return [plot for draw in (_trade_off, _shares, _curves, _rates, _memory, _forgetting) if (plot := draw(found))]
 
 
 def _point(axes: Axes, found: Comparison, row: Row, x: float, y: float) -> Any:
@@ -84,6 +84,42 @@ def _spread(axes: Axes, found: Comparison, row: Row, x: float) -> None:
     if spread and row.loss:
         low = min(spread, 0.9 * row.loss)  # a loss is above zero, and a logarithmic axis has none
         axes.errorbar([x], [row.loss], yerr=[[low], [spread]], color=look(found, row)["color"], capsize=3, zorder=2)
+
+
+def _shares(found: Comparison) -> Plot | None:
+    """Right answers of every row, a panel a measure."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    rows = [row for row in found.rows if row.status == "done"]
+    if not found.trained or not found.shares:
+        return None
+    height = 1.3 + 0.36 * len(rows)
+    figure, grid = plt.subplots(1, len(found.shares), figsize=(WIDE, height), sharey=True, squeeze=False)
+    for axes, score in zip(grid[0], found.shares, strict=True):
+        for y, row in enumerate(rows):
+            mean, low, high = row.number("mean", score), *(row.number("interval", score, n) for n in (0, 1))
+            if mean is None:
+                continue
+            if low is not None and high is not None:
+                axes.errorbar([mean], [y], xerr=[[max(0, mean - low)], [max(0, high - mean)]], color=INK, capsize=3)
+            if row.is_base:
+                axes.plot([mean], [y], "x", color=INK, markersize=7, zorder=3)
+            else:
+                _point(axes, found, row, mean, y)
+        axes.set_xlabel(label(score))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(axis="y", visible=False)
+        for key, dashes in (("majority", (0, (1, 2))), ("chance", (0, (4, 3)))):
+            at = number(found.record, "choices", key) if score == CHOICES else None
+            if at is not None:
+                axes.axvline(at, color=INK, linewidth=1, linestyle=dashes)
+    grid[0][0].set_yticks(list(range(len(rows))), [label(row.name) for row in rows])
+    grid[0][0].invert_yaxis()
+    note = "Share of right answers on the test rows; further right is better. Bars: the 95 % interval of the bootstrap."
+    if CHOICES in found.shares:
+        note += " Dotted: always the most frequent choice; dashed: a guess."
+    return Plot("Right answers", note, finished(figure, "shares", "shares of right answers"))
 
 
 def _curves(found: Comparison) -> Plot | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halter.compare.report_facts import LOSS, Comparison, Row
+from halter.compare.report_facts import LOSS, Comparison, Row, number
 from halter.compare.report_words import count, duration, listed, loss, size
 
 NO, YES = "no", "yes"
@@ -73,16 +73,26 @@ def _scores(found: Comparison) -> Table:
     rows = []
     for row in found.rows:
         if row.status == "done" and any(row.number("mean", name) is not None for name in names):
-            rows.append([row.name, *(_score(row.number("mean", n), row.number("spread", n)) for n in names)])
-    note = "Mean over the seeds and standard deviation, on the test rows."
+            rows.append([row.name, *(_score(row, name) for name in names)])
+    note = (
+        "Mean over the seeds and standard deviation, on the test rows; in brackets the 95 % interval of the bootstrap."
+    )
+    if (choices := found.record.get("choices")) and (majority := number(choices, "majority")) is not None:
+        note += (
+            f" choice_accuracy: the choice with the lowest loss, of {plain(choices.get('choices'))}; always the most "
+        )
+        note += f"frequent one is right in {majority:.3f}, a guess in {number(choices, 'chance') or 0:.3f}."
     return Table("Scores by task", note, ["method", *names], rows)
 
 
-def _score(mean: float | None, spread: float | None) -> str:
+def _score(row: Row, name: str) -> str:
+    mean, spread = row.number("mean", name), row.number("spread", name)
     if mean is None:
         return ""
     digits = 3 if abs(mean) < 10 else 1
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    low, high = row.number("interval", name, 0), row.number("interval", name, 1)
+    text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return text + (f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None and high is not None else "")
 
 
 def _costs(found: Comparison) -> Table:

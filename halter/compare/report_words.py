@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from halter.compare.report_facts import Comparison, Row
+from halter.compare.report_facts import CHOICES, Comparison, Row, number
 
 Reason = tuple[str, str]
 """What a sentence is about, and the sentence."""
@@ -74,7 +74,7 @@ def _because(found: Comparison, choice: Row) -> str:
 
 def reasons(found: Comparison) -> list[Reason]:
     """What stands beneath the headline."""
-    return [reason for part in (_quality, _economy, _four_bits, _memory, _caveats) for reason in part(found)]
+    return [reason for part in (_quality, _choices, _economy, _four_bits, _memory, _caveats) for reason in part(found)]
 
 
 def _quality(found: Comparison) -> Iterator[Reason]:
@@ -102,6 +102,30 @@ def _quality(found: Comparison) -> Iterator[Reason]:
         value, name = min(losses)
         text = f"After {duration(min(ends))}, when the quickest had finished, {name} had the least validation loss"
         yield "Equal time", f"{text}, {loss(value)}."
+
+
+def _choices(found: Comparison) -> Iterator[Reason]:
+    """Who picks the right answer most often, beside what needs no model."""
+    rows = [row for row in found.trained if row.number("mean", CHOICES) is not None]
+    if not rows:
+        return
+    best = max(rows, key=lambda row: row.number("mean", CHOICES) or 0.0)
+    ties = [row.name for row in rows if row is not best and found.tied_by(CHOICES, best, row)]
+    text = f"{best.name} finds the right choice likeliest in {share(best.number('mean', CHOICES))} of the test rows"
+    text += f"; inside the noise, so a tie: {listed(ties)}" if ties else ""
+    text += f"; the base: {share(base)}" if found.base and (base := found.base.number("mean", CHOICES)) else ""
+    majority, chance = (number(found.record, "choices", key) for key in ("majority", "chance"))
+    if majority is not None and chance is not None:
+        text += f"; always the most frequent choice: {share(majority)}; a guess: {share(chance)}"
+        low = best.number("interval", CHOICES, 0)
+        if low is not None and low <= majority:
+            text += ". So none is above the most frequent choice by more than the noise"
+    yield "Choices", f"{text}."
+
+
+def share(value: float | None) -> str:
+    """A share in percent, to one place."""
+    return "" if value is None else f"{value:.1%}"
 
 
 def _economy(found: Comparison) -> Iterator[Reason]:

@@ -64,8 +64,9 @@ class Runner:
         self.trials, self.bases = Trials(ground.folder / "trials", changed), Bases(ground)
         self.device = choose_device(job.recipe.model.device)
         self.exam = Exam(
-            job.tokenizer, ground.test, ground.general, options.questions, options.max_new_tokens, job.micro_tokens
-        )
+            job.tokenizer, ground.test, ground.general, options.questions, options.max_new_tokens, job.micro_tokens,
+            options.choices,
+        )  # fmt: skip
 
     def define(self, kind: str, precision: str, job: Job | None = None, **more: Any) -> dict[str, Any]:
         """What defines a trial: base, rows, recipe, and how it is measured; ``job`` None: of the base alone."""
@@ -82,7 +83,8 @@ class Runner:
     @property
     def measure(self) -> dict[str, Any]:
         """The options that decide how a model is scored."""
-        return {"questions": self.options.questions, "max_new_tokens": self.options.max_new_tokens}
+        asked = {"questions": self.options.questions, "max_new_tokens": self.options.max_new_tokens}
+        return asked | ({"choices": list(self.options.choices)} if self.options.choices else {})
 
     def base(self, precision: str) -> Trial:
         """The base without adapter, scored."""

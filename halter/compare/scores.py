@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from halter.data.example import Example
 from halter.errors import Refusal
+from halter.evaluation.choices import Ballot, ballot
 from halter.evaluation.score import Question, answers, held_out, held_out_loss, question
 from halter.evaluation.texts import ROUGE, exact_match, rouge
 from halter.files.tokenizer import Tokenizer
@@ -32,6 +34,12 @@ class Exam:
     questions: int
     max_new_tokens: int
     pass_tokens: int
+    choices: tuple[str, ...] = ()
+
+    @cached_property
+    def ballot(self) -> Ballot | None:
+        """The test rows with every choice in turn, None without choices. Refusals as of `ballot`."""
+        return ballot(self.tokenizer, self.test, self.choices) if self.choices else None
 
     def asked(self) -> list[Question]:
         found = (question(example, self.tokenizer) for example in self.test)
@@ -39,7 +47,7 @@ class Exam:
 
 
 def examine(model: Decoder, exam: Exam, adapter: Adapter | None = None) -> dict[str, Any]:
-    """Losses in nats per target token, scores from 0 to 1, the losses and matches of each row.
+    """Losses in nats per target token, scores from 0 to 1, the losses, matches and right choices of each row.
 
     ``general_loss`` is None without general text.
     """
@@ -57,6 +65,10 @@ def examine(model: Decoder, exam: Exam, adapter: Adapter | None = None) -> dict[
         wanted = [one.wanted for one in asked]
         matches = [int(exact_match(a, w)) for a, w in zip(said, wanted, strict=True)]
         result |= {"matches": matches, "scores": {"exact_match": sum(matches) / len(matches), **_rouge(said, wanted)}}
+    if exam.ballot is not None:
+        rights = (exam.ballot.picked(model, adapter, exam.pass_tokens) == exam.ballot.right).astype(int).tolist()
+        result["rights"] = rights
+        result["scores"] = {"choice_accuracy": sum(rights) / len(rights), **result["scores"]}
     if exam.general:
         result["general_loss"] = held_out_loss(model, exam.general, adapter, exam.pass_tokens)
     return result

@@ -108,7 +108,12 @@ class Measured:
 
 
 def _losses(rows: Sequence[Row]) -> str:
-    return "; ".join(f"{row['name']} {row['mean']['test_loss']:.4f}" for row in rows)
+    """Their losses, by which they are judged, and their choice accuracies where there are."""
+    text = "test loss: " + "; ".join(f"{row['name']} {row['mean']['test_loss']:.4f}" for row in rows)
+    if all("choice_accuracy" in row["mean"] for row in rows):
+        text += ". Choice accuracy: "
+        text += "; ".join(f"{row['name']} {row['mean']['choice_accuracy']:.1%}" for row in rows)
+    return text
 
 
 def _full(m: Measured) -> Judged:
@@ -116,14 +121,14 @@ def _full(m: Measured) -> Judged:
     if full is None or not others:
         return None
     best = min(others, key=lambda row: row["mean"]["test_loss"])
-    return not m.worse(best, full), "test loss: " + _losses([full, best])
+    return not m.worse(best, full), _losses([full, best])
 
 
 def _four_bits(m: Measured) -> Judged:
     pair = m.one("lora"), m.one("lora", nf4=True)
     if pair[0] is None or pair[1] is None:
         return None
-    return not m.worse(pair[1], pair[0]), "test loss: " + _losses([pair[0], pair[1]])
+    return not m.worse(pair[1], pair[0]), _losses([pair[0], pair[1]])
 
 
 def _memory(m: Measured) -> Judged:

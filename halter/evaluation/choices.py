@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,50 @@ from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 
 
+@dataclass(frozen=True)
+class Ballot:
+    """Questions with the answers that each can have, as rows to be scored: all choices of a question lie together."""
+
+    choices: tuple[str, ...]
+    rows: tuple[Example, ...]
+    right: tuple[int, ...]
+    """Which choice each question wants."""
+
+    def facts(self) -> dict[str, Any]:
+        """``choices``, ``questions``, ``wanted`` (how often each is), ``chance`` (a guess), ``majority`` (always the
+        most frequent)."""
+        wanted = Counter(self.right)
+        return {
+            "choices": list(self.choices),
+            "questions": len(self.right),
+            "wanted": [wanted[i] for i in range(len(self.choices))],
+            "chance": 1 / len(self.choices),
+            "majority": max(wanted.values()) / len(self.right),
+        }
+
+    def picked(self, model: Decoder, adapter: Adapter | None = None, pass_tokens: int | None = None) -> np.ndarray:
+        """int64 [questions]: the choice with the lowest loss of all, of equal ones the first.
+
+        The loss of a choice is the sum over its tokens and those that end the response, in nats, as ``acc`` in lm-eval.
+        """
+        means = held_out(model, self.rows, adapter, pass_tokens).by_row
+        sums = np.array(means) * [row.targets for row in self.rows]
+        return sums.reshape(len(self.right), len(self.choices)).argmin(axis=1)
+
+
+def ballot(tokenizer: Tokenizer, examples: Sequence[Example], choices: Sequence[str]) -> Ballot:
+    """The questions of ``examples`` with every choice in turn. Refusals: ``choices`` (fewer than two, or twice the
+    same), ``not-a-choice`` (wanted texts that are none), ``choice-tokens`` and ``no-questions``."""
+    if len(choices) < 2 or len({" ".join(choice.split()) for choice in choices}) < len(choices):
+        raise Refusal("choices", "choices are two or more, all different", offenders=list(choices))
+    asked = [(e, q) for e in examples if (q := question(e, tokenizer)) is not None]
+    if not asked:
+        raise Refusal("no-questions", "no row asks a question, so there is nothing to choose")
+    right = _right([q for _, q in asked], choices)
+    rows = [row for (e, q), r in zip(asked, right, strict=True) for row in variants(e, q, tokenizer, choices, r)]
+    return Ballot(tuple(choices), tuple(rows), tuple(right))
+
+
 def choice_report(
     model: Decoder,
     tokenizer: Tokenizer,
@@ -26,33 +71,16 @@ def choice_report(
 ) -> dict[str, Any]:
     """How often the base, and the base with ``adapter``, give the wanted choice the lowest loss of all.
 
-    The loss of a choice is the sum over its tokens and those that end the response, in nats, as ``acc`` in lm-eval;
-    of equal ones the first counts. Returns ``choices``, ``questions``, ``wanted`` (how often each is wanted),
-    ``chance`` (a guess), ``majority`` (always the most frequent), and under ``base`` and ``adapter``
-    ``choice_accuracy`` with ``chosen``. Refusals: ``choices`` (fewer than two, or twice the same), ``not-a-choice``
-    (wanted texts that are none), ``choice-tokens`` and ``no-questions``.
+    Returns what `Ballot.facts` does, and under ``base`` and ``adapter`` ``choice_accuracy`` with ``chosen`` (how often
+    each was). Refusals as of `ballot`.
     """
-    if len(choices) < 2 or len({" ".join(choice.split()) for choice in choices}) < len(choices):
-        raise Refusal("choices", "choices are two or more, all different", offenders=list(choices))
-    asked = [(e, q) for e in examples if (q := question(e, tokenizer)) is not None]
-    if not asked:
-        raise Refusal("no-questions", "no row asks a question, so there is nothing to choose")
-    right = _right([q for _, q in asked], choices)
-    rows = [row for (e, q), r in zip(asked, right, strict=True) for row in variants(e, q, tokenizer, choices, r)]
-    wanted = Counter(right)
-    report: dict[str, Any] = {
-        "choices": list(choices),
-        "questions": len(asked),
-        "wanted": [wanted[i] for i in range(len(choices))],
-        "chance": 1 / len(choices),
-        "majority": max(wanted.values()) / len(asked),
-    }
+    voted = ballot(tokenizer, examples, choices)
+    report = voted.facts()
     for side, one in {"base": None, "adapter": adapter}.items():
         if side == "base" or one is not None:
-            sums = np.array(held_out(model, rows, one).by_row) * [row.targets for row in rows]
-            picked = sums.reshape(len(asked), len(choices)).argmin(axis=1)
+            picked = voted.picked(model, one)
             counts = np.bincount(picked, minlength=len(choices)).tolist()
-            report[side] = {"choice_accuracy": float((picked == right).mean()), "chosen": counts}
+            report[side] = {"choice_accuracy": float((picked == voted.right).mean()), "chosen": counts}
     return report
 
 

@@ -15,7 +15,10 @@ import halter
 from halter.compare import runner
 from halter.compare.ground import Contestant, lay
 from halter.compare.rounds import train_runs
+from halter.data.load import load_examples
+from halter.data.options import DataOptions
 from halter.errors import Refusal
+from halter.evaluation.choices import choice_report
 from halter.methods.storage import load_adapter, state_of
 from halter.pretrained.load import load_model
 from tests.compare import small
@@ -215,3 +218,26 @@ def test_refusals_name_all_offenders(tmp_path: Path, recipe: dict[str, Any]) -> 
     with pytest.raises(Refusal, match="compare-data") as caught:
         small.run(tmp_path, recipe, test=str(tmp_path / "empty.jsonl"), general=str(tmp_path / "empty.jsonl"))
     assert caught.value.offenders == ("test", "general")
+
+
+def test_choice_accuracy_is_that_of_evaluate(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row's adapter, scored by `halter evaluate`'s own report; choices that do not fit are refused untrained."""
+    record, _ = small.run(tmp_path, recipe, methods=("lora",), choices=small.WORDS, tokens=2400)
+    base, lora = record["rows"]
+    model, tokenizer = halter.load(record["base"]["name"], "float32", device="cpu", say=lambda _: None)
+    rows = load_examples(DataOptions(train=str(tmp_path / "out" / "data" / "test.jsonl")), tokenizer, None, 0).train
+    adapter = load_adapter(tmp_path / "out" / "adapters" / "lora", model)
+    report = choice_report(model, tokenizer, rows, small.WORDS, adapter)
+    assert record["choices"] == {key: report[key] for key in ("choices", "questions", "wanted", "chance", "majority")}
+    assert base["mean"]["choice_accuracy"] == report["base"]["choice_accuracy"]
+    assert lora["seeds"][0]["scores"]["choice_accuracy"] == report["adapter"]["choice_accuracy"]
+    assert lora["mean"]["choice_accuracy"] > base["mean"]["choice_accuracy"]
+    low, high = lora["interval"]["choice_accuracy"]
+    assert low <= lora["mean"]["choice_accuracy"] <= high and "choice_accuracy" in record["ties_by"]
+    assert any("Choice accuracy: " in verdict["figures"] for verdict in record["verdicts"]) is False  # lora alone
+    counts = trained(monkeypatch)
+    with pytest.raises(Refusal, match="not-a-choice"):
+        small.run(tmp_path, recipe, methods=("lora",), choices=("park", "girl"))
+    assert counts == []

@@ -21,6 +21,7 @@ from made_record import record
 
 from halter.compare.report import main, markdown, write
 from halter.compare.report_facts import Comparison, Row
+from halter.compare.report_plots import plots
 from halter.compare.report_tables import comma_separated, tables
 from halter.compare.report_words import headline, reasons, size
 from halter.files.reading import visible
@@ -352,3 +353,32 @@ def test_rows_differ_without_colour(chromium: Browser, tmp_path: Path):
     )
     dashes = chromium.run(script)
     assert len(dashes) == 5 == len(set(dashes)), unescape(str(dashes))
+
+
+def chosen(accuracies: dict[str, float], low: float) -> dict[str, Any]:
+    """The made record with choice accuracies, the best one's interval from ``low``; gamma_v2 ties with alpha."""
+    made = record()
+    for row in made["rows"]:
+        if row["name"] in accuracies:
+            value = accuracies[row["name"]]
+            row["mean"]["choice_accuracy"] = value
+            row.setdefault("interval", {})["choice_accuracy"] = [min(low, value), value + 0.05]
+    choices = {"choices": ["yes", "no"], "questions": 100, "wanted": [45, 55], "chance": 0.5, "majority": 0.55}
+    return {**made, "choices": choices, "ties_by": {"choice_accuracy": [["gamma_v2", "alpha"]]}}
+
+
+@pytest.mark.parametrize(("low", "vain"), [(0.5501, False), (0.55, True)])
+def test_choice_accuracy_stands_beside_what_needs_no_model(low: float, vain: bool) -> None:
+    found = Comparison(chosen({"base": 0.41, "alpha": 0.625, "beta": 0.6, "gamma_v2": 0.61}, low))
+    text = dict(reasons(found))["Choices"]
+    assert text.startswith(
+        "alpha finds the right choice likeliest in 62.5% of the test rows; inside the noise, so a tie: "
+    )
+    assert "a tie: gamma_v2; the base: 41.0%; always the most frequent choice: 55.0%; a guess: 50.0%" in text
+    assert ("none is above the most frequent choice" in text) == vain
+    (table,) = (table for table in tables(found) if table.title == "Scores by task")
+    column = table.head.index("choice_accuracy")
+    cells = {row[0]: row[column] for row in table.rows}
+    assert cells["alpha"] == f"0.625 ({low:.3f} to 0.675)" and cells["delta"] == "" and "0.550" in table.note
+    assert "Right answers" in [plot.title for plot in plots(found)]
+    assert "Choices" not in dict(reasons(Comparison(record())))
