@@ -6,6 +6,7 @@ from typing import Any
 
 from halter import recipe as recipes
 from halter.errors import Refusal
+from halter.files.disk import leftovers
 from halter.files.runs import RunFolder
 from halter.recipe import Recipe
 
@@ -46,7 +47,7 @@ def open_run(recipe: Recipe, resume: bool) -> RunFolder:
                 expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
                 fix="give another --output, or the recipe.yaml of that folder",
             )
-    elif run.path.is_dir() and any(run.path.iterdir()):
+    elif run.path.is_dir() and set(run.path.iterdir()) - set(leftovers(run.path)):  # a try that died early is nothing
         raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
     return run
 

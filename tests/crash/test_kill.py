@@ -34,8 +34,8 @@ recipe = json.loads(sys.argv[2])
 for line in sys.stdin:  # a folder each time; the child is forked from a process that has imported everything
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         folder = line.strip()
+        os.dup2(os.open(f"{folder}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         # Leftovers of a dead child may be there; a run without a complete checkpoint begins again.
         halter.train({**recipe, "output_dir": folder}, say=lambda text: None,
                      resume=bool(RunFolder(folder).checkpoints()))
@@ -94,7 +94,7 @@ def killed(shared, tmp_path, kills):
             code, _ = forks.run(run.path, draw.uniform(0.05, 1.0) * seconds) if done < kills else forks.run(run.path)
             if code == 0:
                 break
-            assert code == -signal.SIGKILL
+            assert code == -signal.SIGKILL, Path(f"{run.path}.said").read_text()
             done += 1
             place = run.path / "checkpoints"
             leftovers += sum(".partial-" in p.name for p in place.iterdir()) if place.is_dir() else 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import halter
 from halter.errors import Refusal
+from halter.files.disk import temporary_name
 from halter.files.runs import RunFolder
 from halter.methods.storage import load_adapter
 from halter.pretrained.load import load_model
@@ -95,6 +97,22 @@ def test_resume_continues_and_refuses_another_recipe(recipe):
     assert "step-0000002" in said
     assert all(torch.equal(v, tensors(again)[k]) for k, v in tensors(whole).items())
     assert [line["step"] for line in lines(again) if line.get("attempt") == 2 and "loss" in line] == [3, 4]
+
+
+def test_a_run_that_died_in_its_first_write_stands_in_nobodys_way(recipe):
+    given = recipe("early")
+    folder = Path(given["output_dir"])
+    folder.mkdir(parents=True)
+    temporary_name(folder / "recipe.yaml").write_text("model:")  # killed while it was being written
+    trial = temporary_name(folder / ".halter-00112233")  # killed while trying whether one may write here
+    trial.mkdir()
+    run, _ = quiet(given)
+    assert (run / "adapter").is_dir() and not trial.exists()
+    other = recipe("other")
+    Path(other["output_dir"]).mkdir(parents=True)
+    (Path(other["output_dir"]) / "thesis.txt").write_text("mine")
+    with pytest.raises(Refusal, match="not-a-run"):
+        quiet(other)
 
 
 def test_dry_run_shows_and_writes_nothing(recipe):
