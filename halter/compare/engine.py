@@ -16,6 +16,7 @@ from halter.compare.runner import Runner, Trial
 from halter.compare.search import halve
 from halter.compare.verdicts import verdicts
 from halter.errors import Refusal
+from halter.files.locks import held
 from halter.files.writing import write_json
 from halter.numerics import allocation, denormals
 from halter.run.prepare import Say
@@ -29,11 +30,12 @@ def compare(
     """Run what was not run yet; returns the record, which is in ``output``/record.json.
 
     ``source``: a recipe as a mapping without `method` and `compare`. Refusals before anything is trained: of the
-    options, the recipe, the data and the base's folder.
+    options, the recipe, the data and the base's folder; ``run-in-use`` where another process works in ``output``.
     """
     entered = contestants(options, variants)
-    ground = lay(source, entered[0].method, options, output, say)
-    return Comparison(ground, entered, say).run()
+    with held(output, say):
+        ground = lay(source, entered[0].method, options, output, say)
+        return Comparison(ground, entered, say).run()
 
 
 def write_report(record: Mapping[str, Any], output: Path, say: Say) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from halter import recipe as recipes
 from halter.errors import Refusal
 from halter.files.disk import leftovers
+from halter.files.locks import LOCK, held
 from halter.files.runs import RunFolder
 from halter.recipe import Recipe
 
@@ -47,9 +50,26 @@ def open_run(recipe: Recipe, resume: bool) -> RunFolder:
                 expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
                 fix="give another --output, or the recipe.yaml of that folder",
             )
-    elif run.path.is_dir() and set(run.path.iterdir()) - set(leftovers(run.path)):  # a try that died early is nothing
+    elif run.path.is_dir() and set(run.path.iterdir()) - set(leftovers(run.path)) - {run.path / LOCK}:
+        # What a try that died early left is nothing.
         raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
     return run
+
+
+@contextmanager
+def claimed(run: RunFolder, recipe: Recipe, resume: bool, say: Callable[[str], None]) -> Iterator[RunFolder]:
+    """The folder of ``open_run``, made, and this process's alone while the block runs; a numbered one may get a higher
+    number, where another run took this one first. Refusals ``run-in-use`` and those of ``open_run``."""
+    while recipe.output_dir is None:
+        try:
+            run.path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            run = RunFolder.next(run.path.parent, run.path.name[4:])
+    with held(run.path, say):
+        if recipe.output_dir is not None:
+            open_run(recipe, resume)  # again: whoever held it may have gone on, or ended the run
+        yield run
 
 
 def _changes(old: Any, new: Any, lead: str = "") -> list[str]:

@@ -27,7 +27,7 @@ from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run.describe import describe
 from halter.run.keeper import Keeper
-from halter.run.output import open_run
+from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
 from halter.run.preflight import ready
 from halter.run.prepare import Job, Say
@@ -67,12 +67,21 @@ def train(
     job = ready(source, overrides, resume=resume, say=say)
     recipe = job.recipe
     run = open_run(recipe, resume)
-    say(f"run folder: {run.path}")
-    describe(job, say)
     if dry_run:
+        say(f"run folder: {run.path}")
+        describe(job, say)
         say(recipes.dump(recipe))
         return None
-    run.path.mkdir(parents=True, exist_ok=True)
+    with claimed(run, recipe, resume, say) as run:
+        say(f"run folder: {run.path}")
+        describe(job, say)
+        _whole(job, run, resume, say)
+    return run.path
+
+
+def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
+    """What the run folder says of the run, and the run."""
+    recipe = job.recipe
     run.sweep()
     # What an earlier try left stands for nothing: no checkpoint came of it, or only keys that may change have changed.
     write_text(run.recipe, recipes.dump(recipes.with_output(recipe, str(run.path))), replace=True)
@@ -88,7 +97,6 @@ def train(
         write_text(log, traceback.format_exc(), replace=True)
         error.add_note(f"The traceback is in {log}.")
         raise
-    return run.path
 
 
 def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
