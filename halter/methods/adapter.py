@@ -14,7 +14,7 @@ from halter.errors import Refusal
 from halter.methods.method import Method, Piece, Site, find
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import VIRTUAL, Act, Acts, Extra, LayerActs, path
+from halter.model.places import LINEARS, VIRTUAL, Act, Acts, Extra, LayerActs, path
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -82,7 +82,12 @@ class Adapter(nn.Module):
             slot.piece.reset(torch.Generator().manual_seed(dropout.key(seed, slot.part, slot.path)))
 
     def start(self, base: Decoder) -> Adapter:
-        """Let every piece read the base's weight, and move to the base's device."""
+        """Let every piece read the base's weight, and move to the base's device.
+
+        Refusal ``offload-full`` where weights of streamed layers would be trained.
+        """
+        if base.stream is not None:
+            _refuse_own_weights(self.slots)
         for slot in self.slots:
             slot.piece.start(_module(base, slot))
         return self.to(base.device)
@@ -207,6 +212,18 @@ def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
 
 def _links(act: Act) -> tuple[Act, ...]:
     return act.acts if isinstance(act, Chain) else (act,)
+
+
+def _refuse_own_weights(slots: Sequence[Slot]) -> None:
+    """Streamed layers are frozen; one vector, as a norm's, is not worth a word."""
+    own = [s.path for s in slots if s.layer is not None and s.piece.replaces and s.place in LINEARS]
+    if own:
+        raise Refusal(
+            "offload-full",
+            "layers that are streamed from CPU memory are frozen, and these weights would be trained themselves",
+            offenders=own,
+            fix="model.offload: none, or a method that trains beside the weights, such as lora",
+        )
 
 
 def _module(base: Decoder, slot: Slot) -> nn.Module:

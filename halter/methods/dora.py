@@ -86,7 +86,8 @@ class Directed(Piece):
     def bind(self, site: Site) -> Act:
         module = site.module
         assert isinstance(module, Linear)
-        gain = self.magnitude / row_norms(module.weight(), self.a, self.b, self.scale)
+        with site.weights():
+            gain = self.magnitude / row_norms(module.weight(), self.a, self.b, self.scale)
         rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
         dtype = site.dtype
         return DoraAct(module, gain.to(dtype), self.a.to(dtype), self.b.to(dtype), self.scale, rate, key)

@@ -61,7 +61,8 @@ class GatedPrompts(Piece):
         assert site.layer is not None
         block: Any = site.base.layers[site.layer]
         prompts = self.prompts.to(site.dtype)
-        k, v = (block.heads(linear(prompts)) for linear in (block.k_proj, block.v_proj))
+        with site.weights():
+            k, v = (block.heads(linear(prompts)) for linear in (block.k_proj, block.v_proj))
         return PromptAttentionAct(k, v, self.gate.tanh() if self.activation == "tanh" else self.gate)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar
@@ -56,6 +57,12 @@ class Site:
     def module(self) -> nn.Module:
         """The base's module at this place; its weights may be 4-bit (model.linear)."""
         return self.base.module(self.layer, self.place)
+
+    def weights(self) -> AbstractContextManager[None]:
+        """Within, the layer's weights are on the device that the base computes on, also where layers are streamed; a
+        bind that computes with them must stand inside."""
+        stream = self.base.stream
+        return nullcontext() if stream is None or self.layer is None else stream.lent(self.layer)
 
     def mask_key(self) -> int:
         """The key of this place's dropout mask."""

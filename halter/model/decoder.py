@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.extras import surrounded
+from halter.model.keeping import Keeper, keeping
+from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
 from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, path, run_at
 from halter.model.segments import Segments
+from halter.model.streaming import Stream
 from halter.numerics import rope
 from halter.numerics.attention import attend
 from halter.numerics.pointwise import normalise, swiglu
@@ -148,6 +152,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.dtype, self.rope_fp32 = config, dtype, rope_fp32
         self.identity: Identity | None = None  # set by whoever read the weights from files
+        self.stream: Stream | None = None
+        self.keepers: list[Keeper] = []
         table = torch.empty(config.vocab_size, config.dim, dtype=dtype, device=device)
         self.embed_tokens = Embedding(table)
         self.layers = nn.ModuleList(Block(config, dtype, device) for _ in range(config.layers))
@@ -196,16 +202,18 @@ class Decoder(nn.Module):
         inside = rows.index(wanted)
         rotation = rope.angles(rows.alone.positions, self.frequencies.to(h.device), self.rotation_dtype)
         tails = None
-        for index, block in enumerate(self.layers):
-            at = acts.layers[index] if acts is not None else NOTHING
-            seen = rows.seen(at.memory)
-            if inside is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
-                tails = seen.tails(inside)
-            args = (h, at, rotation, seen, None if cache is None else (cache, index), tails)
-            if checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-            else:
-                h = block(*args)
+        with keeping(self.keepers):
+            for index, block in enumerate(self.layers):
+                at = acts.layers[index] if acts is not None else NOTHING
+                seen = rows.seen(at.memory)
+                if inside is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
+                    tails = seen.tails(inside)
+                args = (h, at, rotation, seen, None if cache is None else (cache, index), tails)
+                run = block if self.stream is None else partial(self.stream.run, index, block)
+                if checkpointing and torch.is_grad_enabled():
+                    h = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    h = run(*args)
         if cache is not None:
             cache.advance(rows.alone)
         if inside is not None:
@@ -218,6 +226,15 @@ class Decoder(nn.Module):
     def head(self, hidden: Tensor, acts: Acts | None = None) -> Tensor:
         """Logits [M, V] of final hidden states [M, dim]; the caller selects acts where M is not every token."""
         return run_at(acts and acts.lm_head, self.lm_head, hidden)
+
+    def stream_layers(self, capacity: int | None = None, lane: Lane | None = None) -> Stream:
+        """Hold the layers in CPU memory from now on; each visits ``device`` when it is its turn (model.streaming).
+
+        Everything else stays where it is. Refusal ``offload-too-small`` where ``capacity`` bytes hold no layer.
+        """
+        self.stream = Stream([*self.layers], self.device, capacity, lane)
+        self.keepers.append(self.stream)
+        return self.stream
 
     @property
     def rotation_dtype(self) -> torch.dtype:
@@ -250,8 +267,10 @@ class Decoder(nn.Module):
         return self.config.tensor_shapes()
 
     def set_tensor(self, name: str, tensor: Tensor) -> None:
-        """Take over a dense tensor under its Hugging Face name. KeyError: no such name; ValueError: shape or dtype."""
+        """Take over a dense tensor under its Hugging Face name. KeyError: no such name; ValueError: shape or dtype, or
+        layers are streamed already."""
         module, buffer = self._slots()[name]
+        self._refuse_streamed()
         if getattr(module, buffer).shape != tensor.shape or tensor.dtype != self.dtype:
             raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} does not fit this model")
         setattr(module, buffer, tensor)
@@ -259,12 +278,17 @@ class Decoder(nn.Module):
             self.lm_head = DenseLinear(tensor)
 
     def set_linear(self, layer: int | None, place: str, linear: Linear) -> None:
-        """Put another storage at a place; shapes must agree (ValueError)."""
+        """Put another storage at a place; shapes must agree (ValueError), and layers not be streamed yet."""
+        self._refuse_streamed()
         old = self.module(layer, place)
         if (old.out_features, old.in_features) != (linear.out_features, linear.in_features):
             raise ValueError(f"{path(layer, place)}: {linear.out_features} x {linear.in_features} does not fit")
         (self if layer is None else self.layers[layer]).add_module(place, linear)
         self.__dict__.pop("_slot_table", None)
+
+    def _refuse_streamed(self) -> None:
+        if self.stream is not None:
+            raise ValueError("the layers are streamed already")
 
     def _slots(self) -> dict[str, tuple[nn.Module, str]]:
         if "_slot_table" not in self.__dict__:

@@ -16,14 +16,15 @@ PACK_STEPS = 8  # of decoding at least: laying a weight out anew takes the time 
 @contextmanager
 def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
     """Within, products of up to ``rows`` rows use packed copies of the 4-bit weights where that pays: bf16 on a CPU
-    that has the product, few enough rows, ``steps`` to come, and at most half of the free memory taken.
+    that has the product, few enough rows, ``steps`` to come, and at most half of the free memory taken; not of a base
+    whose layers are streamed.
 
     Gives the bytes that the copies take. They go at the end; the weights themselves are as before.
     """
     linears = [linear for _, _, linear in model.places() if isinstance(linear, NF4Linear)]
     linears = [linear for linear in linears if not linear.packed]  # somebody else's copies are his to drop
     need = sum(linear.in_features * linear.out_features for linear in linears) * nf4_packed.BITS / 8
-    pays = 0 < rows <= nf4_packed.ROWS and steps >= PACK_STEPS and need <= available_bytes() // 2
+    pays = model.stream is None and 0 < rows <= nf4_packed.ROWS and steps >= PACK_STEPS and need <= available_bytes() // 2
     before = sum(linear.nbytes for linear in linears)
     try:
         if pays:

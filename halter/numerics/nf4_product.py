@@ -36,13 +36,13 @@ def _empty(x, codes, scales, shape, bias, transposed):  # type: ignore[no-untype
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    # Not save_for_backward: these are the base's own buffers, and hooks that move what is saved have no use for them.
-    _, *ctx.base, _, ctx.transposed = inputs
+    _, codes, scales, ctx.shape, _, ctx.transposed = inputs
+    ctx.save_for_backward(codes, *scales)  # a base that is streamed must know who comes back for its buffers
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    codes, scales, shape = ctx.base
-    dx = _nf4_product(grad, codes, scales, shape, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
+    codes, *scales = ctx.saved_tensors
+    dx = _nf4_product(grad, codes, scales, ctx.shape, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
     return dx, None, [None] * len(scales), None, None, None
 
 

@@ -1,0 +1,245 @@
+"""Layers held in CPU memory and brought to a device of limited room: the resident model bit for bit.
+
+The device is a stand-in on the CPU whose copies arrive only when somebody waits for them; until then the target is NaN,
+as is whatever a layer that had to go would have left behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from halter.errors import Refusal
+from halter.generation.engine import generate
+from halter.methods.adapter import adapt
+from halter.methods.method import names
+from halter.model.lane import Lane
+from halter.model.linear import DenseLinear, Linear
+from halter.model.nf4_linear import NF4Linear
+from halter.model.places import LINEARS
+from halter.model.segments import Segments
+from halter.model.streaming import layer_bytes
+from halter.pretrained.load import load
+from halter.training.step import Learnt, one_pass
+
+LAYERS = 4
+STORAGES = {"dense": (DenseLinear, torch.float32), "bf16": (DenseLinear, torch.bfloat16), "nf4": (NF4Linear, torch.bfloat16)}
+STREAMABLE = [name for name in names() if name != "full"]
+
+
+class LateLane(Lane):
+    """Copies as late as a device may make them."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.under_way: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+
+    def copy(self, target, source):
+        target.fill_(0xFF)
+        self.under_way.append((target, source))
+        return len(self.under_way)
+
+    def wait(self, copy):
+        for number in range(copy):
+            if (pair := self.under_way[number]) is not None:
+                pair[0].copy_(pair[1])
+                self.under_way[number] = None
+
+
+def base(storage: str = "dense", layers: int = LAYERS):
+    kind, dtype = STORAGES[storage]
+    model = tiny.decoder(tiny.config(layers=layers), dtype)
+    if kind is NF4Linear:
+        for layer in range(layers):
+            for place in LINEARS:
+                model.set_linear(layer, place, NF4Linear.quantize(model.module(layer, place).weight()))
+    return model
+
+
+def pair(storage: str = "dense", buffers: int = 2, layers: int = LAYERS):
+    """The resident model, and the same one streamed through room for so many layers."""
+    resident = base(storage, layers)
+    streamed = copy.deepcopy(resident)
+    streamed.stream_layers(buffers * layer_bytes(resident.layers[0]), LateLane())
+    return resident, streamed
+
+
+def step(model, adapter, checkpointing=False, key=7, lengths=(9, 14, 5)):
+    """Losses and gradients of one pass."""
+    count = sum(lengths)
+    tokens = torch.randint(0, 96, (count,), generator=torch.Generator().manual_seed(0))
+    segments = Segments.packed(lengths, prompt_lengths=[3] * len(lengths))
+    index = torch.arange(2, count, 2)
+    learnt = Learnt(index, tokens[index - 1], torch.full((len(index),), 0.1))
+    adapter.zero_grad()
+    losses = one_pass(model, tokens, segments, adapter.bind(model, segments, key), learnt, checkpointing)
+    return [losses, *(p.grad for p in adapter.parameters())]
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (torch.equal(a, b) and not a.isnan().any())
+
+
+def adapters(name, resident, streamed, **options):
+    """The same moved adapter for both, each started on its own base."""
+    made = [adapt(model, name, **options) for model in (resident, streamed)]
+    for adapter in made:
+        tiny.jitter(adapter)
+    return made
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", STREAMABLE)
+def test_every_method_learns_the_same(name, checkpointing):
+    resident, streamed = pair()
+    plain, through = adapters(name, resident, streamed)
+    for _ in range(2):  # the second begins where the first one's backward left the buffers
+        same(step(streamed, through, checkpointing), step(resident, plain, checkpointing))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("buffers", [1, 2])
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(("name", "options"), [("lora", {"dropout": 0.3}), ("dora", {"dropout": 0.3})])
+def test_every_storage_learns_the_same(name, options, storage, buffers, checkpointing):
+    resident, streamed = pair(storage, buffers)
+    plain, through = adapters(name, resident, streamed, **options)
+    same(step(streamed, through, checkpointing), step(resident, plain, checkpointing))
+
+
+def test_no_storage_is_forgotten_here():
+    assert {kind for kind, _ in STORAGES.values()} == set(Linear.__subclasses__())
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_greedy_tokens_are_the_same(storage, shared):
+    kind, dtype = STORAGES[storage]
+    quantize = "nf4" if kind is NF4Linear else None
+    resident, tokenizer = load(shared / "data/models/stories260K", dtype, quantize, "cpu")
+    streamed = copy.deepcopy(resident)
+    streamed.stream_layers(2 * layer_bytes(resident.layers[0]), LateLane())
+    prompts = ["Once upon a time", "Tom had a dog. The dog was", "The"]
+    found = generate(streamed, tokenizer, prompts, max_new_tokens=24)
+    assert [a.tokens for a in found] == [a.tokens for a in generate(resident, tokenizer, prompts, max_new_tokens=24)]
+    assert min(len(answer.tokens) for answer in found) > 8
+    tokens = torch.arange(3, 23).view(2, 10)
+    with torch.no_grad():
+        assert torch.equal(streamed(tokens), resident(tokens))
+
+
+def address(leaf):
+    return leaf.untyped_storage().data_ptr() if isinstance(leaf, torch.Tensor) else 0
+
+
+class Device(TorchDispatchMode):
+    """Sees what a device would: the most bytes of tensors made at one moment, and operations that touch CPU memory."""
+
+    def __init__(self, forbidden: set[int]) -> None:
+        super().__init__()
+        self.forbidden, self.touched = forbidden, []
+        self.alive = self.most = 0
+        self.held: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        results = {address(tensor) for tensor in tree_leaves(made)}
+        if func.overloadpacket is not torch.ops.aten.copy_:  # which is the lane's
+            read = {address(tensor) for tensor in tree_leaves((args, kwargs))} & self.forbidden
+            self.touched += [str(func)] if read - results else []  # and a view reads nothing
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.hold(tensor.untyped_storage())
+        return made
+
+    def hold(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.held:
+            self.held[key] = weakref.ref(storage, lambda _: self.drop(key, size))
+            self.alive += size
+            self.most = max(self.most, self.alive)
+
+    def drop(self, key, size):
+        del self.held[key]
+        self.alive -= size
+
+
+def watched(model, adapter, checkpointing):
+    """The device's view of one step; resident tensors are not counted as made."""
+    standing = [t.untyped_storage() for t in (*model.buffers(), *adapter.parameters())]
+    if model.stream is not None:
+        standing += [buffer.memory.untyped_storage() for buffer in model.stream._buffers]
+    device = Device(set() if model.stream is None else host_addresses(model))
+    device.held = {storage._cdata: weakref.ref(storage) for storage in standing}
+    with device:
+        step(model, adapter, checkpointing)
+    return device
+
+
+def host_addresses(model):
+    return {t.untyped_storage().data_ptr() for layer in model.layers for t in layer.buffers()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("name", ["lora", "dora", "llama_adapter"])
+def test_no_operation_reads_the_cpu_and_nothing_of_the_layers_is_kept(name, storage, checkpointing):
+    resident, streamed = pair(storage)
+    plain, through = adapters(name, resident, streamed)
+    seen, reference = watched(streamed, through, checkpointing), watched(resident, plain, checkpointing)
+    assert seen.touched == []
+    assert seen.most <= reference.most  # two buffers stand, and the step takes what it takes with all layers there
+    assert streamed.stream.device_bytes == 2 * layer_bytes(resident.layers[0])
+
+
+def test_the_watch_itself_sees():
+    resident, streamed = pair()
+    with Device(host_addresses(streamed)) as device:
+        streamed.layers[0].q_proj(torch.zeros(1, 32))
+        kept = torch.zeros(1000)
+    assert device.touched and device.most >= kept.nbytes
+
+
+def test_copies_at_both_turning_points_are_spared():
+    _, streamed = pair()
+    stream, adapter = streamed.stream, adapt(streamed, "lora")
+    for checkpointing in (False, True):
+        before = stream.copies
+        step(streamed, adapter, checkpointing)  # forward all but those still there, backward all but the last two
+        assert stream.copies - before == (LAYERS if before == 0 else LAYERS - 2) + LAYERS - 2
+    before = stream.copies
+    for _ in range(3):
+        with torch.no_grad():
+            streamed(torch.arange(6)[None])
+    assert stream.copies - before == 3 * LAYERS - 1  # layers 0 and 1 were there, and layer 0 is under way
+
+
+def test_layers_outside_their_turn_are_whole_and_on_the_cpu():
+    resident, streamed = pair("nf4")
+    step(streamed, adapt(streamed, "lora"))
+    for (name, module, buffer), (_, other, _) in zip(streamed.tensors(), resident.tensors(), strict=True):
+        if "layers" in name and hasattr(module, "weight"):
+            assert torch.equal(module.weight(), other.weight())
+    assert streamed.stream.host_bytes == sum(layer_bytes(layer) for layer in resident.layers)
+
+
+def test_too_little_room_and_trained_layers_are_refused():
+    resident = base()
+    largest = layer_bytes(resident.layers[0])
+    with pytest.raises(Refusal, match=f"{largest:,}") as refused:
+        resident.stream_layers(largest - 1)
+    assert refused.value.id == "offload-too-small"
+    _, streamed = pair()
+    with pytest.raises(Refusal) as refused:
+        adapt(streamed, "full")
+    assert refused.value.id == "offload-full" and len(refused.value.offenders) == LAYERS * len(LINEARS)
+    with pytest.raises(ValueError, match="streamed"):
+        streamed.set_tensor("model.layers.0.mlp.up_proj.weight", torch.zeros(48, 32))
