@@ -87,7 +87,14 @@ class Ground:
         options = self.job.recipe.model
         dtype = options.dtype if precision in ("auto", "nf4") else precision
         storing = "nf4" if precision == "nf4" else None
-        return load_model(self.job.folder, dtype, storing, options.device, say=lambda _: None)  # type: ignore[arg-type]
+        return load_model(
+            self.job.folder,
+            dtype,
+            storing,  # type: ignore[arg-type]
+            options.device,
+            offload=options.offload,
+            say=lambda _: None,
+        )
 
 
 def lay(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Ground:

@@ -24,7 +24,9 @@ def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
     linears = [linear for _, _, linear in model.places() if isinstance(linear, NF4Linear)]
     linears = [linear for linear in linears if not linear.packed]  # somebody else's copies are his to drop
     need = sum(linear.in_features * linear.out_features for linear in linears) * nf4_packed.BITS / 8
-    pays = model.stream is None and 0 < rows <= nf4_packed.ROWS and steps >= PACK_STEPS and need <= available_bytes() // 2
+    pays = (
+        model.stream is None and 0 < rows <= nf4_packed.ROWS and steps >= PACK_STEPS and need <= available_bytes() // 2
+    )
     before = sum(linear.nbytes for linear in linears)
     try:
         if pays:

@@ -30,6 +30,11 @@ def path(layer: int | None, place: str) -> str:
     return f"model.layers.{layer}.{inner}{place}"
 
 
+def is_layer(name: str) -> bool:
+    """Whether a tensor or module of that Hugging Face name belongs to a layer."""
+    return name.startswith("model.layers.")
+
+
 @dataclass(frozen=True)
 class Act:
     """What happens at one place during one forward. Made by bind, used by the decoder, then forgotten.

@@ -148,13 +148,13 @@ class Stream:
         buffer = self._by_address.get(tensor.untyped_storage().data_ptr())
         if buffer is None or buffer.layer is None:
             return None
-        at = tensor.storage_offset(), tensor.size(), tensor.stride()
-        return partial(self._again, buffer.layer, tensor.dtype, *at)
+        at = int(tensor.storage_offset()), tensor.size(), tensor.stride()
+        return partial(self._again, buffer.layer, tensor.dtype, at)
 
-    def _again(self, index: int, dtype: torch.dtype, offset: int, size: torch.Size, stride: Sequence[int]) -> Tensor:
+    def _again(self, index: int, dtype: torch.dtype, at: tuple[int, torch.Size, tuple[int, ...]]) -> Tensor:
         self._step = -1
         memory = self._fetch(index).memory
-        return torch.empty(0, dtype=dtype, device=memory.device).set_(memory.untyped_storage(), offset, size, stride)
+        return torch.empty(0, dtype=dtype, device=memory.device).set_(memory.untyped_storage(), *at)
 
     def _fetch(self, index: int) -> Buffer:
         """The buffer with layer ``index`` in it; the layer that comes next is on its way to the other one."""

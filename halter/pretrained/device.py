@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 
 from halter.errors import Refusal
+
+Offload = Literal["none", "layers"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -35,6 +38,16 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             "device-missing", f"there is no device {device!r} here: {reason}", fix="leave device out"
         ) from None
     return chosen
+
+
+def streams(offload: str, device: torch.device, say: Callable[[str], None]) -> bool:
+    """Whether layers are to lie in CPU memory and visit ``device``; said where that would change nothing. Refusal
+    ``unknown-offload``."""
+    if offload not in get_args(Offload):
+        raise Refusal("unknown-offload", f"{offload!r} cannot be offloaded", expected=" or ".join(get_args(Offload)))
+    if offload == "layers" and device.type != "cuda":
+        say(f"offload: layers changes nothing on {device}, whose memory is the CPU's own.")
+    return offload == "layers" and device.type == "cuda"
 
 
 def choose_dtype(

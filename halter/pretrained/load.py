@@ -21,9 +21,9 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS, path
+from halter.model.places import LINEARS, is_layer, path
 from halter.pretrained.bnb import nf4_faults
-from halter.pretrained.device import choose_device, choose_dtype, dtype_name
+from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
 from halter.pretrained.digest import BaseIdentity
 
 Say = Callable[[str], None]
@@ -43,6 +43,7 @@ def load(
     revision: str | None = None,
     *,
     double_quant: bool = True,
+    offload: Offload = "none",
     say: Say = to_stderr,
 ) -> tuple[Decoder, Tokenizer]:
     """A frozen model and its tokenizer, from a Hugging Face or Meta folder or a hub id.
@@ -50,6 +51,7 @@ def load(
     ``dtype``: "auto" (the checkpoint's; see pretrained.device), "float32", "bfloat16", "float16" or a torch dtype.
     ``quantize="nf4"`` stores the linear layers' weights in 4 bits, quantised while they are read, ``double_quant``
     their scales in 8; embeddings, norms and head stay in ``dtype``. ``device``: by default cuda, mps or cpu.
+    ``offload="layers"`` keeps the layers in CPU memory, two at a time on the GPU (model.streaming).
 
     Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
     files.checkpoint.open_checkpoint and files.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
@@ -58,7 +60,7 @@ def load(
     folder = resolve(path_or_hub_id, revision, say=say)
     checkpoint = open_checkpoint(folder)
     tokenizer = Tokenizer.from_folder(folder, checkpoint.config)
-    model = load_model(checkpoint, dtype, quantize, device, double_quant=double_quant, say=say)
+    model = load_model(checkpoint, dtype, quantize, device, double_quant=double_quant, offload=offload, say=say)
     if tokenizer.vocab_size > model.config.vocab_size:
         extra = tokenizer.vocab_size - model.config.vocab_size
         say(f"The tokenizer knows {extra} more tokens than the model has embeddings for; they must not occur.")
@@ -80,6 +82,7 @@ def load_model(
     device: str | torch.device | None = None,
     *,
     double_quant: bool = True,
+    offload: Offload = "none",
     say: Say = to_stderr,
 ) -> Decoder:
     """The model of a local folder, or of a checkpoint that is open (it is closed); arguments and refusals as load's."""
@@ -89,6 +92,8 @@ def load_model(
     config = ModelConfig.from_hf(checkpoint.config)
     plan = _Plan.of(checkpoint, config)
     place = choose_device(device)
+    apart = streams(offload, place, say)
+    home = torch.device("cpu") if apart else place
     compute = choose_dtype(dtype, _stored_dtype(checkpoint, config), place, say)
     model = Decoder(config, compute, device="meta")
     progress = _Progress(say, sum(spec.nbytes for spec in checkpoint.names().values()))
@@ -97,11 +102,21 @@ def load_model(
         what = f"Loading {progress.total / 1e9:.1f} GB from {checkpoint.folder}"
         say(f"{what} as {dtype_name(compute)} on {place}" + (", quantised to NF4 on the way" if fresh else ""))
     for name in plan.order:
-        _place(model, checkpoint, name, plan, place, quantize, double_quant)
+        _place(model, checkpoint, name, plan, (place, home), quantize, double_quant)
         progress.add(plan.bytes_of(name))
     model.identity = BaseIdentity.of(checkpoint)
     checkpoint.close()
+    if apart:
+        _stream(model, say)
     return model
+
+
+def _stream(model: Decoder, say: Say) -> None:
+    stream = model.stream_layers()
+    counts = f"{stream.host_bytes / 1e9:.1f} GB of layers lie in CPU memory, {stream.device_bytes / 1e9:.1f} GB of them"
+    say(f"{counts} at a time on {model.device}")
+    if not stream.locked:
+        say("The system locks no more memory (ulimit -l): computing waits for every copy.")
 
 
 def map_model(folder: str | Path, dtype: torch.dtype) -> Decoder:
@@ -186,17 +201,19 @@ def _place(
     checkpoint: Checkpoint,
     name: str,
     plan: _Plan,
-    device: torch.device,
+    devices: tuple[torch.device, torch.device],
     quantize: Quantize,
     double_quant: bool,
 ) -> None:
-    """Read one tensor, or one linear layer, and hand it to the model in its final form."""
+    """Read one tensor, or one linear layer, and hand it to the model in its final form. ``devices``: where it is
+    computed and quantised, and where a layer's tensors stay."""
+    device, home = devices
     linear = plan.linears.get(name)
     stored_nf4 = name in plan.groups
     if linear is None or not (stored_nf4 or quantize):
         in_4_bit = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
         if name not in in_4_bit:  # those came with their weights
-            model.set_tensor(name, _dense(checkpoint, name, model.dtype, device))
+            model.set_tensor(name, _dense(checkpoint, name, model.dtype, home if is_layer(name) else device))
         return
     bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
     made: Linear
@@ -208,7 +225,7 @@ def _place(
     else:
         weight = _dense(checkpoint, name, model.dtype, device)
         made = NF4Linear.quantize(weight, bias=bias, double_quant=double_quant, compute_dtype=model.dtype)
-    model.set_linear(*linear, made)
+    model.set_linear(*linear, made.to(home))
 
 
 def _dense(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

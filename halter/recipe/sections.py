@@ -9,6 +9,7 @@ from typing import Any, Literal
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.methods.method import Method, find, names
+from halter.pretrained.device import Offload
 from halter.training.defaults import PRESETS, Default
 from halter.training.options import TrainOptions
 
@@ -30,6 +31,9 @@ class ModelOptions:
     """nf4 holds the linear layers in 4 bits, quantised while they are read: about a quarter of the memory."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
+    offload: Offload = "none"
+    """layers keeps the frozen layers in CPU memory, two of them at a time on the GPU: for a base larger than the GPU.
+    Changes nothing where the device's memory is the CPU's."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from halter.files.tokenizer import Tokenizer
 from halter.methods import storage
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.pretrained.device import Offload
 from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_background
 from halter.pretrained.load import Say, load
 from halter.recipe import Recipe
@@ -42,6 +43,8 @@ class OpenOptions:
     """nf4 holds the base in 4 bits, none does not. Not given: as in training."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
+    offload: Offload = "none"
+    """layers keeps the base's layers in CPU memory, two of them at a time on the GPU."""
     allow: tuple[str, ...] = ()
     """Ids of refusals that are waived; the id stands in square brackets at the end: base-differs, tokenizer-differs."""
 
@@ -170,7 +173,8 @@ def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None)
     Waivers(options.allow)  # refuses what cannot be waived
     held = options.quantize or subject.facts.get("quantize") or (subject.recipe and subject.recipe.model.quantize)
     storing: Literal["nf4"] | None = "nf4" if held == "nf4" else None
-    model, tokenizer = load(subject.base, options.dtype, storing, options.device, subject.revision, say=say)
+    how = options.dtype, storing, options.device, subject.revision
+    model, tokenizer = load(subject.base, *how, offload=options.offload, say=say)
     adapter = put_on(subject, model, tokenizer, say, options.allow)
     chosen = choose_template(subject, tokenizer, options.template)
     _tell_other_template(subject, chosen, say)

@@ -201,7 +201,7 @@ def _largest_pass(job: Job, done: int) -> list[Example] | None:
 def _load_base(job: Job, say: Say) -> Decoder:
     options = job.recipe.model
     dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(job.recipe.train.precision, options.dtype)
-    return load_model(job.folder, dtype, options.quantize, options.device, say=say)
+    return load_model(job.folder, dtype, options.quantize, options.device, offload=options.offload, say=say)
 
 
 def new_adapter(job: Job, model: Decoder, say: Say = lambda _: None) -> Adapter:

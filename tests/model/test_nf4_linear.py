@@ -44,7 +44,7 @@ def test_bytes_are_counted_and_nothing_dense_is_kept():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         small(x)
-    assert not kept
+    assert kept and {t.data_ptr() for t in kept} <= {b.data_ptr() for b in small.buffers()}
 
 
 def test_a_packed_copy_serves_few_rows_without_gradient_and_is_counted():

@@ -29,7 +29,11 @@ from halter.pretrained.load import load
 from halter.training.step import Learnt, one_pass
 
 LAYERS = 4
-STORAGES = {"dense": (DenseLinear, torch.float32), "bf16": (DenseLinear, torch.bfloat16), "nf4": (NF4Linear, torch.bfloat16)}
+STORAGES = {
+    "dense": (DenseLinear, torch.float32),
+    "bf16": (DenseLinear, torch.bfloat16),
+    "nf4": (NF4Linear, torch.bfloat16),
+}
 STREAMABLE = [name for name in names() if name != "full"]
 
 
@@ -225,7 +229,7 @@ def test_copies_at_both_turning_points_are_spared():
 def test_layers_outside_their_turn_are_whole_and_on_the_cpu():
     resident, streamed = pair("nf4")
     step(streamed, adapt(streamed, "lora"))
-    for (name, module, buffer), (_, other, _) in zip(streamed.tensors(), resident.tensors(), strict=True):
+    for (name, module, _buffer), (_, other, _) in zip(streamed.tensors(), resident.tensors(), strict=True):
         if "layers" in name and hasattr(module, "weight"):
             assert torch.equal(module.weight(), other.weight())
     assert streamed.stream.host_bytes == sum(layer_bytes(layer) for layer in resident.layers)

@@ -264,3 +264,19 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(shared: Path, tmp_p
     said: list[str] = []
     load(tmp_path, **CPU, say=said.append)
     assert len(said) == 1 and "12 more tokens" in said[0]
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_offloaded_layers_are_the_layers(tmp_path: Path, quantize: str | None, monkeypatch) -> None:
+    tiny_llama(attention_bias=True).save_pretrained(tmp_path)
+    said: list[str] = []
+    plain = load_model(tmp_path, quantize=quantize, **CPU, offload="layers", say=said.append)
+    assert plain.stream is None and "changes nothing on cpu" in said[-1]
+    monkeypatch.setattr("halter.pretrained.load.streams", lambda *_: True)  # as on a GPU
+    apart = load_model(tmp_path, quantize=quantize, **CPU, offload="layers", say=said.append)
+    assert apart.stream is not None and "at a time on cpu" in said[-1]
+    with torch.no_grad():
+        assert torch.equal(apart(TOKENS), plain(TOKENS))
+    with pytest.raises(Refusal) as refused:
+        load_model(tmp_path, **CPU, offload="disk")
+    assert refused.value.id == "unknown-offload"
