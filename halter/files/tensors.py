@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from halter.errors import Refusal
+from halter.files import bulk
 
 MAX_HEADER_BYTES = 100_000_000
 SMALL_HEADER_BYTES = 2 << 20
@@ -29,7 +30,7 @@ SMALL_HEADER_BYTES = 2 << 20
 MAX_DIMENSIONS = 16
 ALIGNMENT = 64
 ROW_BYTES = 1 << 14
-_CHUNK = 1 << 24
+_CHUNK = 1 << 24  # bytes cast or hashed at a time
 _MAX_SIZE = 1 << 60
 
 DTYPES: dict[str, torch.dtype] = {
@@ -165,13 +166,10 @@ class TensorFile:
         self.close()
 
     def _fill(self, view: memoryview, offset: int) -> None:
-        self._file.seek(offset)
-        done = 0
-        while done < len(view):
-            count = self._file.readinto(view[done : done + _CHUNK])
-            if not count:
-                raise self._damaged("ends in the middle of a tensor: it was shortened while being read")
-            done += count
+        try:
+            bulk.fill(self._file.fileno(), view, offset)
+        except bulk.Shortened:
+            raise self._damaged("ends in the middle of a tensor: it was shortened while being read") from None
 
     def _header(self) -> tuple[dict[str, str], dict[str, tuple[TensorSpec, int]], int]:
         size = self._file.seek(0, 2)

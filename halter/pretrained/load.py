@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -59,8 +60,20 @@ def load(
     """
     folder = resolve(path_or_hub_id, revision, say=say)
     checkpoint = open_checkpoint(folder)
+<<<<<<< Updated upstream
     tokenizer = Tokenizer.from_folder(folder, checkpoint.config)
     model = load_model(checkpoint, dtype, quantize, device, double_quant=double_quant, offload=offload, say=say)
+=======
+    with ThreadPoolExecutor(1) as aside:  # weights come from the disk and tokens from a parser
+        reading = aside.submit(Tokenizer.from_folder, folder, checkpoint.config)
+
+        def between() -> None:
+            if reading.done():
+                reading.result()  # no tokenizer: why go on
+
+        model = _load(checkpoint, dtype, quantize, device, double_quant, say, between)
+        tokenizer = reading.result()
+>>>>>>> Stashed changes
     if tokenizer.vocab_size > model.config.vocab_size:
         extra = tokenizer.vocab_size - model.config.vocab_size
         say(f"The tokenizer knows {extra} more tokens than the model has embeddings for; they must not occur.")
@@ -86,9 +99,22 @@ def load_model(
     say: Say = to_stderr,
 ) -> Decoder:
     """The model of a local folder, or of a checkpoint that is open (it is closed); arguments and refusals as load's."""
+    checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
+    return _load(checkpoint, dtype, quantize, device, double_quant, say, lambda: None)
+
+
+def _load(
+    checkpoint: Checkpoint,
+    dtype: str | torch.dtype,
+    quantize: Quantize,
+    device: str | torch.device | None,
+    double_quant: bool,
+    say: Say,
+    between: Callable[[], None],
+) -> Decoder:
+    """``between`` is called after every tensor, and may raise."""
     if quantize not in (None, "nf4"):
         raise Refusal("unknown-quantisation", f"{quantize!r} is no way to quantise", expected="nf4, or nothing")
-    checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
     config = ModelConfig.from_hf(checkpoint.config)
     plan = _Plan.of(checkpoint, config)
     place = choose_device(device)
@@ -104,6 +130,7 @@ def load_model(
     for name in plan.order:
         _place(model, checkpoint, name, plan, (place, home), quantize, double_quant)
         progress.add(plan.bytes_of(name))
+        between()
     model.identity = BaseIdentity.of(checkpoint)
     checkpoint.close()
     if apart:
