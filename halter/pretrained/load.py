@@ -60,10 +60,6 @@ def load(
     """
     folder = resolve(path_or_hub_id, revision, say=say)
     checkpoint = open_checkpoint(folder)
-<<<<<<< Updated upstream
-    tokenizer = Tokenizer.from_folder(folder, checkpoint.config)
-    model = load_model(checkpoint, dtype, quantize, device, double_quant=double_quant, offload=offload, say=say)
-=======
     with ThreadPoolExecutor(1) as aside:  # weights come from the disk and tokens from a parser
         reading = aside.submit(Tokenizer.from_folder, folder, checkpoint.config)
 
@@ -71,9 +67,8 @@ def load(
             if reading.done():
                 reading.result()  # no tokenizer: why go on
 
-        model = _load(checkpoint, dtype, quantize, device, double_quant, say, between)
+        model = _load(checkpoint, dtype, quantize, device, double_quant, offload, say, between)
         tokenizer = reading.result()
->>>>>>> Stashed changes
     if tokenizer.vocab_size > model.config.vocab_size:
         extra = tokenizer.vocab_size - model.config.vocab_size
         say(f"The tokenizer knows {extra} more tokens than the model has embeddings for; they must not occur.")
@@ -100,7 +95,7 @@ def load_model(
 ) -> Decoder:
     """The model of a local folder, or of a checkpoint that is open (it is closed); arguments and refusals as load's."""
     checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
-    return _load(checkpoint, dtype, quantize, device, double_quant, say, lambda: None)
+    return _load(checkpoint, dtype, quantize, device, double_quant, offload, say, lambda: None)
 
 
 def _load(
@@ -109,6 +104,7 @@ def _load(
     quantize: Quantize,
     device: str | torch.device | None,
     double_quant: bool,
+    offload: Offload,
     say: Say,
     between: Callable[[], None],
 ) -> Decoder:
