@@ -36,8 +36,8 @@ class CompareOptions:
     seeds: int = 5
     """Runs of every method with its chosen learning rate."""
     search_trials: int = 4
-    """Learning rates tried for every method, a factor of 3 apart around its default; half of them go on at each
-    round."""
+    """Learning rates tried for every method from its default on, each where those before it point; half of them go on
+    at each round, with twice the tokens."""
     together: int | None = None
     """Trials of a search that are trained at once over one base, as far as memory allows. Not given: 4 on an
     accelerator, 1 on a CPU, where sharing passes gains nothing (measured: 0 to 20 % slower)."""

@@ -118,8 +118,9 @@ def _costs(found: Comparison) -> Table:
         for row in found.trained
     ]
     note = (
-        "Stability across learning rates: the mean, over the rates of the search, of the best validation loss divided "
-        "by theirs; 1 where the rate does not matter. At the edge: no lower, or no higher, rate was tried."
+        "Stability across learning rates: the mean, over the first round's rates within a factor of 9 of the best, of "
+        "the best validation loss divided by theirs; 1 where the rate does not matter. At the edge: no lower, or no "
+        "higher, rate was tried."
     )
     return Table("What training costs", note, head, rows)
 

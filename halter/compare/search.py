@@ -1,22 +1,34 @@
-"""The learning rate of each method: the same number of trials for all, by successive halving around its default."""
+"""The learning rate of each method: the same number of trials for all, by successive halving from its default."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-FACTOR = 3.0
-"""Between neighbouring learning rates."""
+FACTOR, STRIDE, FEW = 3.0, 2, 4
+"""Between neighbouring learning rates; neighbours from one rate to the next while the best may lie outside of those
+that were tried; trials below which that is 1, since there are too few to come back."""
+NEAR = 9.5
+"""Of the best rate: those within this factor tell how much the rate matters."""
 Trial = Mapping[str, Any]
 Try = Callable[[Sequence[float], int], Sequence[Trial]]
 """(rates, tokens) -> one trial each, with ``learning_rate``, ``tokens`` and ``validation_loss`` (None: it failed)."""
 
 
-def rates(default: float, count: int) -> list[float]:
-    """``count`` learning rates, lowest first: the default, and its neighbours on either side, the upper one first."""
-    powers = sorted(sorted(range(-count, count + 1), key=lambda n: (abs(n), -n))[:count])
-    return [float(f"{default * FACTOR**n:.3g}") for n in powers]
+def _rate(default: float, power: int) -> float:
+    return float(f"{default * FACTOR**power:.3g}")
+
+
+def _next(losses: Mapping[int, float], stride: int) -> int:
+    """The power to try next: outside of what was tried while the best lies at its edge, else the nearest to the best,
+    the upper one first."""
+    best = min(losses, key=lambda power: (losses[power], power))
+    if best == max(losses) and losses[best] < math.inf:
+        return best + stride
+    if best == min(losses):
+        return best - stride
+    return min(set(range(best - len(losses), best + len(losses) + 1)) - set(losses), key=lambda n: (abs(n - best), -n))
 
 
 def rounds(count: int) -> list[tuple[int, float]]:
@@ -28,36 +40,58 @@ def rounds(count: int) -> list[tuple[int, float]]:
     return [(size, 0.5 ** (len(sizes) - n)) for n, size in enumerate(sizes)]
 
 
+def first_round(default: float, count: int, tokens: int, attempt: Try) -> list[Trial]:
+    """``count`` trials with ``tokens`` each: the default and a rate above it, then each where those before it point.
+
+    Every method is given as many, so one whose default is far off for this budget is followed further, at the price of
+    rates that lie less close together.
+    """
+    stride = STRIDE if count >= FEW else 1
+    powers = [0, stride][:count]
+    found = list(attempt([_rate(default, power) for power in powers], tokens))
+    while len(powers) < count:
+        powers.append(_next({power: _loss(t) for power, t in zip(powers, found, strict=True)}, stride))
+        found += attempt([_rate(default, powers[-1])], tokens)
+    return found
+
+
 def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float | None, list[Trial]]:
     """(the best learning rate, every trial in order). None where all trials of a round failed.
 
     Each trial is a whole run, its schedule down to zero within its share of the tokens, so that rounds can be told
-    apart and kept by themselves. Where the best of a round lies at the edge of what was tried, the next rate beyond it
-    takes the last place of the next round. One rate is taken as it is, untried.
+    apart and kept by themselves. A neighbour of the best that was not tried, above all one beyond the edge, takes the
+    last place of the next round. One rate is taken as it is, untried.
     """
-    alive = rates(default, count)
-    every: list[Trial] = []
     if count == 1:
-        return alive[0], []
+        return _rate(default, 0), []
     plan = rounds(count)
-    for (size, share), (following, _) in zip(plan, [*plan[1:], (0, 0.0)], strict=True):
-        found = attempt(alive[:size], max(1, round(tokens * share)))
-        every += found
-        alive = [t["learning_rate"] for t in sorted(found, key=_loss) if _loss(t) < math.inf]
+    every = first_round(default, count, max(1, round(tokens * plan[0][1])), attempt)
+    alive = _ranked(every)
+    for size, share in plan[1:]:
         if not alive:
-            return None, every
-        beyond = _beyond(alive[0], every)
-        if following and beyond is not None:
-            alive = [*alive[: following - 1], beyond]
-    return alive[0], every
+            break
+        beside = _untried(alive[0], every)
+        rates = alive[:size] if beside is None else [*alive[: size - 1], beside]
+        found = attempt(rates, max(1, round(tokens * share)))
+        every += found
+        alive = _ranked(found)
+    return (alive[0] if alive else None), every
 
 
-def _beyond(best: float, every: Sequence[Trial]) -> float | None:
-    """The next rate outside of those that were tried, where the best of them lies at their edge."""
+def _ranked(found: Iterable[Trial]) -> list[float]:
+    """The rates that did not fail, best first."""
+    return [t["learning_rate"] for t in sorted(found, key=_loss) if _loss(t) < math.inf]
+
+
+def _untried(best: float, every: Sequence[Trial]) -> float | None:
+    """A neighbour of the best rate that was not tried: where the best lies at the lower edge the one below, else the
+    one above if there is one."""
     tried = [t["learning_rate"] for t in every]
-    if len(set(tried)) < 2 or best not in (min(tried), max(tried)):
-        return None
-    return float(f"{best * (FACTOR if best == max(tried) else 1 / FACTOR):.3g}")
+    around = [best * FACTOR, best / FACTOR]
+    free = [rate for rate in around if all(abs(math.log(rate / one, FACTOR)) > 0.5 for one in tried)]
+    if len(free) == 2 and best == min(tried):
+        free.reverse()
+    return float(f"{free[0]:.3g}") if free else None
 
 
 def _loss(trial: Trial) -> float:
@@ -66,16 +100,18 @@ def _loss(trial: Trial) -> float:
 
 
 def stability(trials: Sequence[Trial]) -> float | None:
-    """How little the learning rate matters: the mean over the first round's rates of the best loss divided by theirs.
+    """How little the learning rate matters: of the first round's rates within a factor of 9 of the best one, the mean
+    of the best loss divided by theirs.
 
-    1 where all rates do equally well; a rate at which training failed counts 0. None without a search.
+    1 where they all do equally well; a rate at which training failed counts 0. None without a search.
     """
     first = [t for t in trials if t["tokens"] == trials[0]["tokens"]]
-    losses = [_loss(t) for t in first]
-    best = min(losses, default=math.inf)
-    if not losses or not math.isfinite(best):
+    best = min(first, key=_loss, default=None)
+    if best is None or _loss(best) == math.inf:
         return None
-    return sum(best / loss if loss > 0 else 1.0 for loss in losses) / len(losses)
+    rate, least = best["learning_rate"], _loss(best)
+    near = [_loss(t) for t in first if rate / NEAR <= t["learning_rate"] <= rate * NEAR]
+    return sum(least / loss if loss > 0 else 1.0 for loss in near) / len(near)
 
 
 def at_edge(rate: float, trials: Sequence[Trial]) -> bool:

@@ -10,12 +10,6 @@ import pytest
 from halter.compare import search
 
 
-def test_rates_lie_around_the_default() -> None:
-    assert search.rates(1e-3, 1) == [1e-3]
-    assert search.rates(1e-3, 2) == [1e-3, 3e-3]
-    assert search.rates(1e-3, 5) == [1.11e-4, 3.33e-4, 1e-3, 3e-3, 9e-3]
-
-
 def test_rounds_halve_and_double() -> None:
     assert search.rounds(2) == [(2, 0.5)]
     assert search.rounds(4) == [(4, 0.25), (2, 0.5)]
@@ -37,31 +31,60 @@ class Field:
         return None if rate >= self.broken else 1 + abs(math.log10(rate / self.best))
 
 
-@pytest.mark.parametrize("best", [1e-4, 1e-3, 3e-3, 1e-2])
-def test_halving_picks_the_best(best: float) -> None:
+@pytest.mark.parametrize(
+    ("best", "first"),
+    [
+        (1.0, [1e-3, 9e-3, 8.1e-2, 0.729]),  # far above: by nines up to it
+        (2.5e-2, [1e-3, 9e-3, 8.1e-2, 2.7e-2]),  # passed, so back to the one between
+        (2.5e-3, [1e-3, 9e-3, 1.11e-4, 3e-3]),
+        (1e-3, [1e-3, 9e-3, 1.11e-4, 3e-3]),
+        (1e-6, [1e-3, 9e-3, 1.11e-4, 1.23e-5]),
+    ],
+)
+def test_the_first_round_goes_where_its_trials_point(best: float, first: list[float]) -> None:
+    field = Field(best)
+    rate, trials = search.halve(1e-3, 4, 400, field)
+    assert [t["learning_rate"] for t in trials[:4]] == first and {t["tokens"] for t in trials[:4]} == {100}
+    assert len(trials) == 6 and {t["tokens"] for t in trials[4:]} == {200}  # as many for every method
+    assert rate == min((t["learning_rate"] for t in trials[4:]), key=lambda r: abs(math.log10(r / best)))
+    assert abs(math.log(rate / best, 3)) < (1.6 if best > 1e-5 else 3.1)
+
+
+@pytest.mark.parametrize("best", [1e-4, 1e-3, 3e-3, 1e-2, 3e-2])
+def test_eight_trials_leave_no_gap_around_the_best(best: float) -> None:
     field = Field(best)
     rate, trials = search.halve(1e-3, 8, 8000, field)
-    assert rate == min(search.rates(1e-3, 8), key=lambda r: abs(math.log10(r / best)))
-    assert [(len(asked), tokens) for asked, tokens in field.asked] == [(8, 1000), (4, 2000), (2, 4000)]
-    assert len(trials) == 14
+    assert rate == pytest.approx(best, rel=0.75) and not search.at_edge(rate, trials)
+    assert sum(tokens == 1000 for asked, tokens in field.asked for _ in asked) == 8 and len(trials) == 14
 
 
-def test_the_best_at_an_edge_is_followed_beyond_it() -> None:
-    field = Field(1.0)  # far above the default
-    rate, trials = search.halve(1e-3, 8, 8000, field)
-    assert [len(asked) for asked, _ in field.asked] == [8, 4, 2]  # no more trials than others get
-    top = max(search.rates(1e-3, 8))
-    assert top * 3 == pytest.approx(max(field.asked[1][0]), rel=0.01)
-    assert rate == max(t["learning_rate"] for t in trials) == pytest.approx(top * 9, rel=0.01)
-    inside = Field(1e-3)
-    search.halve(1e-3, 8, 8000, inside)
-    assert {r for asked, _ in inside.asked for r in asked} == set(search.rates(1e-3, 8))
+def test_the_untried_neighbour_of_the_best_takes_the_last_place() -> None:
+    """As good on both sides of 3e-3, which the first round passes by: it goes up, and back between."""
+    field = Field(3.01e-3)
+    rate, trials = search.halve(1e-3, 4, 400, field)
+    assert [t["learning_rate"] for t in trials] == [1e-3, 9e-3, 8.1e-2, 2.7e-2, 9e-3, 3e-3] and rate == 3e-3
+    low = search.halve(1e-3, 4, 400, Field(1e-9))[1]  # at the lower edge the one below
+    assert low[-1]["learning_rate"] == pytest.approx(1.23e-5 / 3, rel=0.01)
+
+
+def test_few_trials_stay_near_the_default() -> None:
+    assert [t["learning_rate"] for t in search.first_round(1e-3, 3, 9, Field(1.0))] == [1e-3, 3e-3, 9e-3]
+    assert [t["learning_rate"] for t in search.first_round(1e-3, 2, 9, Field(1e-9))] == [1e-3, 3e-3]
+
+
+def test_the_best_at_an_edge_is_followed_beyond_it_in_later_rounds() -> None:
+    field = Field(1e3)  # far above the default
+    rate, trials = search.halve(1e-3, 4, 400, field)
+    assert len(trials) == 6  # no more trials than others get
+    assert [t["learning_rate"] for t in trials[4:]] == [0.729, 2.19] and rate == 2.19
+    assert search.at_edge(rate, trials)
 
 
 def test_rates_that_fail_drop_out() -> None:
     field = Field(1e-2, broken=2e-3)
     rate, trials = search.halve(1e-3, 4, 400, field)
-    assert rate == 1e-3 and sum(t["validation_loss"] is None for t in trials) == 2
+    assert rate == 1e-3 and [t["learning_rate"] for t in trials[:4]] == [1e-3, 9e-3, 1.11e-4, 3e-3]
+    assert sum(t["validation_loss"] is None for t in trials) == 2
     assert search.halve(1e-3, 4, 400, Field(1e-2, broken=0.0))[0] is None
 
 
@@ -78,5 +101,7 @@ def test_stability_is_one_where_rates_do_not_matter() -> None:
     assert search.stability(first(2.0, 2.0)) == 1.0
     assert search.stability(first(1.0, 2.0, 4.0) + later) == pytest.approx((1 + 0.5 + 0.25) / 3)
     assert search.stability(first(1.0, None)) == 0.5
+    far = [{"learning_rate": 30.0, "tokens": 10, "validation_loss": 9.0}]
+    assert search.stability(first(1.0, 2.0) + far) == 0.75  # a rate far from the best says nothing of it
     assert search.stability(first(None, None)) is None and search.stability([]) is None
     assert search.at_edge(3.0, first(3.0, 2.0, 1.0)) and not search.at_edge(2.0, first(3.0, 2.0, 1.0))
