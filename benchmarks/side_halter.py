@@ -17,6 +17,7 @@ from halter.generation.engine import generate
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
+from halter.model.packing import packed
 from halter.pretrained.load import load
 from halter.training import memory, optimizers
 from halter.training.loop import Events, Feed, train_loop
@@ -129,9 +130,10 @@ def decode(work: Work, setting: Setting, alike: bool = False) -> dict[str, Any]:
         made = generate(model, tokenizer, asked, adapters, max_new_tokens=count, ignore_stop_ids=True)
         return time.perf_counter() - began, [list(one.tokens) for one in made]
 
-    answer(2)
-    first = [answer(1)[0] for _ in range(setting.steps)]
-    whole = [answer(1 + setting.new_tokens) for _ in range(setting.steps)]
+    with packed(model, len(asked), setting.new_tokens):  # as `halter chat` holds it over its turns
+        answer(2)
+        first = [answer(1)[0] for _ in range(setting.steps)]
+        whole = [answer(1 + setting.new_tokens) for _ in range(setting.steps)]
     seconds = [all_ - one for (all_, _), one in zip(whole, first, strict=True)]
     return {"tokens": work.batch * setting.new_tokens, "seconds": seconds, "prefill_seconds": first,
             "answers": whole[0][1]}  # fmt: skip

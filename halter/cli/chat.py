@@ -17,6 +17,7 @@ from halter.files.hub import to_stderr
 from halter.generation.engine import stream
 from halter.generation.options import GenerationOptions
 from halter.methods.adapter import Adapter
+from halter.model.packing import packed
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 
 HELP = """\
@@ -66,6 +67,10 @@ class Chat:
     def run(self) -> None:
         """Read lines until the end."""
         self.write(f"{self._status()}. /help lists the commands.\n")
+        with packed(self.opened.model, 1, self.options.max_new_tokens):  # once, not at every turn
+            self._talk()
+
+    def _talk(self) -> None:
         while True:
             line = _read()
             if line is None:

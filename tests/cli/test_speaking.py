@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,23 @@ def test_chat_is_typed(capsys: pytest.CaptureFixture[str], run: Path, monkeypatc
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{ASK}\n/adapter nope\n/base\n"))
     code, out, _ = typed(capsys, "chat", run, "--max-new-tokens", 8)
     assert code == 0 and "template alpaca" in out and "[no-such-adapter]" in out and "base alone" in out
+
+
+def test_chat_lays_4_bit_weights_out_once_for_all_turns(
+    capsys: pytest.CaptureFixture[str], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+
+    @contextmanager
+    def noting(model: Any, rows: int, steps: int) -> Iterator[int]:
+        held.append(f"rows {rows}, steps {steps}")
+        yield 0
+        held.append("dropped")
+
+    monkeypatch.setattr("halter.cli.chat.packed", noting)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{ASK}\n{ASK}\n"))
+    assert typed(capsys, "chat", run, "--max-new-tokens", 8)[0] == 0
+    assert held == ["rows 1, steps 8", "dropped"]
 
 
 def test_chat_with_a_model_that_has_no_template_goes_on_with_each_line(
