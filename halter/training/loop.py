@@ -163,12 +163,15 @@ def _gather(
     checkpointing: bool,
     room: Room,
 ) -> tuple[Gathered, list[list[list[Example]]]]:
-    """The gradients of one step, and the rows of the passes that made them, per trainee."""
+    """The gradients of one step, settled, and the rows of the passes that made them, per trainee."""
 
     def work() -> tuple[Gathered, list[list[list[Example]]]]:
         parts = [[part for micro in one for part in room.parts(micro)] for one in planned]
         packed = [[pack(part) for part in one] for one in parts]
-        return gather(model, trainees, list(itertools.zip_longest(*packed)), checkpointing), parts
+        gathered = gather(model, trainees, list(itertools.zip_longest(*packed)), checkpointing)
+        for trainee in trainees:
+            trainee.settle()
+        return gathered, parts
 
     def undo() -> None:
         for trainee in trainees:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from halter.errors import Refusal
 from halter.numerics.nf4_kernels import import_bitsandbytes
@@ -47,3 +48,53 @@ def make(
         note(f"optimizer paged_adamw_8bit: nothing to page on {device}, adamw_8bit does the same arithmetic")
         name = "adamw_8bit"
     return getattr(bnb.optim, kinds[name])(groups, lr=learning_rate, betas=betas, eps=eps)
+
+
+def make_states(optimizer: torch.optim.Optimizer) -> None:
+    """Make the states that are still missing, all or none, where the optimizer would make them between two moves:
+    bitsandbytes does, torch makes all before it moves anything."""
+    init_state = getattr(optimizer, "init_state", None)
+    if init_state is None:
+        return
+    made = []
+    try:
+        for g, group in enumerate(optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                if parameter.grad is not None and not optimizer.state.get(parameter):
+                    made.append(parameter)
+                    init_state(group, parameter, g, i)
+    except BaseException:
+        for parameter in made:
+            optimizer.state.pop(parameter, None)
+        raise
+
+
+class Moment:
+    """How an optimizer stands before it moves, known without a copy of anything."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._weights = [(p, p._version) for group in optimizer.param_groups for p in group["params"]]
+        self._counts = {p: _count(state) for p, state in optimizer.state.items()}
+
+    def restore(self) -> bool:
+        """After a move that failed: whether no weight has changed; then the states are again what they were."""
+        states = self._optimizer.state
+        # torch counts changes in place; bitsandbytes' kernels write past that count, after they have counted the step.
+        still = all(p._version == version for p, version in self._weights)
+        if getattr(self._optimizer, "init_state", None) is not None:
+            still = still and all(_count(state) == self._counts.get(p, 0) for p, state in states.items())
+        if still:
+            for parameter in set(states) - set(self._counts):  # made in part
+                del states[parameter]
+            for parameter, version in self._counts.items():
+                step = states[parameter].get("step")
+                if isinstance(step, Tensor) and step._version != version:  # counted, and then nothing moved
+                    step.sub_(step._version - version)
+        return still
+
+
+def _count(state: dict[str, Any]) -> int:
+    """What changes where a state's step is counted, without a look at the device."""
+    step = state.get("step", 0)
+    return step._version if isinstance(step, Tensor) else int(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from halter.errors import HalterError
 from halter.methods.adapter import Adapter
+from halter.training import optimizers
 from halter.training.guards import Guards, Trouble
 from halter.training.room import free, out_of_memory
 
@@ -29,6 +31,8 @@ class Trainee:
     step: int = 0
     guards: Guards = field(default_factory=Guards)
     base_rates: list[float] = field(init=False)
+    norm: float | None = field(init=False, default=None)
+    """The norm of settled gradients, before clipping."""
 
     def __post_init__(self) -> None:
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -39,51 +43,64 @@ class Trainee:
         """The first group's rate at the current step."""
         return self.base_rates[0] * self.schedule(self.step)
 
-    def apply(self, loss: float) -> tuple[float, Trouble]:
-        """Clip and step with the accumulated gradients, then forget them. Returns (gradient norm, what was wrong).
-
-        Nothing that is not finite reaches the weights, nor a spike where the guards say so. HalterError where memory
-        runs out in the optimizer for good.
-        """
+    def settle(self) -> None:
+        """Unscale, measure and clip the accumulated gradients and make room for the optimizer's states: all of a step
+        that may want memory before anything moves. ``forget`` undoes it."""
         parameters = list(self.adapter.trainable().values())
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        if self.max_grad_norm > 0 and grads and math.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+        optimizers.make_states(self.optimizer)
+        self.norm = norm
+
+    def apply(self, loss: float) -> tuple[float, Trouble]:
+        """Step with the accumulated gradients, then forget them. Returns (gradient norm unclipped, what was wrong).
+
+        Nothing that is not finite reaches the weights, nor a spike where the guards say so. HalterError where memory
+        runs out in the optimizer for good.
+        """
+        if self.norm is None:
+            self.settle()
+        norm = self.norm
+        assert norm is not None
         trouble = self.guards.judge(loss, norm)
         if self.guards.moves(trouble):
-            if self.max_grad_norm > 0 and grads:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
             share = self.schedule(self.step)
             for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = rate * share
-            self._move(parameters)
+            self._move()
         self.scaler.update()
-        self.forget()
+        self._drop()
         self.step += 1
         return norm, trouble
 
     def forget(self) -> None:
-        """Drop the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Drop the gradients, settled or not; the loss scale stays what it is."""
+        self._drop()
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale())  # no word of this step is left in it
 
-    def _move(self, parameters: list[torch.nn.Parameter]) -> None:
+    def _drop(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.norm = None
+
+    def _move(self) -> None:
         """One step of the optimizer; once more where memory ran out before anything had moved."""
-        known, versions = set(self.optimizer.state), [p._version for p in parameters]
         for again in (False, True):
+            before = optimizers.Moment(self.optimizer)
             try:
                 self.scaler.step(self.optimizer)
                 return
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                # torch counts changes in place; bitsandbytes' kernels write past that count.
-                still = isinstance(self.optimizer, torch.optim.AdamW) and versions == [p._version for p in parameters]
+                still = before.restore()
                 if again or not still:
                     what = f"out of memory in the optimizer at step {self.step + 1}"
                     half = "" if still else ": the weights may be half moved; --resume goes on from the last checkpoint"
                     raise HalterError(f"{what}{half}. A smaller rank, or another optimizer, makes room") from error
-            for parameter in set(self.optimizer.state) - known:  # states that were made in part
-                del self.optimizer.state[parameter]
             free()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

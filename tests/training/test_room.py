@@ -40,11 +40,11 @@ def feed(steps=STEPS):
     return Feed(EXAMPLES, lambda _: [[list(range(ROWS * i, ROWS * i + ROWS))] for i in range(steps)], steps)
 
 
-def trainee(name="adamw"):
+def trainee(name="adamw", half=False):
     adapter = adapt(MODEL, "lora", r=2)
     optimizer = optimizers.make(name, adapter.groups(1e-2, 0.0), 1e-2, (0.9, 0.999), 1e-8, lambda _: None)
-    plain = torch.amp.GradScaler("cpu", enabled=False)
-    return Trainee(adapter, optimizer, schedule.make("constant", 99, 0), plain)
+    scaler = torch.amp.GradScaler("cpu", enabled=half, init_scale=256.0, growth_interval=4)
+    return Trainee(adapter, optimizer, schedule.make("constant", 99, 0), scaler)
 
 
 def gradients(one):
@@ -94,6 +94,7 @@ def test_memory_that_runs_out_changes_no_step(where, monkeypatch):
         with monkeypatch.context() as quiet:
             quiet.setattr(step, "_accumulate", accumulate)
             planned = step.gather(MODEL, [one], [[pack(EXAMPLES[ROWS * one.step : ROWS * one.step + ROWS])]])
+            one.settle()
         norm = sum(float(p.grad.double().square().sum()) for p in one.adapter.parameters()) ** 0.5
         gap = sum(float((mine[k] - p.grad).double().square().sum()) for k, p in one.adapter.trainable().items())
         gaps.append(gap**0.5 / norm)
@@ -181,3 +182,97 @@ def test_a_rehearsal_leaves_nothing_behind():
     for each in (one, reference):
         train_loop(MODEL, [each], [feed(3)], Events(log=lambda _: None))
     assert differences(dict(state_of(one.adapter)), dict(state_of(reference.adapter))) == []
+
+
+def broken(real, at=(), after=True):
+    """``real`` whose calls of these numbers, from 0, run out of memory: once done, or before."""
+    calls = []
+
+    def call(*args, **kwargs):
+        calls.append(1)
+        fails = len(calls) - 1 in at
+        if fails and not after:
+            raise ERRORS[0]
+        result = real(*args, **kwargs)
+        if fails:
+            raise ERRORS[1]
+        return result
+
+    return call
+
+
+def whole_state(one):
+    tensors, values = one.state()
+    return {**dict(state_of(one.adapter)), **tensors}, {key: values[key] for key in ("step", "scaler", "state")}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("where", ["unscale", "norm", "clip", "states"])
+def test_memory_that_runs_out_before_the_optimizer_moves_halves_the_passes(where, half, name, monkeypatch):
+    """Weights, states and loss scale are then those of a run that began with halved passes, bit for bit."""
+    reference = trainee(name, half)
+    train_loop(MODEL, [reference], [feed(6)], Events(log=lambda _: None), room=Room(halvings=1))
+    one, said, room = trainee(name, half), [], Room()
+    if where == "states":
+        if not hasattr(one.optimizer, "init_state"):
+            pytest.skip("torch makes all states before it moves anything")
+        one.optimizer.init_state = broken(one.optimizer.init_state, at=(3,))
+    elif where == "unscale":
+        one.scaler.unscale_ = broken(one.scaler.unscale_, at=(0,))
+    else:
+        owner, function = torch.nn.utils, {"norm": "get_total_norm", "clip": "clip_grads_with_norm_"}[where]
+        monkeypatch.setattr(owner, function, broken(getattr(owner, function), at=(0,)))
+    before = [p.detach().clone() for p in one.adapter.parameters()]
+
+    def watched(text):
+        said.append(text)
+        assert all(torch.equal(a, b) for a, b in zip(before, one.adapter.parameters(), strict=True))
+        assert not one.optimizer.state and not gradients(one)
+
+    room.say = watched
+    train_loop(MODEL, [one], [feed(6)], Events(log=lambda _: None), room=room)
+    assert len(said) == 1 and room.halvings == 1
+    (mine, plain), (theirs, others) = whole_state(one), whole_state(reference)
+    assert differences(mine, theirs) == [] and plain == others
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_that_was_counted_and_not_made_counts_once(half, monkeypatch):
+    """torch counts all steps, then moves: memory that runs out between them must not count twice."""
+    one, reference = trainee(half=half), trainee(half=half)
+    for each in (one, reference):
+        train_loop(MODEL, [each], [feed(3)], Events(log=lambda _: None))
+    with monkeypatch.context() as short:
+        short.setattr(torch, "_fused_adamw_", broken(torch._fused_adamw_, at=(0,), after=False))
+        train_loop(MODEL, [one], [feed(6)], Events(log=lambda _: None))
+    train_loop(MODEL, [reference], [feed(6)], Events(log=lambda _: None))
+    (mine, plain), (theirs, others) = whole_state(one), whole_state(reference)
+    assert differences(mine, theirs) == [] and plain == others
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("at", [0, 3])
+def test_8_bit_states_that_are_moved_in_part_end_the_run(half, at):
+    """One kernel a parameter: before the first the step is made again, after it nobody can tell what has moved."""
+    one, reference = trainee("adamw_8bit", half), trainee("adamw_8bit", half)
+    one.optimizer.prefetch_state = broken(one.optimizer.prefetch_state, at=(at,))
+    train_loop(MODEL, [reference], [feed(2)], Events(log=lambda _: None))
+    if at:
+        with pytest.raises(HalterError, match="half moved; --resume"):
+            train_loop(MODEL, [one], [feed(2)], Events(log=lambda _: None))
+        return
+    train_loop(MODEL, [one], [feed(2)], Events(log=lambda _: None))
+    (mine, plain), (theirs, others) = whole_state(one), whole_state(reference)
+    assert differences(mine, theirs) == [] and plain == others
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_loss_scaling_survives_passes_that_run_out_of_memory(name, monkeypatch):
+    """Its scale, and how many good steps it has seen, are those of a run with room."""
+    one, reference = trainee(name, half=True), trainee(name, half=True)
+    train_loop(MODEL, [reference], [feed(9)], Events(log=lambda _: None), room=Room(halvings=1))
+    monkeypatch.setattr(step, "_accumulate", broken(step._accumulate, at=(0,)))
+    train_loop(MODEL, [one], [feed(9)], Events(log=lambda _: None))
+    (mine, plain), (theirs, others) = whole_state(one), whole_state(reference)
+    assert differences(mine, theirs) == [] and plain == others and plain["scaler"]["scale"] == 1024.0
