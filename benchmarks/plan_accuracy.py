@@ -53,7 +53,7 @@ def setting(cell: dict[str, Any], device: str) -> Any:
 
     shape = replace(preset("llama-3.2-1b"), layers=LAYERS[cell["nf4"]])
     return Setting(
-        "llama-3.2-1b, cut", shape, (find(cell["method"])(),), getattr(torch, DTYPE), nf4=cell["nf4"],
+        "llama-3.2-1b, cut", shape, (find(cell["method"])(),), getattr(torch, DTYPE), "nf4" if cell["nf4"] else None,
         checkpointing=cell["checkpointing"], rows=cell["rows"], length=cell["length"], device=device,
     )  # fmt: skip
 
@@ -72,7 +72,7 @@ def base_of(s: Any, device: str) -> Any:
         weight = torch.empty(size, dtype=s.dtype)
         weight.fill_(1.0) if "norm" in name else weight.normal_(0, 0.02, generator=generator)
         weight = weight.to(device)
-        place = next((p for p in LINEARS if f".{p}." in name), None) if s.nf4 else None
+        place = next((p for p in LINEARS if f".{p}." in name), None) if s.quantize else None
         if place is None:
             model.set_tensor(name, weight)
             continue

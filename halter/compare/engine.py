@@ -18,6 +18,7 @@ from halter.compare.verdicts import verdicts
 from halter.errors import Refusal
 from halter.files.locks import held
 from halter.files.writing import write_json
+from halter.model.storages import STORAGES
 from halter.numerics import allocation, denormals
 from halter.run.prepare import Say
 
@@ -102,7 +103,7 @@ class Comparison:
         """The base's row; returns its loss on general text."""
         name = base_name(self.options, precision)
         trial = self.runner.base(precision)
-        held = "nf4" if precision == "nf4" else trial["dtype"]
+        held = precision if precision in STORAGES else trial["dtype"]
         mean = {"test_loss": trial["test_loss"], **trial["scores"]}
         row = records.row_of(name, None, held, mean=mean, decode_tokens_per_second=trial["decode"])
         place = next((n for n, c in enumerate(self.entered) if c.precision == precision), 0)

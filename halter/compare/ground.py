@@ -14,6 +14,7 @@ from halter.compare.options import CompareOptions
 from halter.data.example import Example
 from halter.data.load import load_examples
 from halter.model.decoder import Decoder
+from halter.model.storages import STORAGES
 from halter.pretrained.digest import digest_base
 from halter.pretrained.load import load_model
 from halter.run.prepare import Job, Say, plan_of, prepare
@@ -67,8 +68,8 @@ class Ground:
         train = {k: v for k, v in train.items() if k not in ("num_train_epochs", "max_steps")}
         if rate is not None:
             train["learning_rate"] = rate
-        quantize = "nf4" if contestant.precision == "nf4" else None
-        dtype = {} if contestant.precision in ("auto", "nf4") else {"dtype": contestant.precision}
+        quantize = contestant.precision if contestant.precision in STORAGES else None
+        dtype = {} if contestant.precision in ("auto", *STORAGES) else {"dtype": contestant.precision}
         model = {**recipes.as_data(self.job.recipe)["model"], **dtype, "quantize": quantize}
         sections = {"model": model, "method": contestant.method, "data": self.data_section(), "train": train}
         recipe = recipes.load({**sections, "checks": self.source.get("checks") or {}})
@@ -85,8 +86,8 @@ class Ground:
     def load_base(self, precision: str) -> Decoder:
         """The base as the precision says."""
         options = self.job.recipe.model
-        dtype = options.dtype if precision in ("auto", "nf4") else precision
-        storing = "nf4" if precision == "nf4" else None
+        dtype = options.dtype if precision in ("auto", *STORAGES) else precision
+        storing = precision if precision in STORAGES else None
         return load_model(
             self.job.folder,
             dtype,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from halter.errors import Refusal
+from halter.model.storages import STORAGES
 
 METHODS = ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor")
 """The survey's methods, and the baseline that it lacks."""
-PRECISIONS = ("auto", "float32", "bfloat16", "float16", "nf4")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", *STORAGES)
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class CompareOptions:
     method section."""
     precisions: tuple[str, ...] = ("auto", "nf4")
     """How the base is held, also separated by commas: auto (the checkpoint's 16 bits, or fp32), float32, bfloat16,
-    float16, nf4."""
+    float16, int8, nf4."""
     tokens: int | None = None
     """Training tokens of every run, prompts included. Not given: three passes over the training rows, at most
     300,000."""

@@ -22,6 +22,7 @@ from halter.files.writing import write_text
 from halter.methods.adapter import Adapter
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
+from halter.model.storages import BITS, STORAGES, Quantize
 from halter.plan import Setting, forecast
 from halter.plan.dry import dry_adapter
 from halter.pretrained.device import choose_device, choose_dtype
@@ -101,8 +102,9 @@ class Runner:
         """The job with the default rate, and the adapter on meta. Refusal where it is impossible or does not fit."""
         job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
         adapter = dry_adapter(job.config, [choice.options for choice in job.recipe.methods])
-        if contestant.precision == "nf4" and any(choice.name == "full" for choice in job.recipe.methods):
-            raise Refusal("compare-full", "full fine-tuning trains the weights themselves, which nf4 holds in 4 bits")
+        if contestant.precision in STORAGES and any(choice.name == "full" for choice in job.recipe.methods):
+            what = f"which {contestant.precision} holds in {BITS[contestant.precision]}"
+            raise Refusal("compare-full", f"full fine-tuning trains the weights themselves, {what}")
         need, report = self._sizes(contestant, job, adapter), job.data.report
         for problem in memory_problem(need, self.device, (report.longest_origin, report.longest)):
             raise problem
@@ -110,11 +112,11 @@ class Runner:
 
     def _sizes(self, contestant: Contestant, job: Job, adapter: Adapter) -> Sizes:
         width = self._dtype(contestant, job).itemsize
-        return sizes(job.recipe, job.config, adapter, width, contestant.precision == "nf4")
+        return sizes(job.recipe, job.config, adapter, width, _storage(contestant))
 
     def _dtype(self, contestant: Contestant, job: Job) -> torch.dtype:
         """What the base computes in."""
-        asked = contestant.precision if contestant.precision != "nf4" else job.recipe.model.dtype
+        asked = contestant.precision if contestant.precision not in STORAGES else job.recipe.model.dtype
         stored = getattr(torch, job.config.dtype, torch.float32)
         return choose_dtype(asked, stored, self.device, lambda _: None)
 
@@ -144,7 +146,7 @@ class Runner:
         rows = max(micros, key=lambda micro: int(lengths[list(micro)].sum()))
         methods = tuple(choice.options for choice in job.recipe.methods)
         setting = Setting(
-            job.recipe.model.path, job.config, methods, self._dtype(contestant, job), contestant.precision == "nf4",
+            job.recipe.model.path, job.config, methods, self._dtype(contestant, job), _storage(contestant),
             job.recipe.train.optimizer, rows=len(rows), length=-(-int(lengths[list(rows)].sum()) // len(rows)),
             passes=max(len(step) for step in job.plan(0)), device=self.device.type,
         )  # fmt: skip
@@ -239,3 +241,7 @@ class Runner:
             return costs(model, adapter, kept, self.exam, self.ground.job.folder, self.folder)
 
         return self.trials.once(self.define("costs", contestant.precision, job, decoded=[DECODED, TIMES]), run)
+
+
+def _storage(contestant: Contestant) -> Quantize | None:
+    return contestant.precision if contestant.precision in STORAGES else None  # type: ignore[return-value]

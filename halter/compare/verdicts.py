@@ -20,6 +20,7 @@ from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.methods.method import Method
 from halter.model.config import preset
+from halter.model.storages import STORAGES
 
 Kind = Literal["arithmetic", "measured", "not testable here"]
 Verdict = dict[str, Any]
@@ -89,11 +90,11 @@ class Measured:
         self.ties = {frozenset(pair) for pair in record["ties"]}
         self.size = f"{record['base']['parameters']:,} parameters, {record['budget']['tokens']:,} tokens a run"
         self.trained = [row for row in self.rows if row["method"] is not None]
-        self.dense = [row for row in self.trained if row["precision"] != "nf4"]
+        self.dense = [row for row in self.trained if row["precision"] not in STORAGES]
 
     def one(self, method: str, nf4: bool = False) -> Row | None:
         """The row of a method by itself."""
-        rows = [row for row in self.trained if (row["precision"] == "nf4") == nf4]
+        rows = [row for row in self.trained if row["precision"] == "nf4"] if nf4 else self.dense
         return next((r for r in rows if isinstance(r["method"], Mapping) and r["method"].get("name") == method), None)
 
     def worse(self, one: Row, other: Row) -> bool:

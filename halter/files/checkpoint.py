@@ -28,7 +28,7 @@ class Checkpoint(Protocol):
     """A model's folder, open for reading.
 
     ``config`` and ``generation_config`` are in Hugging Face's keys; ``files`` are those with tensors; ``layout`` is
-    "huggingface" or "meta"; ``quantized`` groups the tensors of an NF4 checkpoint by weight (names.bnb_groups).
+    "huggingface" or "meta"; ``quantized`` groups the tensors of a quantised checkpoint by weight (names.bnb_groups).
     """
 
     layout: str
@@ -71,7 +71,7 @@ class HFCheckpoint:
         self._refuse_other_quantisation()
 
     def names(self) -> dict[str, TensorSpec]:
-        """{name: shape and dtype} in the order of the files; parts of NF4 weights under their own names."""
+        """{name: shape and dtype} in the order of the files; parts of quantised weights under their own names."""
         return {name: spec for file in self._open for name, spec in file.specs.items() if name in self._where}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -117,8 +117,8 @@ class HFCheckpoint:
                 f"this checkpoint is stored quantised ({method or 'method unknown'})",
                 where=str(self.folder),
                 offenders=named,
-                expected="16- or 32-bit weights, or NF4 as bitsandbytes saves it",
-                fix="take the unquantised checkpoint, and quantize: nf4 to quantise it while loading",
+                expected="16- or 32-bit weights, or NF4 or 8 bits as bitsandbytes saves them",
+                fix="take the unquantised checkpoint, and quantize: nf4 or int8 to quantise it while loading",
             )
 
 

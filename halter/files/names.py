@@ -1,12 +1,13 @@
 """What tensors are called: Hugging Face's names are the canonical ones; Meta's and bitsandbytes' lead to them.
 
-Sources: shared facts on the lineage, sections 6.1 and 6.2; the keys of bitsandbytes 0.50's 4-bit state dictionaries.
+Sources: shared facts on the lineage, sections 6.1 and 6.2; the keys of bitsandbytes 0.50's 4- and 8-bit state
+dictionaries.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -61,13 +62,16 @@ def is_ignored(name: str) -> bool:
 
 BNB_STATE = ".quant_state.bitsandbytes__nf4"
 BNB_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "quant_state.bitsandbytes__nf4")
-_FOREIGN_PARTS = (".quant_state.bitsandbytes__fp4", ".SCB", ".weight_format", ".qweight", ".qzeros", ".weight_scale")
+BNB_SCALE, BNB_FORMAT = "SCB", "weight_format"
+"""Of an 8-bit linear layer, beside its weight: one scale for each row, and how the weight lies (0: in rows)."""
+_FOREIGN_PARTS = (".quant_state.bitsandbytes__fp4", ".qweight", ".qzeros", ".weight_scale")
 
 
 def bnb_groups(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What bitsandbytes saved in NF4, by weight: {canonical name: {"weight": name, "weight.absmax": name, ...}}.
+    """What bitsandbytes saved in NF4 or in 8 bits, by weight: {canonical name: {"weight": name, "weight.absmax": name,
+    ...}}, in 8 bits {"weight": name, "SCB": name, ...}.
 
-    The inner keys are what ``NF4Linear.from_bitsandbytes`` takes.
+    The inner keys are what ``from_bitsandbytes`` of the storage (``storage_of``) takes.
     """
     known = set(names)
     groups = {}
@@ -75,9 +79,18 @@ def bnb_groups(names: Iterable[str]) -> dict[str, dict[str, str]]:
         weight = state.removesuffix(BNB_STATE)
         parts = {f"weight.{part}": f"{weight}.{part}" for part in BNB_PARTS if f"{weight}.{part}" in known}
         groups[weight] = {"weight": weight, **parts}
+    for scale in sorted(n for n in known if n.endswith(f".{BNB_SCALE}")):
+        layer = scale.removesuffix(BNB_SCALE)
+        parts = {part: layer + part for part in (BNB_SCALE, BNB_FORMAT) if layer + part in known}
+        groups[f"{layer}weight"] = {"weight": f"{layer}weight", **parts}
     return groups
 
 
+def storage_of(group: Mapping[str, str]) -> Literal["nf4", "int8"]:
+    """How a weight of ``bnb_groups`` is stored."""
+    return "int8" if BNB_SCALE in group else "nf4"
+
+
 def other_quantisation(names: Iterable[str]) -> list[str]:
-    """Names that give away a quantised storage which Halter does not read (fp4, int8, GPTQ, AWQ, fp8)."""
+    """Names that give away a quantised storage which Halter does not read (fp4, GPTQ, AWQ, fp8)."""
     return [name for name in names if name.endswith(_FOREIGN_PARTS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -53,6 +54,16 @@ class NF4Linear(Linear):
         return cls(nf4.quantise(weight, double_quant), bias, compute_dtype or weight.dtype)
 
     @classmethod
+    def dry(cls, shape: tuple[int, int], bias: Tensor | None, dtype: torch.dtype) -> NF4Linear:
+        """One of this shape without memory (on meta), double quantised."""
+        count = prod(shape)
+        blocks = -(-count // BLOCK)
+        codes = torch.empty(-(-count // 2), 1, dtype=torch.uint8, device="meta")
+        scales = torch.empty(blocks, dtype=torch.uint8, device="meta")
+        outer = torch.empty(-(-blocks // BLOCK2), device="meta")
+        return cls(NF4(codes, Nested(scales, outer, torch.empty((), device="meta")), shape), bias, dtype)
+
+    @classmethod
     def from_bitsandbytes(
         cls,
         tensors: Mapping[str, Tensor],
@@ -72,6 +83,7 @@ class NF4Linear(Linear):
             for key, wanted in (("quant_type", "nf4"), ("blocksize", BLOCK), ("shape", list(shape)))
             if state.get(key) != wanted
         ]
+        packed = tensors["weight"].view(torch.uint8).view(-1, 1)  # the codes may be filed under any dtype
         absmax: Tensor | Nested = tensors["weight.absmax"]
         if "weight.nested_absmax" in tensors:
             if state.get("nested_blocksize") != BLOCK2:
@@ -85,7 +97,7 @@ class NF4Linear(Linear):
             wrong.append("another 4-bit codebook")
         if wrong:
             raise Refusal("nf4-state", "4-bit weights of a kind that is not read", offenders=wrong)
-        return cls(NF4(tensors["weight"].view(-1, 1), absmax, tuple(shape)), bias, compute_dtype)
+        return cls(NF4(packed, absmax, tuple(shape)), bias, compute_dtype)
 
     def to_bitsandbytes(self) -> dict[str, Tensor]:
         """What ``from_bitsandbytes`` reads, and bitsandbytes and transformers as well."""

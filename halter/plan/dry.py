@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -14,16 +13,15 @@ from halter.methods.adapter import Adapter
 from halter.methods.method import Method
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS
-from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested
+from halter.model.storages import STORAGES
 
 CONSTANTS = ("absmax", "absmax_codes", "offset")
 
 
 @dataclass(frozen=True)
 class BaseBytes:
-    """What the frozen base takes: ``weights`` (codes where in 4 bits) and the ``constants`` of the quantisation."""
+    """What the frozen base takes: ``weights`` (codes where quantised) and the ``constants`` of the quantisation."""
 
     weights: int
     constants: int
@@ -33,24 +31,16 @@ class BaseBytes:
         return self.weights + self.constants
 
 
-def dry_base(shape: ModelConfig, dtype: torch.dtype, nf4: bool) -> Decoder:
-    """The decoder as it would be loaded; with ``nf4`` its linear layers in 4 bits, scales in 8."""
+def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> Decoder:
+    """The decoder as it would be loaded; its linear layers held as ``quantize`` says."""
     base = Decoder(shape, dtype, "meta")
-    if nf4:
+    if quantize:
         for layer in range(shape.layers):
             for place in LINEARS:
                 bias = base.module(layer, place).bias
-                base.set_linear(layer, place, NF4Linear(_nf4(shape.weight_shape(place)), bias, dtype))  # type: ignore[arg-type]
+                made = STORAGES[quantize].dry(shape.weight_shape(place), bias, dtype)  # type: ignore[arg-type]
+                base.set_linear(layer, place, made)
     return base
-
-
-def _nf4(shape: tuple[int, int]) -> NF4:
-    count = prod(shape)
-    blocks = ceil(count / BLOCK)
-    codes = torch.empty(ceil(count / 2), 1, dtype=torch.uint8, device="meta")
-    scales = torch.empty(blocks, dtype=torch.uint8, device="meta")
-    outer = torch.empty(ceil(blocks / BLOCK2), device="meta")
-    return NF4(codes, Nested(scales, outer, torch.empty((), device="meta")), shape)
 
 
 def base_bytes(base: Decoder) -> BaseBytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from halter.errors import Refusal
 from halter.methods.method import Method, find, names
+from halter.model.storages import Quantize
 from halter.plan.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
 from halter.plan.forecast import STATE_BYTES
 from halter.plan.setting import Setting
@@ -21,10 +22,12 @@ TOP = "adapter_layers"
 """The option of methods that act in so many topmost layers."""
 SHORT, LONG = 512, 1024
 """Tokens of a pass at which it is run to know what a token adds."""
+HELD: tuple[Quantize | None, ...] = (None, "int8", "nf4")
+"""How the linear layers can be held, from many bits to few."""
 ORDER = (
-    "16 bits before 4, no activation checkpointing before it, then more trained numbers; how well each learns is not "
+    "16 bits before 8 before 4, no activation checkpointing before it, then more trained numbers; how well each learns "
 )
-ORDER += "known before training, halter compare measures it"
+ORDER += "is not known before training, halter compare measures it"
 
 
 def bytes_of(words: str) -> int:
@@ -80,7 +83,7 @@ def largest(setting: Setting, budget: int, need: Needs | None = None) -> Largest
 def needs(setting: Setting) -> Needs:
     """Run the four small passes. Refusals as the methods' own."""
     shape = setting.shape
-    base, adapter = dry_base(shape, setting.dtype, setting.nf4), dry_adapter(shape, setting.methods)
+    base, adapter = dry_base(shape, setting.dtype, setting.quantize), dry_adapter(shape, setting.methods)
     trained = adapter.num_trainable
     standing = base_bytes(base).total + adapter_bytes(adapter) + trained * STATE_BYTES[setting.optimizer]
 
@@ -89,7 +92,7 @@ def needs(setting: Setting) -> Needs:
         for depth in depths:
             small = replace(shape, layers=depth)
             methods = [_shallow(method, shape.layers - depth) for method in setting.methods]
-            own = dry_base(small, setting.dtype, setting.nf4), dry_adapter(small, methods)
+            own = dry_base(small, setting.dtype, setting.quantize), dry_adapter(small, methods)
             for tokens in (SHORT, LONG):
                 made[depth, tokens] = training_pass(*own, 1, tokens, setting.checkpointing, setting.passes > 1)
         return made
@@ -127,7 +130,7 @@ class Choice:
     """One way to train within a budget; ``operations`` for one token."""
 
     method: str
-    nf4: bool
+    quantize: Quantize | None
     checkpointing: bool
     trainable: int
     need: int
@@ -137,13 +140,13 @@ class Choice:
     largest: Largest
 
     @property
-    def rank(self) -> tuple[bool, bool, bool, int]:
+    def rank(self) -> tuple[bool, int, bool, int]:
         """ORDER as a key to sort by; what does not fit comes last."""
-        return (not self.fits, self.nf4, self.checkpointing, -self.trainable)
+        return (not self.fits, HELD.index(self.quantize), self.checkpointing, -self.trainable)
 
 
 def ranked(setting: Setting, budget: int, methods: Sequence[Method] | None = None) -> list[Choice]:
-    """Every method (its defaults, for the setting's own its options) x 16 bits or NF4 x activation checkpointing."""
+    """Every method (its defaults, for the setting's own its options) x 16, 8 or 4 bits x activation checkpointing."""
     own = {method.name(): method for method in setting.methods} if len(setting.methods) == 1 else {}
     chosen = methods or [own.get(name) or find(name)() for name in names()]
     return sorted(_choices(setting, budget, chosen), key=lambda choice: choice.rank)
@@ -155,11 +158,11 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
             method.check(setting.shape)
         except Refusal:  # its defaults make no sense on this model
             continue
-        for nf4 in (False, True):
-            if nf4 and method.name() == "full":  # it replaces the weights that would be in 4 bits
+        for held in HELD:
+            if held and method.name() == "full":  # it replaces the weights that would be quantised
                 continue
             for on in (False, True):
-                one = replace(setting, methods=(method,), nf4=nf4, checkpointing=on, rows=1, passes=1)
+                one = replace(setting, methods=(method,), quantize=held, checkpointing=on, rows=1, passes=1)
                 yield _choice(one, budget)
 
 
@@ -168,7 +171,7 @@ def _choice(one: Setting, budget: int) -> Choice:
     total = need.bytes(1, one.length)
     return Choice(
         method=one.methods[0].name(),
-        nf4=one.nf4,
+        quantize=one.quantize,
         checkpointing=one.checkpointing,
         trainable=need.moving // 4,
         need=total,

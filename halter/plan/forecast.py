@@ -76,7 +76,7 @@ class Forecast:
         s, base = self.setting, self.setting.shape.num_parameters
         return {
             "model": {"name": s.name, "parameters": base, "dtype": str(s.dtype).removeprefix("torch."),
-                      "quantize": "nf4" if s.nf4 else None},
+                      "quantize": s.quantize},
             "methods": [f"{m.name()}" for m in s.methods],
             "pass": {"rows": s.rows, "length": s.length, "checkpointing": s.checkpointing, "per_step": s.passes},
             "trainable": {"total": self.trainable, "share": self.trainable / base, "by_method": self.by_method,
@@ -92,7 +92,7 @@ class Forecast:
 
 def forecast(setting: Setting) -> Forecast:
     """The forecast of a setting. Refusals as the methods' own, and ``adapter-impossible``."""
-    base = dry_base(setting.shape, setting.dtype, setting.nf4)
+    base = dry_base(setting.shape, setting.dtype, setting.quantize)
     adapter = dry_adapter(setting.shape, setting.methods)
     held = base_bytes(base)
     again = setting.passes > 1

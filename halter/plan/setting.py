@@ -12,6 +12,7 @@ from halter.files.checkpoint import read_config
 from halter.files.hub import resolve
 from halter.methods.method import Method
 from halter.model.config import ModelConfig, preset, preset_names
+from halter.model.storages import Quantize
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Setting:
     shape: ModelConfig
     methods: tuple[Method, ...]
     dtype: torch.dtype
-    nf4: bool = False
+    quantize: Quantize | None = None
+    """How the linear layers are held; None: in ``dtype``."""
     optimizer: str = "adamw"
     checkpointing: bool = False
     rows: int = 1

@@ -58,19 +58,19 @@ def _choices(found: Answer) -> list[str]:
         return []
     lines = [f"choices within {size(found.budget)}, rows of {found.forecast.setting.length} tokens; {ORDER}:"]
     lines.append(
-        f"  {'method':<18}{'base':<6}{'checkpointing':<15}{'trained':>15}{'memory':>12}{'G ops':>8}{'rows':>6}"
+        f"  {'method':<18}{'base':<7}{'checkpointing':<15}{'trained':>15}{'memory':>12}{'G ops':>8}{'rows':>6}"
     )
     for choice in found.choices:
         if not choice.fits:
             continue
         lines.append(
-            f"  {choice.method:<18}{'nf4' if choice.nf4 else '16/32':<6}{'on' if choice.checkpointing else 'off':<15}"
+            f"  {choice.method:<18}{choice.quantize or '16/32':<7}{'on' if choice.checkpointing else 'off':<15}"
             f"{choice.trainable:>15,}{size(choice.need):>12}{choice.operations / 1e9:>8.3g}{choice.largest.rows:>6}"
         )
     outside = [choice for choice in found.choices if not choice.fits]
     if outside:
         least = min(outside, key=lambda choice: choice.need)
-        what = f"{least.method}{' on nf4' if least.nf4 else ''}"
+        what = f"{least.method}{f' on {least.quantize}' if least.quantize else ''}"
         lines.append(f"  {len(outside)} choices do not fit; the smallest of them, {what}, needs {size(least.need)}")
     return lines
 
@@ -78,7 +78,7 @@ def _choices(found: Answer) -> list[str]:
 def _forecast(found: Forecast) -> list[str]:
     s, total = found.setting, found.setting.shape.num_parameters
     dtype = str(s.dtype).removeprefix("torch.")
-    held = f"{dtype}, linear layers in NF4" if s.nf4 else dtype
+    held = f"{dtype}, linear layers in {s.quantize}" if s.quantize else dtype
     lines = [
         f"model: {s.name} ({total:,} parameters, {held})",
         f"method: {', '.join(str(method) for method in s.methods)}",

@@ -22,7 +22,7 @@ from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.segments import Segments
 from halter.numerics import attention_cpu as attention
-from halter.numerics import losses, nf4, nf4_product
+from halter.numerics import int8_product, losses, nf4, nf4_product
 from halter.training.step import Learnt, one_pass
 
 COPIES, ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARY = "copies", "activations", "logits", "gradients", "temporary"
@@ -154,10 +154,22 @@ def _nf4_product(x: Tensor, codes: Tensor, scales: Any, shape: Any, *rest: Any) 
     return 4 * numbers // nf4.BLOCK + piece + part, 2 * rows * numbers
 
 
+def _int8_product(x: Tensor, codes: Tensor, absmax: Tensor, bias: Any, transposed: bool) -> tuple[int, int]:
+    """The same with an 8-bit weight: one piece of cast codes, what it gives in x's dtype and in 32 bits; backward also
+    the gradient times the scales."""
+    numbers, rows = codes.numel(), x.numel() // x.shape[-1]
+    wide = numbers * x.itemsize
+    piece = min(int8_product.PIECE_BYTES, wide)
+    columns = codes.shape[1] if transposed else codes.shape[0]
+    part = rows * columns * piece // wide * (x.itemsize + (0 if transposed else 4))
+    return piece + part + (x.nbytes if transposed else 0), 2 * rows * numbers
+
+
 INSIDE: dict[str, Callable[..., tuple[int, int]]] = {
     "halter.attend": _attend,
     "halter.attend_backward": _attend_backward,
     "halter.nf4_product": _nf4_product,
+    "halter.int8_product": _int8_product,
 }
 """What our own operations take that torch does not see: {operation: (bytes, operations) of its arguments}."""
 

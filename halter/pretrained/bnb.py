@@ -1,4 +1,4 @@
-"""What can be wrong with a weight that bitsandbytes stored in NF4, found before anything large is read."""
+"""What can be wrong with a weight that bitsandbytes stored in 4 or 8 bits, found before anything large is read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 from collections.abc import Mapping
 from math import prod
 
+import torch
+
+from halter.errors import Refusal
 from halter.files.checkpoint import Checkpoint
-from halter.files.names import BNB_PARTS
+from halter.files.names import BNB_FORMAT, BNB_PARTS, BNB_SCALE, storage_of
+from halter.model.storages import STORAGES, Quantize
 
 _STATE = f"weight.{BNB_PARTS[-1]}"
 _ALWAYS = ("weight", "weight.absmax", "weight.quant_map", _STATE)
@@ -15,11 +19,52 @@ _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 _BLOCK, _NESTED_BLOCK = 64, 256
 
 
-def nf4_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
+def storing(checkpoint: Checkpoint, asked: str | None) -> Quantize | None:
+    """How the linear layers are held: as they are stored where that is in few bits, else as ``asked``.
+
+    Refusals ``unknown-quantisation``, and ``quantisation-differs`` where they are stored in another way than asked.
+    """
+    if asked not in (None, *STORAGES):
+        expected = f"{', '.join(STORAGES)}, or nothing"
+        raise Refusal("unknown-quantisation", f"{asked!r} is no way to quantise", expected=expected)
+    stored = sorted({storage_of(group) for group in checkpoint.quantized.values()})
+    if len(stored) > 1 or (stored and asked not in (None, *stored)):
+        raise Refusal(
+            "quantisation-differs",
+            f"this checkpoint is stored in {' and '.join(stored)}"
+            + (f", and {asked} is asked for" if asked else ", and one of them is read at a time"),
+            where=str(checkpoint.folder),
+            fix="leave quantize out (or --quantize none) to read it as it is, or take the unquantised checkpoint",
+        )
+    return stored[0] if stored else asked  # type: ignore[return-value]
+
+
+def faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
     """Every fault of one weight: ``group`` as names.bnb_groups gives it, ``shape`` what the model needs.
 
-    Only the state, some hundred bytes of JSON, is read; of the other parts their sizes are compared.
+    Only some hundred bytes are read; of what is large, sizes and dtypes are compared.
     """
+    return (_int8_faults if storage_of(group) == "int8" else _nf4_faults)(checkpoint, group, shape)
+
+
+def _int8_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
+    specs = checkpoint.names()
+    if group["weight"] not in specs:
+        return ["lacks weight"]
+    wanted = {"weight": (torch.int8, tuple(shape)), BNB_SCALE: (torch.float32, (shape[0],))}
+    found = [
+        f"has {part} of {specs[group[part]]}, not {list(size)} of {str(dtype).removeprefix('torch.')}"
+        for part, (dtype, size) in wanted.items()
+        if (specs[group[part]].dtype, specs[group[part]].shape) != (dtype, size)
+    ]
+    if BNB_FORMAT in group:
+        spec = specs[group[BNB_FORMAT]]
+        if spec.nbytes != 1 or int(checkpoint.read(group[BNB_FORMAT]).view(torch.uint8).reshape(())) != 0:
+            found.append(f"has a {BNB_FORMAT} other than 0, rows")
+    return found
+
+
+def _nf4_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
     specs = checkpoint.names()
     nested = any(part in group for part in _NESTED)
     lacking = [part for part in (*_ALWAYS, *(_NESTED if nested else ())) if group.get(part) not in specs]
@@ -34,14 +79,14 @@ def nf4_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[in
         return ["has a state that is not a JSON object"]
     wanted = {"quant_type": "nf4", "blocksize": _BLOCK, "shape": list(shape)}
     wanted |= {"nested_blocksize": _NESTED_BLOCK} if nested else {}
-    faults = [f"is {key} {state.get(key)!r}, not {value!r}" for key, value in wanted.items() if state.get(key) != value]
+    found = [f"is {key} {state.get(key)!r}, not {value!r}" for key, value in wanted.items() if state.get(key) != value]
     if nested and not isinstance(state.get("nested_offset"), float | int):
-        faults.append("has no nested_offset")
+        found.append("has no nested_offset")
     blocks = -(-prod(shape) // _BLOCK)
     sizes = {"weight": -(-prod(shape) // 2), "weight.absmax": blocks if nested else 4 * blocks, "weight.quant_map": 64}
     if nested:
         sizes |= {"weight.nested_absmax": 4 * -(-blocks // _NESTED_BLOCK), "weight.nested_quant_map": 1024}
     for part, size in sizes.items():
         if specs[group[part]].nbytes != size:
-            faults.append(f"has {specs[group[part]].nbytes} bytes of {part}, not {size}")
-    return faults
+            found.append(f"has {specs[group[part]].nbytes} bytes of {part}, not {size}")
+    return found

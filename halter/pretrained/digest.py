@@ -30,7 +30,7 @@ from typing import Any
 from halter.errors import HalterError
 from halter.files.caches import cache_folder
 from halter.files.checkpoint import Checkpoint, open_checkpoint
-from halter.files.names import EMBEDDING, HEAD
+from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.reading import read_json
 from halter.files.tensors import tensor_sha256
 from halter.files.writing import write_json
@@ -101,7 +101,8 @@ def digest_base(folder: str | Path) -> BaseDigest:
     _drop_second_copy(checkpoint, hashes)
     checkpoint.close()
     dtypes = Counter(str(specs[name].dtype).removeprefix("torch.") for name in hashes)
-    storage = {"layout": checkpoint.layout, "dtypes": dict(sorted(dtypes.items())), "nf4": bool(checkpoint.quantized)}
+    kinds = {storage_of(group) for group in checkpoint.quantized.values()}
+    storage = {"layout": checkpoint.layout, "dtypes": dict(sorted(dtypes.items())), "quantised": sorted(kinds)}
     total = combine((name, specs[name].shape, sha) for name, sha in hashes.items())
     digest = BaseDigest(total, storage, identity.fingerprint)
     if _key([Path(f) for f, *_ in key]) == key:  # unless somebody wrote while we read
@@ -132,7 +133,7 @@ def digest_in_background(folder: str | Path) -> Future[BaseDigest]:
 
 
 def digest_model(model: Decoder) -> str:
-    """A digest of everything a Decoder holds in memory, 4-bit storage included; equal before and after means untouched.
+    """A digest of everything a Decoder holds in memory, codes included; equal before and after means untouched.
 
     Of a dense model in its checkpoint's dtype it is digest_base's.
     """

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,22 +14,20 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.checkpoint import Checkpoint, HFCheckpoint, dtype_of, open_checkpoint, read_config
 from halter.files.hub import resolve, to_stderr
-from halter.files.names import EMBEDDING, HEAD
+from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.tensors import TensorSpec
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.linear import Linear
-from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS, is_layer, path
-from halter.pretrained.bnb import nf4_faults
+from halter.model.storages import BITS, STORAGES, Quantize, quantised
+from halter.pretrained.bnb import faults, storing
 from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
 from halter.pretrained.digest import BaseIdentity
 
 Say = Callable[[str], None]
-Quantize = Literal["nf4"] | None
 
-SLOW_BYTES = {None: 800_000_000, "nf4": 150_000_000}
+SLOW_BYTES = {None: 800_000_000, "nf4": 150_000_000, "int8": 400_000_000}
 """From how many stored bytes on a load is announced: about two seconds' worth on a modest machine."""
 _SAY_EVERY_SECONDS = 5.0
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
@@ -39,7 +36,7 @@ _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 def load(
     path_or_hub_id: str | Path,
     dtype: str | torch.dtype = "auto",
-    quantize: Quantize = None,
+    quantize: Quantize | None = None,
     device: str | torch.device | None = None,
     revision: str | None = None,
     *,
@@ -51,12 +48,14 @@ def load(
 
     ``dtype``: "auto" (the checkpoint's; see pretrained.device), "float32", "bfloat16", "float16" or a torch dtype.
     ``quantize="nf4"`` stores the linear layers' weights in 4 bits, quantised while they are read, ``double_quant``
-    their scales in 8; embeddings, norms and head stay in ``dtype``. ``device``: by default cuda, mps or cpu.
+    their scales in 8; "int8" stores them in 8 bits, a scale for each row. Embeddings, norms and head stay in ``dtype``.
+    ``device``: by default cuda, mps or cpu.
     ``offload="layers"`` keeps the layers in CPU memory, two at a time on the GPU (model.streaming).
 
     Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
     files.checkpoint.open_checkpoint and files.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
-    every missing, unexpected and misshapen tensor at once; ``device-missing``; ``unknown-dtype``.
+    every missing, unexpected and misshapen tensor at once; ``device-missing``; ``unknown-dtype``;
+    ``quantisation-differs``.
     """
     folder = resolve(path_or_hub_id, revision, say=say)
     checkpoint = open_checkpoint(folder)
@@ -86,7 +85,7 @@ def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say:
 def load_model(
     source: Checkpoint | str | Path,
     dtype: str | torch.dtype = "auto",
-    quantize: Quantize = None,
+    quantize: Quantize | None = None,
     device: str | torch.device | None = None,
     *,
     double_quant: bool = True,
@@ -101,7 +100,7 @@ def load_model(
 def _load(
     checkpoint: Checkpoint,
     dtype: str | torch.dtype,
-    quantize: Quantize,
+    quantize: Quantize | None,
     device: str | torch.device | None,
     double_quant: bool,
     offload: Offload,
@@ -109,8 +108,8 @@ def _load(
     between: Callable[[], None],
 ) -> Decoder:
     """``between`` is called after every tensor, and may raise."""
-    if quantize not in (None, "nf4"):
-        raise Refusal("unknown-quantisation", f"{quantize!r} is no way to quantise", expected="nf4, or nothing")
+    storing(checkpoint, quantize)  # its refusals
+    fresh = None if checkpoint.quantized else quantize
     config = ModelConfig.from_hf(checkpoint.config)
     plan = _Plan.of(checkpoint, config)
     place = choose_device(device)
@@ -119,10 +118,9 @@ def _load(
     compute = choose_dtype(dtype, _stored_dtype(checkpoint, config), place, say)
     model = Decoder(config, compute, device="meta")
     progress = _Progress(say, sum(spec.nbytes for spec in checkpoint.names().values()))
-    fresh = quantize if not checkpoint.quantized else None
     if progress.total > SLOW_BYTES[fresh]:
         what = f"Loading {progress.total / 1e9:.1f} GB from {checkpoint.folder}"
-        say(f"{what} as {dtype_name(compute)} on {place}" + (", quantised to NF4 on the way" if fresh else ""))
+        say(f"{what} as {dtype_name(compute)} on {place}" + (f", quantised to {fresh} on the way" if fresh else ""))
     for name in plan.order:
         _place(model, checkpoint, name, plan, (place, home), quantize, double_quant)
         progress.add(plan.bytes_of(name))
@@ -190,9 +188,10 @@ class _Plan:
             if name not in expected:
                 wrong.append(_unexpected(name, config))
             elif name in groups and name not in linears:
-                wrong.append(f"{name} is stored in 4 bits, which is read for the linear layers only")
+                bits = BITS[storage_of(groups[name])]
+                wrong.append(f"{name} is stored in {bits}, which is read for the linear layers only")
             elif name in groups:
-                wrong += [f"{name} {fault}" for fault in nf4_faults(checkpoint, groups[name], tuple(expected[name]))]
+                wrong += [f"{name} {fault}" for fault in faults(checkpoint, groups[name], tuple(expected[name]))]
             elif name in held and held[name].shape != tuple(expected[name]):
                 wrong.append(f"{name} is {list(held[name].shape)}, not {list(expected[name])}")
             elif name in held and held[name].dtype not in _FLOATS:
@@ -225,30 +224,28 @@ def _place(
     name: str,
     plan: _Plan,
     devices: tuple[torch.device, torch.device],
-    quantize: Quantize,
+    quantize: Quantize | None,
     double_quant: bool,
 ) -> None:
     """Read one tensor, or one linear layer, and hand it to the model in its final form. ``devices``: where it is
     computed and quantised, and where a layer's tensors stay."""
     device, home = devices
     linear = plan.linears.get(name)
-    stored_nf4 = name in plan.groups
-    if linear is None or not (stored_nf4 or quantize):
-        in_4_bit = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
-        if name not in in_4_bit:  # those came with their weights
+    group = plan.groups.get(name)
+    if linear is None or not (group or quantize):
+        in_few_bits = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
+        if name not in in_few_bits:  # those came with their weights
             model.set_tensor(name, _dense(checkpoint, name, model.dtype, home if is_layer(name) else device))
         return
     bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
-    made: Linear
-    if stored_nf4:
-        parts = {key: checkpoint.read(part).to(device) for key, part in plan.groups[name].items()}
-        parts["weight"] = parts["weight"].view(torch.uint8)  # the codes may be filed under any dtype
+    if group:
+        parts = {key: checkpoint.read(part).to(device) for key, part in group.items()}
         shape = tuple(model.expected()[name])
-        made = NF4Linear.from_bitsandbytes(parts, shape, bias=bias, compute_dtype=model.dtype)
-    else:
+        made = STORAGES[storage_of(group)].from_bitsandbytes(parts, shape, bias, model.dtype)
+        model.set_linear(*linear, made.to(home))
+    elif quantize:
         weight = _dense(checkpoint, name, model.dtype, device)
-        made = NF4Linear.quantize(weight, bias=bias, double_quant=double_quant, compute_dtype=model.dtype)
-    model.set_linear(*linear, made.to(home))
+        model.set_linear(*linear, quantised(quantize, weight, bias, double_quant).to(home))
 
 
 def _dense(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -107,9 +107,7 @@ def _table() -> dict[str, Alias]:
     table |= {
         "lora_target_linear": Alias("method", "target_modules", _if_true("all-linear")),
         "load_in_4bit": Alias("model", "quantize", _choice({True: "nf4", False: None}, "expected true or false")),
-        "load_in_8bit": Alias(
-            "model", "quantize", _refuse_true("Halter holds bases in 16 bit or in NF4, not in 8 bit")
-        ),
+        "load_in_8bit": Alias("model", "quantize", _choice({True: "int8", False: NOTHING}, "expected true or false")),
         "bnb_4bit_quant_type": Alias("model", "quantize", _choice({"nf4": NOTHING}, "the 4-bit type here is nf4")),
         "bnb_4bit_use_double_quant": Alias(
             "model", "quantize", _choice({True: NOTHING}, "NF4 here always quantises its scales too")

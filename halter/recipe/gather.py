@@ -211,7 +211,9 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
         return
     value = TOLERATED.get((place.section, place.key), lambda v: v)(value)
     before = target.get(place.key)
-    if before is not None and not given.override and not before.override:
+    if before is not None and before.name in ALIASES and given.name in ALIASES and None in (value, before.value):
+        value = before.value if value is None else value  # load_in_4bit: false beside load_in_8bit: true
+    elif before is not None and not given.override and not before.override:
         result.problem(given.where(), f"{full} is given twice, the other time as {before.name} at {before.where()}")
     if inner:
         outer = dict(before.value) if before is not None and isinstance(before.value, Mapping) else {}

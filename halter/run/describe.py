@@ -8,7 +8,8 @@ from halter.run.prepare import Job, Say
 def describe(job: Job, say: Say) -> None:
     """What is about to happen, with the defaults that were not chosen by the user and where they come from."""
     recipe, report = job.recipe, job.data.report
-    say(f"base: {job.folder} ({job.config.num_parameters:,} parameters{', nf4' if recipe.model.quantize else ''})")
+    held = f", {recipe.model.quantize}" if recipe.model.quantize else ""
+    say(f"base: {job.folder} ({job.config.num_parameters:,} parameters{held})")
     say(f"data: {report} (rows of at most {recipe.data.max_length} tokens)")
     rows = recipe.train.rows_per_step
     share = f"{rows} rows" if rows else f"at most {recipe.train.tokens_per_step} tokens"

@@ -32,10 +32,10 @@ class Sizes:
     checkpoint: int
 
 
-def sizes(recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, nf4: bool = False) -> Sizes:
+def sizes(recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, held: str | None = None) -> Sizes:
     """What training ``adapter`` (None: unknown, nothing) takes on a base held in ``width`` bytes a number, its linear
-    layers in 4 bits where ``nf4``."""
-    base = base_bytes(dry_base(config, torch.float32 if width == 4 else torch.bfloat16, nf4)).total
+    layers as ``held`` says (model.quantize)."""
+    base = base_bytes(dry_base(config, torch.float32 if width == 4 else torch.bfloat16, held)).total
     count = 0 if adapter is None else adapter.num_trainable
     states = STATE_BYTES[recipe.train.optimizer]
     cast = width if width < 4 else 0
@@ -66,7 +66,7 @@ def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> I
     if total <= free:
         return
     most = (free - rest) // max(1, need.per_token)
-    fix = "a smaller base, model.quantize: nf4, or a method that trains less"
+    fix = "a smaller base, model.quantize: nf4 (or int8), or a method that trains less"
     if most > 0:
         fix = f"data.max_length of at most {most}, with data.on_long: cut or split; or model.quantize: nf4"
     yield Refusal(

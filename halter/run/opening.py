@@ -17,6 +17,7 @@ from halter.files.tokenizer import Tokenizer
 from halter.methods import storage
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.model.storages import STORAGES, Quantize
 from halter.pretrained.device import Offload
 from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_background
 from halter.pretrained.load import Say, load
@@ -39,8 +40,8 @@ class OpenOptions:
     adapter was trained with, else the checkpoint's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What weights are held and computed in; auto: the checkpoint's own."""
-    quantize: Literal["nf4", "none"] | None = None
-    """nf4 holds the base in 4 bits, none does not. Not given: as in training."""
+    quantize: Literal["nf4", "int8", "none"] | None = None
+    """nf4 holds the base in 4 bits, int8 in 8, none does not. Not given: as in training."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
     offload: Offload = "none"
@@ -172,7 +173,7 @@ def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None)
     options = options or OpenOptions()
     Waivers(options.allow)  # refuses what cannot be waived
     held = options.quantize or subject.facts.get("quantize") or (subject.recipe and subject.recipe.model.quantize)
-    storing: Literal["nf4"] | None = "nf4" if held == "nf4" else None
+    storing: Quantize | None = held if held in STORAGES else None  # type: ignore[assignment]
     how = options.dtype, storing, options.device, subject.revision
     model, tokenizer = load(subject.base, *how, offload=options.offload, say=say)
     adapter = put_on(subject, model, tokenizer, say, options.allow)

@@ -11,7 +11,7 @@ import torch
 
 from halter.files import yaml12
 from halter.model.decoder import Decoder
-from halter.model.nf4_linear import NF4Linear
+from halter.model.storages import held_in
 from halter.plan import Setting, fit, forecast, speed
 from halter.plan.answer import Answer
 from halter.plan.setting import shape_of
@@ -56,7 +56,7 @@ def from_recipe(recipe: Recipe) -> Setting:
         shape=shape,
         methods=tuple(choice.options for choice in recipe.methods),
         dtype=dtype,
-        nf4=recipe.model.quantize == "nf4",
+        quantize=recipe.model.quantize,
         optimizer=options.optimizer,
         rows=rows,
         length=length,
@@ -103,7 +103,7 @@ def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, before: 
         shape=job.config,
         methods=tuple(choice.options for choice in job.recipe.methods),
         dtype=model.dtype,
-        nf4=any(isinstance(module, NF4Linear) for module in model.modules()),
+        quantize=held_in(model),
         optimizer=job.recipe.train.optimizer,
         checkpointing=checkpointing,
         rows=rows,

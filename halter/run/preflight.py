@@ -21,6 +21,7 @@ from halter.methods import storage, warm
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.plan.dry import dry_adapter
+from halter.pretrained.bnb import storing
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
@@ -148,8 +149,8 @@ def _device(recipe: Recipe) -> torch.device:
 def _check_sizes(
     recipe: Recipe, base: Base, checkpoint: Checkpoint, adapter: Adapter | None, job: Job | None, findings: Findings
 ) -> None:
-    nf4 = recipe.model.quantize == "nf4" or bool(checkpoint.quantized)
-    need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), nf4)
+    held = findings.attempt(storing, checkpoint, recipe.model.quantize)
+    need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), held)
     kept = recipe.train.save_total_limit
     findings.take(checks_machine.disk_space(recipe.output_dir or "runs", need.checkpoint, kept))
     row = ("a row", 1)

@@ -53,22 +53,22 @@ def test_the_largest_pass_fits_and_one_more_does_not() -> None:
 def test_choices_are_ranked_by_what_is_said() -> None:
     lora, prompts = Lora(r=2), LlamaAdapter(4, 10)
     everything = fit.ranked(SETTING, 10**12, [prompts, lora])
-    assert [(c.method, c.nf4, c.checkpointing) for c in everything] == [
-        (name, nf4, on) for nf4 in (False, True) for on in (False, True) for name in ("lora", "llama_adapter")
+    assert [(c.method, c.quantize, c.checkpointing) for c in everything] == [
+        (name, held, on) for held in (None, "int8", "nf4") for on in (False, True) for name in ("lora", "llama_adapter")
     ]
     assert all(c.fits for c in everything)
-    budget = next(c.need for c in everything if c.method == "lora" and not c.nf4 and not c.checkpointing) - 1
+    budget = next(c.need for c in everything if c.method == "lora" and not c.quantize and not c.checkpointing) - 1
     some = fit.ranked(SETTING, budget, [prompts, lora])
     assert [c.fits for c in some] == sorted((c.need <= budget for c in some), reverse=True)
-    assert not next(c for c in some if (c.method, c.nf4, c.checkpointing) == ("lora", False, False)).fits
-    plain = {c.checkpointing: c for c in everything if c.method == "lora" and not c.nf4}
+    assert not next(c for c in some if (c.method, c.quantize, c.checkpointing) == ("lora", None, False)).fits
+    plain = {c.checkpointing: c for c in everything if c.method == "lora" and not c.quantize}
     assert plain[True].operations > plain[False].operations and plain[True].need < plain[False].need
 
 
-def test_full_has_no_row_on_a_4_bit_base() -> None:
+def test_full_has_no_row_on_a_quantised_base() -> None:
     from halter.methods.full import Full
 
-    assert {c.nf4 for c in fit.ranked(SETTING, 10**12, [Full()])} == {False}
+    assert {c.quantize for c in fit.ranked(SETTING, 10**12, [Full()])} == {None}
 
 
 def test_rates_are_measured_and_times_follow_from_them() -> None:

@@ -15,8 +15,8 @@ from halter.methods.lora import Lora
 from halter.methods.method import Method, find, names
 from halter.model.config import preset
 from halter.model.decoder import Decoder
-from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS
+from halter.model.storages import quantised
 from halter.plan import Setting, forecast
 from halter.plan.dry import base_bytes, counts_by_place, dry_adapter, dry_base
 from halter.plan.trace import training_pass
@@ -52,19 +52,19 @@ def test_tied_weights_are_counted_once() -> None:
     assert found.training.optimizer == 8 * shape.num_parameters
 
 
-@pytest.mark.parametrize("nf4", [False, True])
-def test_base_bytes_are_those_of_a_real_base(nf4: bool) -> None:
+@pytest.mark.parametrize("held", [None, "nf4", "int8"])
+def test_base_bytes_are_those_of_a_real_base(held: str | None) -> None:
     model = tiny.decoder(tiny.config(dim=64, ffn_dim=192))
-    if nf4:
+    if held:
         for layer in range(model.config.layers):
             for place in LINEARS:
-                model.set_linear(layer, place, NF4Linear.quantize(model.module(layer, place).weight()))
-    assert base_bytes(dry_base(model.config, model.dtype, nf4)) == base_bytes(model)
+                model.set_linear(layer, place, quantised(held, model.module(layer, place).weight()))
+    assert base_bytes(dry_base(model.config, model.dtype, held)) == base_bytes(model)
     assert base_bytes(model).total == sum({id(b): b.nbytes for b in model.buffers()}.values())
 
 
 def test_the_size_of_4_bits_is_the_papers() -> None:
-    found = base_bytes(dry_base(preset("llama-1-7b"), torch.bfloat16, nf4=True))
+    found = base_bytes(dry_base(preset("llama-1-7b"), torch.bfloat16, "nf4"))
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert found.constants == linear // 64 + 4 * (linear // (64 * 256)) + 4 * 7 * 32
     assert round(found.total / 1e9, 3) == 3.866  # facts/mechanisms.md, section 2
@@ -76,14 +76,14 @@ def test_every_method_can_be_traced_without_memory(name: str, checkpointing: boo
     shape = tiny.config(layers=3)
     method = find(name)(r=2) if "r" in find(name).__dataclass_fields__ else find(name)()
     adapter = dry_adapter(shape, [method])
-    found = training_pass(dry_base(shape, torch.float32, False), adapter, 2, 24, checkpointing)
+    found = training_pass(dry_base(shape, torch.float32, None), adapter, 2, 24, checkpointing)
     assert found.worst["activations"] > 0 and found.operations > 0
     assert all(parameter.grad is None for parameter in adapter.parameters())
 
 
 def test_checkpointing_keeps_less_and_computes_more() -> None:
     shape, method = tiny.config(layers=8), Lora(r=2)
-    base, adapter = dry_base(shape, torch.float32, False), dry_adapter(shape, [method])
+    base, adapter = dry_base(shape, torch.float32, None), dry_adapter(shape, [method])
     plain, thrifty = (training_pass(base, adapter, 2, 64, on) for on in (False, True))
     assert thrifty.total < plain.total / 2
     assert plain.operations < thrifty.operations < 1.6 * plain.operations
@@ -94,7 +94,7 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     pair three times; attention 4 and 10 per scored pair and number of a head."""
     shape, rows, length = tiny.config(), 3, 40
     adapter = dry_adapter(shape, [Lora(r=2)])
-    found = training_pass(dry_base(shape, torch.float32, False), adapter, rows, length, False)
+    found = training_pass(dry_base(shape, torch.float32, None), adapter, rows, length, False)
     linear = sum(a * b for a, b in map(shape.weight_shape, LINEARS)) * shape.layers
     head = shape.vocab_size * shape.dim
     pairs = rows * length * (length + 1) // 2 * shape.layers

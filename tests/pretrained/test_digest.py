@@ -43,8 +43,8 @@ def test_files_shards_and_ranks_of_the_same_weights_are_the_same_base(tmp_path: 
     write_meta_folder(model, tmp_path / "meta8", 8, kv_copies=2)
     found = {name: digest_base(tmp_path / name) for name in ("single", "shards", "meta1", "meta8")}
     assert {d.digest for d in found.values()} == {by_hand(model.state_dict())}
-    assert found["single"].storage == {"layout": "huggingface", "dtypes": {"float32": 21}, "nf4": False}
-    assert found["meta8"].storage == {"layout": "meta", "dtypes": {"float32": 21}, "nf4": False}
+    assert found["single"].storage == {"layout": "huggingface", "dtypes": {"float32": 21}, "quantised": []}
+    assert found["meta8"].storage == {"layout": "meta", "dtypes": {"float32": 21}, "quantised": []}
     assert digest_model(load_model(tmp_path / "meta8", device="cpu")) == found["single"].digest
 
 

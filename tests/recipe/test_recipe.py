@@ -99,7 +99,8 @@ def test_all_mistakes_come_in_one_refusal_each_with_line_and_column(tmp_path: Pa
         ("method: loar\nmodel: a\ndata: b\n", "did you mean lora? There are: "),
         ("method: {name: 3}\nmodel: a\ndata: b\n", "no method is called 3"),
         ("- a\n- b\n", "a recipe is a mapping"),
-        ("model: a\ndata: b\nload_in_8bit: true\n", "load_in_8bit: Halter holds bases in 16 bit or in NF4"),
+        ("model: a\ndata: b\nload_in_8bit: yes please\n", "load_in_8bit: expected true or false"),
+        ("model: a\ndata: b\nload_in_8bit: true\nload_in_4bit: true\n", "model.quantize is given twice"),
         ("model: a\ndata: b\nresume_from_checkpoint: x\n", "--resume"),
         ("model: a\ndata: b\ntrain: {tokens_per_step: 5, per_device_train_batch_size: 5}\n", "keep one"),
         ("model: a\ndata: b\nname: x\n", "unknown key 'name'"),
@@ -169,6 +170,10 @@ def test_values_of_other_tools_that_ask_for_nothing_are_dropped() -> None:
     assert load({**LEAST, "train": {"max_steps": -1, "report_to": "none"}}) == load(LEAST)
     assert load({**LEAST, "train_on_inputs": False, "val_set_size": 0}) == load(LEAST)
     assert load({**LEAST, "val_set_size": 0.1}).data.validation == 0.1
+    both = {"load_in_8bit": True, "load_in_4bit": False}
+    for flags in (both, dict(reversed(both.items())), {**both, "method": "qlora"}):
+        assert load({**LEAST, **flags}).model.quantize == "int8"
+    assert load({**LEAST, "load_in_8bit": False, "load_in_4bit": True}).model.quantize == "nf4"
     for bad in (
         {"val_set_size": 2000},
         {"bnb_4bit_quant_type": "fp4"},

@@ -297,7 +297,7 @@ def test_the_longest_row_is_reckoned_to_the_token(good: Any, monkeypatch: pytest
     assert [p.id for p in found] == ["row-memory"] and f"at most {tokens - 1}" in found[0].fix
     assert job.data.report.longest_origin in found[0].what
     assert ids(good(checks__allow=["row-memory"])) == []
-    four = estimate.sizes(job.recipe, job.config, None, 2, nf4=True)
+    four = estimate.sizes(job.recipe, job.config, None, 2, "nf4")
     layers = job.config.num_parameters - 512 * 64 - 64 * (2 * job.config.layers + 1)  # all but vocabulary and norms
     assert four.base == pytest.approx(layers * (4 + 0.127) / 8 + 2 * (job.config.num_parameters - layers), rel=2e-3)
 

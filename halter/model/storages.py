@@ -1,0 +1,33 @@
+"""Every way to hold a linear layer's weight in fewer bits than it is computed in, in one table."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from halter.model.decoder import Decoder
+from halter.model.int8_linear import Int8Linear
+from halter.model.nf4_linear import NF4Linear
+
+Quantize = Literal["nf4", "int8"]
+"""Their names, as options have them."""
+STORAGES: dict[str, type[NF4Linear] | type[Int8Linear]] = {"nf4": NF4Linear, "int8": Int8Linear}
+BITS = {"nf4": "4 bits", "int8": "8 bits"}
+"""{name: in words}."""
+
+
+def held_in(model: Decoder) -> Quantize | None:
+    """How the linear layers of a decoder are held; None where all are dense."""
+    found = {module.storage for _, _, module in model.places() if isinstance(module, NF4Linear | Int8Linear)}
+    return next((kind for kind in get_args(Quantize) if kind in found), None)
+
+
+def quantised(
+    kind: str, weight: Tensor, bias: Tensor | None = None, double_quant: bool = True
+) -> NF4Linear | Int8Linear:
+    """A linear layer with ``weight`` [out, in] held as ``kind`` names, computed in the weight's dtype; ``double_quant``
+    is NF4's. Refusal ``weight-not-finite``."""
+    if kind == "nf4":
+        return NF4Linear.quantize(weight, bias, double_quant)
+    return Int8Linear.quantize(weight, bias)

@@ -1,0 +1,116 @@
+"""x W^T with W in 8 bits: the codes are cast a piece at a time, forward and again backward, and never kept.
+
+A code has at most 7 bits and a sign, which bf16 and fp32 hold exactly. So the codes themselves are multiplied and the
+row's scale goes on the sum: no weight is rounded, and what is computed is the stored weight's product with x as it is.
+LLM.int8() rounds x to 8 bits too, all but its outlying columns; here x stays in 16 or 32 bits, which is the more exact
+of the two and needs no threshold. In fp16 sums of codes could overflow, so there the weight itself is made, in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halter.numerics import int8
+from halter.numerics.int8 import Int8
+from halter.numerics.operations import operation
+
+PIECE_BYTES = 4 * 2**20  # of cast codes
+ROWS = 8  # of x, up to which torch's own product with codes is the quicker one
+
+
+def product(x: Tensor, data: Int8, bias: Tensor | None = None) -> Tensor:
+    """x [..., in] times the transpose of ``data`` [out, in], plus ``bias`` [out]: [..., out] in x's dtype.
+
+    Differentiable in x only. Any number of rows, none included.
+    """
+    return _int8_product(x, data.codes, data.absmax, bias, False)
+
+
+def _empty(x, codes, absmax, bias, transposed):  # type: ignore[no-untyped-def]
+    return x.new_empty(*x.shape[:-1], codes.shape[1] if transposed else codes.shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Not save_for_backward: these are the base's own buffers, and hooks that move what is saved have no use for them.
+    _, *ctx.base, _, ctx.transposed = inputs
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    dx = _int8_product(grad, *ctx.base, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
+    return dx, None, None, None, None
+
+
+@operation(fake=_empty, setup=_keep, backward=_backward)
+def _int8_product(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """x W^T + bias, or x W where ``transposed``."""
+    flat, data = x.reshape(-1, x.shape[-1]), Int8(codes, absmax)
+    y = _by_columns(flat, data) if transposed else _by_rows(flat, data)
+    if bias is not None:
+        y += bias
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _by_rows(x: Tensor, data: Int8) -> Tensor:
+    """x W^T: each piece is some rows of W and gives the same columns of the result."""
+    out, scale = len(data.codes), int8.scale_of(data).to(_scaling(x))
+    if 0 < len(x) <= ROWS and x.device.type == "cpu" and x.dtype == torch.bfloat16 and quick(x.shape[1], out):
+        return (torch._weight_int8pack_mm(x.contiguous(), data.codes, x.new_ones(out)) * scale).to(x.dtype)
+    y = x.new_empty(len(x), out)
+    for a, b in _pieces(x, out, x.shape[1]):
+        if x.dtype == torch.float16:
+            y[:, a:b] = F.linear(x, int8.dequantise(Int8(data.codes[a:b], data.absmax[a:b]), x.dtype))
+        else:
+            y[:, a:b] = F.linear(x, data.codes[a:b].to(x.dtype)) * scale[a:b]
+    return y
+
+
+def _by_columns(x: Tensor, data: Int8) -> Tensor:
+    """x W: each piece is some columns of W, so that no sum is rounded half way."""
+    out, width = data.codes.shape
+    half = x.dtype == torch.float16
+    scaled = x if half else _times_scale(x, int8.scale_of(data).to(_scaling(x)))
+    y = x.new_empty(len(x), width)
+    for a, b in _pieces(x, width, out):
+        codes = data.codes[:, a:b]
+        y[:, a:b] = scaled @ (int8.dequantise(Int8(codes, data.absmax), x.dtype) if half else codes.to(x.dtype))
+    return y
+
+
+def _times_scale(x: Tensor, scale: Tensor) -> Tensor:
+    """x * scale [columns], in x's dtype; some rows at a time, since the product has 32 bits before it is rounded."""
+    scaled = torch.empty_like(x)
+    for a, b in _pieces(x, len(x), x.shape[1]):
+        scaled[a:b] = x[a:b] * scale
+    return scaled
+
+
+def _scaling(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _pieces(x: Tensor, along: int, across: int) -> Sequence[tuple[int, int]]:
+    """Rows or columns to cast at once, from and to: all of them on an accelerator, whose allocator keeps its memory."""
+    step = along if x.device.type != "cpu" else max(32, PIECE_BYTES // max(1, across * x.element_size()))
+    return [(a, min(a + step, along)) for a in range(0, along, max(1, step))]
+
+
+@cache
+def quick(width: int, out: int) -> bool:
+    """Whether torch has a product of bf16 with codes here that is worth its while, and gives plain torch's numbers for
+    this shape [out, width]. It belongs to torch's inner functions, which may go or change."""
+    if width % 32 or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    codes = (torch.arange(min(out, 40) * width) % 255 - 127).to(torch.int8).view(-1, width)
+    x = torch.linspace(-1, 2, 2 * width).view(2, width).to(torch.bfloat16)
+    try:
+        found = torch._weight_int8pack_mm(x, codes, x.new_ones(len(codes)))
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    wanted = x.double() @ codes.double().t()
+    return bool((found.double() - wanted).abs().max() <= 0.01 * wanted.abs().max())
