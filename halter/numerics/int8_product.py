@@ -37,12 +37,12 @@ def _empty(x, codes, absmax, bias, transposed):  # type: ignore[no-untyped-def]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    # Not save_for_backward: these are the base's own buffers, and hooks that move what is saved have no use for them.
-    _, *ctx.base, _, ctx.transposed = inputs
+    _, codes, absmax, _, ctx.transposed = inputs
+    ctx.save_for_backward(codes, absmax)  # a base that is streamed must know who comes back for its buffers
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dx = _int8_product(grad, *ctx.base, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
+    dx = _int8_product(grad, *ctx.saved_tensors, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
     return dx, None, None, None, None
 
 

@@ -45,7 +45,7 @@ def test_bytes_are_counted_and_nothing_dense_is_kept():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         small(torch.randn(4, 512, requires_grad=True))
-    assert not kept
+    assert kept and {t.data_ptr() for t in kept} <= {b.data_ptr() for b in small.buffers()}
 
 
 def test_bitsandbytes_files_both_ways():
@@ -83,8 +83,9 @@ def test_any_method_over_an_8_bit_base(name):
     tokens = torch.arange(24).view(2, 12)
     adapters = [adapt(model, name) for model in (small, dense)]
     with torch.no_grad():
-        same = torch.equal(small(tokens, adapter=adapters[0]), small(tokens))
-    assert same == find(name).starts_as_base
+        away = float((small(tokens, adapter=adapters[0]) - small(tokens)).abs().max())
+    # Where a dense weight stands in for the codes, their scale is rounded before the product and not after.
+    assert (away < 1e-5) == find(name).starts_as_base and (away == 0 or name != "lora")
     grads = []
     for model, adapter in zip((small, dense), adapters, strict=True):
         tiny.jitter(adapter)

@@ -19,6 +19,7 @@ from halter.errors import Refusal
 from halter.generation.engine import generate
 from halter.methods.adapter import adapt
 from halter.methods.method import names
+from halter.model.int8_linear import Int8Linear
 from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Linear
 from halter.model.nf4_linear import NF4Linear
@@ -33,6 +34,7 @@ STORAGES = {
     "dense": (DenseLinear, torch.float32),
     "bf16": (DenseLinear, torch.bfloat16),
     "nf4": (NF4Linear, torch.bfloat16),
+    "int8": (Int8Linear, torch.bfloat16),
 }
 STREAMABLE = [name for name in names() if name != "full"]
 
@@ -59,10 +61,10 @@ class LateLane(Lane):
 def base(storage: str = "dense", layers: int = LAYERS):
     kind, dtype = STORAGES[storage]
     model = tiny.decoder(tiny.config(layers=layers), dtype)
-    if kind is NF4Linear:
+    if kind is not DenseLinear:
         for layer in range(layers):
             for place in LINEARS:
-                model.set_linear(layer, place, NF4Linear.quantize(model.module(layer, place).weight()))
+                model.set_linear(layer, place, kind.quantize(model.module(layer, place).weight()))
     return model
 
 

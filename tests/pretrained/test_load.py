@@ -266,7 +266,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(shared: Path, tmp_p
     assert len(said) == 1 and "12 more tokens" in said[0]
 
 
-@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("quantize", [None, "nf4", "int8"])
 def test_offloaded_layers_are_the_layers(tmp_path: Path, quantize: str | None, monkeypatch) -> None:
     tiny_llama(attention_bias=True).save_pretrained(tmp_path)
     said: list[str] = []
