@@ -115,7 +115,16 @@ class Subspace(Piece):
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """Orthonormal rows [r, dim] that span those of ``rows``; rows that are orthonormal already stay as they are."""
+    """Orthonormal rows [r, dim] that span those of ``rows``; rows that are orthonormal already stay as they are.
+
+    A zero row, which only files bring, stays one, as in torch's ``orthogonal`` parametrisation, and the others are as if
+    it were not there (in torch later rows lose a direction by it). QR's own derivative divides by zero.
+    """
+    if rows.device.type != "meta":
+        kept = rows.detach().any(dim=1).nonzero().squeeze(1)
+        if len(kept) < len(rows):
+            others = orthonormal(rows[kept]) if len(kept) else rows[kept]
+            return torch.zeros_like(rows).index_copy(0, kept, others)
     q, upper = torch.linalg.qr(rows.T)
     return (q * upper.diagonal().sign()).T
 
