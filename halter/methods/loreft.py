@@ -117,8 +117,8 @@ class Subspace(Piece):
 def orthonormal(rows: Tensor) -> Tensor:
     """Orthonormal rows [r, dim] that span those of ``rows``; rows that are orthonormal already stay as they are.
 
-    A zero row, which only files bring, stays one, as in torch's ``orthogonal`` parametrisation, and the others are as if
-    it were not there (in torch later rows lose a direction by it). QR's own derivative divides by zero.
+    A zero row, which only files bring, stays one, as in torch's ``orthogonal`` parametrisation, and the others are as
+    if it were not there (in torch later rows lose a direction by it). QR's own derivative divides by zero.
     """
     if rows.device.type != "meta":
         kept = rows.detach().any(dim=1).nonzero().squeeze(1)
