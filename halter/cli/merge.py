@@ -11,7 +11,7 @@ import typer
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.merge import merge
-from halter.export.requantise import merge_4bit
+from halter.export.requantise import merge_quantised
 from halter.files.hub import resolve, to_stderr
 from halter.run.opening import OpenOptions, find, open_subject
 
@@ -23,10 +23,11 @@ def command(
     output: Annotated[str | None, typer.Option(help="New folder for the merged model.")] = None,
     base: Annotated[
         Literal["original", "dequantised"],
-        typer.Option(help="For an adapter trained on a 4-bit base: what it is merged into."),
+        typer.Option(help="For an adapter trained on a quantised base: what it is merged into."),
     ] = "original",
     into: Annotated[
-        Literal["16bit", "nf4"], typer.Option(help="nf4 writes 4-bit weights, and says how much of the update is lost.")
+        Literal["16bit", "int8", "nf4"],
+        typer.Option(help="int8 and nf4 write 8-bit and 4-bit weights, and say how much of the update is lost."),
     ] = "16bit",
     allow_gap: Annotated[
         bool, typer.Option("--allow-gap", help="Write the folder even if it differs from base + adapter.")
@@ -45,8 +46,8 @@ def command(
     assert opened.adapter is not None
     source = resolve(subject.base, subject.revision)
     to_stderr(f"merging into {output} ...")
-    if into == "nf4":
-        survival = merge_4bit(opened.model, opened.adapter, output, base=base, source=source)
+    if into != "16bit":
+        survival = merge_quantised(opened.model, opened.adapter, output, into, base=base, source=source)
         record: dict[str, object] = {**asdict(survival), "folder": output, "survival": survival.mean}
         words = str(survival)
     else:

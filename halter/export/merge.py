@@ -1,6 +1,6 @@
 """Merging: the base's weights with an adapter folded in, as a folder that any LLaMA tool opens, proven beforehand.
 
-The update is made in float32 and rounded once. An adapter trained over a 4-bit base was fitted to the dequantised
+The update is made in float32 and rounded once. An adapter trained over a quantised base was fitted to the dequantised
 weights; merged into the original 16-bit ones (the default) the model shifts by the quantisation error, which is
 measured and said, and ``base="dequantised"`` merges into what it was trained on.
 """
@@ -38,7 +38,7 @@ SHIFT = 1e-3
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did: the gap to base + adapter, and for a 4-bit base also the gap to the model that was trained."""
+    """What a merge did: the gap to base + adapter, and, over a quantised base, to the model that was trained."""
 
     folder: Path
     gap: Gap
@@ -50,10 +50,10 @@ class MergeReport:
     def __str__(self) -> str:
         lines = [f"merged model ({self.stored}) against base + adapter: {self.gap}"]
         if self.trained_gap is not None:
-            lines.append(f"merged model against the 4-bit model that was trained: {self.trained_gap}")
+            lines.append(f"merged model against the quantised model that was trained: {self.trained_gap}")
             if self.trained_gap.kl > self.gap.kl + SHIFT:
                 lines.append(
-                    "warning: these are the original 16-bit weights, and the adapter was fitted to the 4-bit ones; "
+                    "warning: these are the original 16-bit weights, and the adapter was fitted to quantised ones; "
                     "--base dequantised merges into what was trained. Score both: halter evaluate"
                 )
         if self.untied:
@@ -74,8 +74,8 @@ def merge(
     """Write the merged model into a new folder, weights in the dtype that the checkpoint has them in.
 
     ``model`` is the base that the adapter was trained over. ``source``: the base's folder, for its tokenizer and
-    licence files and, under a 4-bit model with ``base="original"``, for its 16-bit weights; default: what the adapter
-    remembers.
+    licence files and, under a quantised model with ``base="original"``, for its 16-bit weights; default: what the
+    adapter remembers.
     A chat template that the adapter was trained with, and which is not the checkpoint's own, goes along.
     The folder appears only if the merged model, read back, gives the logits of base + adapter: within 1e-4 in fp32,
     KL 1e-4 in 16 bit (HalterError ``merge gap`` otherwise, unless ``allow_gap``).
@@ -169,7 +169,7 @@ def unties(adapter: Adapter) -> bool:
 
 
 def is_quantised(model: Decoder) -> bool:
-    """Whether linear layers are stored in 4 bits."""
+    """Whether linear layers are stored in fewer bits than they are computed in."""
     return any(isinstance(m, Linear) and m.storage != "dense" for _, _, m in model.places())
 
 
@@ -190,7 +190,7 @@ def _read_back(inside: Path, reference: Decoder, stored: torch.dtype) -> Decoder
 
 
 def _dense(model: Decoder) -> Decoder:
-    """The same weights without 4-bit storage."""
+    """The same weights, dequantised."""
     dense = Decoder(model.config, model.dtype)
     for name, tensor in tensors_of(model):
         dense.set_tensor(name, tensor)
@@ -207,7 +207,7 @@ def _needed(origin: Path | None) -> Path:
         raise Refusal(
             "merge-source",
             "merging into the original 16-bit weights needs the base's folder, and it is not known",
-            fix='give source=FOLDER, or base="dequantised" to merge into the 4-bit weights as they are',
+            fix='give source=FOLDER, or base="dequantised" to merge into the quantised weights as they are',
         )
     return origin
 

@@ -55,7 +55,7 @@ class Site:
 
     @property
     def module(self) -> nn.Module:
-        """The base's module at this place; its weights may be 4-bit (model.linear)."""
+        """The base's module at this place; its weights may be quantised (model.storages)."""
         return self.base.module(self.layer, self.place)
 
     def weights(self) -> AbstractContextManager[None]:

@@ -42,7 +42,7 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class BaseDigest:
-    """``digest``: SHA-256 as hex. ``storage``: layout, {dtype: number of tensors}, and whether stored in 4 bits.
+    """``digest``: SHA-256 as hex. ``storage``: layout, {dtype: number of tensors}, and how quantised.
     ``fingerprint``: SHA-256 of the tensors' first rows."""
 
     digest: str

@@ -93,7 +93,7 @@ def write_model(
 
 
 def tensors_of(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, dense tensor) of everything a Decoder holds, 4-bit weights dequantised one at a time."""
+    """(Hugging Face name, dense tensor) of everything a Decoder holds, quantised weights dequantised one at a time."""
     for layer, place, module in model.places():
         if place == "lm_head" and model.config.tied:
             continue

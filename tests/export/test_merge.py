@@ -12,7 +12,7 @@ import halter
 from halter.errors import HalterError, Refusal
 from halter.export import merge as merging
 from halter.export.gap import gap
-from halter.export.requantise import merge_4bit
+from halter.export.requantise import merge_quantised
 from halter.methods.adapter import adapt
 from halter.methods.method import Method, find
 from halter.model.nf4_linear import NF4Linear
@@ -159,7 +159,7 @@ def test_merging_into_4_bits_says_what_survives(scale, low, high, tmp_path):
     """mechanisms 2, measured there on other matrices: about 1 % of an update of 1 %, 99 % of one of 30 %."""
     _, small = nf4_pair()
     adapter = sized_update(small, scale)
-    survival = merge_4bit(small, adapter, tmp_path / "four", base="dequantised")
+    survival = merge_quantised(small, adapter, tmp_path / "four", base="dequantised")
     assert set(survival.shares) == {f"model.layers.{i}.mlp.up_proj" for i in range(2)}
     assert low < survival.mean < high
     merged = load_model(tmp_path / "four", "float32")
@@ -181,7 +181,7 @@ def test_merging_into_4_bits_takes_the_base_that_is_asked_for(tmp_path):
     save_model(dense, dense.config, tmp_path / "base")
     adapter = sized_update(small, 0.01)
     found = {
-        base: merge_4bit(small, adapter, tmp_path / base, base=base, source=tmp_path / "base")
+        base: merge_quantised(small, adapter, tmp_path / base, base=base, source=tmp_path / "base")
         for base in ("original", "dequantised")
     }
     assert found["dequantised"].mean < 0.3 < 0.6 < found["original"].mean < 1.4
@@ -191,7 +191,7 @@ def test_merging_into_4_bits_takes_the_base_that_is_asked_for(tmp_path):
     torch.testing.assert_close(whole, wanted)
     assert found["original"].trained_gap.largest > 0 and found["original"].gap.largest > 0
     with pytest.raises(Refusal, match="merge-source"):
-        merge_4bit(small, adapter, tmp_path / "none")
+        merge_quantised(small, adapter, tmp_path / "none")
 
 
 @pytest.mark.parametrize("order", [("full", "lora"), ("lora", "full"), ("full", "lora", "full")])
@@ -211,7 +211,7 @@ def test_a_tied_head_of_its_own_survives_merging_into_4_bits(tmp_path):
     model = tiny.decoder(tiny.config(tied=True))
     adapter = adapt(model, "lora", r=4, target_modules=["lm_head", "embed_tokens"])
     tiny.jitter(adapter)
-    merge_4bit(model, adapter, tmp_path / "four")
+    merge_quantised(model, adapter, tmp_path / "four")
     merged = load_model(tmp_path / "four", "float32")
     assert not merged.config.tied
     with torch.no_grad():

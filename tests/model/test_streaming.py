@@ -129,7 +129,7 @@ def test_no_storage_is_forgotten_here():
 @pytest.mark.parametrize("storage", STORAGES)
 def test_greedy_tokens_are_the_same(storage, shared):
     kind, dtype = STORAGES[storage]
-    quantize = "nf4" if kind is NF4Linear else None
+    quantize = None if kind is DenseLinear else kind.storage
     resident, tokenizer = load(shared / "data/models/stories260K", dtype, quantize, "cpu")
     streamed = copy.deepcopy(resident)
     streamed.stream_layers(2 * layer_bytes(resident.layers[0]), LateLane())

@@ -1,0 +1,144 @@
+"""One run over an 8-bit base from recipe to merged folder, on a real checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import halter
+from halter.cli.main import run as command
+from halter.export.merge import merge
+from halter.export.requantise import merge_quantised
+from halter.methods.storage import load_adapter
+from halter.model.places import LINEARS
+from halter.model.storages import held_in
+from halter.plan.dry import base_bytes, dry_base
+from halter.pretrained.digest import digest_model
+from halter.pretrained.load import load_model
+from halter.run.opening import OpenOptions, find, open_subject
+from halter.run.preflight import examine
+
+TOKENS = torch.arange(3, 43).view(2, 20)
+
+
+@pytest.fixture(scope="module")
+def base(shared):
+    return shared / "data" / "models" / "stories260K"
+
+
+@pytest.fixture(scope="module")
+def trained(shared, base, tmp_path_factory):
+    """(run folder, what was said)."""
+    data = shared / "data" / "instruct"
+    recipe = {
+        "model": {"path": str(base), "device": "cpu"},
+        "load_in_8bit": True,
+        "method": {"name": "lora", "r": 4},
+        "data": {
+            "train": f"{data / 'tinystories_instruct_train.jsonl'}#24",
+            "validation": f"{data / 'tinystories_instruct_test.jsonl'}#4",
+            "template": "alpaca", "max_length": 320, "on_long": "cut",
+        },
+        "train": {"per_device_train_batch_size": 4, "max_steps": 6, "learning_rate": 1e-2},
+        "output_dir": str(tmp_path_factory.mktemp("int8") / "run"),
+    }  # fmt: skip
+    said = []
+    return halter.train(recipe, say=said.append), "\n".join(said)
+
+
+def test_it_learns_and_remembers_how_its_base_was_held(trained, base):
+    run, said = trained
+    assert "load_in_8bit is read as model.quantize" in said and "parameters, int8)" in said
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses[-1] < losses[0] - 0.1
+    assert json.loads((run / "adapter" / "halter.json").read_text())["quantize"] == "int8"
+    opened = open_subject(find(str(run)), lambda _: None)
+    assert held_in(opened.model) == "int8" and opened.adapter is not None
+    small = load_model(base, "auto", "int8", "cpu")
+    before = digest_model(small)
+    with torch.no_grad():
+        wanted = small(TOKENS, adapter=load_adapter(run / "adapter", small))
+        assert torch.equal(opened.model(TOKENS, adapter=opened.adapter), wanted)
+        dense = open_subject(find(str(run)), lambda _: None, OpenOptions(quantize="none"))
+        assert held_in(dense.model) is None
+        away = (dense.model(TOKENS, adapter=dense.adapter) - wanted).norm() / wanted.norm()
+    assert 1e-6 < float(away) < 0.02
+    assert digest_model(small) == before
+
+
+def test_the_plan_counts_the_bytes_that_are_held(base):
+    model = load_model(base, "float32", "int8", "cpu")
+    planned = base_bytes(dry_base(model.config, torch.float32, "int8"))
+    assert planned == base_bytes(model)
+    linears = [module for _, place, module in model.places() if place in LINEARS]
+    assert planned.constants == sum(4 * linear.out_features for linear in linears)
+    dense = base_bytes(dry_base(model.config, torch.float32, None)).total
+    numbers = sum(linear.out_features * linear.in_features for linear in linears)
+    assert dense - planned.total == 3 * numbers - planned.constants
+
+
+@pytest.mark.parametrize("into", ["original", "dequantised"])
+def test_it_merges_into_wide_weights(trained, base, tmp_path, into):
+    small = load_model(base, "float32", "int8", "cpu")
+    adapter = load_adapter(trained[0] / "adapter", small)
+    report = merge(small, adapter, tmp_path / "m", base=into, source=base)
+    assert report.gap.largest < 1e-3
+    assert report.trained_gap.kl < 1e-3  # a tenth of NF4's error, and its square
+    if into == "dequantised":
+        assert report.trained_gap.kl < 1e-8
+    assert "the quantised model that was trained" in str(report)
+
+
+def test_it_merges_into_8_bits_which_transformers_opens(trained, base, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "eight"
+    assert command(["merge", str(trained[0]), "--output", str(folder), "--into", "int8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "int8" and 0.8 < found["survival"] < 1.2 and len(found["shares"]) == 35
+    ours = load_model(folder, "float32", device="cpu")
+    assert held_in(ours) == "int8"
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu")
+    module = peer.model.layers[2].mlp.up_proj
+    assert type(module).__name__ == "Linear8bitLt"
+    assert torch.equal(module.weight.data, ours.module(2, "up_proj").codes)
+    with torch.no_grad():
+        theirs, wanted = peer(TOKENS).logits.float(), ours(TOKENS)
+    assert float((theirs - wanted).norm() / wanted.norm()) < 0.05  # its activations are rounded to 8 bits
+
+
+def test_a_small_update_survives_8_bits_where_4_lose_it(base, tmp_path):
+    """An update of 1 % of the weights' norm, into weights that were on the grid before."""
+    share = {}
+    for kind in ("int8", "nf4"):
+        model = load_model(base, "float32", kind, "cpu")
+        adapter = halter.adapt(model, "lora", r=8, target_modules=["up_proj"])
+        g = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for slot in adapter.slots:
+                slot.piece.b.copy_(torch.randn(slot.piece.b.shape, generator=g))
+                weight = model.module(slot.layer, "up_proj").weight()
+                update = slot.piece.fold(torch.zeros_like(weight), None)[0]
+                slot.piece.b.mul_(0.01 * weight.norm() / update.norm())
+        survival = merge_quantised(model, adapter, tmp_path / kind, kind, base="dequantised", source=base)
+        share[kind] = survival.mean
+        assert f"survives in {'8' if kind == 'int8' else '4'} bits on average" in str(survival)
+    assert share["nf4"] < 0.25 < 0.5 < share["int8"] < 1.3
+
+
+def test_a_folder_stored_in_8_bits_is_examined_as_such(trained, base, tmp_path):
+    from halter.recipe import load as read
+
+    model = load_model(base, "float32", "int8", "cpu")
+    merge_quantised(model, load_adapter(trained[0] / "adapter", model), tmp_path / "m", "int8", source=base)
+    data = {"train": f"{base.parents[1] / 'instruct' / 'tinystories_instruct_train.jsonl'}#8", "template": "alpaca"}
+
+    def ids(**options):
+        recipe = read({"model": {"path": str(tmp_path / "m"), **options}, "method": "lora", "data": data})
+        return [problem.id for problem in examine(recipe).problems]
+
+    assert "quantisation-differs" not in ids() + ids(quantize="int8")
+    assert "quantisation-differs" in ids(quantize="nf4")
