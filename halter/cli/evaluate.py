@@ -16,7 +16,9 @@ from halter.data.load import Examples, load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation.choices import choice_report
+from halter.evaluation.options import TaskOptions
 from halter.evaluation.score import evaluate
+from halter.evaluation.tasks import Judge, task_manager, task_scores
 from halter.files import disk, folders, writing
 from halter.files.extras import install
 from halter.files.hub import to_stderr
@@ -32,7 +34,7 @@ LIBRARIES = {"rouge1": "ROUGE", "bleu": "BLEU and chrF"}
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(TaskOptions):
     """What is scored, and how."""
 
     limit: int | None = None
@@ -63,16 +65,21 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Held-out loss, exact match, F1, ROUGE, BLEU and chrF of a run, its base beside its adapter; every answer in a
-    file."""
+    file. With --tasks also, or without rows only, tasks of lm-eval."""
     subject = find(run, model=opening.model, adapter=opening.adapter)
     place = _place(output, subject.run)
     if place is not None:
         disk.refuse_existing(place)
+    if scoring.task_names:
+        task_manager(scoring)  # what is missing is said before anything is loaded
     opened = open_subject(subject, to_stderr, opening)
     rows, account = held_out_rows(opened, data, scoring)
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
-        report = _head(opened, data, account) | _scores(opened, rows, scoring, options, folder)
+        report = _head(opened, data, account)
+        report |= _scores(opened, rows, scoring, options, folder) if rows else {"rows": 0, "answers": 0, "base": {}}
+        if scoring.task_names:
+            _add_tasks(report, opened, scoring)
         if folder is not None:
             writing.write_json(folder / "report.json", report)
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
@@ -100,6 +107,8 @@ def held_out_rows(opened: Opened, data: str | None, scoring: Scoring) -> tuple[E
     known = recipe.data if recipe is not None else DataOptions(max_length=opened.model.config.context)
     seed = 0 if recipe is None else recipe.train.seed
     if data is None:
+        if known.validation is None and scoring.task_names:
+            return Examples([]), "no rows, tasks alone"
         if known.validation is None:
             raise Refusal("no-data", "there are no rows to score", fix="give --data FILE")
         loaded = load_examples(known, opened.tokenizer, opened.template, seed)
@@ -161,12 +170,25 @@ def _scores(
     return report | ({"choices": chosen} if chosen else {})
 
 
+def _add_tasks(report: dict[str, Any], opened: Opened, scoring: Scoring) -> None:
+    """Each side's scores of the tasks under its ``tasks``, and what they were taken on under ``tasks``."""
+    sides = {"base": None} if opened.adapter is None else {"base": None, "adapter": opened.adapter}
+    for side, adapter in sides.items():
+        to_stderr(f"tasks of the {side} ...")
+        judge = Judge(opened.model, opened.tokenizer, adapter)
+        found, report["tasks"] = task_scores(judge, scoring)
+        report.setdefault(side, {})["tasks"] = found
+
+
 def _table(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
     sides = [side for side in ("base", "adapter") if side in report]
-    lines = [f"{report['rows']} rows, {report['target_tokens']:,} target tokens, {report['answers']} answers"]
+    targets = f"{report['target_tokens']:,} target tokens, " if report["rows"] else ""
+    lines = [f"{report['rows']} rows, {targets}{report['answers']} answers"]
     lines.append(f"{'':<14}" + "".join(f"{side:>12}" for side in sides))
     for measure, style in MEASURES.items():
         if measure in report["base"]:
             lines.append(f"{measure:<14}" + "".join(f"{format(report[side][measure], style):>12}" for side in sides))
+    for name in report["base"].get("tasks") or ():
+        lines.append(f"{name}: " + ", ".join(f"{side} {report[side]['tasks'][name]:.4f}" for side in sides))
     return "\n".join(lines)

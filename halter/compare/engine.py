@@ -16,6 +16,7 @@ from halter.compare.runner import Runner, Trial
 from halter.compare.search import halve
 from halter.compare.verdicts import verdicts
 from halter.errors import Refusal
+from halter.evaluation.tasks import task_manager
 from halter.files.locks import held
 from halter.files.writing import write_json
 from halter.model.storages import STORAGES
@@ -58,6 +59,8 @@ class Comparison:
         self.runner = Runner(ground, say, self.write)
         if (asked := self.runner.exam.ballot) is not None:  # choices that do not fit are refused before any training
             self.head["choices"] = asked.facts()
+        if self.options.task_names:
+            task_manager(self.options)
         self.rows: dict[str, records.Row] = {}
         targets = [example.targets for example in ground.test]
         self.noise = records.Noise(targets, self.options.resamples, self.options.seed)
@@ -105,6 +108,7 @@ class Comparison:
         trial = self.runner.base(precision)
         held = precision if precision in STORAGES else trial["dtype"]
         mean = {"test_loss": trial["test_loss"], **trial["scores"]}
+        self.head |= {"tasks": trial["tasks"]} if "tasks" in trial else {}
         row = records.row_of(name, None, held, mean=mean, decode_tokens_per_second=trial["decode"])
         place = next((n for n, c in enumerate(self.entered) if c.precision == precision), 0)
         rows = list(self.rows.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from halter.errors import Refusal
+from halter.evaluation.options import TaskOptions
 from halter.model.storages import STORAGES
 
 METHODS = ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor")
@@ -13,7 +14,7 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16", *STORAGES)
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(TaskOptions):
     """Options of a comparison. Refusal ``compare-options`` names every value that makes no sense."""
 
     test: str | None = None

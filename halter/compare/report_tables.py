@@ -202,7 +202,7 @@ def _verdicts(found: Comparison) -> Table:
 def _surroundings(found: Comparison) -> Table:
     record = found.record
     rows = [["halter", plain(record.get("halter"))], ["date", plain(record.get("date"))]]
-    for part in ("machine", "base", "data", "budget", "settings"):
+    for part in ("machine", "base", "data", "tasks", "budget", "settings"):
         rows += [[name, value] for name, value in _leaves(part, record.get(part))]
     return Table("Machine, data and digests", "", ["what", "value"], [row for row in rows if row[1]])
 

@@ -66,7 +66,7 @@ class Runner:
         self.device = choose_device(job.recipe.model.device)
         self.exam = Exam(
             job.tokenizer, ground.test, ground.general, options.questions, options.max_new_tokens, job.micro_tokens,
-            options.choices,
+            options.choices, options,
         )  # fmt: skip
 
     def define(self, kind: str, precision: str, job: Job | None = None, **more: Any) -> dict[str, Any]:
@@ -84,8 +84,10 @@ class Runner:
     @property
     def measure(self) -> dict[str, Any]:
         """The options that decide how a model is scored."""
-        asked = {"questions": self.options.questions, "max_new_tokens": self.options.max_new_tokens}
-        return asked | ({"choices": list(self.options.choices)} if self.options.choices else {})
+        asked: dict[str, Any] = {"questions": self.options.questions, "max_new_tokens": self.options.max_new_tokens}
+        asked |= {"choices": list(self.options.choices)} if self.options.choices else {}
+        named = ("task_names", "task_folder", "task_limit", "fewshot")
+        return asked | ({key: getattr(self.options, key) for key in named} if self.options.task_names else {})
 
     def base(self, precision: str) -> Trial:
         """The base without adapter, scored."""

@@ -11,7 +11,9 @@ from typing import Any
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.choices import Ballot, ballot
+from halter.evaluation.options import TaskOptions
 from halter.evaluation.score import Question, answers, held_out, held_out_loss, question
+from halter.evaluation.tasks import Judge, task_scores
 from halter.evaluation.texts import ROUGE, exact_match, rouge
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationOptions
@@ -35,6 +37,7 @@ class Exam:
     max_new_tokens: int
     pass_tokens: int
     choices: tuple[str, ...] = ()
+    tasks: TaskOptions = TaskOptions()
 
     @cached_property
     def ballot(self) -> Ballot | None:
@@ -69,6 +72,10 @@ def examine(model: Decoder, exam: Exam, adapter: Adapter | None = None) -> dict[
         rights = (exam.ballot.picked(model, adapter, exam.pass_tokens) == exam.ballot.right).astype(int).tolist()
         result["rights"] = rights
         result["scores"] = {"choice_accuracy": sum(rights) / len(rights), **result["scores"]}
+    if exam.tasks.task_names:
+        judge = Judge(model, exam.tokenizer, adapter, exam.pass_tokens)
+        found, result["tasks"] = task_scores(judge, exam.tasks)
+        result["scores"] = {**result["scores"], **found}
     if exam.general:
         result["general_loss"] = held_out_loss(model, exam.general, adapter, exam.pass_tokens)
     return result

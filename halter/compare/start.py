@@ -17,6 +17,8 @@ from halter.recipe.fields import keys_of
 from halter.recipe.gather import gather
 
 SECTION, VARIANTS = "compare", "variants"
+LISTS = ("methods", "precisions", "tasks")
+"""Options that may be written as one word, too."""
 TASK, ROWS = "manners", {"train": 700, "validation": 80, "test": 100}
 GENERAL_DOCUMENTS = 60
 QUICK: dict[str, Any] = {"tokens": 50_000, "seeds": 3, "max_new_tokens": 40, "precisions": ("float32", "nf4")}
@@ -44,7 +46,7 @@ def options_of(section: Mapping[str, Any], flags: CompareOptions, where: str) ->
     """The section's options, and over them the flags that were given. Refusal ``recipe`` names every wrong key."""
     known, plain = keys_of(CompareOptions), CompareOptions()
     strange = [f"compare.{key}: there is no such key" for key in section if key not in known]
-    values = {k: [v] if k in ("methods", "precisions") and isinstance(v, str) else v for k, v in section.items()}
+    values = {k: [v] if k in LISTS and isinstance(v, str) else v for k, v in section.items()}
     try:
         made = TypeAdapter(CompareOptions).validate_json(json.dumps({k: v for k, v in values.items() if k in known}))
     except ValidationError as error:

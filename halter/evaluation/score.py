@@ -91,9 +91,24 @@ def _passes(examples: Sequence[Example], pass_tokens: int) -> Iterator[list[Exam
         yield piece
 
 
+def likelihoods(
+    model: Decoder, examples: Sequence[Example], adapter: Adapter | None = None, pass_tokens: int | None = None
+) -> list[tuple[float, bool]]:
+    """Of each row the log-likelihood of its target tokens, in nats, and whether each of them was the likeliest."""
+    found: list[tuple[float, bool]] = []
+    for piece in _passes(examples, pass_tokens or PASS_TOKENS):
+        likeliest = torch.ones(len(piece), dtype=torch.bool)
+        sums = _row_sums(model, pack(piece), adapter, likeliest)
+        found += [(-total, greedy) for total, greedy in zip(sums, likeliest.tolist(), strict=True)]
+    return found
+
+
 @torch.inference_mode()
-def _row_sums(model: Decoder, batch: Batch, adapter: Adapter | None) -> list[float]:
-    """Sum of the target tokens' losses of every row."""
+def _row_sums(
+    model: Decoder, batch: Batch, adapter: Adapter | None, likeliest: torch.Tensor | None = None
+) -> list[float]:
+    """Sum of the target tokens' losses of every row; in ``likeliest`` (bool [rows], true) a row with a target that is
+    not the likeliest token becomes false."""
     segments = Segments.packed(batch.lengths, model.device, prompt_lengths=batch.prompt_lengths)
     acts = None if adapter is None else adapter.bind(model, segments)
     index = (batch.targets != IGNORED).nonzero().squeeze(1)
@@ -106,8 +121,10 @@ def _row_sums(model: Decoder, batch: Batch, adapter: Adapter | None) -> list[flo
         chosen = acts
         if acts is not None and acts.lm_head is not None:
             chosen = acts._replace(lm_head=acts.lm_head.select(here))
-        losses = token_losses(model.head(states, chosen), batch.targets[part].to(model.device))
-        sums.index_add_(0, row_of[part], losses.double().cpu())
+        logits, targets = model.head(states, chosen), batch.targets[part].to(model.device)
+        sums.index_add_(0, row_of[part], token_losses(logits, targets).double().cpu())
+        if likeliest is not None:
+            likeliest[row_of[part][(logits.argmax(-1) != targets).cpu()]] = False
     return sums.tolist()
 
 

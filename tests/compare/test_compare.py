@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import halter
 from halter.compare import runner
 from halter.compare.ground import Contestant, lay
+from halter.compare.report import markdown
+from halter.compare.report_facts import Comparison
 from halter.compare.rounds import train_runs
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
@@ -22,6 +25,7 @@ from halter.evaluation.choices import choice_report
 from halter.methods.storage import load_adapter, state_of
 from halter.pretrained.load import load_model
 from tests.compare import small
+from tests.evaluation import fake_lm_eval
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +245,23 @@ def test_choice_accuracy_is_that_of_evaluate(
     with pytest.raises(Refusal, match="not-a-choice"):
         small.run(tmp_path, recipe, methods=("lora",), choices=("park", "girl"))
     assert counts == []
+
+
+def test_tasks_of_lm_eval_are_scored_beside_the_rest(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "lm_eval", None)
+        counts = trained(without)
+        with pytest.raises(Refusal, match="extra-missing"):
+            small.run(tmp_path, recipe, methods=("lora",), tasks=("little",), seeds=2)
+        assert counts == []
+    fake_lm_eval.put(monkeypatch)
+    record, _ = small.run(tmp_path, recipe, methods=("lora",), tasks=("little",), seeds=2, task_limit=1)
+    base, lora = record["rows"]
+    nats = [seed["scores"]["little/nats"] for seed in lora["seeds"]]
+    assert (
+        lora["mean"]["little/nats"] == pytest.approx(np.mean(nats)) and len({*nats, base["mean"]["little/nats"]}) == 3
+    )
+    assert record["tasks"] == {"little": {"rows": 1, "fewshot": 0, "version": 1.0}}
+    assert "little/acc" in markdown(Comparison(record)) and "exact_match" in lora["mean"]

@@ -1,0 +1,25 @@
+"""Options of evaluation that several verbs have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which tasks of lm-eval are scored, and on how much of them."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval, also separated by commas (arc_easy,hellaswag), which brings their rows and measures; needs the
+    extra eval."""
+    task_folder: str | None = None
+    """Folder with task files (YAML) of your own for lm-eval, beside those that it has."""
+    task_limit: int | None = None
+    """Rows taken of each task at most; a score on a part compares only with others on that part."""
+    fewshot: int | None = None
+    """Solved examples ahead of each question of a task; not given: as the task says."""
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        words = [word.strip() for item in self.tasks for word in item.split(",")]
+        return tuple(dict.fromkeys(word for word in words if word))

@@ -1,0 +1,193 @@
+"""Any task of lm-eval over Halter's decoder: lm-eval brings rows, prompts and measures, Halter likelihoods and answers.
+
+Texts become tokens as lm-eval's own Hugging Face model makes them, so that scores can be compared with its: BOS where
+the tokenizer has one, white space at the end of a context counted to the continuation, long contexts cut at the left.
+One thing apart: a rolling text is predicted from one BOS, as lm-eval documents, not from two, as that model does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from halter.data.example import Example
+from halter.errors import Refusal
+from halter.evaluation.options import TaskOptions
+from halter.evaluation.score import Question, answers, likelihoods
+from halter.files.extras import missing_extra
+from halter.files.tokenizer import Tokenizer
+from halter.generation.options import GenerationOptions
+from halter.generation.prompts import EncodedPrompt
+from halter.methods.adapter import Adapter
+from halter.model.decoder import Decoder
+
+MOST_ANSWER = 256
+"""Tokens of an answer where a task does not say: lm-eval's own default."""
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call that, the first one first."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Answers what lm-eval asks of a model, over the base or the base with ``adapter``."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    adapter: Adapter | None = None
+    pass_tokens: int | None = None
+
+    @property
+    def context(self) -> int:
+        return self.model.config.context
+
+    def _begin(self, text: str) -> list[int]:
+        bos = self.tokenizer.bos_id
+        return [*([] if bos is None else [bos]), *(self.tokenizer.encode(text) if text else ())]
+
+    def _start(self) -> int:
+        """What a text without a context is predicted from."""
+        start = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+        if start is None:
+            raise Refusal("no-start", "the tokenizer has neither a BOS nor an EOS, so a text has nothing before it")
+        return start
+
+    def _row(self, context: str, continuation: str, origin: str) -> Example:
+        words = context.rstrip()
+        continuation = context[len(words) :] + continuation
+        head = self._begin(words) if words else [self._start()]
+        rest = self._begin(words + continuation)[len(head) :] if words else self.tokenizer.encode(continuation)
+        if len(rest) >= self.context:
+            what = f"a continuation of {len(rest)} tokens, which the model's context of {self.context} cannot hold"
+            raise Refusal("long-continuation", what, where=origin)
+        return _example([*head, *rest], len(rest), self.context, origin)
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding says it) of each continuation after its context."""
+        rows = [self._row(*pair, f"request {n}") for n, pair in enumerate(pairs)]
+        return likelihoods(self.model, rows, self.adapter, self.pass_tokens)
+
+    def rolling(self, texts: Sequence[str]) -> list[float]:
+        """The log-likelihood in nats of each whole text. One longer than the context goes in pieces, each token
+        predicted once, the last piece with all the context that there is room for."""
+        rows, owners = [], []
+        for number, text in enumerate(texts):
+            ids, room = self.tokenizer.encode(text), self.context - 1
+            for start in range(0, len(ids), room):
+                end = min(start + room, len(ids))
+                before = [self._start(), *ids] if start == 0 else ids  # one longer: the token before each piece
+                rows.append(_example(before[: end + (start == 0)], end - start, self.context, f"text {number}"))
+                owners.append(number)
+        sums = [0.0] * len(texts)
+        for owner, (total, _) in zip(
+            owners, likelihoods(self.model, rows, self.adapter, self.pass_tokens), strict=True
+        ):
+            sums[owner] += total
+        return sums
+
+    def until(self, asked: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """The answer to each prompt; its options are lm-eval's: ``until``, a length, ``do_sample``, ``temperature``."""
+        groups: dict[GenerationOptions, list[int]] = {}
+        for number, (_, told) in enumerate(asked):
+            groups.setdefault(_options(told), []).append(number)
+        said = [""] * len(asked)
+        for options, numbers in groups.items():
+            room = max(1, self.context - options.max_new_tokens)
+            heads = [self._begin(asked[number][0])[-room:] for number in numbers]
+            questions = [Question(EncodedPrompt(tuple(head), continues=True), "") for head in heads]
+            found = answers(self.model, self.tokenizer, questions, self.adapter, options)
+            for number, one in zip(numbers, found, strict=True):
+                said[number] = one.text
+        return said
+
+
+def _example(ids: Sequence[int], targets: int, context: int, origin: str) -> Example:
+    tokens = np.array(ids[-context:], np.int32)
+    supervised = np.arange(len(tokens)) >= len(tokens) - targets
+    return Example(tokens, supervised, origin)
+
+
+def _options(told: Mapping[str, Any]) -> GenerationOptions:
+    stop = told.get("until") or ()
+    length = next((int(told[name]) for name in LENGTHS if told.get(name) is not None), MOST_ANSWER)
+    sampled = told.get("do_sample", True)
+    return GenerationOptions(
+        max_new_tokens=length,
+        temperature=float(told.get("temperature") or 0.0) if sampled else 0.0,
+        top_k=int(told.get("top_k") or 0),
+        top_p=float(told.get("top_p") or 1.0),
+        stop=(stop,) if isinstance(stop, str) else tuple(one for one in stop if one),
+    )
+
+
+def harness_model(judge: Judge) -> Any:
+    """The judge as a model of lm-eval (lm_eval.api.model.LM). Refusal ``extra-missing``."""
+    _lm_eval()
+    from lm_eval.api.model import LM
+
+    class HalterLM(LM):
+        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+            return judge.likelihoods([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+            return judge.rolling([request.args[0] for request in requests])
+
+        def generate_until(self, requests: Sequence[Any]) -> list[str]:
+            return judge.until([request.args for request in requests])
+
+    return HalterLM()
+
+
+def _lm_eval() -> Any:
+    try:
+        import lm_eval.api.model
+        import lm_eval.tasks
+    except ImportError as error:
+        raise missing_extra("eval", "tasks of lm-eval", "--tasks", error) from error
+    return lm_eval
+
+
+def task_manager(options: TaskOptions) -> Any:
+    """lm-eval's list of tasks with the folder's. Refusals ``extra-missing``, and ``unknown-task`` with every one."""
+    library = _lm_eval()
+    manager = library.tasks.TaskManager(include_path=options.task_folder)
+    strange = [name for name in options.task_names if name not in manager.all_tasks]
+    if strange:
+        fix = "`lm-eval ls tasks` lists those that it has; your own need --task-folder"
+        raise Refusal("unknown-task", "lm-eval has no such task", where="--tasks", offenders=strange, fix=fix)
+    return manager
+
+
+def task_scores(judge: Judge, options: TaskOptions) -> tuple[dict[str, float], dict[str, Any]]:
+    """({task/measure: score}, {task: {"rows", "fewshot", "version"}}) of every task, by lm-eval.
+
+    Refusals as of `task_manager`, and ``task-data`` where the rows of a task cannot be had.
+    """
+    manager, model = task_manager(options), harness_model(judge)
+    library = _lm_eval()
+    try:
+        found = library.simple_evaluate(
+            model=model, tasks=list(options.task_names), task_manager=manager, limit=options.task_limit,
+            num_fewshot=options.fewshot, bootstrap_iters=0, log_samples=False,
+            random_seed=None, numpy_random_seed=None, torch_random_seed=None,
+        )  # fmt: skip
+    except OSError as error:  # no network, no such file
+        what = f"the rows of a task cannot be had: {error}"
+        raise Refusal("task-data", what, where="--tasks", offenders=list(options.task_names)) from error
+    scores = {}
+    for task, measures in found["results"].items():
+        for name, value in measures.items():
+            measure, comma, chosen = name.partition(",")
+            if comma and not measure.endswith("_stderr") and isinstance(value, int | float):
+                scores[f"{task}/{measure}" + (f":{chosen}" if chosen != "none" else "")] = float(value)
+    facts = {
+        task: {
+            "rows": (found["n-samples"].get(task) or {}).get("effective"),
+            "fewshot": found["n-shot"].get(task),
+            "version": found["versions"].get(task),
+        }
+        for task in found["results"]
+    }
+    return scores, facts

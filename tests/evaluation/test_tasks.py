@@ -1,0 +1,201 @@
+"""What lm-eval is told, against transformers; with the real lm-eval, where it is installed, against its own model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import halter
+from halter.cli import main
+from halter.errors import Refusal
+from halter.evaluation.options import TaskOptions
+from halter.evaluation.tasks import Judge, harness_model, task_manager, task_scores
+from halter.methods.adapter import adapt
+from tests.evaluation import fake_lm_eval
+
+PAIRS = [
+    ("Once upon a time, there was a little girl named", " Lily"),
+    ("Once upon a time, there was a little girl named ", "Lily"),  # the same: the space goes over to the name
+    ("Once upon a time, there was a little girl named", " spoon and more"),
+    ("", "The dog ran."),
+    ("word " * 600, "play"),  # cut at the left
+]
+
+
+@pytest.fixture(scope="module")
+def judge(shared: Path) -> Judge:
+    model, tokenizer = halter.load(str(shared / "data/models/stories260K"), "float32", device="cpu", say=lambda _: None)
+    return Judge(model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def reference(shared: Path) -> tuple[Any, Any]:
+    folder = shared / "data/models/stories260K"
+    model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def told(reference: tuple[Any, Any], head: list[int], rest: list[int]) -> tuple[float, bool]:
+    """By transformers: the log-likelihood of ``rest``, and whether it is what greedy decoding says."""
+    with torch.no_grad():
+        logits = reference[0](torch.tensor([head + rest])).logits[0, len(head) - 1 : -1].double().log_softmax(-1)
+    wanted = torch.tensor(rest)
+    return logits.gather(1, wanted[:, None]).sum().item(), bool((logits.argmax(-1) == wanted).all())
+
+
+def test_likelihoods_are_those_of_transformers(judge: Judge, reference: tuple[Any, Any]) -> None:
+    encode = judge.tokenizer.encode
+    found = judge.likelihoods(PAIRS)
+    assert found[0] == found[1]
+    for (context, continuation), (total, greedy) in zip(PAIRS, found, strict=True):
+        words = context.rstrip()
+        head = [1, *encode(words)] if words else [1]
+        rest = [1, *encode(context + continuation)][len(head) :]
+        head = head[-(512 - len(rest)) :]
+        wanted, likeliest = told(reference, head, rest)
+        assert total == pytest.approx(wanted, abs=2e-3) and greedy == likeliest
+    assert [greedy for _, greedy in found][:3] == [True, True, False]
+    with pytest.raises(Refusal, match="long-continuation"):
+        judge.likelihoods([("Once", " upon" * 600)])
+
+
+def test_a_long_text_is_counted_in_pieces(judge: Judge, reference: tuple[Any, Any], shared: Path) -> None:
+    """Each token once; pieces of 511, the last one with the whole context before it."""
+    text = "".join(
+        json.loads(line)["text"] for line in (shared / "data/text/tinystories_test.jsonl").open().readlines()[:4]
+    )
+    ids = judge.tokenizer.encode(text)
+    assert 511 < len(ids)
+    wanted = told(reference, [1], ids[:511])[0]
+    for start in range(511, len(ids), 511):
+        end = min(start + 511, len(ids))
+        wanted += told(reference, ids[end - 512 : start], ids[start:end])[0]
+    short = "Once upon a time"
+    found = judge.rolling([text, short])
+    assert found[0] == pytest.approx(wanted, rel=1e-5)
+    assert found[1] == pytest.approx(told(reference, [1], judge.tokenizer.encode(short))[0], abs=1e-3)
+
+
+def test_answers_end_where_the_task_says(judge: Judge, reference: tuple[Any, Any]) -> None:
+    prompt = "Once upon a time, there was"
+    ids = torch.tensor([[1, *judge.tokenizer.encode(prompt)]])
+    with torch.no_grad():
+        whole = reference[0].generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    text = judge.tokenizer.decode(whole.tolist())
+    greedy = {"do_sample": False, "temperature": 0.7}  # lm-eval: without sampling the temperature is nothing
+    cut, short, named = judge.until([
+        (prompt, {"until": ["girl", "."], "max_gen_toks": 60, **greedy}),
+        (prompt, {"until": [], "max_gen_toks": 5, **greedy}),
+        (prompt, {"until": "girl", "max_new_tokens": 60, "temperature": 0.0}),
+    ])  # fmt: skip
+    assert cut.strip() == named.strip() == text.split("girl")[0].strip() and "girl" in text
+    assert short.strip() == judge.tokenizer.decode(whole[:5].tolist()).strip()
+
+
+def test_an_adapter_is_scored_as_itself(judge: Judge) -> None:
+    adapter = adapt(judge.model, "lora", target_modules=["q_proj"])
+    with torch.no_grad():
+        for name, tensor in adapter.named_parameters():
+            if name.endswith(("b", "B", "lora_B")) or tensor.abs().sum() == 0:
+                tensor.add_(0.5)
+    other = Judge(judge.model, judge.tokenizer, adapter)
+    assert other.likelihoods(PAIRS[:1]) != judge.likelihoods(PAIRS[:1])
+    assert other.rolling(["Once upon a time"]) != judge.rolling(["Once upon a time"])
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(Refusal, match="extra-missing") as caught:
+        task_manager(TaskOptions(tasks=("arc_easy",)))
+    assert "[eval]" in str(caught.value)
+    assert (
+        main.run(["evaluate", "--model", "nothing-here", "--tasks", "arc_easy"]) == 2
+    )  # before the model is looked for
+
+
+def test_tasks_that_there_are_not_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_lm_eval.put(monkeypatch)
+    with pytest.raises(Refusal, match="unknown-task") as caught:
+        task_manager(TaskOptions(tasks=("little,litle", "own")))
+    assert caught.value.offenders == ("litle", "own")
+    task_manager(TaskOptions(tasks=("own",), task_folder="somewhere"))
+
+
+def test_evaluate_scores_tasks_without_rows(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], judge: Judge
+) -> None:
+    fake_lm_eval.put(monkeypatch)
+    command = ["evaluate", "--model", str(shared / "data/models/stories260K"), "--tasks", "little,group"]
+    assert main.run([*command, "--output", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    scores = report["base"]["tasks"]
+    assert scores["little/acc"] == 0.5 and scores["group/words:strip"] > 1 and "little/acc_stderr" not in scores
+    assert scores["little/nats"] == pytest.approx(judge.rolling(["Once upon a time"])[0])
+    assert report["tasks"]["little"] == {"rows": 2, "fewshot": 0, "version": 1.0}
+    assert "group/acc" in capsys.readouterr().out
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path) -> Path:
+    """A folder with a task of each kind that lm-eval has, on rows of its own."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra eval)")
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    names, choices = ("Lily", "Tom", "The dog", "A girl", "Mom", "Ben"), ["park", "spoon", "big red house"]
+    rows = [
+        {"q": f"{name} went to the", "choices": choices, "answer": n % 2, "text": f"{name} saw a dog. " * (n + 1)}
+        for n, name in enumerate(names)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = f"dataset_path: json\ndataset_kwargs:\n  data_files: {folder / 'rows.jsonl'}\ntest_split: train\n"
+    choice = 'output_type: multiple_choice\ndoc_to_text: "{{q}}"\ndoc_to_choice: choices\ndoc_to_target: answer\n'
+    rolling = 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
+    until = 'output_type: generate_until\ndoc_to_text: "{{q}}"\ndoc_to_target: "park"\n'
+    until += 'generation_kwargs:\n  until: ["."]\n  max_gen_toks: 12\n'
+    measures = {"choice": ("acc", "acc_norm"), "rolling": ("word_perplexity",), "until": ("exact_match",)}
+    for name, text in {"choice": choice, "rolling": rolling, "until": until}.items():
+        listed = "metric_list:\n" + "".join(f"  - metric: {measure}\n" for measure in measures[name])
+        (folder / f"{name}.yaml").write_text(f"task: own_{name}\n{common}{text}{listed}")
+    return folder
+
+
+def test_the_scores_are_those_of_lm_evals_own_model(own_tasks: Path, judge: Judge, shared: Path) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    options = TaskOptions(tasks=("own_choice,own_rolling,own_until",), task_folder=str(own_tasks), fewshot=1)
+    scores, facts = task_scores(judge, options)
+    theirs: dict[str, Any] = {"results": {}, "samples": {}}
+    for task in options.task_names:
+        # With BOS, their model predicts a BOS after the BOS that a rolling text begins with, and counts it.
+        extra = {"add_bos_token": False} if task == "own_rolling" else {}
+        model = HFLM(pretrained=str(shared / "data/models/stories260K"), device="cpu", dtype="float32", **extra)
+        one = lm_eval.simple_evaluate(
+            model=model, tasks=[task], task_manager=task_manager(options), num_fewshot=1, bootstrap_iters=0
+        )
+        for part in theirs:
+            theirs[part] |= one[part]
+    names = {"own_choice/acc", "own_choice/acc_norm", "own_rolling/word_perplexity", "own_until/exact_match"}
+    assert names <= scores.keys() and facts["own_choice"]["rows"] == 6
+    for name in names:
+        task, _, measure = name.partition("/")
+        assert scores[name] == pytest.approx(theirs["results"][task][f"{measure},none"], rel=1e-4), name
+    own = harness_model(judge)
+    for sample in (s for task in ("own_choice", "own_until", "own_rolling") for s in theirs["samples"][task]):
+        for arguments, answers in zip(sample["arguments"], sample["resps"], strict=True):
+            (said,) = answers
+            request = type("Request", (), {"args": tuple(arguments)})
+            if isinstance(said, str):
+                assert own.generate_until([request])[0].strip() == said.strip()
+            elif isinstance(said, tuple):
+                total, greedy = own.loglikelihood([request])[0]
+                assert total == pytest.approx(said[0], abs=2e-3) and greedy == said[1]
+            else:
+                assert own.loglikelihood_rolling([request])[0] == pytest.approx(np.sum(said), abs=5e-3)
