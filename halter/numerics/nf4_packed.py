@@ -39,7 +39,7 @@ def pack(data: NF4) -> Packed | None:
     bytes: the first 32 of them in the low halves, the others in the high ones.
     """
     out, width = data.shape
-    if data.codes.device.type != "cpu" or out % _GROUP or width % BLOCK or not available():
+    if data.codes.device.type != "cpu" or not nbytes_of(data.shape) or not available():
         return None
     by_pair = data.codes.view(out // _GROUP, _GROUP, width // 2).transpose(1, 2).contiguous()
     low, high = by_pair[..., : _GROUP // 2], by_pair[..., _GROUP // 2 :]
@@ -47,6 +47,12 @@ def pack(data: NF4) -> Packed | None:
     codes = torch.stack((even, odd), -1).view(out, width // 2)
     absmax = nf4.absmax_of(data).view(out, width // BLOCK).t().to(torch.bfloat16).contiguous()
     return Packed(codes, absmax)
+
+
+def nbytes_of(shape: tuple[int, ...]) -> int:
+    """Bytes of the copy of a weight [out, in]; 0 where it cannot be laid out so."""
+    out, width = shape
+    return 0 if out % _GROUP or width % BLOCK else int(out * width * BITS / 8)
 
 
 def available() -> bool:

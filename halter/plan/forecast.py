@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from halter.methods.adapter import Adapter
+from halter.model.places import LINEARS
+from halter.numerics import nf4_packed
 from halter.plan.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
 from halter.plan.setting import Setting
 from halter.plan.trace import ACTIVATIONS, COPIES, GRADIENTS, LOGITS, TEMPORARY, reading_pass, training_pass
@@ -37,10 +41,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reading:
-    """Bytes of answering, while the prompt is read: ``cache`` of keys and values, ``passing`` what the pass takes."""
+    """Bytes of answering, while the prompt is read: ``packed`` copies of 4-bit weights (model.packing), ``cache`` of
+    keys and values, ``passing`` what the pass takes."""
 
     base: int
     constants: int
+    packed: int
     adapter: int
     cache: int
     passing: int
@@ -100,7 +106,8 @@ def forecast(setting: Setting) -> Forecast:
     states = adapter.num_trainable * STATE_BYTES[setting.optimizer]
     memories = {on: _memory(held, adapter, states, traced.worst) for on, traced in passes.items()}
     reading, cache = reading_pass(base, adapter, 1, setting.length, setting.length)
-    generation = Reading(held.weights, held.constants, adapter_bytes(adapter), cache, reading.total)
+    own = adapter_bytes(adapter)
+    generation = Reading(held.weights, held.constants, _packed(setting), own, cache, reading.total)
     chosen = setting.checkpointing
     return Forecast(
         setting=setting,
@@ -116,6 +123,14 @@ def forecast(setting: Setting) -> Forecast:
         operations=passes[chosen].operations // setting.tokens,
         generation_operations=reading.operations // setting.length,
     )
+
+
+def _packed(setting: Setting) -> int:
+    """What generating on this machine lays out anew, as model.packing does where memory allows."""
+    takes = setting.quantize == "nf4" and setting.device == "cpu" and setting.dtype == torch.bfloat16
+    if not takes or not nf4_packed.available():
+        return 0
+    return setting.shape.layers * sum(nf4_packed.nbytes_of(setting.shape.weight_shape(place)) for place in LINEARS)
 
 
 def _passing(memory: Memory) -> int:

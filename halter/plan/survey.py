@@ -12,6 +12,7 @@ from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.methods.method import Method
 from halter.model.config import ModelConfig, preset, preset_names
+from halter.plan import llama4
 from halter.plan.dry import dry_adapter
 
 SEVEN, LARGE = "llama-1-7b", "llama-1-65b"
@@ -109,6 +110,8 @@ def table() -> dict[str, Any]:
                    **{setting: counted(setting, name) for setting in SETTINGS}}
             for name in preset_names()
         },
+        "counted_not_run": {name: llama4.counts(name, SETTINGS) for name in llama4.SHAPES},
+        "note": llama4.NOTE,
     }  # fmt: skip
 
 
@@ -123,4 +126,11 @@ def table_text() -> str:
     for name, counts in found["presets"].items():
         lines.append(f"{name} ({counts['parameters']:,} parameters)")
         lines += [f"  {counts[setting]:>15,}  {setting}" for setting in SETTINGS]
+    for name, counts in found["counted_not_run"].items():
+        rest = dict(counts)
+        total, active, text = rest.pop("parameters"), rest.pop("active"), rest.pop("text")
+        base = f"base {rest.pop('bf16_bytes') / 1e9:,.0f} GB in bfloat16, {rest.pop('nf4_bytes') / 1e9:,.1f} GB in NF4"
+        lines.append(f"{name}, counted, not run ({total:,} parameters, {text:,} of text, {active:,} active; {base})")
+        lines += [f"  {count:>15,}  {setting}" for setting, count in rest.items() if setting != "full"]
+    lines += ["", found["note"]]
     return "\n".join(lines)

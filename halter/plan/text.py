@@ -15,6 +15,7 @@ NAMES = {
     "activations": "activations",
     "logits": "logits chunk",
     "temporary": "temporary buffers",
+    "packed": "packed copy to write with",
     "cache": "cache",
     "passing": "reading the prompt",
 }

@@ -15,8 +15,11 @@ from halter.methods.lora import Lora
 from halter.methods.method import Method, find, names
 from halter.model.config import preset
 from halter.model.decoder import Decoder
+from halter.model.nf4_linear import NF4Linear
+from halter.model.packing import packed
 from halter.model.places import LINEARS
 from halter.model.storages import quantised
+from halter.numerics import nf4_packed
 from halter.plan import Setting, forecast
 from halter.plan.dry import base_bytes, counts_by_place, dry_adapter, dry_base
 from halter.plan.trace import training_pass
@@ -113,3 +116,19 @@ def test_adapters_of_real_bases_have_the_bytes_that_are_planned() -> None:
         assert found.trainable == adapter.num_trainable
         assert found.adapter_disk == sum(t.nbytes for t in adapter.state_dict().values())
         assert found.checkpoint_disk == found.adapter_disk + 8 * found.trainable
+
+
+@pytest.mark.skipif(not nf4_packed.available(), reason="no packed product on this machine")
+@pytest.mark.parametrize(("dtype", "packs"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_packed_copies_for_writing_are_counted(dtype: torch.dtype, packs: bool) -> None:
+    shape = tiny.config(dim=64, heads=4, kv_heads=2, head_dim=16, ffn_dim=192)
+    found = forecast(Setting("tiny", shape, (Lora(r=2),), dtype, quantize="nf4", length=16)).generation
+    model = tiny.decoder(shape, dtype=dtype)
+    for layer in range(shape.layers):
+        for place in LINEARS:
+            model.set_linear(layer, place, NF4Linear.quantize(model.module(layer, place).weight()))
+    before = sum(linear.nbytes for _, _, linear in model.places() if isinstance(linear, NF4Linear))
+    with packed(model, 1, 100):
+        after = sum(linear.nbytes for _, _, linear in model.places() if isinstance(linear, NF4Linear))
+    assert found.packed == (after - before if packs else 0)
+    assert found.total == sum(vars(found).values())
