@@ -39,6 +39,7 @@ def measure(path: str) -> dict[str, Any]:
     from halter.run.session import new_adapter, new_trainee
     from halter.training.loop import Events, Feed, rehearse, train_loop
     from halter.training.memory import peak_memory_bytes
+    from halter.training.offload import offloaded
 
     job = prepare(recipes.load(path))
     options = job.recipe.model
@@ -51,9 +52,10 @@ def measure(path: str) -> dict[str, Any]:
         planned = job.plan(0)
         step = planned.holding(longest)
         again = checkpointed(model, job)
-        rehearse(model, trainee, [job.data.train[row] for row in planned[step or 0][0]], again)
         feed = Feed(job.data.train, job.plan, min(STEPS, job.steps))
-        train_loop(model, [trainee], [feed], Events(log=lambda _: None), again)
+        with offloaded(model, [trainee.adapter], job.recipe.train.offload_activations, lambda _: None):
+            rehearse(model, trainee, [job.data.train[row] for row in planned[step or 0][0]], again)
+            train_loop(model, [trainee], [feed], Events(log=lambda _: None), again)
     device = "" if model.device.type == "cpu" else str(model.device)
     return {"process_peak_bytes": peak_memory_bytes(), "runtime_bytes": 0 if device else runtime}
 

@@ -14,6 +14,7 @@ from halter.run.prepare import Job
 from halter.run.session import new_adapter, new_trainee
 from halter.training import memory
 from halter.training.loop import Events, Feed, train_loop
+from halter.training.offload import offloaded
 
 
 @dataclass
@@ -75,5 +76,6 @@ def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
     if looks > 1:
         look(0)
     events = Events(log=log, evaluate=look, evaluate_at=due.__contains__)
-    train_loop(model, trainees, feeds, events, checkpointed(model, jobs[0]))
+    with offloaded(model, [t.adapter for t in trainees], jobs[0].recipe.train.offload_activations, lambda _: None):
+        train_loop(model, trainees, feeds, events, checkpointed(model, jobs[0]))
     return runs

@@ -87,7 +87,7 @@ class Adapter(nn.Module):
         Refusal ``offload-full`` where weights of streamed layers would be trained.
         """
         if base.stream is not None:
-            _refuse_own_weights(self.slots)
+            refuse_trained_layers(self)
         for slot in self.slots:
             slot.piece.start(_module(base, slot))
         return self.to(base.device)
@@ -214,9 +214,9 @@ def _links(act: Act) -> tuple[Act, ...]:
     return act.acts if isinstance(act, Chain) else (act,)
 
 
-def _refuse_own_weights(slots: Sequence[Slot]) -> None:
-    """Streamed layers are frozen; one vector, as a norm's, is not worth a word."""
-    own = [s.path for s in slots if s.layer is not None and s.piece.replaces and s.place in LINEARS]
+def refuse_trained_layers(adapter: Adapter) -> None:
+    """Refusal ``offload-full`` where an adapter trains the matrices of layers, which are frozen when streamed."""
+    own = [s.path for s in adapter.slots if s.layer is not None and s.piece.replaces and s.place in LINEARS]
     if own:
         raise Refusal(
             "offload-full",

@@ -31,6 +31,10 @@ class Lane:
             target.copy_(source, non_blocking=True)
             return self._side.record_event()
 
+    def room(self, size: int) -> Tensor:
+        """CPU memory of ``size`` bytes, uint8, for tensors that go and come."""
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._side is not None)
+
     def wait(self, copy: object) -> None:
         """What the device is asked to do from now on comes after that copy."""
         if isinstance(copy, torch.cuda.Event):

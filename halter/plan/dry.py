@@ -15,16 +15,20 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import LINEARS
 from halter.model.storages import STORAGES
+from halter.model.streaming import BUFFERS, layer_bytes
 
 CONSTANTS = ("absmax", "absmax_codes", "offset")
 
 
 @dataclass(frozen=True)
 class BaseBytes:
-    """What the frozen base takes: ``weights`` (codes where quantised) and the ``constants`` of the quantisation."""
+    """What the frozen base takes on the device: ``weights`` (codes where quantised) and the ``constants`` of the
+    quantisation. Where layers are streamed, the buffers that they visit count as weights, and the layers themselves as
+    ``host`` bytes of CPU memory."""
 
     weights: int
     constants: int
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -43,8 +47,12 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> De
     return base
 
 
-def base_bytes(base: Decoder) -> BaseBytes:
-    """What a decoder's tensors take, tied ones once."""
+def base_bytes(base: Decoder, offload: bool = False) -> BaseBytes:
+    """What a decoder's tensors take, tied ones once; ``offload``: with layers in CPU memory (model.streaming)."""
+    if offload:
+        layers = [layer_bytes(layer) for layer in base.layers]
+        outer = _distinct((name, t) for name, t in base.named_buffers() if not name.startswith("layers."))
+        return BaseBytes(min(BUFFERS, len(layers)) * max(layers) + sum(t.nbytes for _, t in outer), 0, sum(layers))
     weights = constants = 0
     for name, tensor in _distinct(base.named_buffers()):
         if name.rpartition(".")[2] in CONSTANTS:

@@ -85,7 +85,9 @@ def needs(setting: Setting) -> Needs:
     shape = setting.shape
     base, adapter = dry_base(shape, setting.dtype, setting.quantize), dry_adapter(shape, setting.methods)
     trained = adapter.num_trainable
-    standing = base_bytes(base).total + adapter_bytes(adapter) + trained * STATE_BYTES[setting.optimizer]
+    standing = (
+        base_bytes(base, setting.offload).total + adapter_bytes(adapter) + trained * STATE_BYTES[setting.optimizer]
+    )
 
     def run(depths: set[int]) -> dict[tuple[int, int], Traced]:
         made = {}
@@ -159,7 +161,7 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
         except Refusal:  # its defaults make no sense on this model
             continue
         for held in HELD:
-            if held and method.name() == "full":  # it replaces the weights that would be quantised
+            if (held or setting.offload) and method.name() == "full":  # it replaces the weights that would be frozen
                 continue
             for on in (False, True):
                 one = replace(setting, methods=(method,), quantize=held, checkpointing=on, rows=1, passes=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from halter.methods.adapter import Adapter
+from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.places import LINEARS
 from halter.numerics import nf4_packed
 from halter.plan.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
@@ -76,13 +76,15 @@ class Forecast:
     """Floating-point operations of training for one token."""
     generation_operations: int
     """Of reading one token of a prompt."""
+    host: int = 0
+    """Bytes of layers in CPU memory; those of the device are in ``training`` and ``generation``."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; memory and disk in bytes."""
         s, base = self.setting, self.setting.shape.num_parameters
         return {
             "model": {"name": s.name, "parameters": base, "dtype": str(s.dtype).removeprefix("torch."),
-                      "quantize": s.quantize},
+                      "quantize": s.quantize, "offload": "layers" if s.offload else "none"},
             "methods": [f"{m.name()}" for m in s.methods],
             "pass": {"rows": s.rows, "length": s.length, "checkpointing": s.checkpointing, "per_step": s.passes},
             "trainable": {"total": self.trainable, "share": self.trainable / base, "by_method": self.by_method,
@@ -91,6 +93,7 @@ class Forecast:
             "activation_bytes": {"checkpointing_off": self.plain_activations,
                                  "checkpointing_on": self.checkpointed_activations},
             "generation_bytes": {**vars(self.generation), "total": self.generation.total},
+            "cpu_memory_bytes": self.host,
             "disk_bytes": {"adapter": self.adapter_disk, "checkpoint": self.checkpoint_disk},
             "operations_per_token": {"training": self.operations, "prompt": self.generation_operations},
         }  # fmt: skip
@@ -100,7 +103,9 @@ def forecast(setting: Setting) -> Forecast:
     """The forecast of a setting. Refusals as the methods' own, and ``adapter-impossible``."""
     base = dry_base(setting.shape, setting.dtype, setting.quantize)
     adapter = dry_adapter(setting.shape, setting.methods)
-    held = base_bytes(base)
+    if setting.offload:
+        refuse_trained_layers(adapter)
+    held = base_bytes(base, setting.offload)
     again = setting.passes > 1
     passes = {on: training_pass(base, adapter, setting.rows, setting.length, on, again) for on in (False, True)}
     states = adapter.num_trainable * STATE_BYTES[setting.optimizer]
@@ -122,12 +127,18 @@ def forecast(setting: Setting) -> Forecast:
         checkpoint_disk=adapter_bytes(adapter) + states,
         operations=passes[chosen].operations // setting.tokens,
         generation_operations=reading.operations // setting.length,
+        host=held.host,
     )
 
 
 def _packed(setting: Setting) -> int:
     """What generating on this machine lays out anew, as model.packing does where memory allows."""
-    takes = setting.quantize == "nf4" and setting.device == "cpu" and setting.dtype == torch.bfloat16
+    takes = (
+        not setting.offload
+        and setting.quantize == "nf4"
+        and setting.device == "cpu"
+        and setting.dtype == torch.bfloat16
+    )
     if not takes or not nf4_packed.available():
         return 0
     return setting.shape.layers * sum(nf4_packed.nbytes_of(setting.shape.weight_shape(place)) for place in LINEARS)

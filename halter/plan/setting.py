@@ -32,6 +32,8 @@ class Setting:
     length: int = 2048
     passes: int = 1
     device: str = "cpu"
+    offload: bool = False
+    """Whether the layers lie in CPU memory and visit the device."""
 
     @property
     def tokens(self) -> int:

@@ -86,7 +86,7 @@ class Times:
 def times(found: Forecast, rates: Rates) -> Times:
     """The least that a thousand tokens take at these rates."""
     s, memory, reading = found.setting, found.training, found.generation
-    base = memory.base + memory.constants
+    base = memory.base + memory.constants + found.host
     trained = 1000 * max(found.operations / rates.operations, 2 * base / s.tokens / rates.bandwidth)
     read = 1000 * max(found.generation_operations / rates.operations, base / s.length / rates.bandwidth)
     each = base + reading.adapter + reading.cache // 2

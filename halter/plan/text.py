@@ -47,10 +47,12 @@ def _times(found: Answer) -> list[str]:
         return []
     rates = f"{found.rates.operations / 1e12:,.2f} T operations/s, {found.rates.bandwidth / 1e9:,.1f} GB/s"
     t = found.times
+    copies = ["copies of layers from CPU memory are not in these times"] if found.forecast.host else []
     return [
         f"rates: {rates} ({found.rates.source})",
         f"1,000 tokens take at least {t.training:.3g} s in training, {t.prompt:.3g} s in reading a prompt, "
         f"{t.decoding:.3g} s in writing, one row",
+        *copies,
     ]
 
 
@@ -80,10 +82,14 @@ def _forecast(found: Forecast) -> list[str]:
     s, total = found.setting, found.setting.shape.num_parameters
     dtype = str(s.dtype).removeprefix("torch.")
     held = f"{dtype}, linear layers in {s.quantize}" if s.quantize else dtype
+    apart = (
+        f"in CPU memory: {size(found.host)} of layers, two of them at a time on the device (in the base weights below)"
+    )
     lines = [
         f"model: {s.name} ({total:,} parameters, {held})",
         f"method: {', '.join(str(method) for method in s.methods)}",
         f"trainable: {found.trainable:,} ({found.trainable / total:.4%})",
+        *([apart] if found.host else []),
     ]
     if len(found.by_method) > 1:
         lines += [f"  {name}: {count:,}" for name, count in found.by_method.items()]

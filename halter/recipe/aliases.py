@@ -97,6 +97,7 @@ def _table() -> dict[str, Alias]:
         ("train", "gradient_accumulation_steps"): "gradient_accumulation grad_accumulation_steps",
         ("train", "max_grad_norm"): "gradient_clipping gradient_clip",
         ("train", "max_steps"): "iters",
+        ("train", "offload_activations"): "enable_activation_offloading activation_offloading",
         ("", "output_dir"): "output out_dir",
     }
     table = {name: Alias(*place) for place, listed in one_name.items() for name in listed.split()}

@@ -26,23 +26,35 @@ class Sizes:
     """Bytes, each the least that it can be. ``per_token`` of a row, with activation checkpointing where allowed."""
 
     base: int
+    """On the device."""
     trained: int
     """Weights, gradients and optimizer states."""
     per_token: int
     checkpoint: int
+    visited: int
+    """What would be left of ``base`` on a GPU with model.offload: layers."""
 
 
-def sizes(recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, held: str | None = None) -> Sizes:
+def sizes(
+    recipe: Recipe,
+    config: ModelConfig,
+    adapter: Adapter | None,
+    width: int,
+    held: str | None = None,
+    offload: bool = False,
+) -> Sizes:
     """What training ``adapter`` (None: unknown, nothing) takes on a base held in ``width`` bytes a number, its linear
-    layers as ``held`` says (model.quantize)."""
-    base = base_bytes(dry_base(config, torch.float32 if width == 4 else torch.bfloat16, held)).total
+    layers as ``held`` says (model.quantize), all layers in CPU memory where ``offload``."""
+    dry = dry_base(config, torch.float32 if width == 4 else torch.bfloat16, held)
+    visited = base_bytes(dry, offload=True).total
+    base = visited if offload else base_bytes(dry).total
     count = 0 if adapter is None else adapter.num_trainable
     states = STATE_BYTES[recipe.train.optimizer]
     cast = width if width < 4 else 0
     one = memory.activation_bytes(config, 1, width)
     thrifty = config.layers * config.dim * width + one // config.layers
     per_token = one if recipe.train.activation_checkpointing == "off" else min(one, thrifty)
-    return Sizes(base, count * (8 + states + cast), per_token, count * (4 + states))
+    return Sizes(base, count * (8 + states + cast), per_token, count * (4 + states), visited)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -69,6 +81,10 @@ def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> I
     fix = "a smaller base, model.quantize: nf4 (or int8), or a method that trains less"
     if most > 0:
         fix = f"data.max_length of at most {most}, with data.on_long: cut or split; or model.quantize: nf4"
+    if device.type == "cuda" and need.visited < need.base:
+        fix += (
+            f"; or model.offload: layers, with {gib(need.visited)} of the base on the GPU and all layers in CPU memory"
+        )
     yield Refusal(
         "row-memory",
         f"the longest row, {origin} with {tokens} tokens, takes at least {gib(total)} and {gib(free)} are free on "

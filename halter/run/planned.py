@@ -57,6 +57,7 @@ def from_recipe(recipe: Recipe) -> Setting:
         methods=tuple(choice.options for choice in recipe.methods),
         dtype=dtype,
         quantize=recipe.model.quantize,
+        offload=recipe.model.offload == "layers",
         optimizer=options.optimizer,
         rows=rows,
         length=length,
@@ -110,6 +111,7 @@ def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, before: 
         length=longest,
         passes=max(len(step) for step in job.plan(0)),
         device=model.device.type,
+        offload=model.stream is not None,
     )
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)

@@ -18,11 +18,11 @@ from halter.files.chat import ChatTemplate
 from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from halter.files.hub import resolve
 from halter.methods import storage, warm
-from halter.methods.adapter import Adapter
+from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.decoder import Decoder
 from halter.plan.dry import dry_adapter
 from halter.pretrained.bnb import storing
-from halter.pretrained.device import choose_device, choose_dtype
+from halter.pretrained.device import choose_device, choose_dtype, streams
 from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
 from halter.run import checks_data, checks_machine, estimate
@@ -150,13 +150,17 @@ def _check_sizes(
     recipe: Recipe, base: Base, checkpoint: Checkpoint, adapter: Adapter | None, job: Job | None, findings: Findings
 ) -> None:
     held = findings.attempt(storing, checkpoint, recipe.model.quantize)
-    need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), held)
+    device = _device(recipe)
+    apart = streams(recipe.model.offload, device, lambda _: None)
+    if recipe.model.offload == "layers" and adapter is not None:
+        findings.attempt(refuse_trained_layers, adapter)
+    need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), held, apart)
     kept = recipe.train.save_total_limit
     findings.take(checks_machine.disk_space(recipe.output_dir or "runs", need.checkpoint, kept))
     row = ("a row", 1)
     if job is not None:
         row = (job.data.report.longest_origin, job.data.report.longest)
-    findings.take(estimate.memory_problem(need, _device(recipe), row))
+    findings.take(estimate.memory_problem(need, device, row))
 
 
 def _earlier(recipe: Recipe, base: Base, checkpoint: Checkpoint, findings: Findings) -> dict[str, ChatTemplate | None]:

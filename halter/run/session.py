@@ -36,6 +36,7 @@ from halter.run.watch import Watch
 from halter.training import memory, optimizers, schedule
 from halter.training.guards import Guards
 from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
+from halter.training.offload import offloaded
 from halter.training.progress import Display
 from halter.training.room import Room
 from halter.training.trackers import open_trackers
@@ -181,9 +182,10 @@ def _steps(
     if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and watch.look(trainee.step):
         return checkpointing  # a stop came between a step and its evaluation
     room = Room(say)
-    if (rows := _largest_pass(job, trainee.step)) is not None:
-        rehearse(model, trainee, rows, checkpointing, room)
-    train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
+    with offloaded(model, [trainee.adapter], options.offload_activations, say):
+        if (rows := _largest_pass(job, trainee.step)) is not None:
+            rehearse(model, trainee, rows, checkpointing, room)
+        train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
     return checkpointing
 
 

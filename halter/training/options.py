@@ -60,6 +60,9 @@ class TrainOptions:
     """What the base computes in; auto: the dtype it was loaded in. fp16 adds loss scaling. Adapters stay in fp32."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass: about a third more time, far less memory. auto: only where needed."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in CPU memory meanwhile, copied beside the computation: less memory on a GPU,
+    best together with activation_checkpointing: on. Changes nothing where the device's memory is the CPU's."""
     eval_steps: float | None = None
     """Steps between evaluations; below 1 a share of all steps. Not given: after every epoch. Needs validation data."""
     early_stopping_patience: int | None = None

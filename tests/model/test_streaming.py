@@ -12,15 +12,13 @@ import weakref
 import pytest
 import tiny
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from stand_in import Device, LateLane
 
 from halter.errors import Refusal
 from halter.generation.engine import generate
 from halter.methods.adapter import adapt
 from halter.methods.method import names
 from halter.model.int8_linear import Int8Linear
-from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Linear
 from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS
@@ -37,25 +35,6 @@ STORAGES = {
     "int8": (Int8Linear, torch.bfloat16),
 }
 STREAMABLE = [name for name in names() if name != "full"]
-
-
-class LateLane(Lane):
-    """Copies as late as a device may make them."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-        self.under_way: list[tuple[torch.Tensor, torch.Tensor] | None] = []
-
-    def copy(self, target, source):
-        target.fill_(0xFF)
-        self.under_way.append((target, source))
-        return len(self.under_way)
-
-    def wait(self, copy):
-        for number in range(copy):
-            if (pair := self.under_way[number]) is not None:
-                pair[0].copy_(pair[1])
-                self.under_way[number] = None
 
 
 def base(storage: str = "dense", layers: int = LAYERS):
@@ -140,42 +119,6 @@ def test_greedy_tokens_are_the_same(storage, shared):
     tokens = torch.arange(3, 23).view(2, 10)
     with torch.no_grad():
         assert torch.equal(streamed(tokens), resident(tokens))
-
-
-def address(leaf):
-    return leaf.untyped_storage().data_ptr() if isinstance(leaf, torch.Tensor) else 0
-
-
-class Device(TorchDispatchMode):
-    """Sees what a device would: the most bytes of tensors made at one moment, and operations that touch CPU memory."""
-
-    def __init__(self, forbidden: set[int]) -> None:
-        super().__init__()
-        self.forbidden, self.touched = forbidden, []
-        self.alive = self.most = 0
-        self.held: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        results = {address(tensor) for tensor in tree_leaves(made)}
-        if func.overloadpacket is not torch.ops.aten.copy_:  # which is the lane's
-            read = {address(tensor) for tensor in tree_leaves((args, kwargs))} & self.forbidden
-            self.touched += [str(func)] if read - results else []  # and a view reads nothing
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self.hold(tensor.untyped_storage())
-        return made
-
-    def hold(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.held:
-            self.held[key] = weakref.ref(storage, lambda _: self.drop(key, size))
-            self.alive += size
-            self.most = max(self.most, self.alive)
-
-    def drop(self, key, size):
-        del self.held[key]
-        self.alive -= size
 
 
 def watched(model, adapter, checkpointing):

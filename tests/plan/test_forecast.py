@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from halter.errors import Refusal
 from halter.methods.adapter import adapt
 from halter.methods.excitor import Excitor
 from halter.methods.llama_adapter import LlamaAdapter
@@ -132,3 +133,23 @@ def test_packed_copies_for_writing_are_counted(dtype: torch.dtype, packs: bool) 
         after = sum(linear.nbytes for _, _, linear in model.places() if isinstance(linear, NF4Linear))
     assert found.packed == (after - before if packs else 0)
     assert found.total == sum(vars(found).values())
+
+
+@pytest.mark.parametrize("kind", [None, "nf4", "int8"])
+def test_streamed_layers_are_counted_where_they_lie(kind: str | None) -> None:
+    shape = tiny.config(dim=64, ffn_dim=192, layers=6)
+    setting = Setting("tiny", shape, (Lora(r=2),), torch.bfloat16, quantize=kind, length=16)
+    whole, apart = forecast(setting), forecast(replace(setting, offload=True))
+    model = tiny.decoder(shape, torch.bfloat16)
+    for layer in range(shape.layers if kind else 0):
+        for place in LINEARS:
+            model.set_linear(layer, place, quantised(kind, model.module(layer, place).weight()))  # type: ignore
+    stream = model.stream_layers()
+    outer = sum(t.nbytes for t in (model.embed_tokens.matrix, model.norm.scale, model.lm_head.weight()))
+    assert (
+        apart.host == stream.host_bytes and apart.training.base == apart.generation.base == outer + stream.device_bytes
+    )
+    saved = whole.training.base + whole.training.constants - apart.training.base
+    assert whole.training.total - apart.training.total == saved > 0 and whole.host == 0
+    with pytest.raises(Refusal, match="frozen"):
+        forecast(replace(setting, methods=(find("full")(),), offload=True))
