@@ -177,7 +177,8 @@ def test_resume_finds_the_recipe_in_the_run_folder(tmp_path: Path, monkeypatch: 
 def test_init_writes_once_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "r.yaml"
     assert main.run(["init", "qlora", str(file), "--model", "DIR", "--data", "F.jsonl"]) == 0
-    assert yaml12.read(file).data["model"] == {"path": "DIR", "dtype": "auto", "quantize": "nf4"}
+    written = {"path": "DIR", "dtype": "auto", "quantize": "nf4", "offload": "none"}
+    assert yaml12.read(file).data["model"] == written
     assert main.run(["init", "lora", str(file)]) == 2  # never over a file that is there
     capsys.readouterr()
     assert main.run(["init", "lora", "-"]) == 0
