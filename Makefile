@@ -11,7 +11,7 @@ SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint types pytest recipes pages mutants bench nightly clean
+.PHONY: demo test lint types pytest recipes pages report mutants bench nightly clean
 
 $(VENV)/ready: $(SETTINGS)
 	@test -n "$(PYTHON)" || { echo "Halter needs Python 3.11 or newer: make PYTHON=/path/to/python ..."; exit 2; }

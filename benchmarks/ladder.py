@@ -59,7 +59,7 @@ def _plain_head(stack: ExitStack, rungs: int) -> None:
         seen["wanted"], states = wanted, hidden(self, *args, **named)
         return states if rungs < 2 else states[wanted]
 
-    def at_once(project: Any, tensors: Any, states: Any, targets: Any, weights: Any, vocab_size: int) -> Any:
+    def at_once(project: Any, tensors: Any, states: Any, targets: Any, weights: Any, *_: Any) -> Any:
         """Every token's logits (without the second rung), through autograd."""
         if rungs < 2:
             full = targets.new_zeros(len(states)).index_copy(0, seen["wanted"], targets)

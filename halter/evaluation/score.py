@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
@@ -27,8 +28,10 @@ from halter.generation.prompts import EncodedPrompt
 from halter.generation.streaming import Generation
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.model.linear import DenseLinear
+from halter.model.places import Acts
 from halter.model.segments import Segments
-from halter.numerics.losses import chunk_rows
+from halter.numerics.losses import chunk_rows, even_rows
 from halter.numerics.metrics import perplexity, token_losses
 
 PASS_TOKENS = 4096  # in one pass; bounds the activations' memory
@@ -115,17 +118,31 @@ def _row_sums(
     hidden = model.hidden(batch.tokens.to(model.device), segments, acts, wanted=index.to(model.device))
     row_of = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))
     sums = torch.zeros(len(batch.lengths), dtype=torch.float64)
-    rows = chunk_rows(model.config.vocab_size, hidden.element_size())
-    for part, states in zip(index.split(rows), hidden.split(rows), strict=True):
-        here = part.to(model.device)
-        chosen = acts
-        if acts is not None and acts.lm_head is not None:
-            chosen = acts._replace(lm_head=acts.lm_head.select(here))
-        logits, targets = model.head(states, chosen), batch.targets[part].to(model.device)
-        sums.index_add_(0, row_of[part], token_losses(logits, targets).double().cpu())
+    targets = batch.targets[index].to(model.device)
+    for start, logits in _logits(model, hidden, acts, index.to(model.device)):
+        end = start + len(logits)
+        rows, wanted = row_of[index[start:end]], targets[start:end]
+        sums.index_add_(0, rows, token_losses(logits, wanted).double().cpu())
         if likeliest is not None:
-            likeliest[row_of[part][(logits.argmax(-1) != targets).cpu()]] = False
+            likeliest[rows[(logits.argmax(-1) != wanted).cpu()]] = False
     return sums.tolist()
+
+
+def _logits(model: Decoder, hidden: Tensor, acts: Acts | None, index: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first place, logits) of one chunk of ``hidden`` [M, dim] after the other, the states of the tokens ``index`` [M].
+    Those of a frozen head lie in one buffer, and are gone when the next chunk is asked for."""
+    head = None if acts is None else acts.lm_head
+    frozen = model.lm_head.matrix if head is None and isinstance(model.lm_head, DenseLinear) else None
+    most = chunk_rows(model.config.vocab_size, hidden.element_size())
+    rows = even_rows(len(hidden), most if frozen is None else 2 * most)
+    buffer = None if frozen is None else hidden.new_empty(rows, len(frozen))
+    for start in range(0, len(hidden), max(1, rows)):
+        states = hidden[start : start + rows]
+        if frozen is not None and buffer is not None:
+            yield start, torch.mm(states, frozen.t(), out=buffer[: len(states)])
+            continue
+        here = acts if acts is None or head is None else acts._replace(lm_head=head.select(index[start : start + rows]))
+        yield start, model.head(states, here)
 
 
 def question(example: Example, tokenizer: Tokenizer) -> Question | None:

@@ -8,14 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20  # of logits; 256 rows of Llama 3's vocabulary in bf16: large enough for the matrix product
-BLOCK_BYTES = 4 * 2**20  # of float32 logits worked on at a time on a CPU: they stay in its cache
+CHUNK_BYTES = 64 * 2**20  # of logits that have a gradient beside them; 256 rows of Llama 3's vocabulary in bf16
+BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE = 4 * 2**20, 64 * 2**20
+"""Of float32 logits worked on at a time: on a CPU they stay in its cache."""
 Project = Callable[[Tensor, int, int, Sequence[Tensor]], Tensor]
 
 
 def chunk_rows(vocab_size: int, itemsize: int = 4) -> int:
     """Rows of logits per chunk, at least 16; ``itemsize`` bytes a logit."""
     return max(16, CHUNK_BYTES // (itemsize * vocab_size))
+
+
+def even_rows(count: int, most: int) -> int:
+    """Rows of chunks of equal size, as few chunks as ``most`` rows each allow."""
+    return -(-count // max(1, -(-count // most)))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -31,12 +37,13 @@ class _HeadLoss(torch.autograd.Function):
         d_tensors = [torch.zeros_like(t, dtype=_wide(t)) if need else None for t, need in pairs]
         leaves = [t.detach().requires_grad_(need) for t, need in pairs]
         losses = torch.empty(targets.shape, dtype=_wide(hidden), device=hidden.device)
-        for start in range(0, len(targets), rows):
+        for start in range(0, len(targets), max(1, rows)):
             end = min(start + rows, len(targets))
             piece = hidden[start:end].detach().requires_grad_(needs[0])
             with torch.enable_grad():
                 logits = project(piece, start, end, leaves)
-            losses[start:end], d_logits = _cross_entropy(logits.detach(), targets[start:end], weights[start:end])
+            d_logits = torch.empty_like(logits)
+            losses[start:end] = _cross_entropy(logits.detach(), targets[start:end], weights[start:end], d_logits)
             wanted = [t for t in (piece, *leaves) if t.requires_grad]
             if not wanted:
                 continue
@@ -59,20 +66,45 @@ class _HeadLoss(torch.autograd.Function):
         return None, None, None, None, *scaled
 
 
+class _FrozenHeadLoss(torch.autograd.Function):
+    """The same where the head is one frozen matrix: the logits of every chunk lie in one buffer, whose pages the system
+    gives once, and their gradient takes their place. Half again as fast at twice the rows and the same memory."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, weight: Tensor, targets: Tensor, weights: Tensor, rows: int, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
+        losses = torch.empty(targets.shape, dtype=_wide(hidden), device=hidden.device)
+        buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
+        for start in range(0, len(targets), max(1, rows)):
+            end = min(start + rows, len(targets))
+            logits = torch.mm(hidden[start:end], weight.t(), out=buffer[: end - start])
+            losses[start:end] = _cross_entropy(logits, targets[start:end], weights[start:end], logits)
+            if ctx.d_hidden is not None:
+                torch.mm(logits, weight, out=ctx.d_hidden[start:end])
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        scaled = None if ctx.d_hidden is None else ctx.d_hidden * grad.to(ctx.d_hidden.dtype)
+        return None, None, None, None, scaled
+
+
 def _wide(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-token loss [M] and d(sum of weighted losses)/d(logits) [M, V] in the logits' dtype, rounded once.
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+    """Per-token loss [M]; d(sum of weighted losses)/d(logits) [M, V] goes into ``gradient``, rounded once, which may be
+    ``logits`` itself.
 
-    On a CPU a few rows at a time, so that the wide copy is read from memory never and not six times.
+    A few rows at a time, so that the wide copy is small, and on a CPU read from memory never and not six times.
     """
-    rows = len(targets)
-    if logits.device.type == "cpu":
-        rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
+    block = BLOCK_BYTES if logits.device.type in ("cpu", "meta") else BLOCK_BYTES_ELSEWHERE
+    rows = max(1, block // (4 * logits.shape[1]))
     losses = torch.empty(targets.shape, dtype=_wide(logits), device=logits.device)
-    gradient = torch.empty_like(logits)
     parts = (t.split(rows) for t in (logits, targets, weights, losses, gradient))
     for piece, index, weight, loss, out in zip(*parts, strict=True):
         wide = piece.to(_wide(logits), copy=True)
@@ -83,17 +115,26 @@ def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Te
         loss.copy_((total.log() + (top - picked)).squeeze(1))
         wide.mul_(weight / total).scatter_add_(1, index, -weight)
         out.copy_(wide)
-    return losses, gradient
+    return losses
 
 
 def head_loss(
-    project: Project, tensors: Sequence[Tensor], hidden: Tensor, targets: Tensor, weights: Tensor, vocab_size: int
+    project: Project,
+    tensors: Sequence[Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    vocab_size: int,
+    frozen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of token losses through a head, and the losses themselves.
 
     ``project(piece [c, dim], start, end, tensors) -> logits [c, V]``, tensors being the trainable inputs of the head;
     hidden [M, dim]; targets int64 [M]; weights [M] fp32, known beforehand (1 / target tokens of the step).
+    ``frozen`` [V, dim]: the head's matrix, where it is nothing but that; ``project`` is not asked then.
     Returns (scalar, float32 [M]); gradients flow to ``hidden`` and ``tensors`` from the scalar only.
     """
     rows = chunk_rows(vocab_size, hidden.element_size())
-    return _HeadLoss.apply(project, targets, weights, rows, hidden, *tensors)
+    if frozen is not None:
+        return _FrozenHeadLoss.apply(frozen, targets, weights, even_rows(len(targets), 2 * rows), hidden)
+    return _HeadLoss.apply(project, targets, weights, even_rows(len(targets), rows), hidden, *tensors)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from halter.numerics.losses import BLOCK_BYTES
+from halter.numerics.losses import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -15,7 +15,8 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     A measure: it has no gradient."""
     wide_type = torch.float64 if logits.dtype == torch.float64 else torch.float32
     # On a CPU a few rows at a time: the wide copy then stays in the cache.
-    rows = max(1, BLOCK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else max(1, len(logits))
+    block = BLOCK_BYTES if logits.device.type == "cpu" else BLOCK_BYTES_ELSEWHERE
+    rows = max(1, block // (4 * logits.shape[1]))
     losses = torch.empty(len(logits), dtype=wide_type, device=logits.device)
     for piece, index, out in zip(logits.split(rows), targets.split(rows), losses.split(rows), strict=True):
         wide = piece.to(wide_type)

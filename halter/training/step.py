@@ -16,6 +16,7 @@ from halter.data.pack import Batch
 from halter.data.share import share_beginnings
 from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
+from halter.model.linear import DenseLinear
 from halter.model.places import Acts, run_at, tensors_of, with_tensors
 from halter.model.segments import Segments
 from halter.numerics import dropout
@@ -129,8 +130,9 @@ def one_pass(
         act = None if head is None else with_tensors(head, tensors).select(learnt.index[start:end])
         return run_at(act, model.lm_head, piece)
 
+    frozen = model.lm_head.matrix if head is None and isinstance(model.lm_head, DenseLinear) else None
     vocabulary = model.config.vocab_size
-    loss, each = head_loss(project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary)
+    loss, each = head_loss(project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary, frozen)
     if loss.requires_grad:
         loss.backward()
     return each

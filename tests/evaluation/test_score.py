@@ -13,12 +13,13 @@ import torch
 
 from halter.data.example import Example
 from halter.errors import Refusal
+from halter.evaluation import score
 from halter.evaluation.score import evaluate, held_out, held_out_loss, question
 from halter.evaluation.texts import exact_match, rouge
 from halter.files.tokenizer import Tokenizer
 from halter.methods.adapter import adapt
 from halter.model.decoder import Decoder
-from halter.numerics import losses
+from halter.numerics import losses, metrics
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +80,16 @@ def test_loss_with_an_adapter_is_that_of_the_decoder_with_it(tokenizer: Tokenize
     assert abs(loss - held_out_loss(model, rows)) > 1e-3
 
 
-def test_logits_of_a_batch_never_exist(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("places", [None, ["lm_head"]])
+def test_logits_of_a_batch_never_exist(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, places: Any) -> None:
+    """Neither with the frozen head, whose chunks are of twice the rows, nor with one that an adapter acts on."""
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 512 * 20)
     model, rows, seen = small(), examples(tokenizer, 12), []
-    head = model.lm_head.forward
-    monkeypatch.setattr(model.lm_head, "forward", lambda x: (seen.append(len(x)), head(x))[1])
-    loss = held_out_loss(model, rows)
-    assert max(seen) == 20 and sum(seen) == sum(row.targets for row in rows) > 60
+    one_by_one = metrics.token_losses
+    monkeypatch.setattr(score, "token_losses", lambda x, wanted: (seen.append(len(x)), one_by_one(x, wanted))[1])
+    adapter = None if places is None else adapt(model, "lora", target_modules=places)  # as it starts: the base
+    loss = held_out_loss(model, rows, adapter)
+    assert 5 < max(seen) <= (40 if places is None else 20) and sum(seen) == sum(row.targets for row in rows) > 60
     assert loss == pytest.approx(theirs(model, rows)[0], rel=1e-6)
 
 

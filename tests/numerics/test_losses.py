@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from halter.numerics import losses
 from halter.numerics.losses import head_loss
@@ -38,10 +40,34 @@ def test_loss_and_gradients_equal_whole_logits(monkeypatch, rows):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_gradient_by_finite_differences():
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_a_frozen_head_in_one_buffer_equals_whole_logits(monkeypatch, rows):
+    hidden, weight, _, targets, weights = case()
+    before = weight.clone()
+    monkeypatch.setattr(losses, "chunk_rows", lambda *_: rows)
+    hidden.requires_grad_()
+    loss, each = head_loss(None, [], hidden, targets, weights, 50, weight)
+    whole = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    torch.testing.assert_close(each, whole.detach(), rtol=1e-13, atol=1e-13)
+    got, want = torch.autograd.grad(loss * 3, hidden), torch.autograd.grad((whole * weights).sum() * 3, hidden)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradient_by_finite_differences(frozen):
     hidden, weight, _, targets, weights = case(tokens=5)
     hidden.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h: head_loss(project(weight), [], h, targets, weights, 50)[0], hidden)
+    one = weight if frozen else None
+    assert torch.autograd.gradcheck(lambda h: head_loss(project(weight), [], h, targets, weights, 50, one)[0], hidden)
+
+
+@given(count=st.integers(0, 10_000), most=st.integers(1, 700))
+def test_chunks_are_even_and_as_few_as_can_be(count, most):
+    rows = losses.even_rows(count, most)
+    chunks = -(-count // rows) if count else 0
+    assert rows <= most and chunks == -(-count // most)
+    assert chunks * rows - count < max(1, chunks)
 
 
 def test_bf16_stays_near_float64():
@@ -60,5 +86,8 @@ def test_nothing_supervised_and_nothing_trained():
     hidden, weight, _, targets, weights = case()
     loss, each = head_loss(project(weight), [], hidden[:0], targets[:0], weights[:0], 50)
     assert float(loss) == 0.0 and each.shape == (0,)
-    loss, _ = head_loss(project(weight), [], hidden, targets, weights, 50)
-    assert not loss.requires_grad
+    loss, each = head_loss(None, [], hidden[:0], targets[:0], weights[:0], 50, weight)
+    assert float(loss) == 0.0 and each.shape == (0,)
+    for frozen in (None, weight):
+        loss, _ = head_loss(project(weight), [], hidden, targets, weights, 50, frozen)
+        assert not loss.requires_grad
