@@ -97,6 +97,7 @@ class Comparison:
         count = adapter.num_trainable
         row |= {"trainable": count, "share": count / job.config.num_parameters}
         row |= {"method": recipes.as_data(job.recipe)["method"], "learning_rate": job.recipe.train.learning_rate}
+        row["warmup"] = job.recipe.train.warmup_steps
         memory = self.runner.memory(contestant, job)
         if "why" in memory:
             row |= {"status": "left out", "why": f"its first steps failed: {memory['why']}"}

@@ -63,7 +63,7 @@ class Ground:
         return {**kept, **named}
 
     def job_for(self, contestant: Contestant, rate: float | None, seed: int, tokens: int, beside: int = 1) -> Job:
-        """The job of one run; ``rate`` None: the method's default. ``beside``: runs that share each pass."""
+        """The job of one run; ``rate`` None: the source's or the method's default. ``beside``: runs that share a pass."""
         train = {**self.source.get("train", {}), **self.step, "seed": seed}
         train = {k: v for k, v in train.items() if k not in ("num_train_epochs", "max_steps")}
         if rate is not None:
@@ -73,7 +73,7 @@ class Ground:
         model = {**recipes.as_data(self.job.recipe)["model"], **dtype, "quantize": quantize}
         sections = {"model": model, "method": contestant.method, "data": self.data_section(), "train": train}
         recipe = recipes.load({**sections, "checks": self.source.get("checks") or {}})
-        if rate is None:
+        if rate is None and "train.learning_rate" in recipe.defaults:  # else the source gives it, for all
             fitted = at_width(recipe.defaults["train.learning_rate"], self.job.config.dim).value
             recipe = replace(recipe, train=replace(recipe.train, learning_rate=fitted))
         micro = max(self.job.micro_tokens // beside, int(self.job.data.train.lengths.max()))

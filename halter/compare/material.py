@@ -39,7 +39,8 @@ class Material:
 def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callable[[str], None]) -> Material:
     """Read every source and write ``folder``/PART.jsonl.
 
-    Training rows that are in another part too are left out. Refusals: ``compare-data`` where a part is missing or has
+    Training rows that are in another part too are left out, and validation rows that are test rows.
+    Refusals: ``compare-data`` where a part is missing or has
     no rows, ``bad-rows``, ``compare-differs`` where the folder holds other rows, and those of sources.
     """
     if not options.test:
@@ -53,6 +54,10 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
         rows["validation"] = _read(Source(data.validation))
     if options.general:
         rows["general"] = _read(Source(options.general))
+    tested = {_key(row) for row in rows["test"]}
+    if shown := sum(_key(row) in tested for row in rows.get("validation", ())):
+        say(f"note: {shown} validation rows are test rows too, and left out: learning rates are not chosen on the test")
+        rows["validation"] = [row for row in rows["validation"] if _key(row) not in tested]
     held = {_key(row) for part in ("test", "validation") for row in rows.get(part, ())}
     kept = [row for row in rows["train"] if _key(row) not in held]
     dropped = len(rows["train"]) - len(kept)

@@ -82,7 +82,7 @@ def row_of(name: str, method: Any, precision: str, **known: Any) -> Row:
         "share": 0.0, "mergeable": False, "merge_gap": None, "adapter_bytes": 0, "compressed_bytes": None,
         "compressed_loss": None, "memory": {"planned": None, "measured_peak_bytes": 0}, "tokens_per_second": 0.0,
         "seconds": 0.0, "decode_tokens_per_second": None, "decode_share": None,
-        "startup_seconds": None, "learning_rate": 0.0, "edge": False,
+        "startup_seconds": None, "learning_rate": 0.0, "warmup": None, "edge": False,
         "search": [], "seeds": [], "mean": {}, "spread": {}, "interval": {}, "stability": None, "recipe": None,
     }  # fmt: skip
     return blank | known

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halter.compare.report_facts import LOSS, Comparison, Row, number
-from halter.compare.report_words import count, duration, listed, loss, size
+from halter.compare.report_words import count, duration, listed, loss, size, warmup
 
 NO, YES = "no", "yes"
 
@@ -103,6 +103,7 @@ def _costs(found: Comparison) -> Table:
         "tokens a second",
         "time of a run",
         "learning rate",
+        "warm-up",
         "stability",
     ]
     rows = [
@@ -113,6 +114,7 @@ def _costs(found: Comparison) -> Table:
             count(row.cost("tokens_per_second")),
             duration(row.seconds),
             _general(row.cost("learning_rate")) + (", at the edge" if row.facts.get("edge") else ""),
+            warmup(row.number("warmup")),
             _general(row.number("stability")),
         ]
         for row in found.trained

@@ -123,6 +123,11 @@ def _choices(found: Comparison) -> Iterator[Reason]:
     yield "Choices", f"{text}."
 
 
+def warmup(value: float | None) -> str:
+    """How long the learning rate rises: a share of the steps, or their number."""
+    return "" if value is None else f"{value:.0%} of the steps" if 0 < value < 1 else f"{value:.0f} steps"
+
+
 def share(value: float | None) -> str:
     """A share in percent, to one place."""
     return "" if value is None else f"{value:.1%}"
@@ -188,6 +193,15 @@ def _caveats(found: Comparison) -> Iterator[Reason]:
     if edge:
         text = "The chosen learning rate is the lowest or highest that was tried, so a better one may lie beyond"
         yield "Search", f"{text}: {listed(edge)}."
+    ahead: dict[str, list[str]] = {}
+    for row in found.trained:
+        if text := warmup(row.number("warmup")):
+            ahead.setdefault(text, []).append(row.name)
+    if len(ahead) > 1:
+        told = "; ".join(
+            f"{text} {listed(names)}" for text, names in sorted(ahead.items(), key=lambda one: len(one[0]))
+        )
+        yield "Warm-up", f"Each method has its own, which in a short run is a part of its result: {told}."
     if any(len(row.seeds) == 1 for row in found.trained):
         yield "Noise", "Only of the test rows, for want of a second seed: another seed may turn the order round."
     if found.trained:

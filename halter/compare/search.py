@@ -22,13 +22,24 @@ def _rate(default: float, power: int) -> float:
 
 def _next(losses: Mapping[int, float], stride: int) -> int:
     """The power to try next: outside of what was tried while the best lies at its edge, else the nearest to the best,
-    the upper one first."""
+    on the side of the better neighbour first."""
     best = min(losses, key=lambda power: (losses[power], power))
     if best == max(losses) and losses[best] < math.inf:
         return best + stride
     if best == min(losses):
         return best - stride
-    return min(set(range(best - len(losses), best + len(losses) + 1)) - set(losses), key=lambda n: (abs(n - best), -n))
+    side = _side(losses, best)
+    free = set(range(best - len(losses), best + len(losses) + 1)) - set(losses)
+    return min(free, key=lambda n: (abs(n - best), -side * n))
+
+
+def _side(losses: Mapping[int, float], best: int) -> int:
+    """1 where no power above ``best`` was tried, or the next above did no worse than the next below; else -1."""
+    above = min((n for n in losses if n > best), default=None)
+    below = max((n for n in losses if n < best), default=None)
+    if above is None or below is None:
+        return 1 if above is None else -1
+    return 1 if losses[above] <= losses[below] else -1
 
 
 def rounds(count: int) -> list[tuple[int, float]]:
@@ -70,7 +81,7 @@ def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float 
     for size, share in plan[1:]:
         if not alive:
             break
-        beside = _untried(alive[0], every)
+        beside = _untried(default, alive[0], every)
         rates = alive[:size] if beside is None else [*alive[: size - 1], beside]
         found = attempt(rates, max(1, round(tokens * share)))
         every += found
@@ -83,15 +94,14 @@ def _ranked(found: Iterable[Trial]) -> list[float]:
     return [t["learning_rate"] for t in sorted(found, key=_loss) if _loss(t) < math.inf]
 
 
-def _untried(best: float, every: Sequence[Trial]) -> float | None:
-    """A neighbour of the best rate that was not tried: where the best lies at the lower edge the one below, else the
-    one above if there is one."""
-    tried = [t["learning_rate"] for t in every]
-    around = [best * FACTOR, best / FACTOR]
-    free = [rate for rate in around if all(abs(math.log(rate / one, FACTOR)) > 0.5 for one in tried)]
-    if len(free) == 2 and best == min(tried):
-        free.reverse()
-    return float(f"{free[0]:.3g}") if free else None
+def _untried(default: float, best: float, every: Sequence[Trial]) -> float | None:
+    """A neighbour of the best rate that was not tried: outside of what was tried where the best lies at its edge, else
+    on the side of the better neighbour."""
+    losses = {round(math.log(t["learning_rate"] / default, FACTOR)): _loss(t) for t in every}
+    power = round(math.log(best / default, FACTOR))
+    side = _side(losses, power)
+    free = [n for n in (power + side, power - side) if n not in losses]
+    return _rate(default, free[0]) if free else None
 
 
 def _loss(trial: Trial) -> float:

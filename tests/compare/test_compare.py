@@ -265,3 +265,9 @@ def test_tasks_of_lm_eval_are_scored_beside_the_rest(
     )
     assert record["tasks"] == {"little": {"rows": 1, "fewshot": 0, "version": 1.0}}
     assert "little/acc" in markdown(Comparison(record)) and "exact_match" in lora["mean"]
+
+
+def test_a_rate_that_the_recipe_gives_is_where_the_search_begins(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    given = {**recipe, "train": {**recipe["train"], "learning_rate": 0.02}}
+    record, _ = small.run(tmp_path, given, methods=("lora",), seeds=1)
+    assert [trial["learning_rate"] for trial in record["rows"][1]["search"]] == [0.02, 0.06]

@@ -56,6 +56,17 @@ def test_sources_limits_and_a_validation_file(tmp_path: Path) -> None:
     assert len(train) == 3 and set(train) < {1, 3, 4, 5} and read(found.files["validation"]) == [2, 70]
 
 
+def test_rates_are_not_chosen_on_test_rows(tmp_path: Path) -> None:
+    data = DataOptions(train=file(tmp_path / "a.jsonl", 1, 2), validation=file(tmp_path / "v.jsonl", 5, 6, 7))
+    options, said = CompareOptions(test=file(tmp_path / "t.jsonl", 6, 7, 8)), []
+    found = split(data, options, tmp_path / "out", said.append)
+    assert read(found.files["validation"]) == [5] and read(found.files["test"]) == [6, 7, 8]
+    assert said[0].startswith("note: 2 validation rows are test rows too")
+    with pytest.raises(Refusal, match="compare-data") as caught:
+        split(data, CompareOptions(test=str(data.validation)), tmp_path / "other", said.append)
+    assert caught.value.offenders == ("validation",)
+
+
 def test_other_rows_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     data = DataOptions(train=file(tmp_path / "a.jsonl", *range(9)))
     options = CompareOptions(test=file(tmp_path / "t.jsonl", 20))

@@ -116,6 +116,19 @@ def test_where_full_training_wins_the_best_adapter_is_named_too():
     assert "Adapters" not in dict(reasons(Comparison(made)))
 
 
+def test_warm_ups_that_differ_are_told():
+    made = record()
+    assert "Warm-up" not in dict(reasons(Comparison(made)))
+    shares = {"alpha": 0.03, "beta": 0.03, "gamma_v2": 0.4, "delta": 12}
+    for row in made["rows"]:
+        row["warmup"] = shares.get(row["name"])
+    text = dict(reasons(Comparison(made)))["Warm-up"]
+    assert "12 steps delta; 3% of the steps alpha and beta; 40% of the steps gamma_v2." in text
+    for row in made["rows"]:
+        row["warmup"] = 0.1
+    assert "Warm-up" not in dict(reasons(Comparison(made)))
+
+
 def test_a_single_seed_is_said_to_be_one():
     made = record()
     assert not any(lead == "Noise" for lead, _ in reasons(Comparison(made)))

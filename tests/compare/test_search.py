@@ -58,13 +58,30 @@ def test_eight_trials_leave_no_gap_around_the_best(best: float) -> None:
     assert sum(tokens == 1000 for asked, tokens in field.asked for _ in asked) == 8 and len(trials) == 14
 
 
-def test_the_untried_neighbour_of_the_best_takes_the_last_place() -> None:
-    """As good on both sides of 3e-3, which the first round passes by: it goes up, and back between."""
-    field = Field(3.01e-3)
-    rate, trials = search.halve(1e-3, 4, 400, field)
-    assert [t["learning_rate"] for t in trials] == [1e-3, 9e-3, 8.1e-2, 2.7e-2, 9e-3, 3e-3] and rate == 3e-3
-    low = search.halve(1e-3, 4, 400, Field(1e-9))[1]  # at the lower edge the one below
-    assert low[-1]["learning_rate"] == pytest.approx(1.23e-5 / 3, rel=0.01)
+@pytest.mark.parametrize(
+    ("losses", "asked", "chosen"),
+    [
+        # LoRA on the playground: about as bad on both sides, first the wrong one, then the other
+        ({0: 0.11, 2: 4.60, -2: 4.50, -1: 1.43, 1: 0.02}, [0, 2, -2, -1, 0, 1], 1),
+        # LLaMA-Adapter: best at 81 times its default, but between that and 9 times is better, and above is a cliff
+        ({0: 6.1, 2: 1.02, 4: 0.75, 6: 6.47, 3: 0.12, 5: 4.94}, [0, 2, 4, 6, 4, 3], 3),
+        # at the lower edge, the one below
+        ({0: 4.0, 2: 5.0, -2: 3.0, -4: 2.0, -5: 1.0}, [0, 2, -2, -4, -4, -5], -5),
+    ],
+)
+def test_an_untried_neighbour_of_the_best_takes_the_last_place(
+    losses: dict[int, float], asked: list[int], chosen: int
+) -> None:
+    def attempt(rates: Any, tokens: int) -> list[dict[str, Any]]:
+        powers = [round(math.log(rate, 3)) for rate in rates]
+        return [
+            {"learning_rate": rate, "tokens": tokens, "validation_loss": losses[n]}
+            for rate, n in zip(rates, powers, strict=True)
+        ]
+
+    rate, trials = search.halve(1.0, 4, 400, attempt)
+    assert [round(math.log(t["learning_rate"], 3)) for t in trials] == asked
+    assert rate is not None and round(math.log(rate, 3)) == chosen
 
 
 def test_few_trials_stay_near_the_default() -> None:
@@ -83,7 +100,7 @@ def test_the_best_at_an_edge_is_followed_beyond_it_in_later_rounds() -> None:
 def test_rates_that_fail_drop_out() -> None:
     field = Field(1e-2, broken=2e-3)
     rate, trials = search.halve(1e-3, 4, 400, field)
-    assert rate == 1e-3 and [t["learning_rate"] for t in trials[:4]] == [1e-3, 9e-3, 1.11e-4, 3e-3]
+    assert rate == 1e-3 and [t["learning_rate"] for t in trials[:4]] == [1e-3, 9e-3, 1.11e-4, 3.33e-4]
     assert sum(t["validation_loss"] is None for t in trials) == 2
     assert search.halve(1e-3, 4, 400, Field(1e-2, broken=0.0))[0] is None
 
