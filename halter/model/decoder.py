@@ -249,6 +249,10 @@ class Decoder(nn.Module):
         yield None, "norm", self.norm
         yield None, "lm_head", self.lm_head
 
+    def outer(self) -> list[Tensor]:
+        """Every tensor outside the layers, tied ones once."""
+        return [tensor for name, tensor in self.named_buffers() if not name.startswith("layers.")]
+
     def module(self, layer: int | None, place: str) -> nn.Module:
         """The module that holds a place's base weights."""
         return getattr(self if layer is None else self.layers[layer], place)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import weakref
 
 import torch
 from torch import Tensor
 from torch.cuda._pin_memory_utils import pin_memory, unpin_memory
+
+PAGE = mmap.PAGESIZE
 
 
 class Lane:
@@ -41,13 +44,20 @@ class Lane:
             torch.cuda.current_stream(self.device).wait_event(copy)
 
 
+def paged(size: int) -> Tensor:
+    """CPU memory of ``size`` bytes, uint8, whose pages hold nothing else."""
+    memory = torch.empty(size + 2 * PAGE, dtype=torch.uint8)
+    start = -memory.data_ptr() % PAGE
+    return memory[start : start + size]
+
+
 def page_lock(memory: Tensor) -> bool:
-    """Let a GPU read contiguous CPU ``memory`` by itself for as long as its storage lives; False where the system will
-    not, and copies then hold the computation up.
+    """Let a GPU read ``memory`` (of ``paged``) by itself for as long as its storage lives; False where the system will
+    not, and computing then waits for every copy.
 
     Not by ``pin_memory()``, whose allocator rounds every size up to a power of two.
     """
-    start, size = memory.data_ptr(), memory.nbytes
+    start, size = memory.data_ptr(), -(-memory.nbytes // PAGE) * PAGE
     try:
         pin_memory(start, size)
     except RuntimeError:

@@ -8,7 +8,7 @@ upwards and then downwards, those at both turning points are still there and are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from halter.errors import Refusal
 from halter.model.keeping import Kept, keeping
-from halter.model.lane import Lane, page_lock
+from halter.model.lane import Lane, page_lock, paged
 
 ALIGNMENT = 256  # bytes; where tensors begin in a buffer, as CUDA's own allocator has it
 BUFFERS = 2
@@ -68,6 +68,13 @@ def layer_bytes(layer: nn.Module) -> int:
     return sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in layer.buffers())
 
 
+def bytes_apart(layers: Sequence[nn.Module], others: Iterable[Tensor]) -> tuple[int, int]:
+    """(bytes of the device, of CPU memory) that a base takes whose ``layers`` are streamed; ``others`` stay on the
+    device, each named once."""
+    sizes = [layer_bytes(layer) for layer in layers]
+    return min(BUFFERS, len(sizes)) * max(sizes) + sum(t.nbytes for t in others), sum(sizes)
+
+
 class Stream:
     """The layers of one base, held in CPU memory and brought to ``device`` as they are asked for.
 
@@ -113,7 +120,7 @@ class Stream:
             for name, tensor in module.named_buffers(recurse=False):
                 parts.append(Part(module, name, start, tensor.dtype, tensor.shape))
                 start += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        stored = Stored(tuple(parts), torch.empty(start, dtype=torch.uint8))
+        stored = Stored(tuple(parts), paged(start))
         for part in parts:
             part.inside(stored.memory).copy_(getattr(part.module, part.name))
         stored.put(stored.memory)

@@ -15,7 +15,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import LINEARS
 from halter.model.storages import STORAGES
-from halter.model.streaming import BUFFERS, layer_bytes
+from halter.model.streaming import bytes_apart
 
 CONSTANTS = ("absmax", "absmax_codes", "offset")
 
@@ -50,9 +50,8 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> De
 def base_bytes(base: Decoder, offload: bool = False) -> BaseBytes:
     """What a decoder's tensors take, tied ones once; ``offload``: with layers in CPU memory (model.streaming)."""
     if offload:
-        layers = [layer_bytes(layer) for layer in base.layers]
-        outer = _distinct((name, t) for name, t in base.named_buffers() if not name.startswith("layers."))
-        return BaseBytes(min(BUFFERS, len(layers)) * max(layers) + sum(t.nbytes for _, t in outer), 0, sum(layers))
+        device, host = bytes_apart([*base.layers], base.outer())
+        return BaseBytes(device, 0, host)
     weights = constants = 0
     for name, tensor in _distinct(base.named_buffers()):
         if name.rpartition(".")[2] in CONSTANTS:

@@ -21,6 +21,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import LINEARS, is_layer, path
 from halter.model.storages import BITS, STORAGES, Quantize, quantised
+from halter.model.streaming import bytes_apart
 from halter.pretrained.bnb import faults, storing
 from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
 from halter.pretrained.digest import BaseIdentity
@@ -54,8 +55,8 @@ def load(
 
     Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
     files.checkpoint.open_checkpoint and files.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
-    every missing, unexpected and misshapen tensor at once; ``device-missing``; ``unknown-dtype``;
-    ``quantisation-differs``.
+    every missing, unexpected and misshapen tensor at once; ``device-missing``; ``device-too-small``;
+    ``unknown-dtype``; ``unknown-offload``; ``quantisation-differs``.
     """
     folder = resolve(path_or_hub_id, revision, say=say)
     checkpoint = open_checkpoint(folder)
@@ -121,15 +122,26 @@ def _load(
     if progress.total > SLOW_BYTES[fresh]:
         what = f"Loading {progress.total / 1e9:.1f} GB from {checkpoint.folder}"
         say(f"{what} as {dtype_name(compute)} on {place}" + (f", quantised to {fresh} on the way" if fresh else ""))
-    for name in plan.order:
-        _place(model, checkpoint, name, plan, (place, home), quantize, double_quant)
-        progress.add(plan.bytes_of(name))
-        between()
+    try:
+        for name in plan.order:
+            _place(model, checkpoint, name, plan, (place, home), quantize, double_quant)
+            progress.add(plan.bytes_of(name))
+            between()
+    except torch.OutOfMemoryError:
+        raise _no_room(Decoder(config, compute, device="meta"), place, apart) from None
     model.identity = BaseIdentity.of(checkpoint)
     checkpoint.close()
     if apart:
         _stream(model, say)
     return model
+
+
+def _no_room(dry: Decoder, place: torch.device, apart: bool) -> Refusal:
+    """What to do about a base for which a GPU is too small; ``dry`` has its shapes."""
+    least = bytes_apart([*dry.layers], dry.outer())[0]
+    smaller = "quantize: nf4, or a smaller base"
+    told = f"offload: layers, which takes at most {least / 1e9:.1f} GB there and the rest in CPU memory; {smaller}"
+    return Refusal("device-too-small", f"there is no room for this base on {place}", fix=smaller if apart else told)
 
 
 def _stream(model: Decoder, say: Say) -> None:

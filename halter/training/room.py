@@ -80,5 +80,6 @@ def _halves(rows: list[Example]) -> list[list[Example]]:
 def _no_room(row: Example) -> HalterError:
     return HalterError(
         f"out of memory with a single row: {row.origin}, {_size(row)} tokens. Shorten it (data.max_length with "
-        "data.on_long), or make room: train.activation_checkpointing=on, model.quantize=nf4, a smaller rank"
+        "data.on_long), or make room: train.activation_checkpointing=on, model.quantize=nf4, a smaller rank; on a GPU "
+        "also model.offload=layers and train.offload_activations=true"
     )

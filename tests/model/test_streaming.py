@@ -19,6 +19,7 @@ from halter.generation.engine import generate
 from halter.methods.adapter import adapt
 from halter.methods.method import names
 from halter.model.int8_linear import Int8Linear
+from halter.model.lane import PAGE, paged
 from halter.model.linear import DenseLinear, Linear
 from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS
@@ -192,3 +193,12 @@ def test_too_little_room_and_trained_layers_are_refused():
     assert refused.value.id == "offload-full" and len(refused.value.offenders) == LAYERS * len(LINEARS)
     with pytest.raises(ValueError, match="streamed"):
         streamed.set_tensor("model.layers.0.mlp.up_proj.weight", torch.zeros(48, 32))
+
+
+def test_cpu_memory_for_copies_lies_on_pages_of_its_own():
+    for size in (1, PAGE - 1, PAGE, PAGE + 1):
+        memory = paged(size)
+        pages = -(-size // PAGE) * PAGE
+        assert memory.numel() == size and memory.data_ptr() % PAGE == 0
+        storage = memory.untyped_storage()
+        assert memory.data_ptr() + pages <= storage.data_ptr() + storage.nbytes()

@@ -272,11 +272,29 @@ def test_offloaded_layers_are_the_layers(tmp_path: Path, quantize: str | None, m
     said: list[str] = []
     plain = load_model(tmp_path, quantize=quantize, **CPU, offload="layers", say=said.append)
     assert plain.stream is None and "changes nothing on cpu" in said[-1]
+    with pytest.raises(Refusal) as refused:
+        load_model(tmp_path, **CPU, offload="disk")
+    assert refused.value.id == "unknown-offload"
     monkeypatch.setattr("halter.pretrained.load.streams", lambda *_: True)  # as on a GPU
     apart = load_model(tmp_path, quantize=quantize, **CPU, offload="layers", say=said.append)
     assert apart.stream is not None and "at a time on cpu" in said[-1]
     with torch.no_grad():
         assert torch.equal(apart(TOKENS), plain(TOKENS))
+
+
+def test_a_gpu_that_is_too_small_is_told_of_what_would_fit(tmp_path: Path, monkeypatch) -> None:
+    tiny_llama(num_hidden_layers=4).save_pretrained(tmp_path)
+    stream = (model := load_model(tmp_path, **CPU)).stream_layers()
+    least = stream.device_bytes + sum(t.nbytes for t in model.outer())
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("halter.pretrained.load._place", full)
     with pytest.raises(Refusal) as refused:
-        load_model(tmp_path, **CPU, offload="disk")
-    assert refused.value.id == "unknown-offload"
+        load_model(tmp_path, **CPU)
+    assert refused.value.id == "device-too-small" and f"at most {least / 1e9:.1f} GB" in refused.value.fix
+    monkeypatch.setattr("halter.pretrained.load.streams", lambda *_: True)
+    with pytest.raises(Refusal) as refused:
+        load_model(tmp_path, **CPU, offload="layers")
+    assert "offload" not in refused.value.fix
