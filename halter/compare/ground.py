@@ -63,7 +63,7 @@ class Ground:
         return {**kept, **named}
 
     def job_for(self, contestant: Contestant, rate: float | None, seed: int, tokens: int, beside: int = 1) -> Job:
-        """The job of one run; ``rate`` None: the source's or the method's default. ``beside``: runs that share a pass."""
+        """The job of one run; ``rate`` None: the source's or the method's default. ``beside``: runs in each pass."""
         train = {**self.source.get("train", {}), **self.step, "seed": seed}
         train = {k: v for k, v in train.items() if k not in ("num_train_epochs", "max_steps")}
         if rate is not None:
