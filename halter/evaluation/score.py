@@ -129,7 +129,7 @@ def _row_sums(
 
 
 def _logits(model: Decoder, hidden: Tensor, acts: Acts | None, index: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first place, logits) of one chunk of ``hidden`` [M, dim] after the other, the states of the tokens ``index`` [M].
+    """(first place, logits) of one chunk of ``hidden`` [M, dim] after the other, states of the tokens ``index`` [M].
     Those of a frozen head lie in one buffer, and are gone when the next chunk is asked for."""
     head = None if acts is None else acts.lm_head
     frozen = model.lm_head.matrix if head is None and isinstance(model.lm_head, DenseLinear) else None
