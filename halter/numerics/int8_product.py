@@ -20,8 +20,10 @@ from halter.numerics import int8
 from halter.numerics.int8 import Int8
 from halter.numerics.operations import operation
 
-PIECE_BYTES = 4 * 2**20  # of cast codes
-ROWS = 8  # of x, up to which torch's own product with codes is the quicker one
+PIECE_BYTES = 16 * 2**20  # of cast codes; a quarter of it for few rows, where the cast is what takes the time
+MANY = 256  # rows of x
+BLOCK = 128  # rows of x scaled at once: they stay in a core's own cache
+ROWS = 16  # of x, up to which torch's own product with codes is the quicker one
 
 
 def product(x: Tensor, data: Int8, bias: Tensor | None = None) -> Tensor:
@@ -63,40 +65,49 @@ def _by_rows(x: Tensor, data: Int8) -> Tensor:
         return (torch._weight_int8pack_mm(x.contiguous(), data.codes, x.new_ones(out)) * scale).to(x.dtype)
     y = x.new_empty(len(x), out)
     for a, b in _pieces(x, out, x.shape[1]):
+        part = F.linear(x, _weight(data.codes[a:b], data.absmax[a:b], x.dtype))
         if x.dtype == torch.float16:
-            y[:, a:b] = F.linear(x, int8.dequantise(Int8(data.codes[a:b], data.absmax[a:b]), x.dtype))
+            y[:, a:b] = part
         else:
-            y[:, a:b] = F.linear(x, data.codes[a:b].to(x.dtype)) * scale[a:b]
+            _scale(part, scale[a:b], y[:, a:b])
     return y
 
 
 def _by_columns(x: Tensor, data: Int8) -> Tensor:
     """x W: each piece is some columns of W, so that no sum is rounded half way."""
     out, width = data.codes.shape
-    half = x.dtype == torch.float16
-    scaled = x if half else _times_scale(x, int8.scale_of(data).to(_scaling(x)))
     y = x.new_empty(len(x), width)
+    if x.dtype != torch.float16:
+        x = _scale(x, int8.scale_of(data).to(_scaling(x)), torch.empty_like(x))
     for a, b in _pieces(x, width, out):
-        codes = data.codes[:, a:b]
-        y[:, a:b] = scaled @ (int8.dequantise(Int8(codes, data.absmax), x.dtype) if half else codes.to(x.dtype))
+        y[:, a:b] = x @ _weight(data.codes[:, a:b], data.absmax, x.dtype)
     return y
 
 
-def _times_scale(x: Tensor, scale: Tensor) -> Tensor:
-    """x * scale [columns], in x's dtype; some rows at a time, since the product has 32 bits before it is rounded."""
-    scaled = torch.empty_like(x)
-    for a, b in _pieces(x, len(x), x.shape[1]):
-        scaled[a:b] = x[a:b] * scale
-    return scaled
+def _weight(codes: Tensor, absmax: Tensor, dtype: torch.dtype) -> Tensor:
+    """What x is multiplied with: the codes, in fp16 with their scales."""
+    return int8.dequantise(Int8(codes, absmax), dtype) if dtype == torch.float16 else codes.to(dtype)
+
+
+def _scale(x: Tensor, scale: Tensor, into: Tensor) -> Tensor:
+    """x * scale [columns], rounded once; some rows at a time, since the product has 32 bits before it is rounded."""
+    for a in range(0, len(x), BLOCK):
+        into[a : a + BLOCK] = x[a : a + BLOCK] * scale
+    return into
 
 
 def _scaling(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def piece_bytes(rows: int) -> int:
+    """How much is cast at once on a CPU."""
+    return PIECE_BYTES if rows >= MANY else PIECE_BYTES // 4
+
+
 def _pieces(x: Tensor, along: int, across: int) -> Sequence[tuple[int, int]]:
     """Rows or columns to cast at once, from and to: all of them on an accelerator, whose allocator keeps its memory."""
-    step = along if x.device.type != "cpu" else max(32, PIECE_BYTES // max(1, across * x.element_size()))
+    step = along if x.device.type != "cpu" else max(32, piece_bytes(len(x)) // max(1, across * x.element_size()))
     return [(a, min(a + step, along)) for a in range(0, along, max(1, step))]
 
 

@@ -155,13 +155,13 @@ def _nf4_product(x: Tensor, codes: Tensor, scales: Any, shape: Any, *rest: Any) 
 
 
 def _int8_product(x: Tensor, codes: Tensor, absmax: Tensor, bias: Any, transposed: bool) -> tuple[int, int]:
-    """The same with an 8-bit weight: one piece of cast codes, what it gives in x's dtype and in 32 bits; backward also
-    the gradient times the scales."""
+    """The same with an 8-bit weight: one piece of cast codes and what it gives; backward also the gradient times the
+    scales."""
     numbers, rows = codes.numel(), x.numel() // x.shape[-1]
     wide = numbers * x.itemsize
-    piece = min(int8_product.PIECE_BYTES, wide)
+    piece = min(int8_product.piece_bytes(rows), wide)
     columns = codes.shape[1] if transposed else codes.shape[0]
-    part = rows * columns * piece // wide * (x.itemsize + (0 if transposed else 4))
+    part = rows * columns * piece // wide * x.itemsize
     return piece + part + (x.nbytes if transposed else 0), 2 * rows * numbers
 
 
