@@ -17,7 +17,7 @@ import torch
 from halter import __version__
 from halter.files.caches import cache_folder
 from halter.files.extras import install
-from halter.numerics import nf4_kernels
+from halter.numerics import int8_product, nf4_kernels
 from halter.pretrained.device import choose_device, cpu_has_bf16
 from halter.run.checks_machine import gib, nearest
 from halter.run.estimate import free_bytes
@@ -114,6 +114,7 @@ def kernels() -> dict[str, Any]:
         "flash_attention_cpu": torch._C._dispatch_has_kernel_for_dispatch_key(FLASH, "CPU"),
         "bf16_instructions_cpu": cpu_has_bf16(),
         "nf4_cpu": nf4_kernels.kernels(),
+        "int8_cpu": int8_product.quick(64, 64),
         "bitsandbytes": library is not None,
         "bitsandbytes_missing_because": why,
         "bitsandbytes_cuda": library is not None and on_cuda and _runs_on_cuda(library),
@@ -177,6 +178,7 @@ def as_text(found: dict[str, Any]) -> str:
         f"  bf16 instructions of the CPU: {words[kernel['bf16_instructions_cpu']]}"
         + ("" if kernel["bf16_instructions_cpu"] else " (16-bit checkpoints are computed in float32)"),
         f"  NF4 on the CPU: by {kernel['nf4_cpu']}; bitsandbytes on CUDA: {words[kernel['bitsandbytes_cuda']]}",
+        f"  quick 8-bit products of a few bf16 rows on the CPU: {words[kernel['int8_cpu']]}",
     ]
     if kernel["bitsandbytes_missing_because"]:
         lines.append(f"  bitsandbytes cannot be imported: {kernel['bitsandbytes_missing_because']}")

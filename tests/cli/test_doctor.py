@@ -42,6 +42,7 @@ def test_the_machine_is_described_in_seconds() -> None:
 
 
 def test_kernels_are_those_that_run() -> None:
+    from halter.numerics import int8_product
     from halter.numerics.nf4_kernels import kernels
     from halter.pretrained.device import cpu_has_bf16
 
@@ -49,6 +50,7 @@ def test_kernels_are_those_that_run() -> None:
     q = torch.randn(1, 1, 4, 8)
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q)  # raises where there is none
     assert found["flash_attention_cpu"] is True and found["nf4_cpu"] == kernels()
+    assert found["int8_cpu"] is int8_product.quick(128, 32)
     assert found["bf16_instructions_cpu"] == cpu_has_bf16()
     assert found["bitsandbytes_cuda"] is False or torch.cuda.is_available()
 
