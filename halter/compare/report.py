@@ -1,6 +1,7 @@
 """The report of a comparison, made from its record alone: report.html, report.md and report.csv.
 
-python -m halter.compare.report RECORD.json FOLDER   writes it again from a record that was kept.
+python -m halter.compare.report RECORD.json FOLDER             writes it again from a record that was kept.
+python -m halter.compare.report RECORD.json FOLDER --markdown  report.md alone, with its figures as files beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from halter.compare.report_facts import Comparison
-from halter.compare.report_page import page
+from halter.compare.report_page import alone, page
+from halter.compare.report_plots import plots
 from halter.compare.report_tables import comma_separated, tables
 from halter.compare.report_words import headline, reasons
 from halter.errors import HalterError, Refusal
@@ -20,6 +22,9 @@ from halter.files.extras import missing_extra
 from halter.files.reading import read_json, read_text, visible
 
 FILES = ("report.html", "report.md", "report.csv")
+ELSEWHERE = "The figures are in report.html."
+MOST_FIGURE = 100_000
+"""Characters of a figure that is written beside report.md; hatched ones have more, and their numbers are in tables."""
 MOST_BYTES = 64 << 20
 """Of a record: a thousand rows with the curves of five seeds have a tenth of it."""
 _MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
@@ -58,6 +63,21 @@ def _recipes(found: Comparison, folder: Path) -> dict[str, str]:
     return texts
 
 
+def write_markdown(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write report.md into ``folder``, and every figure small enough for it as an SVG file; returns the paths."""
+    found = Comparison(record)
+    drawn = {f"{plot.title.lower().replace(' ', '-').replace(',', '')}.svg": plot for plot in plots(found)}
+    small = {name: plot for name, plot in drawn.items() if len(plot.svg) <= MOST_FIGURE}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, plot in small.items():
+        writing.write_text(folder / name, alone(plot), replace=True)
+    text = markdown(found).removesuffix(f"{ELSEWHERE}\n")
+    for name, plot in small.items():
+        text += f"## {plot.title}\n\n{plot.note}\n\n![{plot.title}]({name})\n\n"
+    writing.write_text(folder / FILES[1], text.rstrip("\n") + "\n", replace=True)
+    return [folder / name for name in (FILES[1], *small)]
+
+
 def markdown(found: Comparison) -> str:
     """The words and the tables as Markdown; the figures are in the page."""
     lines = [
@@ -71,7 +91,7 @@ def markdown(found: Comparison) -> str:
     for table in tables(found):
         lines += [f"## {_text(table.title)}", "", *([_text(table.note), ""] if table.note else [])]
         lines += [*table_lines(table.head, table.rows), ""]
-    return "\n".join([*lines, "The figures are in report.html.", ""])
+    return "\n".join([*lines, ELSEWHERE, ""])
 
 
 def table_lines(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -89,11 +109,12 @@ def _text(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        print("usage: python -m halter.compare.report RECORD.json FOLDER", file=sys.stderr)
+    made = write_markdown if arguments[2:] == ["--markdown"] else write
+    if len(arguments) != 2 + (made is write_markdown):
+        print("usage: python -m halter.compare.report RECORD.json FOLDER [--markdown]", file=sys.stderr)
         return 2
     try:
-        for path in write(read_json(arguments[0], MOST_BYTES), Path(arguments[1])):
+        for path in made(read_json(arguments[0], MOST_BYTES), Path(arguments[1])):
             print(path)
     except HalterError as error:
         print(error, file=sys.stderr)

@@ -65,6 +65,17 @@ def page(found: Comparison, recipes: Mapping[str, str]) -> str:
     )
 
 
+def alone(plot: Plot) -> str:
+    """A figure as an SVG file of its own, light or dark as its reader is."""
+    shades = [" ".join(f"--s{n}: {colour};" for n, colour in enumerate(colours)) for colours in (LIGHT, DARK)]
+    style = f"svg {{ color: #1c2024; --card: #fcfcfb; --line: #dcdcd8; background: #fcfcfb; {shades[0]} }}\n"
+    style += "@media (prefers-color-scheme: dark) { svg { color: #e6e7e9; --card: #16181a; --line: #383d42; "
+    style += f"background: #16181a; {shades[1]} }} }}\nsvg text {{ fill: currentColor; }}"
+    opening = plot.svg.index(">") + 1
+    head = plot.svg[:opening].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{head}<style>{style}</style>{plot.svg[opening:]}\n"
+
+
 def _style() -> str:
     shades = [" ".join(f"--s{n}: {colour};" for n, colour in enumerate(colours)) for colours in (LIGHT, DARK)]
     return STYLE.replace("LIGHT", shades[0]).replace("DARK", shades[1])

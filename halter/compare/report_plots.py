@@ -115,7 +115,7 @@ def _shares(found: Comparison) -> Plot | None:
             if at is not None:
                 axes.axvline(at, color=INK, linewidth=1, linestyle=dashes)
     grid[0][0].set_yticks(list(range(len(rows))), [label(row.name) for row in rows])
-    grid[0][0].invert_yaxis()
+    grid[0][0].set_ylim(len(rows) - 0.5, -0.5)
     note = "Share of right answers on the test rows; further right is better. Bars: the 95 % interval of the bootstrap."
     if CHOICES in found.shares:
         note += " Dotted: always the most frequent choice; dashed: a guess."

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from browser import MISSING, Browser, browser
@@ -260,6 +261,21 @@ def test_the_module_writes_a_report_from_a_kept_record(tmp_path: Path):
         (tmp_path / "record.json").write_text(text)
         assert main(command[3:]) == 2
     assert main([]) == 2
+
+
+def test_markdown_with_figures_beside_it(tmp_path: Path):
+    (tmp_path / "record.json").write_text(json.dumps(record()))
+    assert main([str(tmp_path / "record.json"), str(tmp_path / "out"), "--markdown"]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    drawn = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert {"quality-against-cost.svg", "learning-curves.svg"} <= set(drawn) and "report.html" not in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.md", *drawn}
+    for name in drawn:
+        root = ElementTree.fromstring((tmp_path / "out" / name).read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and "prefers-color-scheme" in root[0].text
+        used = set(re.findall(r"var\((--\w+)\)", (tmp_path / "out" / name).read_text()))
+        assert all(f"{variable}:" in root[0].text for variable in used)
+    assert main([str(tmp_path / "record.json"), str(tmp_path / "out"), "--else"]) == 2
 
 
 def test_the_example_report_is_what_its_record_makes():
