@@ -18,7 +18,8 @@ IGNORED = -100
 class Batch:
     """tokens int64 [N]; targets int64 [N], the next token of the same row where it is supervised, else -100; lengths
     and prompt_lengths (tokens before the first supervised one) per row; rows, the caller's row numbers (-1: a beginning
-    that several rows share); continues, per row the place in this batch of the beginning that it goes on from."""
+    that several rows share); continues, per row the place in this batch of the beginning that it goes on from; order,
+    where each token lay before beginnings were shared."""
 
     tokens: Tensor
     targets: Tensor
@@ -26,6 +27,7 @@ class Batch:
     prompt_lengths: list[int]
     rows: list[int]
     continues: list[int | None] | None = None
+    order: Tensor | None = None
 
 
 def pack(examples: Sequence[Example], rows: Sequence[int] | None = None) -> Batch:

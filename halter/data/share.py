@@ -102,4 +102,5 @@ def _laid_out(batch: Batch, starts: np.ndarray, groups: Sequence[tuple[list[int]
         prompt_lengths=prompts,
         rows=[-1 if row < 0 else batch.rows[row] for row, *_ in pieces],
         continues=[place for *_, place in pieces],
+        order=index,
     )

@@ -189,21 +189,22 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         checkpointing: bool = False,
         wanted: Tensor | None = None,
+        entered: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, [N, dim], for ``tokens`` int64 [N] lying end to end.
 
         With a cache (segments from ``cache.segments``) the tokens continue its rows, which then count as seen.
         ``checkpointing`` keeps only each layer's input for backward and computes the layer again. ``wanted`` int64 [M],
         ascending: only these tokens' states are returned, [M, dim], and the last layer leaves out what they do not
-        need.
+        need. ``entered``: (layer, what enters it), where the layers below have been run already (model.entering).
         """
-        h = run_at(acts and acts.embed_tokens, self.embed_tokens, tokens)
+        first, h = entered or (0, run_at(acts and acts.embed_tokens, self.embed_tokens, tokens))
         h, rows = surrounded(h, segments, acts, cache)
         inside = rows.index(wanted)
         rotation = rope.angles(rows.alone.positions, self.frequencies.to(h.device), self.rotation_dtype)
         tails = None
         with keeping(self.keepers):
-            for index, block in enumerate(self.layers):
+            for index, block in list(enumerate(self.layers))[first:]:
                 at = acts.layers[index] if acts is not None else NOTHING
                 seen = rows.seen(at.memory)
                 if inside is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
@@ -218,9 +219,8 @@ class Decoder(nn.Module):
             cache.advance(rows.alone)
         if inside is not None:
             h = h[inside if tails is None else torch.searchsorted(tails[1], inside)]
-        at_norm = None if acts is None or acts.norm is None else acts.norm
-        if at_norm is not None and wanted is not None:
-            at_norm = at_norm.select(wanted)
+        at_norm = acts and acts.norm
+        at_norm = at_norm if at_norm is None or wanted is None else at_norm.select(wanted)
         return run_at(at_norm, self.norm, normalise(h, self.config.norm_eps))
 
     def head(self, hidden: Tensor, acts: Acts | None = None) -> Tensor:

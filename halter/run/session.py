@@ -34,6 +34,7 @@ from halter.run.prepare import Job, Say
 from halter.run.signals import Stopped, Stops
 from halter.run.watch import Watch
 from halter.training import memory, optimizers, schedule
+from halter.training.frozen import keep_frozen
 from halter.training.guards import Guards
 from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
 from halter.training.offload import offloaded
@@ -113,6 +114,8 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     if share > MANY and all(method.name() != "full" for method in adapter.methods):
         say("warning: that is a large part of so small a base; a smaller method.r trains less")
     trainee = new_trainee(job, adapter, say)
+    tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
+    trainee.frozen = keep_frozen(options.cache_frozen, model, adapter, tokens, epochs, say)
     attempt = run.attempt()
     trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))
     with Display(job.steps, options.logging_steps) as display, Stops(display.say) as stops:

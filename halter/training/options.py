@@ -11,6 +11,8 @@ from typing import Literal
 from halter.errors import Refusal
 from halter.training.guards import OnNonfinite, OnSpike
 
+CacheFrozen = Literal["auto", "on", "off"]
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -63,6 +65,9 @@ class TrainOptions:
     offload_activations: bool = False
     """Keep what the backward pass needs in CPU memory meanwhile, copied beside the computation: less memory on a GPU,
     best together with activation_checkpointing: on. Changes nothing where the device's memory is the CPU's."""
+    cache_frozen: CacheFrozen = "auto"
+    """Keep what the frozen layers below the adapter's lowest one give for each row, in main memory, instead of running
+    them again in every epoch. auto: with three epochs and more, where all rows fit in a quarter of the free memory."""
     eval_steps: float | None = None
     """Steps between evaluations; below 1 a share of all steps. Not given: after every epoch. Needs validation data."""
     early_stopping_patience: int | None = None

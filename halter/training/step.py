@@ -120,10 +120,17 @@ class Learnt:
 
 
 def one_pass(
-    model: Decoder, tokens: Tensor, segments: Segments, acts: Acts, learnt: Learnt, checkpointing: bool
+    model: Decoder,
+    tokens: Tensor,
+    segments: Segments,
+    acts: Acts,
+    learnt: Learnt,
+    checkpointing: bool,
+    entered: tuple[int, Tensor] | None = None,
 ) -> Tensor:
-    """Forward and backward over ``tokens`` int64 [N]; the learnt tokens' losses, float32 [M]."""
-    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing, wanted=learnt.index)
+    """Forward and backward over ``tokens`` int64 [N]; the learnt tokens' losses, float32 [M]. ``entered`` as
+    Decoder.hidden has it."""
+    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing, wanted=learnt.index, entered=entered)
     head = acts.lm_head
 
     def project(piece: Tensor, start: int, end: int, tensors: Sequence[Tensor]) -> Tensor:
@@ -136,6 +143,14 @@ def one_pass(
     if loss.requires_grad:
         loss.backward()
     return each
+
+
+def _entered(model: Decoder, present: Sequence[tuple[Trainee, Batch]]) -> tuple[int, Tensor] | None:
+    """What enters the lowest layer that is trained, where that is kept; adapters trained together go through all."""
+    trainee, batch = present[0]
+    if trainee.frozen is None or len(present) > 1:
+        return None
+    return trainee.frozen.layer, trainee.frozen.states(model, batch)
 
 
 def _accumulate(
@@ -151,9 +166,12 @@ def _accumulate(
     shares = torch.zeros(len(trainees), dtype=torch.float64)
     if not present:
         return shares
+    entered = _entered(model, [(trainees[i], batch) for i, batch in present])
     if all(trainees[i].adapter.tokenwise for i, _ in present):
         present = [(i, share_beginnings(batch)) for i, batch in present]
     device = model.device
+    if entered is not None and (order := present[0][1].order) is not None:
+        entered = entered[0], entered[1][order.to(device)]
     tokens = torch.cat([batch.tokens for _, batch in present]).to(device)
     targets = torch.cat([batch.targets for _, batch in present]).to(device)
     trainee_of = torch.cat([torch.full_like(batch.tokens, i) for i, batch in present]).to(device)
@@ -168,7 +186,7 @@ def _accumulate(
         acts = Mixed([trainees[i].adapter for i, _ in present], owners).bind(model, segments, key)
     index = (targets != IGNORED).nonzero().squeeze(1)
     weights = torch.tensor(scales, dtype=torch.float32, device=device)[trainee_of[index]]
-    each = one_pass(model, tokens, segments, acts, Learnt(index, targets[index], weights), checkpointing)
+    each = one_pass(model, tokens, segments, acts, Learnt(index, targets[index], weights), checkpointing, entered)
     owner = trainee_of[index]
     shares.index_add_(0, owner.cpu(), each.double().cpu())
     return shares / torch.tensor([max(1, n) for n in step_targets], dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch import Tensor
 from halter.errors import HalterError
 from halter.methods.adapter import Adapter
 from halter.training import optimizers
+from halter.training.frozen import Frozen
 from halter.training.guards import Guards, Trouble
 from halter.training.room import free, out_of_memory
 
@@ -30,6 +31,8 @@ class Trainee:
     seed: int = 0
     step: int = 0
     guards: Guards = field(default_factory=Guards)
+    frozen: Frozen | None = None
+    """Where outputs of the layers below the adapter are kept."""
     base_rates: list[float] = field(init=False)
     norm: float | None = field(init=False, default=None)
     """The norm of settled gradients, before clipping."""

@@ -1,0 +1,83 @@
+"""Outputs of the frozen layers below an adapter's lowest one, kept from epoch to epoch.
+
+Nothing below that layer is trained and nothing there is random, so a row leaves those layers as it did in the epoch
+before. Each row goes through them alone: what is kept depends on the row and on nothing else, and a resumed run, which
+begins with nothing kept, trains on the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from halter.data.pack import Batch
+from halter.methods.adapter import Adapter
+from halter.model.decoder import Decoder
+from halter.model.entering import entering
+from halter.model.places import MEMORY
+from halter.training.memory import free_memory_bytes
+from halter.training.options import CacheFrozen
+
+EPOCHS = 3.0
+"""Epochs from which on ``auto`` keeps outputs: the first costs more than it would otherwise, rows going alone."""
+SHARE = 0.25
+"""Share of the free main memory that they may take."""
+
+
+@dataclass
+class Frozen:
+    """What enters ``layer``, by row; at most ``budget`` bytes are kept, in main memory and the compute dtype."""
+
+    layer: int
+    budget: int
+    kept: dict[bytes, Tensor] = field(default_factory=dict)
+    held: int = 0
+
+    def states(self, model: Decoder, batch: Batch) -> Tensor:
+        """[N, dim] on the model's device, for rows that lie end to end and share no beginnings."""
+        rows = batch.tokens.split(batch.lengths)
+        names = [blake2b(tokens.numpy().tobytes(), digest_size=16).digest() for tokens in rows]
+        absent = {name: tokens for name, tokens in zip(names, rows, strict=True) if name not in self.kept}
+        made = dict(zip(absent, entering(model, self.layer, list(absent.values())), strict=True))
+        for name, state in made.items():
+            size = state.numel() * state.element_size()
+            if self.held + size <= self.budget:
+                self.kept[name] = state.to("cpu")
+                self.held += size
+        found = [made[name] if name in made else self.kept[name] for name in names]
+        return torch.cat([state.to(model.device, non_blocking=True) for state in found])
+
+
+def first_layer(adapter: Adapter) -> int:
+    """The lowest layer that an adapter changes; the number of layers where it only acts behind them.
+
+    0 as well where there are virtual tokens or memory: they move the positions of a row in all layers.
+    """
+    first = adapter.shape.layers
+    for slot in adapter.slots:
+        if slot.place == MEMORY or (slot.layer is None and slot.place not in ("norm", "lm_head")):
+            return 0
+        first = first if slot.layer is None else min(first, slot.layer)
+    return first
+
+
+def keep_frozen(
+    asked: CacheFrozen, model: Decoder, adapter: Adapter, tokens: int, epochs: float, say: Callable[[str], None]
+) -> Frozen | None:
+    """What ``train.cache_frozen`` asks for, None where there is nothing to keep; ``tokens`` of one epoch."""
+    layer = first_layer(adapter)
+    if asked == "off" or layer == 0:
+        if asked == "on":
+            say("train.cache_frozen: the adapter changes the first layer or what lies before it; there is none to keep")
+        return None
+    budget = int(SHARE * free_memory_bytes(torch.device("cpu")))
+    need = tokens * model.config.dim * model.dtype.itemsize
+    if asked == "auto" and (epochs < EPOCHS or need > budget):
+        return None
+    share = min(1.0, budget / max(1, need))
+    say(f"outputs of the lowest {layer} layers are kept: {need * share / 2**20:.0f} MiB, {share:.0%} of the rows")
+    return Frozen(layer, budget)
