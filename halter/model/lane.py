@@ -7,7 +7,6 @@ import weakref
 
 import torch
 from torch import Tensor
-from torch.cuda._pin_memory_utils import pin_memory, unpin_memory
 
 PAGE = mmap.PAGESIZE
 
@@ -58,9 +57,11 @@ def page_lock(memory: Tensor) -> bool:
     Not by ``pin_memory()``, whose allocator rounds every size up to a power of two.
     """
     start, size = memory.data_ptr(), -(-memory.nbytes // PAGE) * PAGE
-    try:
+    try:  # torch keeps the name to itself, and a CPU needs none of it
+        from torch.cuda._pin_memory_utils import pin_memory, unpin_memory
+
         pin_memory(start, size)
-    except RuntimeError:
+    except (ImportError, RuntimeError):
         return False
     weakref.finalize(memory.untyped_storage(), unpin_memory, start).atexit = False
     return True
