@@ -67,10 +67,12 @@ def base_of(s: Any, device: str) -> Any:
     from halter.model.places import LINEARS, path
 
     model = Decoder(s.shape, s.dtype, "meta")
-    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(s.dtype)
     for name, size in s.shape.tensor_shapes().items():
-        weight = torch.empty(size, dtype=s.dtype)
-        weight.fill_(1.0) if "norm" in name else weight.normal_(0, 0.02, generator=generator)
+        weight = torch.ones(size, dtype=s.dtype)
+        if "norm" not in name:
+            for part in weight.flatten().split(len(drawn)):  # which numbers they are costs time and no memory
+                part.copy_(drawn[: len(part)])
         weight = weight.to(device)
         place = next((p for p in LINEARS if f".{p}." in name), None) if s.quantize else None
         if place is None:

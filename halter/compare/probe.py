@@ -38,11 +38,12 @@ def measure(path: str) -> dict[str, Any]:
     from halter.run.prepare import prepare
     from halter.run.session import new_adapter, new_trainee
     from halter.training.loop import Events, Feed, rehearse, train_loop
-    from halter.training.memory import peak_memory_bytes
+    from halter.training.memory import load_libraries, peak_memory_bytes
     from halter.training.offload import offloaded
 
     job = prepare(recipes.load(path))
     options = job.recipe.model
+    load_libraries(options.quantize, options.device)
     runtime = peak_memory_bytes()
     with allocation.kept(), denormals.flushed():
         how = options.dtype, options.quantize, options.device

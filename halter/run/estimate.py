@@ -11,12 +11,15 @@ import torch
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
+from halter.plan import Setting, fit
 from halter.plan.dry import base_bytes, dry_base
 from halter.plan.forecast import STATE_BYTES
 from halter.recipe import Recipe
 from halter.run.checks_machine import gib
 from halter.training import memory
 
+AMPLE = 4
+"""Times the activations of a row: what is free beyond that is enough for any method."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
@@ -33,6 +36,8 @@ class Sizes:
     checkpoint: int
     visited: int
     """What would be left of ``base`` on a GPU with model.offload: layers."""
+    setting: Setting | None = None
+    """A row alone in a pass; None where the methods are not known."""
 
 
 def sizes(
@@ -54,7 +59,23 @@ def sizes(
     one = memory.activation_bytes(config, 1, width)
     thrifty = config.layers * config.dim * width + one // config.layers
     per_token = one if recipe.train.activation_checkpointing == "off" else min(one, thrifty)
-    return Sizes(base, count * (8 + states + cast), per_token, count * (4 + states), visited)
+    return Sizes(
+        base, count * (8 + states + cast), per_token, count * (4 + states), visited,
+        _alone(recipe, config, adapter, width, held, offload),
+    )  # fmt: skip
+
+
+def _alone(
+    recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, held: str | None, offload: bool
+) -> Setting | None:
+    """One row a pass, with activation checkpointing where allowed; None where a step cannot be run on paper."""
+    options = recipe.train
+    if adapter is None or options.offload_activations not in ("off", False, None):
+        return None
+    return Setting(
+        recipe.model.path, config, tuple(adapter.methods), torch.float32 if width == 4 else torch.bfloat16,
+        held, options.optimizer, checkpointing=options.activation_checkpointing != "off", offload=offload,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def free_bytes(device: torch.device) -> int:
@@ -70,14 +91,29 @@ def free_bytes(device: torch.device) -> int:
     return max(0, free)
 
 
+def _with_row(need: Sizes, tokens: int, free: int) -> tuple[int, int]:
+    """(bytes of training on one row of ``tokens``, tokens of the longest row that fits).
+
+    Where the room is plainly enough, a bound says so; else the step is run on tensors without memory (plan.fit).
+    """
+    rest = need.base + need.trained
+    least = rest + tokens * need.per_token
+    if need.setting is None or rest >= free:
+        return least, (free - rest) // max(1, need.per_token)
+    shape, width = need.setting.shape, need.setting.dtype.itemsize
+    if rest + AMPLE * (memory.activation_bytes(shape, tokens, width) + tokens * shape.vocab_size * width) <= free:
+        return least, tokens
+    found = fit.needs(need.setting)
+    return found.bytes(1, tokens), fit.largest(need.setting, free, found).length
+
+
 def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> Iterator[Refusal]:
     """Refusal ``row-memory`` where base, adapter and the longest row (origin, tokens) take more than is free."""
     origin, tokens = row
     free, rest = free_bytes(device), need.base + need.trained
-    total = rest + tokens * need.per_token
+    total, most = _with_row(need, tokens, free)
     if total <= free:
         return
-    most = (free - rest) // max(1, need.per_token)
     fix = "a smaller base, model.quantize: nf4 (or int8), or a method that trains less"
     if most > 0:
         fix = f"data.max_length of at most {most}, with data.on_long: cut or split; or model.quantize: nf4"
@@ -89,7 +125,7 @@ def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> I
         "row-memory",
         f"the longest row, {origin} with {tokens} tokens, takes at least {gib(total)} and {gib(free)} are free on "
         f"{device} (base {gib(need.base)}, adapter and optimizer {gib(need.trained)}, activations "
-        f"{gib(tokens * need.per_token)})",
+        f"{gib(max(0, total - rest))})",
         fix=fix,
         waivable=True,
     )

@@ -106,6 +106,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
+    memory.load_libraries(job.recipe.model.quantize, job.recipe.model.device)
     before = memory.peak_memory_bytes()
     model = _load_base(job, say)
     adapter = new_adapter(job, model, say)

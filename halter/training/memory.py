@@ -8,7 +8,17 @@ import sys
 import torch
 
 from halter.model.config import ModelConfig
+from halter.numerics import nf4_kernels
 from halter.numerics.allocation import available_bytes
+
+
+def load_libraries(quantize: str | None, device: str = "auto") -> None:
+    """Bring in what the first step would, so that it is not taken for memory of base or step: torch's optimizers import
+    its compiler, some 85 MB of modules that nobody calls, and so does the first 4-bit product, with bitsandbytes."""
+    import torch._dynamo
+
+    if quantize == "nf4":
+        nf4_kernels.usable("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def peak_memory_bytes() -> int:

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
-from halter.plan.dry import dry_adapter
+from halter.plan import fit
+from halter.plan.dry import dry_adapter, dry_base
+from halter.plan.trace import training_pass
 from halter.run import estimate, preflight
 from halter.run.opening import OpenOptions, Subject, open_subject
 from halter.run.preflight import examine, ready
@@ -288,7 +290,12 @@ def test_the_longest_row_is_reckoned_to_the_token(good: Any, monkeypatch: pytest
     assert need.base == 4 * job.config.num_parameters and need.trained == 16 * adapter
     assert need.checkpoint == 12 * adapter
     tokens = job.data.report.longest
-    exact = need.base + need.trained + tokens * need.per_token
+    needs = fit.needs(need.setting)
+    exact = needs.bytes(1, tokens)
+    shape, method = job.config, job.recipe.method.options
+    traced = training_pass(dry_base(shape, torch.float32, None), dry_adapter(shape, [method]), 1, tokens, True)
+    assert exact - needs.standing == pytest.approx(traced.total, rel=0.1)  # the step itself, run on paper
+    assert exact > need.base + need.trained
     monkeypatch.setattr(memory, "free_memory_bytes", lambda device: exact)
     monkeypatch.setattr(estimate, "LIMITS", ())
     assert ids(good()) == []
