@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
+from halter.model.storages import Quantize
 from halter.plan import Setting, fit
 from halter.plan.dry import base_bytes, dry_base
 from halter.plan.forecast import STATE_BYTES
@@ -55,12 +57,12 @@ def sizes(
     base = visited if offload else base_bytes(dry).total
     count = 0 if adapter is None else adapter.num_trainable
     states = STATE_BYTES[recipe.train.optimizer]
-    cast = width if width < 4 else 0
+    copies = width if width < 4 else 0
     one = memory.activation_bytes(config, 1, width)
     thrifty = config.layers * config.dim * width + one // config.layers
     per_token = one if recipe.train.activation_checkpointing == "off" else min(one, thrifty)
     return Sizes(
-        base, count * (8 + states + cast), per_token, count * (4 + states), visited,
+        base, count * (8 + states + copies), per_token, count * (4 + states), visited,
         _alone(recipe, config, adapter, width, held, offload),
     )  # fmt: skip
 
@@ -70,11 +72,12 @@ def _alone(
 ) -> Setting | None:
     """One row a pass, with activation checkpointing where allowed; None where a step cannot be run on paper."""
     options = recipe.train
-    if adapter is None or options.offload_activations not in ("off", False, None):
+    if adapter is None or options.offload_activations:
         return None
     return Setting(
         recipe.model.path, config, tuple(adapter.methods), torch.float32 if width == 4 else torch.bfloat16,
-        held, options.optimizer, checkpointing=options.activation_checkpointing != "off", offload=offload,  # type: ignore[arg-type]
+        cast(Quantize | None, held), options.optimizer, checkpointing=options.activation_checkpointing != "off",
+        offload=offload,
     )  # fmt: skip
 
 

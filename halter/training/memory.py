@@ -12,7 +12,7 @@ from halter.numerics import nf4_kernels
 from halter.numerics.allocation import available_bytes
 
 
-def load_libraries(quantize: str | None, device: str = "auto") -> None:
+def load_libraries(quantize: str | None, device: str | None = None) -> None:
     """Bring in what the first step would, so that it is not taken for memory of base or step: torch's optimizers import
     its compiler, some 85 MB of modules that nobody calls, and so does the first 4-bit product, with bitsandbytes."""
     import torch._dynamo
