@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 METHODS = ("lora", "llama_adapter", "llama_adapter_v2", "excitor", "full", "bottleneck")
-LAYERS = {False: 4, True: 8}
-"""Of the base in 16 bits, and in NF4, so that a run takes more than a gigabyte."""
+LAYERS = {"bf16": 4, "nf4": 8, "int8": 8}
+"""Of the base in 16, 4 and 8 bits, so that a run takes more than a gigabyte."""
 LEAST = 10**9
 DTYPE = "bfloat16"
 EXACT = "MALLOC_MMAP_THRESHOLD_"
@@ -33,13 +33,13 @@ next allocation, as training has it, which is quicker and leaves gaps."""
 
 def cells() -> dict[str, dict[str, Any]]:
     """{name: cell} of the whole grid."""
-    grid = itertools.product(METHODS, (False, True), (256, 2048), (1, 8), (False, True))
+    grid = itertools.product(METHODS, (False, True), (256, 2048), (1, 8), LAYERS)
     return {
-        f"{method} {'nf4' if nf4 else 'bf16'} {'on' if on else 'off'} {rows}x{length}": {
-            "method": method, "checkpointing": on, "length": length, "rows": rows, "nf4": nf4,
+        f"{method} {base} {'on' if on else 'off'} {rows}x{length}": {
+            "method": method, "checkpointing": on, "length": length, "rows": rows, "base": base,
         }
-        for method, on, length, rows, nf4 in grid
-        if not (method == "full" and nf4)  # it trains no 4-bit weight
+        for method, on, length, rows, base in grid
+        if method != "full" or base == "bf16"  # it trains no quantised weight
     }  # fmt: skip
 
 
@@ -51,20 +51,21 @@ def setting(cell: dict[str, Any], device: str) -> Any:
     from halter.model.config import preset
     from halter.plan import Setting
 
-    shape = replace(preset("llama-3.2-1b"), layers=LAYERS[cell["nf4"]])
+    shape = replace(preset("llama-3.2-1b"), layers=LAYERS[cell["base"]])
+    held = None if cell["base"] == "bf16" else cell["base"]
     return Setting(
-        "llama-3.2-1b, cut", shape, (find(cell["method"])(),), getattr(torch, DTYPE), "nf4" if cell["nf4"] else None,
+        "llama-3.2-1b, cut", shape, (find(cell["method"])(),), getattr(torch, DTYPE), held,
         checkpointing=cell["checkpointing"], rows=cell["rows"], length=cell["length"], device=device,
     )  # fmt: skip
 
 
 def base_of(s: Any, device: str) -> Any:
-    """Random weights, in 4 bits where the cell says so, made a layer at a time."""
+    """Random weights, quantised where the cell says so, made a layer at a time."""
     import torch
 
     from halter.model.decoder import Decoder
-    from halter.model.nf4_linear import NF4Linear
     from halter.model.places import LINEARS, path
+    from halter.model.storages import quantised
 
     model = Decoder(s.shape, s.dtype, "meta")
     drawn = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(s.dtype)
@@ -80,7 +81,7 @@ def base_of(s: Any, device: str) -> Any:
             continue
         layer = int(name.split(".")[2])
         assert name == f"{path(layer, place)}.weight"
-        model.set_linear(layer, place, NF4Linear.quantize(weight))
+        model.set_linear(layer, place, quantised(s.quantize, weight))
     return model
 
 
