@@ -100,7 +100,8 @@ class Stream:
         self.host_bytes = 0
         """CPU memory that the layers take."""
         self.copies = 0
-        """Layers brought to the device so far."""
+        """Layers brought to the device so far, and ``late`` of them only when they were asked for."""
+        self.late = 0
         self._layers = [self._store(layer) for layer in layers]
         self._buffers = [
             Buffer(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in range(min(count, len(layers)))
@@ -170,7 +171,10 @@ class Stream:
         elif index != self._last:
             self._step = 1 if index > self._last else -1
         self._last = index
-        self._now = self._find(index) or self._load(index)
+        if (there := self._find(index)) is None:
+            self.late += 1
+            there = self._load(index)
+        self._now = there
         self._lane.wait(self._now.copy)
         ahead = index + self._step
         if ahead == len(self._layers) and not torch.is_grad_enabled():

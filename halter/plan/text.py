@@ -87,9 +87,9 @@ def _forecast(found: Forecast) -> list[str]:
     )
     lines = [
         f"model: {s.name} ({total:,} parameters, {held})",
+        *([apart] if found.host else []),
         f"method: {', '.join(str(method) for method in s.methods)}",
         f"trainable: {found.trainable:,} ({found.trainable / total:.4%})",
-        *([apart] if found.host else []),
     ]
     if len(found.by_method) > 1:
         lines += [f"  {name}: {count:,}" for name, count in found.by_method.items()]

@@ -158,18 +158,20 @@ def test_the_watch_itself_sees():
     assert device.touched and device.most >= kept.nbytes
 
 
-def test_copies_at_both_turning_points_are_spared():
+def test_layers_are_under_way_early_and_spared_at_both_turning_points():
     _, streamed = pair()
     stream, adapter = streamed.stream, adapt(streamed, "lora")
     for checkpointing in (False, True):
         before = stream.copies
         step(streamed, adapter, checkpointing)  # forward all but those still there, backward all but the last two
         assert stream.copies - before == (LAYERS if before == 0 else LAYERS - 2) + LAYERS - 2
+        assert stream.late == 1  # the very first; all others were under way when they were asked for
     before = stream.copies
     for _ in range(3):
         with torch.no_grad():
             streamed(torch.arange(6)[None])
     assert stream.copies - before == 3 * LAYERS - 1  # layers 0 and 1 were there, and layer 0 is under way
+    assert stream.late == 1
 
 
 def test_layers_outside_their_turn_are_whole_and_on_the_cpu():
