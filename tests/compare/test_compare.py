@@ -208,6 +208,13 @@ def test_hybrids_variants_and_precisions(tmp_path: Path, recipe: dict[str, Any])
     assert rows["tiny"]["method"] == rows["tiny-nf4"]["method"]
 
 
+def test_8_bits_are_a_precision_of_their_own(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    record, _ = small.run(tmp_path, recipe, methods=("lora", "full"), precisions=("int8",), seeds=1, search_trials=1)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows["lora"]["status"] == "done" and rows["lora"]["precision"] == rows["base"]["precision"] == "int8"
+    assert "int8 holds in 8 bits" in rows["full"]["why"]
+
+
 def test_refusals_name_all_offenders(tmp_path: Path, recipe: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match="unknown-method") as caught:
         small.run(tmp_path, recipe, methods=("lora", "loar", "lora+exitor"))
