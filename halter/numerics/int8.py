@@ -17,7 +17,7 @@ from torch import Tensor
 from halter.errors import Refusal
 
 MOST = 127
-_CHUNK = 2**20  # values at a time
+_CHUNK = 2**18  # values at a time: a megabyte in float32, which stays in a core's own cache
 _CHUNK_ELSEWHERE = 2**24  # on accelerators, where starting a kernel is what costs
 
 
