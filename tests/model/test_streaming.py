@@ -12,7 +12,7 @@ import weakref
 import pytest
 import tiny
 import torch
-from stand_in import Device, LateLane
+from stand_in import Device, LateLane, address
 
 from halter.errors import Refusal
 from halter.generation.engine import generate
@@ -204,3 +204,27 @@ def test_cpu_memory_for_copies_lies_on_pages_of_its_own():
         assert memory.numel() == size and memory.data_ptr() % PAGE == 0
         storage = memory.untyped_storage()
         assert memory.data_ptr() + pages <= storage.data_ptr() + storage.nbytes()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_training_goes_on_after_a_generation(storage):
+    resident, streamed = pair(storage)
+    plain, through = adapters("dora", resident, streamed)
+    with torch.inference_mode():
+        streamed(torch.arange(6)[None], through)
+    same(step(streamed, through), step(resident, plain))
+    with torch.inference_mode():
+        assert torch.equal(streamed(torch.arange(6)[None]), resident(torch.arange(6)[None]))
+    same(step(streamed, through, True), step(resident, plain, True))
+
+
+def test_a_pass_that_fails_in_a_layer_leaves_the_next_one_right():
+    resident, streamed = pair()
+    plain, through = adapters("lora", resident, streamed)
+    whole = streamed.layers[2].mlp
+    streamed.layers[2].mlp = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        step(streamed, through)
+    streamed.layers[2].mlp = whole
+    assert address(streamed.layers[2].q_proj.weight()) in host_addresses(streamed)
+    same(step(streamed, through), step(resident, plain))
