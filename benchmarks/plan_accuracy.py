@@ -1,7 +1,7 @@
 """How near the plan's memory is to what a process takes: predicted against measured, a fresh process a cell.
 
-    python benchmarks/plan_accuracy.py run FILE.jsonl [WORD ...]    cells whose name and mode have every WORD, if new
-    python benchmarks/plan_accuracy.py table FILE.jsonl             the Markdown table, and the worst error
+    python benchmarks/plan_accuracy.py run [WORD ...]    cells whose name has every WORD, if new, into the record
+    python benchmarks/plan_accuracy.py table             the Markdown table, and the worst error
 
 A cell trains random weights of a cut Llama 3.2 1B: optimizer states are made, then one step is taken. Measured is the
 process's high-water mark less its value after a step of a tiny model; on a CUDA device the allocator's.
@@ -11,29 +11,24 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 METHODS = ("lora", "llama_adapter", "llama_adapter_v2", "excitor", "full", "bottleneck")
-LAYERS = {"bf16": 4, "nf4": 8, "int8": 8}
-"""Of the base in 16, 4 and 8 bits, so that a run takes more than a gigabyte."""
+BASES = ("bf16", "nf4", "int8")
 LEAST = 10**9
+"""Bytes that a run takes at least, so that fixed costs of a process are small beside it."""
 DTYPE = "bfloat16"
-EXACT = "MALLOC_MMAP_THRESHOLD_"
-"""glibc's setting with which every large block is given back when it is freed."""
-MODES = {"given back": {EXACT: "65536"}, "as halter train": {}}
-"""How the CPU's allocator is set. What is freed is given back, so that memory is what is asked for; or kept for the
-next allocation, as training has it, which is quicker and leaves gaps."""
+RECORD = Path(__file__).with_suffix(".jsonl")
+"""What was measured; predictions are made anew whenever the table is."""
 
 
 def cells() -> dict[str, dict[str, Any]]:
     """{name: cell} of the whole grid."""
-    grid = itertools.product(METHODS, (False, True), (256, 2048), (1, 8), LAYERS)
+    grid = itertools.product(METHODS, (False, True), (256, 2048), (1, 8), BASES)
     return {
         f"{method} {base} {'on' if on else 'off'} {rows}x{length}": {
             "method": method, "checkpointing": on, "length": length, "rows": rows, "base": base,
@@ -41,6 +36,13 @@ def cells() -> dict[str, dict[str, Any]]:
         for method, on, length, rows, base in grid
         if method != "full" or base == "bf16"  # it trains no quantised weight
     }  # fmt: skip
+
+
+def layers(cell: dict[str, Any]) -> int:
+    """Of the cut model, so that a run takes more than LEAST."""
+    if cell["base"] == "bf16":
+        return 4
+    return 8 if cell["rows"] * cell["length"] > 256 else 16
 
 
 def setting(cell: dict[str, Any], device: str) -> Any:
@@ -51,7 +53,7 @@ def setting(cell: dict[str, Any], device: str) -> Any:
     from halter.model.config import preset
     from halter.plan import Setting
 
-    shape = replace(preset("llama-3.2-1b"), layers=LAYERS[cell["base"]])
+    shape = replace(preset("llama-3.2-1b"), layers=layers(cell))
     held = None if cell["base"] == "bf16" else cell["base"]
     return Setting(
         "llama-3.2-1b, cut", shape, (find(cell["method"])(),), getattr(torch, DTYPE), held,
@@ -126,7 +128,7 @@ def measure(cell: dict[str, Any], device: str) -> dict[str, Any]:
 
     s = setting(cell, device)
     tiny = replace(s.shape, layers=2, dim=128, heads=2, kv_heads=1, ffn_dim=128, vocab_size=1024)
-    with nullcontext() if EXACT in os.environ else allocation.kept(), denormals.flushed():
+    with allocation.kept(), denormals.flushed():
         one_step(replace(s, shape=tiny, rows=1, length=32), device)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -144,58 +146,56 @@ def predict(cell: dict[str, Any], device: str) -> dict[str, int]:
     return {**vars(found), "total": found.total}
 
 
-def run(file: Path, words: list[str], device: str = "cpu") -> None:
-    """Measure what is missing; one line a cell and mode."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    done = {(found["name"], found["mode"]) for found in map(json.loads, lines)}
-    for (name, cell), mode in itertools.product(cells().items(), MODES):
-        if (name, mode) in done or not all(word in f"{name} {mode}" for word in words):
+def run(words: list[str], device: str = "cpu") -> None:
+    """Measure what is missing; one line a cell in the record."""
+    done = {line["name"] for line in record()}
+    for name, cell in cells().items():
+        if name in done or not all(word in name for word in words):
             continue
-        predicted = predict(cell, device)
         command = [sys.executable, __file__, "cell", json.dumps(cell), device]
-        made = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | MODES[mode])
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
             print(f"{name}: {made.returncode} {made.stderr[-400:]}")
             continue
-        line = {"name": name, "mode": mode, "device": device, **json.loads(made.stdout.splitlines()[-1])}
-        with file.open("a") as out:
+        line = {"name": name, "device": device, **json.loads(made.stdout.splitlines()[-1])}
+        with RECORD.open("a") as out:
             out.write(json.dumps(line) + "\n")
-        error = predicted["total"] / line["measured"] - 1
-        print(f"{name}, {mode}: {predicted['total'] / 1e9:.3f} predicted, {line['measured'] / 1e9:.3f} measured, "
-              f"{error:+.1%}", flush=True)  # fmt: skip
+        planned = predict(cell, device)["total"]
+        error = planned / line["measured"] - 1
+        print(f"{name}: {planned / 1e9:.3f} predicted, {line['measured'] / 1e9:.3f} measured, {error:+.1%}", flush=True)
 
 
-def table(file: Path) -> str:
-    """Every cell above a gigabyte, and the worst error of each mode."""
-    measured: dict[str, dict[str, int]] = {}
-    for line in map(json.loads, file.read_text().splitlines()):
-        measured.setdefault(line["name"], {})[line["mode"]] = line["measured"]
-    out = ["| cell | planned, GB |" + "".join(f" {mode}, GB | error |" for mode in MODES), "|---|---|" + "---|---|" * 2]
-    errors: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
-    for name, found in measured.items():
-        if max(found.values()) <= LEAST:
-            continue
-        planned = predict(cells()[name], "cpu")["total"]
-        row = f"| {name} | {planned / 1e9:.3f} |"
-        for mode in MODES:
-            if mode in found:
-                errors[mode][name] = planned / found[mode] - 1
-                row += f" {found[mode] / 1e9:.3f} | {errors[mode][name]:+.1%} |"
-            else:
-                row += " | |"
-        out.append(row)
-    for mode, each in errors.items():
+def record() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
+
+
+def table() -> str:
+    """Every measured cell beside its prediction, made anew; the worst error of 16 bits, of NF4 and of all."""
+    out = ["| cell | layers | planned, GB | measured, GB | error |", "|---|---|---|---|---|"]
+    errors: dict[str, float] = {}
+    order = list(cells())
+    for line in sorted(record(), key=lambda line: order.index(line["name"])):
+        cell, measured = cells()[line["name"]], line["measured"]
+        assert measured > LEAST, line["name"]
+        planned = predict(cell, line["device"])["total"]
+        errors[line["name"]] = planned / measured - 1
+        out.append(f"| {line['name']} | {layers(cell)} | {planned / 1e9:.3f} | {measured / 1e9:.3f} | "
+                   f"{errors[line['name']]:+.1%} |")  # fmt: skip
+    out += ["", f"{len(errors)} of {len(order)} cells are measured."]
+    for what, word in (("16 bits", " bf16 "), ("NF4", " nf4 "), ("all", " ")):
+        each = {name: error for name, error in errors.items() if word in name}
         if each:
             worst = max(each, key=lambda name: abs(each[name]))
-            out += ["", f"{mode}: {len(each)} cells, worst error {each[worst]:+.1%} ({worst})."]
+            out.append(f"Worst error, {what}: {each[worst]:+.1%} ({worst}; {len(each)} cells).")
     return "\n".join(out)
 
 
 if __name__ == "__main__":
-    what, given, *rest = sys.argv[1:]
+    what, *rest = sys.argv[1:]
     if what == "cell":
-        print(json.dumps(measure(json.loads(given), rest[0])))
+        print(json.dumps(measure(json.loads(rest[0]), rest[1])))
     elif what == "run":
-        run(Path(given), rest)
+        run(rest)
     else:
-        print(table(Path(given)))
+        print(table())

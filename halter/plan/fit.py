@@ -76,8 +76,15 @@ class Needs:
 def largest(setting: Setting, budget: int, need: Needs | None = None) -> Largest:
     """The largest passes of a setting within ``budget`` bytes."""
     found = need or needs(setting)
-    rows = _most(lambda count: found.bytes(count, setting.length) <= budget, 4096)
-    return Largest(rows, _most(lambda count: found.bytes(1, count) <= budget, setting.shape.context))
+    return Largest(
+        most_rows(found, setting.length, budget),
+        _most(lambda count: found.bytes(1, count) <= budget, setting.shape.context),
+    )
+
+
+def most_rows(need: Needs, length: int, budget: int) -> int:
+    """Rows of ``length`` tokens in one pass that fit."""
+    return _most(lambda count: need.bytes(count, length) <= budget, 4096)
 
 
 def needs(setting: Setting) -> Needs:

@@ -94,20 +94,37 @@ def free_bytes(device: torch.device) -> int:
     return max(0, free)
 
 
-def _with_row(need: Sizes, tokens: int, free: int) -> tuple[int, int]:
-    """(bytes of training on one row of ``tokens``, tokens of the longest row that fits).
-
-    Where the room is plainly enough, a bound says so; else the step is run on tensors without memory (plan.fit).
-    """
+def _on_paper(need: Sizes, tokens: int, free: int) -> fit.Needs | None:
+    """The step run on tensors without memory; None where a bound says that the room for ``tokens`` in a pass is plainly
+    enough, or not even enough for the base."""
     rest = need.base + need.trained
-    least = rest + tokens * need.per_token
     if need.setting is None or rest >= free:
-        return least, (free - rest) // max(1, need.per_token)
+        return None
     shape, width = need.setting.shape, need.setting.dtype.itemsize
-    if rest + AMPLE * (memory.activation_bytes(shape, tokens, width) + tokens * shape.vocab_size * width) <= free:
-        return least, tokens
-    found = fit.needs(need.setting)
-    return found.bytes(1, tokens), fit.largest(need.setting, free, found).length
+    most = AMPLE * (memory.activation_bytes(shape, tokens, width) + tokens * shape.vocab_size * width)
+    return None if rest + most <= free else fit.needs(need.setting)
+
+
+def _with_row(need: Sizes, tokens: int, free: int) -> tuple[int, int]:
+    """(bytes of training on one row of ``tokens``, tokens of the longest row that fits)."""
+    found = _on_paper(need, tokens, free)
+    if found is not None and need.setting is not None:
+        return found.bytes(1, tokens), fit.largest(need.setting, free, found).length
+    rest = need.base + need.trained
+    return rest + tokens * need.per_token, (free - rest) // max(1, need.per_token)
+
+
+def pass_warning(need: Sizes, device: torch.device, longest: int, micro_tokens: int) -> Iterator[str]:
+    """What to say where a row fits and a whole pass of such rows does not."""
+    rows, free = micro_tokens // max(1, longest), free_bytes(device)
+    found = _on_paper(need, rows * longest, free) if rows > 1 else None
+    if found is None or need.setting is None or found.bytes(1, longest) > free or found.bytes(rows, longest) <= free:
+        return
+    most = longest * fit.most_rows(found, longest, free)
+    yield (
+        f"warning: a pass of {rows} rows of {longest} tokens takes {gib(found.bytes(rows, longest))} and {gib(free)} "
+        f"are free on {device}; train.micro_tokens={most} fits, and the step stays the same"
+    )
 
 
 def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> Iterator[Refusal]:

@@ -103,7 +103,7 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say) -> Job | None:
     checkpoint = None if folder is None else findings.attempt(open_checkpoint, folder)
     if checkpoint is None or folder is None:
         return job
-    _check_sizes(recipe, base, checkpoint, adapter, job, findings)
+    _check_sizes(recipe, base, checkpoint, adapter, job, findings, say)
     others = _earlier(recipe, base, checkpoint, findings)
     if adapter is not None and len(adapter.methods) == len(recipe.methods):
         findings.attempt(_way_over, recipe, base, adapter)
@@ -147,8 +147,9 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 def _check_sizes(
-    recipe: Recipe, base: Base, checkpoint: Checkpoint, adapter: Adapter | None, job: Job | None, findings: Findings
-) -> None:
+    recipe: Recipe, base: Base, checkpoint: Checkpoint, adapter: Adapter | None, job: Job | None, findings: Findings,
+    say: Say,
+) -> None:  # fmt: skip
     held = findings.attempt(storing, checkpoint, recipe.model.quantize)
     device = _device(recipe)
     apart = streams(recipe.model.offload, device, lambda _: None)
@@ -161,6 +162,9 @@ def _check_sizes(
     if job is not None:
         row = (job.data.report.longest_origin, job.data.report.longest)
     findings.take(estimate.memory_problem(need, device, row))
+    if job is not None:
+        for words in estimate.pass_warning(need, device, row[1], job.micro_tokens):
+            say(words)
 
 
 def _earlier(recipe: Recipe, base: Base, checkpoint: Checkpoint, findings: Findings) -> dict[str, ChatTemplate | None]:

@@ -309,6 +309,21 @@ def test_the_longest_row_is_reckoned_to_the_token(good: Any, monkeypatch: pytest
     assert four.base == pytest.approx(layers * (4 + 0.127) / 8 + 2 * (job.config.num_parameters - layers), rel=2e-3)
 
 
+def test_a_pass_that_does_not_fit_is_told_before_the_run(good: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ready(good())
+    need = estimate.sizes(job.recipe, job.config, dry_adapter(job.config, [job.recipe.method.options]), 4)
+    needs, longest = fit.needs(need.setting), job.data.report.longest
+    rows = job.micro_tokens // longest
+    monkeypatch.setattr(estimate, "LIMITS", ())
+    for free, told in ((needs.bytes(rows, longest), 0), (needs.bytes(3, longest), 1)):
+        monkeypatch.setattr(memory, "free_memory_bytes", lambda device, free=free: free)
+        said: list[str] = []
+        assert not examine(good(), say=said.append).problems
+        warnings = [words for words in said if "takes" in words and "train.micro_tokens=" in words]
+        assert len(warnings) == told
+        assert all(f"train.micro_tokens={3 * longest} fits" in words for words in warnings)
+
+
 def load_free_adapter(job: Any) -> int:
     """LoRA's count by its formula: r (in + out) for each linear."""
     shape, r = job.config, job.recipe.method.options.r
