@@ -52,7 +52,7 @@ def merges(setting: str) -> bool:
 
 def base_bytes(model: str, nf4: bool) -> int:
     """Bytes of the weights in 16 bits, or with the seven linear layers in NF4 with double quantisation."""
-    return dry.base_bytes(dry.dry_base(preset(model), torch.bfloat16, nf4)).total
+    return dry.base_bytes(dry.dry_base(preset(model), torch.bfloat16, "nf4" if nf4 else None)).total
 
 
 def gb(size: float) -> str:
