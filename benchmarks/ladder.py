@@ -39,7 +39,7 @@ def only(rungs: int | None) -> Iterator[bool]:
 
     rungs = len(RUNGS) if rungs is None else rungs
     with ExitStack() as stack:
-        stack.enter_context(allocation.kept() if rungs >= 5 else nullcontext())
+        stack.enter_context(allocation.kept(roomy=True) if rungs >= 5 else nullcontext())
         stack.enter_context(denormals.flushed() if rungs >= 6 else nullcontext())
         _plain_head(stack, rungs)
         yield rungs < 1

@@ -10,6 +10,7 @@ from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.numerics import allocation
 from halter.run.prepare import Job
 from halter.run.session import new_adapter, new_trainee
 from halter.training import memory
@@ -48,11 +49,15 @@ def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
         return [Run(why=str(error))]
 
 
+def crowded(model: Decoder, job: Job) -> bool:
+    """Whether activations would take much of the memory that is free."""
+    return memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
+
+
 def checkpointed(model: Decoder, job: Job) -> bool:
     """Whether layers are recomputed in the backward pass, as halter train decides it."""
     asked = job.recipe.train.activation_checkpointing
-    needed = memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
-    return asked == "on" or (asked == "auto" and needed)
+    return asked == "on" or (asked == "auto" and crowded(model, job))
 
 
 def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
@@ -76,6 +81,8 @@ def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
     if looks > 1:
         look(0)
     events = Events(log=log, evaluate=look, evaluate_at=due.__contains__)
-    with offloaded(model, [t.adapter for t in trainees], jobs[0].recipe.train.offload_activations, lambda _: None):
+    away = jobs[0].recipe.train.offload_activations
+    offload = offloaded(model, [t.adapter for t in trainees], away, lambda _: None)
+    with allocation.kept(roomy=not crowded(model, jobs[0])), offload:
         train_loop(model, trainees, feeds, events, checkpointed(model, jobs[0]))
     return runs

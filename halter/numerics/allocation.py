@@ -9,30 +9,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_KEPT = 2 * 2**20
-"""Bytes from which on a block is given back when it is freed."""
+_SMALL, _LARGE = 2 * 2**20, 32 * 2**20
+"""Bytes from which on a block is given back when it is freed, where memory is short and where it is not. glibc takes no
+larger limit, and left alone moves its own up to this one."""
 _NEVER, _USUAL = 2**31 - 1, 128 * 2**10
+_limits: list[int] = []
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def kept(roomy: bool = False) -> Iterator[None]:
     """Keep small blocks for the next allocation when they are freed, hand blocks of 2 MiB and more back at once, and
-    the rest at the end. glibc only.
+    the rest at the end. ``roomy``: keep blocks below 32 MiB as well. glibc only; within another one this one counts.
 
-    So the process takes what a step asks for. Kept as well, large blocks do not fit again where they lay, and the gaps
-    were a quarter of the peak; touching fresh pages instead took 2 to 11 % of a step's time (docs/plan-accuracy.md).
-    Left alone, glibc moves its own limit up to 32 MiB, with gaps as large.
+    The process then takes what a step asks for. Kept as well, larger blocks do not fit again where they lay, and the
+    gaps are up to a quarter of the peak; but touching fresh pages instead takes up to a third of a step's time
+    (docs/plan-accuracy.md). So roomy is for whoever knows that there is room.
     """
     libc = _glibc()
     if libc is None:
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, _KEPT)
+    _limits.append(_LARGE if roomy else _SMALL)
+    libc.mallopt(_MMAP_THRESHOLD, _limits[-1])
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
     try:
         yield
     finally:
-        libc.mallopt(_TRIM_THRESHOLD, _USUAL)
+        _limits.pop()
+        libc.mallopt(_MMAP_THRESHOLD, _limits[-1] if _limits else _LARGE)
+        if not _limits:
+            libc.mallopt(_TRIM_THRESHOLD, _USUAL)
         libc.malloc_trim(0)
 
 

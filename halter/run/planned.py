@@ -95,7 +95,7 @@ def plan(recipe: Recipe, memory_amount: str | None = None, on: str | None = None
     )
 
 
-def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, before: int) -> str:
+def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, roomy: bool, before: int) -> str:
     """The plan of a run that is over beside the most that it took; ``before``: the process's most without a base."""
     longest = job.data.report.longest
     rows = max(1, job.micro_tokens // longest)
@@ -115,4 +115,6 @@ def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, before: 
     )
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)
-    return f"memory at its worst: {gib(planned)} planned for passes of {setting.tokens} tokens, {gib(own)} measured"
+    why = ", with freed memory kept, as there is room" if roomy and model.device.type == "cpu" else ""
+    said = f"{gib(planned)} planned for passes of {setting.tokens} tokens, {gib(own)} measured"
+    return f"memory at its worst: {said}{why}"

@@ -135,7 +135,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
             keeper.resume(say)
             display.begin(trainee.step)
         try:
-            checkpointing = _steps(job, model, trainee, watch, keeper, stops, log, display.say)
+            checkpointing, roomy = _steps(job, model, trainee, watch, keeper, stops, log, display.say)
         except Stopped as stop:
             with suppress(Stopped), stops.last():  # a second signal does not wait for the checkpoint
                 keeper.stop()
@@ -148,7 +148,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         say(f"the base's digest could not be made and is left out: {error}")
     adapter.save(run.adapter)
     say(f"saved: {run.adapter}")
-    say(planned_and_measured(job, model, checkpointing, before))
+    say(planned_and_measured(job, model, checkpointing, roomy, before))
 
 
 def _steps(
@@ -160,13 +160,12 @@ def _steps(
     stops: Stops,
     log: Callable[[dict[str, Any]], None],
     say: Say,
-) -> bool:
-    """Every step that is left, with what happens between them; whether activations are computed again."""
+) -> tuple[bool, bool]:
+    """Every step that is left, with what happens between them; whether activations are computed again, and whether
+    there is room to keep freed memory."""
     options = job.recipe.train
-    checkpointing = options.activation_checkpointing == "on" or (
-        options.activation_checkpointing == "auto"
-        and memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
-    )
+    crowded = memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
+    checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, crowded)
 
     def alarm(alarm: Alarm) -> None:
         log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
@@ -184,13 +183,14 @@ def _steps(
         whole=stops.whole,
     )
     if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and watch.look(trainee.step):
-        return checkpointing  # a stop came between a step and its evaluation
+        return checkpointing, not crowded  # a stop came between a step and its evaluation
     room = Room(say)
-    with offloaded(model, [trainee.adapter], options.offload_activations, say):
+    offload = offloaded(model, [trainee.adapter], options.offload_activations, say)
+    with allocation.kept(roomy=not crowded), offload:
         if (rows := _largest_pass(job, trainee.step)) is not None:
             rehearse(model, trainee, rows, checkpointing, room)
         train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
-    return checkpointing
+    return checkpointing, not crowded
 
 
 def _largest_pass(job: Job, done: int) -> list[Example] | None:

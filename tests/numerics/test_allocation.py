@@ -22,17 +22,22 @@ def steady():
     for _ in range(3):
         step()
     return step()
-with kept():
+def freed():
     held = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each, and every second one is freed
     before = resident()
     held = held[::2]
-    gap = before - resident()
+    return before - resident()
+with kept():
+    gap = freed()
+    with kept(roomy=True):
+        inner = freed()
+    again = freed()
 usual = steady()
 with kept():
     steady()
     quiet = step()
     inside = resident()
-print(usual, quiet, inside - resident(), gap)
+print(usual, quiet, inside - resident(), gap, inner, again)
 """
 
 
@@ -40,8 +45,9 @@ def test_steps_do_not_fetch_their_memory_anew():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout.split()
     if done == ["no", "glibc"]:
         pytest.skip("this C library is not glibc")
-    usual, quiet, returned, gap = map(int, done)
+    usual, quiet, returned, gap, inner, again = map(int, done)
     print(f"page faults a step: {usual} as usual, {quiet} with freed memory kept; given back: {returned:,} bytes")
     assert quiet < 64  # of 32,768 pages that a step touches; as usual it is whatever glibc has learnt by chance
     assert returned > 128 * 2**20 / 2
     assert gap > 15 * 2**20  # four of them, and no gap where they lay
+    assert inner < 2**20 and again > 15 * 2**20  # where there is room they stay, until that is over
