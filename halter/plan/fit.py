@@ -90,11 +90,7 @@ def most_rows(need: Needs, length: int, budget: int) -> int:
 def needs(setting: Setting) -> Needs:
     """Run the four small passes. Refusals as the methods' own."""
     shape = setting.shape
-    base, adapter = dry_base(shape, setting.dtype, setting.quantize), dry_adapter(shape, setting.methods)
-    trained = adapter.num_trainable
-    standing = (
-        base_bytes(base, setting.offload).total + adapter_bytes(adapter) + trained * STATE_BYTES[setting.optimizer]
-    )
+    standing, trained = _standing(setting)
 
     def run(depths: set[int]) -> dict[tuple[int, int], Traced]:
         made = {}
@@ -113,6 +109,15 @@ def needs(setting: Setting) -> Needs:
     except Refusal:
         corners = run({shape.layers})
     return Needs(shape.layers, standing, 4 * trained, corners)
+
+
+def _standing(setting: Setting) -> tuple[int, int]:
+    """(bytes of base, adapter and optimizer states, trained numbers)."""
+    base = dry_base(setting.shape, setting.dtype, setting.quantize)
+    adapter = dry_adapter(setting.shape, setting.methods)
+    trained = adapter.num_trainable
+    states = trained * STATE_BYTES[setting.optimizer]
+    return base_bytes(base, setting.offload).total + adapter_bytes(adapter) + states, trained
 
 
 def _shallow(method: Method, less: int) -> Method:
@@ -136,15 +141,15 @@ def _most(fits: Callable[[int], bool], most: int) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to train within a budget; ``operations`` for one token."""
+    """One way to train within a budget; ``operations`` for one token, None where what stands is too much by itself."""
 
     method: str
     quantize: Quantize | None
     checkpointing: bool
     trainable: int
     need: int
-    """Bytes with one row of the wanted length."""
-    operations: int
+    """Bytes with one row of the wanted length; of what stands alone, where that is too much by itself."""
+    operations: int | None
     fits: bool
     largest: Largest
 
@@ -176,13 +181,14 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
 
 
 def _choice(one: Setting, budget: int) -> Choice:
+    standing, trained = _standing(one)
+    way = one.methods[0].name(), one.quantize, one.checkpointing, trained
+    if standing > budget:  # why run its passes
+        return Choice(*way, need=standing, operations=None, fits=False, largest=Largest(0, 0))
     need = needs(one)
     total = need.bytes(1, one.length)
     return Choice(
-        method=one.methods[0].name(),
-        quantize=one.quantize,
-        checkpointing=one.checkpointing,
-        trainable=need.moving // 4,
+        *way,
         need=total,
         operations=need.operations(one.length),
         fits=total <= budget,

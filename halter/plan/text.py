@@ -64,7 +64,7 @@ def _choices(found: Answer) -> list[str]:
         f"  {'method':<18}{'base':<7}{'checkpointing':<15}{'trained':>15}{'memory':>12}{'G ops':>8}{'rows':>6}"
     )
     for choice in found.choices:
-        if not choice.fits:
+        if not choice.fits or choice.operations is None:
             continue
         lines.append(
             f"  {choice.method:<18}{choice.quantize or '16/32':<7}{'on' if choice.checkpointing else 'off':<15}"
@@ -74,7 +74,8 @@ def _choices(found: Answer) -> list[str]:
     if outside:
         least = min(outside, key=lambda choice: choice.need)
         what = f"{least.method}{f' on {least.quantize}' if least.quantize else ''}"
-        lines.append(f"  {len(outside)} choices do not fit; the smallest of them, {what}, needs {size(least.need)}")
+        needs = "needs" if least.operations is not None else "needs more than"
+        lines.append(f"  {len(outside)} choices do not fit; the smallest of them, {what}, {needs} {size(least.need)}")
     return lines
 
 

@@ -65,6 +65,15 @@ def test_choices_are_ranked_by_what_is_said() -> None:
     assert plain[True].operations > plain[False].operations and plain[True].need < plain[False].need
 
 
+def test_no_pass_is_run_where_what_stands_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fit.ranked(SETTING, 10**12, [Lora(r=2)])
+    monkeypatch.setattr(fit, "training_pass", lambda *_: pytest.fail("a pass was run"))
+    none = fit.ranked(SETTING, 1000, [Lora(r=2)])
+    assert len(none) == len(whole) and not any(c.fits for c in none)
+    for bound, exact in zip(none, whole, strict=True):
+        assert bound.operations is None and 1000 < bound.need < exact.need and bound.trainable == exact.trainable
+
+
 def test_full_has_no_row_on_a_quantised_base() -> None:
     from halter.methods.full import Full
 
