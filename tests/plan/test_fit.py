@@ -50,6 +50,12 @@ def test_the_largest_pass_fits_and_one_more_does_not() -> None:
     assert fit.largest(SETTING, 1000) == fit.Largest(0, 0)
 
 
+@pytest.mark.parametrize("most", [0, 1, 64])
+def test_the_largest_count_that_fits_is_found(most: int) -> None:
+    for limit in range(-1, 70):
+        assert fit._most(lambda count: count <= limit, most) == max(0, min(limit, most))  # noqa: B023
+
+
 def test_choices_are_ranked_by_what_is_said() -> None:
     lora, prompts = Lora(r=2), LlamaAdapter(4, 10)
     everything = fit.ranked(SETTING, 10**12, [prompts, lora])
