@@ -97,6 +97,7 @@ def one_step(s: Any, device: str) -> tuple[int, float]:
     from halter.data.example import Example
     from halter.data.pack import pack
     from halter.methods.adapter import adapt
+    from halter.numerics import allocation
     from halter.training import memory, optimizers
     from halter.training.step import take_step
     from halter.training.trainee import Trainee
@@ -114,7 +115,8 @@ def one_step(s: Any, device: str) -> tuple[int, float]:
     standing = memory.peak_memory_bytes()
     trainee = Trainee(adapter, optimizer, lambda _: 1.0, torch.amp.GradScaler(device, enabled=False))
     began = time.perf_counter()
-    record = take_step(model, [trainee], [[batch]], s.checkpointing)[0]
+    with allocation.kept():  # as halter train begins its steps
+        record = take_step(model, [trainee], [[batch]], s.checkpointing)[0]
     assert record.applied
     return standing, time.perf_counter() - began
 

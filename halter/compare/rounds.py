@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.methods.adapter import Adapter
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.numerics import allocation
 from halter.run.prepare import Job
@@ -16,6 +19,7 @@ from halter.run.session import new_adapter, new_trainee
 from halter.training import memory
 from halter.training.loop import Events, Feed, train_loop
 from halter.training.offload import offloaded
+from halter.training.trainee import Trainee
 
 
 @dataclass
@@ -49,15 +53,19 @@ def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
         return [Run(why=str(error))]
 
 
-def crowded(model: Decoder, job: Job) -> bool:
-    """Whether activations would take much of the memory that is free."""
-    return memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
-
-
 def checkpointed(model: Decoder, job: Job) -> bool:
     """Whether layers are recomputed in the backward pass, as halter train decides it."""
     asked = job.recipe.train.activation_checkpointing
-    return asked == "on" or (asked == "auto" and crowded(model, job))
+    return asked == "on" or (asked == "auto" and memory.needs_checkpointing(*_largest(model, job)))
+
+
+def roomy(model: Decoder, job: Job, trainees: Sequence[Trainee]) -> bool:
+    """Whether there is room to keep freed memory."""
+    return memory.roomy(*_largest(model, job), sum(trainee.adapter.num_trainable for trainee in trainees))
+
+
+def _largest(model: Decoder, job: Job) -> tuple[ModelConfig, int, int, torch.device]:
+    return job.config, job.micro_tokens, model.dtype.itemsize, model.device
 
 
 def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
@@ -83,6 +91,6 @@ def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
     events = Events(log=log, evaluate=look, evaluate_at=due.__contains__)
     away = jobs[0].recipe.train.offload_activations
     offload = offloaded(model, [t.adapter for t in trainees], away, lambda _: None)
-    with allocation.kept(roomy=not crowded(model, jobs[0])), offload:
+    with allocation.kept(roomy(model, jobs[0], trainees)), offload:
         train_loop(model, trainees, feeds, events, checkpointed(model, jobs[0]))
     return runs

@@ -69,8 +69,8 @@ class Codec(Protocol):
         """Does a run after this control token (None: at the very start) count as the start of a text?"""
         ...
 
-    def pieces(self) -> list[bytes]:
-        """For each id the bytes it stands for in text; a control token's are its own name."""
+    def piece(self, id: int) -> bytes:
+        """The bytes that an id below ``size`` stands for in text; a control token's are its own name."""
         ...
 
     def token(self, id: int) -> str: ...

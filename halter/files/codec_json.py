@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class JsonCodec:
         self.controls = tuple(a for a in added if len(a.text.strip()) > 1)
         self._added = {a.id for a in added}
         self.byte_level = _find(spec.get("decoder"), "ByteLevel") is not None
+        self._byte_fallback = _find(spec.get("decoder"), "ByteFallback") is not None
         self._scheme = _prefix_scheme(spec)
         self.drops_first_space = _drops_first_space(spec.get("decoder"))
         self._check_decoder()
@@ -108,18 +110,11 @@ class JsonCodec:
             return self._scheme != "never"
         return self._scheme == "each"
 
-    def pieces(self) -> list[bytes]:
-        if self.byte_level:
-            table = {char: byte for byte, char in enumerate(_byte_chars())}
-            return [
-                token.encode() if i in self._added else _from_table(token, table)
-                for i, token in enumerate(self._tokens)
-            ]
-        byte_fallback = _find(self._spec.get("decoder"), "ByteFallback") is not None
-        return [
-            token.encode() if i in self._added else sentencepiece_bytes(token, byte_fallback)
-            for i, token in enumerate(self._tokens)
-        ]
+    def piece(self, id: int) -> bytes:
+        token = self._tokens[id]
+        if id in self._added:
+            return token.encode()
+        return _from_table(token, _byte_table()) if self.byte_level else sentencepiece_bytes(token, self._byte_fallback)
 
     def token(self, id: int) -> str:
         return self._tokens[id]
@@ -212,11 +207,12 @@ def sentencepiece_bytes(piece: str, byte_fallback: bool = True) -> bytes:
     return piece.replace(SPACE, " ").encode()
 
 
-def _byte_chars() -> str:
-    """The 256 characters of byte-level BPE (GPT-2, encoder.py): printable bytes stand for themselves."""
+@cache
+def _byte_table() -> dict[str, int]:
+    """{character: byte} of byte-level BPE (GPT-2, encoder.py): printable bytes stand for themselves."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+    return {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
 
 
 def _from_table(token: str, table: dict[str, int]) -> bytes:

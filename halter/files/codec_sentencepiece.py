@@ -69,12 +69,10 @@ class SentencePieceCodec:
     def prefix_after(self, control: Control | None) -> bool:
         return True
 
-    def pieces(self) -> list[bytes]:
-        own = [
-            sentencepiece_bytes(token) if kind in (NORMAL, BYTE, USER_DEFINED) else token.encode()
-            for token, kind in zip(self._tokens, self._types, strict=False)
-        ]
-        return own + [token.encode() for token in self._tokens[len(own) :]]
+    def piece(self, id: int) -> bytes:
+        token = self._tokens[id]
+        plain = id < len(self._types) and self._types[id] in (NORMAL, BYTE, USER_DEFINED)
+        return sentencepiece_bytes(token) if plain else token.encode()
 
     def token(self, id: int) -> str:
         return self._tokens[id]

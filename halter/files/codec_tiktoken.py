@@ -78,8 +78,9 @@ class TiktokenCodec:
     def prefix_after(self, control: Control | None) -> bool:
         return False
 
-    def pieces(self) -> list[bytes]:
-        return [*sorted(self._merges, key=self._merges.__getitem__), *(c.text.encode() for c in self.controls)]
+    def piece(self, id: int) -> bytes:
+        base = len(self._merges)
+        return self.controls[id - base].text.encode() if id >= base else self._library.decode_single_token_bytes(id)
 
     def token(self, id: int) -> str:
         base = len(self._merges)

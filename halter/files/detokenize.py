@@ -7,14 +7,33 @@ can obey it exactly: what it has said so far plus ``flush`` is always the text o
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+
+
+class Pieces:
+    """The bytes of every id below ``size``, each found when it is first asked for: all of a large vocabulary at once
+    would keep the first token waiting."""
+
+    def __init__(self, find: Callable[[int], bytes], size: int) -> None:
+        self._find = find
+        self._size = size
+        self._found: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, id: int) -> bytes:
+        piece = self._found.get(id)
+        if piece is None:
+            piece = self._found[id] = self._find(id)
+        return piece
 
 
 class Stream:
     """Text as it is generated. ``previous`` ids come before it and are not said again."""
 
     def __init__(
-        self, pieces: Sequence[bytes], skipped: frozenset[int], drops_first_space: bool, previous: Iterable[int] = ()
+        self, pieces: Pieces, skipped: frozenset[int], drops_first_space: bool, previous: Iterable[int] = ()
     ) -> None:
         self._pieces = pieces
         self._skipped = skipped
@@ -38,7 +57,7 @@ class Stream:
         return self._decoder.decode(b"", final=True)
 
 
-def decode(pieces: Sequence[bytes], skipped: frozenset[int], drops_first_space: bool, ids: Iterable[int]) -> str:
+def decode(pieces: Pieces, skipped: frozenset[int], drops_first_space: bool, ids: Iterable[int]) -> str:
     """The text of ids as a whole."""
     data = b"".join(pieces[id] for id in ids if id not in skipped and 0 <= id < len(pieces))
     if drops_first_space:

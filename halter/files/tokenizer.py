@@ -20,7 +20,7 @@ from halter.files.codec import Codec, Control, ControlFinder, Match
 from halter.files.codec_json import JsonCodec
 from halter.files.codec_sentencepiece import SentencePieceCodec
 from halter.files.codec_tiktoken import TiktokenCodec, looks_like_tiktoken
-from halter.files.detokenize import Stream, decode
+from halter.files.detokenize import Pieces, Stream, decode
 from halter.files.reading import junk_refused
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ class Tokenizer:
         return Stream(self._pieces, skipped, self._codec.drops_first_space, previous)
 
     @cached_property
-    def _pieces(self) -> list[bytes]:
-        return self._codec.pieces()
+    def _pieces(self) -> Pieces:
+        return Pieces(self._codec.piece, self._codec.size)
 
     @cached_property
     def _skipped(self) -> frozenset[int]:

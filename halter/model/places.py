@@ -60,6 +60,12 @@ class Act:
         """Whether it only changes what the base's operation computed."""
         return type(self).enter is Act.enter and self.stand_in() is None
 
+    @property
+    def only_stands_in(self) -> bool:
+        """Whether it only puts its own weight in the base's place."""
+        untouched = type(self).enter is Act.enter and type(self).act is Act.act
+        return untouched and self.stand_in() is not None
+
     def select(self, index: Tensor) -> Act:
         """The same act for the tokens ``index`` (int64 [M], ascending) only; acts without per-token state are equal."""
         return self

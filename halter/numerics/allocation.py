@@ -8,38 +8,46 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_SMALL, _LARGE = 2 * 2**20, 32 * 2**20
-"""Bytes from which on a block is given back when it is freed, where memory is short and where it is not. glibc takes no
-larger limit, and left alone moves its own up to this one."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h of glibc
+_SMALL, _LARGE = 512 * 2**10, 32 * 2**20
+"""Bytes from which on a block is given back when it is freed, where memory is short, and where nothing was asked for:
+glibc takes no larger limit, and left alone moves its own up to this one."""
 _NEVER, _USUAL = 2**31 - 1, 128 * 2**10
-_limits: list[int] = []
+_NONE, _ANY = 0, 65536
+"""How many blocks may be given back at once when they are freed: the second is glibc's own number."""
+_roomy: list[bool] = []
 
 
 @contextmanager
 def kept(roomy: bool = False) -> Iterator[None]:
-    """Keep small blocks for the next allocation when they are freed, hand blocks of 2 MiB and more back at once, and
-    the rest at the end. ``roomy``: keep blocks below 32 MiB as well. glibc only; within another one this one counts.
+    """Keep small blocks for the next allocation when they are freed, hand blocks of 512 KiB and more back at once,
+    and the rest at the end. ``roomy``: keep every block. glibc only; within another one this one counts.
 
     The process then takes what a step asks for. Kept as well, larger blocks do not fit again where they lay, and the
-    gaps are up to a quarter of the peak; but touching fresh pages instead takes up to a third of a step's time
-    (docs/plan-accuracy.md). So roomy is for whoever knows that there is room.
+    gaps are up to a quarter of the peak; but touching fresh pages instead takes up to a third of a step's time, of full
+    fine-tuning's more than half (docs/plan-accuracy.md). So roomy is for whoever knows that there is room.
     """
     libc = _glibc()
     if libc is None:
         yield
         return
-    _limits.append(_LARGE if roomy else _SMALL)
-    libc.mallopt(_MMAP_THRESHOLD, _limits[-1])
-    libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+    libc.malloc_trim(0)  # what loading a base left in small gaps
+    _roomy.append(roomy)
+    _set(libc)
     try:
         yield
     finally:
-        _limits.pop()
-        libc.mallopt(_MMAP_THRESHOLD, _limits[-1] if _limits else _LARGE)
-        if not _limits:
-            libc.mallopt(_TRIM_THRESHOLD, _USUAL)
+        _roomy.pop()
+        _set(libc)
         libc.malloc_trim(0)
+
+
+def _set(libc: ctypes.CDLL) -> None:
+    """As the innermost ``kept`` asks for; glibc's own ways outside of all."""
+    short = bool(_roomy) and not _roomy[-1]
+    libc.mallopt(_MMAP_THRESHOLD, _SMALL if short else _LARGE)
+    libc.mallopt(_MMAP_MAX, _NONE if _roomy and _roomy[-1] else _ANY)
+    libc.mallopt(_TRIM_THRESHOLD, _NEVER if _roomy else _USUAL)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -164,8 +164,9 @@ def _steps(
     """Every step that is left, with what happens between them; whether activations are computed again, and whether
     there is room to keep freed memory."""
     options = job.recipe.train
-    crowded = memory.needs_checkpointing(job.config, job.micro_tokens, model.dtype.itemsize, model.device)
-    checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, crowded)
+    largest = job.config, job.micro_tokens, model.dtype.itemsize, model.device
+    auto, roomy = memory.needs_checkpointing(*largest), memory.roomy(*largest, trainee.adapter.num_trainable)
+    checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
 
     def alarm(alarm: Alarm) -> None:
         log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
@@ -183,14 +184,14 @@ def _steps(
         whole=stops.whole,
     )
     if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and watch.look(trainee.step):
-        return checkpointing, not crowded  # a stop came between a step and its evaluation
+        return checkpointing, roomy  # a stop came between a step and its evaluation
     room = Room(say)
     offload = offloaded(model, [trainee.adapter], options.offload_activations, say)
-    with allocation.kept(roomy=not crowded), offload:
+    with allocation.kept(roomy), offload:
         if (rows := _largest_pass(job, trainee.step)) is not None:
             rehearse(model, trainee, rows, checkpointing, room)
         train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
-    return checkpointing, not crowded
+    return checkpointing, roomy
 
 
 def _largest_pass(job: Job, done: int) -> list[Example] | None:

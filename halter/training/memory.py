@@ -11,6 +11,9 @@ from halter.model.config import ModelConfig
 from halter.numerics import nf4_kernels
 from halter.numerics.allocation import available_bytes
 
+BYTES_A_NUMBER = 12
+"""A float32 gradient and the two moments of Adam, the most that an optimizer here keeps."""
+
 
 def load_libraries(quantize: str | None, device: str | None = None) -> None:
     """Bring in what the first step would, so that it is not taken for memory of base or step: torch's optimizers import
@@ -50,6 +53,12 @@ def activation_bytes(config: ModelConfig, tokens: int, width: int) -> int:
 def needs_checkpointing(config: ModelConfig, tokens: int, width: int, device: torch.device) -> bool:
     """Whether activations would take more than half of what is free."""
     return activation_bytes(config, tokens, width) > free_memory_bytes(device) // 2
+
+
+def roomy(config: ModelConfig, tokens: int, width: int, device: torch.device, trained: int) -> bool:
+    """Whether a pass's activations, with gradients and the optimizer's states of ``trained`` numbers, would take less
+    than half of what is free: room for the gaps that freed memory, kept, leaves between them."""
+    return activation_bytes(config, tokens, width) + BYTES_A_NUMBER * trained < free_memory_bytes(device) // 2
 
 
 def micro_tokens(config: ModelConfig) -> int:

@@ -17,7 +17,7 @@ from halter.data.share import share_beginnings
 from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
 from halter.model.linear import DenseLinear
-from halter.model.places import Acts, run_at, tensors_of, with_tensors
+from halter.model.places import Act, Acts, run_at, tensors_of, with_tensors
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.losses import head_loss
@@ -137,12 +137,19 @@ def one_pass(
         act = None if head is None else with_tensors(head, tensors).select(learnt.index[start:end])
         return run_at(act, model.lm_head, piece)
 
-    frozen = model.lm_head.matrix if head is None and isinstance(model.lm_head, DenseLinear) else None
-    vocabulary = model.config.vocab_size
-    loss, each = head_loss(project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary, frozen)
+    vocabulary, matrix = model.config.vocab_size, _matrix(model, head)
+    loss, each = head_loss(project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary, matrix)
     if loss.requires_grad:
         loss.backward()
     return each
+
+
+def _matrix(model: Decoder, head: Act | None) -> Tensor | None:
+    """The output head's matrix, the base's or an adapter's own, where the head is nothing but that."""
+    if head is None:
+        return model.lm_head.matrix if isinstance(model.lm_head, DenseLinear) else None
+    weight, bias = (head.stand_in() if head.only_stands_in else None) or (None, None)
+    return weight if bias is None else None
 
 
 def _entered(model: Decoder, present: Sequence[tuple[Trainee, Batch]]) -> tuple[int, Tensor] | None:

@@ -14,16 +14,16 @@ if _glibc() is None:
     print("no glibc"); sys.exit()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-def step():  # 128 tensors of 1 MiB, all freed at the end
+def step():  # 512 tensors of 256 KiB, all freed at the end
     before = faults()
-    held = [torch.ones(2**18) for _ in range(128)]
+    held = [torch.ones(2**16) for _ in range(512)]
     return faults() - before
 def steady():
     for _ in range(3):
         step()
     return step()
 def freed():
-    held = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each, and every second one is freed
+    held = [torch.ones(2**18) for _ in range(32)]  # 1 MiB each, and every second one is freed
     before = resident()
     held = held[::2]
     return before - resident()
@@ -31,12 +31,18 @@ with kept():
     gap = freed()
     with kept(roomy=True):
         inner = freed()
+def large():  # a block of 64 MiB, above glibc's own largest limit
+    before = faults()
+    held = torch.ones(2**24)
+    return faults() - before
+with kept(roomy=True):
+    again = min(large() for _ in range(8))  # one beside the next, until those freed are together large enough
 usual = steady()
 with kept():
     steady()
     quiet = step()
     inside = resident()
-print(usual, quiet, inside - resident(), gap, inner)
+print(usual, quiet, inside - resident(), gap, inner, again)
 """
 
 
@@ -44,9 +50,10 @@ def test_steps_do_not_fetch_their_memory_anew():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout.split()
     if done == ["no", "glibc"]:
         pytest.skip("this C library is not glibc")
-    usual, quiet, returned, gap, inner = map(int, done)
+    usual, quiet, returned, gap, inner, again = map(int, done)
     print(f"page faults a step: {usual} as usual, {quiet} with freed memory kept; given back: {returned:,} bytes")
     assert quiet < 64  # of 32,768 pages that a step touches; as usual it is whatever glibc has learnt by chance
     assert returned > 128 * 2**20 / 2
-    assert gap > 15 * 2**20  # four of them, and no gap where they lay
+    assert gap > 15 * 2**20  # sixteen of them, and no gap where they lay
     assert inner < 2**20  # where there is room they stay
+    assert again < 64  # so do the largest, of 16,384 pages

@@ -54,6 +54,42 @@ def test_a_frozen_head_in_one_buffer_equals_whole_logits(monkeypatch, rows):
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize(("rows", "chunks"), [(1, 7), (16, 3), (1000, 1)])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_trained_matrix_equals_whole_logits(monkeypatch, rows, chunks, asked):
+    hidden, weight, _, targets, weights = case()  # 37 tokens; chunks of as many rows as the matrix is wide, or more
+    monkeypatch.setattr(losses, "chunk_rows", lambda *_: rows // 2)
+    seen = []
+    monkeypatch.setattr(losses, "_cross_entropy", lambda *a, real=losses._cross_entropy: seen.append(1) or real(*a))
+    hidden.requires_grad_(asked), weight.requires_grad_()
+    loss, _ = head_loss(None, [], hidden, targets, weights, 50, weight)
+    assert len(seen) == chunks
+    whole = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    inputs = (hidden, weight) if asked else (weight,)
+    want = torch.autograd.grad((whole * weights).sum() * 3, inputs)
+    for a, b in zip(torch.autograd.grad(loss * 3, inputs), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_a_trained_matrix_sums_its_chunks_in_float32(monkeypatch):
+    hidden, weight, _, targets, weights = (t.bfloat16() if t.is_floating_point() else t for t in case(tokens=600))
+    monkeypatch.setattr(losses, "chunk_rows", lambda *_: 3)
+    exact = weight.double().requires_grad_()
+    (F.cross_entropy(hidden.double() @ exact.t(), targets, reduction="none") * weights).sum().backward()
+    trained = weight.requires_grad_()
+    head_loss(None, [], hidden, targets, weights.float(), 50, trained)[0].backward()
+    apart = (trained.grad.double() - exact.grad).norm() / exact.grad.norm()
+    print(f"{float(apart):.2e} apart")
+    assert apart < 4e-3  # one rounding of the sum and one of each chunk's; summed in bf16 it is above that
+
+
+def test_a_trained_matrix_and_nothing_supervised():
+    hidden, weight, _, targets, weights = case()
+    weight.requires_grad_()
+    head_loss(None, [], hidden[:0], targets[:0], weights[:0], 50, weight)[0].backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradient_by_finite_differences(frozen):
     hidden, weight, _, targets, weights = case(tokens=5)
