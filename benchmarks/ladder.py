@@ -26,6 +26,8 @@ RUNGS = (
     "freed memory kept for the next step",
     "denormals flushed",
 )
+CONTEXTS = RUNGS.index("freed memory kept for the next step")
+"""From this one on the techniques are contexts around the step."""
 TOLERANCE = 0.004
 
 
@@ -39,8 +41,8 @@ def only(rungs: int | None) -> Iterator[bool]:
 
     rungs = len(RUNGS) if rungs is None else rungs
     with ExitStack() as stack:
-        stack.enter_context(allocation.kept(roomy=True) if rungs >= 5 else nullcontext())
-        stack.enter_context(denormals.flushed() if rungs >= 6 else nullcontext())
+        stack.enter_context(allocation.kept(roomy=True) if rungs >= CONTEXTS else nullcontext())
+        stack.enter_context(denormals.flushed() if rungs > CONTEXTS else nullcontext())
         _plain_head(stack, rungs)
         yield rungs < 1
 

@@ -83,7 +83,7 @@ def several(work: Work, setting: Setting, together: bool = True) -> dict[str, An
     """An adapter a row, each with its own optimizer: all in one pass over the base, or one after the other."""
     assert work.method is not None
     options = {key: value for key, value in work.method.items() if key != "name"}
-    with ladder.only(None):
+    with ladder.only(setting.rungs):
         model, _ = load(model_folder(setting), setting.dtype, work.quantize, say=quiet)
         rows = examples(work, setting, model.config.vocab_size)
         total = setting.warm + setting.steps

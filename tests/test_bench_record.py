@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -15,6 +16,7 @@ import frame
 import growth
 import ladder
 import limits
+import profiling
 import table
 import workloads
 from workloads import Setting, Work
@@ -176,3 +178,24 @@ def test_every_rung_of_the_ladder_has_the_same_loss(monkeypatch):
         sum(r.targets for r in rows),
     )
     assert heads[0] == padded and heads[2] == laid and heads[8] == wanted == heads[-1]
+
+
+def test_a_clock_sees_every_operation_of_both_passes():
+    a, b = torch.ones(3, 5, requires_grad=True), torch.ones(5, 7, requires_grad=True)
+    with profiling.Clock() as clock:
+        (a @ b).square().sum().backward()
+    shapes = {kind.shapes: (spent.calls, kind.operations) for kind, spent in clock.found.items() if kind.operations}
+    assert shapes == {((3, 5), (5, 7)): (1, 210), ((5, 3), (3, 7)): (1, 210), ((3, 7), (7, 5)): (1, 210)}
+    whole = 2 * sum(spent.seconds for spent in clock.found.values())
+    lines = profiling.table(whole, clock.found, 3).splitlines()
+    assert sum(float(line.split("|")[3].strip(" %")) for line in lines[2 : lines.index("")]) == pytest.approx(
+        100, abs=0.5
+    )
+    assert any(line.startswith("| Python between them |") and " 50.0% |" in line for line in lines)
+
+
+def test_families():
+    kinds = {"aten.mm.default": "matrix products", "halter.attend_backward.default": "attention",
+             "aten._to_copy.default": "copies and casts", "aten.silu.default": "element by element",
+             "aten.t.default": "views", "aten._fused_adamw_.default": "optimizer"}  # fmt: skip
+    assert {name: profiling.Kind(name, (), "").family for name in kinds} == kinds
