@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from halter.model.decoder import Decoder
 from halter.model.linear import DenseLinear
 from halter.model.places import Acts
 from halter.model.segments import Segments
+from halter.numerics import allocation
 from halter.numerics.losses import chunk_rows, even_rows
 from halter.numerics.metrics import perplexity, token_losses
 
@@ -73,8 +75,9 @@ def held_out(
     if not any(example.targets for example in examples):
         raise Refusal("no-targets", "no row has a token to be predicted", fix="check the data's format and template")
     sums: list[float] = []
-    for piece in _passes(examples, pass_tokens or PASS_TOKENS):
-        sums += _row_sums(model, pack(piece), adapter)
+    with _memory(model, pass_tokens):
+        for piece in _passes(examples, pass_tokens or PASS_TOKENS):
+            sums += _row_sums(model, pack(piece), adapter)
     counts = [example.targets for example in examples]
     means = tuple(total / count if count else float("nan") for total, count in zip(sums, counts, strict=True))
     return HeldOut(sum(sums) / sum(counts), sum(counts), means)
@@ -99,11 +102,18 @@ def likelihoods(
 ) -> list[tuple[float, bool]]:
     """Of each row the log-likelihood of its target tokens, in nats, and whether each of them was the likeliest."""
     found: list[tuple[float, bool]] = []
-    for piece in _passes(examples, pass_tokens or PASS_TOKENS):
-        likeliest = torch.ones(len(piece), dtype=torch.bool)
-        sums = _row_sums(model, pack(piece), adapter, likeliest)
-        found += [(-total, greedy) for total, greedy in zip(sums, likeliest.tolist(), strict=True)]
+    with _memory(model, pass_tokens):
+        for piece in _passes(examples, pass_tokens or PASS_TOKENS):
+            likeliest = torch.ones(len(piece), dtype=torch.bool)
+            sums = _row_sums(model, pack(piece), adapter, likeliest)
+            found += [(-total, greedy) for total, greedy in zip(sums, likeliest.tolist(), strict=True)]
     return found
+
+
+def _memory(model: Decoder, pass_tokens: int | None) -> AbstractContextManager[None]:
+    """For all passes together."""
+    tokens = pass_tokens or PASS_TOKENS
+    return allocation.reused(tokens * model.dtype.itemsize * model.config.numbers_a_token)
 
 
 @torch.inference_mode()

@@ -165,6 +165,13 @@ class ModelConfig:
         """Exact count of base parameters."""
         return sum(prod(shape) for shape in self.tensor_shapes().values())
 
+    @property
+    def numbers_a_token(self) -> int:
+        """That one layer makes of a token and its backward pass needs: two normed inputs and two residual states, q and
+        the attention's output, k and v, gate, up and their product; an adapter's own are left out."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return 4 * self.dim + 3 * q + 3 * kv + 3 * self.ffn_dim
+
     def frequencies(self) -> Tensor:
         """Rotary frequencies float32 [head_dim / 2], scaled as the checkpoint says."""
         plain = rope.inverse_frequencies(self.head_dim, self.rope_theta)

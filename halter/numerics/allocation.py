@@ -42,6 +42,17 @@ def kept(roomy: bool = False) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+@contextmanager
+def reused(needed: int) -> Iterator[None]:
+    """``kept`` for a pass without gradients that needs ``needed`` bytes at a time, roomy where that leaves three times
+    as much: layers then work in one another's memory. Within ``kept`` that one counts."""
+    if _roomy:
+        yield
+        return
+    with kept(roomy=4 * needed < available_bytes()):
+        yield
+
+
 def _set(libc: ctypes.CDLL) -> None:
     """As the innermost ``kept`` asks for; glibc's own ways outside of all."""
     short = bool(_roomy) and not _roomy[-1]

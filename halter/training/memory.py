@@ -40,14 +40,8 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def activation_bytes(config: ModelConfig, tokens: int, width: int) -> int:
-    """What one pass over ``tokens`` keeps for backward without checkpointing; ``width`` bytes a number.
-
-    Per layer and token: two normed inputs and two residual states (dim each), q and attention output, k and v, gate, up
-    and their product; the adapters' low-rank states are left out.
-    """
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    per_layer = 4 * config.dim + 3 * q + 3 * kv + 3 * config.ffn_dim
-    return tokens * width * config.layers * per_layer
+    """What one pass over ``tokens`` keeps for backward without checkpointing; ``width`` bytes a number."""
+    return tokens * width * config.layers * config.numbers_a_token
 
 
 def needs_checkpointing(config: ModelConfig, tokens: int, width: int, device: torch.device) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 PROBE = """
 import resource, sys, torch
-from halter.numerics.allocation import _glibc, kept
+from halter.numerics.allocation import _glibc, kept, reused
 if _glibc() is None:
     print("no glibc"); sys.exit()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,14 +27,22 @@ def freed():
     before = resident()
     held = held[::2]
     return before - resident()
-with kept():
-    gap = freed()
-    with kept(roomy=True):
-        inner = freed()
 def large():  # a block of 64 MiB, above glibc's own largest limit
     before = faults()
     held = torch.ones(2**24)
     return faults() - before
+def layers():  # a pass whose layers each want 64 MiB
+    return min(large() for _ in range(8))
+with reused(2**60):
+    passes = [layers()]
+with kept(), reused(2**26):
+    passes.append(layers())
+with kept():
+    gap = freed()
+    with kept(roomy=True):
+        inner = freed()
+with reused(2**26):
+    passes.append(layers())
 with kept(roomy=True):
     again = min(large() for _ in range(8))  # one beside the next, until those freed are together large enough
 usual = steady()
@@ -42,7 +50,7 @@ with kept():
     steady()
     quiet = step()
     inside = resident()
-print(usual, quiet, inside - resident(), gap, inner, again)
+print(usual, quiet, inside - resident(), gap, inner, again, *passes)
 """
 
 
@@ -50,10 +58,12 @@ def test_steps_do_not_fetch_their_memory_anew():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout.split()
     if done == ["no", "glibc"]:
         pytest.skip("this C library is not glibc")
-    usual, quiet, returned, gap, inner, again = map(int, done)
+    usual, quiet, returned, gap, inner, again, *passes = map(int, done)
     print(f"page faults a step: {usual} as usual, {quiet} with freed memory kept; given back: {returned:,} bytes")
     assert quiet < 64  # of 32,768 pages that a step touches; as usual it is whatever glibc has learnt by chance
     assert returned > 128 * 2**20 / 2
     assert gap > 15 * 2**20  # sixteen of them, and no gap where they lay
     assert inner < 2**20  # where there is room they stay
     assert again < 64  # so do the largest, of 16,384 pages
+    short, within, roomy = passes
+    assert roomy < 64 and min(short, within) > 2**14 / 2  # reused where there is room, unless kept says otherwise
