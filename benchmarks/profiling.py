@@ -61,7 +61,9 @@ class Kind:
         if self.family != PRODUCTS or len(self.shapes) < 2 or min(map(len, self.shapes[-2:])) < 2:
             return 0
         a, b = self.shapes[-2:]
-        return 2 * a[0] * a[1] * b[1] if len(a) == len(b) == 2 else 0
+        if len(a) != 2 or len(b) != 2:
+            return 0
+        return 2 * a[0] * a[1] * (b[0] if ".linear." in self.name else b[1])
 
 
 @dataclass

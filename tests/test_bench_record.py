@@ -199,3 +199,4 @@ def test_families():
              "aten._to_copy.default": "copies and casts", "aten.silu.default": "element by element",
              "aten.t.default": "views", "aten._fused_adamw_.default": "optimizer"}  # fmt: skip
     assert {name: profiling.Kind(name, (), "").family for name in kinds} == kinds
+    assert profiling.Kind("aten.linear.default", ((3, 5), (7, 5)), "").operations == 2 * 3 * 5 * 7
