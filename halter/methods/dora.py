@@ -118,6 +118,8 @@ class Dora(Method):
     """Ranks of their own for modules whose path ends in, or matches, a key."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Alphas of their own, in the same way."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r (arXiv 2312.03732)."""
 
     peft_type: ClassVar[str] = "LORA"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
@@ -144,10 +146,8 @@ class Dora(Method):
 
     def _piece(self, shape: ModelConfig, layer: int | None, place: str) -> Piece:
         out_features, in_features = shape.weight_shape(place)
-        name = path(layer, place)
-        r = int(targets.by_pattern(dict(self.rank_pattern), name, self.r))
-        alpha = targets.by_pattern(self.alpha_pattern, name, self.alpha or 0.0)
-        return Directed(in_features, out_features, r, alpha / r, self.dropout)
+        r, scale = self._pair().strength(path(layer, place))
+        return Directed(in_features, out_features, r, scale, self.dropout)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         return self._pair().to_peft(shape) | {"use_dora": True}
@@ -159,5 +159,4 @@ class Dora(Method):
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Dora:
         pair = Lora.from_peft(config)
-        scaled = {"alpha": pair.alpha * pair.r**0.5} if pair.rslora and pair.alpha is not None else {}
-        return cls(**{f.name: getattr(pair, f.name) for f in fields(cls)} | scaled)
+        return cls(**{f.name: getattr(pair, f.name) for f in fields(cls)})

@@ -92,12 +92,15 @@ class Lora(Method):
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
         return {place: self._piece(shape, layer, place) for place in places}
 
-    def _piece(self, shape: ModelConfig, layer: int | None, place: str) -> Piece:
-        out_features, in_features = shape.weight_shape(place)
-        name = path(layer, place)
+    def strength(self, name: str) -> tuple[int, float]:
+        """Rank and scale of the pair at the module of that path."""
         r = int(targets.by_pattern(dict(self.rank_pattern), name, self.r))
         alpha = targets.by_pattern(self.alpha_pattern, name, self.alpha or 0.0)
-        scale = alpha / math.sqrt(r) if self.rslora else alpha / r
+        return r, alpha / math.sqrt(r) if self.rslora else alpha / r
+
+    def _piece(self, shape: ModelConfig, layer: int | None, place: str) -> Piece:
+        out_features, in_features = shape.weight_shape(place)
+        r, scale = self.strength(path(layer, place))
         if place == "embed_tokens":
             return LowRankRows(shape.vocab_size, shape.dim, r, scale)
         return LowRank(in_features, out_features, r, scale, self.dropout, self.init)
