@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+import_module("halter.waiting")  # before torch is loaded
 _HOME = {
     **dict.fromkeys(("HalterError", "Refusal"), "halter.errors"),
     "adapt": "halter.methods.adapter",

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import halter.waiting  # noqa: F401  before a test imports torch: threads spin a little while only
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # equal bits need an equal number of threads, whatever the machine
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
