@@ -13,6 +13,7 @@ from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.combine import CombineOptions
 from halter.export.compress import CompressOptions
+from halter.files.disk import refuse_existing
 from halter.files.hub import to_stderr
 from halter.methods.importers import ImportOptions
 
@@ -118,11 +119,9 @@ def compress(
 ) -> None:
     """An adapter's file in 8, 4 or 1 bit, or with its important numbers only, and what that loses."""
     from halter.export.compress import compress as compressed
-    from halter.files.writing import refuse_existing
     from halter.run import shelf
 
     place = _needed(output, "compress")
-    refuse_existing(place)
     opened, rows = _opened(folder, model, data, limit) if data is not None else (None, [])
     adapter = shelf.open_without_weights(folder, model) if opened is None else opened.adapter
     smaller, report = compressed(adapter, place, options)
@@ -220,6 +219,7 @@ def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tup
 def _needed(output: str | None, word: str) -> str:
     if output is None:
         raise Refusal("usage", f"{word} needs a folder to write", fix="--output FOLDER")
+    refuse_existing(output)
     return output
 
 

@@ -46,6 +46,7 @@ def command(
     if not quick and not source and model is None:
         raise Refusal("nothing-to-compare", "a comparison needs a model and data", fix=NEEDS)
     folder = Path(output) if output is not None else RunFolder.next("runs", "compare").path
+    start.refuse_foreign(folder)
     chosen = start.options_of(section, options, "compare")
     if quick:
         source, chosen = start.quick(chosen, folder / "playground")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from halter.cli.train import SETTINGS as SETTINGS
-from halter.cli.train import split
+from halter.cli.train import begun, split
 from halter.errors import Refusal, together
 from halter.files.hub import to_stderr
 
@@ -32,9 +31,8 @@ def command(
     recipe, overrides = split(arguments or [])
     flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
     overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    kept = Path(output or "") / "recipe.yaml"
-    if resume and output and recipe is None and kept.is_file():
-        recipe = str(kept)
+    if resume and output and recipe is None:
+        recipe = begun(output)
     if recipe is None and not overrides:
         from halter.run import doctor
 

@@ -27,7 +27,10 @@ def command(
     method: Annotated[str | None, typer.Option(help="As for train; decides steps and learning rate.")] = None,
     rows: Annotated[int, typer.Option(help="Rows shown token by token, from the first.")] = 3,
     row: Annotated[list[str] | None, typer.Option(help="Show this row, as file:line; may be given again.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained page to this file.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write one self-contained page to this file; an earlier page is replaced, nothing else is."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> int:
     """Show rows token by token with their labels, lengths, what is left out and why, steps, learning rate, warnings.
@@ -46,6 +49,12 @@ def command(
         raise Refusal(
             "nothing-to-train", "there is nothing to inspect", fix=NEEDS.replace("halter train", "halter inspect")
         )
+    if html is not None:
+        from halter.files.disk import refuse_existing
+        from halter.run.inspect_page import is_page
+
+        if not is_page(html):
+            refuse_existing(html)
     found = inspect(recipes.load(recipe, overrides), rows, row or (), _stderr)
     if html is not None:
         from halter.files.writing import write_text

@@ -12,6 +12,7 @@ from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.merge import merge
 from halter.export.requantise import merge_quantised
+from halter.files.disk import refuse_existing
 from halter.files.hub import resolve, to_stderr
 from halter.run.opening import OpenOptions, find, open_subject
 
@@ -42,6 +43,7 @@ def command(
         raise Refusal(
             "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
         )
+    refuse_existing(output)  # before the base is read, which may take minutes
     opened = open_subject(subject, to_stderr, opening)
     assert opened.adapter is not None
     source = resolve(subject.base, subject.revision)

@@ -46,14 +46,21 @@ def command(
     flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
     # In JSON's quotes, which are YAML's too, a path stays a word whatever it looks like.
     overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    kept = Path(output or "") / "recipe.yaml"
-    if resume and output and recipe is None and kept.is_file():
-        recipe = str(kept)
+    if resume and output and recipe is None:
+        recipe = begun(output)
     if recipe is None and not overrides:
         raise Refusal("nothing-to-train", "training needs a model and data", fix=NEEDS)
     from halter.run import train
 
     train(recipe, overrides, resume=resume, dry_run=dry_run)
+
+
+def begun(output: str) -> str | None:
+    """The recipe of the run that was begun in this folder, None where there is none."""
+    from halter.files.runs import RunFolder
+
+    run = RunFolder(output)
+    return str(run.recipe) if run.begun else None
 
 
 def split(arguments: list[str]) -> tuple[str | None, list[str]]:

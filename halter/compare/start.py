@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from halter.compare.options import CompareOptions
-from halter.errors import Refusal
+from halter.errors import HalterError, Refusal
 from halter.files import writing, yaml12
+from halter.files.folders import set_aside
+from halter.files.reading import read_json
 from halter.recipe.fields import keys_of
 from halter.recipe.gather import gather
 
@@ -23,6 +27,20 @@ TASK, ROWS = "manners", {"train": 700, "validation": 80, "test": 100}
 GENERAL_DOCUMENTS = 60
 QUICK: dict[str, Any] = {"tokens": 50_000, "seeds": 3, "max_new_tokens": 40, "precisions": ("float32", "nf4")}
 """What --quick changes of the options that are still at their defaults: ten minutes on two cores."""
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refusal ``not-a-comparison`` where something else lies in the folder, which a comparison would write into."""
+    if not folder.exists() or (folder.is_dir() and not set(folder.iterdir()) - {folder / "playground"}):
+        return
+    record = None
+    with suppress(HalterError, OSError):
+        record = read_json(folder / "record.json")
+    ours = isinstance(record, dict) and "verdicts" in record
+    if not ours and not any(re.fullmatch(r"[0-9a-f]{24}\.json", file.name) for file in folder.glob("trials/*")):
+        raise Refusal(
+            "not-a-comparison", "this name is taken by something else", where=str(folder), fix="give another --output"
+        )
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -76,7 +94,11 @@ def quick(options: CompareOptions, folder: Path) -> tuple[dict[str, Any], Compar
     folder.mkdir(parents=True, exist_ok=True)
     for part, found in lines.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-        writing.write_text(folder / f"{part}.jsonl", text, replace=True)
+        file = folder / f"{part}.jsonl"
+        if not file.is_file() or file.read_bytes() != text.encode("utf-8"):
+            if file.exists():  # of another hand
+                set_aside(file)
+            writing.write_text(file, text)
     plain = CompareOptions()
     files = {"test": str(folder / "test.jsonl"), "general": str(folder / "general.jsonl")}
     smaller = {k: v for k, v in (QUICK | files).items() if getattr(options, k) == getattr(plain, k)}

@@ -70,6 +70,12 @@ def refuse_existing(path: str | Path) -> None:
         )
 
 
+def refuse_filled(folder: str | Path) -> None:
+    """Refusal ``already-exists`` unless the name is free or that of an empty folder."""
+    if not (os.path.isdir(folder) and not os.listdir(folder)):
+        refuse_existing(folder)
+
+
 def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}{TEMPORARY}{secrets.token_hex(4)}")
 

@@ -2,28 +2,37 @@
 
 recipe.yaml  metrics.jsonl  checkpoints/step-0000123/{adapter-0, optimizer-0}.safetensors, state.json, manifest.json
 adapter/     the result; its presence means that the run is finished
+
+A file of another hand is never written to: what Halter wrote is known by its digest (``.written.json``), and where a
+name is taken by something else ours gets ``halter-`` before it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from halter.errors import Refusal
+from halter.errors import HalterError, Refusal
 from halter.files.disk import leftovers
 from halter.files.folders import discard, new_folder, set_aside
 from halter.files.manifest import MANIFEST, check_manifest, write_manifest
 from halter.files.reading import read_json
 from halter.files.tensors import read_tensors
-from halter.files.writing import append_line, write_json, write_tensors
+from halter.files.writing import append_line, json_text, write_json, write_tensors, write_text
 
+RECIPE, WRITTEN, OURS = "recipe.yaml", ".written.json", "halter-"
+HEADED = "# A resolved Halter recipe: every value that decided this run."
+"""The first line of every recipe that a run writes."""
+_TRACES = ("metrics.jsonl", "checkpoints", "adapter")
 _CHECKPOINT = re.compile(r"step-(\d{7})")
 _DAMAGED, _REMEDY = "damaged-checkpoint", "move this checkpoint's folder away and resume from the one before"
 
@@ -53,7 +62,62 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
+        """This run's recipe: halter-recipe.yaml where recipe.yaml is somebody else's, else recipe.yaml."""
+        beside = self.path / f"{OURS}{RECIPE}"
+        return beside if beside.is_file() else self.path / RECIPE
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was begun here; a recipe.yaml of the user's alone is none."""
+        recipe = self.recipe
+        return recipe.is_file() and (recipe.name != RECIPE or self._wrote(recipe) or self._has_traces())
+
+    @property
+    def users_recipe(self) -> Path | None:
+        """A recipe.yaml that no run wrote, or that was changed since; it stays as it is."""
+        there = self.path / RECIPE
+        return there if there.is_file() and not self._wrote(there) else None
+
+    def put(self, name: str, content: str | Mapping[str, Any] | list[Any]) -> Path:
+        """Write a file of this run, text or one JSON value, over what this run wrote before and nothing else."""
+        place = self._place(name)
+        if place.exists() and not self._wrote(place):
+            set_aside(place)
+        text = content if isinstance(content, str) else json_text(content)
+        known = self._written()
+        # Beside the last one's digest, and before the file: whichever of the two a crash leaves is known as ours.
+        digests = [*known.get(place.name, [])[-1:], hashlib.sha256(text.encode("utf-8")).hexdigest()]
+        write_json(self.path / WRITTEN, {**known, place.name: digests}, replace=True)
+        write_text(place, text, replace=True)
+        return place
+
+    def _place(self, name: str) -> Path:
+        """Where this run's file of that name lies or is to lie."""
+        plain, beside = self.path / name, self.path / f"{OURS}{name}"
+        return beside if beside.exists() or (plain.exists() and not self._wrote(plain)) else plain
+
+    def _wrote(self, file: Path) -> bool:
+        """Whether a run wrote this file, and it is still what was written."""
+        if not file.is_file():
+            return False
+        if not (self.path / WRITTEN).is_file():
+            return self._of_old()
+        return hashlib.sha256(file.read_bytes()).hexdigest() in self._written().get(file.name, ())
+
+    def _written(self) -> dict[str, Any]:
+        with suppress(HalterError, OSError):
+            found = read_json(self.path / WRITTEN)
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def _of_old(self) -> bool:
+        """Whether this is a run of before ``.written.json``: its recipe's first line, and something that came of it."""
+        recipe = self.path / RECIPE
+        headed = recipe.is_file() and recipe.read_bytes().startswith(HEADED.encode())
+        return headed and (self._has_traces() or _is_report(self.path / "data.json"))
+
+    def _has_traces(self) -> bool:
+        return any((self.path / name).exists() for name in _TRACES)
 
     @property
     def metrics(self) -> Path:
@@ -162,6 +226,14 @@ class RunFolder:
                 where=str(self.path),
                 fix="continue it with --resume, or give another --output",
             )
+
+
+def _is_report(file: Path) -> bool:
+    """Whether data.json is a run's account of its rows."""
+    with suppress(HalterError, OSError):
+        found = read_json(file)
+        return isinstance(found, dict) and {"rows", "sources"} <= found.keys()
+    return False
 
 
 def _signature(folder: Path) -> Any:

@@ -40,8 +40,12 @@ def write_text(path: str | Path, text: str, *, replace: bool = False, disk: Disk
 
 def write_json(path: str | Path, value: Any, *, replace: bool = False, disk: Disk = DISK) -> None:
     """Write one JSON value, indented; NaN and infinities, which JSON has not, become null."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text, replace=replace, disk=disk)
+    write_text(path, json_text(value), replace=replace, disk=disk)
+
+
+def json_text(value: Any) -> str:
+    """What ``write_json`` writes."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def append_line(path: str | Path, value: str | Mapping[str, Any], *, disk: Disk = DISK) -> None:

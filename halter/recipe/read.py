@@ -73,6 +73,9 @@ def load_tolerant(
     if output is not None and not isinstance(output.value, str | None):
         gathered.problem(output.where(), f"output_dir: expected a word or null, found {found(output.value)}")
         output = None
+    if output is not None and output.value == "":
+        gathered.problem(output.where(), "output_dir is empty; give a folder, such as runs/mine (. is this one)")
+        output = None
     read = [method for method in methods if method is not None]
     empty = {"model": ModelOptions(""), "data": DataOptions(), "checks": ChecksOptions(), "train": TrainOptions()}
     sections = {name: empty[name] if section is None else section for name, section in sections.items()}

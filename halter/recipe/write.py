@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from halter.files.runs import HEADED
 from halter.files.yaml12 import flow
 from halter.recipe.fields import Key, keys_of, words
 from halter.recipe.sections import (
@@ -51,7 +52,7 @@ def _method_data(choice: MethodChoice) -> dict[str, Any]:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; what was not given says where its value comes from."""
-    lines = ["# A resolved Halter recipe: every value that decided this run."]
+    lines = [HEADED]
     for name, section in as_data(recipe).items():
         if name == "output_dir":
             lines += ["", f"output_dir: {flow(section)}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 from halter.files.reading import visible
 from halter.run.inspect import Inspection, Row, Steps
@@ -36,6 +37,18 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--dim); 
 """
 
 
+MARK = '<meta name="generator" content="halter inspect">'
+"""Stands at the beginning of every page, which tells them from files of another hand."""
+
+
+def is_page(file: Path) -> bool:
+    """Whether this is a page of ours, which a new one may replace."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return MARK.encode() in opened.read(1024)
+
+
 def page(found: Inspection) -> str:
     """The whole inspection as HTML."""
     job, steps = found.job, found.steps
@@ -64,7 +77,7 @@ def page(found: Inspection) -> str:
         "<h2>Steps</h2>", _table(_steps(steps)),
         "<h2>Learning rate</h2>", _course(steps),
     ]  # fmt: skip
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
     policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
     joined = "\n".join(body)
     return (

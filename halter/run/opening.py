@@ -105,14 +105,14 @@ CHECKPOINT = "adapter-0.safetensors"
 
 
 def _is_tuned(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("recipe.yaml", storage.CONFIG, CHECKPOINT))
+    return RunFolder(folder).begun or any((folder / name).is_file() for name in (storage.CONFIG, CHECKPOINT))
 
 
 def _tuned(folder: Path, base: str | None) -> Subject:
     """The subject of a run folder or an adapter folder; ``base`` where the user named one."""
     if (folder / CHECKPOINT).is_file():  # of a run that may go on from it; its adapter is no result yet
         folder = folder.resolve().parents[1]
-    run = RunFolder(folder) if (folder / "recipe.yaml").is_file() else None
+    run = RunFolder(folder) if RunFolder(folder).begun else None
     if run is not None and not run.finished:
         raise Refusal(
             "run-unfinished",

@@ -10,7 +10,7 @@ from halter import recipe as recipes
 from halter.errors import Refusal
 from halter.files.disk import leftovers
 from halter.files.locks import LOCK, held
-from halter.files.runs import RunFolder
+from halter.files.runs import RECIPE, RunFolder
 from halter.recipe import Recipe
 
 MAY_CHANGE = (
@@ -38,7 +38,7 @@ def open_run(recipe: Recipe, resume: bool) -> RunFolder:
         return RunFolder.next("runs", "-".join(choice.name for choice in recipe.methods))
     run = RunFolder(recipe.output_dir)
     run.refuse_unless_usable(resume)
-    if run.recipe.is_file():
+    if run.begun:
         old = recipes.as_data(recipes.load(run.recipe))
         new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
         changed = [key for key in _changes(old, new) if not key.startswith(MAY_CHANGE)]
@@ -51,8 +51,8 @@ def open_run(recipe: Recipe, resume: bool) -> RunFolder:
                 expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
                 fix="give another --output, or the recipe.yaml of that folder",
             )
-    elif run.path.is_dir() and set(run.path.iterdir()) - set(leftovers(run.path)) - {run.path / LOCK}:
-        # What a try that died early left is nothing.
+    elif run.path.is_dir() and set(run.path.iterdir()) - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}:
+        # What a try that died early left is nothing, and a recipe of the user's is no run.
         raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
     return run
 

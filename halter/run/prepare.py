@@ -18,6 +18,7 @@ from halter.files import yaml12
 from halter.files.chat import ChatTemplate
 from halter.files.hub import resolve
 from halter.files.reading import read_json, read_text
+from halter.files.runs import RunFolder
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config
@@ -190,11 +191,10 @@ def _dated(recipe: Recipe, template: ChatTemplate | None) -> Recipe:
     for choice in recipe.methods:
         if choice.init_from is not None and (told := _told_date(Path(choice.init_from))) is not None:
             today, source = told, f"the adapter that {choice.name} starts from"
-    kept = Path(recipe.output_dir or "") / "recipe.yaml"
-    if recipe.output_dir is not None and kept.is_file():
+    if recipe.output_dir is not None and (run := RunFolder(recipe.output_dir)).begun:
         with suppress(HalterError, KeyError, TypeError):
-            began = yaml12.read(kept).data["data"]["template_date"]
-            today, source = (began, "this run folder's recipe.yaml") if isinstance(began, str) else (today, source)
+            began = yaml12.read(run.recipe).data["data"]["template_date"]
+            today, source = (began, "this run folder's recipe") if isinstance(began, str) else (today, source)
     data = replace(recipe.data, template_date=today)
     return replace(recipe, data=data, defaults={**recipe.defaults, key: Default(today, source)})
 

@@ -15,8 +15,7 @@ import torch
 from halter import recipe as recipes
 from halter.data.example import Example
 from halter.errors import HalterError
-from halter.files.runs import RunFolder
-from halter.files.writing import write_json, write_text
+from halter.files.runs import RECIPE, RunFolder
 from halter.methods import warm
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter
@@ -86,17 +85,18 @@ def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     recipe = job.recipe
     run.sweep()
     # What an earlier try left stands for nothing: no checkpoint came of it, or only keys that may change have changed.
-    write_text(run.recipe, recipes.dump(recipes.with_output(recipe, str(run.path))), replace=True)
-    write_json(run.path / "data.json", job.data.report.as_dict(), replace=True)
+    written = run.put(RECIPE, recipes.dump(recipes.with_output(recipe, str(run.path))))
+    if run.users_recipe is not None:
+        say(f"note: {run.users_recipe} is yours and stays as it is; what this run trains by is in {written}")
+    run.put("data.json", job.data.report.as_dict())
     if job.waived:
-        write_json(run.path / "waived.json", list(job.waived), replace=True)
+        run.put("waived.json", list(job.waived))
     try:
         _train(job, run, resume, say)
     except (HalterError, KeyboardInterrupt):
         raise
     except Exception as error:
-        log = run.path / "error.log"
-        write_text(log, traceback.format_exc(), replace=True)
+        log = run.put("error.log", traceback.format_exc())
         error.add_note(f"The traceback is in {log}.")
         raise
 

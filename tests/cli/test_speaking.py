@@ -137,7 +137,8 @@ def test_help_is_the_options_own(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unfinished_run(run: Path, tmp_path: Path) -> None:
     (tmp_path / "begun").mkdir()
-    shutil.copy(run / "recipe.yaml", tmp_path / "begun/recipe.yaml")
+    for name in ("recipe.yaml", "metrics.jsonl"):
+        shutil.copy(run / name, tmp_path / "begun" / name)
     with pytest.raises(Refusal) as refusal:
         find(tmp_path / "begun")
     assert refusal.value.id == "run-unfinished"

@@ -397,7 +397,7 @@ def test_a_date_is_pinned_and_kept_on_resume(good: Any, stories: Path, tmp_path:
     text = job.tokenizer.decode(job.data.train[0].tokens.tolist(), skip_control=False)
     assert "06 May 2031" in text
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text("data: {template_date: '2030-01-02'}\n")
+    RunFolder(tmp_path / "run").put("recipe.yaml", "data: {template_date: '2030-01-02'}\n")
     kept = examine(recipe, resume=True).job
     assert kept is not None and kept.recipe.data.template_date == "2030-01-02"
     assert ready(good(tmp_path / "dated", data__template=None, data__template_date="2029-03-04",
