@@ -51,7 +51,7 @@ def open_run(recipe: Recipe, resume: bool) -> RunFolder:
                 expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
                 fix="give another --output, or the recipe.yaml of that folder",
             )
-    elif run.path.is_dir() and set(run.path.iterdir()) - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}:
+    elif run.path.is_dir() and {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}:
         # What a try that died early left is nothing, and a recipe of the user's is no run.
         raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
     return run
