@@ -43,7 +43,7 @@ recipes: $(VENV)/ready
 	for m in $$($(BIN)/python -c "from halter.recipe.sections import method_names as n; print(*n())"); \
 		do $(BIN)/halter init $$m - > recipes/$$m.yaml; done
 
-# docs/methods is written from the methods' own files, docs/survey-tables.md from their counts and what was measured.
+# docs/methods is written from the methods' own files, docs/measured/survey-tables.md from their counts and what was measured.
 pages: $(VENV)/ready
 	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_survey_tables.py
@@ -51,9 +51,9 @@ pages: $(VENV)/ready
 # The example report: ten minutes, on the playground. Interrupted, it goes on; trials and adapters stay in build/.
 report: $(VENV)/ready-dev
 	$(BIN)/halter compare --quick --output build/example-report
-	rm -rf docs/example-report && mkdir -p docs/example-report
-	cp -r build/example-report/record.json build/example-report/recipes docs/example-report/
-	$(BIN)/python -m halter.compare.report docs/example-report/record.json docs/example-report
+	rm -rf docs/measured/example-report && mkdir -p docs/measured/example-report
+	cp -r build/example-report/record.json build/example-report/recipes docs/measured/example-report/
+	$(BIN)/python -m halter.compare.report docs/measured/example-report/record.json docs/measured/example-report
 	$(BIN)/python docs/make_survey_tables.py
 
 mutants: $(VENV)/ready-dev

@@ -3,7 +3,7 @@
     python benchmarks/learning_curves.py [METHOD ...] [--task translate] [--json FILE] [--page]
 
 Prints how much of the gap between the base and full fine-tuning each method closes on held-back rows. ``--page`` writes
-docs/learning-curves.md and .svg from the JSON file (extra ``report``); without METHOD it is all of them.
+docs/measured/learning-curves.md and .svg from the JSON file (extra ``report``); without METHOD it is all of them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def closed(record: Record) -> dict[str, float]:
 
 
 def page(record: Record) -> str:
-    """docs/learning-curves.md."""
+    """docs/measured/learning-curves.md."""
     shares = closed(record)
     order = sorted(shares, key=lambda name: -shares[name])
     lines = [
@@ -168,8 +168,8 @@ def main() -> None:
             if asked.json:
                 asked.json.write_text(json.dumps(record, indent=1) + "\n")
     if asked.page:
-        (ROOT / "docs" / "learning-curves.md").write_text(page(record))
-        draw(record, ROOT / "docs" / "learning-curves.svg")
+        (ROOT / "docs" / "measured" / "learning-curves.md").write_text(page(record))
+        draw(record, ROOT / "docs" / "measured" / "learning-curves.svg")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.svg"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "measured" / "performance.svg"
 PANELS = (
     ("times the peer's speed", lambda found: found.get("speed_peer"), 1.0),
     ("times smaller than the peer", lambda found: 1 / found["memory_peer"] if "memory_peer" in found else None, 1.0),

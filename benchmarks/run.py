@@ -5,8 +5,8 @@
 
 Every side of every row runs in a fresh process, in turn; medians over the rounds count, and a row whose loss, gradient
 norm or tokens are not the peer's has no ratio. A record that is there is added to, row by row. ``--page`` writes the
-tables and the picture of docs/performance.md. Without ROW: the usual rows; ``--real`` adds the whole 1B shape and the
-lengths of real data (HALTER_SHARED).
+tables and the picture of docs/measured/performance.md. Without ROW: the usual rows; ``--real`` adds the whole 1B shape
+and the lengths of real data (HALTER_SHARED).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record as tables of Markdown, and into docs/performance.md between its markers."""
+"""The record as tables of Markdown, and into docs/measured/performance.md between its markers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ladder
 
 Record = dict[str, Any]
 BEGIN, END = "<!-- bench: {} -->", "<!-- end: {} -->"
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "measured" / "performance.md"
 
 
 def amount(side: Record | None) -> str:

@@ -1,8 +1,8 @@
-"""Write docs/survey-tables.md from the code's own counts and from what was measured here: `make pages`.
+"""Write docs/measured/survey-tables.md from the code's own counts and from what was measured here: `make pages`.
 
 A test holds the page to this script. Table 2's figures stand in halter/plan/survey.py, the others here, each once;
 every true figure is counted by the methods themselves on torch's meta device, and every measured one is read from the
-record of a comparison or from docs/learning-curves.md.
+record of a comparison or from docs/measured/learning-curves.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from halter.plan.survey import (
     told,
 )
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parent / "measured"
 PAGE, RECORD, CURVES = DOCS / "survey-tables.md", DOCS / "example-report" / "record.json", DOCS / "learning-curves.md"
 NO_NOTE = "not in our notes"
 STATES = 16
@@ -111,7 +111,7 @@ def _large() -> str:
 
 
 def page() -> str:
-    """docs/survey-tables.md."""
+    """docs/measured/survey-tables.md."""
     parts = [_head(), _table2(), _table3(), _measured(), _table4(), _formulas()]
     return "\n".join(line for part in parts for line in part)
 
@@ -202,7 +202,7 @@ def _measured_table(table: Table) -> Iterator[str]:
 
 
 def _curves() -> Iterator[str]:
-    """The survey's methods in docs/learning-curves.md."""
+    """The survey's methods in docs/measured/learning-curves.md."""
     text = CURVES.read_text("utf-8")
     wanted = ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor")
     rows = [
@@ -233,15 +233,16 @@ def _formulas() -> Iterator[str]:
     yield from (
         "Halter follows the authors; the page of each method has the formula that is built.",
         "",
-        "- [LoRA](methods/lora.md): equation 10 lacks alpha / r and the dropout; B's rows are the layer's outputs, "
+        "- [LoRA](../methods/lora.md): equation 10 lacks alpha / r and the dropout; B's rows are the layer's outputs, "
         "fewer for k and v where heads are shared.",
-        "- [LLaMA-Adapter](methods/llama_adapter.md): equations 13 to 15 let prompts ask questions, use one softmax "
+        "- [LLaMA-Adapter](../methods/llama_adapter.md): equations 13 to 15 let prompts ask questions, use one softmax "
         "and add the result to the hidden state; at a gate of zero that leaves no attention at all. The authors have "
         "two softmaxes, prompts without queries, and a gate a head on the prompts' part only.",
-        "- [LLaMA-Adapter V2](methods/llama_adapter_v2.md): equation 22 fuses pictures at any layer (paper: the first; "
-        "code: nowhere); equation 24 trains everything on one sum of losses (paper: disjoint groups; code: 2 stages).",
-        "- [LLaMA-Excitor](methods/excitor.md): a bias that depends on the prompts alone, or a query's bias; it is an "
-        "extra key, mixed from the prompts by every token.",
+        "- [LLaMA-Adapter V2](../methods/llama_adapter_v2.md): equation 22 fuses pictures at any layer (paper: the "
+        "first; code: nowhere); equation 24 trains everything on one sum of losses (paper: disjoint groups; code: 2 "
+        "stages).",
+        "- [LLaMA-Excitor](../methods/excitor.md): a bias that depends on the prompts alone, or a query's bias; it is "
+        "an extra key, mixed from the prompts by every token.",
         "- Every method: RMSNorm without bias and SwiGLU with three matrices stand where the survey has LayerNorm, "
         "GELU and two.",
         "",

@@ -1,4 +1,4 @@
-"""What Halter says when it will not go on: a failure, or a refusal that the user can mend, and some of them waive."""
+"""What Halter says when it will not go on: a failure, or a refusal that the user can fix, and some of them waive."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HalterError(Exception):
 
 
 class Refusal(HalterError):
-    """Input that Halter will not work with, said so that it can be mended. Exit code 2.
+    """Input that Halter will not work with, said so that it can be fixed. Exit code 2.
 
     ``id`` is stable and is what ``checks.allow`` names; ``offenders`` holds every culprit, the message
     shows the first 20. ``parts`` are the refusals of which this one is made (``together``), () where it stands alone.
@@ -65,13 +65,13 @@ class Refusal(HalterError):
         if self.offenders:
             more = len(self.offenders) - SHOWN_OFFENDERS
             listed = ", ".join(self.offenders[:SHOWN_OFFENDERS]) + (f", and {more} more" if more > 0 else "")
-            parts.append(f"Offenders: {listed}" if offenders is None else offenders)
+            parts.append(f"Found: {listed}" if offenders is None else offenders)
         if self.expected:
             parts.append(f"Expected: {self.expected}")
         if self.fix:
-            parts.append(f"To mend it: {self.fix}")
+            parts.append(f"Fix: {self.fix}")
         if self.waivable:
-            parts.append(f"To go on all the same: checks.allow: [{self.id}], or --allow {self.id}")
+            parts.append(f"To continue anyway: checks.allow: [{self.id}], or --allow {self.id}")
         return f"{'. '.join(p.rstrip('.') for p in parts)}. [{self.id}]".replace("?. ", "? ")
 
 
@@ -109,7 +109,7 @@ class Waivers:
         """Raise the refusal, unless it is waived; then it is noted."""
         if not (refusal.waivable and refusal.id in self.allow):
             raise refusal
-        text = refusal.paragraph().partition(" To go on all the same:")[0]
+        text = refusal.paragraph().partition(" To continue anyway:")[0]
         if (refusal.id, text) not in self.waived:
             self.waived.append((refusal.id, text))
 

@@ -18,14 +18,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "halter"
 
 
 def waivable(id: str = "double-bos", **more: object) -> Refusal:
-    return Refusal(id, "looks wrong", fix="mend it", waivable=True, **more)  # type: ignore[arg-type]
+    return Refusal(id, "looks wrong", fix="fix it", waivable=True, **more)  # type: ignore[arg-type]
 
 
 def test_a_waived_refusal_is_noted_and_any_other_raised() -> None:
     waivers = Waivers(["double-bos"])
     waivers.refuse(waivable(offenders=["a.jsonl:3"]))
     waivers.refuse(waivable(offenders=["a.jsonl:3"]))
-    assert waivers.facts() == [{"id": "double-bos", "text": "looks wrong. Offenders: a.jsonl:3. To mend it: mend it."}]
+    assert waivers.facts() == [{"id": "double-bos", "text": "looks wrong. Found: a.jsonl:3. Fix: fix it."}]
     for refusal in (waivable("disk-space"), Refusal("double-bos", "another, which has no waiver")):
         with pytest.raises(Refusal) as caught:
             waivers.refuse(refusal)
@@ -69,7 +69,7 @@ def test_the_recipe_says_what_can_be_waived() -> None:
 
 def test_a_waivable_refusal_ends_by_saying_how_to_waive_it() -> None:
     assert str(waivable()).endswith(
-        "To go on all the same: checks.allow: [double-bos], or --allow double-bos. [double-bos]"
+        "To continue anyway: checks.allow: [double-bos], or --allow double-bos. [double-bos]"
     )
     assert "To go on" not in str(Refusal("x", "what"))
 

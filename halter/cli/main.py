@@ -150,9 +150,7 @@ def _paragraph(refusal: Refusal) -> str:
     if sum(map(len, shown)) < LONG:
         return refusal.paragraph()
     rest = [f"and {more} more"] if more > 0 else []
-    return refusal.paragraph("Offenders:" + "".join(f"\n  {item}" for item in (*shown, *rest)) + "\n").replace(
-        "\n. ", "\n"
-    )
+    return refusal.paragraph("Found:" + "".join(f"\n  {item}" for item in (*shown, *rest)) + "\n").replace("\n. ", "\n")
 
 
 def _say(text: str) -> None:

@@ -1,8 +1,8 @@
 """What the survey says of these methods, and what counting or this comparison says to it.
 
-The survey is arXiv 2510.12178. Its figures are those in the project's notes of it; docs/survey-tables.md has them with
-the reasons. MEASURED are the questions that its tables are about, in our words. Each is judged by counting, by this
-comparison, or not at all, and then that is said.
+The survey is arXiv 2510.12178. Its figures are those in the project's notes of it; docs/measured/survey-tables.md has
+them with the reasons. MEASURED are the questions that its tables are about, in our words. Each is judged by counting,
+by this comparison, or not at all, and then that is said.
 """
 
 from __future__ import annotations

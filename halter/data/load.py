@@ -130,7 +130,7 @@ def _refuse(options: DataOptions, accounts: list[Account]) -> None:
             "bad-rows",
             f"{len(faults)} of {rows} rows cannot be used",
             offenders=faults + long + empty,
-            fix="mend them, or data.on_bad: skip to leave them out and count them"
+            fix="fix them, or data.on_bad: skip to leave them out and count them"
             + ("; if equal ids are right, data.id_column: null" if ids else ""),
         )
     if long:

@@ -58,7 +58,7 @@ class Renderer:
                 "output": f"writes more than {template_render.OUTPUT_CHARS} characters",
                 "memory": f"needs more than {template_render.MEMORY_BYTES >> 20} MiB",
             }[reply["kind"]]
-            return Refusal("template-too-large", what, where=where, fix="shorten the conversation or mend the template")
+            return Refusal("template-too-large", what, where=where, fix="shorten the conversation or fix the template")
         fix = ""
         if "strftime_now" in reply["error"]:
             fix = "say which date it shall be told: data.template_date (date= in Python)"

@@ -214,7 +214,7 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str | 
         return Refusal("hub-revision", f"the repository has no revision {revision!r}", where=name, fix=fix)
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         what = "there is no folder of this name here, and no such repository on the hub that you may see"
-        return Refusal("model-not-found", what, where=name, fix=f"mend the name; if the repository is private, {token}")
+        return Refusal("model-not-found", what, where=name, fix=f"correct the name; if it is private, {token}")
     if status == 401:
         return Refusal("hub-token", "the hub does not know the token in use", where=name, fix=token)
     if isinstance(error, LocalEntryNotFoundError) and huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -223,7 +223,7 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str | 
         return Refusal("hub-offline", what, where=name, fix=fix)
     if isinstance(error, LocalEntryNotFoundError):
         what = f"there is no such folder here, {web} cannot be reached, and the cache does not hold the whole model"
-        fix = "mend the connection and try again: what is complete is kept; or give a folder"
+        fix = "check the connection and try again: what is complete is kept; or give a folder"
         return Refusal("hub-unreachable", what, where=name, fix=fix)
     return HalterError(f"{name}: the hub answered {status}: {error}")
 

@@ -105,7 +105,7 @@ def _death(code: int | None) -> Exception:
         return Refusal(
             "template-too-slow",
             f"the chat template worked for more than {template_render.CPU_SECONDS:g} s of processor time",
-            fix="use a built-in template (data.template: llama-3, llama-2, alpaca or vicuna) or mend the checkpoint's",
+            fix="use a built-in template (data.template: llama-3, llama-2, alpaca or vicuna) or fix the checkpoint's",
         )
     return HalterError(f"the process that renders chat templates ended with code {code}")
 

@@ -25,7 +25,7 @@ def kept(roomy: bool = False) -> Iterator[None]:
 
     The process then takes what a step asks for. Kept as well, larger blocks do not fit again where they lay, and the
     gaps are up to a quarter of the peak; but touching fresh pages instead takes up to a third of a step's time, of full
-    fine-tuning's more than half (docs/plan-accuracy.md). So roomy is for whoever knows that there is room.
+    fine-tuning's more than half (docs/measured/plan-accuracy.md). So roomy is for whoever knows that there is room.
     """
     libc = _glibc()
     if libc is None:

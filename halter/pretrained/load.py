@@ -214,7 +214,7 @@ class _Plan:
                 "the tensors of this checkpoint are not those that its configuration asks for",
                 where=str(checkpoint.folder),
                 offenders=wrong,
-                fix="fetch the folder again, or mend its config.json",
+                fix="fetch the folder again, or correct its config.json",
             )
         biases = {name: b for name in linears if (b := name.removesuffix("weight") + "bias") in expected}
         order = [name for name in specs if name in held or name in groups]

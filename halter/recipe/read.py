@@ -180,7 +180,7 @@ def _explain(
         deepest = max(len(inner) for inner, _ in items)
         if name not in values:
             gathered.problem("", f"{section}.{name} is needed: {key.doc.rstrip('.')}")
-        elif name not in given:  # a preset's value: ours to mend
+        elif name not in given:  # a preset's value: ours to fix
             raise error
         elif deepest == 0:
             what = f"expected {words(key.type)}, found {found(value)}{_word_for_bool(value)}"

@@ -148,4 +148,4 @@ def missing_files(named: Sequence[tuple[str, str | None]]) -> Iterator[Refusal]:
     lost = [f"{key}: {path}" for key, path in named if path and not Path(path).expanduser().exists()]
     if lost:
         what = "the recipe names files that do not exist"
-        yield Refusal("file-missing", what, offenders=lost, fix="mend the paths; they are read from where you are")
+        yield Refusal("file-missing", what, offenders=lost, fix="correct the paths; they are read from where you are")

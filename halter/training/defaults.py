@@ -76,7 +76,7 @@ TRAIN: dict[str, dict[str, Default]] = {
 
 RATES = {"prefix_tuning": 6e-3, "ia3": 3e-3, "prompt_tuning": 1.5e-3, "bitfit": 1.5e-3, "norm_tuning": 1.5e-3}
 """Learning rates of methods whose authors' ones are for other optimizers; the rest of their row is LoRA's."""
-_MEASURED = "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/learning-curves.md), and not above 6e-3"
+_MEASURED = "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most 6e-3"
 TRAIN |= {name: TRAIN["lora"] | {"learning_rate": Default(rate, _MEASURED)} for name, rate in RATES.items()}
 _STARTED = "ours: a third of LoRA's, since A and B start at full size; the better one on a real LLaMA of width 64"
 TRAIN |= {name: TRAIN["lora"] | {"learning_rate": Default(1e-4, _STARTED)} for name in ("pissa", "olora")}
@@ -191,7 +191,7 @@ FITTED = frozenset({"learning_rate"})
 def at_width(default: Default, dim: int) -> Default:
     """A default learning rate for a model ``dim`` wide: the table's, which comes from 7B models, times
     (4096 / dim)^0.78. The power is remembered from Thinking Machines' "LoRA Without Regret" (2025) and not checked
-    against it; docs/first-run.md shows it beside a small search at width 64.
+    against it; docs/measured/first-run.md shows it beside a small search at width 64.
     """
     if dim == REFERENCE_WIDTH:
         return default

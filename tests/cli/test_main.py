@@ -63,7 +63,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (Refusal("some-id", "will not do", fix="do this"), 2, "will not do. To mend it: do this. [some-id]"),
+        (Refusal("some-id", "will not do", fix="do this"), 2, "will not do. Fix: do this. [some-id]"),
         (HalterError("the disk is full."), 1, "halter: the disk is full. --debug shows the traceback.\n"),
         (ValueError("bug"), 1, "halter: ValueError: bug. --debug shows the traceback.\n"),
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -98,7 +98,7 @@ def test_many_offenders_stand_on_lines_of_their_own(
     )
     assert main.run(["train"]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == "halter: bad rows. Offenders:" and err[1] == "  file.jsonl:0: no label in this row"
+    assert err[0] == "halter: bad rows. Found:" and err[1] == "  file.jsonl:0: no label in this row"
     assert len(err) == 11 and err[-1] == "[x]"
 
 

@@ -279,9 +279,9 @@ def test_markdown_with_figures_beside_it(tmp_path: Path):
 
 
 def test_the_example_report_is_what_its_record_makes():
-    folder = Path(__file__).resolve().parents[2] / "docs" / "example-report"
+    folder = Path(__file__).resolve().parents[2] / "docs" / "measured" / "example-report"
     if not folder.is_dir():
-        pytest.skip("there is no docs/example-report yet: make report")
+        pytest.skip("there is no docs/measured/example-report yet: make report")
     found = Comparison(json.loads((folder / "record.json").read_text("utf-8")))
     assert (folder / "report.md").read_text("utf-8") == markdown(found)
     assert (folder / "report.csv").read_text("utf-8") == comma_separated(found)

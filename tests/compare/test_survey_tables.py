@@ -1,4 +1,4 @@
-"""docs/survey-tables.md is what its script makes, and the script's figures are right: worked out by hand here."""
+"""docs/measured/survey-tables.md is what its script makes; the script's figures are worked out by hand here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from made_record import record
 
 from halter.plan import survey
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "measured"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_survey_tables", DOCS / "make_survey_tables.py")
+    spec = importlib.util.spec_from_file_location("make_survey_tables", DOCS.parent / "make_survey_tables.py")
     assert spec is not None and spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = made  # its dataclasses look themselves up
@@ -88,7 +88,7 @@ def test_measured_figures_come_from_the_record(script: ModuleType, tmp_path: Pat
 
 
 def test_learning_curves_are_read_as_they_stand(script: ModuleType):
-    """The survey's four trained methods and the baseline, each with the line that docs/learning-curves.md has."""
+    """The survey's four trained methods and the baseline, each with its line of docs/measured/learning-curves.md."""
     curves = (DOCS / "learning-curves.md").read_text("utf-8").splitlines()
     page = [line.replace("\\", "") for line in script.page().splitlines()]
     for name in ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor"):

@@ -14,7 +14,7 @@ import pytest
 from halter.methods.method import names
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "learning-curves.md"
+PAGE = ROOT / "docs" / "measured" / "learning-curves.md"
 SPEC = importlib.util.spec_from_file_location("learning_curves", ROOT / "benchmarks" / "learning_curves.py")
 assert SPEC is not None and SPEC.loader is not None
 curves = importlib.util.module_from_spec(SPEC)
