@@ -180,8 +180,9 @@ def foreign(shape: ModelConfig) -> dict[str, dict[str, torch.Tensor]]:
     v1 = {"adapter_query.weight": drawn(2 * 3, dim, scale=1.0)}
     v1 |= {f"layers.{i}.attention.gate": drawn(1, 4, 1, 1) if i else torch.zeros(1, 4, 1, 1) for i in range(3)}
     made["authors-v1.pth"] = v1
-    sizes = {"attention.wq": (out, dim), "attention.wk": (kv, dim), "attention.wv": (kv, dim), "attention.wo": (dim, out),
-             "feed_forward.w1": (24, dim), "feed_forward.w2": (dim, 24), "feed_forward.w3": (24, dim)}  # fmt: skip
+    sizes = {"attention.wq": (out, dim), "attention.wk": (kv, dim), "attention.wv": (kv, dim)}
+    sizes |= {"attention.wo": (dim, out), "feed_forward.w1": (24, dim), "feed_forward.w2": (dim, 24)}
+    sizes["feed_forward.w3"] = (24, dim)
     v2: dict[str, torch.Tensor] = {"norm.weight": drawn(dim, around=1.0)}
     for i in range(3):
         for name, (rows, columns) in sizes.items():
