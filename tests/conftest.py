@@ -13,6 +13,7 @@ import halter.waiting  # noqa: F401  before a test imports torch: threads spin a
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # equal bits need an equal number of threads, whatever the machine
 
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that a test keeps goes to the user's cache, and nothing comes from there."""

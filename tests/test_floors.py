@@ -184,7 +184,7 @@ PLANTED = [
     (writing, "halter/run.py", "folder.joinpath('f').write_text('x')"),
     (writing, "halter/run.py", "torch.save({}, 'f')"),
     (sizes, "halter/run.py", "x = 1\n" * 301),
-    (sizes, "halter/x/__init__.py", "x = 1\n" * 31),
+    (sizes, "halter/x/__init__.py", "x = 1\n" * 41),
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 60),
     (asking, "halter/run.py", "hasattr(model, 'x')"),
 ]
