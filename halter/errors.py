@@ -10,6 +10,7 @@ SHOWN_OFFENDERS = 20
 
 WAIVABLE: dict[str, str] = {
     "base-differs": "an adapter was trained on other weights than these",
+    "adapter-task": "an adapter was trained for another task than writing text",
     "tokenizer-differs": "an adapter was trained with another tokenizer than this one",
     "template-differs": "the chat templates of checkpoint, recipe and adapter write different tokens",
     "double-bos": "rows begin with two BOS tokens, the base has seen one at a time",

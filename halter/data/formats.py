@@ -50,11 +50,10 @@ def openai(row: Row) -> Canonical:
 
 
 def prompt_completion(row: Row) -> Canonical:
-    """prompt and completion, both strings or both lists of messages, of which the completion alone is learned."""
+    """prompt and completion, both strings or both lists of messages."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        asked = [{**said, "loss": False} if isinstance(said, Mapping) else said for said in prompt]
-        return openai({**row, "messages": [*asked, *completion]})
+        return openai({**row, "messages": [*prompt, *completion]})
     return Canonical(prompt=_string(row, "prompt"), completion=_answer(row, "completion"))
 
 

@@ -231,7 +231,8 @@ def _ranks(folder: Path) -> tuple[Path, ...]:
 
 
 def open_pth(path: Path) -> dict[str, Tensor]:
-    """A .pth file's tensors, mapped, those under the key ``model`` where it has one, as training programs save them.
+    """A pickled file's tensors, mapped, those under the key ``model`` where it has one, as training programs save them:
+    Meta's .pth, PEFT's adapter_model.bin.
 
     Refusals ``file-missing``, ``torch-too-old`` and ``tensor-file-damaged``.
     """

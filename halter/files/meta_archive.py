@@ -1,4 +1,4 @@
-"""What is checked of a .pth file before torch opens it: torch's own version, and that the archive is no bomb."""
+"""What is checked of a pickled file (.pth, .bin) before torch opens it: torch's version, and that it is no bomb."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def refuse_old_torch(version: str) -> None:
     if found is None or (int(found[1]), int(found[2])) < SAFE_TORCH:
         raise Refusal(
             "torch-too-old",
-            f"torch {version} opens Meta's .pth files with known holes",
+            f"torch {version} opens pickled files (.pth, .bin) with known holes",
             expected="torch {}.{} or later".format(*SAFE_TORCH),
-            fix="upgrade torch, or take the model's safetensors files",
+            fix="upgrade torch, or take safetensors files",
         )
 
 

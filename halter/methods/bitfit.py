@@ -3,18 +3,20 @@
     y = W x + b + b'
 
 LLaMA's linear layers have no biases (b is absent), so the trained ones b' are new; they start at zero, which is the
-base. Norms may be trained beside them. Folds into a model with biases.
+base. Where the base has biases they may be trained themselves (``biases: base``, y = W x + b'' with b'' starting as b;
+PEFT's bias all and lora_only beside LoRA). Norms may be trained beside them. Folds into a model with biases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from halter.errors import Refusal
 from halter.methods import targets
 from halter.methods.llama_adapter_v2 import BiasAct
 from halter.methods.method import Method, Piece, Site
@@ -40,12 +42,37 @@ class AddedBias(Piece):
         return weight, added if bias is None else bias + added
 
 
+class OwnBias(Piece):
+    """A bias [out] instead of the base's, starting as that."""
+
+    saved_names = {"bias": "bias"}
+    folds = True
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    @torch.no_grad()
+    def start(self, module: nn.Module) -> None:
+        self.bias.copy_(module.bias)  # type: ignore[arg-type]
+
+    def bind(self, site: Site) -> Act:
+        with site.weights():  # what it has moved by is added, so that an untrained one changes no bit
+            moved = self.bias - site.module.bias.to(self.bias)  # type: ignore[operator, union-attr]
+        return BiasAct(moved.to(site.dtype))
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight, self.bias.to(weight)
+
+
 @dataclass(frozen=True)
 class Bitfit(Method):
     """A trained bias on every linear layer."""
 
     target_modules: str | Sequence[str] = "all-linear"
     """Linear layers that get a bias, as for LoRA."""
+    biases: Literal["added", "base"] = "added"
+    """added: a new bias on every one of them; base: those biases that the base has, trained themselves."""
 
     peft_type: ClassVar[str] = "HALTER_BITFIT"
 
@@ -55,12 +82,18 @@ class Bitfit(Method):
 
     def check(self, shape: ModelConfig) -> None:
         targets.check(shape, self.target_modules, places=LINEARS)
+        if self.biases == "base" and not any(self.build(shape, layer) for layer in range(shape.layers)):
+            what = "this base has no biases at these linear layers"
+            raise Refusal("nothing-trained", what, offenders=[str(self.target_modules)], fix="method.biases: added")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
             return {}
         places = targets.chosen(shape, layer, self.target_modules)
+        if self.biases == "base":
+            return {place: OwnBias(shape.weight_shape(place)[0]) for place in places if shape.has_bias(place)}
         return {place: AddedBias(shape.weight_shape(place)[0]) for place in places}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        return {"task_type": "CAUSAL_LM", "target_modules": targets.for_peft(self.target_modules)}
+        modules = targets.for_peft(self.target_modules)
+        return {"task_type": "CAUSAL_LM", "target_modules": modules, "biases": self.biases}

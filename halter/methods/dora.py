@@ -3,7 +3,8 @@
     y = m / ||W + s B A|| * (W x + s B A x) + b,   ||.|| per output row, s = alpha / r
 
 The magnitude m [out] starts at ||W|| and B at zero, so the start is the base. As in the authors' code the norm takes no
-part in the gradient (their section 4.3), and under dropout both products see the dropped input.
+part in the gradient (their section 4.3), and under dropout both products see the dropped input. At the token table the
+norms are of its columns, as PEFT has it: y = m / ||E + s A^T B^T|| * (E + s A^T B^T)[token], and A starts at zero.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from torch import Tensor, nn
 
 from halter.methods import targets
 from halter.methods.lora import Lora
-from halter.methods.low_rank import LowRank
+from halter.methods.low_rank import LowRank, LowRankRows
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.linear import Linear
-from halter.model.places import LINEARS, Act, path
+from halter.model.linear import Embedding, Linear
+from halter.model.places import Act, path
 from halter.numerics.dropout import dropout
 
 ROWS = 1024  # of a weight whose norms are made at once
-PLACES = (*LINEARS, "lm_head")
 
 
 @torch.no_grad()
@@ -34,6 +34,15 @@ def row_norms(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """||W + scale B A|| per row, [out] in the pair's dtype; a few rows at a time, to spare a second weight."""
     parts = zip(weight.split(ROWS), b.split(ROWS), strict=True)
     return torch.cat([torch.addmm(w.to(a.dtype), rows, a, alpha=scale).norm(dim=1) for w, rows in parts])
+
+
+@torch.no_grad()
+def column_norms(table: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """||E + scale A^T B^T|| per column, [dim] in the pair's dtype; a few rows of the table at a time."""
+    squares = torch.zeros(len(b), dtype=a.dtype, device=a.device)
+    for rows, part in zip(table.split(ROWS), a.t().split(ROWS), strict=True):
+        squares += torch.addmm(rows.to(a.dtype), part, b.t(), alpha=scale).square().sum(0)
+    return squares.sqrt()
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,52 @@ class Directed(Piece):
 
 
 @dataclass(frozen=True)
+class DoraRowsAct(Act):
+    """gain * (y + s B A[:, token]); gain [dim], A [r, vocab], B [dim, r]."""
+
+    gain: Tensor
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        low = F.linear(F.embedding(x, self.a.t()), self.b)
+        return y + (self.gain - 1) * y + self.gain * self.scale * low
+
+
+class DirectedRows(Piece):
+    """The same for the token table: A [r, vocab], B [dim, r], a magnitude [dim] of its columns."""
+
+    saved_names = {"a": "lora_embedding_A", "b": "lora_embedding_B", "magnitude": "lora_magnitude_vector"}
+    folds = True
+
+    def __init__(self, vocab_size: int, dim: int, r: int, scale: float) -> None:
+        super().__init__()
+        pair = LowRankRows(vocab_size, dim, r, scale)
+        self.scale, self.a, self.b = scale, pair.a, pair.b
+        self.magnitude = nn.Parameter(torch.ones(dim))
+
+    def reset(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.b, generator=generator)
+
+    @torch.no_grad()
+    def start(self, module: nn.Module) -> None:
+        assert isinstance(module, Embedding)
+        weight = module.weight()
+        self.magnitude.copy_(column_norms(weight, self.a.to(weight.device), self.b.to(weight.device), self.scale))
+
+    def bind(self, site: Site) -> Act:
+        module = site.module
+        assert isinstance(module, Embedding)
+        gain = self.magnitude / column_norms(module.weight(), self.a, self.b, self.scale)
+        return DoraRowsAct(gain.to(site.dtype), self.a.to(site.dtype), self.b.to(site.dtype), self.scale)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        moved = torch.addmm(weight, self.a.t().to(weight), self.b.t().to(weight), alpha=self.scale)
+        return self.magnitude.to(weight) / moved.norm(dim=0) * moved, bias
+
+
+@dataclass(frozen=True)
 class Dora(Method):
     """LoRA with the length of every output row of the weight trained apart from its direction."""
 
@@ -106,8 +161,8 @@ class Dora(Method):
     alpha: float | None = None
     """Strength: the update is scaled by alpha / r. Not given: 2 r."""
     target_modules: str | Sequence[str] = "all-linear"
-    """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths. lm_head
-    may be named too."""
+    """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths.
+    lm_head and embed_tokens may be named too."""
     dropout: float = 0.0
     """Share of the input that the update sees dropped in training."""
     exclude_modules: str | Sequence[str] = ()
@@ -138,15 +193,16 @@ class Dora(Method):
 
     def check(self, shape: ModelConfig) -> None:
         self._pair().check(shape)
-        targets.check(shape, self.target_modules, self.exclude_modules, self.layers, PLACES)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
-        return {place: self._piece(shape, layer, place) for place in places if place in PLACES}
+        return {place: self._piece(shape, layer, place) for place in places}
 
     def _piece(self, shape: ModelConfig, layer: int | None, place: str) -> Piece:
         out_features, in_features = shape.weight_shape(place)
         r, scale = self._pair().strength(path(layer, place))
+        if place == "embed_tokens":
+            return DirectedRows(shape.vocab_size, shape.dim, r, scale)
         return Directed(in_features, out_features, r, scale, self.dropout)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class Full(Method):
 
     target_modules: str | Sequence[str] = "all"
     """"all", or a list or regular expression of module paths as for LoRA; norms may be named too."""
+    keep_tied: bool = True
+    """Where embeddings and head are one matrix: true trains one for both, false a copy for each that is named, as
+    PEFT's modules_to_save does."""
 
     peft_type: ClassVar[str] = "HALTER_FULL"
 
@@ -86,7 +89,9 @@ class Full(Method):
                 continue
             norm = place in NORMS or place == "norm"
             pieces[place] = StandIn((shape.dim,) if norm else shape.weight_shape(place), shape.has_bias(place))
-        if shape.tied and ("embed_tokens" in pieces or "lm_head" in pieces):  # one matrix, trained as one
+        if (
+            shape.tied and self.keep_tied and ("embed_tokens" in pieces or "lm_head" in pieces)
+        ):  # one matrix, trained as one
             pieces["embed_tokens"] = pieces["lm_head"] = pieces.get("embed_tokens", pieces.get("lm_head"))  # type: ignore
         return pieces
 

@@ -50,6 +50,8 @@ class Ia3(Method):
     """Linear layers that are rescaled, as for LoRA."""
     feedforward_modules: str | Sequence[str] = ("down_proj",)
     """Those of them whose input is rescaled instead of their output."""
+    exclude_modules: str | Sequence[str] = ()
+    """Names, or a regular expression, of modules to leave alone."""
 
     peft_type: ClassVar[str] = "IA3"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
@@ -59,14 +61,14 @@ class Ia3(Method):
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self.target_modules, places=LINEARS)
+        targets.check(shape, self.target_modules, self.exclude_modules, places=LINEARS)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
             return {}
         inner = targets.chosen(shape, layer, self.feedforward_modules)
         pieces: dict[str, Piece] = {}
-        for place in targets.chosen(shape, layer, self.target_modules):
+        for place in targets.chosen(shape, layer, self.target_modules, self.exclude_modules):
             inside = place in inner
             pieces[place] = Rescale(shape.weight_shape(place)[1 if inside else 0], inside)
         return pieces
@@ -76,13 +78,14 @@ class Ia3(Method):
             "task_type": "CAUSAL_LM",
             "target_modules": targets.for_peft(self.target_modules),
             "feedforward_modules": targets.for_peft(self.feedforward_modules),
+            "exclude_modules": targets.for_peft(self.exclude_modules) if self.exclude_modules else None,
             "fan_in_fan_out": False,
             "init_ia3_weights": True,
         }
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Ia3:
-        modules, inner = config.get("target_modules"), config.get("feedforward_modules")
-        listed = (value if isinstance(value, str) or value is None else tuple(value) for value in (modules, inner))
-        target, inside = listed
-        return cls(target or ("k_proj", "v_proj", "down_proj"), inside or ())
+        keys = ("target_modules", "feedforward_modules", "exclude_modules")
+        given = (config.get(key) for key in keys)
+        target, inside, outside = (v if isinstance(v, str) or v is None else tuple(v) for v in given)
+        return cls(target or ("k_proj", "v_proj", "down_proj"), inside or (), outside or ())

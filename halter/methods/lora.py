@@ -61,6 +61,8 @@ class Lora(Method):
     """Ranks of their own for modules whose path ends in, or matches, a key."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Alphas of their own, in the same way."""
+    lora_bias: bool = False
+    """Give B a bias of its own, which is scaled as the update is (PEFT's lora_bias)."""
 
     peft_type: ClassVar[str] = "LORA"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
@@ -87,6 +89,10 @@ class Lora(Method):
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
         targets.check_patterns(self.rank_pattern, "rank_pattern")
         targets.check_patterns(self.alpha_pattern, "alpha_pattern")
+        outer = targets.chosen(shape, None, self.target_modules, self.exclude_modules, self.layers)
+        if self.lora_bias and "embed_tokens" in outer:
+            what = "the embeddings' pair has no bias: rows of a table are looked up"
+            raise Refusal("lora-options", what, offenders=["lora_bias with embed_tokens"])
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
@@ -103,7 +109,7 @@ class Lora(Method):
         r, scale = self.strength(path(layer, place))
         if place == "embed_tokens":
             return LowRankRows(shape.vocab_size, shape.dim, r, scale)
-        return LowRank(in_features, out_features, r, scale, self.dropout, self.init)
+        return LowRank(in_features, out_features, r, scale, self.dropout, self.init, self.lora_bias)
 
     def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
         """LoRA+: B faster than A, the embedding's pair at the authors' rate of its own."""
@@ -131,6 +137,7 @@ class Lora(Method):
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": dict(self.alpha_pattern),
             "bias": "none",
+            "lora_bias": self.lora_bias,
             "fan_in_fan_out": False,
             "init_lora_weights": True if self.init == "uniform" else self.init,
             "use_dora": False,
@@ -144,10 +151,9 @@ class Lora(Method):
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Lora:
         unsupported = {
-            "modules_to_save": "whole modules beside the low-rank pair",
+            "modules_to_save": "whole modules in a form that was not understood",
             "target_parameters": "bare parameters as targets",
             "layer_replication": "replicated layers",
-            "lora_bias": "biases on the low-rank pair",
             "fan_in_fan_out": "transposed weights",
             "megatron_config": "Megatron layers",
             "alora_invocation_tokens": "activated LoRA",
@@ -158,7 +164,11 @@ class Lora(Method):
         if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
             reasons.append(f"init_lora_weights {start} (it changed the base; convert it to plain LoRA with peft)")
         if config.get("bias", "none") != "none":
-            reasons.append(f"bias {config['bias']!r} (trained biases of the base)")
+            reasons.append(f"bias {config['bias']!r} (neither all nor lora_only)")
+        pattern = config.get("layers_pattern") or ()
+        layered = [pattern] if isinstance(pattern, str) else list(pattern)
+        if layered and not {"layers", "model.layers"} & set(layered):
+            reasons.append(f"layers_pattern {', '.join(map(str, layered))} (a LLaMA's layers are called layers)")
         if reasons:
             raise Refusal(
                 "adapter-unsupported", "this LoRA adapter needs what Halter's LoRA does not have", offenders=reasons
@@ -174,7 +184,8 @@ class Lora(Method):
             dropout=float(config.get("lora_dropout", 0.0)),
             rslora=bool(config.get("use_rslora", False)),
             exclude_modules=config.get("exclude_modules") or (),
-            layers=[layers] if isinstance(layers, int) else layers,
+            layers=[layers] if isinstance(layers, int) else layers or None,  # [] means all, as in PEFT
+            lora_bias=bool(config.get("lora_bias")),
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},
         )

@@ -1,6 +1,6 @@
 """The low-rank pair and what is made of it; lora.py and its kin say how it is used.
 
-LowRank      y + s B A dropout(x)                A [r, in], B [out, r]
+LowRank      y + s (B A dropout(x) + c)          A [r, in], B [out, r], c [out] where B has a bias
 LowRankRows  y + s B A[:, token]                 the token table's: A [r, vocab], B [dim, r]
 """
 
@@ -25,25 +25,27 @@ Init = Literal["uniform", "gaussian", "orthogonal"]
 
 @dataclass(frozen=True)
 class LowRankAct(Act):
-    """y + scale * B A dropout(x); A [r, in], B [out, r] in the dtype computed in."""
+    """y + scale * (B A dropout(x) + c); A [r, in], B [out, r], c [out] in the dtype computed in, c None without it."""
 
     a: Tensor
     b: Tensor
     scale: float
     rate: float
     key: int
+    c: Tensor | None = None
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         low = F.linear(dropout(x, self.rate, self.key), self.a)
-        return torch.addmm(y, low, self.b.t(), alpha=self.scale)
+        moved = torch.addmm(y, low, self.b.t(), alpha=self.scale)
+        return moved if self.c is None else moved + self.scale * self.c
 
     def select(self, index: Tensor) -> LowRankAct:
         # Another part of the tokens draws its own mask, named by its first token.
         first = int(index[0]) if self.rate > 0 and len(index) else 0
-        return LowRankAct(self.a, self.b, self.scale, self.rate, (self.key + first) % 2**63)
+        return LowRankAct(self.a, self.b, self.scale, self.rate, (self.key + first) % 2**63, self.c)
 
     def stack(self, parts: Sequence[Act | None], counts: Sequence[int]) -> Act | None:
-        if not all(part is None or (isinstance(part, LowRankAct) and part.rate == 0) for part in parts):
+        if not all(p is None or (isinstance(p, LowRankAct) and p.rate == 0 and p.c is None) for p in parts):
             return None
         if min(counts) != max(counts) and sum(counts) > STACKED_TOKENS:
             return None
@@ -86,18 +88,26 @@ class LowRankRowsAct(Act):
 
 
 class LowRank(Piece):
-    """A [r, in] and B [out, r] in float32 at one Linear."""
+    """A [r, in] and B [out, r] in float32 at one Linear, and B's bias c [out] where it has one, which starts at 0."""
 
-    saved_names = {"a": "lora_A.weight", "b": "lora_B.weight"}
+    saved_names = {"a": "lora_A.weight", "b": "lora_B.weight", "c": "lora_B.bias"}
     folds = True
 
     def __init__(
-        self, in_features: int, out_features: int, r: int, scale: float, rate: float, init: Init = "uniform"
+        self,
+        in_features: int,
+        out_features: int,
+        r: int,
+        scale: float,
+        rate: float,
+        init: Init = "uniform",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.scale, self.rate, self.init = scale, rate, init
         self.a = nn.Parameter(torch.zeros(r, in_features))
         self.b = nn.Parameter(torch.zeros(out_features, r))
+        self.c = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -115,10 +125,13 @@ class LowRank(Piece):
 
     def bind(self, site: Site) -> Act:
         rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
-        return LowRankAct(self.a.to(site.dtype), self.b.to(site.dtype), self.scale, rate, key)
+        c = None if self.c is None else self.c.to(site.dtype)
+        return LowRankAct(self.a.to(site.dtype), self.b.to(site.dtype), self.scale, rate, key, c)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return torch.addmm(weight, self.b.to(weight), self.a.to(weight), alpha=self.scale), bias
+        moved = torch.addmm(weight, self.b.to(weight), self.a.to(weight), alpha=self.scale)
+        added = None if self.c is None else self.scale * self.c.to(weight)
+        return moved, bias if added is None else added if bias is None else bias + added
 
 
 class LowRankRows(Piece):

@@ -30,7 +30,7 @@ PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
         "method", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
-        "importers_litgpt", "lora_and_rows", "warm",
+        "importers_litgpt", "peft_together", "unfit", "adapter_files", "warm",
     }
 )  # fmt: skip
 

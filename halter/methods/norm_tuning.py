@@ -7,16 +7,19 @@ Two vectors a layer and the last norm: 266,240 numbers on a 7B model. Folds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from halter.errors import Refusal
+from halter.methods import targets
 from halter.methods.full import StandIn
 from halter.methods.method import Method, Piece
 from halter.model.config import ModelConfig
-from halter.model.places import NORMS
+from halter.model.places import NORMS, path
 
 SAVED_AS = "ln_tuning_layers.weight"  # in PEFT's files
+EVERY = (*NORMS, "norm")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class NormTuning(Method):
 
     final_norm: bool = True
     """Train the norm before the output head too."""
+    target_modules: str | Sequence[str] | None = None
+    """Norms to train, as for LoRA: names such as [input_layernorm, norm], or a regular expression over whole paths. Not
+    given: both of every layer, and the last one by final_norm."""
+    exclude_modules: str | Sequence[str] = ()
+    """Names, or a regular expression, of norms to leave alone."""
 
     peft_type: ClassVar[str] = "LN_TUNING"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
@@ -33,24 +41,37 @@ class NormTuning(Method):
     def tokenwise(self) -> bool:
         return True
 
+    def _meant(self) -> str | Sequence[str]:
+        default = EVERY if self.final_norm else NORMS
+        return default if self.target_modules is None else self.target_modules
+
+    def check(self, shape: ModelConfig) -> None:
+        targets.check(shape, self._meant(), self.exclude_modules, places=EVERY)
+        if not any(self.build(shape, layer) for layer in (None, *range(shape.layers))):
+            what = "exclude_modules leaves no norm to train"
+            raise Refusal("nothing-trained", what, offenders=[str(self.exclude_modules)])
+
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        places = NORMS if layer is not None else ("norm",) if self.final_norm else ()
-        return {place: StandIn((shape.dim,), False, SAVED_AS) for place in places}
+        here = {place: path(layer, place) for place in (NORMS if layer is not None else ("norm",))}
+        return {
+            place: StandIn((shape.dim,), False, SAVED_AS)
+            for place, name in here.items()
+            if targets.matches(self._meant(), name) and not targets.matches(self.exclude_modules, name)
+        }
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        return {"task_type": "CAUSAL_LM", "target_modules": [*NORMS, *(("norm",) if self.final_norm else ())]}
+        return {
+            "task_type": "CAUSAL_LM",
+            "target_modules": targets.for_peft(self._meant()),
+            "exclude_modules": targets.for_peft(self.exclude_modules) if self.exclude_modules else None,
+        }
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> NormTuning:
-        """Refusal ``adapter-unreadable`` where other modules are trained than all the layers' norms."""
-        given = config.get("target_modules")
-        named = (
-            set(given) if isinstance(given, list) and all(isinstance(name, str) for name in given) else {repr(given)}
-        )
-        odd = (named ^ {*NORMS}) - {"norm"}
-        if odd:
-            raise Refusal(
-                "adapter-unreadable", "norm tuning trains both norms of every layer, and this adapter does not",
-                offenders=sorted(odd), expected=f"target_modules {', '.join(NORMS)}, with or without norm",
-            )  # fmt: skip
-        return cls(final_norm="norm" in named)
+        given, left_out = config.get("target_modules"), config.get("exclude_modules") or ()
+        left_out = left_out if isinstance(left_out, str) else tuple(left_out)
+        given = given if given is None or isinstance(given, str) else tuple(given)
+        for final, plain in ((True, EVERY), (False, NORMS)):
+            if isinstance(given, tuple) and set(given) == set(plain):
+                return cls(final_norm=final, exclude_modules=left_out)
+        return cls(target_modules=given, exclude_modules=left_out)

@@ -5,7 +5,7 @@ A folder of Halter's also has a manifest.json, against which every byte is compa
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,28 +16,27 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.folders import new_folder
-from halter.files.manifest import MANIFEST, check_manifest, write_manifest
+from halter.files.manifest import MANIFEST, write_manifest
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.packed import unpack
-from halter.files.patterns import refuse_slow_patterns
 from halter.files.reading import junk_refused, read_json
-from halter.files.tensors import TensorFile, read_tensors
+from halter.files.tensors import read_tensors
 from halter.files.writing import write_json, write_tensors
-from halter.methods import lora_and_rows
+from halter.methods import peft_together
 from halter.methods.adapter import Adapter
+from halter.methods.adapter_files import CONFIG, FACTS, TENSORS, checked_facts, shapes_in, stored_tensors
 from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names
+from halter.methods.unfit import refuse_slow, refuse_unfit_options
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, path
 
-CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "halter.json"
+TASKS = (None, "CAUSAL_LM")
 SEVERAL, COMPRESSED = "HALTER_SEVERAL", "HALTER_COMPRESSED"
 OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest", "packed")
-MAX_ENTRIES = 4096
-"""Of any list or table in an adapter's options; the largest LLaMA has 882 linear layers."""
-_FIX = "copy or fetch the folder again; another base is named with --model, not by editing"
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+_BESIDE = re.compile(r"\.(token_adapter|base_layer|original_module)(?=\.)")
+_PART = re.compile(r"part\d+\.")
 _VOCABULARY = {EMBEDDING: "embed_tokens", HEAD: "lm_head"}
 
 
@@ -57,8 +56,9 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
     servable = sorted(set.intersection(*(set(method.servable_by) for method in adapter.methods)))
     if len(adapter.methods) == 1:
         config |= {"peft_type": adapter.methods[0].peft_type, **adapter.methods[0].to_peft(adapter.shape)}
-    elif lora_and_rows.together(adapter.methods, adapter.shape):
-        config |= lora_and_rows.to_peft(adapter.methods, adapter.shape)
+    elif peft_together.together(adapter.methods, adapter.shape):
+        config |= peft_together.to_peft(adapter.methods, adapter.shape)
+        servable = ["halter", "peft"]
     else:
         config["peft_type"], servable = SEVERAL, ["halter"]
     methods = [{"name": method.name(), **asdict(method)} for method in adapter.methods]
@@ -83,8 +83,8 @@ def _peft_names(adapter: Adapter) -> dict[str, Tensor]:
     own = state_of(adapter)
     if len(adapter.methods) == 1:
         return adapter.methods[0].to_peft_tensors(own, adapter.shape)
-    if lora_and_rows.together(adapter.methods, adapter.shape):
-        return lora_and_rows.to_peft_tensors(own, adapter.methods, adapter.shape)
+    if peft_together.together(adapter.methods, adapter.shape):
+        return peft_together.to_peft_tensors(own, adapter.methods, adapter.shape)
     return {PREFIX + name: tensor for name, tensor in own.items()}
 
 
@@ -127,7 +127,8 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     """Read an adapter folder, Halter's or PEFT's, and put it on ``base``.
 
     Nothing is built before every name, shape and number has passed. ``allow`` waives ``base-differs``: the adapter was
-    trained on other weights than ``base`` was read from. Refusals without a waiver: ``not-an-adapter``,
+    trained on other weights than ``base`` was read from, and ``adapter-task``: to classify, say. Refusals without a
+    waiver: ``not-an-adapter``,
     ``adapter-damaged`` (other bytes than Halter wrote), ``adapter-unreadable``, ``adapter-unsupported`` (needs what
     Halter lacks), ``adapter-mismatch`` (another model's, every tensor named), ``unknown-method``.
 
@@ -136,16 +137,20 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     folder = Path(folder)
     facts = checked_facts(folder)
     _refuse_other_base(facts, base, folder, allow)
-    TensorFile(folder / TENSORS).close()  # a torn file is told before anything is made of its configuration
+    shapes_in(folder)  # a torn file is told before anything is made of its configuration
     with junk_refused("adapter-unreadable", "its configuration is not as it should be", folder):
-        methods = _methods(read_json(folder / CONFIG), facts, folder, base.config)
-        _refuse_unfit_options(methods, base, folder)
+        config = read_json(folder / CONFIG)
+        _refuse_other_task(config, folder, allow)
+        if not facts.get("methods"):
+            refuse_slow(config, base.config, folder)
+        methods = _methods(config, facts, folder, base.config)
+        refuse_unfit_options(methods, base.config, folder)
         planned = _planned(base, methods, folder)
     if facts.get("packed"):
         shapes = {name: tuple(getattr(slot.piece, a).shape) for name, slot, a in planned.named_tensors()}
         tensors, wrong = unpack(read_tensors(folder / TENSORS), shapes)
     else:
-        tensors, wrong = _own_names(read_tensors(folder / TENSORS), planned, base)
+        tensors, wrong = _own_names(stored_tensors(folder), planned, base)
     wrong += faults(planned, tensors)
     if wrong:
         raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=str(folder), offenders=wrong)
@@ -156,21 +161,19 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     return adapter
 
 
-def checked_facts(folder: Path) -> dict[str, Any]:
-    """halter.json, {} where there is none, after every file has been compared with the manifest.
-
-    Refusals ``not-an-adapter`` and ``adapter-damaged``. A folder without halter.json is PEFT's, and has no digests.
-    """
-    absent = [name for name in (CONFIG, TENSORS) if not (folder / name).is_file()]
-    if absent and not (folder / MANIFEST).is_file():
-        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), offenders=absent)
-    if (folder / MANIFEST).is_file():
-        check_manifest(folder, "adapter-damaged", _FIX)
-    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
-    if facts.get("manifest") and not (folder / MANIFEST).is_file():
-        lost = [f"{MANIFEST} is missing"]
-        raise Refusal("adapter-damaged", "this adapter is not whole", where=str(folder), offenders=lost, fix=_FIX)
-    return facts
+def _refuse_other_task(config: Mapping[str, Any], folder: Path, allow: Collection[str]) -> None:
+    """Refusal ``adapter-task`` where PEFT says that the adapter is a classifier's, or another model's."""
+    task = config.get("task_type")
+    if task not in TASKS and "adapter-task" not in allow:
+        raise Refusal(
+            "adapter-task",
+            "this adapter was trained for another task than writing text, and Halter has no head for it",
+            where=str(folder),
+            offenders=[f"task_type {task}"],
+            expected="CAUSAL_LM",
+            fix="open it with peft",
+            waivable=True,
+        )
 
 
 def _refuse_other_base(facts: dict[str, Any], base: Decoder, folder: Path, allow: Collection[str]) -> None:
@@ -189,26 +192,6 @@ def _refuse_other_base(facts: dict[str, Any], base: Decoder, folder: Path, allow
             fix="give the model that it was trained on (--model), or train again on this one",
             waivable=True,
         )
-
-
-def _refuse_unfit_options(methods: list[Method], base: Decoder, folder: Path) -> None:
-    """Numbers that are not finite, and regular expressions that take for ever: JSON of strangers may hold both."""
-    patterns: list[str] = []
-    wrong: list[str] = []
-    for method in methods:
-        for key, value in asdict(method).items():
-            inner = value.values() if isinstance(value, dict) else [value]
-            wrong += [f"{key} {v}" for v in inner if isinstance(v, float) and not math.isfinite(v)]
-            expressions = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
-            patterns += [e for e in expressions if isinstance(e, str)]
-            if isinstance(value, dict | list | tuple) and len(value) > MAX_ENTRIES:
-                wrong.append(f"{key} has {len(value)} entries, the limit is {MAX_ENTRIES}")
-    if wrong:
-        raise Refusal("adapter-unreadable", "has options that cannot be", where=str(folder), offenders=wrong)
-    layers = range(base.config.layers)
-    names = [path(None, p) for p in (*OUTER_PLACES, VIRTUAL)]
-    names += [path(i, p) for i in layers for p in (*LAYER_PLACES, MEMORY)]
-    refuse_slow_patterns(patterns, names, str(folder))
 
 
 def _planned(base: Decoder, methods: list[Method], folder: Path) -> Adapter:
@@ -234,15 +217,15 @@ def _own_names(stored: Mapping[str, Tensor], planned: Adapter, base: Decoder) ->
         name = full.removeprefix(PREFIX)
         if name in kept:
             wrong.append(f"{name} is there twice, with and without {PREFIX!r}")
-        place = _VOCABULARY.get(name.replace(".token_adapter.", ".").replace(".base_layer.", "."))
-        if place is None or name in own:
-            kept[name] = tensor
-        elif not _same(tensor, base.module(None, place).weight()):  # type: ignore[operator]
-            wrong.append(f"{name} differs from the base's")
+        kept[name] = tensor
     if len(planned.methods) == 1:
         kept = planned.methods[0].from_peft_tensors(kept, planned.shape)
-    elif lora_and_rows.together(planned.methods, planned.shape) and not own & kept.keys():  # else an early Halter's
-        kept = lora_and_rows.from_peft_tensors(kept, planned.methods, planned.shape)
+    elif peft_together.together(planned.methods, planned.shape) and not own & kept.keys():  # else an early Halter's
+        kept = peft_together.from_peft_tensors(kept, planned.methods, planned.shape)
+    for name in [name for name in kept if name not in own]:
+        plain = _BESIDE.sub("", _PART.sub("", name))
+        if plain in _VOCABULARY and not _same(kept.pop(name), base.module(None, _VOCABULARY[plain]).weight()):  # type: ignore[operator]
+            wrong.append(f"{_PART.sub('', name)} differs from the base's")
     return kept, wrong
 
 
@@ -257,13 +240,15 @@ def _same(stored: Tensor, held: Tensor) -> bool:
 def _methods(config: dict[str, Any], facts: dict[str, Any], folder: Path, shape: ModelConfig) -> list[Method]:
     if facts.get("methods"):
         return [_from_options(dict(options)) for options in facts["methods"]]
-    kind = config.get("peft_type")
-    config, rows = lora_and_rows.split(config, shape) if kind == "LORA" else (config, [])
-    for name in names():
-        if find(name).reads(config):
-            return [find(name).from_peft(config), *rows]
-    known = ", ".join(find(name).peft_type for name in names())
-    raise Refusal("adapter-unsupported", f"peft_type {kind!r} is not known", where=str(folder), expected=known)
+    made = peft_together.read(config, shape)
+    if made is None:
+        raise Refusal(
+            "adapter-unsupported",
+            f"peft_type {config.get('peft_type')!r} is none that Halter has",
+            where=str(folder),
+            expected=", ".join(names()),
+        )
+    return made
 
 
 def _from_options(options: dict[str, Any]) -> Method:
@@ -273,14 +258,3 @@ def _from_options(options: dict[str, Any]) -> Method:
     if strange:
         raise Refusal("adapter-unsupported", f"{kind.name()} options of another Halter version", offenders=strange)
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
-
-
-def base_config(folder: str | Path) -> dict[str, Any]:
-    """What halter.json (or adapter_config.json) says of the base: at least ``name``; {} where nothing is said."""
-    folder = Path(folder)
-    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
-    if facts.get("base"):
-        return dict(facts["base"])
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    name = config.get("base_model_name_or_path")
-    return {"name": name, "revision": config.get("revision")} if name else {}

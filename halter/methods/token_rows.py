@@ -3,7 +3,7 @@
     y = E'[token],   y = E' x at the head,   E' = E with the rows of ``tokens`` replaced by trained ones
 
 For tokens that the base never learnt (an end of turn, a new marker), beside any other method: a list of methods in the
-recipe. Embeddings and head that are tied stay tied.
+recipe. Embeddings and head that are tied stay tied, unless it is asked otherwise.
 """
 
 from __future__ import annotations
@@ -92,6 +92,9 @@ class TokenRowsMethod(Method):
     configuration."""
     where: Literal["both", "embeddings", "head"] = "both"
     """Which table's rows; of tied tables both are one."""
+    keep_tied: bool = True
+    """Where embeddings and head are one matrix: true trains one row for both, false rows of the table that ``where``
+    names alone, as PEFT trains rows of a tied lm_head."""
 
     peft_type: ClassVar[str] = "TRAINABLE_TOKENS"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
@@ -129,30 +132,41 @@ class TokenRowsMethod(Method):
         if layer is not None:
             return {}
         tables = {"both": ("embed_tokens", "lm_head"), "embeddings": ("embed_tokens",), "head": ("lm_head",)}
-        if shape.tied:  # one matrix, trained as one
+        if shape.tied and self.keep_tied:  # one matrix, trained as one
             one = TokenRows(self.ids(shape), shape.dim)
             return {"embed_tokens": one, "lm_head": one}
         return {place: TokenRows(self.ids(shape), shape.dim) for place in tables[self.where]}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        modules = ["embed_tokens"] if shape.tied else list(self.build(shape, None))
+        one = shape.tied and self.keep_tied
+        modules = ["embed_tokens"] if one else list(self.build(shape, None))
         return {"task_type": "CAUSAL_LM", "token_indices": self.ids(shape), "target_modules": modules}
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
         """PEFT files tied rows twice."""
         table, head = (f"{path(None, p)}.trainable_tokens_delta" for p in ("embed_tokens", "lm_head"))
-        if shape.tied and table in stored and head in stored and torch.equal(stored[table], stored[head]):
+        if (
+            shape.tied
+            and self.keep_tied
+            and table in stored
+            and head in stored
+            and torch.equal(stored[table], stored[head])
+        ):
             return {name: tensor for name, tensor in stored.items() if name != head}
         return stored
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> TokenRowsMethod:
-        modules = config.get("target_modules") or ["embed_tokens"]
-        modules = [modules] if isinstance(modules, str) else list(modules)
-        strange = [name for name in modules if name not in ("embed_tokens", "lm_head")]
+        given = config.get("target_modules") or ["embed_tokens"]
+        asked = [given] if isinstance(given, str) else list(given)
+        places = {name: place for place in ("embed_tokens", "lm_head") for name in (place, path(None, place))}
+        strange = [str(name) for name in asked if name not in places]
         if strange:
             raise Refusal("adapter-unsupported", "token rows are of embed_tokens and lm_head", offenders=strange)
+        meant = sorted({places[name] for name in asked})
         where: Literal["both", "embeddings", "head"] = "both"
-        if len(set(modules)) == 1:
-            where = "head" if modules[0] == "lm_head" else "embeddings"
-        return cls(tokens=tuple(int(id) for id in config["token_indices"]), where=where)
+        if len(meant) == 1:
+            where = "head" if meant[0] == "lm_head" else "embeddings"
+        # Of tied tables PEFT ties rows of the embeddings to the head's, and not the other way.
+        tied = "embed_tokens" in meant
+        return cls(tokens=tuple(int(id) for id in config["token_indices"]), where=where, keep_tied=tied)

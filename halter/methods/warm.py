@@ -21,7 +21,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter, Slot
-from halter.methods.dora import Directed
+from halter.methods.dora import Directed, DirectedRows
 from halter.methods.low_rank import LowRank, LowRankRows
 from halter.methods.method import Method, Piece
 from halter.methods.shifted import Shifted
@@ -101,6 +101,9 @@ def faults(adapter: Adapter, part: int, earlier: Adapter, other: int) -> list[st
         ranks[0] *= 2 if isinstance(slot.piece, Shifted) else 1
         if ranks[0] > ranks[1]:
             wrong.append(f"{slot.path} needs rank {ranks[0]}, and has {ranks[1]}")
+        held, has = (dict(piece.named_parameters()).get("c") for piece in (slot.piece, mine[at].piece))
+        if held is not None and has is None:
+            wrong.append(f"{slot.path} has a bias of B's (lora_bias)")
         if not _scale(mine[at].piece):
             wrong.append(f"{slot.path} has strength 0")
     return wrong
@@ -138,12 +141,16 @@ def _take_over(adapter: Adapter, part: int, earlier: Adapter, other: int, base: 
         a, b = _factors(source)
         ratio = _scale(source) / _scale(target)
         rows, columns = target.get_parameter("a"), target.get_parameter("b")
-        table = isinstance(target, LowRankRows)  # there A is the factor that is zero at the start
+        table = isinstance(target, LowRankRows | DirectedRows)  # there A is the factor that is zero at the start
         (rows if table else columns).zero_()
         rows[: len(a)] = a * ratio if table else a
         columns[:, : len(a)] = b if table else b * ratio
-        if isinstance(target, Directed):
-            if isinstance(source, Directed):
+        if isinstance(target, LowRank) and target.c is not None:
+            target.c.zero_()
+            if isinstance(source, LowRank) and source.c is not None:
+                target.c.copy_(source.c * ratio)
+        if isinstance(target, Directed | DirectedRows):
+            if isinstance(source, Directed | DirectedRows):
                 target.magnitude.copy_(source.magnitude)
             else:
                 target.start(base.module(*at))
@@ -157,5 +164,5 @@ def _factors(piece: Piece) -> tuple[Tensor, Tensor]:
 
 
 def _scale(piece: Piece) -> float:
-    assert isinstance(piece, LowRank | LowRankRows | Directed | Shifted)
+    assert isinstance(piece, LowRank | LowRankRows | Directed | DirectedRows | Shifted)
     return piece.scale

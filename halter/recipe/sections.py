@@ -43,7 +43,8 @@ class ChecksOptions:
 
     allow: tuple[str, ...] = ()
     """Ids of refusals that are waived, as they stand in square brackets at a refusal's end: base-differs,
-    tokenizer-differs, template-differs, double-bos, pad-trained, untrained-tokens, row-memory, disk-space."""
+    adapter-task, tokenizer-differs, template-differs, double-bos, pad-trained, untrained-tokens, row-memory,
+    disk-space."""
 
 
 @dataclass(frozen=True)

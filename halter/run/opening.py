@@ -14,11 +14,10 @@ from halter.files.chat import BUILTIN, ChatTemplate
 from halter.files.reading import junk_refused, read_text
 from halter.files.runs import RunFolder
 from halter.files.tokenizer import Tokenizer
-from halter.methods import storage
+from halter.methods import adapter_files, storage
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.storages import STORAGES, Quantize
-from halter.numerics import threads
 from halter.pretrained.device import Offload
 from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_background
 from halter.pretrained.load import Say, load
@@ -47,9 +46,6 @@ class OpenOptions:
     """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
     offload: Offload = "none"
     """layers keeps the base's layers in CPU memory, two of them at a time on the GPU."""
-    threads: int | None = None
-    """CPU threads that compute. Not given: your OMP_NUM_THREADS, else (evaluate) as many as the run was trained with,
-    else as many as other programs leave cores free."""
     allow: tuple[str, ...] = ()
     """Ids of refusals that are waived; the id stands in square brackets at the end: base-differs, tokenizer-differs."""
 
@@ -109,7 +105,7 @@ CHECKPOINT = "adapter-0.safetensors"
 
 
 def _is_tuned(folder: Path) -> bool:
-    return RunFolder(folder).begun or any((folder / name).is_file() for name in (storage.CONFIG, CHECKPOINT))
+    return RunFolder(folder).begun or any((folder / name).is_file() for name in (adapter_files.CONFIG, CHECKPOINT))
 
 
 def _tuned(folder: Path, base: str | None) -> Subject:
@@ -125,14 +121,16 @@ def _tuned(folder: Path, base: str | None) -> Subject:
             fix=f"finish it: halter train --resume --output {folder}",
         )
     place = folder if run is None else run.adapter
-    if not (place / storage.CONFIG).is_file():
-        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(place), offenders=[storage.CONFIG])
+    if not (place / adapter_files.CONFIG).is_file():
+        raise Refusal(
+            "not-an-adapter", "this folder holds no adapter", where=str(place), offenders=[adapter_files.CONFIG]
+        )
     with junk_refused("adapter-unreadable", "its halter.json is not as it should be", place):
-        facts = storage.checked_facts(place)
+        facts = adapter_files.checked_facts(place)
         _check_kinds(facts)
         kept = facts.get("recipe")
         recipe = recipes.load(run.recipe) if run is not None else recipes.load(kept) if kept else None
-        known = storage.base_config(place)
+        known = adapter_files.base_config(place)
     path = None if run is None else run.path
     if base is not None:
         return Subject(base, None, place, path, recipe, facts)
@@ -148,7 +146,7 @@ def _tuned(folder: Path, base: str | None) -> Subject:
 
 _KINDS: dict[str, Any] = {
     "base": dict, "tokenizer": dict, "template": dict, "recipe": dict, "template_source": str, "template_date": str,
-    "quantize": str, "threads": int,
+    "quantize": str,
 }  # fmt: skip
 
 
@@ -168,19 +166,14 @@ def _check_kinds(facts: Mapping[str, Any]) -> None:
         raise TypeError(f"unexpected kinds of values: {', '.join(wrong)}")
 
 
-def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None, as_trained: bool = False) -> Opened:
+def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None) -> Opened:
     """Load base and adapter as ``options`` say, the base held as it was in training where they say nothing.
 
     Weights or a tokenizer that are not the adapter's are refused (``base-differs``, ``tokenizer-differs``), and said
-    where ``options.allow`` waives that. From here on torch computes with as many threads as ``options`` say, or in the
-    training where ``as_trained``, or as other programs leave cores free. Refusals as of load, load_adapter and find.
+    where ``options.allow`` waives that. Refusals as of load, load_adapter and find.
     """
     options = options or OpenOptions()
     Waivers(options.allow)  # refuses what cannot be waived
-    chosen_threads = threads.choose(options.threads, subject.facts.get("threads") if as_trained else None)
-    threads.put(chosen_threads)
-    if chosen_threads.remarkable():
-        say(chosen_threads.words())
     held = options.quantize or subject.facts.get("quantize") or (subject.recipe and subject.recipe.model.quantize)
     storing: Quantize | None = held if held in STORAGES else None  # type: ignore[assignment]
     how = options.dtype, storing, options.device, subject.revision
@@ -199,6 +192,8 @@ def put_on(
         return None
     _compare_tokenizers(subject, tokenizer, say, allow)
     adapter = storage.load_adapter(subject.adapter, model, allow)
+    for note in adapter.notes:
+        say(f"note: {note}")
     _compare_bases(subject.facts.get("base"), model, say, allow)
     return adapter
 

@@ -17,7 +17,7 @@ from halter.errors import WAIVABLE, Refusal, Waivers, together
 from halter.files.chat import ChatTemplate
 from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from halter.files.hub import resolve
-from halter.methods import storage, warm
+from halter.methods import adapter_files, storage, warm
 from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.decoder import Decoder
 from halter.plan.dry import dry_adapter
@@ -202,7 +202,7 @@ def _adapter_facts(choice: MethodChoice, model: Decoder, base: Base, findings: F
     """halter.json of an adapter that fits the model, which is on meta. Refusals as methods.storage.load_adapter's, and
     ``tokenizer-differs``."""
     folder = Path(str(choice.init_from)).expanduser()
-    facts = storage.checked_facts(folder)
+    facts = adapter_files.checked_facts(folder)
     try:
         storage.load_adapter(folder, model)
     except Refusal as refusal:

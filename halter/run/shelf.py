@@ -12,10 +12,9 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.reading import junk_refused, read_json
-from halter.files.tensors import TensorFile, read_tensors
-from halter.methods import storage
+from halter.methods import adapter_files, peft_together, storage
 from halter.methods.adapter import Adapter
-from halter.methods.method import PEFT_PREFIX, find, names
+from halter.methods.method import PEFT_PREFIX
 from halter.model.decoder import Decoder
 from halter.pretrained.load import load_config
 from halter.run import opening
@@ -32,7 +31,7 @@ def adapters_in(folders: Sequence[str | Path]) -> list[Path]:
     empty: list[str] = []
     for folder in map(Path, folders):
         inside = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())] if folder.is_dir() else []
-        here = [place for p in inside for place in (p, p / "adapter") if (place / storage.CONFIG).is_file()]
+        here = [place for p in inside for place in (p, p / "adapter") if (place / adapter_files.CONFIG).is_file()]
         found += here
         empty += [] if here else [str(folder)]
     if empty:
@@ -43,21 +42,21 @@ def adapters_in(folders: Sequence[str | Path]) -> list[Path]:
 def adapter_place(folder: str | Path) -> Path:
     """The adapter folder that is meant: this one, or the adapter of this run. Refusal ``not-an-adapter``."""
     for place in (Path(folder), Path(folder) / "adapter"):
-        if (place / storage.CONFIG).is_file():
+        if (place / adapter_files.CONFIG).is_file():
             return place
-    raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), offenders=[storage.CONFIG])
+    raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), offenders=[adapter_files.CONFIG])
 
 
 def describe(place: Path) -> dict[str, Any]:
     """What an adapter folder is: method, options, numbers, rank, base, bytes. Refusals as load_adapter's."""
-    facts = storage.checked_facts(place)
-    with TensorFile(place / storage.TENSORS) as file:
-        specs = file.specs
+    facts = adapter_files.checked_facts(place)
+    specs = adapter_files.shapes_in(place)
     with junk_refused("adapter-unreadable", "its configuration is not as it should be", place):
         methods = _methods(place, facts)
-        base = storage.base_config(place)
+        base = adapter_files.base_config(place)
         compression = facts.get("compression") or {}
-        copies = {f"{PEFT_PREFIX}{name}" for name in (EMBEDDING, HEAD)}
+        saved = tuple(read_json(place / adapter_files.CONFIG).get(peft_together.SAVED) or ())
+        copies = {f"{PEFT_PREFIX}{n}" for n in (EMBEDDING, HEAD) if not n.removesuffix(".weight").endswith(saved)}
         counted = sum(
             _count(spec.shape) for name, spec in specs.items() if name.replace(".base_layer.", ".") not in copies
         )
@@ -79,11 +78,15 @@ def describe(place: Path) -> dict[str, Any]:
 def _methods(place: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     if facts.get("methods"):
         return [dict(m) for m in facts["methods"]]
-    config = read_json(place / storage.CONFIG)
-    for name in names():
-        if find(name).reads(config):
-            method = find(name).from_peft(config)
-            return [{"name": name, **vars(method)}]
+    config = read_json(place / adapter_files.CONFIG)
+    found = peft_together.read(config, None) or []
+    saved = config.get(peft_together.SAVED) or ()
+    made = [{"name": method.name(), **vars(method)} for method in found]
+    if found:
+        made += (
+            [{"name": "full", "target_modules": [saved] if isinstance(saved, str) else list(saved)}] if saved else []
+        )
+        return made
     return [{"name": f"unknown ({config.get('peft_type')})"}]
 
 
@@ -119,10 +122,10 @@ def open_without_weights(folder: str | Path, model: str | None = None) -> Adapte
 
 def numbers_of(place: Path, model: str | None = None) -> dict[str, Tensor]:
     """{name without PEFT's prefix: float32 tensor}. A packed folder needs its base's configuration for the shapes."""
-    facts = storage.checked_facts(place)
+    facts = adapter_files.checked_facts(place)
     if facts.get("packed"):
         return storage.state_of(open_without_weights(place, model))
-    stored = read_tensors(place / storage.TENSORS)
+    stored = adapter_files.stored_tensors(place)
     return {name.removeprefix(PEFT_PREFIX): tensor.float() for name, tensor in stored.items()}
 
 

@@ -20,7 +20,8 @@ from halter.files.codec_json import JsonCodec
 from halter.files.meta_config import read_params
 from halter.files.tensors import TensorFile
 from halter.methods.adapter import adapt
-from halter.methods.storage import MAX_ENTRIES, load_adapter
+from halter.methods.storage import load_adapter
+from halter.methods.unfit import MAX_ENTRIES
 from halter.model import config_limits
 from halter.model.config import ModelConfig
 

@@ -136,9 +136,9 @@ def test_gradients_equal_transformers_and_peft(heads, tied, lengths, r, seed):
 def test_what_we_lack_is_refused_with_the_reason(tmp_path):
     model = tiny.decoder()
     for change, reason in (
-        ({"modules_to_save": ["lm_head"]}, "whole modules"),
-        ({"bias": "all"}, "bias"),
-        ({"lora_bias": True}, "biases on the low-rank pair"),
+        ({"modules_to_save": ["lm_(head|tail)"]}, "names no modules"),
+        ({"bias": "some"}, "neither all nor lora_only"),
+        ({"layers_pattern": ["blocks"]}, "a LLaMA's layers are called layers"),
         ({"trainable_token_indices": {"q_proj": [3]}}, "rows are of embed_tokens"),
         ({"target_parameters": ["experts.w1"]}, "bare parameters"),
         ({"layer_replication": [[0, 1]]}, "replicated layers"),

@@ -305,7 +305,7 @@ def test_vocabulary_matrices_that_peft_saved_along_are_dropped_where_equal(
         {"rank_pattern": {f"q_proj{i}": 3 for i in range(600)}}, {"target_modules": "q_proj" + "|q_proj" * 1000},
         {"target_modules": ["q_proj"] * 5000}, {"lora_alpha": float("nan")}, {"lora_alpha": 1e999},
         {"alpha_pattern": {"q_proj": float("inf")}}, {"r": -1}, {"r": "x"}, {"r": None}, {"r": [4]},
-        {"layers_to_transform": []}, {"layers_to_transform": [9**9]}, {"target_modules": 3}, {"target_modules": "("},
+        {"layers_to_transform": [9**9]}, {"target_modules": 3}, {"target_modules": "("},
         {"peft_type": []}, {"peft_type": None}, {"rank_pattern": [1]}, {"lora_dropout": float("nan")},
     ],
     ids=lambda c: str(c)[:40],
@@ -320,11 +320,12 @@ def test_impossible_options_are_refused_within_a_second(change: dict[str, Any], 
     assert time.process_time() - begun < 1
 
 
-def test_norms_that_are_trained_in_part_are_refused_by_name():
+def test_norm_tuning_of_what_is_no_norm_is_refused_by_name():
     from halter.methods.norm_tuning import NormTuning
 
-    with pytest.raises(Refusal, match="adapter-unreadable") as caught:
-        NormTuning.from_peft({"target_modules": ["input_layernorm", "q_proj"]})
-    assert set(caught.value.offenders) == {"post_attention_layernorm", "q_proj"}
-    with pytest.raises(Refusal, match="adapter-unreadable"):
-        NormTuning.from_peft({"target_modules": None})
+    shape = tiny.config()
+    with pytest.raises(Refusal, match="targets-match-nothing") as caught:
+        NormTuning.from_peft({"target_modules": ["input_layernorm", "q_proj"]}).check(shape)
+    assert caught.value.offenders == ("q_proj",)
+    with pytest.raises(Refusal, match="nothing-trained"):
+        NormTuning(target_modules=["norm"], exclude_modules=["model.norm"]).check(shape)

@@ -1,4 +1,4 @@
-"""LoRA with trained token rows as one PEFT folder: both ways, tied and untied, against peft's logits."""
+"""Several methods as one PEFT folder (LoRA with trained token rows first of all), against peft's logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from halter.errors import Refusal
 from halter.files.tensors import read_tensors
-from halter.methods import lora_and_rows
+from halter.methods import peft_together
 from halter.methods.adapter import adapt
 from halter.methods.dora import Dora
 from halter.methods.excitor import Excitor
@@ -153,7 +153,7 @@ def test_a_folder_of_both_from_before_this_layout_is_read(tmp_path, monkeypatch)
     adapter = adapt(model, [LORA, Rows((7, 41))])
     tiny.jitter(adapter)
     with monkeypatch.context() as earlier:
-        earlier.setattr(lora_and_rows, "together", lambda methods, shape: False)
+        earlier.setattr(peft_together, "together", lambda methods, shape: False)
         adapter.save(tmp_path / "a")
     assert any("part1." in name for name in read_tensors(tmp_path / "a" / "adapter_model.safetensors"))
     with torch.no_grad():
