@@ -33,20 +33,40 @@ def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.double().abs() * unit(dtype) + least
 
 
-def product(x: Tensor, weight: Tensor, dtype: torch.dtype, roundings: int = 1, weights: int = 0) -> Tensor:
-    """What x [rows, in] times the transpose of ``weight`` [out, in] may be off in ``dtype``: float64 [rows, out].
+def product(
+    x: Tensor, weight: Tensor, dtype: torch.dtype, roundings: int = 1, weights: int = 0, bias: Tensor | None = None
+) -> Tensor:
+    """What x [..., in] times the transpose of ``weight`` [out, in], plus ``bias`` [out], may be off in ``dtype``:
+    float64 [..., out].
 
     ``roundings``: how often the sum is rounded to ``dtype``; ``weights``: how often each weight, or what stands for it,
     is rounded before it is multiplied.
     """
     x, weight = x.detach().double(), weight.detach().double()
     terms, n = x.abs() @ weight.abs().t(), x.shape[-1]
-    off = summing(n + 4, accumulating(dtype)) * terms + roundings * rounded(x @ weight.t(), dtype)
+    y = x @ weight.t()
+    off = roundings * rounded(y, dtype)
+    if bias is not None:  # the product may be rounded before the bias is added
+        terms = terms + bias.detach().double().abs()
+        off += rounded(y + bias.detach().double(), dtype)
+    off += summing(n + 4, accumulating(dtype)) * terms
     off += weights * (x.abs() @ rounded(weight, dtype).t())
     return off * (1 + 8 * unit(dtype))  # roundings of roundings
 
 
 def assert_within(got: Tensor, want: Tensor, off: Tensor | float) -> None:
     """``got`` is nowhere further from ``want`` than ``off``; the message says how much of the room was taken."""
-    share = ((got.detach().double() - want.detach().double()).abs() / off).max()
-    assert float(share) <= 1, f"{float(share):.3g} times what rounding explains"
+    assert got.shape == want.shape, f"{list(got.shape)} is not {list(want.shape)}"
+    away = (got.detach().double() - want.detach().double()).abs()
+    share = torch.where(away == 0, away, away / off)  # NaN stays NaN, and is not within
+    most = float(share.max()) if share.numel() else 0.0
+    assert most <= 1, f"{most:.3g} times what rounding explains"
+
+
+PROMISE = 1e-5
+
+
+def assert_same(got: Tensor, want: Tensor, promise: float = PROMISE) -> None:
+    """The promise where shapes, kernels or machines differ: in float32 no value is off by more than 1e-5 of the largest
+    one. Where two are to be equal in their bits, compare them with torch.equal, at equal shapes."""
+    assert_within(got, want, promise * float(want.detach().double().abs().max()) if want.numel() else 0.0)

@@ -1,13 +1,17 @@
-"""What every test may use."""
+"""What every test may use, and what is told of those that were skipped."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
+import expected_skips
+import own_data
 import pytest
+from own_data import Data, Own, Real
 
 import halter.waiting  # noqa: F401  before a test imports torch: threads spin a little while only
 
@@ -30,8 +34,73 @@ def heard() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of shared data: HALTER_SHARED, or shared beside the checkout."""
-    folder = Path(os.environ.get("HALTER_SHARED") or Path(__file__).resolve().parents[2] / "shared")
-    if not (folder / "data").is_dir():
-        pytest.skip(f"no shared data at {folder}; set HALTER_SHARED")
-    return folder
+    """The folder of shared data: HALTER_SHARED, or shared beside the checkout. Without it the test is skipped."""
+    if not own_data.has_shared():
+        pytest.skip(expected_skips.NO_SHARED)
+    return own_data.shared_folder()
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
+    """Models and rows that are ours: always there."""
+    return Own(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="session")
+def real(shared: Path) -> Real:
+    """Models and rows of third parties."""
+    return Real(shared / "data")
+
+
+def _both(*marks: pytest.MarkDecorator) -> list[Any]:
+    return ["own", *([pytest.param("real", marks=marks)] if own_data.has_shared() else [])]
+
+
+@pytest.fixture(scope="session", params=_both())
+def data(request: pytest.FixtureRequest) -> Data:
+    """Ours, and then the real ones where they are."""
+    found: Data = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="session", params=_both(pytest.mark.nightly))
+def heavy_data(request: pytest.FixtureRequest) -> Data:
+    """Ours, and in `make nightly` the real ones where they are: for tests that take long."""
+    found: Data = request.getfixturevalue(request.param)
+    return found
+
+
+# Skips are told, and in CI those that nobody expected are failures.
+
+
+def _unexpected(report: pytest.TestReport | pytest.CollectReport) -> str | None:
+    if not (report.skipped and expected_skips.strict()) or hasattr(report, "wasxfail"):
+        return None
+    reason = expected_skips.reason_of(report.longrepr)
+    if expected_skips.may(reason, own_data.has_shared()):
+        return None
+    return f"{report.nodeid} was skipped, and CI expects it to run: {reason} (tests/expected_skips.py)"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if told := _unexpected(report):
+        report.outcome, report.longrepr = "failed", told
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if told := _unexpected(report):
+        report.outcome, report.longrepr = "failed", told
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line before pytest's own last one. Under xdist this runs in the process that collects the results."""
+    reports = [r for r in terminalreporter.stats.get("skipped", []) if not hasattr(r, "wasxfail")]
+    terminalreporter.write_line(expected_skips.line(expected_skips.reason_of(r.longrepr) for r in reports))

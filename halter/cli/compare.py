@@ -26,7 +26,7 @@ def command(
         typer.Argument(metavar="RECIPE KEY=VALUE", help="A recipe with a section compare; values that override it."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id.")] = None,
-    train: Annotated[str | None, typer.Option(help="Rows to train on.")] = None,
+    train: Annotated[list[str] | None, typer.Option(help="Rows to train on; may be given several times.")] = None,
     output: Annotated[
         str | None, typer.Option(help="Folder of the comparison; the same again goes on with it.")
     ] = None,
@@ -50,7 +50,7 @@ def command(
     chosen = start.options_of(section, options, "compare")
     if quick:
         source, chosen = start.quick(chosen, folder / "playground")
-    for (name, key), value in {("model", "path"): model, ("data", "train"): train}.items():
+    for (name, key), value in {("model", "path"): model, ("data", "train"): _one_or_all(train)}.items():
         if value is not None:
             source[name] = {**_section(source, name), key: value}
     source = start.overridden(source, overrides)
@@ -59,6 +59,10 @@ def command(
     print(_table(record))
     write_report(record, folder, to_stderr)
     to_stderr(f"record: {folder / 'record.json'}")
+
+
+def _one_or_all(files: list[str] | None) -> str | list[dict[str, str]] | None:
+    return files[0] if files and len(files) == 1 else [{"path": file} for file in files] if files else None
 
 
 def _section(source: dict[str, Any], name: str) -> dict[str, Any]:

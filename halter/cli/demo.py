@@ -77,11 +77,16 @@ def _write_rows(out: Path) -> list[Row]:
 
 def _open(console: Console) -> tuple[Any, Any]:
     console.print("   loading ...")
+    from halter.numerics import threads
     from halter.playground import base_folder
     from halter.pretrained.load import load
 
     # In fp32 the merged model's answers are the same to the letter; in bf16 a close call may fall the other way.
     model, tokenizer = load(str(base_folder()), "float32", say=lambda _: None)
+    chosen = threads.choose()
+    threads.put(chosen)
+    if chosen.remarkable():
+        console.print(f"   {chosen.words()}")
     console.print(f"   {model.config.num_parameters:,} parameters, from {base_folder()}\n")
     return model, tokenizer
 
@@ -109,11 +114,14 @@ def _show(console: Console, rows: Sequence[Row], answers: Sequence[str], who: st
 
 
 def _train(out: Path) -> Path:
+    import torch
+
     from halter.playground import base_folder
     from halter.run import train
 
     recipe = {
         **RECIPE,
+        "train": {**RECIPE["train"], "threads": torch.get_num_threads()},
         "model": {"path": str(base_folder()), "dtype": "float32"},
         "data": {"train": str(out / "data" / "train.jsonl")},
         "output_dir": str(out / "run"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from halter.cli.train import SETTINGS as SETTINGS
-from halter.cli.train import begun, split
+from halter.cli.train import Data, Methods, as_overrides, begun, split
 from halter.errors import Refusal, together
 from halter.files.hub import to_stderr
 
@@ -21,16 +21,17 @@ def command(
         typer.Argument(metavar="RECIPE KEY=VALUE", help="As for halter train; without any, this machine is described."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training data.")] = None,
-    method: Annotated[str | None, typer.Option(help="lora, qlora, full, ... (lora where not given)")] = None,
+    data: Data = None,
+    method: Methods = None,
     output: Annotated[str | None, typer.Option(help="Run folder (runs/NNN-name where not given).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Check as for going on from a checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Find every problem of a run before it starts; exit code 2 if there is any."""
-    recipe, overrides = split(arguments or [])
-    flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
-    overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    recipe, overrides = split(arguments or [], data)
+    overrides = (
+        as_overrides({"model.path": model, "data.train": data, "method.name": method, "output_dir": output}) + overrides
+    )
     if resume and output and recipe is None:
         recipe = begun(output)
     if recipe is None and not overrides:

@@ -72,7 +72,7 @@ def command(
         disk.refuse_existing(place)
     if scoring.task_names:
         task_manager(scoring)  # what is missing is said before anything is loaded
-    opened = open_subject(subject, to_stderr, opening)
+    opened = open_subject(subject, to_stderr, opening, as_trained=True)  # its scores depend on them in the last bits
     rows, account = held_out_rows(opened, data, scoring)
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))

@@ -11,9 +11,10 @@ from typing import Annotated
 
 import typer
 
+from halter.cli.train import NEEDS, Data, Methods, as_overrides, split
+from halter.cli.train import SETTINGS as SETTINGS
 from halter.errors import Refusal
 
-SETTINGS = {"ignore_unknown_options": True}
 STOPS = 2
 
 
@@ -23,8 +24,8 @@ def command(
         typer.Argument(metavar="RECIPE KEY=VALUE", help="A recipe, and values that override it, as for train."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id; its weights are not read.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training data, as for train.")] = None,
-    method: Annotated[str | None, typer.Option(help="As for train; decides steps and learning rate.")] = None,
+    data: Data = None,
+    method: Methods = None,
     rows: Annotated[int, typer.Option(help="Rows shown token by token, from the first.")] = 3,
     row: Annotated[list[str] | None, typer.Option(help="Show this row, as file:line; may be given again.")] = None,
     html: Annotated[
@@ -38,13 +39,11 @@ def command(
     Exit code 2 where training would stop because of rows.
     """
     from halter import recipe as recipes
-    from halter.cli.train import NEEDS, split
     from halter.run.inspect import inspect
     from halter.run.inspect_text import Look, render
 
-    recipe, overrides = split(arguments or [])
-    flags = {"model.path": model, "data.train": data, "method.name": method}
-    overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    recipe, overrides = split(arguments or [], data)
+    overrides = as_overrides({"model.path": model, "data.train": data, "method.name": method}) + overrides
     if recipe is None and not overrides:
         raise Refusal(
             "nothing-to-train", "there is nothing to inspect", fix=NEEDS.replace("halter train", "halter inspect")

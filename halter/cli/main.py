@@ -91,6 +91,8 @@ def _verb(name: str, arguments: list[str]) -> int:
 
     import typer
 
+    from halter.cli.typed import refuse_misgiven
+
     signal.signal(signal.SIGTERM, _terminated)
     usage: Any = typer.BadParameter.__bases__[0]  # every mistake in flags and arguments
     module = import_module(f"halter.cli.{name}")
@@ -100,6 +102,10 @@ def _verb(name: str, arguments: list[str]) -> int:
         app.callback()(module.command)
     for word, function in (seconds or {None: module.command}).items():
         app.command(word, context_settings=vars(module).get("SETTINGS"))(function)
+    whole = typer.main.get_command(app)  # type: ignore[attr-defined]
+    chosen = vars(whole).get("commands", {}).get(arguments[0]) if seconds and arguments else whole
+    if chosen is not None:
+        refuse_misgiven(chosen, arguments[1:] if seconds else arguments)
     try:
         result = app(args=arguments, prog_name=f"halter {name}", standalone_mode=False)
     except typer.Abort as error:  # typer's name for Ctrl-C and for the end of input

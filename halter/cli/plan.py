@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from halter.cli.train import SETTINGS as SETTINGS
-from halter.cli.train import split
+from halter.cli.train import Methods, as_overrides, split
 
 
 def command(
@@ -17,7 +17,7 @@ def command(
         typer.Argument(metavar="RECIPE KEY=VALUE", help="As for halter train; data are not needed."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A preset (llama-3.1-8b), a folder, a hub id.")] = None,
-    method: Annotated[str | None, typer.Option(help="lora, qlora, full, ... (lora where not given)")] = None,
+    method: Methods = None,
     memory: Annotated[
         str | None,
         typer.Option(help="8GB, 7.5GiB: what fits into it, and every method ranked. Not given: what is free."),
@@ -39,8 +39,7 @@ def command(
         print(json.dumps(survey.table(), indent=2) if as_json else survey.table_text())
         return 0
     recipe, overrides = split(arguments or [])
-    flags = {"model.path": model, "method.name": method}
-    overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    overrides = as_overrides({"model.path": model, "method.name": method}) + overrides
     from halter.plan.text import as_text
     from halter.run.planned import plan, read_recipe
 

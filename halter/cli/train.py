@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,22 @@ import typer
 from halter.errors import Refusal
 
 SETTINGS = {"ignore_unknown_options": True}
+RECIPES = (".yaml", ".yml", ".json")
 
 NEEDS = (
     "halter train --model DIR --data FILE --method lora --output OUT, or halter train recipe.yaml; "
     "halter init lora writes a recipe; halter demo needs neither model nor data"
 )
+
+
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="Training data: jsonl, json, csv, parquet, a folder, a hub id. Several: --data a --data b."),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(help="lora, qlora, full, ... (lora where not given). Several are trained together: lora,excitor."),
+]
 
 
 def command(
@@ -27,12 +39,8 @@ def command(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Training data: jsonl, json, csv, parquet, a folder, a hub id.")
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="lora, qlora, full, ...; several: lora,excitor (lora where not given)")
-    ] = None,
+    data: Data = None,
+    method: Methods = None,
     output: Annotated[str | None, typer.Option(help="Run folder (runs/NNN-name where not given).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --output's last complete checkpoint.")] = False,
     dry_run: Annotated[
@@ -42,10 +50,10 @@ def command(
     """Train an adapter. Every key of a recipe is also a flag; often used: --template alpaca, --validation 0.1,
     --max-length 512, --on-long cut, --r 8, --learning-rate 1e-4, --num-train-epochs 3, --max-steps 100,
     --quantize nf4, --allow ID. `halter init METHOD` lists all of them and says what they do."""
-    recipe, overrides = split(arguments or [])
-    flags = {"model.path": model, "data.train": data, "method.name": method, "output_dir": output}
-    # In JSON's quotes, which are YAML's too, a path stays a word whatever it looks like.
-    overrides += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    recipe, overrides = split(arguments or [], data)
+    overrides = (
+        as_overrides({"model.path": model, "data.train": data, "method.name": method, "output_dir": output}) + overrides
+    )
     if resume and output and recipe is None:
         recipe = begun(output)
     if recipe is None and not overrides:
@@ -63,25 +71,62 @@ def begun(output: str) -> str | None:
     return str(run.recipe) if run.begun else None
 
 
-def split(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """(recipe file, overrides) from words such as recipe.yaml, seed=3, --r 8, --r=8, --deterministic."""
+def as_overrides(flags: Mapping[str, str | list[str] | None]) -> list[str]:
+    """Flags as overrides of a recipe's keys; of a flag that was given several times one each."""
+    # In JSON's quotes, which are YAML's too, a path stays a word whatever it looks like.
+    return [
+        f"{key}={one if _is_list(one) else json.dumps(one)}"
+        for key, value in flags.items()
+        for one in ([value] if isinstance(value, str) else value or ())
+    ]
+
+
+def _is_list(value: str) -> bool:
+    return value.startswith("[") and value.endswith("]") and not Path(value).exists()
+
+
+def split(arguments: list[str], data: Sequence[str] | None = None) -> tuple[str | None, list[str]]:
+    """(recipe file, overrides) from words such as recipe.yaml, seed=3, --r 8, --r=8, --deterministic.
+
+    ``data`` is what the flag of that name was given. Refusal ``usage`` for a word that can be neither.
+    """
     recipe: str | None = None
     overrides: list[str] = []
     rest = list(arguments)
+    flag = ""
     while rest:
         word = rest.pop(0)
         if word.startswith("--"):
+            flag = word.partition("=")[0]
             if "=" not in word:
                 alone = not rest or rest[0].startswith("--") or _is_override(rest[0])
                 word += "=" + ("true" if alone else rest.pop(0))
             overrides.append(word.removeprefix("--"))
         elif _is_override(word):
             overrides.append(word)
-        elif recipe is None:
-            recipe = word
-        else:
+        elif recipe is not None:
             raise Refusal("usage", f"two recipes: {recipe} and {word}", expected="one recipe and KEY=VALUE")
+        else:
+            _refuse_stray(word, flag, overrides, data or ())
+            recipe = word
     return recipe, overrides
+
+
+def _refuse_stray(word: str, flag: str, overrides: list[str], data: Sequence[str]) -> None:
+    """Refusal ``usage`` for a word that stands where a recipe would, and is meant for the flag before it."""
+    path = Path(word)
+    if path.suffix.lower() in RECIPES:
+        return
+    if data and (path.exists() or path.suffix):
+        again = " ".join(f"--data {one}" for one in (*data, word))
+        raise Refusal("usage", f"{word} is no recipe (a file that ends in .yaml)", fix=f"name every data file: {again}")
+    if flag and not path.is_file():
+        value = overrides[-1].partition("=")[2]
+        raise Refusal(
+            "usage",
+            f"{word} stands after {flag} {value} and is no recipe (a file that ends in .yaml)",
+            fix=f"a flag takes one word; for a list give it again: {flag} {value} {flag} {word}",
+        )
 
 
 def _is_override(word: str) -> bool:

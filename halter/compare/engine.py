@@ -18,9 +18,10 @@ from halter.compare.verdicts import verdicts
 from halter.errors import Refusal
 from halter.evaluation.tasks import task_manager
 from halter.files.locks import held
+from halter.files.runs import THREADS, RunFolder
 from halter.files.writing import write_json
 from halter.model.storages import STORAGES
-from halter.numerics import allocation, denormals
+from halter.numerics import allocation, denormals, threads
 from halter.run.prepare import Say
 
 
@@ -37,7 +38,18 @@ def compare(
     entered = contestants(options, variants)
     with held(output, say):
         ground = lay(source, entered[0].method, options, output, say)
-        return Comparison(ground, entered, say).run()
+        with threads.taken(_threads(ground, output, say)):
+            return Comparison(ground, entered, say).run()
+
+
+def _threads(ground: Ground, output: Path, say: Say) -> threads.Threads:
+    """Those of the whole comparison, of trials of another day too."""
+    run, train = RunFolder(output), ground.job.recipe.train
+    chosen = threads.choose(train.threads, run.threads(), look=not train.deterministic)
+    if chosen.remarkable():
+        say(chosen.words())
+    run.put(THREADS, chosen.facts())
+    return chosen
 
 
 def write_report(record: Mapping[str, Any], output: Path, say: Say) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from halter.errors import HalterError
 
@@ -20,7 +23,8 @@ def probe(recipe: Path) -> dict[str, Any]:
     where the peak is of its allocator). HalterError where the process failed, or was ended for want of memory.
     """
     command = [sys.executable, "-m", "halter.compare.probe", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         killed = "ended by the system, most likely for want of memory" if done.returncode < 0 else ""
         lines = [line for line in done.stderr.splitlines() if line.strip()]

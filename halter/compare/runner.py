@@ -36,8 +36,9 @@ LOOKS = 6
 TOGETHER, ROOM = 4, 0.8
 """Trials trained at once on an accelerator, and the share of the free memory that they may take."""
 ELSEWHERE = (("model", "path"), ("model", "device"), ("model", "revision"), ("data", "train"), ("data", "validation"),
-             ("data", "cache"))  # fmt: skip
-"""Keys of a recipe that say where something lies, not what it is; digests stand for them."""
+             ("data", "cache"), ("train", "threads"))  # fmt: skip
+"""Keys of a recipe that say where something lies, not what it is (digests stand for them); and the threads, of which
+all trials of a comparison have the same number."""
 Trial = dict[str, Any]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -46,7 +47,11 @@ class Writer:
         index = self._folder / INDEX
         write_tensors(index, {name: torch.from_numpy(array) for name, array in arrays.items()})
         self._files[INDEX] = {"size": index.stat().st_size, "blake2b": _digest(index)}
-        report = {**asdict(account.report), "sources": dict(account.report.sources)}
+        report = {
+            **asdict(account.report),
+            "sources": dict(account.report.sources),
+            "notes": dict(account.report.notes),
+        }
         report["faults"] = [(fault.origin, fault.kind) for fault in account.report.faults]
         long = [(fault.origin, fault.kind) for fault in account.too_long]
         names = [list(name) for name in store.names]
@@ -65,7 +70,7 @@ def open_entry(folder: Path) -> tuple[Store, Account] | None:
         pieces = tuple(Filed(folder / name) for name in sorted(kept["files"]) if name != INDEX)
         names = tuple((str(before), str(after)) for before, after in kept["names"])
         report = DataReport(**kept["report"])
-        report.sources = type(DataReport().sources)(kept["report"]["sources"])
+        report.sources, report.notes = Counter(kept["report"]["sources"]), Counter(kept["report"]["notes"])
         report.faults = [Fault(*fault) for fault in kept["report"]["faults"]]
         report.quantiles = {}
         return Store(pieces, names, **arrays), Account(report, [Fault(*fault) for fault in kept["too_long"]])

@@ -13,7 +13,7 @@ from halter.data.options import DataOptions
 from halter.data.turns import BadRow
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
-from halter.files.chat_rows import Encoded, encode_pair, encode_text
+from halter.files.chat_rows import Rows, encode_pair, encode_text
 from halter.files.tokenizer import Tokenizer
 
 
@@ -25,25 +25,29 @@ class Encoder:
     tokenizer: Tokenizer
     template: ChatTemplate | None
 
-    def example(self, meant: Canonical, origin: str) -> Example:
-        """Tokens and targets. Raises BadRow where nothing is learnt; Refusal ``no-template`` where a conversation has
-        no template to be written with, and those of the template."""
-        if meant.tokens is not None:
-            example = self._given(meant, origin)
-        else:
-            encoded = self._encoded(meant, origin)
-            example = Example(np.array(encoded.tokens, np.int32), np.array(encoded.supervised, bool), origin)
-        if not example.targets:
-            raise BadRow("no token to learn")
-        return example
+    def examples(self, meant: Canonical, origin: str) -> tuple[list[Example], dict[str, int]]:
+        """Tokens and targets of a row, which may be several rows to train on, and what is to be told of it (data.told).
 
-    def _encoded(self, meant: Canonical, origin: str) -> Encoded:
+        Raises BadRow where nothing is learnt; Refusal ``no-template`` where a conversation has no template to be
+        written with, and those of the template.
+        """
+        if meant.tokens is not None:
+            made, notes = [self._given(meant, origin)], {}
+        else:
+            rows = self._encoded(meant, origin)
+            made = [Example(np.array(r.tokens, np.int32), np.array(r.supervised, bool), origin) for r in rows.encoded]
+            notes = rows.notes
+        if not any(example.targets for example in made):
+            raise BadRow("no token to learn")
+        return [example for example in made if example.targets], notes
+
+    def _encoded(self, meant: Canonical, origin: str) -> Rows:
         every = self.options.train_on == "all"
         if meant.text is not None:
-            return encode_text(self.tokenizer, meant.text)
+            return Rows([encode_text(self.tokenizer, meant.text)], {})
         if meant.messages is None:
             prompt, completion = meant.prompt or "", meant.completion or ""
-            return encode_pair(self.tokenizer, prompt, completion, train_on_prompt=every)
+            return Rows([encode_pair(self.tokenizer, prompt, completion, train_on_prompt=every)], {})
         if self.template is None:
             raise Refusal(
                 "no-template",
@@ -52,13 +56,14 @@ class Encoder:
                 expected="data.template: llama-2, llama-3, alpaca, vicuna or a Jinja file",
                 fix="for a base model, --template alpaca is the usual choice",
             )
-        return self.template.encode(
+        return self.template.rows(
             self.tokenizer,
             meant.messages,
             tools=meant.tools,
             date=self.options.template_date,
             on_responses="last" if self.options.train_on == "last_response" else "all",
             train_on_prompt=every,
+            reasoning=self.options.reasoning,
         )
 
     def _given(self, meant: Canonical, origin: str) -> Example:

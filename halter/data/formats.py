@@ -50,10 +50,11 @@ def openai(row: Row) -> Canonical:
 
 
 def prompt_completion(row: Row) -> Canonical:
-    """prompt and completion, both strings or both lists of messages."""
+    """prompt and completion, both strings or both lists of messages, of which the completion alone is learned."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        return openai({**row, "messages": [*prompt, *completion]})
+        asked = [{**said, "loss": False} if isinstance(said, Mapping) else said for said in prompt]
+        return openai({**row, "messages": [*asked, *completion]})
     return Canonical(prompt=_string(row, "prompt"), completion=_answer(row, "completion"))
 
 

@@ -74,6 +74,9 @@ class DataOptions:
     """Column that tells rows apart: in one file a row that repeats an earlier one's is bad. null: none does."""
     train_on: Literal["responses", "last_response", "all"] = "responses"
     """What is learnt: every response of the assistant with its end, the last one only, or every token."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """What answers think before they speak (<think>...</think>): keep learns it, also where the chat template leaves it
+    out of past turns (each answer then follows the very prompt that generation gives); drop learns the answer alone."""
     limit: int | None = None
     """Rows taken at most, chosen by the seed."""
     cache: bool = True

@@ -58,6 +58,8 @@ class DataReport:
     cached: int = 0
     """Rows whose tokens came from the cache."""
     faults: list[Fault] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    """What is to be told of rows that can be used, by its name in data.told."""
 
     @property
     def supervised_share(self) -> float:
@@ -98,6 +100,7 @@ class DataReport:
         for name in (*counts, "as_they_stand"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sources.update(other.sources)
+        self.notes.update(other.notes)
         self.long_shown = (self.long_shown + other.long_shown)[:SHOWN]
         self.faults += other.faults
         self.empty_at += other.empty_at
@@ -118,10 +121,9 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        plain = {**asdict(self), "sources": dict(self.sources), "faults": [str(fault) for fault in self.faults]}
-        return {**plain, "quantiles": {str(key): value for key, value in self.quantiles.items()}} | {
-            "supervised_share": self.supervised_share
-        }
+        plain = asdict(self) | {"sources": dict(self.sources), "notes": dict(self.notes)}
+        plain |= {"faults": [str(fault) for fault in self.faults], "supervised_share": self.supervised_share}
+        return plain | {"quantiles": {str(key): value for key, value in self.quantiles.items()}}
 
     def _kinds(self) -> str:
         """The most frequent kinds of fault, and where the first stands."""

@@ -53,7 +53,14 @@ def local_files(path: str) -> list[Path] | None:
         return [local]
     if path.count("/") == 1 and not path.startswith((".", "/", "~")) and local.suffix.lower() not in SUFFIXES:
         return None
-    raise Refusal("data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id")
+    parts = [part.strip() for part in path.split(",")]
+    again = " ".join(f"--data {part}" for part in parts)
+    fix = (
+        f"give each by itself: {again}" if len(parts) > 1 and all(Path(p).expanduser().exists() for p in parts) else ""
+    )
+    raise Refusal(
+        "data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id", fix=fix
+    )
 
 
 def _folder(folder: Path) -> list[Path]:

@@ -66,6 +66,15 @@ class _Read:
     reader: Reader
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A row's rows to train on: (length before on_long, pieces) of each; ``plain``: no template was used."""
+
+    rows: list[tuple[int, list[Example]]]
+    plain: bool
+    notes: dict[str, int]
+
+
 class Pass:
     """Fills a builder with the rows of one group; ``account`` is complete afterwards.
 
@@ -100,11 +109,12 @@ class Pass:
         self.account.report.faults.sort(key=lambda fault: _place(fault.origin, order))
         return self.account
 
-    def _rows(self, read: _Read) -> tuple[int, list[Example], bool]:
-        """(length before on_long, the rows to train on, whether no template was used). Raises BadRow and Refusal."""
+    def _rows(self, read: _Read) -> _Made:
+        """The rows to train on. Raises BadRow and Refusal."""
         meant = read.reader.read(read.row)
-        example = self.encoder.example(meant, read.origin)
-        return len(example.tokens), self.encoder.fitted(example, meant), meant.messages is None
+        examples, notes = self.encoder.examples(meant, read.origin)
+        rows = [(len(example.tokens), self.encoder.fitted(example, meant)) for example in examples]
+        return _Made(rows, meant.messages is None, notes)
 
     def _source(self, number: int, source: Source) -> Iterator[_Read]:
         path, limit = source.parts
@@ -133,10 +143,10 @@ class Pass:
             report.read(name)
             yield _Read(source, *one, reader)
 
-    def _take(self, read: _Read, document: int, result: tuple[int, list[Example], bool] | None) -> None:
+    def _take(self, read: _Read, document: int, result: _Made | None) -> None:
         account, builder = self.account, self.builder
         try:
-            length, pieces, plain = result or self._rows(read)
+            made = result or self._rows(read)
         except BadRow as fault:
             account.report.faults.append(Fault(read.origin, str(fault)))
             return
@@ -148,10 +158,12 @@ class Pass:
                 raise
             account.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.offenders[:3]))))
             return
-        account.report.as_they_stand += plain
-        self._count_long(read.origin, length, len(pieces))
-        for piece in pieces:
-            builder.add(piece, document, read.source.weight)
+        account.report.as_they_stand += made.plain
+        account.report.notes.update(made.notes)
+        for length, pieces in made.rows:
+            self._count_long(read.origin, length, len(pieces))
+            for piece in pieces:
+                builder.add(piece, document, read.source.weight)
 
     def _count_long(self, origin: str, length: int, pieces: int) -> None:
         report, options = self.account.report, self.encoder.options

@@ -14,6 +14,8 @@ ROLES = {
     CALL: CALL, "tool_call": CALL,
 }  # fmt: skip
 SWITCHES = ("loss", "train", "weight")
+THOUGHT = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which an answer's reasoning stands apart from it."""
 
 
 class BadRow(ValueError):
@@ -33,11 +35,15 @@ def turn(said: Any) -> list[dict[str, Any]]:
     extra = {key: value for key, value in said.items() if key in (*SWITCHES, "name", "tool_call_id", "input")}
     extra = {key: value for key, value in extra.items() if value is not None}
     if role == CALL:
-        return [{"role": "assistant", "content": "", "tool_calls": _calls(_words(spoken)), **extra}]
+        return [{"role": "assistant", "content": None, "tool_calls": _calls(_words(spoken)), **extra}]
     calls = said.get("tool_calls") or ([said[CALL]] if said.get(CALL) else None)
     if calls:
         extra["tool_calls"] = _calls(calls)
-    return [{"role": role, "content": _words(spoken, may_lack=bool(calls)), **extra}]
+    words = _words(spoken, may_lack=bool(calls))
+    thought = next((said[key] for key in THOUGHT if isinstance(said.get(key), str) and said[key].strip()), "")
+    if role == "assistant" and thought and "</think>" not in (words or ""):
+        words = f"<think>\n{thought.strip()}\n</think>\n\n{words or ''}"
+    return [{"role": role, "content": words, **extra}]
 
 
 def answered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -79,16 +85,17 @@ def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _says(message: Mapping[str, Any]) -> bool:
-    return bool(message["content"].strip() or message.get("tool_calls"))
+    return bool((message["content"] or "").strip() or message.get("tool_calls"))
 
 
-def _words(spoken: Any, may_lack: bool = False) -> str:
+def _words(spoken: Any, may_lack: bool = False) -> Any:
+    """The text of a turn; None where it ``may_lack`` one and does."""
     if isinstance(spoken, list):  # content parts
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in spoken):
             raise BadRow("wrong type of content: parts other than text")
         return "".join(part["text"] for part in spoken)
     if spoken is None and may_lack:
-        return ""
+        return None
     if not isinstance(spoken, str):
         raise BadRow("missing key content" if spoken is None else f"wrong type of content: {type(spoken).__name__}")
     return spoken

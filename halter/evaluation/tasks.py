@@ -1,8 +1,9 @@
 """Any task of lm-eval over Halter's decoder: lm-eval brings rows, prompts and measures, Halter likelihoods and answers.
 
-Texts become tokens as lm-eval's own Hugging Face model makes them, so that scores can be compared with its: BOS where
-the tokenizer has one, white space at the end of a context counted to the continuation, long contexts cut at the left.
-One thing apart: a rolling text is predicted from one BOS, as lm-eval documents, not from two, as that model does it.
+Texts become tokens and answers become text as lm-eval's own Hugging Face model (HFLM) makes them, so that scores are
+equal to its: BOS where the tokenizer has one, control tokens read where a task writes them, white space at the end of a
+context counted to the continuation, long contexts cut at the left, the last token of a row never fed to the model. A
+rolling text begins with a BOS that is itself predicted, from another BOS: that model counts it, and so do we.
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ class Judge:
         return self.model.config.context
 
     def _begin(self, text: str) -> list[int]:
-        bos = self.tokenizer.bos_id
-        return [*([] if bos is None else [bos]), *(self.tokenizer.encode(text) if text else ())]
+        """Ids of a text after BOS, one that the text writes itself included."""
+        ids, bos = self._encode(text), self.tokenizer.bos_id
+        written = bos is not None and text.startswith(self.tokenizer.token(bos))
+        return ids if bos is None or written else [bos, *ids]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, control=True) if text else []
 
     def _start(self) -> int:
         """What a text without a context is predicted from."""
@@ -58,10 +64,13 @@ class Judge:
         words = context.rstrip()
         continuation = context[len(words) :] + continuation
         head = self._begin(words) if words else [self._start()]
-        rest = self._begin(words + continuation)[len(head) :] if words else self.tokenizer.encode(continuation)
-        if len(rest) >= self.context:
+        rest = self._begin(words + continuation)[len(head) :] if words else self._encode(continuation)
+        if not words and rest[:1] == head:
+            rest = rest[1:]
+        if len(rest) > self.context:
             what = f"a continuation of {len(rest)} tokens, which the model's context of {self.context} cannot hold"
-            raise Refusal("long-continuation", what, where=origin)
+            fix = "shorten the continuation, or leave the task out"
+            raise Refusal("long-continuation", what, where=origin, fix=fix)
         return _example([*head, *rest], len(rest), self.context, origin)
 
     def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -70,15 +79,14 @@ class Judge:
         return likelihoods(self.model, rows, self.adapter, self.pass_tokens)
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
-        """The log-likelihood in nats of each whole text. One longer than the context goes in pieces, each token
-        predicted once, the last piece with all the context that there is room for."""
+        """The log-likelihood in nats of each whole text, its BOS included. One longer than the context goes in pieces
+        of a context each; every token is predicted once, the last piece with all the context that there is room for."""
         rows, owners = [], []
         for number, text in enumerate(texts):
-            ids, room = self.tokenizer.encode(text), self.context - 1
-            for start in range(0, len(ids), room):
-                end = min(start + room, len(ids))
-                before = [self._start(), *ids] if start == 0 else ids  # one longer: the token before each piece
-                rows.append(_example(before[: end + (start == 0)], end - start, self.context, f"text {number}"))
+            ids = [self._start(), *self._begin(text)]
+            for start in range(1, len(ids), self.context):
+                end = min(start + self.context, len(ids))
+                rows.append(_example(ids[:end], end - start, self.context, f"text {number}"))
                 owners.append(number)
         sums = [0.0] * len(texts)
         for owner, (total, _) in zip(
@@ -96,7 +104,8 @@ class Judge:
         for options, numbers in groups.items():
             room = max(1, self.context - options.max_new_tokens)
             heads = [self._begin(asked[number][0])[-room:] for number in numbers]
-            questions = [Question(EncodedPrompt(tuple(head), continues=True), "") for head in heads]
+            # The answer is decoded by itself, as that model does it: SentencePiece's first space is then no part of it.
+            questions = [Question(EncodedPrompt(tuple(head), continues=False), "") for head in heads]
             found = answers(self.model, self.tokenizer, questions, self.adapter, options)
             for number, one in zip(numbers, found, strict=True):
                 said[number] = one.text
@@ -104,7 +113,8 @@ class Judge:
 
 
 def _example(ids: Sequence[int], targets: int, context: int, origin: str) -> Example:
-    tokens = np.array(ids[-context:], np.int32)
+    """The last ``context`` + 1 of ``ids`` as a row; its last token is predicted only, so ``context`` are read."""
+    tokens = np.array(ids[-(context + 1) :], np.int32)
     supervised = np.arange(len(tokens)) >= len(tokens) - targets
     return Example(tokens, supervised, origin)
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
 from halter.errors import Refusal
-from halter.files import chat_messages
+from halter.files import chat_messages, chat_responses
 from halter.files.chat_locate import Call, Located, Locator
 from halter.files.chat_render import Renderer
-from halter.files.chat_rows import Encoded, encode_chat, encode_pair, encode_text
+from halter.files.chat_rows import Encoded, Rows, encode_chat, encode_pair, encode_text
 
 if TYPE_CHECKING:
     from halter.files.tokenizer import Tokenizer
@@ -115,10 +116,54 @@ class ChatTemplate:
         template-drops-content, template-unsupported.
         """
         plain, may_learn = chat_messages.checked(messages, tools)
-        located = self._located(tokenizer, plain, tools, add_generation_prompt, _iso(date))
-        learned = {turn.message for turn in located.turns if may_learn[turn.message]}
-        if on_responses == "last":
-            learned &= {located.turns[-1].message} if located.turns else set()
+        _, located = self._located(tokenizer, plain, tools, add_generation_prompt, _iso(date))
+        learned = _learned(located, may_learn, on_responses)
+        return self._encoded(tokenizer, located, learned, train_on_prompt, date)
+
+    def rows(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        date: str | None = None,
+        on_responses: Literal["all", "last"] = "all",
+        train_on_prompt: bool = False,
+        reasoning: Literal["keep", "drop"] = "keep",
+    ) -> Rows:
+        """A conversation as rows to train on, each learned response right after the prompt that ``encode`` gives with
+        add_generation_prompt for what comes before it.
+
+        That is one row, ``encode``'s, unless the template leaves the reasoning (``<think>``) of a learned answer out or
+        its prompt opens one that past turns do not show: then each response has a row of its own, its reasoning in it,
+        or, with ``reasoning`` "drop" or where it has none, without. Arguments and refusals as ``encode``'s.
+        """
+        plain, may_learn = chat_messages.checked(messages, tools)
+        call, located = self._located(tokenizer, plain, tools, False, _iso(date))
+        dropped = chat_messages.reasoning_in(plain, _learned(located, may_learn, on_responses))
+        if reasoning == "drop" and dropped and not located.unreasoned:  # the template would show it in every turn
+            plain = chat_messages.unreasoned(plain)
+            call, located = self._located(tokenizer, plain, tools, False, _iso(date))
+        learned = _learned(located, may_learn, on_responses)
+        made = chat_responses.rows(self._locator, call, located, learned, reasoning == "keep")
+        notes = Counter(
+            reasoning_dropped=dropped if reasoning == "drop" else 0,
+            reasoning_restored=sum(row.restored for row in made),
+            reasoning_closed=sum(row.closed for row in made),
+            own_rows=len(made) - 1,
+            unreasoned=dropped - sum(row.restored for row in made) if reasoning == "keep" and located.unreasoned else 0,
+            content_cut=len(located.shortened),
+            last_turn_unlearned=messages[-1].get("role") != "assistant",
+        )
+        encoded = [
+            self._encoded(tokenizer, row.located, row.learned, train_on_prompt and row is made[-1], date)
+            for row in made
+        ]
+        return Rows(encoded, {name: count for name, count in notes.items() if count})
+
+    def _encoded(
+        self, tokenizer: Tokenizer, located: Located, learned: Collection[int], train_on_prompt: bool, date: str | None
+    ) -> Encoded:
         return encode_chat(
             tokenizer,
             located,
@@ -135,7 +180,7 @@ class ChatTemplate:
         tools: Sequence[Any] | None,
         add_generation_prompt: bool,
         date: str | None,
-    ) -> Located:
+    ) -> tuple[Call, Located]:
         source = self._source(tools)
         strings = dict(tokenizer.names)
         if self._builtin is not None:
@@ -147,15 +192,22 @@ class ChatTemplate:
         tool_list = list(tools) if tools is not None else None
         refusals = []
         for spelling in chat_messages.spellings(messages, source):
+            call = Call(source, tokenizer, spelling, tool_list, add_generation_prompt, date, strings)
             try:
-                return self._locator.locate(
-                    Call(source, tokenizer, spelling, tool_list, add_generation_prompt, date, strings)
-                )
+                return call, self._locator.locate(call)
             except Refusal as refusal:
                 if refusal.id != "template-failed":
                     raise
                 refusals.append(refusal)
         raise refusals[0]
+
+
+def _learned(located: Located, may_learn: Sequence[bool], on_responses: str) -> set[int]:
+    """The numbers of the messages whose responses are learned."""
+    learned = {turn.message for turn in located.turns if may_learn[turn.message]}
+    if on_responses == "last":
+        learned &= {located.turns[-1].message} if located.turns else set()
+    return learned
 
 
 @lru_cache

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from halter.files import reasoning
+
 # Plane 15 private use: no text of this world, no control token, untouched by JSON and by every case or space filter.
 OPEN, CLOSE = "\U000f5a17", "\U000f5a18"
 SLOT = re.compile(f"{OPEN}([0-9]+){CLOSE}")
@@ -23,7 +25,7 @@ LOOKED_AT = frozenset({"role", "type", "id", "tool_call_id"})
 @dataclass(frozen=True)
 class Leaf:
     """A string of the conversation. ``message``: its message's number, None for a tool's description; ``key``: the
-    message's entry it lies in (content, tool_calls ...)."""
+    message's entry it lies in (content, tool_calls ...), "reasoning" for what an answer thinks before it speaks."""
 
     text: str
     message: int | None
@@ -44,16 +46,23 @@ def mask(
     tools: Sequence[Any] | None,
     wanted: Callable[[Leaf], bool],
     hostile: Callable[[str], bool],
+    whole: int | None = None,
+    reasons: bool = False,
 ) -> Masked:
     """Put placeholders for the wanted strings that are not blank, and for every hostile one.
 
-    Object keys and the values that a template only looks at stay, unless they are hostile: spell a control token.
+    Object keys and the values that a template only looks at stay, unless they are hostile: spell a control token. For
+    a template that ``reasons`` the reasoning of an answer has a placeholder of its own between its tags, so that it is
+    seen where it is left out; not in message number ``whole``, whose content stays one.
     """
     masked = Masked()
 
     def put(leaf: Leaf) -> str:
         masked.leaves.append(leaf)
         return f"{OPEN}{len(masked.leaves) - 1}{CLOSE}"
+
+    def name(key: str, message: int | None, entry: str) -> str:
+        return put(Leaf(key, message, entry)) if hostile(key) else key
 
     def walk(value: Any, message: int | None, entry: str = "", key: str = "") -> Any:
         if isinstance(value, str):
@@ -62,16 +71,24 @@ def mask(
                 return put(leaf)
             return value
         if isinstance(value, dict):
-            return {
-                put(Leaf(k, message, entry)) if hostile(k) else k: walk(v, message, entry or k, k)
-                for k, v in value.items()
-            }
+            return {name(k, message, entry): walk(v, message, entry or k, k) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [walk(v, message, entry, key) for v in value]
         return value
 
+    def reasoned(message: dict[str, Any], number: int) -> dict[str, Any]:
+        spoken = message.get("content") if reasons and message.get("role") == "assistant" else None
+        found = reasoning.parts(spoken)
+        if found is None or number == whole or not wanted(Leaf(message["content"], number, "content")):
+            return walk(message, number)  # type: ignore[no-any-return]
+        texts = (Leaf(found.thought, number, "reasoning"), Leaf(found.answer, number, "content"))
+        thought, answer = (put(leaf) if leaf.text.strip() else leaf.text for leaf in texts)
+        content = found.opening + thought + found.closing + answer
+        items = message.items()
+        return {name(k, number, ""): content if k == "content" else walk(v, number, k, k) for k, v in items}
+
     masked.tools = [walk(tool, None, "tools") for tool in tools] if tools is not None else None
-    masked.messages = [walk(m, i) for i, m in enumerate(messages)]
+    masked.messages = [reasoned(m, i) for i, m in enumerate(messages)]
     return masked
 
 
@@ -129,6 +146,15 @@ class Layout:
         pieces = SLOT.split(skeleton_prefix)
         count, tail = len(pieces) // 2, pieces[-1]
         return (self.slots[count - 1].end if count else 0) + len(tail)
+
+
+def shortened(layout: Layout, leaves: Sequence[Leaf]) -> set[int]:
+    """The numbers of the messages of which some content is printed in part only."""
+    return {
+        leaf.message
+        for slot, leaf in ((slot, leaves[slot.leaf]) for slot in layout.slots)
+        if leaf.message is not None and layout.text[slot.start : slot.end] not in forms(leaf.text)
+    }
 
 
 def fill(text: str, skeleton: str, leaves: Sequence[Leaf]) -> Layout | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from halter.errors import Refusal
-from halter.files import chat_layout
+from halter.files import chat_layout, reasoning
 from halter.files.chat_layout import Layout, Leaf, Masked
 from halter.files.chat_render import Job, Renderer
 from halter.files.chat_turns import Beginnings, Chat, Turn
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: What a template may use as a control token though the tokenizer has it as an ordinary piece.
 MARKER = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z_]{2,64}\]")
 CACHED_SKELETONS = 512
+REASONING = "reasoning"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Located:
-    """A rendered chat; ``markers`` are further tokens that its contents may not become."""
+    """A rendered chat; ``markers`` are further tokens that its contents may not become.
+
+    ``unreasoned``: numbers of the messages whose reasoning the template leaves out; ``shortened``: of those of which it
+    prints some other content in part only.
+    """
 
     chat: Chat
     turns: list[Turn]
     markers: ControlFinder | None
+    unreasoned: frozenset[int] = frozenset()
+    shortened: frozenset[int] = frozenset()
 
     @property
     def text(self) -> str:
@@ -73,35 +80,39 @@ class Locator:
         Refusal ``template-unsupported`` where nothing does, ``template-drops-content`` where the template leaves a
         content out, ``template-failed`` and the like where it renders nothing.
         """
-        hostile = _hostile(call)
-        assistants = set(call.assistants)
-        levels: tuple[Callable[[Leaf], bool], ...] = (
-            lambda leaf: True,
-            lambda leaf: leaf.message in assistants,
-            lambda leaf: False,
-        )
+        for masked, layout, beginnings in self._layouts(call):
+            located = self._in(layout, masked, beginnings, call)
+            if located is not None:
+                return located
+        silent = [i + 1 for i in call.assistants if not _speaks(call.messages[i])]
+        if silent:
+            raise Refusal(
+                "template-unsupported", "marks no beginning of an answer, so one without words has no place in it",
+                where=f"chat template {self._name}",
+                offenders=[f"message {i}: the assistant says nothing" for i in silent],
+                fix="remove these messages or their rows, or use a template with a generation prompt",
+            )  # fmt: skip
+        raise Refusal(
+            "template-unsupported", "changes the messages so that the assistant's words cannot be found in the text",
+            where=f"chat template {self._name}", fix="use a built-in template, or rows with a prompt and a completion",
+        )  # fmt: skip
+
+    def _layouts(self, call: Call) -> Iterator[tuple[Masked, Layout, Beginnings]]:
+        """What is masked, where it lies in the text, and the beginnings, by each kind of placeholders that fits."""
         text: str | None = None
-        for level, wanted in enumerate(levels):
-            suspect = hostile if level == 0 else _joining(call, hostile)
-            masked = chat_layout.mask(call.messages, call.tools, wanted, suspect)
+        for level, masked in enumerate(masks(call)):
             if level == 2 and masked.leaves:
                 break  # without placeholders nothing tells a typed control token from the template's own
-            text, beginnings = self._render(call, masked, text)
+            text, beginnings = self.rendered(call, masked, text)
             skeleton = beginnings[len(call.messages), call.add_generation_prompt]
             layout = chat_layout.fill(text, skeleton, masked.leaves) if skeleton is not None else None
             if layout is None:
                 continue
             if level < 2:
                 self._all_there(layout, masked, call)
-            located = self._in(layout, masked, beginnings, call)
-            if located is not None:
-                return located
-        raise Refusal(
-            "template-unsupported", "changes the messages so that the assistant's words cannot be found in the text",
-            where=f"chat template {self._name}", fix="use a built-in template, or rows with a prompt and a completion",
-        )  # fmt: skip
+            yield masked, layout, beginnings
 
-    def _render(self, call: Call, masked: Masked, text: str | None) -> tuple[str, Beginnings]:
+    def rendered(self, call: Call, masked: Masked, text: str | None) -> tuple[str, Beginnings]:
         """The true text, and the renderings with placeholders of every beginning that ends at a response."""
         count = len(call.messages)
         wanted = {(count, call.add_generation_prompt)}
@@ -142,6 +153,12 @@ class Locator:
             )  # fmt: skip
 
     def _in(self, layout: Layout, masked: Masked, beginnings: Beginnings, call: Call) -> Located | None:
+        return self.placed(layout, masked.leaves, beginnings, call, call.assistants)
+
+    def placed(
+        self, layout: Layout, leaves: Sequence[Leaf], beginnings: Beginnings, call: Call, wanted: Sequence[int]
+    ) -> Located | None:
+        """The turns of the ``wanted`` messages in a layout; None where one cannot be found."""
         markers = self._marker_finder(layout, call.tokenizer)
         if markers is not None and not any(markers.cuts(layout.text[s.start : s.end]) for s in layout.slots):
             markers = None  # nobody typed one: the tokenizer's own way with them stands
@@ -149,9 +166,14 @@ class Locator:
         if markers is not None:
             finder = ControlFinder((*finder.controls, *markers.controls))
         matches = finder.find(layout.text, layout.structure())
-        chat = Chat(layout, masked.leaves, beginnings, matches, len(call.messages), call.tokenizer.stop_ids)
-        turns = chat.turns(call.assistants)
-        return Located(chat, turns, markers) if turns is not None else None
+        chat = Chat(layout, leaves, beginnings, matches, len(call.messages), call.tokenizer.stop_ids)
+        turns = chat.turns(wanted)
+        if turns is None:
+            return None
+        thought = {leaf.message for leaf in leaves if leaf.key == REASONING and leaf.text.strip()}
+        printed = {leaves[slot.leaf].message for slot in layout.slots if leaves[slot.leaf].key == REASONING}
+        lost = frozenset(i for i in thought - printed if i is not None)
+        return Located(chat, turns, markers, lost, frozenset(chat_layout.shortened(layout, leaves)))
 
     def _marker_finder(self, layout: Layout, tokenizer: Tokenizer) -> ControlFinder | None:
         """Markers in the structure that the tokenizer has as ordinary pieces and would find in content as well."""
@@ -163,6 +185,23 @@ class Locator:
             if (control := known[piece]) is not None:
                 found.append(control)
         return ControlFinder(found) if found else None
+
+
+def _speaks(message: dict[str, Any]) -> bool:
+    return any(text.strip() for text in chat_layout.strings([message.get("content"), message.get("tool_calls")]))
+
+
+def masks(call: Call, whole: int | None = None) -> Iterator[Masked]:
+    """The conversation with placeholders for every string, for the assistant's, for none but hostile ones."""
+    hostile, assistants = _hostile(call), set(call.assistants)
+    levels: tuple[Callable[[Leaf], bool], ...] = (
+        lambda leaf: True,
+        lambda leaf: leaf.message in assistants,
+        lambda leaf: False,
+    )
+    for level, wanted in enumerate(levels):
+        suspect = hostile if level == 0 else _joining(call, hostile)
+        yield chat_layout.mask(call.messages, call.tools, wanted, suspect, whole, reasoning.known(call.source))
 
 
 def _hostile(call: Call) -> Callable[[str], bool]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from halter.errors import Refusal
+from halter.files import reasoning
 
 ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 SWITCHES = ("loss", "train", "weight")  # per message, whether it is learned; templates never see them
@@ -69,18 +70,35 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def reasoning_in(messages: Sequence[dict[str, Any]], numbers: Collection[int]) -> int:
+    """How many of the messages with these numbers reason before they speak."""
+    return sum(reasoning.parts(messages[number]["content"]) is not None for number in numbers)
+
+
+def unreasoned(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation without the assistant's reasoning."""
+    return [
+        {**m, "content": reasoning.without(m["content"])}
+        if m["role"] == "assistant" and isinstance(m["content"], str)
+        else m
+        for m in messages
+    ]
+
+
 def spellings(messages: list[dict[str, Any]], source: str) -> Iterator[list[dict[str, Any]]]:
     """The conversation as templates of different habits want tool calls: most likely first.
 
     Arguments as an object or as JSON text (OpenAI's interface gives text, most templates want to print an object
-    themselves), a missing content beside calls as none or as an empty text.
+    themselves), a missing content beside calls as none where the template asks for that, else as an empty text.
     """
     calling = [m for m in messages if m.get("tool_calls")]
     if not calling:
         yield messages
         return
     objects_first = "tojson" in source
-    for empty in (None, "") if any(m["content"] is None for m in calling) else (None,):
+    asks = re.search(r"\bis\s+(not\s+)?none\b", source, re.IGNORECASE) is not None
+    empties: tuple[str | None, ...] = (None, "") if asks else ("", None)  # who does not ask may print "None"
+    for empty in empties if any(m["content"] is None for m in calling) else (None,):
         for as_object in (objects_first, not objects_first):
             yield [_spelled(m, as_object, empty) if m.get("tool_calls") else m for m in messages]
 

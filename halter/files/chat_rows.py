@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,14 @@ class Encoded:
     supervised: list[bool]
     text: str
     date: str | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one conversation, and what is to be told of it: {name: count}, names of data.report's NOTES."""
+
+    encoded: list[Encoded]
+    notes: dict[str, int]
 
 
 def encode_text(tokenizer: Tokenizer, text: str, bos: bool = True, eos: bool = True) -> Encoded:
@@ -51,7 +60,7 @@ def encode_pair(tokenizer: Tokenizer, prompt: str, completion: str, *, train_on_
 def encode_chat(
     tokenizer: Tokenizer,
     located: Located,
-    learned: set[int],
+    learned: Collection[int],
     *,
     fresh_response: bool,
     train_on_prompt: bool,

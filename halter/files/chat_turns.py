@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
-from halter.files.chat_layout import Layout, Leaf, Slot
+from halter.files.chat_layout import SLOT, Layout, Leaf, Slot
 from halter.files.codec import Match
 
 #: Renderings with placeholders of the first n messages, by (n, with generation prompt); None: the template refuses.
@@ -67,7 +67,17 @@ class Chat:
         after = self.layout.position(self.beginnings.get((i + 1, False)))
         if start is None or (not slots and after is None):
             return None
-        return self._ended(Turn(i, start, slots[-1].end if slots else start), after)
+        turn = Turn(i, start, slots[-1].end if slots else start)
+        return self._ended(turn, self._alike(turn) if after is None else after)
+
+    def _alike(self, turn: Turn) -> int | None:
+        """Where a response ends whose template writes the conversation up to it in another way than in the whole: after
+        what follows its last content there, if that follows it here as well."""
+        pieces = SLOT.split(self.beginnings.get((turn.message + 1, False)) or "")
+        if len(pieces) < 3 or self.leaves[int(pieces[-2])].message != turn.message:
+            return None
+        tail = pieces[-1]
+        return turn.end + len(tail) if tail and self.layout.text.startswith(tail, turn.end) else None
 
     def _shared_heading(self, prompt: str | None, before: str | None) -> int | None:
         """Where the heading ends that a response has in common with a generation prompt which then goes its own way.

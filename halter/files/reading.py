@@ -28,6 +28,13 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         ) from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, which end with a line feed (after a carriage return or not) and with nothing else: a form
+    feed, U+0085 or U+2028 is a character of its line."""
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
 def read_bytes(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """A whole file. Refusal ``file-missing`` or ``file-too-large``."""
     try:

@@ -29,7 +29,7 @@ from halter.files.reading import read_json
 from halter.files.tensors import read_tensors
 from halter.files.writing import append_line, json_text, write_json, write_tensors, write_text
 
-RECIPE, WRITTEN, OURS = "recipe.yaml", ".written.json", "halter-"
+RECIPE, WRITTEN, OURS, THREADS = "recipe.yaml", ".written.json", "halter-", "threads.json"
 HEADED = "# A resolved Halter recipe: every value that decided this run."
 """The first line of every recipe that a run writes."""
 _TRACES = ("metrics.jsonl", "checkpoints", "adapter")
@@ -148,6 +148,17 @@ class RunFolder:
                 except (ValueError, AttributeError):  # a torn last line of a crashed attempt
                     continue
         return highest + 1
+
+    def threads(self) -> int | None:
+        """The number of threads with which the newest checkpoint was made, else the run began; None where it is not
+        recorded."""
+        found = self.checkpoints()
+        places = [(found[-1][1] / "state.json", "threads")] if found else [(self._place(THREADS), "count")]
+        for place, key in places:
+            with suppress(HalterError, OSError):
+                count = read_json(place).get(key)
+                return count if isinstance(count, int) and count > 0 else None
+        return None
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, oldest first. Other folders are not ours and never touched."""

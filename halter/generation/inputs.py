@@ -9,7 +9,7 @@ from typing import Any
 
 from halter.data.sources import Fault, read_source
 from halter.errors import Refusal
-from halter.files.reading import read_text
+from halter.files.reading import lines_of, read_text
 from halter.generation.prompts import Prompt
 
 
@@ -30,7 +30,7 @@ def read_prompts(path: str) -> list[Asked]:
     asked: list[Asked] = []
     faults: list[str] = []
     if Path(path).suffix.lower() == ".txt":
-        lines = enumerate(read_text(path).splitlines(), 1)
+        lines = enumerate(lines_of(read_text(path)), 1)
         asked = [Asked(f"{path}:{number}", {"prompt": line}, line) for number, line in lines if line.strip()]
     else:
         for found in read_source(path):

@@ -133,8 +133,9 @@ def _filtered(wide: Tensor, rules: Sequence[Rule], width: int) -> tuple[Tensor, 
     keep &= weights.cumsum(-1) - weights <= column([rule.top_p if rule.top_p < 1 else 2.0 for rule in rules])
     keep &= weights >= column([rule.min_p for rule in rules]) * weights[:, :1]
     lowest = values.masked_fill(~keep, float("inf")).amin(-1)
-    # A tie with the last candidate may go on beyond it.
-    settled = (lowest > values[:, -1]) | (width == wide.shape[-1])
+    # A tie with the last candidate may go on beyond it, and the mass of more than ``width`` tokens is not known here.
+    inside = torch.tensor([rule.top_k <= width for rule in rules], device=wide.device)
+    settled = (inside & (lowest > values[:, -1])) | (width == wide.shape[-1])
     return ids, weights * keep, settled
 
 

@@ -34,9 +34,9 @@ def _choice(table: dict[Any, Any], otherwise: str) -> Callable[[Any], Any]:
     return convert
 
 
-def _names(value: Any) -> Any:
+def _names(value: Any, letter: str = r"[\w.]") -> Any:
     """`q_proj,v_proj` as a list; anything that could be a regular expression is left alone."""
-    if isinstance(value, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
+    if isinstance(value, str) and re.fullmatch(rf"{letter}+(\s*,\s*{letter}+)+", value):
         return [part.strip() for part in value.split(",")]
     return value
 
@@ -151,7 +151,7 @@ TOLERATED: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("train", "activation_checkpointing"): lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v,
     ("train", "lr_scheduler_type"): lambda v: "constant" if v == "constant_with_warmup" else v,
     ("method", "target_modules"): _names,
-    ("checks", "allow"): _listed,
+    ("checks", "allow"): lambda v: _listed(_names(v, r"[\w-]")),
     ("data", "train"): _sources,
 }
 """Ways of writing a value of our own keys that mean the same without any doubt."""

@@ -86,6 +86,16 @@ def words(hint: Any) -> str:
     return plain.get(kind, "a path" if kind is not Any else "any value")
 
 
+def takes_several(hint: Any) -> bool:
+    """Whether a list of any length is among the values of this type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(takes_several(arm) for arm in arguments)
+    if origin is tuple:
+        return len(arguments) == 2 and arguments[1] is ...
+    return origin in (list, set, frozenset, Sequence)
+
+
 def found(value: Any) -> str:
     """A value as a person would point at it."""
     if isinstance(value, bool) or value is None:

@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from halter.errors import Refusal
-from halter.files.yaml12 import Document, Path, parse
+from halter.files.yaml12 import Document, Path, flow, parse
 from halter.recipe.aliases import ALIASES, NOTHING, TOLERATED, Alias
-from halter.recipe.fields import keys_of
+from halter.recipe.fields import keys_of, takes_several
 from halter.recipe.sections import BESIDE_OPTIONS, DEFAULT_METHOD, SECTIONS, method_class, method_names
 
 COMMAND_LINE = "command line"
@@ -64,7 +64,7 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
     result = Gathered()
     raw = list(_flat(document, result.methods))
     # A list of methods counts before an option by number, wherever it stands.
-    ordered = sorted(overrides, key=lambda text: not _names_methods(text))
+    ordered = [*_methods_named(overrides), *(text for text in overrides if not _names_methods(text))]
     raw += [item for text in ordered for item in _override(text, result)]
     placed = [(_place(keys, None), keys, given) for keys, given in raw]
     for place, keys, given in placed:
@@ -112,10 +112,7 @@ def _override(text: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
         result.problem(COMMAND_LINE, f"{text!r} is not key=value; such as train.learning_rate=2e-4")
         return
     document = Document({}, source=f"{COMMAND_LINE}, {text}")
-    try:
-        value = parse(f"value: {written}\n", source=document.source).data["value"]
-    except Refusal:
-        value = written  # a path or a sentence with a colon in it is a word all the same
+    value = _read(written, document.source)
     keys: Path = tuple(int(k) if k.isdigit() else k.replace("-", "_") for k in name.split("."))
     if keys[0] in SHORT and len(keys) == 1:
         keys = (keys[0], SHORT[str(keys[0])])
@@ -130,6 +127,23 @@ def _override(text: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
 
 def _names_methods(text: str) -> bool:
     return text.removeprefix("--").partition("=")[0] in ("method", "method.name")
+
+
+def _methods_named(overrides: Sequence[str]) -> list[str]:
+    """The override that names the methods; several of them as one."""
+    found = [text for text in overrides if _names_methods(text)]
+    if len(found) < 2:
+        return found
+    listed = [_read(text.partition("=")[2], text) for text in found]
+    return [f"method.name={flow([item for one in listed for item in _several(one) or [one]])}"]
+
+
+def _read(written: str, source: str) -> Any:
+    """What an override's value is as YAML; a path or a sentence with a colon in it is a word all the same."""
+    try:
+        return parse(f"value: {written}\n", source=source).data["value"]
+    except Refusal:
+        return written
 
 
 def _several(value: Any) -> list[Any] | None:
@@ -215,10 +229,35 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
         value = before.value if value is None else value  # load_in_4bit: false beside load_in_8bit: true
     elif before is not None and not given.override and not before.override:
         result.problem(given.where(), f"{full} is given twice, the other time as {before.name} at {before.where()}")
+    elif before is not None and given.override and before.override and not inner:
+        added = _added(before.value, value, _type(result, place, index))
+        if added is None:
+            result.problem(given.where(), f"{full} is given twice and takes one value; the other is {before.where()}")
+        value = value if added is None else TOLERATED.get((place.section, place.key), lambda v: v)(added)
     if inner:
         outer = dict(before.value) if before is not None and isinstance(before.value, Mapping) else {}
-        value = {**outer, ".".join(map(str, inner)): value}
+        name = ".".join(map(str, inner))
+        if name in outer and given.override and before is not None and before.override:
+            result.problem(
+                given.where(), f"{full}.{name} is given twice and takes one value; the other is {outer[name]}"
+            )
+        value = {**outer, name: value}
     target[place.key] = Given(value, given.document, given.path, given.name, given.override)
+
+
+def _type(result: Gathered, place: Alias, index: int) -> Any:
+    """The declared type of the key at this place."""
+    options = _options(result, ("method", index)) if place.section == "method" else SECTIONS.get(place.section)
+    return keys_of(options)[place.key].type if options and place.key in keys_of(options) else None
+
+
+def _added(first: Any, second: Any, kind: Any) -> list[Any] | dict[str, Any] | None:
+    """What a key that was given twice on the command line holds in all; None where it takes one value."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping) and not first.keys() & second.keys():
+        return {**first, **second}
+    if not takes_several(kind) or isinstance(first, Mapping) or isinstance(second, Mapping):
+        return None
+    return [item for one in (first, second) for item in (one if isinstance(one, list) else [one])]
 
 
 def _unknown(keys: Path, options: type[Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from halter.data import told
 from halter.run.prepare import Job, Say
 
 
@@ -18,7 +19,9 @@ def describe(job: Job, say: Say) -> None:
         say(f"method: {choice.name} {choice.options}")
     for key, default in recipe.defaults.items():
         say(f"default: {key} = {default.value} ({default.source})")
-    for line in lost_rows(job):
+    for line in told.notes(report.notes, aside=True):
+        say(f"note: {line}")
+    for line in (*told.notes(report.notes, aside=False), *lost_rows(job)):
         say(f"warning: {line}")
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import huggingface_hub
 import torch
 
-from halter import __version__
+from halter import __version__, waiting
 from halter.files.caches import cache_folder
 from halter.files.extras import install
-from halter.numerics import int8_product, nf4_kernels
+from halter.numerics import int8_product, nf4_kernels, threads
 from halter.pretrained.device import choose_device, cpu_has_bf16
 from halter.run.checks_machine import gib, nearest
 from halter.run.estimate import free_bytes
@@ -37,8 +37,9 @@ EXTRAS = {
 }
 """{extra: what it brings}; a test holds it to the extras that the package declares."""
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
-VARIABLES = ("HALTER_CACHE", "HALTER_CACHE_GB", "HALTER_NF4", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS",
-             "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG")  # fmt: skip
+VARIABLES = ("HALTER_", "HF_HOME", "HF_HUB_OFFLINE", "OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_VISIBLE_DEVICES",
+             "CUBLAS_WORKSPACE_CONFIG")  # fmt: skip
+"""Beginnings of the names of variables that matter."""
 
 
 def report() -> dict[str, Any]:
@@ -52,7 +53,7 @@ def report() -> dict[str, Any]:
         "kernels": kernels(),
         "extras": extras(),
         "folders": folders(),
-        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
     }
 
 
@@ -73,10 +74,25 @@ def machine() -> dict[str, Any]:
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "cores_usable": usable,
-        "threads": torch.get_num_threads(),
+        "threads": threads.choose().facts(),
+        "waiting": {"by": waiting.HOW, **{name: os.environ.get(name) for name in waiting.THEIRS}},
         "memory_bytes": total,
         "memory_free_bytes": free_bytes(torch.device("cpu")),
     }
+
+
+def waiting_words(found: dict[str, Any]) -> str:
+    """How threads wait for one another, by whom, and why."""
+    values = ", ".join(f"{name}={value}" for name, value in found.items() if name != "by" and value is not None)
+    if found["by"] == "halter":
+        why = "set by Halter: threads spin a little while and then sleep, so that one without a core costs less"
+        return f"waiting of threads: {values} ({why})"
+    if found["by"] == "user":
+        return f"waiting of threads: {values or 'HALTER_WAITING'} (set by you; Halter changes nothing)"
+    return (
+        "waiting of threads: cannot be set, torch was imported before halter; beside busy programs runs may be many "
+        "times slower (import halter first, or set OMP_WAIT_POLICY=PASSIVE)"
+    )
 
 
 def devices() -> list[dict[str, Any]]:
@@ -158,8 +174,10 @@ def as_text(found: dict[str, Any]) -> str:
     here, kernel = found["machine"], found["kernels"]
     lines = [
         f"halter {found['halter']}, Python {found['python']['version']}, {here['system']}",
-        f"cores: {here['cores']} ({here['cores_usable']} usable, {here['threads']} threads), memory: "
-        f"{gib(here['memory_bytes'])} ({gib(here['memory_free_bytes'])} free)",
+        f"cores: {here['cores']} ({here['cores_usable']} usable), memory: {gib(here['memory_bytes'])} "
+        f"({gib(here['memory_free_bytes'])} free)",
+        threads.Threads(**here["threads"]).words() + "; a run that begins now has as many",
+        waiting_words(here["waiting"]),
         "versions: " + ", ".join(f"{name} {version or 'missing'}" for name, version in found["versions"].items()),
         "devices:",
     ]

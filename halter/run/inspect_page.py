@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from halter.files.reading import visible
+from halter.files.reading import lines_of, visible
 from halter.run.inspect import Inspection, Row, Steps
 
 STYLE = """
@@ -99,7 +99,7 @@ def _row(row: Row) -> str:
         end = "\n" if token.text.endswith("\n") else ""
         spans.append(f'<span class="{names}" title="{title}">{_shown(token.text)}</span>{end}')
     summary = f"{len(row.tokens)} tokens, {row.learnt} learnt, {row.bos} BOS, {row.eos} ends"
-    text = "\n".join(visible(line) for line in row.text.splitlines())
+    text = "\n".join(visible(line) for line in lines_of(row.text))
     return (
         f'<details open><summary><b>{_shown(row.origin)}</b> <span class="dim">{summary}</span></summary>'
         f'<div class="tokens">{"".join(spans)}</div></details>'

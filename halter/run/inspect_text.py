@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from halter.files.reading import visible
+from halter.files.reading import lines_of, visible
 from halter.run.inspect import Inspection, Row, Steps
 
 CONTEXT, LEARNT, CONTROL, LEARNT_CONTROL, HEADING, WARNING, PLAIN = range(7)
@@ -60,7 +60,7 @@ def _rows(found: Inspection, look: Look) -> Iterator[Line]:
             (row.origin, HEADING),
             (f"  {len(row.tokens)} tokens, {row.learnt} learnt, {row.bos} BOS, {row.eos} ends", PLAIN),
         ]
-        for line in row.text.splitlines():
+        for line in lines_of(row.text):
             yield [("  " + visible(line), PLAIN)]
         yield [("  " + "-" * 20, CONTEXT)]
         yield from _tokens(row, look)

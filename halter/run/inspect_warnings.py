@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from halter.data import told
 from halter.run.describe import lost_rows
 from halter.run.prepare import Job
 
@@ -35,4 +36,5 @@ def warnings(job: Job, census: Census) -> list[str]:
         )
     if template is not None and template.asks_date and job.recipe.data.template_date is None:
         found.append("the chat template asks for a date and none is pinned: give data.template_date")
-    return found + lost_rows(job, MANY)
+    notes = job.data.report.notes
+    return found + told.notes(notes, aside=False) + told.notes(notes, aside=True) + lost_rows(job, MANY)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from halter.errors import SHOWN_OFFENDERS as SHOWN
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
@@ -29,7 +31,7 @@ class Keeper:
         tensors, values = self.trainee.state()
         best, watched = self.watch.state()
         named = {"adapter-0": state_of(self.trainee.adapter), "optimizer-0": tensors}
-        values |= {"watch": watched, "spared": self.spared, "base": self.base}
+        values |= {"watch": watched, "spared": self.spared, "base": self.base, "threads": torch.get_num_threads()}
         self.run.save_checkpoint(step, named | ({"best-0": best} if best else {}), values, limit, self.spared)
 
     def stop(self) -> None:

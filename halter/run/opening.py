@@ -18,6 +18,7 @@ from halter.methods import adapter_files, storage
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.storages import STORAGES, Quantize
+from halter.numerics import threads
 from halter.pretrained.device import Offload
 from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_background
 from halter.pretrained.load import Say, load
@@ -46,6 +47,9 @@ class OpenOptions:
     """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
     offload: Offload = "none"
     """layers keeps the base's layers in CPU memory, two of them at a time on the GPU."""
+    threads: int | None = None
+    """CPU threads that compute. Not given: your OMP_NUM_THREADS, else (evaluate) as many as the run was trained with,
+    else as many as other programs leave cores free."""
     allow: tuple[str, ...] = ()
     """Ids of refusals that are waived; the id stands in square brackets at the end: base-differs, tokenizer-differs."""
 
@@ -146,7 +150,7 @@ def _tuned(folder: Path, base: str | None) -> Subject:
 
 _KINDS: dict[str, Any] = {
     "base": dict, "tokenizer": dict, "template": dict, "recipe": dict, "template_source": str, "template_date": str,
-    "quantize": str,
+    "quantize": str, "threads": int,
 }  # fmt: skip
 
 
@@ -166,14 +170,19 @@ def _check_kinds(facts: Mapping[str, Any]) -> None:
         raise TypeError(f"unexpected kinds of values: {', '.join(wrong)}")
 
 
-def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None) -> Opened:
+def open_subject(subject: Subject, say: Say, options: OpenOptions | None = None, as_trained: bool = False) -> Opened:
     """Load base and adapter as ``options`` say, the base held as it was in training where they say nothing.
 
     Weights or a tokenizer that are not the adapter's are refused (``base-differs``, ``tokenizer-differs``), and said
-    where ``options.allow`` waives that. Refusals as of load, load_adapter and find.
+    where ``options.allow`` waives that. From here on torch computes with as many threads as ``options`` say, or in the
+    training where ``as_trained``, or as other programs leave cores free. Refusals as of load, load_adapter and find.
     """
     options = options or OpenOptions()
     Waivers(options.allow)  # refuses what cannot be waived
+    chosen_threads = threads.choose(options.threads, subject.facts.get("threads") if as_trained else None)
+    threads.put(chosen_threads)
+    if chosen_threads.remarkable():
+        say(chosen_threads.words())
     held = options.quantize or subject.facts.get("quantize") or (subject.recipe and subject.recipe.model.quantize)
     storing: Quantize | None = held if held in STORAGES else None  # type: ignore[assignment]
     how = options.dtype, storing, options.device, subject.revision

@@ -15,12 +15,12 @@ import torch
 from halter import recipe as recipes
 from halter.data.example import Example
 from halter.errors import HalterError
-from halter.files.runs import RECIPE, RunFolder
+from halter.files.runs import RECIPE, THREADS, RunFolder
 from halter.methods import warm
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
-from halter.numerics import allocation, denormals
+from halter.numerics import allocation, denormals, threads
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import Recipe
@@ -73,11 +73,21 @@ def train(
         describe(job, say)
         say(recipes.dump(recipe))
         return None
-    with claimed(run, recipe, resume, say) as run:
+    with claimed(run, recipe, resume, say) as run, threads.taken(_threads(job, run, resume)) as chosen:
         say(f"run folder: {run.path}")
         describe(job, say)
+        if chosen.remarkable():
+            say(chosen.words())
+        run.put(THREADS, chosen.facts())
         _whole(job, run, resume, say)
     return run.path
+
+
+def _threads(job: Job, run: RunFolder, resume: bool) -> threads.Threads:
+    """The run's threads; a resumed run of before they were recorded had one for each core."""
+    options = job.recipe.train
+    recorded = run.threads() if resume else None
+    return threads.choose(options.threads, recorded, look=not (options.deterministic or (resume and run.begun)))
 
 
 def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
@@ -223,6 +233,7 @@ def new_adapter(job: Job, model: Decoder, say: Say = lambda _: None) -> Adapter:
         "base": {"name": options.path, "folder": str(job.folder.resolve()), "revision": options.revision},
         "quantize": options.quantize,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
         "tokenizer": {"digest": job.tokenizer.digest},
         "template": None if job.template is None else {"name": job.template.name, "digest": job.template.digest},
         "template_source": None if job.template is None else job.template.source,

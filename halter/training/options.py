@@ -85,7 +85,11 @@ class TrainOptions:
     seed: int = 0
     """Seed of data order, dropout and the adapter's first values."""
     deterministic: bool = False
-    """Only deterministic kernels, slower; an operation that has none is an error."""
+    """Only deterministic kernels, slower; an operation that has none is an error. Where nobody says how many threads,
+    one for each core, whatever the load."""
+    threads: int | None = None
+    """CPU threads that compute; the last bits of a result depend on it. Not given: your OMP_NUM_THREADS, else as many
+    as other programs leave cores free at the start. A run records the number; --resume and evaluate take it again."""
 
     def __post_init__(self) -> None:
         problems = [*self._numbers(), *self._step()]
@@ -102,7 +106,7 @@ class TrainOptions:
     def _numbers(self) -> list[str]:
         positive = ("num_train_epochs", "max_steps", "tokens_per_step", "per_device_train_batch_size", "micro_tokens",
                     "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps",
-                    "early_stopping_patience", "adam_epsilon")  # fmt: skip
+                    "early_stopping_patience", "adam_epsilon", "threads")  # fmt: skip
         not_negative = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
         problems = []
         for names, good, words in (

@@ -15,6 +15,7 @@ from halter.cli import main
 from halter.cli.train import split
 from halter.errors import HalterError, Refusal
 from halter.files import yaml12
+from halter.files.runs import RunFolder
 
 
 def test_help_lists_every_verb_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +168,7 @@ def test_resume_finds_the_recipe_in_the_run_folder(tmp_path: Path, monkeypatch: 
     from halter.recipe import dump, load
 
     recipe = load({"model": "DIR", "data": "F.jsonl", "output_dir": str(tmp_path)}, ["r=3"])
-    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    RunFolder(tmp_path).put("recipe.yaml", dump(recipe))
     seen = []
     monkeypatch.setattr(halter.run, "train", lambda source, overrides, **_: seen.append(load(source, overrides)))
     assert main.run(["train", "--resume", "--output", str(tmp_path)]) == 0

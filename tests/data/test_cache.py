@@ -40,13 +40,13 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The origin of every row that is encoded."""
     seen: list[str] = []
-    real = tokenise.Encoder.example
+    real = tokenise.Encoder.examples
 
     def example(self: Any, meant: Any, origin: str) -> Any:
         seen.append(origin)
         return real(self, meant, origin)
 
-    monkeypatch.setattr(tokenise.Encoder, "example", example)
+    monkeypatch.setattr(tokenise.Encoder, "examples", example)
     return seen
 
 

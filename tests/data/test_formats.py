@@ -17,7 +17,7 @@ from halter.errors import Refusal
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 WEATHER = {"name": "weather", "arguments": {"city": "Rome"}}
-CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": WEATHER}]}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": WEATHER}]}
 TOOL = {"name": "weather", "parameters": {"type": "object"}}
 TOOLS = [{"type": "function", "function": TOOL}]
 
@@ -74,7 +74,10 @@ MEANINGS: list[tuple[str, dict[str, Any], Canonical]] = [
      chat(USER, CALL)),
     ("prompt and completion", {"prompt": "Q", "completion": "A"}, Canonical(prompt="Q", completion="A")),
     ("no prompt", {"prompt": "", "completion": "A"}, Canonical(prompt="", completion="A")),
-    ("prompt and completion in messages", {"prompt": [USER], "completion": [ASSISTANT]}, chat(USER, ASSISTANT)),
+    ("prompt and completion in messages", {"prompt": [USER], "completion": [ASSISTANT]},
+     chat({**USER, "loss": False}, ASSISTANT)),
+    ("openai, reasoning apart", {"messages": [USER, {**ASSISTANT, "reasoning_content": "R"}]},
+     chat(USER, {**ASSISTANT, "content": f"<think>\nR\n</think>\n\n{ASSISTANT['content']}"})),
     ("text", {"text": "T", "url": "x"}, Canonical(text="T")),
     ("tokens", {"input_ids": [1, 2, 3]}, Canonical(tokens=[1, 2, 3])),
     ("tokens with labels", {"input_ids": [1, 2, 3, 0], "labels": [-100, -100, 3, -100],

@@ -39,7 +39,7 @@ def pair(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
 def chat(tokenizer: Tokenizer, name: str, answer: str) -> Example:
     encoder = Encoder(DataOptions(), tokenizer, ChatTemplate.builtin(name))
     said = [("user", "Hi."), ("assistant", "Hello."), ("user", "Is it?"), ("assistant", answer)]
-    return encoder.example(Canonical(messages=[{"role": r, "content": c} for r, c in said]), "chat.jsonl:7")
+    return encoder.examples(Canonical(messages=[{"role": r, "content": c} for r, c in said]), "chat.jsonl:7")[0][0]
 
 
 @pytest.mark.parametrize("kind", ["alpaca", "llama-2", "vicuna", "pair", "pair with a space"])

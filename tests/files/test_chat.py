@@ -13,6 +13,7 @@ import tiny_tokenizers as tiny
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_data import Data
 
 from halter.errors import Refusal
 from halter.files.chat import BUILTIN, ChatTemplate
@@ -42,21 +43,24 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def llama2(shared: Path) -> Tokenizer:
-    return Tokenizer.from_folder(shared / "data/models/llama2_tokenizer")
+def llama2(data: Data) -> Tokenizer:
+    return Tokenizer.from_folder(data.pieces)
 
 
 @pytest.fixture(scope="module")
-def stories(shared: Path) -> Tokenizer:
-    return Tokenizer.from_folder(shared / "data/models/stories260K")
+def stories(data: Data) -> Tokenizer:
+    return Tokenizer.from_folder(data.base)
 
 
 @pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str, Any]:
-    """transformers' tokenizers with the same files."""
-    folder = tiny.llama3(tmp_path_factory.mktemp("peer"))
-    fast = transformers.PreTrainedTokenizerFast.from_pretrained
-    return {"llama3": fast(folder), "chatml": fast(folder), "llama2": fast(shared / "data/models/stories260K")}
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """transformers' tokenizer with the files of ``llama3``."""
+    return transformers.PreTrainedTokenizerFast.from_pretrained(tiny.llama3(tmp_path_factory.mktemp("peer")))
+
+
+@pytest.fixture(scope="module")
+def stories_peer(data: Data) -> Any:
+    return transformers.PreTrainedTokenizerFast.from_pretrained(data.base)
 
 
 def learned(tokenizer: Tokenizer, row: Encoded) -> str:
@@ -89,22 +93,27 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
-def test_ids_equal_transformers(kind: str, peers: dict[str, Any], llama3: Tokenizer, stories: Tokenizer) -> None:
-    template = ChatTemplate.from_source(TEMPLATES[kind])
-    tokenizer = stories if kind == "llama2" else llama3
+@pytest.mark.parametrize("kind", ["llama3", "chatml"])
+def test_ids_equal_transformers(kind: str, peer: Any, llama3: Tokenizer) -> None:
+    ids_equal(TEMPLATES[kind], peer, llama3)
+
+
+def test_ids_equal_transformers_with_a_sentencepiece_tokenizer(stories_peer: Any, stories: Tokenizer) -> None:
+    ids_equal(TEMPLATES["llama2"], stories_peer, stories)
+
+
+def ids_equal(source: str, peer: Any, tokenizer: Tokenizer) -> None:
+    template = ChatTemplate.from_source(source)
     bos = tokenizer.bos_id
 
     @settings(max_examples=60, deadline=None)
     @given(messages=st.sampled_from(SHAPES).flatmap(chats), prompt=st.booleans())
     def check(messages: Messages, prompt: bool) -> None:
         row = template.encode(tokenizer, messages, add_generation_prompt=prompt)
-        theirs = peers[kind].apply_chat_template(
-            messages, chat_template=TEMPLATES[kind], add_generation_prompt=prompt, return_dict=False
+        theirs = peer.apply_chat_template(
+            messages, chat_template=source, add_generation_prompt=prompt, return_dict=False
         )
-        text = peers[kind].apply_chat_template(
-            messages, chat_template=TEMPLATES[kind], add_generation_prompt=prompt, tokenize=False
-        )
+        text = peer.apply_chat_template(messages, chat_template=source, add_generation_prompt=prompt, tokenize=False)
         if theirs[:1] != [bos]:
             theirs, text = [bos, *theirs], tokenizer.token(bos or 0) + text
         assert row.text == text
@@ -121,7 +130,7 @@ def test_ids_equal_transformers(kind: str, peers: dict[str, Any], llama3: Tokeni
     check()
 
 
-def test_an_answer_is_a_token_boundary_where_transformers_merges(llama3: Tokenizer, peers: dict[str, Any]) -> None:
+def test_an_answer_is_a_token_boundary_where_transformers_merges(llama3: Tokenizer, peer: Any) -> None:
     source = (
         "{{ bos_token }}{% for m in messages %}{{ 'Onc' if m.role == 'assistant' }}{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}Onc{% endif %}"
@@ -130,11 +139,11 @@ def test_an_answer_is_a_token_boundary_where_transformers_merges(llama3: Tokeniz
     chat = [{"role": "user", "content": "a "}, {"role": "assistant", "content": "e upon"}]
     row = template.encode(llama3, chat)
     prompt = template.encode(llama3, chat[:1], add_generation_prompt=True).tokens
-    theirs = peers["llama3"].apply_chat_template(chat, chat_template=source, return_dict=False)
+    theirs = peer.apply_chat_template(chat, chat_template=source, return_dict=False)
     assert row.tokens == [*prompt, *llama3.encode("e upon"), llama3.eos_id]
     assert row.supervised == [False] * len(prompt) + [True] * (len(row.tokens) - len(prompt))
     assert row.tokens[:-1] != theirs
-    assert llama3.decode(row.tokens[:-1]) == peers["llama3"].decode(theirs, skip_special_tokens=True)
+    assert llama3.decode(row.tokens[:-1]) == peer.decode(theirs, skip_special_tokens=True)
 
 
 # Built-in templates, letter by letter (facts: lineage 5.4)
@@ -190,10 +199,10 @@ def test_the_words_of_built_in_templates(name: str, messages: Messages, text: st
     assert any(row.supervised) == (len(parts) > 1)
 
 
-def test_llama2_is_encoded_turn_by_turn_as_meta_does(llama2: Tokenizer, shared: Path) -> None:
+def test_llama2_is_encoded_turn_by_turn_as_meta_does(llama2: Tokenizer, data: Data) -> None:
     import sentencepiece
 
-    meta = sentencepiece.SentencePieceProcessor(model_file=str(shared / "data/models/llama2_tokenizer/tokenizer.model"))
+    meta = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces / "tokenizer.model"))
     system = "<<SYS>>\nBe kind.\n<</SYS>>\n\n"
     first = [1, *meta.encode(f"[INST] {system}Once upon a time? [/INST] There was a girl. "), 2]
     second = [1, *meta.encode("[INST] And then? [/INST] She played. "), 2]
@@ -215,10 +224,10 @@ def test_llama3_has_metas_sequence(llama3: Tokenizer) -> None:
     assert asked.tokens == row.tokens[: len(asked.tokens)] and asked.text.endswith(f"assistant{tiny.HEAD_END}\n\n")
 
 
-def test_alpaca_rows_of_the_mark(stories: Tokenizer, peers: dict[str, Any], shared: Path) -> None:
-    """BOS once, prompt and response tokenised apart, EOS at the end: the rows on which 1.823 was measured."""
-    template, peer = ChatTemplate.builtin("alpaca"), peers["llama2"]
-    lines = (shared / "data/instruct/tinystories_instruct_test.jsonl").read_text().splitlines()
+def test_alpaca_rows_of_the_mark(stories: Tokenizer, stories_peer: Any, data: Data) -> None:
+    """BOS once, prompt and response tokenised apart, EOS at the end: the real rows are those of 1.823."""
+    template, peer = ChatTemplate.builtin("alpaca"), stories_peer
+    lines = data.test.read_text("utf-8").splitlines()
     counted = 0
     for line in map(json.loads, lines):
         user = {"role": "user", "content": line["instruction"], "input": line["input"]}
@@ -231,7 +240,7 @@ def test_alpaca_rows_of_the_mark(stories: Tokenizer, peers: dict[str, Any], shar
         assert row.tokens == head + tail
         assert row.supervised == [False] * len(head) + [True] * len(tail)
         counted += max(0, min(512, len(row.tokens)) - len(head))
-    assert (len(lines), counted) == (150, 46_617)
+    assert (len(lines), counted) == (150, {"real": 46_617, "own": 41_939}[data.name])
 
 
 # Exactly one BOS
@@ -383,7 +392,7 @@ HERMES = (
 )
 
 
-def test_tool_calls_are_learned_and_results_are_not(llama3: Tokenizer, peers: dict[str, Any]) -> None:
+def test_tool_calls_are_learned_and_results_are_not(llama3: Tokenizer, peer: Any) -> None:
     row = ChatTemplate.builtin("llama-3").encode(llama3, TOOL_CHAT, tools=TOOLS)
     call = '{"name": "get_weather", "parameters": {"city": "Zürich", "days": [1, 2]}}'
     assert learned(llama3, row) == f"{call}<|eot_id|> | Nice.<|eot_id|>"
@@ -393,7 +402,7 @@ def test_tool_calls_are_learned_and_results_are_not(llama3: Tokenizer, peers: di
     assert learned(llama3, hermes) == f"<tool_call>\n{arguments}\n</tool_call><|im_end|> | Nice.<|im_end|>"
     objects = json.loads(json.dumps(TOOL_CHAT))
     objects[1]["tool_calls"][0]["function"]["arguments"] = json.loads(CALL["function"]["arguments"])  # type: ignore[index]
-    theirs = peers["llama3"].apply_chat_template(objects, tools=TOOLS, chat_template=HERMES, return_dict=False)
+    theirs = peer.apply_chat_template(objects, tools=TOOLS, chat_template=HERMES, return_dict=False)
     assert hermes.tokens == [llama3.bos_id, *theirs]
 
 
@@ -465,8 +474,8 @@ def test_generation_blocks_are_only_blocks(llama3: Tokenizer) -> None:
 # Prompt and completion, plain text
 
 
-def test_pairs_and_texts(stories: Tokenizer, llama3: Tokenizer, peers: dict[str, Any]) -> None:
-    peer = peers["llama2"]
+def test_pairs_and_texts(stories: Tokenizer, llama3: Tokenizer, stories_peer: Any) -> None:
+    peer = stories_peer
     row = encode_pair(stories, "Tell:\n", "Once <s> upon")
     head, tail = peer("Tell:\n", add_special_tokens=False).input_ids, stories.encode("Once <s> upon")
     assert row.tokens == [1, *head, *tail, 2] and 1 not in tail
@@ -500,7 +509,7 @@ def test_templates_of_a_folder(tmp_path: Path) -> None:
     assert Tokenizer.from_folder(tiny.llama3(tmp_path / "b", None)).chat_template is None
 
 
-def test_the_date_is_pinned_and_recorded(llama3: Tokenizer, peers: dict[str, Any]) -> None:
+def test_the_date_is_pinned_and_recorded(llama3: Tokenizer, peer: Any) -> None:
     source = (
         "{{ bos_token }}{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}"
         "{% else %}{% set day = '26 Jul 2024' %}{% endif %}{{ day }} {{ messages[0].content }}"
@@ -514,7 +523,7 @@ def test_the_date_is_pinned_and_recorded(llama3: Tokenizer, peers: dict[str, Any
     )
     assert ChatTemplate.builtin("llama-3").encode(llama3, chat, date="2025-02-03").date is None
     today = time.strftime("%Y-%m-%d")
-    assert template.encode(llama3, chat, date=today).tokens == peers["llama3"].apply_chat_template(
+    assert template.encode(llama3, chat, date=today).tokens == peer.apply_chat_template(
         chat, chat_template=source, return_dict=False
     )
     bare = ChatTemplate.from_source("{{ strftime_now('%Y') }}{{ messages[0].content }}")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from own_data import GOLDEN, Data, Own
 from safetensors.torch import load_file
 
 from halter.errors import HalterError, Refusal
@@ -22,11 +23,13 @@ from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 
-ONCE = (
+REFERENCE = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
     "big, red ball. She wanted to play with it, but it was too high.\nLily's mom said, \"Lily, let's go to the park.\" "
     "Lily was sad and didn't know what to do. She said, \"I want to play with your ball, but I can't find it.\""
 )
+"""llama2.c's own test expects these words of stories260K."""
+ONCE = {"real": REFERENCE, "own": read_json(GOLDEN / "greedy.json")["text"]}
 PROMPTS = [
     "Once upon a time",
     "Tom had a dog. The dog was",
@@ -36,8 +39,7 @@ PROMPTS = [
 ]
 
 
-def real(shared: Path, name: str) -> tuple[Decoder, Tokenizer]:
-    folder = shared / "data/models" / name
+def opened(folder: Path) -> tuple[Decoder, Tokenizer]:
     model = Decoder(ModelConfig.from_hf(read_json(folder / "config.json")))
     for tensor, value in load_file(folder / "model.safetensors").items():
         if tensor in model.expected():
@@ -46,8 +48,14 @@ def real(shared: Path, name: str) -> tuple[Decoder, Tokenizer]:
 
 
 @pytest.fixture(scope="module")
-def stories(shared: Path) -> tuple[Decoder, Tokenizer]:
-    return real(shared, "stories260K")
+def stories(own: Own) -> tuple[Decoder, Tokenizer]:
+    return opened(own.base)
+
+
+@pytest.fixture(scope="module")
+def each(data: Data) -> tuple[Decoder, Tokenizer]:
+    """Our model that tells stories, and Karpathy's where the shared data is."""
+    return opened(data.base)
 
 
 def theirs(peer: Any, tokens: list[int], count: int) -> list[int]:
@@ -58,12 +66,12 @@ def theirs(peer: Any, tokens: list[int], count: int) -> list[int]:
     return new[:-1] if new and new[-1] == peer.generation_config.eos_token_id else new
 
 
-@pytest.mark.parametrize("name", ["stories260K", "babyllama-105"])
-def test_greedy_is_that_of_transformers_on_real_models(shared: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["base", "letters"])
+def test_greedy_is_that_of_transformers_on_models_that_learned(data: Data, name: str) -> None:
     import transformers
 
-    model, tokenizer = real(shared, name)
-    folder = shared / "data/models" / name
+    folder = getattr(data, name)
+    model, tokenizer = opened(folder)
     peer = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     answers = generate(model, tokenizer, PROMPTS, max_new_tokens=96)
@@ -83,18 +91,19 @@ def test_greedy_is_that_of_transformers_on_random_models(kv_heads: int, stories:
     assert [list(a.tokens) for a in answers] == [theirs(peer, p, 64) for p in prompts]
 
 
-def test_reference_text(stories: tuple[Decoder, Tokenizer]) -> None:
-    answer = generate(*stories, "Once upon a time", max_new_tokens=500)[0]
-    assert ("Once upon a time" + answer.text)[: len(ONCE)] == ONCE
+def test_reference_text(data: Data, each: tuple[Decoder, Tokenizer]) -> None:
+    answer = generate(*each, "Once upon a time", max_new_tokens=500)[0]
+    once = ONCE[data.name]
+    assert ("Once upon a time" + answer.text)[: len(once)] == once
 
 
 SAMPLING: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "top_k": 40, "repetition_penalty": 1.1, "seed": 7}
 
 
 @pytest.mark.parametrize("options", [{}, SAMPLING], ids=["greedy", "sampled"])
-def test_any_batching_gives_the_same_answers(stories: tuple[Decoder, Tokenizer], options: dict[str, Any]) -> None:
-    together = generate(*stories, PROMPTS, max_new_tokens=40, **options)
-    model, tokenizer = stories
+def test_any_batching_gives_the_same_answers(each: tuple[Decoder, Tokenizer], options: dict[str, Any]) -> None:
+    together = generate(*each, PROMPTS, max_new_tokens=40, **options)
+    model, tokenizer = each
     for max_rows in (1, 2):
         assert generate(model, tokenizer, PROMPTS, max_new_tokens=40, max_rows=max_rows, **options) == together
     encoded = [EncodedPrompt(a.prompt_tokens, True) for a in together]
@@ -133,7 +142,7 @@ def test_the_cache_grows_with_the_answers(stories: tuple[Decoder, Tokenizer], mo
     capacities: list[int] = []
     grow = Cache.grow
     monkeypatch.setattr(Cache, "grow", lambda cache, n: (capacities.append(n), grow(cache, n))[1])
-    generate(*stories, "The", max_new_tokens=60, ignore_stop_ids=True)
+    generate(*stories, [1, 20], max_new_tokens=60, ignore_stop_ids=True)
     assert capacities == [10, 20, 40, 61]  # from 2 + 3 tokens by doubling to 2 + 60 - 1, which is all that is needed
 
 
@@ -146,13 +155,13 @@ def test_a_seed_gives_one_answer_and_another_seed_another(stories: tuple[Decoder
     assert first[0] != first[1]  # equal prompts, but the rows draw apart
 
 
-def test_repetition_penalty_as_transformers_has_it(shared: Path, stories: tuple[Decoder, Tokenizer]) -> None:
+def test_repetition_penalty_as_transformers_has_it(data: Data, each: tuple[Decoder, Tokenizer]) -> None:
     import transformers
 
-    peer = transformers.LlamaForCausalLM.from_pretrained(shared / "data/models/stories260K").eval()
+    peer = transformers.LlamaForCausalLM.from_pretrained(data.base).eval()
     peer.generation_config.repetition_penalty = 1.3
     for prompt in ("Once upon a time", "Lily and Tom and Lily and Tom and Lily and"):  # the second repeats itself
-        answer = generate(*stories, prompt, max_new_tokens=40, repetition_penalty=1.3)[0]
+        answer = generate(*each, prompt, max_new_tokens=40, repetition_penalty=1.3)[0]
         assert list(answer.tokens) == theirs(peer, list(answer.prompt_tokens), 40)
 
 
@@ -191,10 +200,12 @@ def test_an_adapter_speaks_as_the_decoder_with_it_does(stories: tuple[Decoder, T
         assert answer.tokens == tuple(best[2:-1].tolist()) and len(answer.tokens) == 24
 
 
-def test_stop_strings_end_text_wherever_tokens_end(stories: tuple[Decoder, Tokenizer]) -> None:
-    whole = generate(*stories, "Once upon a time", max_new_tokens=60)[0].text
-    for stop in ("ily. She lo", "park", ".", "named L", "\n"):
-        answer = generate(*stories, "Once upon a time", max_new_tokens=200, stop=["never so", stop])[0]
+def test_stop_strings_end_text_wherever_tokens_end(data: Data, each: tuple[Decoder, Tokenizer]) -> None:
+    whole = generate(*each, "Once upon a time", max_new_tokens=60)[0].text
+    parts = {"real": ("ily. She lo", "park", "named L"), "own": ("lvel. She li", "market", "named N")}[data.name]
+    assert all(part in whole for part in parts)
+    for stop in (*parts, ".", "\n"):
+        answer = generate(*each, "Once upon a time", max_new_tokens=200, stop=["never so", stop])[0]
         assert answer.finish_reason == "stop" and answer.stop == stop
         assert stop not in answer.text
         if stop in whole:

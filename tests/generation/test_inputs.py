@@ -48,6 +48,9 @@ def test_lines_of_a_text_file(tmp_path: Path) -> None:
         ("1", "Once upon"),
         ("3", "The dog"),
     ]
+    strange = ["a\u2028b", "c\x0cd \x85 e \x1c \u2029 \v f"]
+    file.write_bytes("\r\n".join([*strange, ""]).encode())
+    assert [a.prompt for a in read_prompts(str(file))] == strange  # a line ends with a line feed and nothing else
     file.write_text("\n", "utf-8")
     with pytest.raises(Refusal) as refusal:
         read_prompts(str(file))

@@ -33,7 +33,8 @@ def test_codes_and_scales_are_bitsandbytes(dtype, size):
     data = int8.quantise(weight)
     assert torch.equal(data.codes, codes) and torch.equal(data.absmax, scales)
     theirs = functional.int8_vectorwise_dequant(codes, scales)
-    torch.testing.assert_close(int8.dequantise(data, torch.float32), theirs, rtol=3e-7, atol=0)
+    # Each is three roundings from code * absmax / 127: of 1 / 127 or of the quotient, of the scale, of the product.
+    bounds.assert_within(int8.dequantise(data, torch.float32), theirs, 6 * bounds.rounded(theirs, torch.float32))
     assert data.nbytes == codes.numel() + 4 * size[0]
 
 
@@ -47,8 +48,10 @@ def test_every_value_is_within_half_a_step_of_its_code(out, width, seed, chunk):
         dense = int8.dequantise(data, torch.float64)
     finally:
         int8._CHUNK = before
-    torch.testing.assert_close(dense, exact(data), rtol=1e-7, atol=0)
-    assert bool(((weight.double() - dense).abs() <= data.absmax.double()[:, None] / 127 * 0.50001).all())
+    bounds.assert_within(dense, exact(data), bounds.rounded(exact(data), torch.float32))  # of the scale, which is one
+    # Of codes up to 127 the quotient by the scale is rounded twice before it becomes a whole number.
+    half_a_step = (0.5 + 127 * 3 * bounds.unit(torch.float32)) / 127
+    assert bool(((weight.double() - dense).abs() <= data.absmax.double()[:, None] * half_a_step).all())
     index = torch.arange(out).flip(0)[: out // 2 + 1]
     assert torch.equal(int8.rows(data, index, torch.float64), dense[index])
 
@@ -82,8 +85,12 @@ def test_product_and_gradient_are_the_dense_ones(out, width, rows, piece, bias):
         int8_product.PIECE_BYTES = before
     dense = exact(data)
     want = (x.detach()[:, None] * dense).sum(-1) + (0 if b is None else b)
-    torch.testing.assert_close(y.detach(), want, rtol=1e-6, atol=1e-6)  # the scale is float32
-    torch.testing.assert_close(dx, (grad[:, :, None] * dense).sum(1), rtol=1e-6, atol=1e-6)
+    if rows:  # the scale is float32, all else float64
+        scale = bounds.unit(torch.float32) * (x.detach().abs() @ dense.abs().t())
+        bounds.assert_within(y, want, scale + bounds.product(x, dense, torch.float64, bias=b))
+        scale = bounds.unit(torch.float32) * (grad.abs() @ dense.abs())
+        off = scale + bounds.product(grad, dense.t(), torch.float64)
+        bounds.assert_within(dx, (grad[:, :, None] * dense).sum(1), off)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 17, 300])
@@ -109,8 +116,9 @@ def test_it_is_as_near_the_exact_product_as_the_dtype_allows(rows, dtype, width)
 
 def test_large_values_in_half_precision_do_not_overflow():
     data = int8.quantise(torch.full((2, 4096), 0.01))
-    y = int8_product.product(torch.full((3, 4096), 100.0, dtype=torch.float16), data)
-    torch.testing.assert_close(y, torch.full((3, 2), 4096.0, dtype=torch.float16), rtol=2e-3, atol=0)
+    x = torch.full((3, 4096), 100.0, dtype=torch.float16)
+    y, dense = int8_product.product(x, data), exact(data)
+    bounds.assert_within(y, x.double() @ dense.t(), bounds.product(x, dense, torch.float16, weights=1))
 
 
 def test_gradient_by_finite_differences_twice():
@@ -160,7 +168,9 @@ def test_torchs_own_product_for_few_rows_is_the_same_product(rows, monkeypatch):
     few = int8_product.product(x, data)
     assert calls
     monkeypatch.setattr(int8_product, "quick", lambda *_: False)
-    torch.testing.assert_close(few, int8_product.product(x, data), rtol=0.02, atol=0.02)
+    many, dense = int8_product.product(x, data), exact(data)
+    for y in (few, many):  # each rounds the sum of codes, and again by its scale
+        bounds.assert_within(y, x.double() @ dense.t(), bounds.product(x, dense, torch.bfloat16, roundings=2))
     assert len(calls) == 1
 
 

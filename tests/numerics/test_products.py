@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bounds
 import pytest
 import torch
 
@@ -19,9 +20,8 @@ def test_one_row_or_many(dtype, shape, biased, tiles, monkeypatch):
     x, w, b = (torch.randn(s, generator=g).to(dtype) for s in (shape, (130, 96), (130,)))
     y = linear(x, w, b if biased else None)
     want = x.double() @ w.double().t() + (b.double() if biased else 0)
-    bound = {torch.float32: 2e-5, torch.bfloat16: 0.15, torch.float64: 1e-12}[dtype]  # of numbers up to some 30
     assert y.shape == (*shape[:-1], 130) and y.dtype == dtype
-    torch.testing.assert_close(y.double(), want, rtol=0, atol=bound)
+    bounds.assert_within(y, want, bounds.product(x, w, dtype, bias=b if biased else None))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 32])
@@ -29,8 +29,7 @@ def test_a_few_rows_of_bf16_are_rounded_once(rows, monkeypatch):
     monkeypatch.setattr(products, "tiles", lambda: True)
     g = torch.Generator().manual_seed(1)
     x, w = torch.randn(rows, 512, generator=g).bfloat16(), torch.randn(300, 512, generator=g).bfloat16()
-    want = (x.double() @ w.double().t()).bfloat16()
-    assert float((linear(x, w) != want).double().mean()) < 0.01
+    bounds.assert_within(linear(x, w), x.double() @ w.double().t(), bounds.product(x, w, torch.bfloat16, roundings=1))
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -39,5 +38,6 @@ def test_a_gradient_asked_for_is_given(rows, monkeypatch):
     x = torch.randn(rows, 64).bfloat16().requires_grad_()
     w = torch.randn(32, 64).bfloat16().requires_grad_()
     dx, dw = torch.autograd.grad(linear(x, w).float().sum(), (x, w))
-    torch.testing.assert_close(dx.float(), w.float().sum(0).expand(rows, -1), rtol=0.01, atol=0.1)
-    torch.testing.assert_close(dw.float(), x.float().sum(0).expand(32, -1), rtol=0.01, atol=0.1)
+    ones = torch.ones(rows, 32, dtype=torch.float64)  # the gradient of the sum
+    bounds.assert_within(dx, ones @ w.double(), bounds.product(ones, w.t(), torch.bfloat16))
+    bounds.assert_within(dw, ones.t() @ x.double(), bounds.product(ones.t(), x.t(), torch.bfloat16))

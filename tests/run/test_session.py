@@ -18,17 +18,16 @@ from halter.pretrained.load import load_model
 
 
 @pytest.fixture
-def recipe(shared, tmp_path):
-    """A recipe of four small steps on stories260K; keys are changed by dotted name."""
-    data = shared / "data"
+def recipe(heavy_data, tmp_path):
+    """A recipe of four small steps on a base that tells stories; keys are changed by dotted name."""
 
     def make(name="run", **changes):
         base = {
-            "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+            "model": {"path": str(heavy_data.base), "device": "cpu"},
             "method": {"name": "lora", "r": 2, "alpha": 4},
             "data": {
-                "train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#24",
-                "validation": str(data / "instruct" / "tinystories_instruct_test.jsonl") + "#4",
+                "train": f"{heavy_data.train}#24",
+                "validation": f"{heavy_data.test}#4",
                 "template": "alpaca", "max_length": 320, "on_long": "cut",
             },
             "train": {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2, "save_steps": 2},
@@ -121,11 +120,11 @@ def test_dry_run_shows_and_writes_nothing(recipe):
     assert not (RunFolder(recipe()["output_dir"]).path).exists()
 
 
-def test_qlora_in_one_word(recipe, shared):
+def test_qlora_in_one_word(recipe, heavy_data):
     run, said = quiet(recipe(method={"name": "qlora", "r": 4}))
     facts = json.loads((run / "adapter" / "halter.json").read_text())
     assert facts["quantize"] == "nf4" and "paged_adamw_32bit" in said
-    small = load_model(shared / "data" / "models" / "stories260K", "float32", "nf4")
+    small = load_model(heavy_data.base, "float32", "nf4")
     adapter = load_adapter(run / "adapter", small)
     tokens = torch.arange(20)[None]
     with torch.no_grad():
@@ -207,7 +206,7 @@ def test_a_run_that_only_gets_worse_ends_as_it_began(recipe):
     assert all(not t.any() for n, t in tensors(run).items() if "lora_B" in n)
 
 
-def test_the_checkpoint_before_a_spike_is_kept_and_named(recipe, monkeypatch, capsys):
+def test_the_checkpoint_before_a_spike_is_kept_and_named(recipe, heavy_data, monkeypatch, capsys):
     from halter.training import loop
 
     gather = loop.gather
@@ -222,9 +221,7 @@ def test_the_checkpoint_before_a_spike_is_kept_and_named(recipe, monkeypatch, ca
     run, _ = quiet(recipe(train__max_steps=20, train__save_steps=4, train__save_total_limit=1))
     assert [step for step, _ in RunFolder(run).checkpoints()] == [12, 20]
     said = next(line for line in capsys.readouterr().err.splitlines() if "leapt" in line)
-    assert (
-        "step 13:" in said and "checkpoint of step 12 is kept" in said and "tinystories_instruct_train.jsonl:" in said
-    )
+    assert "step 13:" in said and "checkpoint of step 12 is kept" in said and f"{heavy_data.train.name}:" in said
     alarm = next(line for line in lines(run) if "alarm" in line)
     assert alarm["step"] == 13 and len(alarm["rows"]) == 4 == len(alarm["rows_before"])
     assert RunFolder(run).load_checkpoint(RunFolder(run).checkpoints()[-1][1]).state["spared"] == [12]
@@ -314,12 +311,12 @@ def test_activation_checkpointing_changes_nothing(recipe):
     assert all(torch.equal(v, tensors(on)[k]) for k, v in tensors(off).items())
 
 
-def test_peft_reads_the_result(recipe, shared):
+def test_peft_reads_the_result(recipe, heavy_data):
     peft = pytest.importorskip("peft")
     import transformers
 
     run, _ = quiet(recipe())
-    folder = shared / "data" / "models" / "stories260K"
+    folder = heavy_data.base
     theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(folder), run / "adapter")
     model, _ = halter.load(folder)
     tokens = torch.randint(0, 512, (1, 60), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,36 @@
+"""What can be said of a command's words before it runs: flags given twice that take one value, values left empty."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from halter.errors import Refusal
+
+PLACES = frozenset({"output", "html", "model", "adapter", "input", "file", "folder", "data"})
+"""Parameters that name something; an empty word, as of a shell variable that is not set, names nothing."""
+
+
+def refuse_misgiven(command: Any, arguments: list[str]) -> None:
+    """Refusal ``usage`` for the words of one command, typer's; wrong flags are left to typer itself.
+
+    A flag that takes several values adds up; one that takes a single value is refused when it comes again, since
+    nobody can tell which one was meant.
+    """
+    try:
+        context = command.make_context(command.name or "", [], resilient_parsing=True)
+        values, _, order = command.make_parser(context).parse_args(list(arguments))
+    except Exception:  # whatever typer says of the words, it says when it reads them
+        return
+    single = [o.opts[-1] for o in order if o.param_type_name == "option" and not (o.multiple or o.is_flag)]
+    again = [flag for flag, count in Counter(single).items() if count > 1]
+    if again:
+        raise Refusal("usage", "this flag takes one value and is given more than once", offenders=again,
+                      fix="keep one of them")  # fmt: skip
+    empty = [name for name, value in values.items() if name in PLACES and "" in (value, *_listed(value))]
+    if empty:
+        raise Refusal("usage", "the value is empty", where=empty[0], fix="name a file or a folder; . is this folder")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []

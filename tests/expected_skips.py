@@ -1,0 +1,61 @@
+"""Which tests may be skipped, why, and the line that tells it.
+
+With CI set (to anything but 0 or false) a skip for another reason is a failure that names the test: nothing that
+should be tested can go missing unseen. A machine without a GPU, a package without a wheel: those are told below.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+NO_SHARED = "no shared data (HALTER_SHARED)"
+EXPECTED = (
+    # What this machine is not.
+    r"needs a GPU",
+    r"needs Linux's /proc to know the file of a descriptor",
+    r"reads Linux's /proc",
+    r"memory is read from /proc",
+    r"processes are forked",
+    r"forks",
+    r"this C library is not glibc",
+    r"no packed product on this machine.*",
+    r"torch has no product of bf16 with 8-bit codes on this machine",
+    # A pair of parameters that means nothing.
+    r"of the CPU",
+    r"this kernel has no float32 on CUDA",
+    r"torch makes all states before it moves anything",
+    # Extras that make test does not install, and packages that have no wheel everywhere.
+    r"lm-eval is not installed \(extra eval\)",
+    r"could not import 'bitsandbytes.*",
+    r"no Chromium.*",
+    # An sdist, or a tree that was copied.
+    r"no git checkout to take the package's files from",
+)
+"""Whole reasons, as patterns. Keep it short."""
+
+
+def reason_of(longrepr: object) -> str:
+    """pytest's (file, line, "Skipped: why") as why."""
+    told = str(longrepr[2]) if isinstance(longrepr, tuple) else str(longrepr)
+    return told.removeprefix("Skipped: ")
+
+
+def strict() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def may(reason: str, shared_is_there: bool) -> bool:
+    """Whether a test may be skipped for this reason here."""
+    if reason == NO_SHARED:
+        return not shared_is_there
+    return any(re.fullmatch(pattern, reason) for pattern in EXPECTED)
+
+
+def line(reasons: Iterable[str]) -> str:
+    """All skips in one line, grouped by reason, the commonest first."""
+    counted = Counter(" ".join(reason.split()) for reason in reasons)
+    told = ", ".join(f"{count} {reason}" for reason, count in sorted(counted.items(), key=lambda x: (-x[1], x[0])))
+    return f"skipped: {counted.total()}" + (f" ({told})" if counted else "")
