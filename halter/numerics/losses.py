@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,31 +25,50 @@ def even_rows(count: int, most: int) -> int:
     return -(-count // max(1, -(-count // most)))
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What M tokens should have been followed by: ``targets`` int64 [M], ``weights`` float32 [M] of their losses, and
+    ``smoothing`` float32 [M] or None, the share of the label that all V tokens have evenly (Szegedy et al., arXiv
+    1512.00567, section 7): loss = (1 - s) (-log p_target) + s mean over V of (-log p)."""
+
+    targets: Tensor
+    weights: Tensor
+    smoothing: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def part(self, start: int, end: int) -> Wanted:
+        """Those of tokens start .. end."""
+        smoothing = None if self.smoothing is None else self.smoothing[start:end]
+        return Wanted(self.targets[start:end], self.weights[start:end], smoothing)
+
+
 class _HeadLoss(torch.autograd.Function):
     """The gradient is made in the forward pass, where each chunk's logits are at hand; backward only scales it."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, project: Project, targets: Tensor, weights: Tensor, rows: int, hidden: Tensor, *tensors: Tensor
+        ctx: Any, project: Project, wanted: Wanted, rows: int, hidden: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         needs = [hidden.requires_grad, *(t.requires_grad for t in tensors)]
         d_hidden = torch.zeros_like(hidden) if needs[0] else None
         pairs = list(zip(tensors, needs[1:], strict=True))
         d_tensors = [torch.zeros_like(t, dtype=_wide(t)) if need else None for t, need in pairs]
         leaves = [t.detach().requires_grad_(need) for t, need in pairs]
-        losses = torch.empty(targets.shape, dtype=_wide(hidden), device=hidden.device)
-        for start in range(0, len(targets), max(1, rows)):
-            end = min(start + rows, len(targets))
+        losses = torch.empty(len(wanted), dtype=_wide(hidden), device=hidden.device)
+        for start in range(0, len(wanted), max(1, rows)):
+            end = min(start + rows, len(wanted))
             piece = hidden[start:end].detach().requires_grad_(needs[0])
             with torch.enable_grad():
                 logits = project(piece, start, end, leaves)
             d_logits = torch.empty_like(logits)
-            losses[start:end] = _cross_entropy(logits.detach(), targets[start:end], weights[start:end], d_logits)
-            wanted = [t for t in (piece, *leaves) if t.requires_grad]
-            if not wanted:
+            losses[start:end] = _cross_entropy(logits.detach(), wanted.part(start, end), d_logits)
+            asked = [t for t in (piece, *leaves) if t.requires_grad]
+            if not asked:
                 continue
             # Of several adapters at the head, one may have no token in this chunk.
-            grads = iter(torch.autograd.grad(logits, wanted, d_logits, allow_unused=True))
+            grads = iter(torch.autograd.grad(logits, asked, d_logits, allow_unused=True))
             if d_hidden is not None:
                 d_hidden[start:end] = next(grads)
             for total in d_tensors:
@@ -57,13 +77,13 @@ class _HeadLoss(torch.autograd.Function):
         made = zip(d_tensors, tensors, strict=True)
         ctx.gradients = d_hidden, [None if d is None else d.to(t.dtype) for d, t in made]
         ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        return (losses * wanted.weights).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         d_hidden, d_tensors = ctx.gradients
         scaled = (None if d is None else d * grad.to(d.dtype) for d in (d_hidden, *d_tensors))
-        return None, None, None, None, *scaled
+        return None, None, None, *scaled
 
 
 class _MatrixHeadLoss(torch.autograd.Function):
@@ -72,18 +92,18 @@ class _MatrixHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, targets: Tensor, weights: Tensor, rows: int, hidden: Tensor, weight: Tensor
+        ctx: Any, wanted: Wanted, rows: int, hidden: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         d_weight = torch.zeros_like(weight) if weight.requires_grad else None
-        several = d_weight is not None and rows < len(targets)  # which are summed in float32, then rounded once
+        several = d_weight is not None and rows < len(wanted)  # which are summed in float32, then rounded once
         total = torch.zeros_like(weight, dtype=_wide(weight)) if several else None
-        losses = torch.empty(targets.shape, dtype=_wide(hidden), device=hidden.device)
-        buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
-        for start in range(0, len(targets), max(1, rows)):
-            end = min(start + rows, len(targets))
+        losses = torch.empty(len(wanted), dtype=_wide(hidden), device=hidden.device)
+        buffer = hidden.new_empty(min(rows, len(wanted)), len(weight))
+        for start in range(0, len(wanted), max(1, rows)):
+            end = min(start + rows, len(wanted))
             logits = torch.mm(hidden[start:end], weight.t(), out=buffer[: end - start])
-            losses[start:end] = _cross_entropy(logits, targets[start:end], weights[start:end], logits)
+            losses[start:end] = _cross_entropy(logits, wanted.part(start, end), logits)
             if d_hidden is not None:
                 torch.mm(logits, weight, out=d_hidden[start:end])
             if d_weight is not None:
@@ -94,22 +114,22 @@ class _MatrixHeadLoss(torch.autograd.Function):
             d_weight.copy_(total)
         ctx.d_hidden, ctx.d_weight = d_hidden, [] if d_weight is None else [d_weight]
         ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        return (losses * wanted.weights).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         d_hidden = None if ctx.d_hidden is None else ctx.d_hidden * grad.to(ctx.d_hidden.dtype)
-        if not ctx.needs_input_grad[4]:
-            return None, None, None, d_hidden, None
+        if not ctx.needs_input_grad[3]:
+            return None, None, d_hidden, None
         d_weight = ctx.d_weight.pop()  # as large as the matrix: scaled where it lies
-        return None, None, None, d_hidden, d_weight.mul_(grad.to(d_weight.dtype))
+        return None, None, d_hidden, d_weight.mul_(grad.to(d_weight.dtype))
 
 
 def _wide(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, wanted: Wanted, gradient: Tensor) -> Tensor:
     """Per-token loss [M]; d(sum of weighted losses)/d(logits) [M, V] goes into ``gradient``, rounded once, which may be
     ``logits`` itself.
 
@@ -118,18 +138,26 @@ def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, gradient: T
     block = BLOCK_BYTES if logits.device.type == "cpu" else BLOCK_BYTES_ELSEWHERE
     rows = max(1, block // (4 * logits.shape[1]))
     if logits.is_meta:  # halter.plan counts a block by itself, and need not see every one
-        rows = max(1, len(targets))
-    losses = torch.empty(targets.shape, dtype=_wide(logits), device=logits.device)
-    parts = (t.split(rows) for t in (logits, targets, weights, losses, gradient))
-    for piece, index, weight, loss, out in zip(*parts, strict=True):
-        wide = piece.to(_wide(logits), copy=True)
-        index, weight = index[:, None], weight[:, None].to(wide.dtype)
+        rows = max(1, len(wanted))
+    losses = torch.empty(len(wanted), dtype=_wide(logits), device=logits.device)
+    for start in range(0, len(wanted), rows):
+        here = slice(start, start + rows)
+        wide = logits[here].to(_wide(logits), copy=True)
+        index, weight = wanted.targets[here, None], wanted.weights[here, None].to(wide.dtype)
         picked = wide.gather(1, index)
         top = wide.amax(-1, keepdim=True)
+        mean = None if wanted.smoothing is None else wide.mean(-1, keepdim=True)
         total = wide.sub_(top).exp_().sum(-1, keepdim=True)
-        loss.copy_((total.log() + (top - picked)).squeeze(1))
-        wide.mul_(weight / total).scatter_add_(1, index, -weight)
-        out.copy_(wide)
+        loss = total.log() + (top - picked)
+        wide.mul_(weight / total)
+        if wanted.smoothing is None or mean is None:
+            wide.scatter_add_(1, index, -weight)
+        else:
+            share = wanted.smoothing[here, None].to(wide.dtype)
+            loss += share * (picked - mean)
+            wide.sub_(weight * share / wide.shape[1]).scatter_add_(1, index, weight * (share - 1))
+        losses[here] = loss.squeeze(1)
+        gradient[here] = wide
     return losses
 
 
@@ -141,18 +169,19 @@ def head_loss(
     weights: Tensor,
     vocab_size: int,
     matrix: Tensor | None = None,
+    smoothing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of token losses through a head, and the losses themselves.
 
     ``project(piece [c, dim], start, end, tensors) -> logits [c, V]``, tensors being the trainable inputs of the head;
     hidden [M, dim]; targets int64 [M]; weights [M] fp32, known beforehand (1 / target tokens of the step).
     ``matrix`` [V, dim]: the head's, frozen or trained, where it is nothing but that; ``project`` is not asked then, and
-    where it is trained backward runs once.
+    where it is trained backward runs once. ``smoothing`` fp32 [M]: label smoothing of each token, None for none.
     Returns (scalar, float32 [M]); gradients flow to ``hidden``, ``tensors`` and ``matrix`` from the scalar only.
     """
-    rows = chunk_rows(vocab_size, hidden.element_size())
+    rows, wanted = chunk_rows(vocab_size, hidden.element_size()), Wanted(targets, weights, smoothing)
     if matrix is None:
-        return _HeadLoss.apply(project, targets, weights, even_rows(len(targets), rows), hidden, *tensors)
+        return _HeadLoss.apply(project, wanted, even_rows(len(targets), rows), hidden, *tensors)
     # The gradient of a trained matrix takes as much as ``dim`` rows of logits: so may they.
     most = max(2 * rows, matrix.shape[1]) if matrix.requires_grad else 2 * rows
-    return _MatrixHeadLoss.apply(targets, weights, even_rows(len(targets), most), hidden, matrix)
+    return _MatrixHeadLoss.apply(wanted, even_rows(len(targets), most), hidden, matrix)

@@ -126,7 +126,8 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         say("warning: that is a large part of so small a base; a smaller method.r trains less")
     trainee = new_trainee(job, adapter, say)
     tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
-    trainee.frozen = keep_frozen(options.cache_frozen, model, adapter, tokens, epochs, say)
+    keep = "off" if options.neftune_noise_alpha else options.cache_frozen  # noise changes what layers give every time
+    trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
     attempt = run.attempt()
     trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))
     with Display(job.steps, options.logging_steps) as display, Stops(display.say) as stops:
@@ -262,7 +263,10 @@ def new_trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
     scaler = torch.amp.GradScaler(device, enabled=half)
     share = schedule.make(options.lr_scheduler_type, job.steps, warmup)
     guards = Guards(options.on_nonfinite, options.on_spike)
-    return Trainee(adapter, optimizer, share, scaler, options.max_grad_norm, options.seed, guards=guards)
+    return Trainee(
+        adapter, optimizer, share, scaler, options.max_grad_norm, options.seed, guards=guards,
+        smoothing=options.label_smoothing_factor, noise=options.neftune_noise_alpha,
+    )  # fmt: skip
 
 
 def _every(asked: float | None, job: Job) -> Callable[[int], bool]:

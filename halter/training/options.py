@@ -50,6 +50,12 @@ class TrainOptions:
     """Added to Adam's divisor."""
     weight_decay: float = 0.0
     """Decoupled weight decay, on tensors of two and more dimensions."""
+    label_smoothing_factor: float = 0.0
+    """Share of each label that is spread evenly over the vocabulary; 0 switches that off. The training loss holds it,
+    held-out losses do not."""
+    neftune_noise_alpha: float = 0.0
+    """NEFTune: uniform noise of at most alpha / sqrt(tokens of the row x width) on the embeddings while training; the
+    paper takes 5 to 15, 0 switches that off."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 switches that off."""
     on_nonfinite: OnNonfinite = "skip"
@@ -107,12 +113,16 @@ class TrainOptions:
         positive = ("num_train_epochs", "max_steps", "tokens_per_step", "per_device_train_batch_size", "micro_tokens",
                     "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps",
                     "early_stopping_patience", "adam_epsilon", "threads")  # fmt: skip
-        not_negative = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
+        not_negative = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "seed")
         problems = []
         for names, good, words in (
             (positive, lambda v: v > 0, "must be above 0"),
             (not_negative, lambda v: v >= 0, "must not be negative"),
-            (("adam_beta1", "adam_beta2"), lambda v: 0 <= v < 1, "must lie in 0 .. 1, without 1"),
+            (
+                ("adam_beta1", "adam_beta2", "label_smoothing_factor"),
+                lambda v: 0 <= v < 1,
+                "must lie in 0 .. 1, without 1",
+            ),
         ):
             values = ((name, getattr(self, name)) for name in names)
             problems += [f"{name}: {words}, not {v}" for name, v in values if v is not None and not good(v)]
@@ -126,6 +136,8 @@ class TrainOptions:
         rows, parts = self.per_device_train_batch_size, self.gradient_accumulation_steps
         if rows is not None and self.tokens_per_step is not None:
             return ["tokens_per_step: the step is given in tokens and in rows (per_device_train_batch_size); keep one"]
+        if self.neftune_noise_alpha > 0 and self.cache_frozen == "on":
+            return ["cache_frozen: outputs of layers cannot be kept while neftune_noise_alpha changes what enters them"]
         if parts is not None and rows is None:
             return ["gradient_accumulation_steps: needs per_device_train_batch_size; or give tokens_per_step"]
         return []

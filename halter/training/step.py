@@ -21,6 +21,7 @@ from halter.model.places import Act, Acts, run_at, tensors_of, with_tensors
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.losses import head_loss
+from halter.numerics.noise import neftune
 from halter.training.guards import Trouble
 from halter.training.trainee import Trainee
 
@@ -112,11 +113,12 @@ def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
 @dataclass(frozen=True)
 class Learnt:
     """The tokens of one pass that are learnt: their ``index`` int64 [M], ascending, the ``targets`` int64 [M] that
-    follow them, ``weights`` float32 [M] of their losses."""
+    follow them, ``weights`` float32 [M] of their losses, ``smoothing`` float32 [M] of their labels or None."""
 
     index: Tensor
     targets: Tensor
     weights: Tensor
+    smoothing: Tensor | None = None
 
 
 def one_pass(
@@ -138,7 +140,9 @@ def one_pass(
         return run_at(act, model.lm_head, piece)
 
     vocabulary, matrix = model.config.vocab_size, _matrix(model, head)
-    loss, each = head_loss(project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary, matrix)
+    loss, each = head_loss(
+        project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary, matrix, learnt.smoothing
+    )
     if loss.requires_grad:
         loss.backward()
     return each
@@ -174,7 +178,8 @@ def _accumulate(
     if not present:
         return shares
     entered = _entered(model, [(trainees[i], batch) for i, batch in present])
-    if all(trainees[i].adapter.tokenwise for i, _ in present):
+    noises = [trainees[i].noise for i, _ in present]
+    if all(trainees[i].adapter.tokenwise for i, _ in present) and not any(noises):
         present = [(i, share_beginnings(batch)) for i, batch in present]
     device = model.device
     if entered is not None and (order := present[0][1].order) is not None:
@@ -191,9 +196,17 @@ def _accumulate(
     else:
         owners = [place for place, (_, batch) in enumerate(present) for _ in batch.lengths]
         acts = Mixed([trainees[i].adapter for i, _ in present], owners).bind(model, segments, key)
+    if any(noises):
+        alphas = [noise for noise, (_, batch) in zip(noises, present, strict=True) for _ in batch.lengths]
+        embedded = run_at(acts.embed_tokens, model.embed_tokens, tokens)
+        entered = 0, neftune(embedded, segments.query_lengths.tolist(), alphas, dropout.key(key, "neftune"))
     index = (targets != IGNORED).nonzero().squeeze(1)
-    weights = torch.tensor(scales, dtype=torch.float32, device=device)[trainee_of[index]]
-    each = one_pass(model, tokens, segments, acts, Learnt(index, targets[index], weights), checkpointing, entered)
     owner = trainee_of[index]
+    weights, smoothing = (
+        torch.tensor(values, dtype=torch.float32, device=device)[owner]
+        for values in (scales, [trainee.smoothing for trainee in trainees])
+    )
+    learnt = Learnt(index, targets[index], weights, smoothing if bool(smoothing.any()) else None)
+    each = one_pass(model, tokens, segments, acts, learnt, checkpointing, entered)
     shares.index_add_(0, owner.cpu(), each.double().cpu())
     return shares / torch.tensor([max(1, n) for n in step_targets], dtype=torch.float64)

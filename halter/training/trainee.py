@@ -21,7 +21,8 @@ from halter.training.room import free, out_of_memory
 @dataclass
 class Trainee:
     """``schedule(step)`` gives the share of the learning rate for a step counted from 0; ``max_grad_norm`` 0 clips
-    nothing; ``seed`` and ``step`` name the dropout masks."""
+    nothing; ``seed`` and ``step`` name the dropout masks and the noise; ``smoothing`` and ``noise`` are label smoothing
+    and NEFTune's alpha (TrainOptions)."""
 
     adapter: Adapter
     optimizer: torch.optim.Optimizer
@@ -31,6 +32,8 @@ class Trainee:
     seed: int = 0
     step: int = 0
     guards: Guards = field(default_factory=Guards)
+    smoothing: float = 0.0
+    noise: float = 0.0
     frozen: Frozen | None = None
     """Where outputs of the layers below the adapter are kept."""
     base_rates: list[float] = field(init=False)
