@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from halter.errors import HalterError, Refusal
 from halter.files.tokenizer import Tokenizer
 from halter.generation.beginnings import shared
 from halter.generation.options import GenerationOptions
-from halter.generation.prompts import EncodedPrompt, Prompts, Template, as_list, check_prompts, encode_prompt
+from halter.generation.prompts import AnswerKeywords, EncodedPrompt, Prompts, as_list, check_prompts, encode_prompt
 from halter.generation.streaming import Answer, Generation, Piece
 from halter.methods.adapter import Adapter
 from halter.methods.mixed import Mixed
@@ -44,22 +44,19 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Prompts,
     adapter: Adapters = None,
-    *,
-    template: Template = None,
-    template_date: str | None = None,
-    max_rows: int = MAX_ROWS,
-    **options: Any,
+    **options: Unpack[AnswerKeywords],
 ) -> list[Generation]:
-    """Answers to ``prompts``, one each, in their order.
+    """Answers to ``prompts``, ``n`` each, in their order: those of the first prompt, those of the second, ...
 
     A prompt is a string (used as it stands, after BOS; as one user turn where ``template`` is given), a list of
     messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
-    ``template_date`` (YYYY-MM-DD) is for templates that ask what day it is. ``adapter``: none, one for all, or a list
-    with one (or None) for each prompt. ``max_rows``: prompts worked on at once. ``options``: the fields of
-    GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
+    A conversation that ends with the assistant's words is continued there, and ``prefill`` begins every answer so;
+    an answer's text is what follows. Several answers to a prompt need a temperature above 0; the first is the one that
+    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is for templates that ask what day it is. ``adapter``: none, one for
+    all, or a list with one (or None) for each prompt. ``max_rows``: answers worked on at once. The other ``options``
+    are the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
     """
-    how: dict[str, Any] = {"template": template, "template_date": template_date, "max_rows": max_rows, **options}
-    pieces = stream(model, tokenizer, prompts, adapter, **how)
+    pieces = stream(model, tokenizer, prompts, adapter, **options)
     results = {piece.row: piece.result for piece in pieces if piece.result is not None}
     return [results[row] for row in range(len(results))]
 
@@ -69,18 +66,31 @@ def stream(
     tokenizer: Tokenizer,
     prompts: Prompts,
     adapter: Adapters = None,
-    *,
-    template: Template = None,
-    template_date: str | None = None,
-    max_rows: int = MAX_ROWS,
-    **options: Any,
+    **options: Unpack[AnswerKeywords],
 ) -> Iterator[Piece]:
     """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
-    chosen = GenerationOptions.of(**options)
-    encoded = [encode_prompt(tokenizer, prompt, template, template_date) for prompt in as_list(prompts)]
-    adapters = one_per_prompt(adapter, len(encoded))
-    requests = [Request(p, chosen, a, row) for row, (p, a) in enumerate(zip(encoded, adapters, strict=True))]
+    given: dict[str, Any] = dict(options)
+    template, date, prefill = given.pop("template", None), given.pop("template_date", None), given.pop("prefill", "")
+    n, max_rows = given.pop("n", 1), given.pop("max_rows", MAX_ROWS)
+    chosen = GenerationOptions.of(**given)
+    _check_count(n, chosen)
+    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in as_list(prompts)]
+    both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
+    requests = [
+        Request(p, chosen, a, row=number * n + again, draws=number + (again << 32))
+        for number, (p, a) in both
+        for again in range(n)
+    ]
     return Engine(model, tokenizer, requests, max_rows).run()
+
+
+def _check_count(n: int, options: GenerationOptions) -> None:
+    """Refusal ``generation-options`` where ``n`` answers are none, or all the same."""
+    if n < 1:
+        raise Refusal("generation-options", f"n, the answers to a prompt, is {n}", expected="1 or more")
+    if n > 1 and options.temperature == 0:
+        what = f"the {n} answers to each prompt would all be the same: the temperature is 0"
+        raise Refusal("generation-options", what, fix="set temperature above 0, e.g. 0.8, or n to 1")
 
 
 def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
@@ -96,12 +106,14 @@ def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt with its own options and adapter; ``row`` names it in the pieces and in its random draws."""
+    """One prompt with its own options and adapter; ``row`` names it in the pieces, ``draws`` in its random draws (as
+    ``row`` where that is None)."""
 
     prompt: EncodedPrompt
     options: GenerationOptions = field(default_factory=GenerationOptions)
     adapter: One = None
     row: int = 0
+    draws: int | None = None
 
 
 class _Row:
@@ -109,6 +121,7 @@ class _Row:
 
     def __init__(self, request: Request, answer: Answer, owner: int, slot: int) -> None:
         self.request, self.answer, self.owner, self.slot = request, answer, owner, slot
+        self.draws = request.row if request.draws is None else request.draws
         self.pending: Sequence[int] = request.prompt.tokens
         self.seen: Tensor | None = None
 
@@ -203,7 +216,7 @@ class Engine:
         if any(o.repetition_penalty != 1 for o in options):
             penalty = torch.tensor([o.repetition_penalty for o in options])
             logits = penalise(logits, self._seen(), penalty)
-        numbers = [uniform(r.request.options.seed, r.request.row, len(r.answer.tokens)) for r in self._live]
+        numbers = [uniform(r.request.options.seed, r.draws, len(r.answer.tokens)) for r in self._live]
         return draw(logits, [o.rule for o in options], numbers).tolist()
 
     def _logits(self) -> Tensor:

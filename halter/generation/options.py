@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from halter.errors import Refusal
 from halter.numerics.sampling import Rule
@@ -68,3 +69,18 @@ class GenerationOptions:
     def rule(self) -> Rule:
         """The part that concerns the choice of a token."""
         return Rule(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+class GenerationKeywords(TypedDict, total=False):
+    """The fields of GenerationOptions as keyword arguments, for editors; a test holds the two alike."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    stop_ids: int | Sequence[int]
+    ignore_stop_ids: bool

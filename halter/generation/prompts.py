@@ -11,10 +11,21 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
+from halter.generation.options import GenerationKeywords
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
 Prompts: TypeAlias = Prompt | Sequence[Prompt] | Tensor
 Template: TypeAlias = str | ChatTemplate | None
+
+
+class AnswerKeywords(GenerationKeywords, total=False):
+    """What ``generate`` and ``stream`` take by name: how prompts become tokens, how many answers, and their options."""
+
+    template: Template
+    template_date: str | None
+    prefill: str
+    n: int
+    max_rows: int
 
 
 @dataclass(frozen=True)
@@ -39,23 +50,27 @@ def as_list(prompts: Prompts) -> list[Prompt]:
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, prompt: Prompt, template: Template = None, date: str | None = None
+    tokenizer: Tokenizer, prompt: Prompt, template: Template = None, date: str | None = None, prefill: str = ""
 ) -> EncodedPrompt:
-    """Ids of a prompt.
+    """Ids of a prompt, and of ``prefill``, with which its answer begins.
 
     A string is used as it stands, after BOS; with ``template`` (a built-in one's name, or a template) it is one user
     turn. A conversation goes through ``template`` or the tokenizer's own; ``date`` (YYYY-MM-DD) is for those that ask
-    what day it is. Refusal ``no-chat-template``.
+    what day it is. One that ends with the assistant's words is continued there. Refusals ``no-chat-template``, and
+    ``prefill-tokens`` for a text before which token ids stand.
     """
     if isinstance(template, str):
         template = ChatTemplate.builtin(template)
     if isinstance(prompt, str):
         if template is None:
             opening = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-            return EncodedPrompt((*opening, *tokenizer.encode(prompt)), continues=True)
+            return EncodedPrompt((*opening, *tokenizer.encode(prompt + prefill)), continues=True)
         prompt = [{"role": "user", "content": prompt}]
     items = list(prompt)
     if not items or not isinstance(items[0], Mapping):
+        if prefill:
+            what = "the prompt is token ids, so the answer's first words must be ids too"
+            raise Refusal("prefill-tokens", what, fix="encode the text and add its ids to the prompt")
         return EncodedPrompt(tuple(int(id) for id in items), continues=True)  # type: ignore[call-overload]
     template = template or tokenizer.chat_template
     if template is None:
@@ -65,8 +80,38 @@ def encode_prompt(
             fix='name one of the built-in templates, e.g. template="llama-3", or ask with a plain string',
         )
     messages = [dict(message) for message in items]  # type: ignore[call-overload]
+    begun = ""
+    if messages[-1].get("role") == "assistant" and isinstance(messages[-1].get("content"), str):
+        begun = messages.pop()["content"]
     tokens = template.encode(tokenizer, messages, add_generation_prompt=True, date=date).tokens
-    return EncodedPrompt(tuple(tokens), continues=False, stop_ids=turn_end(tokenizer, template))
+    if begun + prefill:
+        tokens += _begun(tokenizer, template, messages, begun + prefill, tokens, date)
+    return EncodedPrompt(tuple(tokens), continues=bool(begun + prefill), stop_ids=turn_end(tokenizer, template))
+
+
+def _begun(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: list[dict[str, Any]],
+    words: str,
+    prompt: Sequence[int],
+    date: str | None,
+) -> list[int]:
+    """Ids of an answer's first ``words``, as a training row has them after ``prompt``.
+
+    The template may put white space before an answer or take it away after one; what it takes away is added again.
+    """
+    row = template.encode(tokenizer, [*messages, {"role": "assistant", "content": words}], date=date).tokens
+    rest = row[len(prompt) :] if row[: len(prompt)] == list(prompt) else []
+    wanted, length, said = words.strip(), 0, ""
+    for end in range(1, len(rest) + 1):
+        text = tokenizer.decode(rest[:end], skip_control=False).lstrip()
+        if wanted.startswith(text.rstrip()) and words.lstrip().startswith(text):
+            length, said = end, text
+    if said.rstrip() != wanted:  # a token holds the words' end and more, or the template changes them
+        return tokenizer.encode(words, continues=True)
+    missing = words.lstrip()[len(said) :]
+    return rest[:length] + (tokenizer.encode(missing, continues=True) if missing else [])
 
 
 def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:

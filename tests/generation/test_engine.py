@@ -328,3 +328,23 @@ def test_conversations_and_templates(stories: tuple[Decoder, Tokenizer]) -> None
     assert "### Response:" in tokenizer.decode(by_name.prompt_tokens)
     # A reply begins a text of its own: no stray space, whatever the tokenizer's dummy space.
     assert by_name.text == tokenizer.decode(by_name.tokens)
+
+
+def test_several_answers_to_a_prompt(stories: tuple[Decoder, Tokenizer]) -> None:
+    """In the order of the prompts; the first is the one that is given alone, the others differ, and all come again."""
+    prompts, how = ["Once upon a time", "The dog"], {"temperature": 1.0, "seed": 3, "max_new_tokens": 12}
+    alone = generate(*stories, prompts, **how)
+    several = generate(*stories, prompts, n=3, max_rows=2, **how)
+    assert len(several) == 6 and [several[0].tokens, several[3].tokens] == [a.tokens for a in alone]
+    assert all(g.prompt_tokens == alone[i // 3].prompt_tokens for i, g in enumerate(several))
+    assert len({g.tokens for g in several[:3]}) == 3
+    assert [g.tokens for g in generate(*stories, prompts, n=3, **how)] == [g.tokens for g in several]
+    for bad in ({"n": 0}, {"n": 2, "temperature": 0.0}):
+        with pytest.raises(Refusal, match="generation-options"):
+            generate(*stories, prompts, **(how | bad))
+
+
+def test_an_answer_may_be_begun(stories: tuple[Decoder, Tokenizer]) -> None:
+    whole = generate(*stories, ["Once upon a time"], max_new_tokens=12)[0]
+    begun = generate(*stories, ["Once upon"], prefill=" a time", max_new_tokens=12)[0]
+    assert begun.tokens == whole.tokens and begun.text == whole.text

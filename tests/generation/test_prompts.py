@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import tiny_tokenizers
 import torch
 
+from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
-from halter.generation.options import GenerationOptions
-from halter.generation.prompts import as_list, encode_prompt, turn_end
+from halter.generation.options import GenerationKeywords, GenerationOptions
+from halter.generation.prompts import AnswerKeywords, as_list, encode_prompt, turn_end
 from halter.generation.streaming import Answer
 
 TURN = {"role": "user", "content": "Hi"}
@@ -76,3 +78,69 @@ def test_text_goes_on_with_the_prompt_but_a_reply_begins_anew(shared: Path) -> N
     goes_on = Answer(tokenizer, encode_prompt(tokenizer, "named"), GenerationOptions())
     reply = Answer(tokenizer, encode_prompt(tokenizer, "named", "alpaca"), GenerationOptions())
     assert (goes_on.push(token), reply.push(token)) == (" Lily", "Lily")
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory, llama3: Tokenizer) -> dict[str, Tokenizer]:
+    """A tokenizer for each built-in template: SentencePiece's and Llama 3's."""
+    old = Tokenizer.from_folder(
+        tiny_tokenizers.write(tmp_path_factory.mktemp("old"), tiny_tokenizers.sentencepiece_like("first"))
+    )
+    return {"llama-2": old, "alpaca": old, "vicuna": old, "llama-3": llama3}
+
+
+@pytest.mark.parametrize("name", ["llama-2", "llama-3", "alpaca", "vicuna"])
+@pytest.mark.parametrize("begun", [0, 1, 2, 3])
+def test_an_answer_that_is_begun_goes_on_as_a_training_row_does(
+    name: str, begun: int, spoken: dict[str, Tokenizer]
+) -> None:
+    """Given in two ways, as the conversation's last words and as ``prefill``: the ids of the row up to there."""
+    tokenizer, template = spoken[name], ChatTemplate.builtin(name)
+    answer = ["There", "was", "a", "girl."]
+    row = template.encode(tokenizer, [TURN, {"role": "assistant", "content": " ".join(answer)}]).tokens
+    prompt = list(encode_prompt(tokenizer, [TURN], template).tokens)
+    assert row[: len(prompt)] == prompt
+    words = " ".join(answer[:begun])
+    conversation = [TURN, {"role": "assistant", "content": words}] if words else [TURN]
+    for given in (
+        encode_prompt(tokenizer, conversation, template),
+        encode_prompt(tokenizer, [TURN], template, prefill=words),
+    ):
+        assert list(given.tokens) == row[: len(given.tokens)]
+        said = tokenizer.decode(given.tokens[len(prompt) :], skip_control=False)
+        assert said.strip() == words and given.continues == bool(words)
+    half = words[: len(words) // 2]
+    both = [TURN, {"role": "assistant", "content": half}] if half else [TURN]
+    assert encode_prompt(tokenizer, both, template, prefill=words[len(half) :]).tokens == given.tokens
+
+
+def test_an_answer_that_is_begun_is_transformers_continued_message(llama3: Tokenizer) -> None:
+    import transformers
+
+    template, words = ChatTemplate.builtin("llama-3"), "There was a girl. \n\n"
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(llama3.files[0]))
+    messages = [TURN, {"role": "assistant", "content": "There was a girl."}]
+    text = theirs.apply_chat_template(
+        messages,
+        chat_template=template.source,
+        tokenize=False,
+        continue_final_message=True,
+        bos_token="<|begin_of_text|>",
+    )
+    ours = encode_prompt(llama3, messages, template)
+    assert llama3.decode(ours.tokens, skip_control=False) == text
+    spaced = encode_prompt(llama3, [TURN], template, prefill=words)
+    assert (
+        llama3.decode(spaced.tokens, skip_control=False) == text + " \n\n"
+    )  # what a template cuts is said all the same
+
+
+def test_keywords_for_editors_are_the_options() -> None:
+    assert GenerationKeywords.__annotations__.keys() == {field.name for field in fields(GenerationOptions)}
+    assert GenerationKeywords.__annotations__.keys() < AnswerKeywords.__annotations__.keys()
+
+
+def test_token_ids_have_no_text_before_them(llama3: Tokenizer) -> None:
+    with pytest.raises(Refusal, match="prefill-tokens"):
+        encode_prompt(llama3, [5, 6], prefill="There")
+    assert encode_prompt(llama3, "There", prefill=" was").tokens == encode_prompt(llama3, "There was").tokens
