@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,12 @@ import typer
 
 from halter.cli.flags import with_options
 from halter.errors import Refusal
+from halter.files import writing
 from halter.files.chat import ChatTemplate
 from halter.files.hub import to_stderr
 from halter.generation.engine import stream
 from halter.generation.options import GenerationOptions
+from halter.generation.prompts import with_system
 from halter.methods.adapter import Adapter
 from halter.model.packing import packed
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
@@ -24,7 +27,12 @@ HELP = """\
 /adapter NAME   answer with another adapter: a run or adapter folder, or its name beside this one
 /adapter        the adapters loaded so far
 /base           answer with the base alone
+/system TEXT    another system message, none without TEXT; the conversation goes on
+/temperature X  how wild the answers are: 0 takes the likeliest words
+/retry          answer the last question again
+/save FILE      write the conversation to a new jsonl file, which halter train reads
 /reset          forget the conversation
+\"\"\"             begins and ends a text of several lines
 /help           this
 /quit           leave (so does Ctrl-D); Ctrl-C stops an answer"""
 BASE = "base"
@@ -55,7 +63,7 @@ class Chat:
     ) -> None:
         self.opened, self.options, self.forced = opened, options, forced
         self.write = write or _to_screen
-        self.opening = [] if system is None else [{"role": "system", "content": system}]
+        self.opening: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
         self.loaded: dict[str, tuple[Adapter | None, ChatTemplate | None]] = {BASE: (None, opened.template)}
         self.current = BASE
@@ -63,6 +71,8 @@ class Chat:
             self.current = _name(opened.subject)
             self.loaded[self.current] = (opened.adapter, opened.template)
         self.turns = 0
+        if system is not None:
+            self.system(system)
 
     def run(self) -> None:
         """Read lines until the end."""
@@ -72,7 +82,7 @@ class Chat:
 
     def _talk(self) -> None:
         while True:
-            line = _read()
+            line = _read_text()
             if line is None:
                 self.write("\n")
                 return
@@ -92,6 +102,16 @@ class Chat:
         elif word == "/reset":
             self.history = []
             self.write("The conversation is forgotten.\n")
+        elif word == "/system":
+            self.system(rest.strip())
+            self.write("The system message is set.\n" if rest.strip() else "There is no system message now.\n")
+        elif word == "/temperature":
+            self.options = replace(self.options, temperature=_number(rest))
+            self.write(f"The temperature is {self.options.temperature:g}.\n")
+        elif word == "/retry":
+            self.retry()
+        elif word == "/save":
+            self.save(rest.strip())
         elif word == "/base":
             self.switch(BASE)
         elif word == "/adapter":
@@ -101,6 +121,26 @@ class Chat:
         elif line:
             self.say(line)
         return True
+
+    def system(self, text: str) -> None:
+        """Begin the conversation with this system message, with none where it is empty. Refusal ``system-unused``."""
+        template = self.loaded[self.current][1]
+        self.opening = with_system([], text, template)[:1] if text else []
+
+    def retry(self) -> None:
+        """Answer the last question again; sampling draws anew."""
+        if not self.history:
+            raise Refusal("nothing-asked", "there is no question yet to answer again")
+        *self.history, asked, _ = self.history
+        self.say(asked["content"])
+
+    def save(self, file: str) -> None:
+        """Write the conversation as one row of messages. Refusals ``usage`` and ``already-exists``."""
+        if not file:
+            raise Refusal("usage", "/save needs the name of a new file", expected="/save chat.jsonl")
+        row = {"messages": [*self.opening, *self.history]}
+        writing.write_text(Path(file).expanduser(), json.dumps(row, ensure_ascii=False) + "\n")
+        self.write(f"saved: {file}\n")
 
     def switch(self, name: str) -> None:
         """Answer with another adapter from now on. Refusals as of opening.find and load_adapter."""
@@ -173,6 +213,13 @@ class Chat:
         return "".join(said).strip()
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Refusal("usage", f"{text.strip()!r} is no number", expected="/temperature 0.8") from None
+
+
 def _name(subject: Subject) -> str:
     folder = subject.run or subject.adapter
     assert folder is not None
@@ -184,7 +231,24 @@ def _to_screen(text: str) -> None:
     sys.stdout.flush()
 
 
-def _read() -> str | None:
+QUOTES = '"""'
+
+
+def _read_text() -> str | None:
+    """The next line, or all lines between two that are three quotes; None at the end."""
+    line = _read()
+    if line is None or not line.strip().startswith(QUOTES):
+        return line
+    lines = [line.strip().removeprefix(QUOTES)]
+    while not lines[-1].rstrip().endswith(QUOTES):
+        line = _read("... ")
+        if line is None:
+            break
+        lines.append(line.rstrip("\n"))
+    return "\n".join(lines).rstrip().removesuffix(QUOTES).strip("\n")
+
+
+def _read(sign: str = "> ") -> str | None:
     """The next line, with the terminal's editing where there is one; None at the end."""
     if sys.stdin.isatty():
         import contextlib
@@ -193,7 +257,7 @@ def _read() -> str | None:
             import readline  # noqa: F401 (input() edits lines once it is there)
         while True:
             try:
-                return input("> ")
+                return input(sign)
             except EOFError:
                 return None
             except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from halter.cli.flags import with_options
 from halter.cli.progress import Counter
+from halter.cli.words import data_options
 from halter.data.load import Examples, load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal
@@ -50,6 +52,9 @@ class Scoring(TaskOptions):
     """Rows above max_length; not given: as in the run's training, else drop."""
     max_length: int | None = None
     """Most tokens of a row; not given: as in the run's training, else the model's context."""
+    columns: str | None = None
+    """Where rows have what is asked and wanted, e.g. '{instruction: question, output: answer}'; not given: as in the
+    run's training."""
 
 
 @with_options(scoring=Scoring(), options=GenerationOptions(), opening=OpenOptions())
@@ -57,7 +62,13 @@ def command(
     scoring: Scoring,
     options: GenerationOptions,
     opening: OpenOptions,
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or model.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN data.KEY=VALUE",
+            help="Run folder, adapter folder, or model; and keys of a recipe's data section, as data.columns=...",
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Held-out rows; not given: the validation rows of the run.")] = None,
     output: Annotated[
         str | None, typer.Option(help="New folder for report and answers; not given: in the run folder.")
@@ -66,14 +77,20 @@ def command(
 ) -> None:
     """Held-out loss, exact match, F1, ROUGE, BLEU and chrF of a run, its base beside its adapter; every answer in a
     file. With --tasks also, or without rows only, tasks of lm-eval."""
-    subject = find(run, model=opening.model, adapter=opening.adapter)
+    named = [word for word in words or () if "=" not in word or Path(word).exists()]
+    if len(named) > 1:
+        raise Refusal("usage", "more than one run, adapter or model", offenders=named, fix="evaluate them one by one")
+    keys = [word for word in words or () if word not in named]
+    if scoring.columns is not None:
+        keys.append(f"data.columns={scoring.columns}")
+    subject = find(named[0] if named else None, model=opening.model, adapter=opening.adapter)
     place = _place(output, subject.run)
     if place is not None:
         disk.refuse_existing(place)
     if scoring.task_names:
         task_manager(scoring)  # what is missing is said before anything is loaded
     opened = open_subject(subject, to_stderr, opening, as_trained=True)  # its scores depend on them in the last bits
-    rows, account = held_out_rows(opened, data, scoring)
+    rows, account = held_out_rows(opened, data, scoring, keys)
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
         report = _head(opened, data, account)
@@ -100,11 +117,12 @@ def _place(output: str | None, run: Path | None) -> Path | None:
     return None if run is None else RunFolder.next(run / "evaluations", "evaluation").path
 
 
-def held_out_rows(opened: Opened, data: str | None, scoring: Scoring) -> tuple[Examples, str]:
-    """The rows to score, made into tokens as in training, and what became of them. A merged model and its run get the
-    same rows."""
+def held_out_rows(opened: Opened, data: str | None, scoring: Scoring, keys: Sequence[str] = ()) -> tuple[Examples, str]:
+    """The rows to score, made into tokens as in training but for ``keys`` of the data section, and what became of them.
+    A merged model and its run get the same rows."""
     limit, recipe = scoring.limit, opened.subject.recipe
     known = recipe.data if recipe is not None else DataOptions(max_length=opened.model.config.context)
+    known = data_options(keys, known) if keys else known
     seed = 0 if recipe is None else recipe.train.seed
     if data is None:
         if known.validation is None and scoring.task_names:

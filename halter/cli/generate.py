@@ -4,54 +4,82 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import typer
 
 from halter.cli.flags import with_options
 from halter.cli.progress import Counter
+from halter.cli.words import columns_of
 from halter.errors import Refusal
 from halter.files import disk, writing
 from halter.files.hub import to_stderr
 from halter.generation.engine import stream
 from halter.generation.inputs import Asked, read_prompts
 from halter.generation.options import GenerationOptions
+from halter.generation.prompts import EncodedPrompt, encode_prompt, too_long, with_system
 from halter.generation.streaming import Generation
 from halter.run.opening import Opened, OpenOptions, find, open_subject
 
 
-@with_options(options=GenerationOptions(), opening=OpenOptions())
+@dataclass(frozen=True)
+class Asking:
+    """How prompts are put, and how many answers each gets."""
+
+    system: str | None = None
+    """System message ahead of every prompt; needs a chat template."""
+    prefill: str = ""
+    """Words with which every answer begins; printed answers leave them out."""
+    n: int = 1
+    """Answers to each prompt; more than one need a temperature above 0."""
+    base: bool = False
+    """Leave the adapter out."""
+    columns: str | None = None
+    """Where rows have their prompt, e.g. '{instruction: question, input: context}'."""
+    on_long: Literal["refuse", "skip", "cut"] = "refuse"
+    """Prompts that do not fit into the model's context with max_new_tokens: refuse only those that leave no room at
+    all, skip (counted), or cut their beginning (counted)."""
+
+
+@with_options(asking=Asking(), options=GenerationOptions(), opening=OpenOptions())
 def command(
+    asking: Asking,
     options: GenerationOptions,
     opening: OpenOptions,
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or model.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to ask; may be given several times.")] = None,
     input: Annotated[
         str | None,
-        typer.Option(help="File of prompts: jsonl, json, csv, parquet (prompt, messages or instruction), txt."),
+        typer.Option(
+            help="File of prompts: jsonl, json, csv, parquet (prompt, messages, instruction), txt; - is standard input."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="New jsonl file for the answers; not given: the screen.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Leave the adapter out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
 ) -> None:
     """Answer prompts with a run, an adapter or a model. Text is printed as it is generated."""
     if not prompt and input is None:
-        raise Refusal("nothing-asked", "there is nothing to answer", fix='give --prompt "..." or --input FILE')
+        raise Refusal("nothing-asked", "no prompt was given", fix='give --prompt "...", --input FILE, or --input -')
     if output is not None:
         disk.refuse_existing(output)
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
-    asked += read_prompts(input) if input is not None else []
+    asked += read_prompts(input, columns_of(asking.columns, "--columns")) if input is not None else []
     opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), to_stderr, opening)
-    if len(asked) == 1 and output is None and not as_json:
-        _print_as_it_comes(opened, asked[0], options, base)
+    rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
+    adapter = None if asking.base else opened.adapter
+    if len(rows) == asking.n == 1 and output is None and not as_json:
+        _print_as_it_comes(opened, rows[0][1], options, adapter)
         return
-    answers = _answers(opened, asked, options, base)
+    answers = _answers(opened, [ids for _, ids in rows], asking, options, adapter)
+    each = [one for one, _ in rows for _ in range(asking.n)]
     if output is None and not as_json:
-        for one, answer in zip(asked, answers, strict=True):
+        for one, answer in zip(each, answers, strict=True):
             print(f"--- {one.origin}\n{answer.text}" + (f" [cut off: {answer.cut_off}]" if answer.cut_off else ""))
         return
-    lines = [json.dumps(_record(one, answer), ensure_ascii=False) for one, answer in zip(asked, answers, strict=True)]
-    text = "\n".join(lines) + "\n"
+    lines = [json.dumps(_record(one, answer), ensure_ascii=False) for one, answer in zip(each, answers, strict=True)]
+    text = "".join(f"{line}\n" for line in lines)
     if output is None:
         sys.stdout.write(text)
         return
@@ -59,13 +87,48 @@ def command(
     to_stderr(f"{output}: {len(lines)} answers")
 
 
-def _how(opened: Opened, options: GenerationOptions) -> dict[str, Any]:
-    return {"template": opened.template, "template_date": opened.template_date, **vars(options)}
+Row = tuple[Asked, EncodedPrompt]
 
 
-def _print_as_it_comes(opened: Opened, one: Asked, options: GenerationOptions, base: bool) -> None:
-    adapter, cut = None if base else opened.adapter, ""
-    for piece in stream(opened.model, opened.tokenizer, [one.prompt], adapter, **_how(opened, options)):
+def _encoded(opened: Opened, asked: Sequence[Asked], asking: Asking) -> list[Row]:
+    """Every prompt as token ids, in the template and with the system message that it is asked in."""
+    rows = []
+    for one in asked:
+        prompt = one.prompt if asking.system is None else with_system(one.prompt, asking.system, opened.template)
+        how = (opened.template, opened.template_date, asking.prefill)
+        rows.append((one, encode_prompt(opened.tokenizer, prompt, *how)))
+    return rows
+
+
+def _fitting(opened: Opened, rows: list[Row], asking: Asking, options: GenerationOptions) -> list[Row]:
+    """The prompts that are answered, and what became of the others. Refusal ``input-empty`` where none is left."""
+    context = opened.model.config.context
+    if asking.on_long == "skip":
+        kept = [row for row in rows if not too_long(row[1], context)]
+        if len(kept) < len(rows):
+            to_stderr(f"skipped: {len(rows) - len(kept)} of {len(rows)} prompts do not fit {context} tokens")
+        if not kept:
+            raise Refusal("input-empty", "no prompt is left: none fits the model's context", fix="--on-long cut")
+        return kept
+    if asking.on_long == "cut":
+        room = max(1, context - options.max_new_tokens)
+        cut = [row for row in rows if len(row[1].tokens) > room]
+        if cut:
+            to_stderr(f"cut: {len(cut)} of {len(rows)} prompts to their last {room} tokens, BOS kept")
+        return [(one, _cut(ids, room, opened.tokenizer.bos_id)) for one, ids in rows]
+    return rows
+
+
+def _cut(prompt: EncodedPrompt, room: int, bos: int | None) -> EncodedPrompt:
+    if len(prompt.tokens) <= room:
+        return prompt
+    head = prompt.tokens[:1] if prompt.tokens[:1] == (bos,) else ()
+    return replace(prompt, tokens=(*head, *prompt.tokens[len(prompt.tokens) - room + len(head) :]))
+
+
+def _print_as_it_comes(opened: Opened, prompt: EncodedPrompt, options: GenerationOptions, adapter: Any) -> None:
+    cut = ""
+    for piece in stream(opened.model, opened.tokenizer, [prompt], adapter, **options.keywords()):
         sys.stdout.write(piece.text)
         sys.stdout.flush()
         cut = "" if piece.result is None else piece.result.cut_off
@@ -74,16 +137,16 @@ def _print_as_it_comes(opened: Opened, one: Asked, options: GenerationOptions, b
         to_stderr(f"(cut off: {cut})")
 
 
-def _answers(opened: Opened, asked: list[Asked], options: GenerationOptions, base: bool) -> list[Generation]:
-    adapter = None if base else opened.adapter
-    prompts = [one.prompt for one in asked]
+def _answers(
+    opened: Opened, prompts: Sequence[EncodedPrompt], asking: Asking, options: GenerationOptions, adapter: Any
+) -> list[Generation]:
     results: dict[int, Generation] = {}
-    with Counter("answers", len(asked)) as counter:
-        for piece in stream(opened.model, opened.tokenizer, prompts, adapter, **_how(opened, options)):
+    with Counter("answers", len(prompts) * asking.n) as counter:
+        for piece in stream(opened.model, opened.tokenizer, prompts, adapter, n=asking.n, **options.keywords()):
             if piece.result is not None:
                 results[piece.row] = piece.result
                 counter.done(len(results))
-    return [results[row] for row in range(len(asked))]
+    return [results[row] for row in range(len(results))]
 
 
 def _record(one: Asked, answer: Generation) -> dict[str, Any]:

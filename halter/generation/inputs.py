@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +25,27 @@ class Asked:
     prompt: Prompt
 
 
-def read_prompts(path: str) -> list[Asked]:
+STANDARD_INPUT = "-"
+
+
+def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[Asked]:
     """The prompts of a file: lines of a .txt file, else rows (jsonl, json, csv, parquet; see ``prompt_of``).
 
-    Refusal ``input-rows`` names every row that cannot be used, ``input-empty`` a file without any.
+    ``-`` is standard input, one prompt a line, which may be a row in JSON. ``columns`` {ours: theirs} says where a row
+    has what ``prompt_of`` looks for. Refusals: ``input-rows`` names every row that cannot be used, ``input-empty`` a
+    file without any.
     """
     asked: list[Asked] = []
     faults: list[str] = []
-    if Path(path).suffix.lower() == ".txt":
-        lines = enumerate(lines_of(read_text(path)), 1)
-        asked = [Asked(f"{path}:{number}", {"prompt": line}, line) for number, line in lines if line.strip()]
+    if path == STANDARD_INPUT or Path(path).suffix.lower() == ".txt":
+        lines = lines_of(sys.stdin.read() if path == STANDARD_INPUT else read_text(path))
+        name = "standard input" if path == STANDARD_INPUT else path
+        rows = [(f"{name}:{number}", _row_of(line, path)) for number, line in enumerate(lines, 1) if line.strip()]
+        asked = [Asked(origin, row, said) for origin, row in rows if (said := _prompt(row, columns)) is not None]
+        faults = [origin for origin, row in rows if _prompt(row, columns) is None]
     else:
         for found in read_source(path):
-            prompt = None if isinstance(found, Fault) else prompt_of(found[1])
+            prompt = None if isinstance(found, Fault) else _prompt(found[1], columns)
             if isinstance(found, Fault):
                 faults.append(str(found))
             elif prompt is None:
@@ -47,10 +58,27 @@ def read_prompts(path: str) -> list[Asked]:
             "these rows hold no prompt",
             offenders=faults,
             expected="prompt, messages, instruction (with input), question, or text",
+            fix="say where it is, e.g. --columns '{prompt: COLUMN}'",
         )
     if not asked:
         raise Refusal("input-empty", "there is no prompt in this file", where=path)
     return asked
+
+
+def _row_of(line: str, path: str) -> Mapping[str, Any]:
+    """A line as a row: its own where standard input has JSON, else the line is the prompt."""
+    if path == STANDARD_INPUT and line.lstrip().startswith("{"):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                return row
+    return {"prompt": line}
+
+
+def _prompt(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> Prompt | None:
+    if not columns:
+        return prompt_of(row)
+    return prompt_of({ours: row[theirs] for ours, theirs in columns.items() if theirs in row})
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from halter.errors import Refusal
 from halter.numerics.sampling import Rule
@@ -35,6 +35,10 @@ class GenerationOptions:
     """Token ids that end an answer, beside the tokenizer's own."""
     ignore_stop_ids: bool = False
     """Go on past the tokenizer's own end tokens."""
+
+    def keywords(self) -> GenerationKeywords:
+        """The options as keyword arguments of ``generate``."""
+        return cast("GenerationKeywords", dict(vars(self)))
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

@@ -13,7 +13,20 @@ from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids, BOS included; ``continues`` says that the answer goes on with the prompt's text, word by word.
+
+    ``stop_ids`` end an answer to this prompt beside the tokenizer's own: the end of turn of its template.
+    """
+
+    tokens: tuple[int, ...]
+    continues: bool
+    stop_ids: tuple[int, ...] = ()
+
+
+Prompt: TypeAlias = str | EncodedPrompt | Sequence[int] | Sequence[Mapping[str, Any]]
 Prompts: TypeAlias = Prompt | Sequence[Prompt] | Tensor
 Template: TypeAlias = str | ChatTemplate | None
 
@@ -28,22 +41,10 @@ class AnswerKeywords(GenerationKeywords, total=False):
     max_rows: int
 
 
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """Token ids, BOS included; ``continues`` says that the answer goes on with the prompt's text, word by word.
-
-    ``stop_ids`` end an answer to this prompt beside the tokenizer's own: the end of turn of its template.
-    """
-
-    tokens: tuple[int, ...]
-    continues: bool
-    stop_ids: tuple[int, ...] = ()
-
-
 def as_list(prompts: Prompts) -> list[Prompt]:
     """One prompt or several as a list. A list of mappings is one conversation, a list of numbers one prompt's ids."""
     plain: Any = prompts.tolist() if isinstance(prompts, Tensor) else prompts
-    if isinstance(plain, str):
+    if isinstance(plain, str | EncodedPrompt):
         return [plain]
     items = list(plain)
     return [items] if items and isinstance(items[0], Mapping | int) else items
@@ -59,6 +60,8 @@ def encode_prompt(
     what day it is. One that ends with the assistant's words is continued there. Refusals ``no-chat-template``, and
     ``prefill-tokens`` for a text before which token ids stand.
     """
+    if isinstance(prompt, EncodedPrompt):
+        return prompt
     if isinstance(template, str):
         template = ChatTemplate.builtin(template)
     if isinstance(prompt, str):
@@ -114,11 +117,35 @@ def _begun(
     return rest[:length] + (tokenizer.encode(missing, continues=True) if missing else [])
 
 
+def with_system(prompt: Prompt, system: str, template: Template) -> list[dict[str, Any]]:
+    """The conversation that the prompt is, with a system message ahead of it; one that it has is replaced.
+
+    Refusal ``system-unused`` where no template makes a conversation of the prompt, or where it is token ids.
+    """
+    turns: list[dict[str, Any]] | None = None
+    if isinstance(prompt, str) and template is not None:
+        turns = [{"role": "user", "content": prompt}]
+    elif not isinstance(prompt, str | EncodedPrompt):
+        items: list[Any] = list(prompt)
+        if all(isinstance(turn, Mapping) for turn in items) and (items or template is not None):
+            turns = [dict(turn) for turn in items if turn.get("role") != "system"]
+    if turns is None:
+        what = "there is no place for a system message: without a chat template the prompt is used word for word"
+        fix = "give --template (llama-3, alpaca, ...), or write it into the prompt"
+        raise Refusal("system-unused", what, fix=fix)
+    return [{"role": "system", "content": system}, *turns]
+
+
 def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
     """The control token that ends a response in this template, which a base model's tokenizer need not call a stop."""
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
     last = template.encode(tokenizer, turn).tokens[-1]
     return (last,) if any(control.id == last for control in tokenizer.controls) else ()
+
+
+def too_long(prompt: EncodedPrompt, context: int) -> bool:
+    """Whether a prompt leaves no room for one token of an answer in a context of so many tokens."""
+    return len(prompt.tokens) >= context
 
 
 def check_prompts(prompts: Sequence[EncodedPrompt], context: int, vocab_size: int) -> None:
@@ -130,11 +157,11 @@ def check_prompts(prompts: Sequence[EncodedPrompt], context: int, vocab_size: in
     if outside:
         known = f"0 .. {vocab_size - 1}"
         raise Refusal("prompt-tokens", "token ids that this model does not have", offenders=outside, expected=known)
-    long = [f"prompt {i}: {len(p.tokens)} tokens" for i, p in enumerate(prompts) if len(p.tokens) >= context]
+    long = [f"prompt {i}: {len(p.tokens)} tokens" for i, p in enumerate(prompts) if too_long(p, context)]
     if long:
         raise Refusal(
             "prompt-too-long",
-            f"leaves no room for an answer in this model's context of {context} tokens",
+            f"prompts leave no room for an answer in this model's context of {context} tokens",
             offenders=long,
-            fix="shorten the prompt",
+            fix="shorten them, or halter generate with --on-long skip, or --on-long cut, which cuts their beginnings",
         )

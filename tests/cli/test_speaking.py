@@ -16,7 +16,7 @@ from sealing import reseal
 
 import halter
 from halter.cli import main
-from halter.cli.chat import HELP, Chat
+from halter.cli.chat import HELP, Chat, _read_text
 from halter.errors import Refusal
 from halter.generation.options import GenerationOptions
 from halter.methods.adapter import adapt
@@ -312,3 +312,80 @@ def test_chat_with_a_model_that_has_no_template_goes_on_with_each_line(
     monkeypatch.setattr("sys.stdin", io.StringIO("Once upon a time\n"))
     code, out, _ = typed(capsys, "chat", model, "--max-new-tokens", 12)
     assert code == 0 and spoken(model, None, "Once upon a time", None, 12) in out and "as it stands" in out
+
+
+def test_chat_takes_a_system_message_a_temperature_and_the_last_question_again(opened: Opened, tmp_path: Path) -> None:
+    talk, _ = chat(opened, "/system Be brief.", "/temperature 0.9", ASK)
+    assert talk.opening == [{"role": "system", "content": "Be brief."}] and talk.options.temperature == 0.9
+    first = talk.history[-1]["content"]
+    assert talk.handle("/retry") and len(talk.history) == 2 and talk.history[0]["content"] == ASK
+    assert talk.history[-1]["content"] != first
+    file = tmp_path / "chat.jsonl"
+    assert talk.handle(f"/save {file}") and json.loads(file.read_text()) == {"messages": [*talk.opening, *talk.history]}
+    for line, id in (("/retry", "nothing-asked"), (f"/save {file}", "already-exists"), ("/temperature x", "usage")):
+        talk.history = [] if line == "/retry" else talk.history
+        with pytest.raises(Refusal, match=id):
+            talk.handle(line)
+    assert talk.handle("/system") and talk.opening == []
+
+
+def test_chat_reads_several_lines_between_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.StringIO('one\n"""two\nthree\n"""\n"""four"""\n')
+    monkeypatch.setattr("sys.stdin", lines)
+    assert [_read_text() for _ in range(4)] == ["one\n", "two\nthree", "four", None]
+
+
+def test_a_system_message_without_a_template_is_refused(
+    capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["chat", model, "--system", "X"], ["generate", model, "--system", "X", "--prompt", "Hi"]):
+        code, _, err = typed(capsys, *words)
+        assert code == 2 and "system-unused" in err
+
+
+def test_generate_reads_standard_input_and_columns(
+    capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line is a prompt, a row in JSON is a row; each is answered as --prompt is."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(f'{ASK}\n\n{{"prompt": "{ASK}", "id": 7}}\n'))
+    short = ["--max-new-tokens", 8, "--json"]
+    code, out, _ = typed(capsys, "generate", run, "--input", "-", *short)
+    rows = [json.loads(line) for line in out.splitlines()]
+    wanted = json.loads(typed(capsys, "generate", run, "--prompt", ASK, *short)[1])
+    assert code == 0 and [row["answer"] for row in rows] == [wanted["answer"]] * 2 and rows[1]["id"] == 7
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"ask": ASK}) + "\n" + json.dumps({"ask": "word " * 600}) + "\n")
+    code, _, err = typed(capsys, "generate", run, "--input", file, *short)
+    assert code == 2 and "--columns" in err
+    columns = ["--columns", "{prompt: ask}"]
+    code, _, err = typed(capsys, "generate", run, "--input", file, *columns, *short)
+    assert code == 2 and "prompt-too-long" in err and "--on-long skip" in err
+    code, out, err = typed(capsys, "generate", run, "--input", file, *columns, "--on-long", "skip", *short)
+    assert code == 0 and json.loads(out)["answer"] == wanted["answer"] and "skipped: 1 of 2" in err
+    code, out, err = typed(capsys, "generate", run, "--input", file, *columns, "--on-long", "cut", *short)
+    assert code == 0 and len(out.splitlines()) == 2 and "cut: 1 of 2" in err
+
+
+def test_generate_gives_several_answers_and_begins_them(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    words = ["generate", run, "--prompt", ASK, "--max-new-tokens", 8, "--json"]
+    code, out, _ = typed(capsys, *words, "--n", 3, "--temperature", 1, "--system", "Be brief.", "--prefill", "Once")
+    assert code == 0 and len({json.loads(line)["answer"] for line in out.splitlines()}) > 1
+    assert len(out.splitlines()) == 3
+    assert typed(capsys, *words, "--n", 3)[0] == 2
+
+
+def test_evaluate_takes_columns(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
+    """Both ways in which a hint may name them, and words that are no key are refused with the right form."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"zq": ASK, "za": f"It ran {n}."}) + "\n" for n in range(3)))
+    words = ["evaluate", run, "--data", file, "--questions", 0, "--json"]
+    assert typed(capsys, *words, "--output", tmp_path / "no")[0] == 2
+    columns = "{instruction: zq, output: za}"
+    reports = []
+    for number, given in enumerate((["--columns", columns], [f"data.columns={columns}"])):
+        code, out, err = typed(capsys, *words, "--output", tmp_path / str(number), *given)
+        assert code == 0, err
+        reports.append(json.loads(out))
+    assert reports[0]["rows"] == 3 and reports[0]["base"] == reports[1]["base"]
+    code, _, err = typed(capsys, *words, "--output", tmp_path / "x", "train.seed=3")
+    assert code == 2 and "data.KEY=VALUE" in err
