@@ -154,7 +154,7 @@ def convert(
 ) -> None:
     """Another layout of an adapter: from the LLaMA-Adapter authors' and litgpt's files, to PEFT's, to plain LoRA."""
     place = _needed(output, "convert")
-    adapter, notes, kind = _read(source, model, options)
+    adapter, notes, told, kind = _read(source, model, options)
     if to == "lora":
         from halter.export.combine import combine as combined
 
@@ -163,14 +163,16 @@ def convert(
         adapter, lost = _for_peft(adapter)
         notes += lost
     adapter.save(place)
-    for note in notes:
-        to_stderr(f"lossy: {note}")
-    record = {"folder": place, "from": kind, "to": to, "lossy": notes, "parameters": adapter.num_trainable}
+    for label, lines in (("lossy", notes), ("note", told)):
+        for line in lines:
+            to_stderr(f"{label}: {line}")
+    record = {"folder": place, "from": kind, "to": to, "lossy": notes, "notes": told}
+    record["parameters"] = adapter.num_trainable
     print(json.dumps(record, indent=2) if as_json else f"{kind}, {adapter.num_trainable:,} numbers\nadapter: {place}")
 
 
-def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple[Any, list[str], str]:
-    """(adapter, what was lost, what it was)."""
+def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple[Any, list[str], list[str], str]:
+    """(adapter, what was lost, what is told of its reading, what it was)."""
     from halter.methods.importers import import_adapter
     from halter.pretrained.load import load_config
     from halter.run import shelf
@@ -179,14 +181,14 @@ def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple
         if options != ImportOptions():
             raise Refusal("usage", "options of imports belong to files, and this is a folder", where=source[0])
         adapter = shelf.open_without_weights(source[0], model)
-        return adapter, [], " + ".join(method.name() for method in adapter.methods)
+        return adapter, [], adapter.notes, " + ".join(method.name() for method in adapter.methods)
     if model is None:
         raise Refusal("base-unknown", "a file of another program does not say its base", fix="give --model")
     made = import_adapter(source, load_config(model), options)
     made.adapter.facts["base"] = {"name": model} | (
         {"folder": str(Path(model).resolve())} if Path(model).is_dir() else {}
     )
-    return made.adapter, list(made.notes), made.format
+    return made.adapter, list(made.notes), list(made.told), made.format
 
 
 def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
@@ -197,6 +199,10 @@ def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
     if [method.name() for method in adapter.methods] == ["llama_adapter"]:
         adapter, lost = regated(adapter, "layer", "identity")
         notes += lost
+        reasons = adapter.methods[0].other_than_peft(adapter.shape)
+        if reasons:
+            what = "PEFT's adaption_prompt computes another function on this base than this adapter was trained for"
+            raise Refusal("no-peft-form", what, offenders=reasons, fix="train it with these options as PEFT has them")
     if not convertible(adapter):
         named = [method.name() for method in adapter.methods]
         raise Refusal(

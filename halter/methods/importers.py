@@ -46,6 +46,9 @@ class ImportOptions:
     gate_activation: Literal["tanh", "identity"] | None = None
     """What gates pass through; not given: tanh for the authors' per-head gates, as they trained them (their released
     inference code leaves it out), identity for their first version's single gates and for litgpt."""
+    prompt_rows: Literal["own", "grouped"] | None = None
+    """What litgpt's prompts went through: own (k_proj and v_proj, litgpt before 0.5.5) or grouped (0.5.5 and later);
+    not given: what the file's names and gates say, else grouped."""
     alpha: float | None = None
     """LoRA's alpha, in litgpt's files; not given: from hyperparameters.yaml beside the file."""
     qkv: str | None = None
@@ -59,6 +62,8 @@ class Imported:
     adapter: Adapter
     format: str
     notes: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    """What was taken for granted where the file does not say, and what differs from Halter's defaults."""
 
 
 class Taking:
@@ -127,7 +132,11 @@ def import_adapter(
             expected="the LLaMA-Adapter authors' (adapter_query.weight, layers.N.attention.wq_bias) or litgpt's "
             "(transformer.h.N.attn.adapter_wte.weight, lora_A)",
         )
-    made.adapter.facts["imported"] = {"format": made.format, "from": [p.name for p in paths], "notes": list(made.notes)}
+    made.adapter.facts["imported"] = {
+        "format": made.format,
+        "from": [p.name for p in paths],
+        "notes": [*made.notes, *made.told],
+    }
     return made
 
 

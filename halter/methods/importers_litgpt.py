@@ -1,7 +1,10 @@
 """litgpt's adapter and LoRA files: lit_model.pth.adapter, .adapter_v2 and .lora, in litgpt's own names.
 
-litgpt fuses q, k and v into one layer. Newer files call it ``attn.qkv`` and lay its rows end to end; older ones call it
-``attn.attn`` and lay each group's queries, key and value next to one another. LoRA's B is end to end in both.
+litgpt fuses q, k and v into one layer. Since 0.5.5 (December 2024) it is called ``attn.qkv`` and its rows lie end to
+end; before, it was ``attn.attn`` and each group's queries, key and value lay next to one another. LoRA's B is end to
+end in both. What prompts' keys and values are is read in the old order in both, so since 0.5.5 they are other rows
+(``prompt_rows: grouped`` of llama_adapter). A file of prompts alone does not name the layer: gates of the shape [1,
+heads, 1, 1] are from before August 2023, others may be of either time.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ _OTHERS = {"o_proj": "attn.proj", "gate_proj": "mlp.fc_1", "up_proj": "mlp.fc_2"
 _NORMS = {"input_layernorm": "norm_1", "post_attention_layernorm": "norm_2"}
 _QKV = ("q_proj", "k_proj", "v_proj")
 _FUSED = ("attn.qkv", "attn.attn")
+ROWS_NOTE = (
+    "read as litgpt since 0.5.5 computes it, with prompts through other rows than k_proj's and v_proj's (prompt_rows: "
+    "grouped); an adapter of an earlier litgpt looks alike and is read with --prompt-rows own"
+)
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 
 
@@ -35,11 +42,15 @@ def read(taking: Taking, file: Path, shape: ModelConfig, options: ImportOptions)
         return _lora(taking, file, shape, options)
     if "adapter_scale" in ends or "adapter_bias" in ends:
         return _v2(taking, shape, options)
+    gates = [tuple(t.shape) for name, t in taking.left.items() if name.endswith("gating_factor")]
+    old = bool(gates) and shape.heads > 1 and all(shape_ == (1, shape.heads, 1, 1) for shape_ in gates)
+    rows = options.prompt_rows or ("own" if old else "grouped")
     tensors, length, layers = _prompts(taking, shape)
     taking.done()
     activation = options.gate_activation or "identity"
-    method = find("llama_adapter")(length, layers, "head", activation)  # type: ignore[call-arg]
-    return Imported(filled(shape, method, tensors, taking.where), "litgpt adapter")
+    method = find("llama_adapter")(length, layers, "head", activation, rows)  # type: ignore[call-arg]
+    told = () if options.prompt_rows or old else (ROWS_NOTE,)
+    return Imported(filled(shape, method, tensors, taking.where), "litgpt adapter", told=told)
 
 
 def _prompts(taking: Taking, shape: ModelConfig) -> tuple[dict[str, Tensor], int, int]:

@@ -7,6 +7,11 @@ rotation; every token sees all of them, in a softmax of their own; they have no 
 The gate g, one number a head, starts at zero, so the start is the base. The authors train with tanh(g) and their
 released inference code leaves the tanh out, as PEFT's adaption_prompt and litgpt do (``gate_activation: identity``);
 PEFT has one gate a layer (``gate_scope: layer``).
+
+Where other programs compute another function, an option does as they do, and the reading of their files sets it. PEFT
+sends what the prompts add through o_proj once more, its bias included (``second_output_bias``). litgpt since 0.5.5 lays
+the rows of q, k and v end to end and still takes a prompt's k_p and v_p out of them group by group, as if each group's
+queries, key and value stood together (``prompt_rows: grouped``).
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from halter.model.places import Act, Context
 
 GateScope = Literal["head", "layer"]
 GateActivation = Literal["tanh", "identity"]
+PromptRows = Literal["own", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,11 @@ class GatedPrompts(Piece):
 
     saved_names = {"prompts": "prompts", "gate": "gate"}
 
-    def __init__(self, length: int, shape: ModelConfig, scope: GateScope, activation: GateActivation) -> None:
+    def __init__(
+        self, length: int, shape: ModelConfig, scope: GateScope, activation: GateActivation, rows: PromptRows = "own"
+    ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.rows = activation, rows
         self.prompts = nn.Parameter(torch.zeros(length, shape.dim))
         self.gate = nn.Parameter(torch.zeros(shape.heads if scope == "head" else 1))
 
@@ -63,7 +71,35 @@ class GatedPrompts(Piece):
         prompts = self.prompts.to(site.dtype)
         with site.weights():
             k, v = (block.heads(linear(prompts)) for linear in (block.k_proj, block.v_proj))
+            if self.rows == "grouped":
+                k, v = grouped(block.heads(block.q_proj(prompts)), k, v)
         return PromptAttentionAct(k, v, self.gate.tanh() if self.activation == "tanh" else self.gate)
+
+
+def grouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The heads that stand where a group's key and value would stand if q [K, heads, hd], k and v [K, kv_heads, hd],
+    which lie end to end, were laid group by group."""
+    groups = torch.cat((q, k, v), 1).unflatten(1, (k.shape[1], -1))
+    return groups[:, :, -2], groups[:, :, -1]
+
+
+@dataclass(frozen=True)
+class AgainAct(Act):
+    """y + b, b [out] being the base's own bias."""
+
+    bias: Tensor
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.bias
+
+
+class BiasAgain(Piece):
+    """The base's bias of a linear layer once more; no parameters."""
+
+    def bind(self, site: Site) -> Act:
+        lent = site.weights()
+        with lent:
+            return AgainAct(site.module.bias.to(site.dtype).clone())  # type: ignore[operator, union-attr]
 
 
 @dataclass(frozen=True)
@@ -78,6 +114,11 @@ class LlamaAdapter(Method):
     """One gate a head, as the authors have it, or one a layer, as PEFT has it."""
     gate_activation: GateActivation = "tanh"
     """tanh, as the authors train, or identity, as PEFT and litgpt do."""
+    prompt_rows: PromptRows = "own"
+    """own: prompts go through k_proj and v_proj, as the authors have it; grouped: through the rows that litgpt since
+    0.5.5 takes for them."""
+    second_output_bias: bool = False
+    """Add o_proj's bias, where the base has one, a second time in the layers with prompts, as PEFT does."""
 
     peft_type: ClassVar[str] = "ADAPTION_PROMPT"
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
@@ -92,18 +133,39 @@ class LlamaAdapter(Method):
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None or layer < shape.layers - self.adapter_layers:
             return {}
-        return {"context": GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation)}
+        gated = GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation, self.prompt_rows)
+        pieces: dict[str, Piece] = {"context": gated}
+        if self.second_output_bias and shape.has_bias("o_proj"):
+            pieces["o_proj"] = BiasAgain()
+        return pieces
+
+    def other_than_peft(self, shape: ModelConfig) -> list[str]:
+        """What keeps this from being PEFT's adaption_prompt on this base, one line each."""
+        reasons = []
+        if (self.gate_scope, self.gate_activation) != ("layer", "identity"):
+            reasons.append(f"gate_scope {self.gate_scope}, gate_activation {self.gate_activation}")
+        if self.prompt_rows != "own":
+            reasons.append(f"prompt_rows {self.prompt_rows}: PEFT sends prompts through k_proj and v_proj")
+        if shape.has_bias("o_proj") and not self.second_output_bias:
+            reasons.append("second_output_bias false: PEFT adds o_proj's bias a second time where prompts act")
+        return reasons
+
+    def told(self, shape: ModelConfig) -> list[str]:
+        if not (self.second_output_bias and shape.has_bias("o_proj")):
+            return []
+        return ["o_proj's bias is added a second time where prompts act, as PEFT does (second_output_bias: true)"]
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        alike = self.gate_scope == "layer" and self.gate_activation == "identity"
         return {
-            "peft_type": self.peft_type if alike else "HALTER_LLAMA_ADAPTER",
+            "peft_type": "HALTER_LLAMA_ADAPTER" if self.other_than_peft(shape) else self.peft_type,
             "task_type": "CAUSAL_LM",
             "target_modules": "self_attn",
             "adapter_len": self.adapter_len,
             "adapter_layers": min(self.adapter_layers, shape.layers),
             "gate_scope": self.gate_scope,
             "gate_activation": self.gate_activation,
+            "prompt_rows": self.prompt_rows,
+            "second_output_bias": self.second_output_bias,
         }
 
     @classmethod
@@ -117,6 +179,8 @@ class LlamaAdapter(Method):
             int(config["adapter_layers"]),
             config.get("gate_scope", "layer"),
             config.get("gate_activation", "identity"),
+            config.get("prompt_rows", "own"),
+            config.get("second_output_bias", True),
         )
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:

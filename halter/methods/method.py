@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cache
@@ -112,8 +112,16 @@ class Method:
 
     peft_type: ClassVar[str]
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
+    earlier: ClassVar[dict[str, Any]] = {}
+    """{option: value} of adapters and runs that Halter wrote before the option was there, where that is not its
+    default."""
     starts_as_base: ClassVar[bool] = True
     """Whether an adapter that nobody has trained changes nothing; false where the authors' start disturbs the base."""
+
+    @classmethod
+    def before(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of options that a file written before they were there stands for."""
+        return {option: value for option, value in cls.earlier.items() if option not in given}
 
     @classmethod
     def name(cls) -> str:
@@ -149,6 +157,11 @@ class Method:
     def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
         """Optimizer groups of its own (LoRA+), or None for the default; ``named`` maps path.tensor to parameter."""
         return None
+
+    def told(self, shape: ModelConfig) -> list[str]:
+        """What the reader of another program's file with these options has to tell: where it is not Halter's default
+        that is computed."""
+        return []
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         """The method's part of adapter_config.json."""

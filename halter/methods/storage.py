@@ -6,7 +6,7 @@ A folder of Halter's also has a manifest.json, against which every byte is compa
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,7 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     adapter = Adapter(base.config, methods)
     adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
     adapter.facts = {k: v for k, v in facts.items() if k not in OWN_FACTS}
+    adapter.notes = _notes(facts, methods, base.config)
     restore(adapter, tensors, str(folder))
     return adapter
 
@@ -257,4 +258,16 @@ def _from_options(options: dict[str, Any]) -> Method:
     strange = [name for name in options if name not in known]
     if strange:
         raise Refusal("adapter-unsupported", f"{kind.name()} options of another Halter version", offenders=strange)
+    options = kind.before(options) | options
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
+
+
+def _notes(facts: Mapping[str, Any], methods: Sequence[Method], shape: ModelConfig) -> list[str]:
+    """What there is to tell of options that are not the defaults: another program's, or those of an earlier Halter."""
+    if not facts.get("methods"):
+        return [note for method in methods for note in method.told(shape)]
+    return [
+        f"{method.name()}: trained before the option {option} was there, and read with {option}: {value}, as it was"
+        for method, given in zip(methods, facts["methods"], strict=True)
+        for option, value in method.before(given).items()
+    ]

@@ -198,7 +198,9 @@ def _plain(value: Any) -> Any:
 
 
 def convertible(adapter: Adapter) -> bool:
-    """Whether PEFT has this adapter's method."""
+    """Whether PEFT has a folder for this adapter's method, or for its methods together."""
+    if len(adapter.methods) > 1:
+        return peft_together.together(adapter.methods, adapter.shape)
     method = adapter.methods[0]
     kind = method.to_peft(adapter.shape).get("peft_type", method.peft_type)
-    return len(adapter.methods) == 1 and not str(kind).startswith("HALTER")
+    return not str(kind).startswith("HALTER")

@@ -29,19 +29,24 @@ def weights_of(model):
     return {name: getattr(module, buffer) for name, module, buffer in model.tensors()}
 
 
-def prompt_context(model, prompts, gates):
-    """What the authors add to one head: gate * softmax(q k_p^T / sqrt(hd)) v_p, from {layer: prompts, plain gates}."""
+def prompt_context(model, prompts, gates, grouped=False):
+    """What the authors add to one head: gate * softmax(q k_p^T / sqrt(hd)) v_p, from {layer: prompts, plain gates}.
+
+    ``grouped``: k_p and v_p as litgpt 0.5.5 has them, from the rows of W_q, W_k, W_v lying end to end at which a
+    group's key and value would stand if each group's queries, key and value lay together.
+    """
     weights, hd = weights_of(model), model.config.head_dim
     group = model.config.heads // model.config.kv_heads
 
     def context(layer, head, q):
         if layer not in prompts:
             return 0.0
-        rows = slice(head // group * hd, (head // group + 1) * hd)
-        k, v = (
-            prompts[layer].double() @ weights[f"model.layers.{layer}.self_attn.{p}_proj.weight"].double()[rows].T
-            for p in "kv"
-        )
+        whole = torch.cat([weights[f"model.layers.{layer}.self_attn.{p}_proj.weight"] for p in "qkv"]).double()
+        queries, keys = model.config.heads, model.config.kv_heads
+        first = (queries + head // group, queries + keys + head // group)
+        if grouped:
+            first = (head // group * (group + 2) + group, head // group * (group + 2) + group + 1)
+        k, v = (prompts[layer].double() @ whole[n * hd : (n + 1) * hd].T for n in first)
         return gates[layer].double()[head] * ((q @ k.T / math.sqrt(hd)).softmax(-1) @ v)
 
     return context
@@ -172,16 +177,29 @@ def litgpt_prompts(shape, first, gate):
     return state
 
 
-@pytest.mark.parametrize("gate", [(1, 1, 4, 1), (1, 4, 1, 1)])
-def test_litgpts_adapter_answers_as_its_equation(gate, tmp_path):
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize(
+    ("gate", "said", "grouped", "told"),
+    [((1, 1, 4, 1), None, True, 1), ((1, 1, 4, 1), "own", False, 0), ((1, 4, 1, 1), None, False, 0),
+     ((1, 4, 1, 1), "grouped", True, 0)],
+)  # fmt: skip
+def test_litgpts_adapter_answers_as_its_equation(gate, said, grouped, told, kv_heads, tmp_path):
+    """litgpt 0.5.5 and later computes with other rows than k_proj's and v_proj's; its old files may look alike."""
     G.manual_seed(4)
-    model, state = tiny.decoder(SHAPE), litgpt_prompts(SHAPE, 2, gate)
+    shape = tiny.config(layers=3, kv_heads=kv_heads)
+    model, state = tiny.decoder(shape), litgpt_prompts(shape, 2, gate)
     torch.save({"model": state}, tmp_path / "lit_model.pth.adapter")
-    made = import_adapter(tmp_path / "lit_model.pth.adapter", SHAPE)
+    made = import_adapter(tmp_path / "lit_model.pth.adapter", shape, ImportOptions(prompt_rows=said))
     where = "transformer.h.2.attn"
     gates = {2: state[f"{where}.gating_factor"].flatten()}
-    agree(model, made.adapter, context=prompt_context(model, {2: state[f"{where}.adapter_wte.weight"]}, gates))
-    assert made.adapter.methods[0].adapter_layers == 1
+    prompts = {2: state[f"{where}.adapter_wte.weight"]}
+    agree(model, made.adapter, context=prompt_context(model, prompts, gates, grouped))
+    assert made.adapter.methods[0].adapter_layers == 1 and len(made.told) == told and not made.notes
+    made.adapter.save(tmp_path / "saved")
+    loaded = load_adapter(tmp_path / "saved", model)
+    assert loaded.methods == made.adapter.methods and len(loaded.facts["imported"]["notes"]) == told
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS[None], loaded), model(TOKENS[None], made.adapter))
 
 
 LITGPT = {"o_proj": "attn.proj", "gate_proj": "mlp.fc_1", "up_proj": "mlp.fc_2", "down_proj": "mlp.proj"}

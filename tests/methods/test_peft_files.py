@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from halter.cli import main
 from halter.errors import Refusal
 from halter.files.tensors import read_tensors
 from halter.methods.adapter import adapt
@@ -22,6 +23,7 @@ from halter.methods.method import names
 from halter.methods.norm_tuning import NormTuning
 from halter.methods.storage import load_adapter
 from halter.methods.token_rows import TokenRowsMethod as Rows
+from halter.pretrained.save import save_model
 from halter.run import shelf
 
 peft = pytest.importorskip("peft")
@@ -183,6 +185,28 @@ def test_an_adapter_of_another_task_is_refused_or_waived(task, tmp_path):
         load_adapter(tmp_path / "a", model)
     assert caught.value.id == "adapter-task"
     assert load_adapter(tmp_path / "a", model, allow=["adapter-task"]).num_trainable
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_second_bias_of_adaption_prompt_is_read_told_and_never_written_where_it_was_not_trained(tmp_path, capsys):
+    model = tiny.decoder(tiny.config(**BIASED))
+    config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=2)
+    peft.get_peft_model(tiny.peer(model), config).save_pretrained(tmp_path / "theirs")
+    read = load_adapter(tmp_path / "theirs", model)
+    assert read.methods[0].second_output_bias and "a second time" in read.notes[0]
+    assert not load_adapter(tmp_path / "theirs", tiny.decoder()).notes  # nothing to add where there is no bias
+    read.save(tmp_path / "again")
+    assert config_of(tmp_path / "again")["peft_type"] == "ADAPTION_PROMPT"
+    assert not load_adapter(tmp_path / "again", model).notes  # an option like any other by now
+
+    ours = adapt(model, "llama_adapter", adapter_len=4, gate_scope="layer", gate_activation="identity")
+    ours.save(tmp_path / "ours")
+    assert config_of(tmp_path / "ours")["peft_type"] == "HALTER_LLAMA_ADAPTER"
+    save_model(model, model.config, tmp_path / "base")
+    for name, told in (("ours", "second_output_bias false"), ("again", "")):
+        code = main.run(["adapters", "convert", str(tmp_path / name), "--to", "peft", "--model", str(tmp_path / "base"),
+                     "--output", str(tmp_path / f"{name}-peft")])  # fmt: skip
+        assert code == (2 if told else 0) and told in capsys.readouterr().err
 
 
 def test_an_unknown_kind_is_told_with_every_method_once(tmp_path):

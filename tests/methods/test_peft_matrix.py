@@ -84,7 +84,7 @@ ROWS: dict[str, tuple[str, str, dict]] = {
     "tokens-of-both": ("plain", "TrainableTokensConfig",
                        {"token_indices": [4, 9], "target_modules": ["embed_tokens", "lm_head"]}),
 }  # fmt: skip
-NOT_YET = set("p-tuning p-tuning-lstm biased-adaption-prompt".split())
+NOT_YET = set("p-tuning p-tuning-lstm".split())
 CASES = [(base, name) for name, (bases, _, _) in ROWS.items() for base in bases.split()
          if name not in NOT_YET and f"{base}-{name}" not in NOT_YET]  # fmt: skip
 
