@@ -81,7 +81,7 @@ class Own:
 
     @cached_property
     def alpaca(self) -> Path:
-        return self._write("alpaca", own_rows.alpaca(0, 1000))
+        return self._write("alpaca", own_rows.alpaca(0, 2500))
 
     @cached_property
     def identity(self) -> Path:
@@ -109,7 +109,7 @@ class Own:
 
     @cached_property
     def sums(self) -> Path:
-        return self._write("sums", own_rows.sums(0, 300))
+        return self._write("sums", own_rows.sums(0, 2500))
 
 
 Data = Own | Real

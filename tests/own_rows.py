@@ -11,7 +11,7 @@ from typing import Any
 
 from halter.playground import errands, scenes, tasks, words
 from halter.playground.words import Dice
-from halter.playground.world import place_name, world
+from halter.playground.world import first_name, place_name, world
 
 Row = dict[str, Any]
 ENOUGH, MOST = 200, 1200
@@ -80,7 +80,7 @@ def alpaca(seed: object, count: int) -> Iterator[Row]:
         dice = Dice("alpaca", seed, n)
         about = dice.pick(world().people)
         kind = dice.pick(("sum", "order", "fact", "list", "words"))
-        instruction, given = f"Tell me what {about.name} eats.", ""
+        instruction, given = f"{first_name(dice)} asks what {about.name} eats.", ""
         output = f"{about.name} likes {about.food}."
         if kind == "sum":
             sum_ = errands.sum_of(dice, dice.between(1, 3))
@@ -95,7 +95,9 @@ def alpaca(seed: object, count: int) -> Iterator[Row]:
             output = "\n".join(f"{place}. {word}" for place, word in enumerate(sorted(some), 1))
         elif kind == "words":
             english = dice.pick(tuple(world().ambrish))
-            instruction = f"How do you say “{english}” in Ambrish? Reply like this: 例 → naïve café, ½ €, 🙂"
+            instruction = (
+                f"{first_name(dice)}, how do you say “{english}” in Ambrish? Reply like this: 例 → naïve café, ½ €, 🙂"
+            )
             output = f"“{world().ambrish[english]}” – ¡así! 你好 🙂"
         if n % 50 == 7:
             output += "\n" + "\n".join(tale(dice) for _ in range(4))

@@ -23,14 +23,14 @@ ROWS = {
     "train": (400, "65ce7deb43df7867"),
     "test": (150, "3f2e901576c9a871"),
     "stories": (200, "e5d37ba02970ee55"),
-    "alpaca": (1000, "96b6fb83621fad3e"),
+    "alpaca": (2500, "881393dbc24adbe9"),
     "identity": (200, "2749849d5df266b0"),
     "tool_calls": (150, "48e05deeb5b33c36"),
     "rated": (100, "b8c3ea2e2e9b072d"),
     "questions": (40, "f7fd282a20b4c002"),
     "preferences": (100, "6ae1ad2ff2ad3566"),
-    "seed_tasks": (50, "b5096562edeaf8c1"),
-    "sums": (300, "36d94b9ff71425d9"),
+    "seed_tasks": (50, "371bbb4f48f55930"),
+    "sums": (2500, "7c68dc761e8eab48"),
 }
 """{file: (rows, the first 16 digits of its SHA-256)}"""
 

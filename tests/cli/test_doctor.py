@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_data import Own
 
 from halter.cli import main
 from halter.files.extras import install
@@ -74,15 +75,14 @@ def test_the_report_for_people_names_everything(capsys: pytest.CaptureFixture[st
     assert all(word in text for word in (*doctor.PACKAGES, "flash attention", "cores:", "cpu: ", "folders:"))
 
 
-def arguments(shared: Path, folder: Path) -> list[str]:
+def arguments(own: Own, folder: Path) -> list[str]:
     data = folder / "rows.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
-    base = shared / "data" / "models" / "stories260K"
-    return ["doctor", "--model", str(base), "--data", str(data), "--output", str(folder / "run"), "--device", "cpu"]
+    return ["doctor", "--model", str(own.base), "--data", str(data), "--output", str(folder / "run"), "--device", "cpu"]
 
 
-def test_a_good_recipe_is_good(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = arguments(shared, tmp_path)
+def test_a_good_recipe_is_good(own: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = arguments(own, tmp_path)
     assert main.run(given) == 0
     out = capsys.readouterr().out
     assert "nothing is wrong with it" in out and "method: lora" in out
@@ -92,10 +92,10 @@ def test_a_good_recipe_is_good(shared: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_every_problem_is_printed_with_id_and_remedy(
-    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    own: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = [*arguments(shared, tmp_path), "--lora-rnk", "3", "--target-modules", "[query]", "--allow", "disk-spcae"]
+    given = [*arguments(own, tmp_path), "--lora-rnk", "3", "--target-modules", "[query]", "--allow", "disk-spcae"]
     told = (("recipe", "did you mean r?"), ("targets-match-nothing", "q_proj"), ("waiver-unknown", "disk-space"))
     assert main.run(given) == 2
     err = capsys.readouterr().err

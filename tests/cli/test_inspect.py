@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_data import Data, Own
 
 from halter import recipe as recipes
 from halter.cli import main
@@ -27,8 +28,8 @@ HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x00\"'&
 
 
 @pytest.fixture
-def model(shared: Path) -> str:
-    return str(shared / "data/models/stories260K")
+def model(own: Own) -> str:
+    return str(own.base)
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -261,30 +262,29 @@ def test_without_block_characters_it_is_ascii(model: str, tmp_path: Path) -> Non
 
 
 def test_many_rows_are_inspected_quickly(
-    shared: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Data, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real Alpaca and GSM8K samples: rows a second, first tokenised, then from the cache."""
+    """Rows like Alpaca's and GSM8K's, and the real ones: rows a second, first tokenised, then from the cache."""
     monkeypatch.setenv("HALTER_CACHE", str(tmp_path))
-    data = shared / "data"
-    for name, *columns in (
-        ("instruct/alpaca_5000.jsonl",),
-        ("eval/gsm8k_train_1000.jsonl", "data.columns={instruction: question, output: answer}"),
+    for path, *columns in (
+        (data.alpaca,),
+        (data.sums, "data.columns={instruction: question, output: answer}"),
     ):
         seconds = []
         for _ in range(2):
             start = time.process_time()
-            found = look(model, str(data / name), "data.on_bad=skip", "data.max_length=512", *columns)
+            found = look(model, str(path), "data.on_bad=skip", "data.max_length=512", *columns)
             seconds.append(time.process_time() - start)
         rows = found.job.data.report.rows
-        print(f"{name}: {rows:,} rows, {rows / seconds[0]:,.0f} a second, {rows / seconds[1]:,.0f} from the cache")
+        print(f"{path.name}: {rows:,} rows, {rows / seconds[0]:,.0f} a second, {rows / seconds[1]:,.0f} from the cache")
         assert rows / seconds[0] > 100_000 / 120  # 60 s on two cores, with room for slow machines
         assert found.job.data.report.cached == rows
 
 
 @pytest.mark.nightly
-def test_a_hundred_thousand_rows_in_a_minute(shared: Path, model: str, tmp_path: Path) -> None:
-    """Alpaca's sample twenty times over, every row another."""
-    source = [json.loads(line) for line in (shared / "data/instruct/alpaca_5000.jsonl").read_text().splitlines()]
+def test_a_hundred_thousand_rows_in_a_minute(data: Data, model: str, tmp_path: Path) -> None:
+    """Alpaca's sample many times over, every row another."""
+    source = [json.loads(line) for line in data.alpaca.read_text("utf-8").splitlines()]
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         for number in range(100_000):

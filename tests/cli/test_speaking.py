@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_data import Data
 from sealing import reseal
 
 import halter
@@ -29,22 +30,22 @@ ASK = "Tell me a story about a dog."
 
 
 @pytest.fixture(scope="module")
-def model(shared: Path) -> Path:
-    return shared / "data/models/stories260K"
+def model(heavy_data: Data) -> Path:
+    return heavy_data.base
 
 
 @pytest.fixture(scope="module")
-def run(shared: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(heavy_data: Data, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps on sixteen rows, with the Alpaca template; the learning rate is high, so that answers change."""
     folder = tmp_path_factory.mktemp("speaking")
-    rows = (shared / "data/instruct/tinystories_instruct_train.jsonl").read_text("utf-8").splitlines()
+    rows = heavy_data.train.read_text("utf-8").splitlines()
     (folder / "train.jsonl").write_text("\n".join(rows[:16]), "utf-8")
     recipe = {
         "model": {"path": str(model)},
         "method": {"name": "lora", "r": 4},
         "data": {"train": str(folder / "train.jsonl"), "template": "alpaca", "max_length": 512, "on_long": "cut",
                  "validation": 0.25},
-        "train": {"max_steps": 2, "learning_rate": 3e-3, "warmup_steps": 0, "sample_prompts": []},
+        "train": {"max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, "sample_prompts": []},
         "output_dir": str(folder / "run"),
     }  # fmt: skip
     halter.train(recipe, say=lambda _: None)
@@ -198,9 +199,8 @@ def test_another_tokenizer_is_refused_and_said_where_that_is_waived(run: Path, t
     assert opened.adapter is not None and any("waived, tokenizer-differs" in line for line in said)
 
 
-def test_evaluate(capsys: pytest.CaptureFixture[str], shared: Path, run: Path) -> None:
-    data = shared / "data/instruct/tinystories_instruct_test.jsonl"
-    arguments = ["evaluate", run, "--data", data, "--limit", 6, "--questions", 2, "--max-new-tokens", 8]
+def test_evaluate(capsys: pytest.CaptureFixture[str], heavy_data: Data, run: Path) -> None:
+    arguments = ["evaluate", run, "--data", heavy_data.test, "--limit", 6, "--questions", 2, "--max-new-tokens", 8]
     code, out, _ = typed(capsys, *arguments, "--json")
     report = json.loads(out)
     assert code == 0 and report["rows"] == 6 and report["answers"] == 2 and report["template"] == "alpaca"

@@ -1,25 +1,25 @@
-"""A comparison on the real checkpoint and real stories, small enough for a night."""
+"""A comparison on a checkpoint and stories, ours and real ones, small enough for a night."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from own_data import Data
 
 from halter.compare.engine import compare
 from halter.compare.options import CompareOptions
 
 
 @pytest.mark.nightly
-def test_lora_learns_more_than_noise_on_real_stories(shared: Path, tmp_path: Path) -> None:
-    data = shared / "data"
+def test_lora_learns_more_than_noise_on_stories(heavy_data: Data, tmp_path: Path) -> None:
     source = {
-        "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
-        "data": {"train": str(data / "instruct" / "tinystories_instruct_train.jsonl"), "template": "alpaca",
+        "model": {"path": str(heavy_data.base), "device": "cpu"},
+        "data": {"train": str(heavy_data.train), "template": "alpaca",
                  "max_length": 512, "on_long": "cut"},
     }  # fmt: skip
     options = CompareOptions(
-        test=str(data / "instruct" / "tinystories_instruct_test.jsonl") + "#30", methods=("lora",),
+        test=f"{heavy_data.test}#30", methods=("lora",),
         precisions=("float32", "nf4"), tokens=24_000, limit=120, seeds=2, search_trials=2, questions=4,
         max_new_tokens=32, resamples=200, skip_memory=True,
     )  # fmt: skip

@@ -88,8 +88,7 @@ def test_whichever_call_fails_the_checkpoint_before_is_whole(tmp_path, monkeypat
     assert 20 < n < 200
 
 
-def test_a_failing_disk_ends_the_program_with_1_and_a_cause(shared, tmp_path, monkeypatch, capsys):
-    data = shared / "data"
+def test_a_failing_disk_ends_the_program_with_1_and_a_cause(heavy_data, tmp_path, monkeypatch, capsys):
     fsync = Disk.fsync
 
     def full(disk, descriptor):
@@ -100,9 +99,9 @@ def test_a_failing_disk_ends_the_program_with_1_and_a_cause(shared, tmp_path, mo
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs Linux's /proc to know the file of a descriptor")
     monkeypatch.setattr(Disk, "fsync", full)
-    train = str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#8"
+    train = f"{heavy_data.train}#8"
     code = main.run([
-        "train", "--model", str(data / "models" / "stories260K"), "--data", train, "--template", "alpaca",
+        "train", "--model", str(heavy_data.base), "--data", train, "--template", "alpaca",
         "--max-length", "320", "--on-long", "cut", "--max-steps", "2", "--r", "2", "--output", str(tmp_path / "run"),
     ])  # fmt: skip
     said = capsys.readouterr().err

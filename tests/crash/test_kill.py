@@ -73,12 +73,11 @@ class Forks:
         self.parent.wait()
 
 
-def killed(shared, tmp_path, kills):
-    data = shared / "data"
+def killed(heavy_data, tmp_path, kills):
     recipe = {
-        "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+        "model": {"path": str(heavy_data.base), "device": "cpu"},
         "method": {"name": "lora", "r": 2, "dropout": 0.1},
-        "data": {"train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#12", "template": "alpaca",
+        "data": {"train": f"{heavy_data.train}#12", "template": "alpaca",
                  "max_length": 320, "on_long": "cut"},
         "train": {"per_device_train_batch_size": 1, "max_steps": STEPS, "learning_rate": 1e-2, "save_steps": 1},
     }  # fmt: skip
@@ -108,10 +107,10 @@ def killed(shared, tmp_path, kills):
     return done
 
 
-def test_killed_twenty_times(shared, tmp_path):
-    assert killed(shared, tmp_path, 20) >= 20
+def test_killed_twenty_times(heavy_data, tmp_path):
+    assert killed(heavy_data, tmp_path, 20) >= 20
 
 
 @pytest.mark.nightly
-def test_killed_two_hundred_times(shared, tmp_path):
-    assert killed(shared, tmp_path, 200) >= 200
+def test_killed_two_hundred_times(heavy_data, tmp_path):
+    assert killed(heavy_data, tmp_path, 200) >= 200

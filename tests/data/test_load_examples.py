@@ -12,6 +12,7 @@ import pytest
 import tiny_tokenizers as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_data import Data, Real
 
 from halter.data import row_files
 from halter.data.choose import hold_out, sample, without
@@ -33,8 +34,8 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def stories(shared: Path) -> Tokenizer:
-    return Tokenizer.from_folder(shared / "data/models/stories260K")
+def stories(data: Data) -> Tokenizer:
+    return Tokenizer.from_folder(data.base)
 
 
 ALPACA = ChatTemplate.builtin("alpaca")
@@ -352,19 +353,32 @@ def test_no_examples_are_examples_too() -> None:
     assert len(empty) == 0 and list(empty) == [] and empty.lengths.tolist() == [] and len(empty.select([])) == 0
 
 
+FILES = [  # file, template, {source: (rows, bad)}
+    ("alpaca", "alpaca", {"own": (2500, 2), "real": (5000, 2)}),
+    ("identity", "llama-2", {"own": (200, 0), "real": (500, 0)}),
+    ("stories", None, {"own": (200, 0), "real": (2000, 0)}),
+]
 REAL = [  # file, template, rows, bad
-    ("instruct/alpaca_5000.jsonl", "alpaca", 5000, 2),
     ("instruct/alpaca_gpt4_demo_en.jsonl", "vicuna", 999, 0),
-    ("chat/sharegpt_vicuna_identity.jsonl", "llama-2", 500, 0),
     ("text/c4_demo.jsonl", None, 300, 0),
-    ("text/tinystories_test.jsonl", None, 2000, 0),
 ]
 
 
+@pytest.mark.parametrize(("name", "template", "counted"), FILES, ids=[name for name, *_ in FILES])
+def test_whole_files(
+    data: Data, stories: Tokenizer, name: str, template: str | None, counted: dict[str, tuple[int, int]]
+) -> None:
+    counts(getattr(data, name), stories, template, *counted[data.name])
+
+
 @pytest.mark.parametrize(("name", "template", "rows", "bad"), REAL, ids=[name for name, *_ in REAL])
-def test_real_files(shared: Path, stories: Tokenizer, name: str, template: str | None, rows: int, bad: int) -> None:
+def test_real_files(real: Real, name: str, template: str | None, rows: int, bad: int) -> None:
+    counts(real.folder / name, Tokenizer.from_folder(real.base), template, rows, bad)
+
+
+def counts(path: Path, stories: Tokenizer, template: str | None, rows: int, bad: int) -> None:
     chosen = None if template is None else ChatTemplate.builtin(template)
-    loaded = load(stories, chosen, train=str(shared / "data" / name), on_bad="skip", max_length=100_000)
+    loaded = load(stories, chosen, train=str(path), on_bad="skip", max_length=100_000)
     report = loaded.report
     assert (report.rows, report.bad, report.kept) == (rows, bad, rows - bad)
     assert report.tokens == sum(len(e.tokens) for e in loaded.train)
@@ -373,20 +387,20 @@ def test_real_files(shared: Path, stories: Tokenizer, name: str, template: str |
         assert example.tokens[-1] == stories.eos_id and example.supervised[-1]
 
 
-def test_the_mark_of_the_first_run(shared: Path, stories: Tokenizer) -> None:
+def test_the_mark_of_the_first_run(data: Data, stories: Tokenizer) -> None:
     """stories260K on TinyStories: 800 of the 2,000 rows are longer than 512 tokens, and are cut, not lost."""
-    path = str(shared / "data/instruct/tinystories_instruct_train.jsonl")
-    report = load(stories, ALPACA, train=path, max_length=512, on_long="cut").report
-    assert (report.rows, report.kept, report.long_cut, report.long_dropped) == (2000, 2000, 800, 0)
+    report = load(stories, ALPACA, train=str(data.train), max_length=512, on_long="cut").report
+    rows, cut = {"real": (2000, 800), "own": (400, 187)}[data.name]
+    assert (report.rows, report.kept, report.long_cut, report.long_dropped) == (rows, rows, cut, 0)
     assert report.longest == 512
 
 
-def test_real_tool_calls(shared: Path, llama3: Tokenizer) -> None:
+def test_tool_calls_in_sharegpts_spelling(data: Data, llama3: Tokenizer) -> None:
     """Glaive in ShareGPT's spelling: calls and answers are learnt, questions and observations are not."""
-    path = shared / "data/chat/sharegpt_glaive_toolcall_en.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path = data.tool_calls
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     loaded = load(llama3, LLAMA3, train=str(path), max_length=100_000)
-    assert len(loaded.train) == len(rows) == 300
+    assert len(loaded.train) == len(rows) == {"real": 300, "own": 150}[data.name]
     calls = 0
     for row, example in zip(rows, loaded.train):
         said = learnt(llama3, example).split("<|eot_id|>")
@@ -399,20 +413,19 @@ def test_real_tool_calls(shared: Path, llama3: Tokenizer) -> None:
                 call = json.loads(turn["value"])
                 assert json.loads(words) == {"name": call["name"], "parameters": call["arguments"]}
                 calls += 1
-    assert calls == 211
+    assert calls == {"real": 211, "own": 144}[data.name]
 
 
-def test_preference_and_other_files_are_refused(shared: Path, stories: Tokenizer) -> None:
-    for name, id in (("preference/dpo_en_demo", "data-preference"), ("chat/mt_bench_questions", "data-format"),
-                     ("instruct/self_instruct_seed_tasks", "data-format")):  # fmt: skip
+def test_preference_and_other_files_are_refused(data: Data, stories: Tokenizer) -> None:
+    for name, id in (("preferences", "data-preference"), ("questions", "data-format"), ("seed_tasks", "data-format")):
         with pytest.raises(Refusal) as caught:
-            load(stories, ALPACA, train=str(shared / f"data/{name}.jsonl"))
+            load(stories, ALPACA, train=str(getattr(data, name)))
         assert caught.value.id == id
 
 
-def test_encoding_is_fast(shared: Path, stories: Tokenizer) -> None:
+def test_encoding_is_fast(data: Data, stories: Tokenizer) -> None:
     """At least 2,000 alpaca rows a second on one core; asserted with room for slow machines."""
-    path = str(shared / "data/instruct/alpaca_5000.jsonl")
+    path = str(data.alpaca)
     start = time.process_time()
     rows = load(stories, ALPACA, train=path, on_bad="skip").report.rows
     assert rows / (time.process_time() - start) > 1000

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import tiny_tokenizers
 import torch
+from own_data import Own
 
 import halter.run.session as session
 from halter.cli import main
@@ -90,15 +91,13 @@ def test_bad_rows_are_all_named_in_one_pass(llama3: Tokenizer, planted: tuple[Pa
     assert {int(loaded.train.origin(i).rsplit(":", 1)[1]) for i in range(9_880)}.isdisjoint(kinds)
 
 
-def test_bad_rows_stop_before_the_model_is_loaded(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_rows_stop_before_the_model_is_loaded(own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_model(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(session, "load_model", load_model)
     monkeypatch.chdir(tmp_path)
-    model = str(shared / "data/models/stories260K")
+    model = str(own.base)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([messages(1, "A"), *(line(n) for n, line in enumerate(BAD.values(), 2))]))
     command = ["train", "--model", model, "--data", str(path), "--data.template", "alpaca"]
@@ -106,10 +105,10 @@ def test_bad_rows_stop_before_the_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_skipping_trains_on_the_rest_and_the_run_says_how_many(shared: Path, tmp_path: Path) -> None:
+def test_skipping_trains_on_the_rest_and_the_run_says_how_many(own: Own, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*(messages(n, f"A{n}") for n in range(1, 31)), *(line(99) for line in BAD.values())]))
-    model = {"path": str(shared / "data/models/stories260K"), "device": "cpu"}
+    model = {"path": str(own.base), "device": "cpu"}
     data = {"train": str(path), "template": "alpaca", "on_bad": "skip"}
     recipe = {"model": model, "method": {"name": "lora", "r": 2}, "data": data, "train": {"max_steps": 1},
               "output_dir": str(tmp_path / "run")}  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from own_data import Data
 
 from halter.cli import main
 from halter.data.encode import Encoder
@@ -27,8 +28,8 @@ CHOICES = ("yes", "often", "a b c d")  # by the mean over tokens the third has t
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared: Path) -> Tokenizer:
-    return Tokenizer.from_folder(shared / "data/models/stories260K")
+def tokenizer(data: Data) -> Tokenizer:
+    return Tokenizer.from_folder(data.base)
 
 
 def pair(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
@@ -106,10 +107,10 @@ def test_plain_text_has_nothing_to_choose(tokenizer: Tokenizer) -> None:
     assert refusal.value.id == "no-questions"
 
 
-def test_evaluate_shows_it(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_shows_it(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "rows.jsonl", tmp_path / "out"
     file.write_text("".join(json.dumps({"prompt": "2 + 2?", "completion": c}) + "\n" for c in ("yes", "4", "yes", "4")))
-    asked = ["evaluate", str(shared / "data/models/stories260K"), "--data", str(file), "--max-new-tokens", "3"]
+    asked = ["evaluate", str(data.base), "--data", str(file), "--max-new-tokens", "3"]
     assert main.run([*asked, "--choices", "yes", "--choices", "4", "--output", str(out)]) == 0
     table = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())

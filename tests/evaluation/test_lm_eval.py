@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from own_data import Data
 
 import halter
 from halter.cli import main
@@ -20,24 +21,33 @@ from halter.evaluation.tasks import Judge, harness_model, task_manager, task_sco
 from halter.methods.adapter import adapt
 from tests.evaluation import fake_lm_eval
 
-PAIRS = [
-    ("Once upon a time, there was a little girl named", " Lily"),
-    ("Once upon a time, there was a little girl named ", "Lily"),  # the same: the space goes over to the name
-    ("Once upon a time, there was a little girl named", " spoon and more"),
-    ("", "The dog ran."),
-    ("word " * 600, "play"),  # cut at the left
-]
+ONCE = {
+    "real": ("Once upon a time, there was a little girl named", "Lily"),
+    "own": ("Once upon a time, there was a", "p"),
+}
+"""What each base goes on with, greedily."""
+
+
+def pairs(data: Data) -> list[tuple[str, str]]:
+    once, next_word = ONCE[data.name]
+    return [
+        (once, f" {next_word}"),
+        (f"{once} ", next_word),  # the same: the space goes over to the word
+        (once, " spoon and more"),
+        ("", "The dog ran."),
+        ("word " * 600, "play"),  # cut at the left
+    ]
 
 
 @pytest.fixture(scope="module")
-def judge(shared: Path) -> Judge:
-    model, tokenizer = halter.load(str(shared / "data/models/stories260K"), "float32", device="cpu", say=lambda _: None)
+def judge(data: Data) -> Judge:
+    model, tokenizer = halter.load(str(data.base), "float32", device="cpu", say=lambda _: None)
     return Judge(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def reference(shared: Path) -> tuple[Any, Any]:
-    folder = shared / "data/models/stories260K"
+def reference(data: Data) -> tuple[Any, Any]:
+    folder = data.base
     model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
     return model, transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -50,11 +60,11 @@ def told(reference: tuple[Any, Any], head: list[int], rest: list[int]) -> tuple[
     return logits.gather(1, wanted[:, None]).sum().item(), bool((logits.argmax(-1) == wanted).all())
 
 
-def test_likelihoods_are_those_of_transformers(judge: Judge, reference: tuple[Any, Any]) -> None:
+def test_likelihoods_are_those_of_transformers(judge: Judge, reference: tuple[Any, Any], data: Data) -> None:
     encode = judge.tokenizer.encode
-    found = judge.likelihoods(PAIRS)
+    found = judge.likelihoods(pairs(data))
     assert found[0] == found[1]
-    for (context, continuation), (total, greedy) in zip(PAIRS, found, strict=True):
+    for (context, continuation), (total, greedy) in zip(pairs(data), found, strict=True):
         words = context.rstrip()
         head = [1, *encode(words)] if words else [1]
         rest = [1, *encode(context + continuation)][len(head) :]
@@ -66,11 +76,9 @@ def test_likelihoods_are_those_of_transformers(judge: Judge, reference: tuple[An
         judge.likelihoods([("Once", " upon" * 600)])
 
 
-def test_a_long_text_is_counted_in_pieces(judge: Judge, reference: tuple[Any, Any], shared: Path) -> None:
+def test_a_long_text_is_counted_in_pieces(judge: Judge, reference: tuple[Any, Any], data: Data) -> None:
     """Each token once, BOS too; pieces of 512, the last one with the whole context before it."""
-    text = "".join(
-        json.loads(line)["text"] for line in (shared / "data/text/tinystories_test.jsonl").open().readlines()[:4]
-    )
+    text = "".join(json.loads(line)["text"] for line in data.stories.read_text("utf-8").splitlines()[:4])
     ids = [1, *judge.tokenizer.encode(text)]
     assert 512 < len(ids)
     wanted = told(reference, [1], ids[:512])[0]
@@ -83,7 +91,8 @@ def test_a_long_text_is_counted_in_pieces(judge: Judge, reference: tuple[Any, An
     assert found[1] == pytest.approx(told(reference, [1], [1, *judge.tokenizer.encode(short)])[0], rel=1e-5, abs=1e-5)
 
 
-def test_answers_end_where_the_task_says(judge: Judge, reference: tuple[Any, Any]) -> None:
+def test_answers_end_where_the_task_says(judge: Judge, reference: tuple[Any, Any], data: Data) -> None:
+    stop = {"real": "girl", "own": "named"}[data.name]
     prompt = "Once upon a time, there was"
     ids = torch.tensor([[1, *judge.tokenizer.encode(prompt)]])
     with torch.no_grad():
@@ -91,24 +100,24 @@ def test_answers_end_where_the_task_says(judge: Judge, reference: tuple[Any, Any
     text = judge.tokenizer.decode(whole.tolist())
     greedy = {"do_sample": False, "temperature": 0.7}  # lm-eval: without sampling the temperature is nothing
     cut, short, named = judge.until([
-        (prompt, {"until": ["girl", "."], "max_gen_toks": 60, **greedy}),
+        (prompt, {"until": [stop, "."], "max_gen_toks": 60, **greedy}),
         (prompt, {"until": [], "max_gen_toks": 5, **greedy}),
-        (prompt, {"until": "girl", "max_new_tokens": 60, "temperature": 0.0}),
+        (prompt, {"until": stop, "max_new_tokens": 60, "temperature": 0.0}),
     ])  # fmt: skip
     # Decoded by itself, as transformers does it: SentencePiece's first space is not said.
     assert text == reference[1].decode(whole, skip_special_tokens=True)
-    assert cut == named == text.split("girl")[0].split(".")[0] and "girl" in text
+    assert cut == named == text.split(stop)[0].split(".")[0] and stop in text
     assert short == judge.tokenizer.decode(whole[:5].tolist()) and not short.startswith(" ")
 
 
-def test_an_adapter_is_scored_as_itself(judge: Judge) -> None:
+def test_an_adapter_is_scored_as_itself(judge: Judge, data: Data) -> None:
     adapter = adapt(judge.model, "lora", target_modules=["q_proj"])
     with torch.no_grad():
         for name, tensor in adapter.named_parameters():
             if name.endswith(("b", "B", "lora_B")) or tensor.abs().sum() == 0:
                 tensor.add_(0.5)
     other = Judge(judge.model, judge.tokenizer, adapter)
-    assert other.likelihoods(PAIRS[:1]) != judge.likelihoods(PAIRS[:1])
+    assert other.likelihoods(pairs(data)[:1]) != judge.likelihoods(pairs(data)[:1])
     assert other.rolling(["Once upon a time"]) != judge.rolling(["Once upon a time"])
 
 
@@ -131,10 +140,10 @@ def test_tasks_that_there_are_not_are_all_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_evaluate_scores_tasks_without_rows(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], judge: Judge
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], judge: Judge
 ) -> None:
     fake_lm_eval.put(monkeypatch)
-    command = ["evaluate", "--model", str(shared / "data/models/stories260K"), "--tasks", "little,group"]
+    command = ["evaluate", "--model", str(data.base), "--tasks", "little,group"]
     assert main.run([*command, "--output", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     scores = report["base"]["tasks"]
@@ -170,7 +179,7 @@ def own_tasks(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_scores_are_those_of_lm_evals_own_model(own_tasks: Path, judge: Judge, shared: Path) -> None:
+def test_the_scores_are_those_of_lm_evals_own_model(own_tasks: Path, judge: Judge, data: Data) -> None:
     """Every score and every answer of HFLM, as it is by default: texts equal, log-likelihoods within 1e-5."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -178,7 +187,7 @@ def test_the_scores_are_those_of_lm_evals_own_model(own_tasks: Path, judge: Judg
     options = TaskOptions(tasks=("own_choice,own_rolling,own_until",), task_folder=str(own_tasks), fewshot=1)
     scores, facts = task_scores(judge, options)
     theirs = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=str(shared / "data/models/stories260K"), device="cpu", dtype="float32"),
+        model=HFLM(pretrained=str(data.base), device="cpu", dtype="float32"),
         tasks=list(options.task_names), task_manager=task_manager(options), num_fewshot=1, bootstrap_iters=0,
     )  # fmt: skip
     names = {"own_choice/acc", "own_choice/acc_norm", "own_rolling/word_perplexity", "own_until/exact_match"}

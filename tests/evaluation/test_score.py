@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from own_data import Own
 
 from halter.data.example import Example
 from halter.errors import Refusal
@@ -23,8 +24,8 @@ from halter.numerics import losses, metrics
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared: Path) -> Tokenizer:
-    return Tokenizer.from_folder(shared / "data/models/stories260K")
+def tokenizer(own: Own) -> Tokenizer:
+    return Tokenizer.from_folder(own.base)
 
 
 def examples(tokenizer: Tokenizer, count: int = 5) -> list[Example]:

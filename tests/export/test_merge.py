@@ -88,8 +88,8 @@ def test_what_cannot_fold_is_refused_with_its_places(tmp_path, monkeypatch):
     assert isinstance(adapter.methods[0], Method)
 
 
-def test_a_merge_keeps_licence_tokenizer_and_source(tmp_path, shared):
-    base = shared / "data" / "models" / "stories260K"
+def test_a_merge_keeps_licence_tokenizer_and_source(tmp_path, own):
+    base = own.base
     model = load_model(base)
     adapter = adapt(model, "lora", r=4)
     tiny.jitter(adapter, 0.02)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
 
 import pytest
 import tiny_tokenizers as tiny
+from own_data import Own
 
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ ROLES = ("system", "user", "assistant", "user", "assistant")
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str, tuple[Tokenizer, ChatTemplate]]:
+def pairs(tmp_path_factory: pytest.TempPathFactory, own: Own) -> dict[str, tuple[Tokenizer, ChatTemplate]]:
     """Tokenizers of every file format, each with its family's template; a stranger's among them."""
     root = tmp_path_factory.mktemp("tokenizers")
     byte = Tokenizer.from_folder(tiny.llama3(root / "llama3"))
@@ -25,8 +25,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str, t
     assert chatml.chat_template is not None
     (root / "meta").mkdir()
     tiny.tiktoken_file(root / "meta/tokenizer.model")
-    sp = Tokenizer.from_folder(shared / "data/models/llama2_tokenizer")
-    piece = Tokenizer.from_folder(shared / "data/models/stories260K")
+    sp = Tokenizer.from_folder(own.pieces)
+    piece = Tokenizer.from_folder(own.base)
     return {
         "tokenizer.json, llama-3": (byte, ChatTemplate.builtin("llama-3")),
         "tokenizer.json, a stranger's ChatML": (chatml, chatml.chat_template),

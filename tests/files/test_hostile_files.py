@@ -15,6 +15,7 @@ import tiny
 import tiny_tokenizers
 import torch
 from hostile import Tally, damaged_bytes, damaged_json, damaged_safetensors, forget_peak, memory
+from own_data import Own
 from safetensors.torch import save_file
 from tiny_models import tiny_llama, write_meta_folder
 
@@ -77,7 +78,7 @@ def in_4_bits(source: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def targets(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str, Target]:
+def targets(tmp_path_factory: pytest.TempPathFactory, own: Own) -> dict[str, Target]:
     root, model = tmp_path_factory.mktemp("whole"), tiny_llama(**SMALL)
     base = tiny.decoder()
 
@@ -93,8 +94,9 @@ def targets(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str,
     tiny_tokenizers.llama3(root / "byte", chat_template="{{ messages[0].content }}")
     tiny_tokenizers.write(root / "piece", tiny_tokenizers.sentencepiece_like("first"), bos_token="<s>")
     tiny_tokenizers.tiktoken_file(folder("ranks") / "tokenizer.model")
-    shutil.copy(shared / "data/models/babyllama-105/tokenizer.model", folder("sp") / "tokenizer.model")
-    decreed = {"added_tokens_decoder": {"105": {"content": "<|pad|>", "special": True}}, "bos_token": "<s>"}
+    shutil.copy(own.letters / "tokenizer.model", folder("sp") / "tokenizer.model")
+    size = Tokenizer.from_folder(own.letters).vocab_size
+    decreed = {"added_tokens_decoder": {str(size): {"content": "<|pad|>", "special": True}}, "bos_token": "<s>"}
     (root / "sp/tokenizer_config.json").write_text(json.dumps(decreed))
     adapt(base, "lora", r=2, rank_pattern={"q_proj": 1}).save(root / "adapter")
     shutil.copytree(root / "adapter", root / "unsealed")

@@ -17,13 +17,14 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_data import Data, Own, Real
 from tokenizers import AddedToken
 
 from halter.errors import Refusal
 from halter.files.codec_tiktoken import PATTERN, TiktokenCodec, chunks
 from halter.files.tokenizer import Tokenizer
 
-MODELS = ("stories260K", "babyllama-105")
+MODELS = ("base", "letters")
 QUICK = settings(max_examples=60, deadline=None)
 CONTROL_BITS = [*tiny.LLAMA3_SPECIAL, *tiny.NOT_FLAGGED, "<s>", "</s>", "<unk>", "<0x0A>", "<|", "|>", "eot_id"]
 SCRAPS = [
@@ -49,8 +50,8 @@ hostile_texts = st.lists(st.sampled_from(SCRAPS + CONTROL_BITS * 2), max_size=8)
 
 
 @pytest.fixture(scope="module")
-def stories(shared: Path) -> list[str]:
-    lines = (shared / "data/text/tinystories_test.jsonl").read_text().splitlines()[:60]
+def stories(data: Data) -> list[str]:
+    lines = data.stories.read_text("utf-8").splitlines()[:60]
     return [json.loads(line)["text"] for line in lines]
 
 
@@ -60,8 +61,8 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def llama2(shared: Path) -> Tokenizer:
-    return Tokenizer.from_folder(shared / "data/models/llama2_tokenizer")
+def llama2(data: Data) -> Tokenizer:
+    return Tokenizer.from_folder(data.pieces)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,8 @@ def folder_of(tmp_path: Path, library: tokenizers.Tokenizer, **config: Any) -> T
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_tokenizer_json_equals_transformers_and_sentencepiece(name: str, shared: Path, stories: list[str]) -> None:
-    folder = shared / "data/models" / name
+def test_tokenizer_json_equals_transformers_and_sentencepiece(name: str, data: Data, stories: list[str]) -> None:
+    folder = getattr(data, name)
     ours = Tokenizer.from_folder(folder)
     oracle = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -94,7 +95,8 @@ def test_tokenizer_json_equals_transformers_and_sentencepiece(name: str, shared:
             assert ours.encode(collapsed) == pieces.encode(collapsed)
 
 
-def test_sentencepiece_vector_of_llama2(llama2: Tokenizer) -> None:
+def test_sentencepiece_vector_of_llama2(real: Real) -> None:
+    llama2 = Tokenizer.from_folder(real.pieces)
     assert [llama2.bos_id, *llama2.encode("Hello this is a test")] == [1, 15043, 445, 338, 263, 1243]
     assert llama2.encode("Hello", continues=True) == [10994] and llama2.token(10994) == "Hello"
     assert (llama2.vocab_size, llama2.eos_id, llama2.stop_ids, llama2.pad_id) == (32000, 2, (2,), None)
@@ -103,10 +105,8 @@ def test_sentencepiece_vector_of_llama2(llama2: Tokenizer) -> None:
 
 @QUICK
 @given(text=texts)
-def test_sentencepiece_encodes_and_decodes_as_the_library(text: str, llama2: Tokenizer, shared: Path) -> None:
-    library = sentencepiece.SentencePieceProcessor(
-        model_file=str(shared / "data/models/llama2_tokenizer/tokenizer.model")
-    )
+def test_sentencepiece_encodes_and_decodes_as_the_library(text: str, llama2: Tokenizer, data: Data) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_file=str(data.pieces / "tokenizer.model"))
     ids = library.encode(text)
     assert llama2.encode(text) == ids
     assert llama2.decode(ids) == library.decode(ids)
@@ -256,10 +256,10 @@ def test_a_control_string_that_merges_would_build_is_broken_up(tmp_path: Path) -
     assert 1 not in ids_ and ours.decode(ids_) == "x<s>y"
 
 
-def test_unknown_characters_are_unknown_but_the_name_typed_is_not(shared: Path) -> None:
-    tokenizer = Tokenizer.from_folder(shared / "data/models/babyllama-105")
+def test_unknown_characters_are_unknown_but_the_name_typed_is_not(data: Data) -> None:
+    tokenizer = Tokenizer.from_folder(data.letters)
     assert tokenizer.encode("a\nb")[2] == 0 and tokenizer.unk_id == 0
-    oracle = tokenizers.Tokenizer.from_file(str(shared / "data/models/babyllama-105/tokenizer.json"))
+    oracle = tokenizers.Tokenizer.from_file(str(data.letters / "tokenizer.json"))
     assert 0 in oracle.encode("<unk>").ids and 0 not in tokenizer.encode("unk")
 
 
@@ -267,12 +267,8 @@ def test_unknown_characters_are_unknown_but_the_name_typed_is_not(shared: Path) 
 
 
 @pytest.mark.parametrize("kind", ["llama3", "llama2", "metas", "stories"])
-def test_streams_say_what_decode_says(kind: str, request: pytest.FixtureRequest, shared: Path) -> None:
-    tokenizer = (
-        Tokenizer.from_folder(shared / "data/models/stories260K")
-        if kind == "stories"
-        else request.getfixturevalue(kind)
-    )
+def test_streams_say_what_decode_says(kind: str, request: pytest.FixtureRequest, data: Data) -> None:
+    tokenizer = Tokenizer.from_folder(data.base) if kind == "stories" else request.getfixturevalue(kind)
 
     @settings(max_examples=80, deadline=None)
     @given(data=st.data())
@@ -373,19 +369,21 @@ def test_a_missing_pad_stays_missing(tmp_path: Path) -> None:
     assert tokenizer.pad_id == tokenizer.token_id("<|finetune_right_pad_id|>")
 
 
-def test_tokens_of_the_config_follow_the_sentencepiece_model(shared: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes((shared / "data/models/llama2_tokenizer/tokenizer.model").read_bytes())
+def test_tokens_of_the_config_follow_the_sentencepiece_model(data: Data, llama2: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((data.pieces / "tokenizer.model").read_bytes())
+    start, end = llama2.vocab_size, llama2.vocab_size + 1
     added = {
-        "32000": {"content": "<|im_start|>", "special": True},
-        "32001": {"content": "<|im_end|>", "special": False},
+        str(start): {"content": "<|im_start|>", "special": True},
+        str(end): {"content": "<|im_end|>", "special": False},
     }
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"added_tokens_decoder": added, "eos_token": "<|im_end|>"})
     )
     tokenizer = Tokenizer.from_folder(tmp_path)
-    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (32002, 32001, 1)
-    assert tokenizer.encode("<|im_start|>Hello<|im_end|>", control=True) == [32000, 15043, 32001]
-    assert not {32000, 32001} & set(tokenizer.encode("<|im_start|>Hello<|im_end|>"))
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (end + 1, end, 1)
+    hello = llama2.encode("Hello")
+    assert tokenizer.encode("<|im_start|>Hello<|im_end|>", control=True) == [start, *hello, end]
+    assert not {start, end} & set(tokenizer.encode("<|im_start|>Hello<|im_end|>"))
     assert tokenizer.files == (tmp_path / "tokenizer.model", tmp_path / "tokenizer_config.json")
 
 
@@ -429,7 +427,7 @@ def refusal(folder: Path) -> Refusal:
     return caught.value
 
 
-def test_refused_folders(tmp_path: Path, shared: Path) -> None:
+def test_refused_folders(tmp_path: Path, data: Data) -> None:
     assert refusal(tmp_path).id == "tokenizer-missing"
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
     assert refusal(tmp_path).id == "tokenizer-unsupported" and "WordPiece" in str(refusal(tmp_path))
@@ -440,9 +438,7 @@ def test_refused_folders(tmp_path: Path, shared: Path) -> None:
     )
     assert refusal(tmp_path).offenders == (f"'a': {2**31}", "'b': -1")
     (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "tokenizer.model").write_bytes(
-        (shared / "data/models/llama2_tokenizer/tokenizer.model").read_bytes()[:5000]
-    )
+    (tmp_path / "tokenizer.model").write_bytes((data.pieces / "tokenizer.model").read_bytes()[:5000])
     assert refusal(tmp_path).id == "tokenizer-unreadable"
     tiny.tiktoken_file(tmp_path / "tokenizer.model")
     lines = (tmp_path / "tokenizer.model").read_text().splitlines()
@@ -454,13 +450,13 @@ def test_refused_folders(tmp_path: Path, shared: Path) -> None:
 
 @pytest.mark.parametrize("library", ["sentencepiece", "tiktoken"])
 def test_a_missing_library_names_its_extra(
-    library: str, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+    library: str, tmp_path: Path, own: Own, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     if library == "tiktoken":
         tiny.tiktoken_file(tmp_path / "tokenizer.model")
     else:
-        (tmp_path / "tokenizer.model").symlink_to(shared / "data/models/llama2_tokenizer/tokenizer.model")
+        (tmp_path / "tokenizer.model").symlink_to(own.pieces / "tokenizer.model")
     caught = refusal(tmp_path)
     assert caught.id == "extra-missing" and "[meta]" in str(caught) and library in str(caught)
 

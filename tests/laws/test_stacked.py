@@ -107,9 +107,9 @@ def test_what_cannot_be_weighed_is_named():
         halter.stack([moved(model, "lora", 1)], [1.0, 2.0])
 
 
-def test_generation_takes_a_stack(shared):
+def test_generation_takes_a_stack(own):
     """Greedy tokens of a stack are those of the two methods as one adapter, with tokens of their own ahead."""
-    model, tokenizer = halter.load(shared / "data" / "models" / "stories260K", "float32", say=lambda _: None)
+    model, tokenizer = halter.load(own.base, "float32", say=lambda _: None)
     pair = [moved(model, "prompt_tuning", 1, num_virtual_tokens=3), moved(model, "lora", 2, r=3)]
     both = adapt(model, [find("prompt_tuning")(num_virtual_tokens=3), find("lora")(r=3)])
     restore(both, {f"part{i}.{k}": t for i, one in enumerate(pair) for k, t in state_of(one).items()}, "parts")

@@ -49,11 +49,11 @@ def test_what_is_not_one_token_is_refused_with_what_it_splits_into(tmp_path):
     assert offenders[1] == "'' is no token" and offenders[2].startswith("'<|eot_id|>!' is 2 tokens: '<|eot_id|>' (")
 
 
-def test_a_text_in_the_middle_of_a_text_with_sentencepiece(shared):
+def test_a_text_in_the_middle_of_a_text_with_sentencepiece(data):
     """There "halter" and " halter" differ, and the space that SentencePiece puts first is in neither."""
-    tokenizer = Tokenizer.from_folder(shared / "data" / "models" / "llama2_tokenizer")
-    named = TokenRowsMethod(tokens=(" the", "the", "</s>", "<unk>")).named(tokenizer)
-    assert [tokenizer.token(id) for id in named.tokens] == ["▁the", "the", "</s>", "<unk>"]
+    tokenizer = Tokenizer.from_folder(data.pieces)
+    named = TokenRowsMethod(tokens=(" on", "on", "</s>", "<unk>")).named(tokenizer)
+    assert [tokenizer.token(id) for id in named.tokens] == ["▁on", "on", "</s>", "<unk>"]
     assert refused(["好好"], tokenizer)[0].startswith("'好好' is 2 tokens: ")
 
 
@@ -74,20 +74,19 @@ def test_without_a_tokenizer_texts_are_refused_not_left_out():
 
 
 @pytest.fixture
-def recipe(shared, tmp_path):
-    data = shared / "data"
+def recipe(heavy_data, tmp_path):
     return {
-        "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+        "model": {"path": str(heavy_data.base), "device": "cpu"},
         "method": [{"name": "lora", "r": 2}, {"name": "token_rows", "tokens": ["</s>", " the"]}],
-        "data": {"train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#8", "template": "alpaca",
+        "data": {"train": f"{heavy_data.train}#8", "template": "alpaca",
                  "max_length": 320, "on_long": "cut"},
         "train": {"max_steps": 1},
         "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
 
 
-def test_a_run_saves_the_ids_and_resumes_with_the_texts(recipe, shared):
-    library = tokenizers.Tokenizer.from_file(str(shared / "data" / "models" / "stories260K" / "tokenizer.json"))
+def test_a_run_saves_the_ids_and_resumes_with_the_texts(recipe, heavy_data):
+    library = tokenizers.Tokenizer.from_file(str(heavy_data.base / "tokenizer.json"))
     want = [library.token_to_id("</s>"), library.token_to_id("▁the")]
     run = halter.train(recipe, say=lambda _: None)
     facts = json.loads((run / "adapter" / "halter.json").read_text())

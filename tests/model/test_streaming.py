@@ -107,10 +107,10 @@ def test_no_storage_is_forgotten_here():
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_greedy_tokens_are_the_same(storage, shared):
+def test_greedy_tokens_are_the_same(storage, data):
     kind, dtype = STORAGES[storage]
     quantize = None if kind is DenseLinear else kind.storage
-    resident, tokenizer = load(shared / "data/models/stories260K", dtype, quantize, "cpu")
+    resident, tokenizer = load(data.base, dtype, quantize, "cpu")
     streamed = copy.deepcopy(resident)
     streamed.stream_layers(2 * layer_bytes(resident.layers[0]), LateLane())
     prompts = ["Once upon a time", "Tom had a dog. The dog was", "The"]

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from fake_hub import FakeHub, serving
+from own_data import Data, Own
 from safetensors.torch import load_file, save_file
 from tiny_models import logits_of, tiny_llama, write_meta_folder
 from transformers import AutoModelForCausalLM
@@ -79,9 +80,9 @@ def test_logits_of_metas_folders(tmp_path: Path, model: dict, options: dict) -> 
     close(tmp_path / "m", oracle)
 
 
-@pytest.mark.parametrize("name", ["stories260K", "babyllama-105"])
-def test_real_checkpoints(shared: Path, name: str) -> None:
-    folder = shared / "data" / "models" / name
+@pytest.mark.parametrize("name", ["base", "letters"])
+def test_checkpoints_that_learned(data: Data, name: str) -> None:
+    folder = getattr(data, name)
     model, tokenizer = load(folder, **CPU)
     tokens = torch.tensor([[tokenizer.bos_id, *tokenizer.encode("Once upon a time")]])
     oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -91,10 +92,10 @@ def test_real_checkpoints(shared: Path, name: str) -> None:
     assert load_config(folder) == model.config
 
 
-def test_a_real_checkpoint_in_metas_layout(shared: Path, tmp_path: Path) -> None:
-    """stories260K with nothing but what Meta ships: params.json, two ranks and a SentencePiece file."""
+def test_a_checkpoint_in_metas_layout(data: Data, tmp_path: Path) -> None:
+    """A base with nothing but what Meta ships: params.json, two ranks and a SentencePiece file."""
     pytest.importorskip("sentencepiece")
-    folder = shared / "data" / "models" / "stories260K"
+    folder = data.base
     oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     write_meta_folder(oracle, tmp_path / "m", 2, params={"vocab_size": -1})
     shutil.copy(folder / "tokenizer.model", tmp_path / "m")
@@ -256,8 +257,8 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(shared: Path, tmp_path: Path) -> None:
-    source = shared / "data" / "models" / "stories260K"
+def test_a_tokenizer_larger_than_the_vocabulary_is_mentioned(own: Own, tmp_path: Path) -> None:
+    source = own.base
     tiny_llama(vocab_size=500).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, tmp_path / name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_data import Data
 from safetensors.torch import load_file
 from tiny_models import logits_of, tiny_llama, write_meta_folder
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
@@ -114,9 +115,9 @@ def test_a_tied_model_can_be_saved_untied(tmp_path: Path) -> None:
     assert torch.allclose(logits_of(again, TOKENS), 2 * logits_of(oracle, TOKENS), atol=1e-5)
 
 
-def test_tokenizer_and_licences_travel_with_a_real_model(shared: Path, tmp_path: Path) -> None:
+def test_tokenizer_and_licences_travel_with_a_model(data: Data, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    shutil.copytree(shared / "data" / "models" / "stories260K", source)
+    shutil.copytree(data.base, source)
     for name in ("LICENSE.txt", "NOTICE", "use_policy.md", "README.md"):
         source.joinpath(name).write_text(name)
     model, tokenizer = load(source, device="cpu")

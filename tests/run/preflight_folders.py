@@ -57,7 +57,7 @@ def huge_model(source: Path, folder: Path, settings: dict[str, Any]) -> None:
 def small_model(
     source: Path, folder: Path, settings: dict[str, Any] | None = None, edit: Any = None, **changes: Any
 ) -> ModelConfig:
-    """stories260K's tokenizer and configuration with random weights; ``edit`` may change {name: tensor}."""
+    """The source's tokenizer and configuration with random weights; ``edit`` may change {name: tensor}."""
     tokenizer_files(source, folder, settings)
     config = config_file(source, folder, changes)
     generator = torch.Generator().manual_seed(0)

@@ -25,19 +25,18 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def recipe(shared, tmp_path, monkeypatch):
+def recipe(heavy_data, tmp_path, monkeypatch):
     monkeypatch.setenv("HALTER_CACHE", str(tmp_path / "cache"))
-    data = shared / "data"
 
     def make(method, output):
         fields = find(method).__dataclass_fields__
         drops = {"dropout": 0.1} if "dropout" in fields else {}
         return {
-            "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+            "model": {"path": str(heavy_data.base), "device": "cpu"},
             "method": {"name": method, **drops},
             "data": {
-                "train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#24",
-                "validation": str(data / "instruct" / "tinystories_instruct_test.jsonl") + "#2",
+                "train": f"{heavy_data.train}#24",
+                "validation": f"{heavy_data.test}#2",
                 "template": "alpaca", "max_length": 200, "on_long": "cut",
             },
             "train": {

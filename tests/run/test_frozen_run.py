@@ -13,16 +13,15 @@ from halter.files.tensors import read_tensors
 
 
 @pytest.fixture
-def train(shared, tmp_path):
+def train(heavy_data, tmp_path):
     """(losses, tensors, words) of six steps in three epochs of LLaMA-Adapter on the last of five layers."""
-    data = shared / "data"
 
     def run(name, resume=False, **options):
         said = []
         recipe = {
-            "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+            "model": {"path": str(heavy_data.base), "device": "cpu"},
             "method": {"name": "llama_adapter", "adapter_layers": 1},
-            "data": {"train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#4", "template": "alpaca",
+            "data": {"train": f"{heavy_data.train}#4", "template": "alpaca",
                      "max_length": 320, "on_long": "cut"},
             "train": {"per_device_train_batch_size": 2, "num_train_epochs": 3, "learning_rate": 1e-2, "save_steps": 3,
                       **options},

@@ -24,12 +24,11 @@ ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture
-def recipe(shared, tmp_path):
-    data = shared / "data"
+def recipe(heavy_data, tmp_path):
     return {
-        "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+        "model": {"path": str(heavy_data.base), "device": "cpu"},
         "method": {"name": "lora", "r": 2},
-        "data": {"train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#12", "template": "alpaca",
+        "data": {"train": f"{heavy_data.train}#12", "template": "alpaca",
                  "max_length": 320, "on_long": "cut"},
         "train": {"per_device_train_batch_size": 1, "max_steps": 4, "learning_rate": 1e-2, "save_steps": 1},
         "output_dir": str(tmp_path / "run"),

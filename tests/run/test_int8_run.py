@@ -24,21 +24,20 @@ TOKENS = torch.arange(3, 43).view(2, 20)
 
 
 @pytest.fixture(scope="module")
-def base(shared):
-    return shared / "data" / "models" / "stories260K"
+def base(heavy_data):
+    return heavy_data.base
 
 
 @pytest.fixture(scope="module")
-def trained(shared, base, tmp_path_factory):
+def trained(heavy_data, base, tmp_path_factory):
     """(run folder, what was said)."""
-    data = shared / "data" / "instruct"
     recipe = {
         "model": {"path": str(base), "device": "cpu"},
         "load_in_8bit": True,
         "method": {"name": "lora", "r": 4},
         "data": {
-            "train": f"{data / 'tinystories_instruct_train.jsonl'}#24",
-            "validation": f"{data / 'tinystories_instruct_test.jsonl'}#4",
+            "train": f"{heavy_data.train}#24",
+            "validation": f"{heavy_data.test}#4",
             "template": "alpaca", "max_length": 320, "on_long": "cut",
         },
         "train": {"per_device_train_batch_size": 4, "max_steps": 6, "learning_rate": 1e-2},
@@ -65,7 +64,8 @@ def test_it_learns_and_remembers_how_its_base_was_held(trained, base):
         dense = open_subject(find(str(run)), lambda _: None, OpenOptions(quantize="none"))
         assert held_in(dense.model) is None
         away = (dense.model(TOKENS, adapter=dense.adapter) - wanted).norm() / wanted.norm()
-    assert 1e-6 < float(away) < 0.02
+    # A weight is off by 0.9 % where its column's largest is four times the usual: ten products in a row, 3 %, doubled.
+    assert 1e-6 < float(away) < 0.06
     assert digest_model(small) == before
 
 
@@ -86,7 +86,7 @@ def test_it_merges_into_wide_weights(trained, base, tmp_path, into):
     adapter = load_adapter(trained[0] / "adapter", small)
     report = merge(small, adapter, tmp_path / "m", base=into, source=base)
     assert report.gap.largest < 1e-3
-    assert report.trained_gap.kl < 1e-3  # a tenth of NF4's error, and its square
+    assert report.trained_gap.kl < 4e-3  # half the square of logits off by a few hundredths; NF4 is ten times as far
     if into == "dequantised":
         assert report.trained_gap.kl < 1e-8
     assert "the quantised model that was trained" in str(report)
@@ -129,12 +129,12 @@ def test_a_small_update_survives_8_bits_where_4_lose_it(base, tmp_path):
     assert share["nf4"] < 0.25 < 0.5 < share["int8"] < 1.3
 
 
-def test_a_folder_stored_in_8_bits_is_examined_as_such(trained, base, tmp_path):
+def test_a_folder_stored_in_8_bits_is_examined_as_such(trained, base, heavy_data, tmp_path):
     from halter.recipe import load as read
 
     model = load_model(base, "float32", "int8", "cpu")
     merge_quantised(model, load_adapter(trained[0] / "adapter", model), tmp_path / "m", "int8", source=base)
-    data = {"train": f"{base.parents[1] / 'instruct' / 'tinystories_instruct_train.jsonl'}#8", "template": "alpaca"}
+    data = {"train": f"{heavy_data.train}#8", "template": "alpaca"}
 
     def ids(**options):
         recipe = read({"model": {"path": str(tmp_path / "m"), **options}, "method": "lora", "data": data})

@@ -17,14 +17,13 @@ from halter.training import memory
 
 
 @pytest.fixture
-def recipe(shared, tmp_path):
-    data = shared / "data"
+def recipe(heavy_data, tmp_path):
 
     def make(name, model=(), method=("lora", 2), **train):
-        rows = data / "instruct" / "tinystories_instruct_train.jsonl"
+        rows = heavy_data.train
         options = {"name": method[0]} | ({"r": method[1]} if method[1] else {})
         return {
-            "model": {"path": str(data / "models/stories260K"), "device": "cpu", **dict(model)},
+            "model": {"path": str(heavy_data.base), "device": "cpu", **dict(model)},
             "method": options,
             "data": {"train": f"{rows}#8", "validation": f"{rows}#2", "template": "alpaca", "max_length": 320,
                      "on_long": "cut"},

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_data import Data
 
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
@@ -47,8 +48,8 @@ PLANTED = {
 
 
 @pytest.fixture
-def stories(shared: Path) -> Path:
-    return shared / "data" / "models" / "stories260K"
+def stories(heavy_data: Data) -> Path:
+    return heavy_data.base
 
 
 def plant_all(stories: Path, folder: Path) -> Path:

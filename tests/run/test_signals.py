@@ -20,16 +20,15 @@ STEPS = 12
 
 
 @pytest.fixture
-def recipe(shared, tmp_path):
-    data = shared / "data"
+def recipe(heavy_data, tmp_path):
 
     def make(name):
         return {
-            "model": {"path": str(data / "models" / "stories260K"), "device": "cpu"},
+            "model": {"path": str(heavy_data.base), "device": "cpu"},
             "method": {"name": "lora", "r": 2, "dropout": 0.1},
             "data": {
-                "train": str(data / "instruct" / "tinystories_instruct_train.jsonl") + "#24",
-                "validation": str(data / "instruct" / "tinystories_instruct_test.jsonl") + "#2",
+                "train": f"{heavy_data.train}#24",
+                "validation": f"{heavy_data.test}#2",
                 "template": "alpaca", "max_length": 320, "on_long": "cut",
             },
             "train": {"per_device_train_batch_size": 2, "max_steps": STEPS, "learning_rate": 1e-2, "eval_steps": 4,
