@@ -42,6 +42,8 @@ def main() -> None:
     side, name, text = sys.argv[1:4]
     setting = Setting(**json.loads(text))
     work = find(name).ranked(setting)
+    if side in ("halter", "alone"):
+        import halter  # noqa: F401  before torch, as in a user's program: it says how long threads spin
     module = import_module(MODULES[side])
     if side == "prepare":
         module.prepare(work, setting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import busy
 import growth
 import ladder
 
@@ -94,7 +95,9 @@ def put(text: str, name: str, made: str) -> str:
 
 def write_page(record: Record, path: Path = PAGE) -> None:
     text = path.read_text() if path.is_file() else "# Performance\n"
-    made = {"about": about(record), "table": table(record), "checks": checks(record)}
+    made = {"about": about(record), "table": table(record), "checks": checks(record)} if record.get("rows") else {}
+    if "busy" in record:
+        made["busy"] = f"{about(record['busy'])}\n\n{busy.table(record['busy']['rows'])}"
     if "growth" in record:
         made["growth"] = growth.table(record["growth"])
     if "ladder" in record:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import busy
 import frame
 import growth
 import ladder
@@ -200,3 +204,75 @@ def test_families():
              "aten.t.default": "views", "aten._fused_adamw_.default": "optimizer"}  # fmt: skip
     assert {name: profiling.Kind(name, (), "").family for name in kinds} == kinds
     assert profiling.Kind("aten.linear.default", ((3, 5), (7, 5)), "").operations == 2 * 3 * 5 * 7
+
+
+def test_what_is_kept_beside_a_busy_core_is_the_share_of_the_quiet_speed(monkeypatch):
+    """Sides that take no time: quiet 2 s, beside the program 4, where it starts later 5; the peer 3, 30 and 60."""
+    asked = []
+
+    def run_side(side, row, when, **more):
+        asked.append((side, when, more))
+        seconds = {
+            "halter": {"quiet": 2.0, "before": 4.0, "later": 5.0},
+            "peer": {"quiet": 3.0, "before": 30.0, "later": 60.0},
+        }
+        taken = 1.9 if more.get("HALTER_WAITING") == "off" else seconds[side][when]
+        return {"seconds": taken, "rest": taken, "tokens": 100, "threads": 2 if when == "quiet" else 1}
+
+    monkeypatch.setattr(busy, "run_side", run_side)
+    monkeypatch.setattr(frame, "start", lambda *_: {})
+    found = busy.measure("lora-all-step", 2, ("halter", "peer"), (), lambda _: None)
+    assert found["halter"]["kept"] == {"before": 0.5, "later": 0.4}
+    assert found["peer"]["kept"] == {"before": 0.1, "later": 0.05}
+    assert found["quiet_share"] == pytest.approx(0.95)
+    assert asked.count(("halter", "quiet", {"HALTER_WAITING": "off"})) == 2 and len(asked) == 2 * 7
+    line = busy.table({"lora-all-step": found}).splitlines()[-1]
+    assert line == "| lora-all-step | 50 tok/s | 95% | 50% | 40% | 33 tok/s | 10% | 5% |"
+
+
+def test_the_busy_program_is_busy_and_ends_with_its_caller():
+    """Also where the caller is killed: nothing is left behind on somebody's machine."""
+    code = "import busy, os, sys\nwith busy.program() as running:\n    print(running, flush=True); sys.stdin.read()"
+    environment = os.environ | {"PYTHONPATH": str(Path(busy.__file__).parent)}
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    )
+    program = int(caller.stdout.readline())
+    end = time.monotonic() + 20
+    while _work(program) < 0.2 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert _work(program) >= 0.2 and os.getsid(program) == program
+    caller.kill()
+    caller.communicate()
+    while _alive(program) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _alive(program)
+
+
+def _alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _work(process):
+    """Seconds of the processor that it had."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_command_is_measured_from_where_its_work_is_under_way(monkeypatch):
+    words = [sys.executable, "-c", "import time; time.sleep(1.2)"]
+    command = busy.Command(lambda _: words, lambda _, seconds: seconds > 0.6)
+    found = busy.run_command(command, "quiet")
+    assert 1.2 <= found["seconds"] and found["rest"] <= found["seconds"] - 0.6
+    with pytest.raises(frame.SideFailed):
+        busy.run_command(busy.Command(lambda _: [sys.executable, "-c", "1/0"], lambda *_: False), "quiet")
+
+
+def test_no_side_is_told_about_threads(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "HALTER_WAITING"):
+        monkeypatch.setenv(name, "1")
+    assert not [name for name in busy.environment() if name.startswith(busy.TOLD)]
+    assert busy.environment(GOMP_SPINCOUNT="7")["GOMP_SPINCOUNT"] == "7"
