@@ -38,7 +38,7 @@ def command(
     taken on test rows, and write a report. Interrupted, the same command goes on; no finished trial is run twice.
     Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
     from halter.compare import start
-    from halter.compare.engine import compare, write_report
+    from halter.compare.engine import compare, tell_unwritable, write_report
     from halter.files.hub import to_stderr
     from halter.files.runs import RunFolder
 
@@ -54,6 +54,7 @@ def command(
         if value is not None:
             source[name] = {**_section(source, name), key: value}
     source = start.overridden(source, overrides)
+    tell_unwritable(to_stderr)
     to_stderr(f"comparison: {folder}")
     record = compare(source, chosen, variants, folder, to_stderr)
     print(_table(record))

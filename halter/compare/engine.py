@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from halter.compare.search import halve
 from halter.compare.verdicts import verdicts
 from halter.errors import Refusal
 from halter.evaluation.tasks import task_manager
+from halter.files.extras import install
 from halter.files.locks import held
 from halter.files.runs import THREADS, RunFolder
 from halter.files.writing import write_json
@@ -50,6 +52,12 @@ def _threads(ground: Ground, output: Path, say: Say) -> threads.Threads:
         say(chosen.words())
     run.put(THREADS, chosen.facts())
     return chosen
+
+
+def tell_unwritable(say: Say) -> None:
+    """Say before hours of training what cannot be written after them."""
+    if find_spec("matplotlib") is None:
+        say(f"warning: no report page will be written, only record.json and the table: {install('report')}")
 
 
 def write_report(record: Mapping[str, Any], output: Path, say: Say) -> None:
@@ -93,7 +101,8 @@ class Comparison:
         shown = [row for row in self.rows.values() if row["status"] != "done" or row["mean"]]
         ties = self.noise.judge([row for row in shown if row["mean"]]) if self.noise.losses else {}
         record = {**self.head, "rows": shown, "ties": ties.pop("test_loss", []), "ties_by": ties}
-        record["verdicts"] = verdicts(record)
+        # The survey's claims are about its own methods and sizes: whoever compares on other data did not ask for them.
+        record["verdicts"] = verdicts(record) if record["base"]["name"] == "playground" else []
         write_json(self.ground.folder / "record.json", record, replace=True)
         return record
 

@@ -96,6 +96,12 @@ class Row:
         return [trial for trial in self.facts.get("search") or [] if number(trial, "learning_rate") is not None]
 
     @property
+    def unsettled(self) -> bool:
+        """Whether another learning rate may well be better: the chosen one is the lowest or highest that was tried, or
+        the only one."""
+        return bool(self.facts.get("edge")) or not self.search
+
+    @property
     def planned(self) -> dict[str, float]:
         """{part: bytes} of the forecast; {} where there was none."""
         parts = (self.facts.get("memory") or {}).get("planned") or {}

@@ -109,6 +109,8 @@ def _shares(found: Comparison) -> Plot | None:
                 _point(axes, found, row, mean, y)
         axes.set_xlabel(label(score))
         axes.xaxis.set_major_formatter(PercentFormatter(1))
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(0.0, low), max(high, max(0.0, low) + 0.1))  # a share is never below 0
         axes.grid(axis="y", visible=False)
         for key, dashes in (("majority", (0, (1, 2))), ("chance", (0, (4, 3)))):
             at = number(found.record, "choices", key) if score == CHOICES else None

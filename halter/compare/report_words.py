@@ -51,11 +51,21 @@ def headline(found: Comparison) -> str:
     if found.helps(choice) is False:
         return "None of the methods is better than the base by more than the noise: use the base as it is."
     others = [row.name for row in found.leaders if row is not choice]
+    doubt = _doubt(found)
     if not others:
         adapter = found.adapters.choice if choice.is_full else None
         second = f" Of the adapters: {adapter.name}." if adapter is not None else ""
-        return f"Use {choice.name}: the best loss, by more than the noise.{second}"
-    return f"Use {choice.name}: it ties for the best loss with {listed(others)}{_because(found, choice)}."
+        firm = "by more than the noise" if not doubt else "at the learning rates that were tried"
+        return f"Use {choice.name}: the best loss, {firm}.{doubt}{second}"
+    return f"Use {choice.name}: it ties for the best loss with {listed(others)}{_because(found, choice)}.{doubt}"
+
+
+def _doubt(found: Comparison) -> str:
+    """What makes the headline less firm: a search that did not find where a method does best."""
+    unsettled = [row.name for row in found.trained if row.unsettled]
+    if not unsettled:
+        return ""
+    return f" The search did not settle the learning rate of {listed(unsettled)}, so the order may change."
 
 
 def _because(found: Comparison, choice: Row) -> str:
@@ -192,7 +202,13 @@ def _caveats(found: Comparison) -> Iterator[Reason]:
     edge = [row.name for row in found.trained if row.facts.get("edge")]
     if edge:
         text = "The chosen learning rate is the lowest or highest that was tried, so a better one may lie beyond"
-        yield "Search", f"{text}: {listed(edge)}."
+        yield "Search", f"{text}: {listed(edge)}. More --search-trials go further."
+    alone = [row.name for row in found.trained if not row.search]
+    if alone:
+        yield (
+            "No search",
+            f"Only one learning rate was tried: {listed(alone)}. --search-trials 5 looks for a better one.",
+        )
     ahead: dict[str, list[str]] = {}
     for row in found.trained:
         if text := warmup(row.number("warmup")):

@@ -9,6 +9,8 @@ from typing import Any
 FACTOR, STRIDE, FEW = 3.0, 2, 4
 """Between neighbouring learning rates; neighbours from one rate to the next while the best may lie outside of those
 that were tried; trials below which that is 1, since there are too few to come back."""
+WIDER = 2
+"""Trials beyond the edge that a method is given at the end, while its best rate is the lowest or highest tried."""
 NEAR = 9.5
 """Of the best rate: those within this factor tell how much the rate matters."""
 Trial = Mapping[str, Any]
@@ -71,7 +73,8 @@ def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float 
 
     Each trial is a whole run, its schedule down to zero within its share of the tokens, so that rounds can be told
     apart and kept by themselves. A neighbour of the best that was not tried, above all one beyond the edge, takes the
-    last place of the next round. One rate is taken as it is, untried.
+    last place of the next round. Where the best lies at the edge all the same, up to WIDER rates beyond it are tried
+    with the last round's tokens; ``at_edge`` tells whether that was enough. One rate is taken as it is, untried.
     """
     if count == 1:
         return _rate(default, 0), []
@@ -83,9 +86,17 @@ def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float 
             break
         beside = _untried(default, alive[0], every)
         rates = alive[:size] if beside is None else [*alive[: size - 1], beside]
-        found = attempt(rates, max(1, round(tokens * share)))
+        found = list(attempt(rates, max(1, round(tokens * share))))
         every += found
         alive = _ranked(found)
+    last = [t for t in every if t["tokens"] == every[-1]["tokens"]]
+    for _ in range(WIDER):
+        beside = _untried(default, alive[0], every) if alive and at_edge(alive[0], every) else None
+        if beside is None:
+            break
+        found = list(attempt([beside], max(1, round(tokens * plan[-1][1]))))
+        every, last = [*every, *found], [*last, *found]
+        alive = _ranked(last)
     return (alive[0] if alive else None), every
 
 

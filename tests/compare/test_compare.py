@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import halter
-from halter.compare import runner
+from halter.compare import runner, search
 from halter.compare.ground import Contestant, lay
 from halter.compare.report import markdown
 from halter.compare.report_facts import Comparison
@@ -74,7 +74,7 @@ def test_the_record_holds_what_was_measured(done: tuple[Path, dict[str, Any]]) -
         assert row["seeds"][0]["curve"][0]["step"] == 0 and row["seeds"][0]["curve"][-1]["tokens"] > 400
         assert row["decode_tokens_per_second"] > 0 and row["compressed_loss"] == pytest.approx(losses[0], rel=0.1)
     assert 0 < lora["compressed_bytes"] < lora["adapter_bytes"] / 2
-    assert len({trial["tokens"] for trial in lora["search"]}) == 1 and len(lora["search"]) == 2
+    assert len({trial["tokens"] for trial in lora["search"]}) == 1 and 2 <= len(lora["search"]) <= 2 + search.WIDER
 
 
 def test_forgetting_is_what_the_general_text_lost(done: tuple[Path, dict[str, Any]]) -> None:
@@ -137,12 +137,12 @@ def test_an_interrupt_loses_only_the_trial_under_way(
             raise KeyboardInterrupt
         return train_runs(model, jobs, looks)
 
-    monkeypatch.setattr(runner, "train_runs", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(search, "WIDER", 0)  # as many trials wherever the best rate lies
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "train_runs", interrupted)
         small.run(tmp_path, recipe, **changes)
     partial = json.loads((tmp_path / "out" / "record.json").read_text())
     assert len(list((tmp_path / "out" / "trials").iterdir())) == 7  # the base's too
-    monkeypatch.undo()
     counts = trained(monkeypatch)
     record, _ = small.run(tmp_path, recipe, **changes)
     assert counts == [1] and len(record["rows"][1]["seeds"]) == 2
@@ -277,4 +277,4 @@ def test_tasks_of_lm_eval_are_scored_beside_the_rest(
 def test_a_rate_that_the_recipe_gives_is_where_the_search_begins(tmp_path: Path, recipe: dict[str, Any]) -> None:
     given = {**recipe, "train": {**recipe["train"], "learning_rate": 0.02}}
     record, _ = small.run(tmp_path, given, methods=("lora",), seeds=1)
-    assert [trial["learning_rate"] for trial in record["rows"][1]["search"]] == [0.02, 0.06]
+    assert [trial["learning_rate"] for trial in record["rows"][1]["search"]][:2] == [0.02, 0.06]
