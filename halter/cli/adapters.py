@@ -14,8 +14,8 @@ from halter.errors import Refusal
 from halter.export.combine import CombineOptions
 from halter.export.compress import CompressOptions
 from halter.files.disk import refuse_existing
-from halter.files.hub import to_stderr
 from halter.methods.importers import ImportOptions
+from halter.telling import tell
 
 MISTAKES = 2
 SHOWN_TENSORS = 12
@@ -165,7 +165,7 @@ def convert(
     adapter.save(place)
     for label, lines in (("lossy", notes), ("note", told)):
         for line in lines:
-            to_stderr(f"{label}: {line}")
+            tell(f"{label}: {line}")
     record = {"folder": place, "from": kind, "to": to, "lossy": notes, "notes": told}
     record["parameters"] = adapter.num_trainable
     print(json.dumps(record, indent=2) if as_json else f"{kind}, {adapter.num_trainable:,} numbers\nadapter: {place}")
@@ -218,7 +218,7 @@ def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tup
     from halter.run.shelf import adapter_place
 
     chosen = OpenOptions(model=model)
-    opened = open_subject(find(adapter_place(folder), model=model), to_stderr, chosen)
+    opened = open_subject(find(adapter_place(folder), model=model), tell, chosen)
     return opened, held_out_rows(opened, data, Scoring(limit=limit))[0]
 
 

@@ -15,13 +15,13 @@ from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.files import writing
 from halter.files.chat import ChatTemplate
-from halter.files.hub import to_stderr
 from halter.generation.engine import stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import with_system
 from halter.methods.adapter import Adapter
 from halter.model.packing import packed
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
+from halter.telling import tell
 
 HELP = """\
 /adapter NAME   answer with another adapter: a run or adapter folder, or its name beside this one
@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Talk to a run, an adapter or a model. /help lists what else can be typed."""
     subject = find(run, model=opening.model, adapter=opening.adapter)
-    Chat(open_subject(subject, to_stderr, opening), options, system, forced=opening.template).run()
+    Chat(open_subject(subject, tell, opening), options, system, forced=opening.template).run()
 
 
 class Chat:
@@ -146,7 +146,7 @@ class Chat:
         """Answer with another adapter from now on. Refusals as of opening.find and load_adapter."""
         if name not in self.loaded:
             subject = find(adapter=self._place(name), model=self.opened.subject.base)
-            adapter = put_on(subject, self.opened.model, self.opened.tokenizer, to_stderr, self.opened.allow)
+            adapter = put_on(subject, self.opened.model, self.opened.tokenizer, tell, self.opened.allow)
             assert adapter is not None
             template = choose_template(subject, self.opened.tokenizer, self.forced)
             name = _name(subject)

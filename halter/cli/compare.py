@@ -39,8 +39,8 @@ def command(
     Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
     from halter.compare import start
     from halter.compare.engine import compare, tell_unwritable, write_report
-    from halter.files.hub import to_stderr
     from halter.files.runs import RunFolder
+    from halter.telling import tell
 
     source, section, variants, overrides = _given(arguments or [])
     if not quick and not source and model is None:
@@ -54,12 +54,12 @@ def command(
         if value is not None:
             source[name] = {**_section(source, name), key: value}
     source = start.overridden(source, overrides)
-    tell_unwritable(to_stderr)
-    to_stderr(f"comparison: {folder}")
-    record = compare(source, chosen, variants, folder, to_stderr)
+    tell_unwritable(tell)
+    tell(f"comparison: {folder}")
+    record = compare(source, chosen, variants, folder, tell)
     print(_table(record))
-    write_report(record, folder, to_stderr)
-    to_stderr(f"record: {folder / 'record.json'}")
+    write_report(record, folder, tell)
+    tell(f"record: {folder / 'record.json'}")
 
 
 def _one_or_all(files: list[str] | None) -> str | list[dict[str, str]] | None:

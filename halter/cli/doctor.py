@@ -10,7 +10,7 @@ import typer
 from halter.cli.train import SETTINGS as SETTINGS
 from halter.cli.train import Data, Methods, as_overrides, begun, split
 from halter.errors import Refusal, together
-from halter.files.hub import to_stderr
+from halter.telling import tell
 
 MISTAKES = 2
 
@@ -43,7 +43,7 @@ def command(
     from halter.run.describe import describe
     from halter.run.preflight import Examination, examine
 
-    examined: Examination = examine(recipe, overrides, resume=resume, say=to_stderr)
+    examined: Examination = examine(recipe, overrides, resume=resume, say=tell)
     if as_json:
         print(json.dumps(_as_data(examined.problems, examined.waived), indent=2, ensure_ascii=False))
         return MISTAKES if examined.problems else 0

@@ -23,10 +23,10 @@ from halter.evaluation.score import evaluate
 from halter.evaluation.tasks import Judge, task_manager, task_scores
 from halter.files import disk, folders, writing
 from halter.files.extras import install
-from halter.files.hub import to_stderr
 from halter.files.runs import RunFolder
 from halter.generation.options import GenerationOptions
 from halter.run.opening import Opened, OpenOptions, find, open_subject
+from halter.telling import tell
 
 MEASURES = {
     "loss": ".4f", "perplexity": ".3f", "exact_match": ".1%", "token_f1": ".3f", "last_number": ".1%",
@@ -89,7 +89,7 @@ def command(
         disk.refuse_existing(place)
     if scoring.task_names:
         task_manager(scoring)  # what is missing is said before anything is loaded
-    opened = open_subject(subject, to_stderr, opening, as_trained=True)  # its scores depend on them in the last bits
+    opened = open_subject(subject, tell, opening, as_trained=True)  # its scores depend on them in the last bits
     rows, account = held_out_rows(opened, data, scoring, keys)
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
@@ -102,13 +102,11 @@ def command(
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
     for measure, name in LIBRARIES.items():
         if report["answers"] and measure not in report["base"]:
-            to_stderr(f"{name}: left out, because the library is not installed: {install('eval')}")
+            tell(f"{name}: left out, because the library is not installed: {install('eval')}")
     if report["answers"] and not any(report[side]["exact_match"] for side in ("base", "adapter") if side in report):
-        to_stderr(
-            "exact match counts short answers; for longer ones read them, base beside adapter, in predictions.jsonl"
-        )
+        tell("exact match counts short answers; for longer ones read them, base beside adapter, in predictions.jsonl")
     if place is not None:
-        to_stderr(f"report and answers: {place}")
+        tell(f"report and answers: {place}")
 
 
 def _place(output: str | None, run: Path | None) -> Path | None:
@@ -137,10 +135,10 @@ def held_out_rows(opened: Opened, data: str | None, scoring: Scoring, keys: Sequ
     policy = scoring.on_long or ("cut" if known.on_long in ("cut", "split") else "drop")
     options = replace(known, train=data, validation=None, limit=limit, on_long=policy)
     loaded = load_examples(options, opened.tokenizer, opened.template, seed)
-    to_stderr(f"rows: {loaded.report}")
+    tell(f"rows: {loaded.report}")
     if loaded.report.long_dropped:
         left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
-        to_stderr(f"warning: {left} and are not scored; --on-long cut takes their beginnings")
+        tell(f"warning: {left} and are not scored; --on-long cut takes their beginnings")
     return loaded.train, str(loaded.report)
 
 
@@ -192,7 +190,7 @@ def _add_tasks(report: dict[str, Any], opened: Opened, scoring: Scoring) -> None
     """Each side's scores of the tasks under its ``tasks``, and what they were taken on under ``tasks``."""
     sides = {"base": None} if opened.adapter is None else {"base": None, "adapter": opened.adapter}
     for side, adapter in sides.items():
-        to_stderr(f"tasks of the {side} ...")
+        tell(f"tasks of the {side} ...")
         judge = Judge(opened.model, opened.tokenizer, adapter)
         found, report["tasks"] = task_scores(judge, scoring)
         report.setdefault(side, {})["tasks"] = found

@@ -15,13 +15,13 @@ from halter.cli.progress import Counter
 from halter.cli.words import columns_of
 from halter.errors import Refusal
 from halter.files import disk, writing
-from halter.files.hub import to_stderr
 from halter.generation.engine import stream
 from halter.generation.inputs import Asked, read_prompts
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, too_long, with_system
 from halter.generation.streaming import Generation
 from halter.run.opening import Opened, OpenOptions, find, open_subject
+from halter.telling import tell
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def command(
         disk.refuse_existing(output)
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
     asked += read_prompts(input, columns_of(asking.columns, "--columns")) if input is not None else []
-    opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), to_stderr, opening)
+    opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), tell, opening)
     rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
     adapter = None if asking.base else opened.adapter
     if len(rows) == asking.n == 1 and output is None and not as_json:
@@ -84,7 +84,7 @@ def command(
         sys.stdout.write(text)
         return
     writing.write_text(output, text)
-    to_stderr(f"{output}: {len(lines)} answers")
+    tell(f"{output}: {len(lines)} answers")
 
 
 Row = tuple[Asked, EncodedPrompt]
@@ -106,7 +106,7 @@ def _fitting(opened: Opened, rows: list[Row], asking: Asking, options: Generatio
     if asking.on_long == "skip":
         kept = [row for row in rows if not too_long(row[1], context)]
         if len(kept) < len(rows):
-            to_stderr(f"skipped: {len(rows) - len(kept)} of {len(rows)} prompts do not fit {context} tokens")
+            tell(f"skipped: {len(rows) - len(kept)} of {len(rows)} prompts do not fit {context} tokens")
         if not kept:
             raise Refusal("input-empty", "no prompt is left: none fits the model's context", fix="--on-long cut")
         return kept
@@ -114,7 +114,7 @@ def _fitting(opened: Opened, rows: list[Row], asking: Asking, options: Generatio
         room = max(1, context - options.max_new_tokens)
         cut = [row for row in rows if len(row[1].tokens) > room]
         if cut:
-            to_stderr(f"cut: {len(cut)} of {len(rows)} prompts to their last {room} tokens, BOS kept")
+            tell(f"cut: {len(cut)} of {len(rows)} prompts to their last {room} tokens, BOS kept")
         return [(one, _cut(ids, room, opened.tokenizer.bos_id)) for one, ids in rows]
     return rows
 
@@ -134,7 +134,7 @@ def _print_as_it_comes(opened: Opened, prompt: EncodedPrompt, options: Generatio
         cut = "" if piece.result is None else piece.result.cut_off
     print()
     if cut:
-        to_stderr(f"(cut off: {cut})")
+        tell(f"(cut off: {cut})")
 
 
 def _answers(

@@ -14,6 +14,7 @@ import typer
 from halter.cli.train import NEEDS, Data, Methods, as_overrides, split
 from halter.cli.train import SETTINGS as SETTINGS
 from halter.errors import Refusal
+from halter.telling import tell
 
 STOPS = 2
 
@@ -54,13 +55,13 @@ def command(
 
         if not is_page(html):
             refuse_existing(html)
-    found = inspect(recipes.load(recipe, overrides), rows, row or (), _stderr)
+    found = inspect(recipes.load(recipe, overrides), rows, row or (), tell)
     if html is not None:
         from halter.files.writing import write_text
         from halter.run.inspect_page import page
 
         write_text(html, page(found), replace=True)
-        _stderr(f"written: {html}")
+        tell(f"written: {html}")
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     elif html is None:
@@ -68,7 +69,3 @@ def command(
         blocks = (sys.stdout.encoding or "").lower().startswith("utf")
         print(render(found, Look(colour, blocks, shutil.get_terminal_size((100, 24)).columns)))
     return STOPS if found.stops else 0
-
-
-def _stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ second word; ``command`` then only says what the verb is about. Nothing heavy is
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 from halter import __version__
 from halter.errors import SHOWN_OFFENDERS, HalterError, Refusal
+from halter.telling import RED, loudness, painted, spelt, wrapped
 
 VERBS = {
     "demo": "see a LLaMA adapted in three minutes, without model or data of your own",
@@ -32,19 +34,24 @@ VERBS = {
 }
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
 
+ALWAYS = ("--debug", "--quiet", "--verbose")
 INTERRUPTED, TERMINATED = 130, 143
 LONG = 200
 
 
 def entry() -> NoReturn:
     """What the console script calls."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a pipe that knows no UTF-8 must not end the work
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit code: 0, 1 failure, 2 the user's mistake, 130 and 143 signals."""
-    debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    debug, quiet, verbose = (flag in arguments for flag in ALWAYS)
+    arguments = [a for a in arguments if a not in ALWAYS]
+    loudness(quiet, verbose)
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(overview())
@@ -75,7 +82,8 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "halter VERB --help says more. --debug shows the traceback of a failure, --version the version.",
+            "halter VERB --help says more. Every command takes --quiet (warnings and results only), --verbose (where",
+            "each default comes from too) and --debug (the traceback of a failure). --version shows the version.",
         ]
     )
 
@@ -160,4 +168,4 @@ def _paragraph(refusal: Refusal) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"halter: {text}", file=sys.stderr, flush=True)
+    print(painted(wrapped(spelt(f"halter: {text}", sys.stderr)), RED), file=sys.stderr, flush=True)

@@ -13,8 +13,9 @@ from halter.errors import Refusal
 from halter.export.merge import merge
 from halter.export.requantise import merge_quantised
 from halter.files.disk import refuse_existing
-from halter.files.hub import resolve, to_stderr
+from halter.files.hub import resolve
 from halter.run.opening import OpenOptions, find, open_subject
+from halter.telling import tell
 
 
 @with_options(opening=OpenOptions())
@@ -44,10 +45,10 @@ def command(
             "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
         )
     refuse_existing(output)  # before the base is read, which may take minutes
-    opened = open_subject(subject, to_stderr, opening)
+    opened = open_subject(subject, tell, opening)
     assert opened.adapter is not None
     source = resolve(subject.base, subject.revision)
-    to_stderr(f"merging into {output} ...")
+    tell(f"merging into {output} ...")
     if into != "16bit":
         survival = merge_quantised(opened.model, opened.adapter, output, into, base=base, source=source)
         record: dict[str, object] = {**asdict(survival), "folder": output, "survival": survival.mean}

@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from halter.telling import quiet
+
 PATIENCE_SECONDS = 2.0
 LINE_EVERY_SECONDS = 10.0
 
@@ -16,7 +18,7 @@ class Counter:
     """Counts up to ``total`` pieces of ``what``; says nothing of work that is done within two seconds."""
 
     def __init__(self, what: str, total: int) -> None:
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet())
         self.what, self.total = what, total
         self._began = self._said = time.monotonic()
         self._bar: Progress | None = None

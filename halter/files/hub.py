@@ -32,6 +32,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import tqdm as HubBar
 
 from halter.errors import HalterError, Refusal
+from halter.telling import tell
 
 Say = Callable[[str], None]
 
@@ -44,11 +45,6 @@ LINE_EVERY_SECONDS = 10.0
 _WEB = "https://huggingface.co"
 
 
-def to_stderr(text: str) -> None:
-    """How Halter says something while somebody waits, where no other way was given."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def resolve(
     path_or_id: str | Path,
     revision: str | None = None,
@@ -56,7 +52,7 @@ def resolve(
     weights: bool = True,
     cache: str | Path | None = None,
     endpoint: str | None = None,
-    say: Say = to_stderr,
+    say: Say = tell,
 ) -> Path:
     """The local folder of a model: an existing folder as it is, else the hub's repository of that id.
 

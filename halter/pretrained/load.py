@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.checkpoint import Checkpoint, HFCheckpoint, dtype_of, open_checkpoint, read_config
-from halter.files.hub import resolve, to_stderr
+from halter.files.hub import resolve
 from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.tensors import TensorSpec
 from halter.files.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ from halter.model.streaming import bytes_apart
 from halter.pretrained.bnb import faults, storing
 from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
 from halter.pretrained.digest import BaseIdentity
+from halter.telling import tell
 
 Say = Callable[[str], None]
 
@@ -43,7 +44,7 @@ def load(
     *,
     double_quant: bool = True,
     offload: Offload = "none",
-    say: Say = to_stderr,
+    say: Say = tell,
 ) -> tuple[Decoder, Tokenizer]:
     """A frozen model and its tokenizer, from a Hugging Face or Meta folder or a hub id.
 
@@ -75,7 +76,7 @@ def load(
     return model, tokenizer
 
 
-def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say: Say = to_stderr) -> ModelConfig:
+def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say: Say = tell) -> ModelConfig:
     """The shape of a model, without its weights, which Meta's layout alone needs for it. Refusals as load's."""
     folder = resolve(path_or_hub_id, revision, weights=False, say=say)
     if not (folder / "config.json").is_file():
@@ -91,7 +92,7 @@ def load_model(
     *,
     double_quant: bool = True,
     offload: Offload = "none",
-    say: Say = to_stderr,
+    say: Say = tell,
 ) -> Decoder:
     """The model of a local folder, or of a checkpoint that is open (it is closed); arguments and refusals as load's."""
     checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source

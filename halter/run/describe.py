@@ -17,6 +17,9 @@ def describe(job: Job, say: Say) -> None:
     say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one pass")
     for choice in recipe.methods:
         say(f"method: {choice.name} {choice.options}")
+    if recipe.defaults:
+        values = ", ".join(f"{key} {default.value}" for key, default in recipe.defaults.items())
+        say(f"defaults: {values} (--verbose and recipe.yaml say where each comes from)")
     for key, default in recipe.defaults.items():
         say(f"default: {key} = {default.value} ({default.source})")
     for line in told.notes(report.notes, aside=True):

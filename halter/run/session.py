@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ from halter.run.preflight import ready
 from halter.run.prepare import Job, Say
 from halter.run.signals import Stopped, Stops
 from halter.run.watch import Watch
+from halter.telling import tell
 from halter.training import memory, optimizers, schedule
 from halter.training.frozen import keep_frozen
 from halter.training.guards import Guards
@@ -46,10 +46,6 @@ MANY = 0.25
 """Share of the base's numbers from which on training so many beside it is worth a word."""
 
 
-def _stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @allocation.kept()
 @denormals.flushed()
 def train(
@@ -58,7 +54,7 @@ def train(
     *,
     resume: bool = False,
     dry_run: bool = False,
-    say: Say = _stderr,
+    say: Say = tell,
 ) -> Path | None:
     """Train what the recipe says; returns the run folder, whose ``adapter/`` is the result (None on a dry run).
 

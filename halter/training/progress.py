@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from halter.telling import quiet
+
 
 class Shows(Protocol):
     """Takes the records of metrics.jsonl as they come."""
@@ -23,7 +25,7 @@ class Display:
     """Loss, tokens a second, memory and time left; ``every`` steps a plain line where there is no terminal."""
 
     def __init__(self, total: int, every: int = 1, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(file=sys.stderr, quiet=quiet())
         self.total, self.start, self.every = total, 0, max(1, every)
         self.began = 0.0  # when the first step was over; what came before it says nothing about the rest
         self.bar: Progress | None = None
