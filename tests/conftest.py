@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that a test keeps goes to the user's cache, and nothing comes from there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HALTER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HALTER_MEASURE", "0")  # tests that compare bits get the same kernels in every process
         yield
+
+
+@pytest.fixture
+def quickest(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``quickest("packed")``: as if these ways had been measured to be the quick ones, wherever they are asked for."""
+
+    def choose(*ways: str) -> None:
+        from halter.numerics import choice
+
+        monkeypatch.delenv("HALTER_MEASURE", raising=False)
+        monkeypatch.setattr(choice, "times", lambda asked: {way: 1.0 if way in ways else 2.0 for way in asked.ways})
+
+    return choose
 
 
 @pytest.fixture(scope="session", autouse=True)

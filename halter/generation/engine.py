@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from halter.errors import HalterError, Refusal
+from halter.files.measured import Measured
 from halter.files.tokenizer import Tokenizer
 from halter.generation.beginnings import shared
 from halter.generation.options import GenerationOptions
@@ -29,6 +30,7 @@ from halter.model.decoder import Decoder
 from halter.model.packing import packed
 from halter.model.places import Acts
 from halter.model.segments import Segments
+from halter.numerics import choice
 from halter.numerics.sampling import draw, penalise, uniform
 
 MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
@@ -150,6 +152,7 @@ class Engine:
 
     def run(self) -> Iterator[Piece]:
         """Pieces of all rows until every request has its result."""
+        choice.keep_on(Measured.in_cache())
         with packed(self.model, len(self._free), max((answer.budget for _, answer in self._waiting), default=0)):
             yield from self._run()
 

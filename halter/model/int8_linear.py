@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from halter.errors import Refusal
 from halter.model.linear import Linear
 from halter.numerics import int8
 from halter.numerics.int8 import Int8
-from halter.numerics.int8_product import product
-from halter.numerics.products import linear
+from halter.numerics.int8_product import product, product_of_few
 
 
 class Int8Linear(Linear):
@@ -89,7 +89,9 @@ class Int8Linear(Linear):
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> [..., out]; ``weight`` and ``bias`` stand in for the base's where given."""
         bias = self.bias if bias is None else bias
-        return product(x, self.data, bias) if weight is None else linear(x, weight, bias)
+        if weight is not None:
+            return F.linear(x, weight, bias)
+        return (product_of_few if self.decoding else product)(x, self.data, bias)
 
     def weight(self) -> Tensor:
         return int8.dequantise(self.data, self._dtype)

@@ -14,7 +14,8 @@ from halter.numerics.products import linear
 class Linear(nn.Module):
     """y = x W^T + b with W [out_features, in_features] stored in some form; the base's weights are buffers.
 
-    ``dtype`` is the dtype computed in. Subclasses give ``forward``, ``weight``, ``rows`` and ``nbytes``.
+    ``dtype`` is the dtype computed in. Subclasses give ``forward``, ``weight``, ``rows`` and ``nbytes``. ``decoding``
+    counts those who are generating with it (model.packing): a few rows then go by the way that is quick here.
     """
 
     storage: ClassVar[str]
@@ -23,6 +24,7 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.decoding = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,8 +58,8 @@ class DenseLinear(Linear):
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> [..., out]; ``weight`` and ``bias`` stand in for the base's where given."""
         if weight is not None:
-            return linear(x, weight, self.bias if bias is None else bias)
-        return linear(x, self.matrix, self.bias)
+            return F.linear(x, weight, self.bias if bias is None else bias)
+        return linear(x, self.matrix, self.bias) if self.decoding else F.linear(x, self.matrix, self.bias)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,7 +8,7 @@ of the two and needs no threshold. In fp16 sums of codes could overflow, so ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halter.numerics import int8
+from halter.numerics.choice import Choice, pick, rows_of
 from halter.numerics.int8 import Int8
 from halter.numerics.operations import operation
 
 PIECE_BYTES = 16 * 2**20  # of cast codes; a quarter of it for few rows, where the cast is what takes the time
 MANY = 256  # rows of x
 BLOCK = 128  # rows of x scaled at once: they stay in a core's own cache
-ROWS = 16  # of x, up to which torch's own product with codes is the quicker one
+FEW = (1, 4, 16)  # rows of x for which torch's own product with codes is measured
+_SHAPE = (4096, 2048)  # of the weight measured with
 
 
 def product(x: Tensor, data: Int8, bias: Tensor | None = None) -> Tensor:
@@ -32,6 +34,34 @@ def product(x: Tensor, data: Int8, bias: Tensor | None = None) -> Tensor:
     Differentiable in x only. Any number of rows, none included.
     """
     return _int8_product(x, data.codes, data.absmax, bias, False)
+
+
+def product_of_few(x: Tensor, data: Int8, bias: Tensor | None = None) -> Tensor:
+    """The same while decoding: up to 16 rows of bf16 by torch's own product with codes, where that was measured to be
+    the quicker one on this machine."""
+    rows, (out, width) = rows_of(x, FEW[-1]), data.codes.shape
+    if not rows or pick(question(rows)) != "codes" or not quick(width, out):
+        return product(x, data, bias)
+    y = _by_codes(x.reshape(rows, width), data)
+    return (y if bias is None else y + bias).view(*x.shape[:-1], out)
+
+
+def _by_codes(x: Tensor, data: Int8) -> Tensor:
+    plain = torch._weight_int8pack_mm(x.contiguous(), data.codes, x.new_ones(len(data.codes)))
+    return (plain * int8.scale_of(data).to(_scaling(x))).to(x.dtype)
+
+
+@cache
+def question(rows: int) -> Choice:
+    """The choice for that many rows."""
+    rows = next(most for most in FEW if rows <= most)
+
+    def trials() -> dict[str, Callable[[], object]]:
+        data = Int8(torch.ones(_SHAPE, dtype=torch.int8), torch.ones(_SHAPE[0]))
+        x = torch.ones(rows, _SHAPE[1], dtype=torch.bfloat16)
+        return {"cast": lambda: product(x, data), "codes": lambda: _by_codes(x, data)}
+
+    return Choice(f"{rows} rows on 8 bits", "cast", ("cast", "codes"), trials)
 
 
 def _empty(x, codes, absmax, bias, transposed):  # type: ignore[no-untyped-def]
@@ -61,8 +91,6 @@ def _int8_product(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None,
 def _by_rows(x: Tensor, data: Int8) -> Tensor:
     """x W^T: each piece is some rows of W and gives the same columns of the result."""
     out, scale = len(data.codes), int8.scale_of(data).to(_scaling(x))
-    if 0 < len(x) <= ROWS and x.device.type == "cpu" and x.dtype == torch.bfloat16 and quick(x.shape[1], out):
-        return (torch._weight_int8pack_mm(x.contiguous(), data.codes, x.new_ones(out)) * scale).to(x.dtype)
     y = x.new_empty(len(x), out)
     for a, b in _pieces(x, out, x.shape[1]):
         part = F.linear(x, _weight(data.codes[a:b], data.absmax[a:b], x.dtype))
@@ -113,9 +141,9 @@ def _pieces(x: Tensor, along: int, across: int) -> Sequence[tuple[int, int]]:
 
 @cache
 def quick(width: int, out: int) -> bool:
-    """Whether torch has a product of bf16 with codes here that is worth its while, and gives plain torch's numbers for
-    this shape [out, width]. It belongs to torch's inner functions, which may go or change."""
-    if width % 32 or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+    """Whether torch has a product of bf16 with codes here that gives plain torch's numbers for this shape [out, width].
+    It belongs to torch's inner functions, which may go or change."""
+    if width % 32:
         return False
     codes = (torch.arange(min(out, 40) * width) % 255 - 127).to(torch.int8).view(-1, width)
     x = torch.linspace(-1, 2, 2 * width).view(2, width).to(torch.bfloat16)

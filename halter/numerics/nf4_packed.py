@@ -1,22 +1,27 @@
 """A second copy of a 4-bit weight for decoding: the codes laid out as bitsandbytes' AVX512-BF16 product reads them.
 
-The codes themselves stay the truth. For a few rows of bf16 on a CPU this product is quicker than dequantising and
-multiplying (4096 x 4096, two cores: 0.67 ms against 5.9 for one row).
+The codes themselves stay the truth. For a few rows of bf16 on a CPU this product can be quicker than dequantising and
+multiplying (4096 x 4096, two cores: 0.67 ms against 5.9 for one row); whether it is so here is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from halter.numerics import nf4, nf4_kernels
+from halter.numerics import nf4, nf4_kernels, nf4_product
+from halter.numerics.choice import Choice, pick, rows_of
 from halter.numerics.nf4 import BLOCK, NF4
 
-ROWS = 16  # at most of x: 3.2 ms against 7.4 on two cores, 5 against 5 for twelve rows on one
+FEW = (1, 4, 8, 16)  # rows of x for which it is measured; more are not asked about
+ROWS = FEW[-1]
 BITS = 4.25  # a weight
 _GROUP = 32  # rows of the weight
+_SHAPE = (2048, 2048)  # of the weight measured with
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +70,27 @@ def available() -> bool:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the packed product is the one for ``x`` [..., in]: a few rows of bf16, and no gradient asked for."""
-    few = 0 < x.numel() <= ROWS * x.shape[-1]
-    return (
-        few
-        and x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
-        and not (x.requires_grad and torch.is_grad_enabled())
-    )
+    """Whether the packed product is the one for ``x`` [..., in]: a few rows of bf16 in inference, for which it was
+    measured to be the quicker one."""
+    return pays(rows_of(x, ROWS))
+
+
+def pays(rows: int) -> bool:
+    """Whether it is the quicker one for that many rows."""
+    return 0 < rows <= ROWS and available() and pick(_question(rows)) == "packed"
+
+
+@cache
+def _question(rows: int) -> Choice:
+    rows = next(most for most in FEW if rows <= most)
+
+    def trials() -> dict[str, Callable[[], object]]:
+        data = nf4.quantise(torch.linspace(-1, 1, _SHAPE[0] * _SHAPE[1]).view(_SHAPE))
+        copy, x = pack(data), torch.ones(rows, _SHAPE[1], dtype=torch.bfloat16)
+        assert copy is not None
+        return {"dequantised": lambda: nf4_product.product(x, data), "packed": lambda: product(x, copy)}
+
+    return Choice(f"{rows} rows on 4 bits", "dequantised", ("dequantised", "packed"), trials)
 
 
 def product(x: Tensor, packed: Packed) -> Tensor:

@@ -1,40 +1,73 @@
-"""x W^T + b with a dense weight, by the quickest means there is."""
+"""x W^T + b for a few rows of bf16 while decoding, by the way that is quick on this machine.
+
+Decoding reads every weight for a handful of rows, and libraries differ by a factor of two and more in how: on a CPU
+with matrix tiles (AMX) one row is quickest by the matrix-vector product and a few as (W x^T)^T; without them the former
+takes twice as long as the plain product, and two rows take less time than one. Nothing but measuring says which.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW = 48
-"""Rows up to which, on a CPU with matrix tiles, the weight goes first."""
+from halter.numerics.choice import Choice, pick, rows_of
+
+FEW = (1, 2, 8, 16, 32, 48)
+"""Rows for which it was measured; a number between two of them goes the way of the larger."""
+LARGE = 2**18
+"""Numbers that a weight has at least: smaller ones are in a cache, and the call is what takes the time."""
+_SHAPE, _BYTES = (4096, 2048), 64 * 2**20
+"""Of the weights measured with, and how many bytes of them are read in turn, lest they stay in a cache."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., in], weight [out, in], bias [out] -> [..., out].
-
-    Where no gradient is asked for, bf16 on a CPU reads the weight at the memory's rate: one row by the matrix-vector
-    product (28 against 23 GB/s on two cores), a few by (W x^T)^T where there are matrix tiles (AMX), which the library
-    then fills with the weight: 1.2 to 1.4 times as fast from 2 to 48 rows. From 100 rows on that is slower, and without
-    AMX at any number (0.4 to 1.2 times, ONEDNN_MAX_CPU_ISA below it). All sum in float32.
-    """
-    rows = x.numel() // max(1, x.shape[-1])
-    few = 0 < rows <= FEW and x.device.type == "cpu" and x.dtype == torch.bfloat16
-    asked = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not few or asked or torch.compiler.is_compiling() or (rows > 1 and (bias is not None or not tiles())):
+    """x [..., in], weight [out, in], bias [out] -> [..., out]; few rows of bf16 by the quickest way, all summed in
+    float32 and rounded once. For decoding: which way it is may differ between machines, and so may the last bit."""
+    rows = rows_of(x, FEW[-1])
+    if not rows or weight.numel() < LARGE or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
-    if rows == 1:
-        y = torch.mv(weight, x.reshape(-1))
-        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
-    return torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
+    y = WAYS[pick(question(rows))](x.reshape(rows, -1), weight)
+    return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+
+
+def _vector(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.stack([torch.mv(weight, row) for row in x]) if len(x) > 1 else torch.mv(weight, x[0])[None]
+
+
+def _padded(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(F.pad(x, (0, 0, 0, 1)), weight)[: len(x)]
+
+
+def _flipped(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(weight, x.t()).t().contiguous()
+
+
+WAYS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plain": F.linear,
+    "vector": _vector,  # one row
+    "padded": _padded,  # with a row of zeros more
+    "flipped": _flipped,  # the weight goes first
+}
 
 
 @cache
-def tiles() -> bool:
-    """Whether this CPU multiplies bf16 in matrix tiles (AMX)."""
-    try:
-        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    except (AttributeError, RuntimeError):  # an older torch, another kind of CPU
-        return False
+def question(rows: int) -> Choice:
+    """The choice for that many rows."""
+    rows = next(most for most in FEW if rows <= most)
+    ways = tuple(WAYS) if rows == 1 else ("plain", "flipped")
+    return Choice(f"{rows} rows of bf16", "plain", ways, lambda: _trials(rows, ways))
+
+
+def _trials(rows: int, ways: tuple[str, ...]) -> dict[str, Callable[[], object]]:
+    weights = torch.ones(_BYTES // (2 * _SHAPE[1]), _SHAPE[1], dtype=torch.bfloat16).split(_SHAPE[0])
+    x, turn = torch.ones(rows, _SHAPE[1], dtype=torch.bfloat16), [0]
+
+    def next_weight() -> Tensor:
+        turn[0] = (turn[0] + 1) % len(weights)
+        return weights[turn[0]]
+
+    return {way: lambda run=WAYS[way]: run(x, next_weight()) for way in ways}  # type: ignore[misc]

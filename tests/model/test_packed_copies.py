@@ -16,6 +16,11 @@ from halter.numerics import nf4_packed
 pytestmark = pytest.mark.skipif(not nf4_packed.available(), reason="no packed product on this machine (AVX512-BF16)")
 
 
+@pytest.fixture(autouse=True)
+def packed_is_quick(quickest):
+    quickest("packed")
+
+
 def four_bits(dtype=torch.bfloat16):
     model = tiny.decoder(tiny.config(dim=64, ffn_dim=128, head_dim=16, vocab_size=512), dtype)
     for layer, place, linear in list(model.places()):
@@ -48,6 +53,12 @@ def test_not_where_it_does_not_pay_or_fit(monkeypatch, rows, steps, free, dtype)
     monkeypatch.setattr(packing, "available_bytes", lambda: free)
     model = four_bits(dtype)
     with packing.packed(model, rows, steps) as held:
+        assert held == 0
+
+
+def test_not_where_it_was_measured_to_be_slow(quickest):
+    quickest("dequantised")
+    with packing.packed(four_bits(), 4, 1000) as held:
         assert held == 0
 
 

@@ -158,19 +158,25 @@ def test_the_custom_operation_is_well_formed():
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16])
-def test_torchs_own_product_for_few_rows_is_the_same_product(rows, monkeypatch):
+def test_torchs_own_product_for_few_rows_is_the_same_product(rows, monkeypatch, quickest):
     if not int8_product.quick(128, 48):
         pytest.skip("torch has no product of bf16 with 8-bit codes on this machine")
     data = int8.quantise(weight_of(48, 128))
     x = torch.randn(2, rows, 128)[0].bfloat16()
     calls, real = [], torch._weight_int8pack_mm
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda *a: calls.append(1) or real(*a))
-    few = int8_product.product(x, data)
-    assert calls
-    monkeypatch.setattr(int8_product, "quick", lambda *_: False)
-    many, dense = int8_product.product(x, data), exact(data)
+    quickest("codes")
+    with torch.inference_mode():
+        few = int8_product.product_of_few(x, data)
+        assert len(calls) == 1
+        quickest("cast")
+        many, dense = int8_product.product_of_few(x, data), exact(data)
+        assert torch.equal(many, int8_product.product(x, data))
     for y in (few, many):  # each rounds the sum of codes, and again by its scale
         bounds.assert_within(y, x.double() @ dense.t(), bounds.product(x, dense, torch.bfloat16, roundings=2))
+    quickest("codes")
+    int8_product.product_of_few(x, data)  # not in inference
+    int8_product.product(x, data)  # nor anywhere else
     assert len(calls) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,8 @@ def test_adapters_of_real_bases_have_the_bytes_that_are_planned() -> None:
 
 @pytest.mark.skipif(not nf4_packed.available(), reason="no packed product on this machine")
 @pytest.mark.parametrize(("dtype", "packs"), [(torch.bfloat16, True), (torch.float32, False)])
-def test_packed_copies_for_writing_are_counted(dtype: torch.dtype, packs: bool) -> None:
+def test_packed_copies_for_writing_are_counted(dtype: torch.dtype, packs: bool, quickest: Any) -> None:
+    quickest("packed")
     shape = tiny.config(dim=64, heads=4, kv_heads=2, head_dim=16, ffn_dim=192)
     found = forecast(Setting("tiny", shape, (Lora(r=2),), dtype, quantize="nf4", length=16)).generation
     model = tiny.decoder(shape, dtype=dtype)
