@@ -17,7 +17,7 @@ from halter.generation.engine import generate
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
-from halter.model.packing import packed
+from halter.model.packing import LAY_STEPS, packed
 from halter.pretrained.load import load
 from halter.training import memory, optimizers
 from halter.training.loop import Events, Feed, train_loop
@@ -131,7 +131,7 @@ def decode(work: Work, setting: Setting, alike: bool = False) -> dict[str, Any]:
         return time.perf_counter() - began, [list(one.tokens) for one in made]
 
     with packed(model, len(asked), setting.new_tokens):  # as `halter chat` holds it over its turns
-        answer(2)
+        answer(2 + LAY_STEPS + len(list(model.places())))  # where weights have been laid out anew
         first = [answer(1)[0] for _ in range(setting.steps)]
         whole = [answer(1 + setting.new_tokens) for _ in range(setting.steps)]
     seconds = [all_ - one for (all_, _), one in zip(whole, first, strict=True)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.numerics.products import linear
+from halter.numerics.products import FEW, lay_out, linear
 
 
 class Linear(nn.Module):
@@ -54,12 +54,40 @@ class DenseLinear(Linear):
         super().__init__(weight.shape[1], weight.shape[0])
         self.register_buffer("matrix", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
+        self._laid: Tensor | None = None
+        self._steps_to_laying: int | None = None
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> [..., out]; ``weight`` and ``bias`` stand in for the base's where given."""
         if weight is not None:
             return F.linear(x, weight, self.bias if bias is None else bias)
-        return linear(x, self.matrix, self.bias) if self.decoding else F.linear(x, self.matrix, self.bias)
+        if not self.decoding:
+            return F.linear(x, self.matrix, self.bias)
+        if self._steps_to_laying is not None and x.numel() <= FEW[-1] * x.shape[-1]:
+            self._come_nearer_to_laying()
+        return linear(x, self.matrix, self.bias, self._laid)
+
+    def lay_out_after(self, steps: int | None) -> None:
+        """Keep a copy in a quicker order (numerics.products) from that many products of few rows on; None: drop it, and
+        keep none. It is counted in ``nbytes``, and the weight stays what it is."""
+        self._steps_to_laying = steps
+        if steps is None:
+            self._laid = None
+
+    def _come_nearer_to_laying(self) -> None:
+        assert self._steps_to_laying is not None
+        self._steps_to_laying -= 1
+        if self._steps_to_laying < 0:
+            self._laid, self._steps_to_laying = lay_out(self.matrix), None
+
+    @property
+    def awaits_laying(self) -> bool:
+        """Whether there is such a copy, or will be."""
+        return self._laid is not None or self._steps_to_laying is not None
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (0 if self._laid is None else self.matrix.nbytes)
 
     @property
     def dtype(self) -> torch.dtype:

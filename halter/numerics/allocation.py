@@ -53,6 +53,11 @@ def reused(needed: int) -> Iterator[None]:
         yield
 
 
+def is_kept() -> bool:
+    """Whether somebody holds ``kept``: a run that trains, or a pass of an evaluation."""
+    return bool(_roomy)
+
+
 def _set(libc: ctypes.CDLL) -> None:
     """As the innermost ``kept`` asks for; glibc's own ways outside of all."""
     short = bool(_roomy) and not _roomy[-1]

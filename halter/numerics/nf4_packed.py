@@ -85,7 +85,8 @@ def _question(rows: int) -> Choice:
     rows = next(most for most in FEW if rows <= most)
 
     def trials() -> dict[str, Callable[[], object]]:
-        data = nf4.quantise(torch.linspace(-1, 1, _SHAPE[0] * _SHAPE[1]).view(_SHAPE))
+        count = _SHAPE[0] * _SHAPE[1]
+        data = NF4(torch.zeros(count // 2, 1, dtype=torch.uint8), torch.ones(count // BLOCK), _SHAPE)
         copy, x = pack(data), torch.ones(rows, _SHAPE[1], dtype=torch.bfloat16)
         assert copy is not None
         return {"dequantised": lambda: nf4_product.product(x, data), "packed": lambda: product(x, copy)}

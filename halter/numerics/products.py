@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
@@ -20,54 +21,100 @@ FEW = (1, 2, 8, 16, 32, 48)
 """Rows for which it was measured; a number between two of them goes the way of the larger."""
 LARGE = 2**18
 """Numbers that a weight has at least: smaller ones are in a cache, and the call is what takes the time."""
-_SHAPE, _BYTES = (4096, 2048), 64 * 2**20
+_SHAPE, _BYTES = (4096, 2048), 48 * 2**20
 """Of the weights measured with, and how many bytes of them are read in turn, lest they stay in a cache."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x [rows, in], weight [out, in], and the weight laid out where it is -> [rows, out]."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, laid: Tensor | None = None) -> Tensor:
     """x [..., in], weight [out, in], bias [out] -> [..., out]; few rows of bf16 by the quickest way, all summed in
-    float32 and rounded once. For decoding: which way it is may differ between machines, and so may the last bit."""
+    float32 and rounded once. For decoding: which way it is may differ between machines, and so may the last bit.
+    ``laid``: the weight as ``lay_out`` gives it, where it has been made."""
     rows = rows_of(x, FEW[-1])
     if not rows or weight.numel() < LARGE or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
-    y = WAYS[pick(question(rows))](x.reshape(rows, -1), weight)
+    way = pick(question(rows), *(() if laid is not None else NEED_LAID))
+    y = WAYS[way](x.reshape(rows, -1), weight, laid)
     return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
 
 
-def _vector(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.stack([torch.mv(weight, row) for row in x]) if len(x) > 1 else torch.mv(weight, x[0])[None]
+def wants_laid(weight: Tensor, rows: int) -> bool:
+    """Whether ``rows`` rows are quickest with the weight laid out."""
+    able = 0 < rows <= FEW[-1] and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    return able and weight.numel() >= LARGE and pick(question(rows)) in NEED_LAID
 
 
-def _padded(x: Tensor, weight: Tensor) -> Tensor:
+def lay_out(weight: Tensor) -> Tensor:
+    """A copy of bf16 [out, in] in the order in which oneDNN reads it: exact, of the same size, opaque. It takes as long
+    as some 40 products of one row; without it every product reorders the weight once more."""
+    with torch.inference_mode():
+        return torch.ops.mkldnn._reorder_linear_weight(weight, _HINT)
+
+
+def _plain(x: Tensor, weight: Tensor, laid: Tensor | None) -> Tensor:
+    return F.linear(x, weight)
+
+
+def _vector(x: Tensor, weight: Tensor, laid: Tensor | None) -> Tensor:
+    return torch.mv(weight, x[0])[None] if len(x) == 1 else torch.stack([torch.mv(weight, row) for row in x])
+
+
+def _padded(x: Tensor, weight: Tensor, laid: Tensor | None) -> Tensor:
     return F.linear(F.pad(x, (0, 0, 0, 1)), weight)[: len(x)]
 
 
-def _flipped(x: Tensor, weight: Tensor) -> Tensor:
+def _flipped(x: Tensor, weight: Tensor, laid: Tensor | None) -> Tensor:
     return torch.mm(weight, x.t()).t().contiguous()
 
 
-WAYS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "plain": F.linear,
-    "vector": _vector,  # one row
-    "padded": _padded,  # with a row of zeros more
+def _laid(x: Tensor, weight: Tensor, laid: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid, None, "none", [], "")
+
+
+def _laid_padded(x: Tensor, weight: Tensor, laid: Tensor | None) -> Tensor:
+    return _laid(F.pad(x, (0, 0, 0, 4 - len(x))), weight, laid)[: len(x)]
+
+
+_HINT = 8  # rows that oneDNN is told to expect
+NEED_LAID = ("laid out", "laid out, padded")
+WAYS: Mapping[str, Way] = {
+    "plain": _plain,
     "flipped": _flipped,  # the weight goes first
+    "laid out": _laid,  # in oneDNN's own order
+    "laid out, padded": _laid_padded,  # to four rows
+    "padded": _padded,  # with a row of zeros more
+    "vector": _vector,
 }
+_OF_MORE = ("plain", "flipped", "laid out")
+"""Those for more rows than two."""
 
 
 @cache
 def question(rows: int) -> Choice:
     """The choice for that many rows."""
     rows = next(most for most in FEW if rows <= most)
-    ways = tuple(WAYS) if rows == 1 else ("plain", "flipped")
+    ways = tuple(WAYS) if rows == 1 else (*_OF_MORE, "laid out, padded") if rows == 2 else _OF_MORE
     return Choice(f"{rows} rows of bf16", "plain", ways, lambda: _trials(rows, ways))
+
+
+def _laid_or_none(weight: Tensor) -> Tensor | None:
+    try:
+        return lay_out(weight)
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):  # an inner function of torch's
+        return None
 
 
 def _trials(rows: int, ways: tuple[str, ...]) -> dict[str, Callable[[], object]]:
     weights = torch.ones(_BYTES // (2 * _SHAPE[1]), _SHAPE[1], dtype=torch.bfloat16).split(_SHAPE[0])
-    x, turn = torch.ones(rows, _SHAPE[1], dtype=torch.bfloat16), [0]
+    x = torch.ones(rows, _SHAPE[1], dtype=torch.bfloat16)
 
-    def next_weight() -> Tensor:
-        turn[0] = (turn[0] + 1) % len(weights)
-        return weights[turn[0]]
+    turns = cycle(weights)
+    laid = _laid_or_none(weights[0])  # one is enough: the other ways' weights are read between two of its turns
 
-    return {way: lambda run=WAYS[way]: run(x, next_weight()) for way in ways}  # type: ignore[misc]
+    def trial(way: str) -> Callable[[], object]:
+        return lambda: WAYS[way](x, next(turns), laid)
+
+    return {way: trial(way) for way in ways}

@@ -57,7 +57,7 @@ def test_the_preferred_product_made_slow_is_left(monkeypatch):
     products.question.cache_clear()
     was = pick(products.question(1))
     slow = dict(products.WAYS)
-    slow[was] = lambda x, w, run=slow[was]: (work(20)(), run(x, w))[1]
+    slow[was] = lambda *args, run=slow[was]: (work(20)(), run(*args))[1]
     monkeypatch.setattr(products, "WAYS", slow)
     products.question.cache_clear()
     choice.forget()

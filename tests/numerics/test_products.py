@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from halter.numerics import products
-from halter.numerics.products import FEW, WAYS, linear
-
+from halter.numerics.products import FEW, NEED_LAID, WAYS, lay_out, linear, question
 
 
 @pytest.fixture(autouse=True)
@@ -28,18 +27,26 @@ def drawn(*shape, dtype=torch.bfloat16, seed=0):
 def test_one_row_or_many(way, dtype, shape, biased, quickest):
     quickest(way)
     x, w, b = drawn(*shape, dtype=dtype), drawn(130, 96, dtype=dtype, seed=1), drawn(130, dtype=dtype, seed=2)
+    laid = lay_out(w) if way in NEED_LAID and dtype == torch.bfloat16 else None
     with torch.inference_mode():
-        y = linear(x, w, b if biased else None)
+        y = linear(x, w, b if biased else None, laid)
     want = x.double() @ w.double().t() + (b.double() if biased else 0)
     assert y.shape == (*shape[:-1], 130) and y.dtype == dtype
     bounds.assert_within(y, want, bounds.product(x, w, dtype, bias=b if biased else None))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("rows", FEW)
+@pytest.mark.parametrize(("way", "rows"), [(way, rows) for rows in FEW for way in question(rows).ways])
 def test_a_few_rows_of_bf16_are_rounded_once(way, rows):
     x, w = drawn(rows, 512, seed=1), drawn(300, 512, seed=2)
-    bounds.assert_within(WAYS[way](x, w), x.double() @ w.double().t(), bounds.product(x, w, torch.bfloat16, roundings=1))
+    y = WAYS[way](x, w, lay_out(w) if way in NEED_LAID else None)
+    bounds.assert_within(y, x.double() @ w.double().t(), bounds.product(x, w, torch.bfloat16, roundings=1))
+
+
+def test_without_a_laid_out_weight_another_way_is_gone(quickest):
+    quickest(*NEED_LAID)
+    with torch.inference_mode():
+        x, w = drawn(1, 512), drawn(300, 512, seed=1)
+        assert torch.equal(linear(x, w), F.linear(x, w))
 
 
 def test_a_choice_is_for_inference_alone(monkeypatch, quickest):

@@ -1,0 +1,110 @@
+"""Second copies of dense weights while rows are decoded: made after a while, one a step, counted; same answers."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import tiny_tokenizers
+import torch
+
+from halter.files.tokenizer import Tokenizer
+from halter.generation.engine import generate
+from halter.model import packing
+from halter.model.linear import DenseLinear
+from halter.numerics import allocation, products
+from halter.numerics.products import NEED_LAID
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def laid_is_quick(quickest, monkeypatch):
+    quickest(*NEED_LAID)
+    monkeypatch.setattr(products, "LARGE", 1)
+    monkeypatch.setattr(packing, "LAY_STEPS", 3)
+
+
+def model_of(dtype=torch.bfloat16):
+    return tiny.decoder(tiny.config(dim=64, ffn_dim=128, head_dim=16, vocab_size=512), dtype)
+
+
+def dense(model):
+    return [linear for _, _, linear in model.places() if isinstance(linear, DenseLinear)]
+
+
+def held(model):
+    return sum(linear.nbytes for linear in dense(model))
+
+
+def one_step(model):
+    with torch.inference_mode():
+        for linear in dense(model):
+            linear(torch.zeros(1, linear.in_features, dtype=model.dtype))
+
+
+def test_after_a_while_one_a_step_counted_and_gone():
+    model = model_of()
+    before, sizes = held(model), [linear.matrix.nbytes for linear in dense(model)]
+    with packing.packed(model, 4, 1000):
+        for _ in range(packing.LAY_STEPS):
+            one_step(model)
+            assert held(model) == before
+        for number in range(len(sizes)):
+            one_step(model)
+            assert held(model) == before + sum(sizes[: number + 1])
+        with packing.packed(model, 4, 1000):  # a second one inside, as chat has it
+            one_step(model)
+        assert held(model) == before + sum(sizes)
+    assert held(model) == before and not any(linear.awaits_laying for linear in dense(model))
+
+
+@pytest.mark.parametrize("why", ["slow", "room", "dtype", "rows", "training"])
+def test_not_where_it_does_not_pay_or_fit(why, monkeypatch, quickest):
+    model = model_of(torch.float32 if why == "dtype" else torch.bfloat16)
+    if why == "slow":
+        quickest("plain")
+    if why == "room":
+        monkeypatch.setattr(packing, "available_bytes", lambda: 40_000)
+    if why == "training":
+        monkeypatch.setattr(allocation, "is_kept", lambda: True)
+    with packing.packed(model, 49 if why == "rows" else 1, 1000):
+        assert not any(linear.awaits_laying for linear in dense(model))
+
+
+def test_the_copy_goes_also_where_generation_ends_in_the_middle():
+    model = model_of()
+    with pytest.raises(KeyboardInterrupt), packing.packed(model, 1, 1000):
+        for _ in range(10):
+            one_step(model)
+        assert any(linear._laid is not None for linear in dense(model))
+        raise KeyboardInterrupt
+    assert not any(linear.awaits_laying or linear.decoding for linear in dense(model))
+
+
+def test_generation_uses_them_and_answers_the_same(monkeypatch, tmp_path, quickest):
+    model, calls = model_of(), []
+    real = products.lay_out
+    monkeypatch.setattr("halter.model.linear.lay_out", lambda weight: calls.append(1) or real(weight))
+    tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(tmp_path))
+    prompts = [[1, 5, 9, 30], [1, 7]]
+    monkeypatch.setattr(packing, "LAY_STEPS", -20)  # all at the first step
+    quick = generate(model, tokenizer, prompts, max_new_tokens=24)
+    assert len(calls) == len(dense(model))
+    quickest("plain")
+    slow = generate(model, tokenizer, prompts, max_new_tokens=24)
+    assert len(calls) == len(dense(model))
+    # A random model in bf16 parts ways where two tokens are almost equal; not at once.
+    for a, b in zip(quick, slow, strict=True):
+        assert a.tokens[:5] == b.tokens[:5]
+
+
+def test_a_weight_that_stands_in_and_training_go_by_the_plain_product():
+    model = model_of()
+    linear = dense(model)[0]
+    x = torch.randn(1, linear.in_features).bfloat16()
+    other = torch.randn_like(linear.matrix)
+    with packing.packed(model, 1, 1000):
+        for _ in range(10):
+            one_step(model)
+        assert torch.equal(linear(x, other), torch.nn.functional.linear(x, other))
+        assert torch.equal(linear(x), torch.nn.functional.linear(x, linear.matrix))  # no inference mode
