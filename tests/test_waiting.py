@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from halter.waiting import MARK, THEIRS, WANTED, how, shorten
+from halter.waiting import MARK, THEIRS, WANTED, how, shorten, turns
 
 NEEDED = pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP library, which reports its settings")
 
@@ -71,3 +72,28 @@ def test_every_variable_that_decides_is_left_alone() -> None:
     assert shorten(environ, False) == "halter" and environ.items() >= WANTED.items()
     environ["GOMP_SPINCOUNT"] = "9"  # set between two processes
     assert how(environ, False) == "user"
+
+
+def test_turns_take_the_same_time_on_every_processor(tmp_path: Path) -> None:
+    place = tmp_path / "cpuinfo"
+    place.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Xeon\n" + "flags: x\n" * 1000)
+    assert turns(str(place)) == 2600
+    place.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\n")
+    assert turns(str(place)) == (100_000 if os.uname().machine == "aarch64" else 5000)
+    assert turns(str(tmp_path / "none")) in (5000, 100_000)
+
+
+@NEEDED
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if sys.platform == "linux" else True, reason="a team of two")
+def test_a_turn_takes_what_is_said() -> None:
+    """A team of two after its work: the one that waits spins for so many turns, and nobody else computes."""
+    code = (
+        "import torch, time; torch.set_num_threads(2); x = torch.ones(2000, 2000); x.mul_(2)\n"
+        "def turn():\n x.mul_(0.5); began = time.process_time(); time.sleep(2.5); "
+        "return (time.process_time() - began) / 4e6\n"
+        "print(min(turn() for _ in range(2)))"
+    )
+    found, said = read_by_openmp(code, GOMP_SPINCOUNT="4000000", OMP_NUM_THREADS="2")
+    took = float(said) * int(WANTED["GOMP_SPINCOUNT"])
+    print(f"{float(said) * 1e9:.0f} ns a turn, {took * 1e3:.2f} ms in all")
+    assert found == "4000000" and 2e-5 < took < 6e-4

@@ -24,6 +24,7 @@ from halter.playground import base_folder
 from halter.playground.tasks import rows
 from halter.pretrained.load import load
 from halter.training import step
+from halter.waiting import WANTED
 from tests.compare import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +204,10 @@ def test_doctor_tells_number_and_waiting() -> None:
         return done.stdout
 
     found = lines("import halter")
-    assert "threads: " in found and "waiting of threads: GOMP_SPINCOUNT=5000, KMP_BLOCKTIME=1 (set by Halter" in found
+    assert (
+        "threads: " in found
+        and f"waiting of threads: GOMP_SPINCOUNT={WANTED['GOMP_SPINCOUNT']}, KMP_BLOCKTIME=1 (set by Halter" in found
+    )
     found = lines("import halter", OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1")
     assert "waiting of threads: OMP_WAIT_POLICY=PASSIVE (set by you" in found and "by OMP_NUM_THREADS" in found
     assert "waiting of threads: cannot be set, torch was imported before halter" in lines("import torch, halter")
