@@ -31,6 +31,7 @@ VERBS = {
     "merge": "fold an adapter into its base: a model folder, proven equal",
     "adapters": "list, show, compare, combine, compress and convert adapter folders",
     "playground": "the embedded little world: its tasks as files, and its base",
+    "completion": "a script with which your shell completes commands, flags and methods",
 }
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
 
@@ -103,19 +104,13 @@ def _verb(name: str, arguments: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, _terminated)
     usage: Any = typer.BadParameter.__bases__[0]  # every mistake in flags and arguments
-    module = import_module(f"halter.cli.{name}")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    seconds = vars(module).get("COMMANDS")
-    if seconds:
-        app.callback()(module.command)
-    for word, function in (seconds or {None: module.command}).items():
-        app.command(word, context_settings=vars(module).get("SETTINGS"))(function)
-    whole = typer.main.get_command(app)  # type: ignore[attr-defined]
-    chosen = vars(whole).get("commands", {}).get(arguments[0]) if seconds and arguments else whole
+    whole = built(name)
+    seconds = vars(whole).get("commands", {})
+    chosen = seconds.get(arguments[0]) if seconds and arguments else whole
     if chosen is not None:
         refuse_misgiven(chosen, arguments[1:] if seconds else arguments)
     try:
-        result = app(args=arguments, prog_name=f"halter {name}", standalone_mode=False)
+        result = whole.main(args=arguments, prog_name=f"halter {name}", standalone_mode=False)
     except typer.Abort as error:  # typer's name for Ctrl-C and for the end of input
         raise KeyboardInterrupt from error
     except usage as error:
@@ -124,6 +119,20 @@ def _verb(name: str, arguments: list[str]) -> int:
     if result == INTERRUPTED:  # what typer makes of Ctrl-C while a verb runs
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
+
+
+def built(name: str) -> Any:
+    """The command of one file, as typer makes it: with ``commands`` where it is followed by a second word."""
+    import typer
+
+    module = import_module(f"halter.cli.{name}")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    seconds = vars(module).get("COMMANDS")
+    if seconds:
+        app.callback()(module.command)
+    for word, function in (seconds or {None: module.command}).items():
+        app.command(word, context_settings=vars(module).get("SETTINGS"))(function)
+    return typer.main.get_command(app)  # type: ignore[attr-defined]
 
 
 def _terminated(signum: int, frame: Any) -> NoReturn:
