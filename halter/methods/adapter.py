@@ -70,7 +70,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.shape, self.methods = shape, tuple(methods)
         self.facts: dict[str, Any] = {}  # what halter.json will say of base, data and recipe
-        self.notes: list[str] = []  # what the reading of its file has to tell
+        self.notes: list[str] = []  # what the reading of its folder had to tell
         self.slots: list[Slot] = []
         for part, method in enumerate(self.methods):
             method.check(shape)

@@ -1,15 +1,19 @@
 """Bottleneck adapters: Houlsby et al. (arXiv 1902.00751), and in parallel, He et al. (arXiv 2110.04366).
 
     sequential:  y = y + s * (W_2 f(W_1 y + b_1) + b_2)       y a sublayer's output, before it is added to the stream
-    parallel:    y = y + s * (W_2 f(W_1 x + b_1) + b_2)       x the sublayer's normalised input
+    parallel:    y = y + s * (W_2 f(W_1 x + b_1) + b_2)       x what enters the sublayer
 
 Houlsby's adapters stand after attention and after the MLP and start near the base (weights from N(0, 1e-3^2)); with W_2
 at zero, the default here, the start is the base exactly. They add depth and do not fold.
+
+Where norms stand before the sublayers, He et al.'s code (their mBART) gives a bottleneck beside attention the
+normalised input and one beside the MLP the residual stream before its norm; adapter-hub's LLaMA gives both the residual
+stream (``parallel_input``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,10 +24,11 @@ from torch import Tensor, nn
 from halter.errors import Refusal
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import Act
+from halter.model.places import Act, Sublayer
 
 ACTIVATIONS: dict[str, Any] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 PLACES = ("after_attention", "after_mlp")
+Reads = Literal["output", "normalised", "stream"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,12 @@ class BottleneckAct(Act):
     up: Tensor
     up_bias: Tensor
     activation: str
-    parallel: bool
+    reads: Reads
     scale: float
 
-    def act(self, x: Tensor, y: Tensor) -> Tensor:
-        inner = ACTIVATIONS[self.activation](F.linear(x if self.parallel else y, self.down, self.down_bias))
+    def act(self, x: Sublayer, y: Tensor) -> Tensor:
+        entered = {"output": y, "normalised": x.normalised, "stream": x.stream}[self.reads]
+        inner = ACTIVATIONS[self.activation](F.linear(entered, self.down, self.down_bias))
         return y + self.scale * F.linear(inner, self.up, self.up_bias)
 
 
@@ -68,8 +74,8 @@ class Bottleneck(Piece):
 
     def bind(self, site: Site) -> Act:
         down, down_bias, up, up_bias = (t.to(site.dtype) for t in (self.down, self.down_bias, self.up, self.up_bias))
-        parallel = self.method.style == "parallel"
-        return BottleneckAct(down, down_bias, up, up_bias, self.method.activation, parallel, self.method.scale)
+        reads = self.method.entered(site.place)
+        return BottleneckAct(down, down_bias, up, up_bias, self.method.activation, reads, self.method.scale)
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,28 @@ class BottleneckMethod(Method):
     """Factor of what is added; He et al. have 4 for parallel adapters."""
     init: Literal["zero", "houlsby"] = "zero"
     """zero: the way up starts at zero, so the start is the base; houlsby: both ways from N(0, 1e-3^2)."""
+    parallel_input: Literal["authors", "stream", "normalised"] = "authors"
+    """What a parallel one reads: authors, the normalised input beside attention and the residual stream beside the MLP;
+    stream, the residual stream at both, as adapter-hub; normalised, the normalised input at both."""
 
     peft_type: ClassVar[str] = "HALTER_BOTTLENECK"
 
     @property
     def tokenwise(self) -> bool:
         return True
+
+    @classmethod
+    def former(cls, recorded: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        told = "beside the MLP too it reads the normalised input"
+        return {"parallel_input": ("normalised", told)} if recorded.get("style") == "parallel" else {}
+
+    def entered(self, place: str) -> Reads:
+        """What the bottleneck at this place reads."""
+        if self.style == "sequential":
+            return "output"
+        if self.parallel_input == "authors":
+            return "normalised" if place == "after_attention" else "stream"
+        return self.parallel_input
 
     def check(self, shape: ModelConfig) -> None:
         bad = [place for place in self.places if place not in PLACES]

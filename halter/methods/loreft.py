@@ -7,11 +7,14 @@ trained, bit for bit. f is the identity, as in the paper, or a non-linearity (th
 b [r] start as a Linear of torch does, as in the authors' code, so an
 untrained adapter disturbs the base. Positions are those of the prompt, and nothing is computed while an answer is
 generated; where a row's prompt length is not known (a bare call of the model), only the first ones are changed.
+
+A short prompt is halved between the ends, as in the authors' code: of L tokens each end has at most L // 2, so an odd
+one's middle token, and a prompt of one token, is left alone, be the weights shared or not (``short_prompts: halves``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +29,7 @@ from halter.model.places import Act
 from halter.model.segments import Segments
 from halter.numerics.dropout import dropout
 
+Short = Literal["halves", "whole"]
 Source = Literal["linear", "relu", "gelu", "silu", "tanh", "sigmoid"]
 SOURCES: dict[Source, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
@@ -81,10 +85,18 @@ class Subspace(Piece):
     saved_names = {lead + name: lead + name for lead in ("", "last_") for name in ("rotation", "weight", "bias")}
 
     def __init__(
-        self, dim: int, r: int, first: int, last: int, rate: float, source: Source = "linear", shared: bool = True
+        self,
+        dim: int,
+        r: int,
+        first: int,
+        last: int,
+        rate: float,
+        source: Source = "linear",
+        shared: bool = True,
+        short: Short = "halves",
     ) -> None:
         super().__init__()
-        self.first, self.last, self.rate, self.source = first, last, rate, source
+        self.first, self.last, self.rate, self.source, self.short = first, last, rate, source, short
         self.leads = ("",) if shared else ("", "last_")
         for lead in self.leads:
             self.register_parameter(f"{lead}rotation", nn.Parameter(torch.zeros(r, dim)))
@@ -101,9 +113,9 @@ class Subspace(Piece):
 
     def bind(self, site: Site) -> Act:
         if len(self.leads) == 1:
-            return self._act(site, "", positions(site.segments, self.first, self.last))
-        start = positions(site.segments, self.first, 0)
-        end = positions(site.segments, 0, self.last) & ~start
+            return self._act(site, "", positions(site.segments, self.first, self.last, self.short))
+        start = positions(site.segments, self.first, 0, self.short)
+        end = positions(site.segments, 0, self.last, self.short) & ~start
         return EndsAct(self._act(site, "", start), self._act(site, "last_", end))
 
     def _act(self, site: Site, lead: str, chosen: Tensor) -> LoreftAct:
@@ -129,12 +141,16 @@ def orthonormal(rows: Tensor) -> Tensor:
     return (q * upper.diagonal().sign()).T
 
 
-def positions(segments: Segments, first: int, last: int) -> Tensor:
-    """Bool [N]: the first and last tokens of each row's prompt; the first alone where its length is not known."""
+def positions(segments: Segments, first: int, last: int, short: Short = "halves") -> Tensor:
+    """Bool [N]: the first and last tokens of each row's prompt; the first alone where its length is not known.
+
+    ``halves``: neither end has more than half of a prompt; ``whole``: the ends may meet.
+    """
     lengths = segments.prompt_lengths.repeat_interleave(segments.query_lengths).to(segments.positions.device)
     place, known = segments.positions, lengths > 0
-    at_start = (place < first) & ((place < lengths) | ~known)
-    return at_start | (known & (place >= lengths - last) & (place < lengths))
+    half = lengths // 2 if short == "halves" else lengths
+    at_start = (place < first) & ((place < half) | ~known)
+    return at_start | (known & (place >= lengths - half.clamp(max=last)) & (place < lengths))
 
 
 @dataclass(frozen=True)
@@ -149,16 +165,23 @@ class Loreft(Method):
     """Positions at the prompt's end."""
     share_weights: bool = True
     """Whether the first and the last positions have one intervention, as for the authors' LLaMA figures; otherwise each
-    has its own, and a short prompt's positions count as first ones."""
+    has its own."""
     source: Source = "linear"
     """f: linear, which is the paper's equation, or a non-linearity over W h + b."""
     layers: Sequence[int] | None = None
     """Layers after which it acts, counted from 0; all where not given."""
     dropout: float = 0.0
     """Share of the edited vectors' numbers that is dropped in training, the residual part among them."""
+    short_prompts: Short = "halves"
+    """What of prompts shorter than first + last: halves, as in the authors' code, gives each end at most half of the
+    tokens; whole lets the ends meet, and where each has its own weights the first positions come first."""
 
     peft_type: ClassVar[str] = "HALTER_LOREFT"
     starts_as_base: ClassVar[bool] = False
+
+    @classmethod
+    def former(cls, recorded: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        return {"short_prompts": ("whole", "in a prompt shorter than first + last every token is acted on")}
 
     def check(self, shape: ModelConfig) -> None:
         wrong = [f"layers: there is no layer {i}" for i in self.layers or () if not 0 <= i < shape.layers]
@@ -176,5 +199,5 @@ class Loreft(Method):
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None or (self.layers is not None and layer not in self.layers):
             return {}
-        ends = (self.first, self.last, self.dropout, self.source, self.share_weights)
+        ends = (self.first, self.last, self.dropout, self.source, self.share_weights, self.short_prompts)
         return {"block": Subspace(shape.dim, self.r, *ends)}

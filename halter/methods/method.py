@@ -30,7 +30,7 @@ PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
         "method", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
-        "importers_litgpt", "peft_together", "unfit", "adapter_files", "warm",
+        "importers_litgpt", "peft_together", "unfit", "adapter_files", "warm", "former",
     }
 )  # fmt: skip
 
@@ -112,16 +112,8 @@ class Method:
 
     peft_type: ClassVar[str]
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
-    earlier: ClassVar[dict[str, Any]] = {}
-    """{option: value} of adapters and runs that Halter wrote before the option was there, where that is not its
-    default."""
     starts_as_base: ClassVar[bool] = True
     """Whether an adapter that nobody has trained changes nothing; false where the authors' start disturbs the base."""
-
-    @classmethod
-    def before(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of options that a file written before they were there stands for."""
-        return {option: value for option, value in cls.earlier.items() if option not in given}
 
     @classmethod
     def name(cls) -> str:
@@ -149,6 +141,13 @@ class Method:
 
     def share(self, pieces: Sequence[Piece]) -> None:
         """Let the pieces of all layers, first to last, hold some tensors in common."""
+
+    @classmethod
+    def former(cls, recorded: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        """{option: (value, what it means)} of options that Halter did not have from the start and whose default is not
+        what it computed before: the value that is. ``recorded`` are an adapter's or a run's other options, for some of
+        which it may make no difference."""
+        return {}
 
     def plain(self) -> Method:
         """The options under which what was trained is saved; itself, but for a form that only training needs."""

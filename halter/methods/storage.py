@@ -6,7 +6,7 @@ A folder of Halter's also has a manifest.json, against which every byte is compa
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.folders import new_folder
+from halter.files.hub import to_stderr
 from halter.files.manifest import MANIFEST, write_manifest
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.packed import unpack
@@ -25,6 +26,7 @@ from halter.files.writing import write_json, write_tensors
 from halter.methods import peft_together
 from halter.methods.adapter import Adapter
 from halter.methods.adapter_files import CONFIG, FACTS, TENSORS, checked_facts, shapes_in, stored_tensors
+from halter.methods.former import as_recorded
 from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names
 from halter.methods.unfit import refuse_slow, refuse_unfit_options
@@ -123,7 +125,9 @@ def faults(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
     return wrong
 
 
-def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ()) -> Adapter:
+def load_adapter(
+    folder: str | Path, base: Decoder, allow: Collection[str] = (), say: Callable[[str], None] = to_stderr
+) -> Adapter:
     """Read an adapter folder, Halter's or PEFT's, and put it on ``base``.
 
     Nothing is built before every name, shape and number has passed. ``allow`` waives ``base-differs``: the adapter was
@@ -131,6 +135,10 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     waiver: ``not-an-adapter``,
     ``adapter-damaged`` (other bytes than Halter wrote), ``adapter-unreadable``, ``adapter-unsupported`` (needs what
     Halter lacks), ``adapter-mismatch`` (another model's, every tensor named), ``unknown-method``.
+
+    An adapter of an earlier Halter, which lacks an option of today's, is read as what it was trained as
+    (``Method.former``), another program's as what that computes (``Method.told``); where that is not today's default,
+    ``say`` is told, and ``Adapter.notes`` keeps it.
 
     A base without weights (on meta) will do where the adapter is only looked at or rewritten; it lies on the CPU then.
     """
@@ -143,7 +151,7 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
         _refuse_other_task(config, folder, allow)
         if not facts.get("methods"):
             refuse_slow(config, base.config, folder)
-        methods = _methods(config, facts, folder, base.config)
+        methods, notes = _methods(config, facts, folder, base.config)
         refuse_unfit_options(methods, base.config, folder)
         planned = _planned(base, methods, folder)
     if facts.get("packed"):
@@ -157,8 +165,10 @@ def load_adapter(folder: str | Path, base: Decoder, allow: Collection[str] = ())
     adapter = Adapter(base.config, methods)
     adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
     adapter.facts = {k: v for k, v in facts.items() if k not in OWN_FACTS}
-    adapter.notes = _notes(facts, methods, base.config)
+    adapter.notes = notes
     restore(adapter, tensors, str(folder))
+    for note in notes:
+        say(f"note: {folder}: {note}")
     return adapter
 
 
@@ -238,9 +248,16 @@ def _same(stored: Tensor, held: Tensor) -> bool:
     return torch.equal(stored.to(held.dtype), held) or torch.equal(stored, held.to(stored.dtype))
 
 
-def _methods(config: dict[str, Any], facts: dict[str, Any], folder: Path, shape: ModelConfig) -> list[Method]:
+def _methods(
+    config: dict[str, Any], facts: dict[str, Any], folder: Path, shape: ModelConfig
+) -> tuple[list[Method], list[str]]:
+    """The methods that the files tell of, and what has to be said of how they were read."""
     if facts.get("methods"):
-        return [_from_options(dict(options)) for options in facts["methods"]]
+        read = [_from_options(dict(options)) for options in facts["methods"]]
+        return [method for method, _ in read], [note for _, notes in read for note in notes]
+    kind = next((find(name) for name in names() if find(name).reads(config)), None)
+    own = kind is not None and str(config.get("peft_type")).startswith("HALTER")  # whose halter.json is lost
+    config, notes = as_recorded(kind, config) if own and kind is not None else (config, [])
     made = peft_together.read(config, shape)
     if made is None:
         raise Refusal(
@@ -249,25 +266,14 @@ def _methods(config: dict[str, Any], facts: dict[str, Any], folder: Path, shape:
             where=str(folder),
             expected=", ".join(names()),
         )
-    return made
+    return made, notes if own else [note for method in made for note in method.told(shape)]
 
 
-def _from_options(options: dict[str, Any]) -> Method:
+def _from_options(options: dict[str, Any]) -> tuple[Method, list[str]]:
     kind = find(options.pop("name"))
     known = kind.__dataclass_fields__
     strange = [name for name in options if name not in known]
     if strange:
         raise Refusal("adapter-unsupported", f"{kind.name()} options of another Halter version", offenders=strange)
-    options = kind.before(options) | options
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
-
-
-def _notes(facts: Mapping[str, Any], methods: Sequence[Method], shape: ModelConfig) -> list[str]:
-    """What there is to tell of options that are not the defaults: another program's, or those of an earlier Halter."""
-    if not facts.get("methods"):
-        return [note for method in methods for note in method.told(shape)]
-    return [
-        f"{method.name()}: trained before the option {option} was there, and read with {option}: {value}, as it was"
-        for method, given in zip(methods, facts["methods"], strict=True)
-        for option, value in method.before(given).items()
-    ]
+    options, notes = as_recorded(kind, options)
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}), notes

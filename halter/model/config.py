@@ -211,11 +211,9 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
     if kind != "llama":
         return [f"model_type {kind!r}"]
     problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
-    problems += unfit(config)
+    problems += unfit(config)  # pretraining_tp says how training was spread; transformers does not read it any more
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         problems.append(f"hidden_act {config['hidden_act']!r}")
-    if config.get("pretraining_tp", 1) not in (None, 1):
-        problems.append(f"pretraining_tp {config['pretraining_tp']}")
     if config.get("attention_dropout") or config.get("sliding_window"):
         problems.append("attention_dropout or sliding_window")
     rules = config.get("rope_parameters") or config.get("rope_scaling") or {}

@@ -16,7 +16,7 @@ from halter.model.extras import surrounded
 from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
-from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, path, run_at
+from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, Sublayer, path, run_at
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
 from halter.numerics import rope
@@ -88,10 +88,10 @@ class Block(nn.Module):
             at = LayerActs(*(act.select(index) if isinstance(act, Act) else act for act in at))  # type: ignore[arg-type]
         q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
         y = self.attention(q, *self.keys(*every, store), at, segments)
-        h = h + (y if at.after_attention is None else at.after_attention.act(x, y))
+        h = h + (y if at.after_attention is None else at.after_attention.act(Sublayer(x, h), y))
         x = run_at(at.post_attention_layernorm, self.post_attention_layernorm, normalise(h, self.config.norm_eps))
         y = self.mlp(x, at)
-        h = h + (y if at.after_mlp is None else at.after_mlp.act(x, y))
+        h = h + (y if at.after_mlp is None else at.after_mlp.act(Sublayer(x, h), y))
         return h if at.block is None else at.block.act(segments, h)
 
     def keys(

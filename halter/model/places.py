@@ -115,7 +115,7 @@ class LayerActs(NamedTuple):
     score_key: Act | None = None  # x: hidden states   y: rotated keys, used for scores only
     context: Act | None = None  # x: Context   y: attention output per head [N, heads, head_dim]
     o_proj: Act | None = None
-    after_attention: Act | None = None  # x: the sublayer's input   y: its output, before the residual add
+    after_attention: Act | None = None  # x: Sublayer   y: the sublayer's output, before the residual add
     post_attention_layernorm: Act | None = None
     gate_proj: Act | None = None
     up_proj: Act | None = None
@@ -165,6 +165,19 @@ class Context:
         return replace(self, q=self.q[run.token : run.token_end], segments=self.segments.part(run), spans=spans)
 
 
+@dataclass(frozen=True)
+class Sublayer:
+    """What entered attention or the MLP: ``normalised`` [N, dim], and the residual ``stream`` [N, dim] that it was
+    normalised from."""
+
+    normalised: Tensor
+    stream: Tensor
+
+    def parts(self, counts: list[int]) -> list[Sublayer]:
+        """The records of runs of so many tokens."""
+        return [Sublayer(*both) for both in zip(self.normalised.split(counts), self.stream.split(counts), strict=True)]
+
+
 class Run(NamedTuple):
     """Neighbouring rows of a batch: rows [row, row_end) holding tokens [token, token_end)."""
 
@@ -179,7 +192,10 @@ def cut(x: Any, runs: Sequence[Run]) -> Sequence[Any]:
 
     All at once, so that a tensor's gradient is put together once and not added up over as many as there are runs.
     """
-    return x.split([run.token_end - run.token for run in runs]) if isinstance(x, Tensor) else [x.part(r) for r in runs]
+    counts = [run.token_end - run.token for run in runs]
+    if isinstance(x, Sublayer):
+        return x.parts(counts)
+    return x.split(counts) if isinstance(x, Tensor) else [x.part(r) for r in runs]
 
 
 def run_at(act: Act | None, operation: Callable[..., Tensor], x: Any) -> Tensor:

@@ -200,9 +200,7 @@ def put_on(
     if subject.adapter is None:
         return None
     _compare_tokenizers(subject, tokenizer, say, allow)
-    adapter = storage.load_adapter(subject.adapter, model, allow)
-    for note in adapter.notes:
-        say(f"note: {note}")
+    adapter = storage.load_adapter(subject.adapter, model, allow, say)
     _compare_bases(subject.facts.get("base"), model, say, allow)
     return adapter
 

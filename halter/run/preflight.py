@@ -188,10 +188,15 @@ def _way_over(recipe: Recipe, base: Base, adapter: Adapter) -> None:
     model = Decoder(base.config, torch.float32, device="meta")
     folders = {n: choice.init_from for n, choice in enumerate(recipe.methods) if choice.init_from is not None}
     try:
-        read = {name: storage.load_adapter(Path(name).expanduser(), model) for name in set(folders.values())}
+        paths = {name: Path(name).expanduser() for name in set(folders.values())}
+        read = {name: storage.load_adapter(path, model, say=_unsaid) for name, path in paths.items()}
     except (Refusal, NotImplementedError, RuntimeError):
         return
     warm.match(adapter, {n: (name, read[name]) for n, name in folders.items()})
+
+
+def _unsaid(text: str) -> None:
+    """What reading an adapter has to say is said where it is read for good."""
 
 
 def _kept_template(source: str, name: str) -> ChatTemplate:
@@ -204,11 +209,11 @@ def _adapter_facts(choice: MethodChoice, model: Decoder, base: Base, findings: F
     folder = Path(str(choice.init_from)).expanduser()
     facts = adapter_files.checked_facts(folder)
     try:
-        storage.load_adapter(folder, model)
+        storage.load_adapter(folder, model, say=_unsaid)
     except Refusal as refusal:
         findings.add(refusal)
         if refusal.id == "base-differs":  # what else is wrong with it
-            findings.attempt(storage.load_adapter, folder, model, ("base-differs",))
+            findings.attempt(storage.load_adapter, folder, model, ("base-differs",), _unsaid)
     except (
         NotImplementedError,
         RuntimeError,

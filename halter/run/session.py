@@ -222,7 +222,7 @@ def new_adapter(job: Job, model: Decoder, say: Say = lambda _: None) -> Adapter:
     """The job's untrained adapter on the model, with what its folder will say of the run."""
     adapter = adapt(model, [choice.options for choice in job.recipe.methods], seed=job.recipe.train.seed)
     folders = {part: choice.init_from for part, choice in enumerate(job.recipe.methods) if choice.init_from is not None}
-    read = {folder: load_adapter(folder, model, job.recipe.checks.allow) for folder in set(folders.values())}
+    read = {folder: load_adapter(folder, model, job.recipe.checks.allow, say) for folder in set(folders.values())}
     for line in warm.begin(adapter, {part: (folder, read[folder]) for part, folder in folders.items()}, model):
         say(line)
     options = job.recipe.model

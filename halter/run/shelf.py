@@ -117,7 +117,7 @@ def open_without_weights(folder: str | Path, model: str | None = None) -> Adapte
     subject = opening.find(adapter_place(folder), model=model)
     shape = load_config(subject.base, subject.revision)
     assert subject.adapter is not None
-    return storage.load_adapter(subject.adapter, Decoder(shape))
+    return storage.load_adapter(subject.adapter, Decoder(shape), say=lambda _: None)  # Adapter.notes has it
 
 
 def numbers_of(place: Path, model: str | None = None) -> dict[str, Tensor]:

@@ -109,15 +109,17 @@ def test_a_projected_prefix_is_trained_as_one_network():
         adapt(model, "prefix_tuning", projection=-1)
 
 
-@pytest.mark.parametrize("style", ["sequential", "parallel"])
+@pytest.mark.parametrize("style", ["sequential", "authors", "stream", "normalised"])
 def test_bottleneck_equals_the_equations(style):
-    """float64, from the papers; x is the normalised input, y the sublayer's output."""
+    """float64; y is the sublayer's output. What a parallel one reads was read from the sources: He et al.'s mBART
+    (attention: after its norm, MLP: before it), and adapter-hub's LLaMA (both: the residual stream)."""
     model = tiny.decoder(tiny.config(layers=2), torch.float64)
-    adapter = adapt(model, "bottleneck", bottleneck_size=5, style=style, activation="silu", scale=0.7).double()
+    options = {"style": "sequential"} if style == "sequential" else {"style": "parallel", "parallel_input": style}
+    adapter = adapt(model, "bottleneck", bottleneck_size=5, activation="silu", scale=0.7, **options).double()
     tiny.jitter(adapter, 0.5)
     weights = {name: getattr(module, buffer) for name, module, buffer in model.tensors()}
     pieces = {(slot.layer, slot.place): slot.piece for slot in adapter.slots}
-    entered = {}
+    entered, streams = {}, [weights["model.embed_tokens.weight"][TOKENS[0]]]
 
     def linear(layer, place, x, weight):
         y = x @ weight.T
@@ -126,8 +128,13 @@ def test_bottleneck_equals_the_equations(style):
             entered[layer] = x  # q_proj's and gate_proj's input is the sublayer's
             return y
         piece = pieces[layer, where]
-        inner = (entered[layer] if style == "parallel" else y) @ piece.down.T + piece.down_bias
-        return y + 0.7 * ((inner * torch.sigmoid(inner)) @ piece.up.T + piece.up_bias)
+        reads = {"sequential": y, "stream": streams[-1], "normalised": entered[layer]}.get(style)
+        if style == "authors":
+            reads = entered[layer] if where == "after_attention" else streams[-1]
+        inner = reads @ piece.down.T + piece.down_bias
+        moved = y + 0.7 * ((inner * torch.sigmoid(inner)) @ piece.up.T + piece.up_bias)
+        streams.append(streams[-1] + moved)
+        return moved
 
     with torch.no_grad():
         got = model(TOKENS[:1], adapter)[0]

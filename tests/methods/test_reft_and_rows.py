@@ -47,16 +47,17 @@ def reference(h, rotation, weight, bias, at, source="linear"):
     return out
 
 
-def test_the_equation():
+@pytest.mark.parametrize("short", ["halves", "whole"])
+def test_the_equation(short):
     g = torch.Generator().manual_seed(0)
-    piece = Subspace(12, 4, 2, 1, 0.0)
+    piece = Subspace(12, 4, 2, 1, 0.0, short=short)
     piece.reset(g)
     with torch.no_grad():
         for p in piece.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=g))
     segments = Segments.packed([6, 3, 1, 5], prompt_lengths=[4, 3, 1, 0])
-    at = [1, 1, 0, 1, 0, 0] + [1, 1, 1] + [1] + [1, 1, 0, 0, 0]
-    assert positions(segments, 2, 1).tolist() == [bool(x) for x in at]
+    at = [1, 1, 0, 1, 0, 0] + ([1, 0, 1] + [0] if short == "halves" else [1, 1, 1] + [1]) + [1, 1, 0, 0, 0]
+    assert positions(segments, 2, 1, short).tolist() == [bool(x) for x in at]
     h = torch.randn(15, 12, generator=g)
     site = type("Site", (), {"segments": segments, "dtype": torch.float32, "key": None})
     with torch.no_grad():
@@ -66,10 +67,42 @@ def test_the_equation():
     )
 
 
+def pyrefts(length, first, last):
+    """The tokens of the first and of the last intervention in a prompt, counted out as pyreft's get_intervention
+    _locations does: each end at most half of it, and the rest of an end's positions is padding."""
+    taken = [min(length // 2, n) for n in (first, last)]
+    return set(range(taken[0])), set(range(length - taken[1], length))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("first", "last"), [(7, 7), (3, 1), (1, 4), (5, 0), (0, 2)])
+def test_short_prompts_are_halved_as_pyreft_halves_them(first, last, shared):
+    if not shared and not (first and last):
+        return
+    lengths = list(range(1, 20))
+    segments = Segments.packed([n + 2 for n in lengths], prompt_lengths=lengths)
+    piece = Subspace(12, 4, first, last, 0.0, shared=shared)
+    piece.reset(torch.Generator().manual_seed(0))
+    site = type("Site", (), {"segments": segments, "dtype": torch.float32, "key": None})
+    act = piece.bind(site)
+    starts, ends = set(), set()
+    at = 0
+    for n in lengths:
+        head, tail = pyrefts(n, first, last)
+        starts |= {at + i for i in head}
+        ends |= {at + i for i in tail}
+        at += n + 2
+    if shared:
+        assert set(act.at.tolist()) == starts | ends
+    else:
+        assert not starts & ends
+        assert set(act.prefix.at.tolist()) == starts and set(act.suffix.at.tolist()) == ends
+
+
 @pytest.mark.parametrize("source", list(FORMULAS))
 def test_first_and_last_positions_with_their_own_weights_and_a_non_linearity(source):
     g = torch.Generator().manual_seed(0)
-    piece = Subspace(12, 4, 2, 2, 0.0, source, shared=False)
+    piece = Subspace(12, 4, 2, 2, 0.0, source, shared=False, short="whole")
     piece.reset(g)
     with torch.no_grad():
         for p in piece.parameters():

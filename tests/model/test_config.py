@@ -106,3 +106,19 @@ def test_what_is_not_supported_is_named():
     assert ModelConfig.from_hf({**good, "head_dim": None, "hidden_size": 32}).head_dim == 8
     linear = ModelConfig.from_hf({**good, "rope_scaling": {"type": "linear", "factor": 2.0}})
     assert linear.rope_scaling == RopeScaling("linear", 2.0)
+
+
+def test_pretraining_tp_is_read_over_as_transformers_reads_it_over():
+    """Llama 2's configuration as first published has pretraining_tp 2 (13B) or 1, older copies null."""
+    import torch
+
+    tokens = torch.arange(24)[None] * 7 % 96
+    model = tiny.decoder()
+    for value in (2, 4, None):
+        given = {**model.config.to_hf(), "pretraining_tp": value}
+        shape = ModelConfig.from_hf(given)
+        assert shape == model.config
+        theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**given)).eval()
+        theirs.load_state_dict(tiny.peer(model).state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(tokens).logits, tiny.decoder(shape)(tokens), rtol=1e-5, atol=1e-5)
