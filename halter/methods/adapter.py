@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -247,13 +248,16 @@ def gather(at: Mapping[tuple[int | None, str], Act | Extra], layers: int) -> Act
 def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0, **options: Any) -> Adapter:
     """A fresh adapter for ``base``: a method's name with its options, a Method, or several to be trained together.
 
+    A Method says to an editor which options there are: ``adapt(model, Lora(r=16))``, from halter.methods.lora.
     Refusal ``unknown-option`` names options that the method does not have, and those it has.
     """
     if isinstance(method, str):
         kind = find(method)
-        known = kind.__dataclass_fields__
+        known = [field.name for field in fields(kind) if field.init]
         wrong = [name for name in options if name not in known]
         if wrong:
+            near = {name: get_close_matches(name, known, 1, cutoff=0.5) for name in wrong}
+            wrong = [f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()]
             raise Refusal("unknown-option", f"{method} has no such option", offenders=wrong, expected=", ".join(known))
         method = kind(**options)
     methods = [method] if isinstance(method, Method) else list(method)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.extras import surrounded
+from halter.model.inputs import checked_shape
 from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
@@ -35,7 +36,6 @@ class Identity(Protocol):
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Why these weights are not those that an adapter's facts name as its base; [] if nothing speaks against."""
-        ...
 
 
 Rotation = tuple[Tensor, Tensor]
@@ -169,9 +169,9 @@ class Decoder(nn.Module):
         """Logits [B, T, V] in the model's dtype for ``tokens`` int64 [B, T].
 
         ``lengths`` says how many tokens of each row are real (right padding is then skipped and its logits are zero).
-        ``adapter`` is anything that binds; None is the base, bit for bit.
+        ``adapter`` is anything that binds; None is the base, bit for bit. Refusals as of ``checked_shape``.
         """
-        batch, width = tokens.shape
+        batch, width = checked_shape(tokens, self.config)
         counts = [width] * batch if lengths is None else list(lengths)
         segments = Segments.packed(counts, self.device)
         acts = None if adapter is None else adapter.bind(self, segments)

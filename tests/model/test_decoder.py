@@ -10,6 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from halter.errors import Refusal
 from halter.methods.adapter import adapt
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
@@ -199,3 +200,13 @@ def test_rows_that_continue_a_row_equal_whole_rows():
         torch.testing.assert_close(together[part], alone[10:], rtol=1e-11, atol=1e-12)
     alone = model.hidden(other, Segments.packed([3]))
     torch.testing.assert_close(together[15:18], alone, rtol=1e-11, atol=1e-12)
+
+
+def test_ids_and_lengths_that_the_model_does_not_have_are_refused() -> None:
+    model = tiny.decoder()
+    context, size = model.config.context, model.config.vocab_size
+    with pytest.raises(Refusal, match="token-ids") as caught:
+        model(torch.tensor([[1, size, -1]]))
+    assert caught.value.offenders == (str(size), "-1") and f"0 .. {size - 1}" in str(caught.value)
+    with pytest.raises(Refusal, match="tokens-too-long"):
+        model(torch.ones(1, context + 1, dtype=torch.int64))

@@ -1,0 +1,24 @@
+"""What may be asked of a decoder by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halter.errors import Refusal
+from halter.model.config import ModelConfig
+
+
+def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
+    """(B, T) of ``tokens`` int64 [B, T]. Refusals: ``tokens-too-long``, rows beyond the context that the model was
+    trained with, and ``token-ids``, ids outside of its vocabulary (on a CPU; elsewhere looking would wait for it)."""
+    if tokens.shape[1] > config.context:
+        what = f"rows of {tokens.shape[1]} tokens; the model has learned positions up to {config.context}"
+        fix = "cut the rows, or load the model with a larger max_position_embeddings in its config.json"
+        raise Refusal("tokens-too-long", what, fix=fix)
+    if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+        outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+        if outside.numel():
+            known = f"0 .. {config.vocab_size - 1}"
+            raise Refusal("token-ids", "the model has no such tokens", offenders=outside.tolist(), expected=known)
+    return tokens.shape[0], tokens.shape[1]
