@@ -16,7 +16,6 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.folders import new_folder
-from halter.files.hub import to_stderr
 from halter.files.manifest import MANIFEST, write_manifest
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.packed import unpack
@@ -32,6 +31,7 @@ from halter.methods.method import Method, find, names
 from halter.methods.unfit import refuse_slow, refuse_unfit_options
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.telling import tell
 
 TASKS = (None, "CAUSAL_LM")
 SEVERAL, COMPRESSED = "HALTER_SEVERAL", "HALTER_COMPRESSED"
@@ -126,7 +126,7 @@ def faults(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def load_adapter(
-    folder: str | Path, base: Decoder, allow: Collection[str] = (), say: Callable[[str], None] = to_stderr
+    folder: str | Path, base: Decoder, allow: Collection[str] = (), say: Callable[[str], None] = tell
 ) -> Adapter:
     """Read an adapter folder, Halter's or PEFT's, and put it on ``base``.
 
