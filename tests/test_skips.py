@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import expected_skips
@@ -87,6 +90,34 @@ def test_a_whole_file_that_is_skipped_is_told_and_in_ci_an_error(tmp_path: Path)
     assert told in said
     status, said = run(tmp_path, ci="1")
     assert status != 0 and any("test_module.py" in line and line.startswith("ERROR") for line in said)
+
+
+def reasons(tree: ast.AST) -> Iterator[str]:
+    """Every reason that a file gives in so many words; a package to be imported as pytest tells that it is missing."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        said = [k.value for k in node.keywords if k.arg == "reason"]
+        if called == "pytest.importorskip" and not said:
+            yield f"could not import '{ast.literal_eval(node.args[0])}': why"
+        elif called == "pytest.skip":
+            said = said or node.args[:1]
+        if called in ("pytest.skip", "pytest.importorskip", "pytest.mark.skipif", "pytest.mark.skip"):
+            yield from (one.value for one in said if isinstance(one, ast.Constant))
+
+
+def test_every_reason_in_the_suite_is_decided_on() -> None:
+    """So that no machine but the one on which a test was written finds a reason that CI has never heard of."""
+    planted = set(reasons(ast.parse(PLANTED + MODULE)))
+    assert planted == {"needs a GPU", "the moon is full", "could not import 'no_such_package': why"}
+    unknown = [
+        f"{path.relative_to(TESTS)}: {reason}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for reason in reasons(ast.parse(path.read_text("utf-8")))
+        if not any(re.fullmatch(p, reason) for p in expected_skips.EXPECTED + expected_skips.NEVER_IN_CI)
+    ]
+    assert unknown == []
 
 
 @pytest.mark.parametrize("value, strict", [("", False), ("0", False), ("false", False), ("1", True), ("true", True)])
