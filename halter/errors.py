@@ -7,6 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 SHOWN_OFFENDERS = 20
+SHOWN_LINES = 3
+LONG = 200
+"""Offenders of so many characters together are shown one a line, the first SHOWN_LINES of them."""
 
 WAIVABLE: dict[str, str] = {
     "base-differs": "an adapter was trained on other weights than these",
@@ -33,6 +36,7 @@ class Refusal(HalterError):
 
     ``id`` is stable and is what ``checks.allow`` names; ``offenders`` holds every culprit, the message
     shows the first 20. ``parts`` are the refusals of which this one is made (``together``), () where it stands alone.
+    ``groups`` are shown in the offenders' place where equal ones are better told together, one line each.
     ``folder``, where somebody knows it, is the run folder in which the whole list of offenders may be kept.
     """
 
@@ -48,6 +52,7 @@ class Refusal(HalterError):
         fix: str = "",
         offenders: Iterable[object] = (),
         waivable: bool = False,
+        groups: Iterable[str] = (),
     ) -> None:
         self.id = id
         self.what = what
@@ -56,16 +61,29 @@ class Refusal(HalterError):
         self.fix = fix
         self.offenders = tuple(str(o) for o in offenders)
         self.waivable = waivable
+        self.groups = tuple(groups)
         self.parts: tuple[Refusal, ...] = ()
         self.folder: Path | None = None
         super().__init__(self.paragraph())
+
+    def many(self) -> bool:
+        """Whether the offenders are too long to be told in a row."""
+        return sum(len(offender) for offender in self.offenders[:SHOWN_OFFENDERS]) >= LONG
+
+    def whole(self) -> bool:
+        """Whether the command line shows every offender."""
+        if self.groups:
+            return len(self.offenders) <= SHOWN_LINES
+        return len(self.offenders) <= (SHOWN_LINES + 1 if self.many() else SHOWN_OFFENDERS)
 
     def paragraph(self, offenders: str | None = None) -> str:
         """The whole refusal in one paragraph. ``offenders`` replaces their list, which else is the first 20 of them."""
         parts = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.offenders:
             more = len(self.offenders) - SHOWN_OFFENDERS
-            listed = ", ".join(self.offenders[:SHOWN_OFFENDERS]) + (f", and {more} more" if more > 0 else "")
+            listed = "; ".join(self.groups) or ", ".join(self.offenders[:SHOWN_OFFENDERS]) + (
+                f", and {more} more" if more > 0 else ""
+            )
             parts.append(f"Found: {listed}" if offenders is None else offenders)
         if self.expected:
             parts.append(f"Expected: {self.expected}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from halter.cli import main
-from halter.errors import SHOWN_OFFENDERS, WAIVABLE, Refusal, Waivers, together
+from halter.errors import SHOWN_LINES, SHOWN_OFFENDERS, WAIVABLE, Refusal, Waivers, together
 from halter.files.offenders import keep_offenders
 from halter.recipe import ChecksOptions
 from halter.recipe.fields import keys_of
@@ -74,19 +74,24 @@ def test_a_waivable_refusal_ends_by_saying_how_to_waive_it() -> None:
     assert "To go on" not in str(Refusal("x", "what"))
 
 
-def test_twenty_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) -> None:
+def test_a_few_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     lines = [f"rows.jsonl:{n}: no token to learn" for n in range(SHOWN_OFFENDERS + 25)]
     refusal = Refusal("bad-rows", "45 rows cannot be used", offenders=lines)
     assert str(refusal).count("no token to learn") == SHOWN_OFFENDERS and "and 25 more" in str(refusal)
     assert main._report(refusal, debug=False) == 2
     told = capsys.readouterr().err
-    assert told.count("no token to learn") == SHOWN_OFFENDERS and "and 25 more" in told
+    assert told.count("no token to learn") == SHOWN_LINES and "and 42 more" in told and told.count("\n") <= 6
     kept = next(tmp_path.glob("halter-bad-rows-*.txt"))
-    assert str(kept) in told and kept.read_text().splitlines() == lines
+    assert f"and 42 more; all of them are in {kept}" in told and kept.read_text().splitlines() == lines
     again = keep_offenders(refusal)
     assert again != kept and again is not None and again.read_text() == kept.read_text()
-    assert keep_offenders(Refusal("bad-rows", "few", offenders=lines[:SHOWN_OFFENDERS])) is None
+    assert keep_offenders(Refusal("bad-rows", "few", offenders=lines[: SHOWN_LINES + 1])) is None
+    assert keep_offenders(Refusal("names", "few", offenders=range(SHOWN_OFFENDERS))) is None
+    together = Refusal("bad-rows", "many", offenders=lines, groups=["no token to learn: 45 rows, rows.jsonl:0-44"])
+    assert main._report(together, debug=False) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("halter: many. Found:\n  no token to learn: 45 rows, rows.jsonl:0-44; all of them are in ")
 
 
 def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypatch) -> None:

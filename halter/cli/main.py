@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from halter import __version__
-from halter.errors import SHOWN_OFFENDERS, HalterError, Refusal
+from halter.errors import SHOWN_LINES, HalterError, Refusal
 from halter.telling import RED, loudness, painted, spelt, wrapped
 
 VERBS = {
@@ -37,7 +37,6 @@ VERBS = {
 
 ALWAYS = ("--debug", "--quiet", "--verbose")
 INTERRUPTED, TERMINATED = 130, 143
-LONG = 200
 
 
 def entry() -> NoReturn:
@@ -157,23 +156,25 @@ def _report(error: Exception, debug: bool) -> int:
 
 
 def _paragraphs(refusal: Refusal) -> str:
-    """The refusal in one paragraph, several in several; a long list of offenders stands one a line."""
+    """The refusal in one paragraph, several in several; long offenders stand one a line, the first few."""
     from halter.files.offenders import keep_offenders
 
     lines = [f"{refusal.what}:"] if refusal.parts else []
-    lines += [("- " if refusal.parts else "") + _paragraph(part) for part in refusal.parts or (refusal,)]
     kept = keep_offenders(refusal)
-    if kept is not None:
-        lines.append(f"All offenders are in {kept}")
+    place = f"; all of them are in {kept}" if kept is not None else ""
+    lines += [("- " if refusal.parts else "") + _paragraph(part, place) for part in refusal.parts or (refusal,)]
     return "\n".join(lines)
 
 
-def _paragraph(refusal: Refusal) -> str:
-    shown, more = refusal.offenders[:SHOWN_OFFENDERS], len(refusal.offenders) - SHOWN_OFFENDERS
-    if sum(map(len, shown)) < LONG:
-        return refusal.paragraph()
-    rest = [f"and {more} more"] if more > 0 else []
-    return refusal.paragraph("Found:" + "".join(f"\n  {item}" for item in (*shown, *rest)) + "\n").replace("\n. ", "\n")
+def _paragraph(refusal: Refusal, place: str) -> str:
+    items = refusal.groups
+    if not items:
+        if not refusal.many():
+            return refusal.paragraph()
+        more = len(refusal.offenders) - SHOWN_LINES
+        items = refusal.offenders if more <= 1 else (*refusal.offenders[:SHOWN_LINES], f"and {more} more")
+    items = (*items[:-1], items[-1] + (place if not refusal.whole() else ""))
+    return refusal.paragraph("Found:" + "".join(f"\n  {item}" for item in items) + "\n").replace("\n. ", "\n")
 
 
 def _say(text: str) -> None:

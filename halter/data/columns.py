@@ -3,36 +3,66 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from halter.data import formats
-from halter.data.formats import Canonical, Format
+from halter.data.meaning import Canonical, Format, Row, plain_name
 from halter.data.options import DataOptions
 from halter.data.turns import BadRow
 from halter.errors import Refusal
 
-Row = Mapping[str, Any]
 SLOT = re.compile(r"\{\{|\}\}|\{(\w[\w .-]*)\}")
+
+
+MOST_NAMED = 4
+MARKS = ("label", "kto_tag", "desirable", "accepted", "is_correct", "correct", "is_good")
+"""Columns that say of an answer whether people found it good, where their value is true or false."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """From a row of one file to what it means."""
+    """From a row of one file to what it means. ``told``: the reading in words."""
 
     form: Format
     columns: Mapping[str, str]
     row_template: str | None
+    told: str = ""
 
     def read(self, row: Row) -> Canonical:
-        """Raises BadRow."""
-        return self.form.read(self._renamed(row))
+        """What a row means; of several meanings the first. Raises BadRow."""
+        return self.every(row)[0]
+
+    def every(self, row: Row) -> list[Canonical]:
+        """All that a row means: of most formats one. Raises BadRow."""
+        named = self._renamed(row)
+        if not self.form.needs & named.keys():
+            has = ", ".join(list(row)[:MOST_NAMED]) or "no column"
+            raise BadRow(f"missing key {', '.join(sorted(self.form.needs))} (has {has})")
+        meant = self.form.read(named)
+        return meant if isinstance(meant, list) else [meant]
+
+    def rejected(self, row: Row) -> str:
+        """The mark by which people said that this row's answer is bad, "label: false"; '' where there is none."""
+        for key, value in row.items():
+            if plain_name(key) in MARKS and (value is False or value in ("false", "False")) and self.ignored([key]):
+                return f"{key}: false"
+        return ""
+
+    def ignored(self, columns: Iterable[str]) -> list[str]:
+        """Those of a file's columns that are not read, in their order."""
+        slots = {slot for theirs in (*self.columns.values(), self.row_template or "") for slot in _slots(theirs)}
+        used = {*self.columns.values(), *slots}
+        known = self.form.needs | self.form.also
+        names = [key for key in columns if key not in used]
+        return [key for key in names if plain_name(key) not in known or plain_name(key) in self.columns]
 
     def _renamed(self, row: Row) -> Row:
         if not self.columns and self.row_template is None:
-            return row
-        named = {key: value for key, value in row.items() if key not in self.columns.values()}
+            return _plain(row)
+        named = _plain({key: value for key, value in row.items() if key not in self.columns.values()})
         for ours, theirs in self.columns.items():
             if theirs in row:
                 named[ours] = row[theirs]
@@ -47,45 +77,50 @@ class Reader:
         return named
 
 
+def _plain(row: Row) -> dict[str, Any]:
+    """A row with its columns' names as formats know them; of two that are alike then the one that is spelt so."""
+    named = {plain_name(key): value for key, value in row.items()}
+    return named | {key: value for key, value in row.items() if key in named}
+
+
 def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
     """How to read a file, decided by the first of its rows whose columns say so; the others are held to it.
 
-    Refusals ``data-columns`` (a column that no row has), and those of ``formats.find``.
+    Refusals ``data-columns`` (a column that no row has), and those of ``formats.recognise``.
     """
     absent = _absent(rows, options)
     if absent:
+        known = sorted({key for row in rows for key in row})
+        near = {name: get_close_matches(name, known, 1, cutoff=0.5) for name in absent}
         raise Refusal(
             "data-columns",
             "data.columns or data.row_template name columns that these rows do not have",
             where=where,
-            offenders=absent,
-            expected=f"of {', '.join(sorted({key for row in rows for key in row}))}",
+            offenders=[f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()],
+            expected=f"of {', '.join(known)}",
         )
     if options.row_template is not None:
         form = formats.FORMATS["prompt_completion"]
-        if "completion" not in options.columns and not any("completion" in row for row in rows):
+        if "completion" not in options.columns and not any("completion" in _plain(row) for row in rows):
             raise Refusal(
                 "data-columns",
                 "data.row_template makes the prompt, and nothing says what the completion is",
                 where=where,
                 fix="name it, e.g. data.columns: {completion: answer}",
             )
-        return Reader(form, options.columns, options.row_template)
-    chosen = set(options.columns)
-    refusal = None
-    for row in rows:
-        present = {theirs for theirs in options.columns.values() if theirs in row}
-        columns = {key for key in row if key not in present} | {
-            ours for ours, theirs in options.columns.items() if theirs in row or _is_template(theirs)
-        }
-        try:
-            return Reader(formats.FORMATS[formats.find(columns, where, chosen)], options.columns, None)
-        except Refusal as error:
-            refusal = refusal or error
-            if error.id != "data-format":
-                break
-    assert refusal is not None
-    raise refusal
+        return Reader(form, options.columns, options.row_template, "data.row_template is continued by the completion")
+    told, form = formats.recognise([_shown(row, options) for row in rows], where, set(options.columns), rows)
+    named = ", ".join(f"{ours} = {theirs}" for ours, theirs in options.columns.items())
+    return Reader(form, options.columns, None, f"{told} ({named})" if named else told)
+
+
+def _shown(row: Row, options: DataOptions) -> dict[str, Any]:
+    """A row as its format will see it, with what data.columns names under our names."""
+    present = {theirs for theirs in options.columns.values() if theirs in row}
+    named = _plain({key: value for key, value in row.items() if key not in present})
+    filled = {ours: row.get(theirs, theirs) for ours, theirs in options.columns.items()
+              if theirs in row or _is_template(theirs)}  # fmt: skip
+    return named | filled
 
 
 def _absent(rows: Sequence[Row], options: DataOptions) -> list[str]:

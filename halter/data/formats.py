@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
-from halter.data.turns import BadRow, answered, listed, tools_of, turn
+from halter.data.advice import columns_option, for_pairs, for_unknown
+from halter.data.layouts import SYSTEM, layouts
+from halter.data.meaning import Canonical, Format, Row
+from halter.data.turns import BadRow, answered, is_transcript, listed, tools_of, transcript, turn
 from halter.errors import Refusal
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Canonical:
-    """What a row means, in one of four ways: ``messages`` (with ``tools``), ``prompt`` and ``completion``, ``text``,
-    ``tokens`` with ``labels``."""
-
-    messages: list[dict[str, Any]] | None = None
-    tools: list[Any] | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    text: str | None = None
-    tokens: list[int] | None = None
-    labels: list[int] | None = None
 
 
 def alpaca(row: Row) -> Canonical:
@@ -50,12 +37,14 @@ def openai(row: Row) -> Canonical:
 
 
 def prompt_completion(row: Row) -> Canonical:
-    """prompt and completion, both strings or both lists of messages, of which the completion alone is learned."""
+    """prompt and completion, strings or messages; of messages too the completion alone is learned."""
     prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, list) and isinstance(completion, list):
-        asked = [{**said, "loss": False} if isinstance(said, Mapping) else said for said in prompt]
-        return openai({**row, "messages": [*asked, *completion]})
-    return Canonical(prompt=_string(row, "prompt"), completion=_answer(row, "completion"))
+    if not (isinstance(prompt, list | Mapping) or isinstance(completion, list | Mapping)):
+        return Canonical(prompt=_string(row, "prompt"), completion=_answer(row, "completion"))
+    asked = [{"role": "user", "content": said} if isinstance(said, str) else said for said in _turns(prompt)]
+    told = [{"role": "assistant", "content": said} if isinstance(said, str) else said for said in _turns(completion)]
+    asked = [{**said, "loss": False} if isinstance(said, Mapping) else said for said in asked]
+    return openai({**row, "messages": [*asked, *told]})
 
 
 def text(row: Row) -> Canonical:
@@ -80,70 +69,133 @@ def tokens(row: Row) -> Canonical:
     )
 
 
-@dataclass(frozen=True)
-class Format:
-    """A format, the columns it needs, and those it also reads."""
-
-    read: Callable[[Row], Canonical]
-    needs: frozenset[str]
-    also: frozenset[str] = field(default=frozenset())
-
-
 FORMATS: dict[str, Format] = {
     "tokens": Format(tokens, frozenset({"input_ids"}), frozenset({"labels", "attention_mask"})),
-    "openai": Format(openai, frozenset({"messages"}), frozenset({"tools", "system"})),
-    "sharegpt": Format(sharegpt, frozenset({"conversations"}), frozenset({"tools", "system"})),
-    "alpaca": Format(alpaca, frozenset({"instruction", "output"}), frozenset({"input", "system", "history"})),
+    "openai": Format(openai, frozenset({"messages"}), frozenset({"tools", *SYSTEM})),
+    "sharegpt": Format(sharegpt, frozenset({"conversations"}), frozenset({"tools", *SYSTEM})),
+    "alpaca": Format(alpaca, frozenset({"instruction", "output"}), frozenset({"input", *SYSTEM, "history"})),
     "prompt_completion": Format(prompt_completion, frozenset({"prompt", "completion"}), frozenset({"tools"})),
     "text": Format(text, frozenset({"text"})),
 }
+ALSO = frozenset({"tools", *SYSTEM})
 WEAKEST = "text"
 """Data sets often carry a rendered copy of their rows under this name."""
 PREFERENCE = frozenset({"chosen", "rejected"})
-MEND = "name yours, e.g. data.columns: {instruction: question, output: answer}, or give data.row_template"
+TALKS = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns")
+"""Columns that hold a conversation where their value is a list of turns."""
+TALK = "conversations in {}; learned: the assistant's turns"
+READINGS = {
+    "tokens": "token ids; learned: labels, or all of input_ids where there are none",
+    "openai": TALK.format("messages"),
+    "sharegpt": TALK.format("conversations"),
+    "alpaca": "asked: instruction, input; learned: output",
+    "prompt_completion": "asked: prompt; learned: completion",
+    "text": "plain text, no chat template; learned: all of text",
+}
 
 
 def find(columns: Set[str], where: str, chosen: Set[str] = frozenset()) -> str:
-    """The name of the one format that has these columns; those that need a ``chosen`` one (named in data.columns) go
-    before others. Refusals ``data-format``, ``data-ambiguous``, ``data-preference`` name columns and formats."""
+    """The name of the one format of FORMATS that has these columns; those that need a ``chosen`` one (named in
+    data.columns) go before others. '' where none has. Refusal ``data-ambiguous``."""
     found = [name for name, form in FORMATS.items() if form.needs <= columns]
     found = [name for name in found if FORMATS[name].needs & chosen] or found
     if len(found) > 1:
         found = [name for name in found if name != WEAKEST]
-    if columns >= PREFERENCE and not chosen:
-        raise Refusal(
-            "data-preference",
-            "these rows are pairs of a chosen and a rejected answer, which are not for learning from answers",
-            where=where,
-            offenders=sorted(columns),
-            fix="to learn the chosen answers all the same, data.columns: {prompt: prompt, completion: chosen}",
-        )
-    if len(found) == 1:
-        return found[0]
-    known = "; ".join(f"{name}: {', '.join(sorted(form.needs))}" for name, form in FORMATS.items())
-    if found:
+    if len(found) > 1:
         raise Refusal(
             "data-ambiguous",
             f"these columns are of several formats: {', '.join(found)}",
             where=where,
             offenders=sorted(columns),
-            expected=known,
-            fix=f"say which to use, e.g. data.columns: {{{min(FORMATS[found[0]].needs)}: "
-            f"{min(FORMATS[found[0]].needs)}}}",
+            expected="one of them",
+            fix="say which to use: "
+            + " or ".join(columns_option({min(FORMATS[name].needs): min(FORMATS[name].needs)}) for name in found),
         )
-    what = "these columns are no format that Halter knows"
-    raise Refusal("data-format", what, where=where, offenders=sorted(columns), expected=known, fix=MEND)
+    return found[0] if found else ""
+
+
+def recognise(
+    rows: Sequence[Row], where: str, chosen: Set[str] = frozenset(), spelt: Sequence[Row] | None = None
+) -> tuple[str, Format]:
+    """(reading in words, format) of a file by the first of its rows whose columns say so.
+
+    Columns are as plain_name has them, and in ``spelt`` as the file has them. Refusals ``data-format``,
+    ``data-ambiguous``, ``data-preference`` name the columns and a way out.
+    """
+    spelt = rows if spelt is None else spelt
+    for row, raw in zip(rows, spelt):
+        columns = set(row)
+        if columns >= PREFERENCE and not chosen:
+            raise Refusal(
+                "data-preference",
+                "these rows are pairs of a chosen and a rejected answer; training here learns single answers",
+                where=where,
+                offenders=sorted(raw),
+                fix=f"to learn the chosen answers alone, {for_pairs(raw)}",
+            )
+        name = find(columns, where, chosen)
+        if name and name != WEAKEST or (name and name in chosen):
+            return _told(name, row), FORMATS[name]
+        talk = next((column for column in TALKS if _is_talk(row.get(column), column)), None)
+        if talk is not None:
+            return TALK.format(talk), Format(Talk(talk), frozenset({talk}), ALSO)
+        other = next(layouts(columns, row), None)
+        if other is not None:
+            return other
+        if name:
+            return READINGS[name], FORMATS[name]
+    there = sorted({key for row in spelt for key in row})
+    known = "messages; conversations; instruction, output; question, answer; prompt, completion; text; and the like"
+    what = "nothing says what is asked and what is learned in these columns"
+    raise Refusal("data-format", what, where=where, offenders=there, expected=known, fix=for_unknown(spelt))
+
+
+def _is_talk(value: Any, column: str) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    # A list of texts is a dialogue, except mt_bench's turns: questions that follow one another.
+    return isinstance(value[0], Mapping) or (column != "turns" and len(value) > 1 and isinstance(value[0], str))
+
+
+def _told(name: str, row: Row) -> str:
+    if name == "alpaca" and "input" not in row:
+        return "asked: instruction; learned: output"
+    if name == "prompt_completion" and isinstance(row["prompt"], str) and isinstance(row["completion"], str):
+        return f"{READINGS[name]}; continued as plain text, no chat template"
+    return READINGS[name]
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation in a column of any name."""
+
+    column: str
+
+    def __call__(self, row: Row) -> Canonical:
+        return _chat(row, self.column)
+
+
+def _turns(value: Any) -> list[Any]:
+    """The turns of a value that is a conversation, or one turn of it."""
+    if isinstance(value, str) and is_transcript(value):
+        return list(transcript(value))
+    return value if isinstance(value, list) else [value]
 
 
 def _chat(row: Row, column: str) -> Canonical:
-    messages = [message for said in listed(row, column) for message in turn(said)]
-    if row.get("system") and not any(message["role"] == "system" for message in messages):
+    value = row.get(column)
+    turns = transcript(value) if isinstance(value, str) and is_transcript(value) else listed(row, column)
+    if len(turns) > 1 and all(isinstance(said, str) for said in turns):  # in turn, from the user on
+        turns = [{"role": ("user", "assistant")[n % 2], "content": said} for n, said in enumerate(turns)]
+    messages = [message for said in turns for message in turn(said)]
+    if _system(row) and not any(message["role"] == "system" for message in messages):
         messages = _system(row) + messages
     return Canonical(answered(messages), tools_of(row))
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": _string(row, "system")}] if row.get("system") else []
+    column = next((name for name in SYSTEM if row.get(name)), None)
+    return [] if column is None else [{"role": "system", "content": _string(row, column)}]
 
 
 def _string(row: Row, key: str) -> str:

@@ -15,12 +15,15 @@ from halter.data.report import DataReport
 from halter.data.row_files import EMPTY, Fault
 from halter.data.store import Store, joined
 from halter.data.tokenise import DUPLICATE, Account, Group, Pass
+from halter.data.told import grouped
 from halter.data.workers import useful
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
 
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
+
+TOO_LONG = "too long"
 
 Progress = Callable[[int], None]
 
@@ -66,9 +69,9 @@ def load_examples(
     report.cached += held_out.account.report.cached
     report.count(train, validation)
     if not len(train):
-        raise Refusal("no-rows", "no row is left to train on", offenders=[str(report)], fix=_more_rows(report, options))
+        raise _nothing("no row is left to train on", report, options)
     if options.validation is not None and not len(validation):
-        raise Refusal("no-rows", "no row is left for the held-out loss", offenders=[str(held_out.account.report)])
+        raise _nothing("no row is left for the held-out loss", held_out.account.report, options)
     return Loaded(train, validation, report)
 
 
@@ -113,10 +116,22 @@ class _Load:
         return builder.store(), account
 
 
-def _more_rows(report: DataReport, options: DataOptions) -> str:
-    if report.long_dropped:
-        return f"rows of more than {options.max_length} tokens are left out: data.on_long=cut or split keeps them"
-    return "" if report.rows else "the files hold no row; give others"
+def _nothing(what: str, report: DataReport, options: DataOptions) -> Refusal:
+    """Refusal ``no-rows``, with what became of the rows and what keeps them."""
+    fates = (
+        (
+            report.overlap_dropped,
+            "in data.validation too",
+            "give another file, or a share of the rows: --validation 0.1",
+        ),
+        (report.long_dropped, f"longer than {options.max_length} tokens", "data.on_long=cut or split keeps them"),
+        (report.notes["rejected_dropped"], "marked as bad answers", "data.on_rejected=learn learns them all the same"),
+        (len(report.faults), "not usable", "data.on_bad=stop names them all"),
+    )
+    found = [f"{count} of {report.rows} rows are {words}" for count, words, _ in fates if count]
+    fixes = [fix for count, _, fix in fates if count]
+    fix = fixes[0] if fixes else "" if report.rows else "the files hold no row; give others"
+    return Refusal("no-rows", what, offenders=found, fix=fix)
 
 
 def _refuse(options: DataOptions, accounts: list[Account]) -> None:
@@ -125,18 +140,27 @@ def _refuse(options: DataOptions, accounts: list[Account]) -> None:
     empty = [Fault(origin, EMPTY) for account in accounts for origin in account.report.empty_at]
     rows = sum(account.report.rows for account in accounts)
     if faults and options.on_bad == "stop":
-        ids = any(fault.kind.startswith(DUPLICATE) for fault in faults)
         raise Refusal(
             "bad-rows",
             f"{len(faults)} of {rows} rows cannot be used",
             offenders=faults + long + empty,
-            fix="fix them, or data.on_bad: skip to leave them out and count them"
-            + ("; if equal ids are right, data.id_column: null" if ids else ""),
+            groups=grouped([*faults, *(Fault(one.origin, TOO_LONG) for one in long), *empty]),
+            fix=way_out(faults),
         )
     if long:
         raise Refusal(
             "long-rows",
             f"{len(long)} of {rows} rows have more than {options.max_length} tokens",
             offenders=long,
+            groups=grouped([Fault(one.origin, TOO_LONG) for one in long]),
             fix="raise data.max_length, or data.on_long: drop, cut or split",
         )
+
+
+def way_out(faults: Sequence[Fault]) -> str:
+    """What to do where these rows keep a run from starting."""
+    ids = [fault.kind.startswith(DUPLICATE) for fault in faults]
+    keep = "data.id_column=null keeps rows whose ids repeat"
+    if all(ids):
+        return f"{keep}; data.on_bad=skip leaves them out"
+    return "data.on_bad=skip (--on-bad skip) leaves them out and counts them" + (f"; {keep}" if any(ids) else "")

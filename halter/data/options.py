@@ -52,7 +52,8 @@ class DataOptions:
     taken out of train."""
     columns: dict[str, str] = field(default_factory=dict)
     """Your columns for the ones Halter knows, such as {prompt: question, completion: answer} (written as they are) or
-    {instruction: question, output: answer} (written by the chat template). A text with {column} in it is filled in."""
+    {instruction: question, output: answer} (written by the chat template). A text with {column} in it is filled in.
+    Not given: found by the names of your columns, and told."""
     row_template: str | None = None
     """How a row's columns make its prompt, such as "Q: {question} A:"; the completion comes from columns.completion."""
     max_length: int = 2048
@@ -70,8 +71,12 @@ class DataOptions:
     on_bad: Literal["stop", "skip"] = "stop"
     """Rows that cannot be read or have nothing to learn: stop before the model is loaded and name them all, or skip and
     count them."""
-    id_column: str | None = "id"
-    """Column that tells rows apart: in one file a row that repeats an earlier one's is bad. null: none does."""
+    id_column: str | None = None
+    """A column that must tell the rows of a file apart: a row that repeats an earlier one's value is bad. Not given:
+    rows may repeat an id, which is counted and told."""
+    on_rejected: Literal["drop", "learn", "stop"] = "drop"
+    """Rows whose answer people marked as bad (a column such as label or kto_tag that is false): drop them, learn them
+    all the same, or stop and name them. All of it is counted."""
     train_on: Literal["responses", "last_response", "all"] = "responses"
     """What is learnt: every response of the assistant with its end, the last one only, or every token."""
     reasoning: Literal["keep", "drop"] = "keep"

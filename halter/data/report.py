@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from halter.data.examples import Examples
-from halter.data.row_files import Fault
+from halter.data.row_files import EMPTY, Fault
 
 QUANTILES = (50, 90, 99)
 SHOWN = 20
@@ -58,6 +59,12 @@ class DataReport:
     cached: int = 0
     """Rows whose tokens came from the cache."""
     faults: list[Fault] = field(default_factory=list)
+    readings: dict[str, str] = field(default_factory=dict)
+    """How the rows of every file are read, in words."""
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+    """The columns of every file that are not read, where there are some."""
+    said: list[str] = field(default_factory=list)
+    """What is to be told of files and folders."""
     notes: Counter[str] = field(default_factory=Counter)
     """What is to be told of rows that can be used, by its name in data.told."""
 
@@ -73,7 +80,9 @@ class DataReport:
 
     def fault(self, name: str, fault: Fault) -> None:
         """One more row that cannot be used, or an empty line."""
-        if fault.harmless:
+        if fault.harmless and fault.kind != EMPTY:
+            self.said.append(f"{Path(fault.origin).name} {fault.kind}")
+        elif fault.harmless:
             self.empty_lines += 1
             self.empty_at.append(fault.origin)
         else:
@@ -101,9 +110,12 @@ class DataReport:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sources.update(other.sources)
         self.notes.update(other.notes)
+        self.readings |= other.readings
+        self.ignored |= other.ignored
         self.long_shown = (self.long_shown + other.long_shown)[:SHOWN]
         self.faults += other.faults
         self.empty_at += other.empty_at
+        self.said += [line for line in other.said if line not in self.said]
         self.seen(other.longest_seen_origin, other.longest_seen)
 
     def count(self, train: Examples, validation: Examples) -> None:
@@ -133,19 +145,18 @@ class DataReport:
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{percent} % up to {length}" for percent, length in self.quantiles.items())
-        parts = [
-            f"{self.kept} rows, {self.tokens:,} tokens, {self.supervised_share:.1%} of them learnt",
-            f"lengths: {lengths}, longest {self.longest}" if lengths else "no lengths",
-        ]
+        parts = [f"{self.kept} rows, {self.tokens:,} tokens, {self.supervised_share:.1%} of them learned"]
+        parts = [*parts, f"lengths: {lengths}, longest {self.longest}"] if lengths else [f"{self.rows} rows read"]
         over = f" (the longest has {self.longest_seen} tokens)"
         for count, words in (
             (self.bad, f"bad skipped ({self._kinds()})"),
-            (self.left_out, "passed over by a limit"),
+            (self.left_out, "left out by a limit"),
+            (self.notes["rejected_dropped"], "marked as bad answers left out"),
             (self.long_dropped, f"too long dropped{over}"),
             (self.long_cut, f"too long cut{over}"),
             (self.long_split, f"too long split{over}"),
             (self.overlap_dropped, "also in validation dropped"),
-            (self.duplicates, "there more than once"),
+            (self.duplicates, "duplicates kept"),
             (self.validation_rows, "rows for the held-out loss"),
             (self.cached, "rows taken tokenised from the cache"),
         ):

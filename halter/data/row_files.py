@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,10 @@ from halter.files.extras import missing_extra
 MAX_LINE_BYTES = 8 * 2**20
 TEXT = (".txt",)
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TEXT)
+PACKED = ".gz"
+"""What may follow a suffix: the same, packed."""
+MOST_BYTES = 4 << 30
+"""Of a file that is read as one JSON value; a packed one says nothing about its size."""
 UTF8_MARK = b"\xef\xbb\xbf"
 #: Columns that are lists of objects in one row, so that a file holding one of these alone is one row.
 LISTS_IN_ROWS = {"messages", "conversations", "tools", "prompt", "completion"}
@@ -34,15 +41,31 @@ class Fault:
 
 Found = tuple[str, dict[str, Any]] | Fault
 EMPTY = "empty line"
+ONE_LIST = "holds one JSON list, not an object in every line: read as .json"
+"""A harmless fault that is told once a file."""
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that says how a file is read, in lower case: .jsonl of a.jsonl and of a.jsonl.gz."""
+    name = Path(path.name[: -len(PACKED)]) if path.name.lower().endswith(PACKED) else path
+    return name.suffix.lower()
+
+
+def opened(path: Path) -> BinaryIO:
+    """The bytes of a file, unpacked where it is packed."""
+    if path.name.lower().endswith(PACKED):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
 
 
 def read(path: Path) -> Iterator[Found]:
     """Rows of one file, by its suffix. Refusals ``data-suffix``, ``data-unreadable``, ``data-encoding``."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=", ".join(SUFFIXES))
+    suffix = suffix_of(path)
+    if suffix not in SUFFIXES or (suffix == ".parquet" and path.suffix.lower() == PACKED):
+        expected = f"{', '.join(SUFFIXES)}, also with {PACKED}"
+        raise Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=expected)
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
                 raise Refusal("data-encoding", "this file is UTF-16", where=str(path), fix="save it as UTF-8")
         if suffix in (".jsonl", ".ndjson"):
@@ -55,8 +78,8 @@ def read(path: Path) -> Iterator[Found]:
             yield from _parquet(path)
         else:
             yield from _text(path)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, str]]:
@@ -77,7 +100,11 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, str]]:
 
 
 def _json_lines(path: Path) -> Iterator[Found]:
-    with path.open("rb") as file:
+    if _is_one_list(path):
+        yield Fault(str(path), ONE_LIST, harmless=True)
+        yield from _json(path)
+        return
+    with opened(path) as file:
         for number, raw, fault in _lines(file):
             origin = f"{path}:{number}"
             if not fault and not raw.strip():
@@ -87,6 +114,30 @@ def _json_lines(path: Path) -> Iterator[Found]:
             if not fault:
                 fault, row = _row(raw)
             yield Fault(origin, fault) if row is None else (origin, row)
+
+
+def _is_one_list(path: Path) -> bool:
+    """Whether a file named as one of lines is one JSON list: its first line opens one and does not close it, or closes
+    it over rows with nothing after it."""
+    with opened(path) as file:
+        number, raw, fault = next(_lines(file), (0, b"", ""))
+        if not raw.lstrip().startswith(b"["):
+            return False
+        more = any(line.strip() for _, line, _ in _lines(file))
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return bool(fault) or more
+    return not more and isinstance(value, list) and bool(value) and _as_row(value) is None
+
+
+def _as_row(value: Any) -> dict[str, Any] | None:
+    """A list in a row's place: turns of a conversation, as objects or as texts in turn. None where it is neither."""
+    if not isinstance(value, list) or not value:
+        return None
+    turns = all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
+    texts = len(value) % 2 == 0 and all(isinstance(one, str) for one in value)
+    return {"messages": value} if turns or texts else None
 
 
 def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
@@ -102,6 +153,7 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
         return f"broken JSON: {what} at character {error.pos + 1}", None
     except (ValueError, RecursionError) as error:
         return f"broken JSON: {type(error).__name__}", None
+    row = row if isinstance(row, dict) else _as_row(row) or row
     if not isinstance(row, dict):
         return f"{type(row).__name__} instead of an object", None
     # Without a \u the bytes were checked already: what UTF-8 can spell has no surrogates.
@@ -129,12 +181,19 @@ def damage(value: Any) -> str:
 def _json(path: Path) -> Iterator[Found]:
     """One list of objects, an object that holds one such list, or objects line by line."""
     try:
-        value = json.loads(path.read_bytes().removeprefix(UTF8_MARK).decode("utf-8"))
+        with opened(path) as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise Refusal(
+                "data-unreadable", f"is one JSON value of more than {MOST_BYTES >> 30} GiB", where=str(path),
+                fix="write one object in every line (.jsonl)",
+            )  # fmt: skip
+        value = json.loads(data.removeprefix(UTF8_MARK).decode("utf-8"))
     except UnicodeDecodeError as error:
         yield Fault(str(path), f"invalid UTF-8 at byte {error.start + 1}")
         return
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # a whole value, and then another one
+        if error.msg == "Extra data" and suffix_of(path) == ".json":  # a whole value, and then another one
             yield from _json_lines(path)
         else:
             yield Fault(f"{path}:{error.lineno}", f"broken JSON: {error.msg} at character {error.colno}")
@@ -151,13 +210,14 @@ def _json(path: Path) -> Iterator[Found]:
         return
     for number, row in enumerate(value):
         origin = f"{path}[{number}]"
+        row = row if isinstance(row, dict) else _as_row(row) or row
         kind = damage(row) if isinstance(row, dict) else f"{type(row).__name__} instead of an object"
         yield Fault(origin, kind) if kind else (origin, row)
 
 
 def _csv(path: Path, separator: str) -> Iterator[Found]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
+    with io.TextIOWrapper(opened(path), "utf-8-sig", newline="", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=separator)
         names = next(reader, [])
         if len(set(names)) < len(names):
@@ -183,10 +243,10 @@ def _csv(path: Path, separator: str) -> Iterator[Found]:
 
 
 def _text(path: Path) -> Iterator[Found]:
-    """Paragraphs, parted by empty lines; one row each."""
+    """Paragraphs, which empty lines separate; one row each."""
     lines: list[str] = []
     start = 1
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, raw, fault in _lines(file):
             line = ""
             if not fault:

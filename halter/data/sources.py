@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from halter.data import row_files
-from halter.data.row_files import SUFFIXES, Fault, Found
+from halter.data.row_files import SUFFIXES, Fault, Found, suffix_of
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
 
@@ -18,6 +20,7 @@ Part = tuple[str, Iterator[Found]]
 
 #: What Hugging Face's libraries write beside data, and what is read by people.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "license.txt", "readme.txt")
+ANSWER_SECONDS = 3.0
 HELD_OUT = ("test", "valid", "validation", "dev", "eval")
 
 
@@ -51,16 +54,39 @@ def local_files(path: str) -> list[Path] | None:
         return _folder(local)
     if local.exists():
         return [local]
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")) and local.suffix.lower() not in SUFFIXES:
-        return None
+    ours = "/" in path and local.parent.is_dir()  # whose neighbours are here is no hub id
+    if path.count("/") == 1 and not ours and not path.startswith((".", "/", "~")):
+        if suffix_of(local) not in SUFFIXES:
+            return None
     parts = [part.strip() for part in path.split(",")]
     again = " ".join(f"--data {part}" for part in parts)
-    fix = (
-        f"give each by itself: {again}" if len(parts) > 1 and all(Path(p).expanduser().exists() for p in parts) else ""
-    )
+    several = len(parts) > 1 and all(Path(p).expanduser().exists() for p in parts)
+    fix = f"give each by itself: {again}" if several else _near(local)
     raise Refusal(
         "data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id", fix=fix
     )
+
+
+def _near(wanted: Path) -> str:
+    """What may have been meant by a path that is not there."""
+    beside = wanted.parent
+    if not beside.is_dir():
+        return f"there is no folder {beside} either"
+    names = sorted(entry.name for entry in beside.iterdir() if not entry.name.startswith("."))
+    near = [name for name in names if name.split(".")[0] == wanted.name.split(".")[0]]
+    near = near or get_close_matches(wanted.name, names, 1)
+    return f"did you mean {beside / near[0]}?" if near else ""
+
+
+def left_out(path: str) -> list[str]:
+    """The files of a folder that are not read, relative to it; hidden ones and the hub's own notes are not told."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return []
+    taken = set(_folder(folder))
+    every = (file for file in sorted(folder.rglob("*")) if file.is_file() and file not in taken)
+    names = [file.relative_to(folder) for file in every if file.name.lower() not in NOT_DATA]
+    return [str(name) for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def _folder(folder: Path) -> list[Path]:
@@ -69,11 +95,11 @@ def _folder(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.is_file()
-        and path.suffix.lower() in SUFFIXES
+        and suffix_of(path) in SUFFIXES
         and path.name.lower() not in NOT_DATA
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    rows = [path for path in found if path.suffix.lower() not in row_files.TEXT]
+    rows = [path for path in found if suffix_of(path) not in row_files.TEXT]
     found = rows or found
     if not found:
         raise Refusal("data-missing", "this folder holds no data", where=str(folder), expected=", ".join(SUFFIXES))
@@ -103,13 +129,37 @@ def _hub(name: str) -> Iterator[Found]:
         raise missing_extra("data", "data sets of the hub", name, error) from error
     repository, _, configuration = name.partition(":")
     try:
-        rows: Any = datasets.load_dataset(repository, configuration or None, split="train")
+        with _quick(repository):
+            rows: Any = datasets.load_dataset(repository, configuration or None, split="train")
     except Exception as error:  # the library's own and its transports' errors have no common class
         raise Refusal(
             "hub-dataset",
-            f"neither a file or folder here, nor a data set that the hub gives: {type(error).__name__}: {error}",
+            f"neither a file or folder here, nor a data set that the hub gives: {str(error) or type(error).__name__}",
             where=name,
             expected="a path, or org/name or org/name:configuration with a split called train",
         ) from error
     for number, row in enumerate(rows):
         yield f"{name}[{number}]", dict(row)
+
+
+@contextmanager
+def _quick(repository: str) -> Iterator[None]:
+    """Without a network the library tries for half a minute; where one question gets no answer it is told to look at
+    what is kept on this machine alone."""
+    import datasets
+    import huggingface_hub
+
+    constants: Any = huggingface_hub.constants
+    try:
+        huggingface_hub.HfApi().dataset_info(repository, timeout=ANSWER_SECONDS)
+        offline = False
+    except huggingface_hub.errors.HfHubHTTPError:  # it has answered
+        offline = False
+    except Exception:  # a transport's own
+        offline = True
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = (offline or one for one in before)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

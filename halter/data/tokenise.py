@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from halter.data.choose import sample
@@ -16,8 +18,8 @@ from halter.data.example import Example
 from halter.data.examples import PLACE, Builder
 from halter.data.options import Source
 from halter.data.report import DataReport
-from halter.data.row_files import Fault, Found
-from halter.data.sources import open_source
+from halter.data.row_files import TEXT, Fault, Found, suffix_of
+from halter.data.sources import left_out, open_source
 from halter.data.turns import BadRow
 from halter.data.workers import mapped
 from halter.errors import Refusal
@@ -28,6 +30,9 @@ OF_A_ROW = ("messages-malformed", "template-failed", "template-drops-content", "
             "template-too-large")  # fmt: skip
 """Refusals of a template that may be the row's fault; if every row has one, it is the template's."""
 DUPLICATE = "duplicate id"
+USUAL_IDS = "id"
+PARAGRAPHS = "plain text, no chat template; learned: all of it; a row is a paragraph (empty lines separate them)"
+SHOWN = 3
 ALL_OVER = 200  # the sampling number of the limit over all sources
 
 
@@ -111,13 +116,27 @@ class Pass:
 
     def _rows(self, read: _Read) -> _Made:
         """The rows to train on. Raises BadRow and Refusal."""
-        meant = read.reader.read(read.row)
-        examples, notes = self.encoder.examples(meant, read.origin)
-        rows = [(len(example.tokens), self.encoder.fitted(example, meant)) for example in examples]
-        return _Made(rows, meant.messages is None, notes)
+        mark = read.reader.rejected(read.row)
+        if mark and self.encoder.options.on_rejected == "stop":
+            raise BadRow(f"an answer marked as bad ({mark})")
+        if mark and self.encoder.options.on_rejected == "drop":
+            return _Made([], False, {"rejected_dropped": 1})
+        notes = Counter[str](rejected_learned=1 if mark else 0)
+        rows, plain = [], False
+        for meant in read.reader.every(read.row):
+            examples, told = self.encoder.examples(meant, read.origin)
+            rows += [(len(example.tokens), self.encoder.fitted(example, meant)) for example in examples]
+            notes.update(told)
+            plain |= meant.messages is None
+        return _Made(rows, plain, +notes)
 
     def _source(self, number: int, source: Source) -> Iterator[_Read]:
         path, limit = source.parts
+        if extra := left_out(path):
+            more = f" and {len(extra) - SHOWN} more" if len(extra) > SHOWN else ""
+            files = "file is" if len(extra) == 1 else "files are"
+            told = f"{path}: {len(extra)} {files} not read: {', '.join(extra[:SHOWN])}{more}"
+            self.account.report.said.append(told)
         limits = [most for most in (source.limit, limit) if most is not None]
         rows = chain.from_iterable(self._file(source, *part) for part in open_source(path))
         return self._limited(rows, min(limits), number) if limits else rows
@@ -132,7 +151,8 @@ class Pass:
         head = list(islice(found, HEAD))
         rows = [one[1] for one in head if not isinstance(one, Fault)]
         reader = understand(rows, self.encoder.options, name) if rows else None
-        ids = _Ids(self.encoder.options.id_column)
+        ids = _Ids(self.encoder.options.id_column, report)
+        columns: dict[str, None] = {}
         for one in chain(head, found):
             one = one if isinstance(one, Fault) else ids.checked(*one)
             if isinstance(one, Fault):
@@ -141,6 +161,11 @@ class Pass:
             if reader is None:  # nothing but faults so far
                 reader = understand([one[1]], self.encoder.options, name)
             report.read(name)
+            if not columns.keys() >= one[1].keys():
+                columns |= dict.fromkeys(one[1])
+                paragraphs = suffix_of(Path(name)) in TEXT
+                report.readings[name] = PARAGRAPHS if paragraphs else reader.told
+                report.ignored[name] = reader.ignored(columns)
             yield _Read(source, *one, reader)
 
     def _take(self, read: _Read, document: int, result: _Made | None) -> None:
@@ -183,20 +208,23 @@ def _place(origin: str, order: dict[str, int]) -> tuple[int, int]:
 
 
 class _Ids:
-    """The ids of one file's rows, of which every one may come once. 64 bits of each are remembered."""
+    """The ids of one file's rows. 64 bits of each are remembered. In a column that was named every one may come once;
+    in one that only looks like ids repeats are counted."""
 
-    def __init__(self, column: str | None) -> None:
-        self._column = column
+    def __init__(self, column: str | None, report: DataReport) -> None:
+        self._column, self._strict, self._report = column or USUAL_IDS, column is not None, report
         self._seen: set[int] = set()
 
     def checked(self, origin: str, row: dict[str, Any]) -> Found:
         """The row, or the fault that its id was there before."""
-        value = None if self._column is None else row.get(self._column)
+        value = row.get(self._column)
         if isinstance(value, str | int) and value != "":
             key = int.from_bytes(
                 blake2b(repr(value).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
             )
-            if key in self._seen:
+            if key in self._seen and not self._strict:
+                self._report.notes["repeated_ids"] += 1
+            elif key in self._seen:
                 return Fault(origin, f"{DUPLICATE} {str(value)[:80]!r}")
             self._seen.add(key)
         return origin, row

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from halter.data.row_files import Fault
+
+PLACE = re.compile(r"(.*?)(?::(\d+)|\[(\d+)\])", re.DOTALL)
+DIFFERS = re.compile(r" at (byte|character) \d+| in message \d+|(?<=duplicate id) .*")
 
 NOTES: dict[str, str] = {
+    "rejected_dropped": "{n} rows are left out because people marked their answers as bad (label: false and the like): "
+    "data.on_rejected=learn learns them all the same",
+    "rejected_learned": "{n} answers are learned although people marked them as bad (data.on_rejected: learn)",
+    "repeated_ids": "{n} rows repeat the id of an earlier one and are kept: data.id_column=id would refuse them",
     "reasoning_restored": "{n} answers are learned with their reasoning, which the chat template leaves out: "
     "data.reasoning=drop learns them without",
     "reasoning_closed": "{n} answers have no reasoning and follow a prompt that opens one (<think>): it is closed at "
@@ -19,8 +30,67 @@ NOTES: dict[str, str] = {
     "not learned",
 }
 """{what was met: its sentence}; ``Rows.notes`` and ``DataReport.notes`` count by these names."""
-ASIDE = frozenset({"reasoning_dropped", "own_rows"})
+ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids"})
 """What the user asked for, or what costs nothing: told, and no warning."""
+
+
+SHOWN, GROUPS = 3, 3
+"""Examples of one kind of fault, and kinds, that a message shows."""
+
+
+def grouped(faults: Sequence[Fault]) -> list[str]:
+    """Faults of one kind in one line each: the kind, how many, the first places, the file."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        file, line = place(fault.origin)
+        alike.setdefault((kind(fault.kind), file), []).append(line)
+    order = sorted(alike.items(), key=lambda item: -len(item[1]))
+    lines = []
+    for (what, file), places in order[: GROUPS if len(order) <= GROUPS else GROUPS - 1]:
+        shown = runs(places)
+        rows = f"{len(places):,} {'row' if len(places) == 1 else 'rows'}"
+        lines.append(f"{what}: {rows}, {file}{':' if shown else ''}{shown}")
+    rest = order[len(lines) :]
+    if rest:
+        lines.append(f"{sum(len(places) for _, places in rest):,} rows more with {len(rest)} other faults or files")
+    return lines
+
+
+def place(origin: str) -> tuple[str, str]:
+    """(file, line or number of the row) of an origin."""
+    match = PLACE.fullmatch(origin)
+    return (match[1], match[2] or match[3]) if match else (origin, "")
+
+
+def kind(fault: str) -> str:
+    """A fault without what differs from row to row."""
+    text = " ".join(fault.split())
+    return DIFFERS.sub("", text)[:120]
+
+
+def runs(places: Sequence[str]) -> str:
+    """Line numbers, neighbours as 21-40, the first few."""
+    numbers = sorted({int(one) for one in places if one.isdecimal()})
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in spans[:SHOWN]]
+    return ", ".join(shown) + (", ..." if len(spans) > SHOWN else "")
+
+
+def readings(readings: Mapping[str, str], ignored: Mapping[str, Sequence[str]]) -> list[str]:
+    """How files are read and which of their columns are not, one sentence for all that are alike."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, reading in readings.items():
+        alike.setdefault((reading, ", ".join(ignored.get(name, ()))), []).append(Path(name).name)
+    told = []
+    for (reading, columns), names in alike.items():
+        more = f" and {len(names) - SHOWN} more files" if len(names) > SHOWN else ""
+        told.append(f"{', '.join(names[:SHOWN])}{more}: {reading}" + (f"; not read: {columns}" if columns else ""))
+    return told
 
 
 def notes(counts: Mapping[str, int], aside: bool) -> list[str]:

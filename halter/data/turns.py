@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ ROLES = {
     CALL: CALL, "tool_call": CALL,
 }  # fmt: skip
 SWITCHES = ("loss", "train", "weight")
+EXCHANGES = ("human", "user", "instruction", "question", "input"), ("assistant", "gpt", "bot", "answer", "output")
+SPEAKERS = {"Human": "human", "User": "user", "Assistant": "assistant", "System": "system"}
+SPEAKER = re.compile(r"(?:\A\s*|\n\n)(" + "|".join(SPEAKERS) + r"):[ \t]*")
 THOUGHT = ("reasoning_content", "reasoning", "thinking")
 """Keys under which an answer's reasoning stands apart from it."""
 
@@ -24,9 +28,11 @@ class BadRow(ValueError):
 
 def turn(said: Any) -> list[dict[str, Any]]:
     """One turn as messages: {from, value} or {role, content}, with tool_calls, a legacy function_call, or a speaker
-    called function_call whose words are the call as JSON."""
+    called function_call whose words are the call as JSON; a question with its answer, {human, assistant}, is two."""
     if not isinstance(said, Mapping):
         raise BadRow(f"wrong type of a turn: {type(said).__name__}")
+    if "role" not in said and "from" not in said and (both := _exchange(said)):
+        return both
     who = said.get("role") if said.get("role") is not None else said.get("from")
     role = ROLES.get(who.lower()) if isinstance(who, str) else None
     if role is None:
@@ -44,6 +50,27 @@ def turn(said: Any) -> list[dict[str, Any]]:
     if role == "assistant" and thought and "</think>" not in (words or ""):
         words = f"<think>\n{thought.strip()}\n</think>\n\n{words or ''}"
     return [{"role": role, "content": words, **extra}]
+
+
+def _exchange(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of an object whose keys are the speakers."""
+    ask, answer = (next((key for key in keys if isinstance(said.get(key), str)), None) for keys in EXCHANGES)
+    if ask is None or answer is None:
+        return []
+    system = [{"role": "system", "content": said["system"]}] if isinstance(said.get("system"), str) else []
+    system = system if system and system[0]["content"].strip() else []
+    return [*system, {"role": "user", "content": said[ask]}, {"role": "assistant", "content": said[answer]}]
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text is a dialogue with its speakers' names written out, as hh-rlhf's."""
+    return SPEAKER.match(text) is not None
+
+
+def transcript(text: str) -> list[dict[str, Any]]:
+    """The turns of a dialogue that is written out: Human: ... Assistant: ..."""
+    pieces = SPEAKER.split(text)[1:]
+    return [{"role": ROLES[SPEAKERS[who]], "content": said.strip()} for who, said in zip(pieces[::2], pieces[1::2])]
 
 
 def answered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

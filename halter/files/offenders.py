@@ -1,4 +1,4 @@
-"""A refusal's whole list of offenders, of which people are shown the first twenty, in a file."""
+"""A refusal's whole list of offenders, of which people are shown the first few, in a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from halter.errors import SHOWN_OFFENDERS, HalterError, Refusal
+from halter.errors import HalterError, Refusal
 from halter.files import writing
 
 
@@ -18,7 +18,7 @@ def keep_offenders(refusal: Refusal) -> Path | None:
     called halter-ID-DATE.txt.
     """
     parts = refusal.parts or (refusal,)
-    if all(len(part.offenders) <= SHOWN_OFFENDERS for part in parts):
+    if all(part.whole() for part in parts):
         return None
     text = "\n".join(line for part in parts for line in _lines(part, len(parts) > 1)) + "\n"
     name = f"halter-{refusal.id}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -89,8 +89,8 @@ def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Ref
         yield Refusal(
             "pad-trained",
             f"{tokenizer.token(pad or 0)} is the pad token and the end of a text, and {len(found.unended)} of "
-            f"{found.rows} rows have it masked right after what is learnt: the model would never learn to stop",
-            fix="learn the end too (labels are the token itself, -100 only where nothing is learnt)",
+            f"{found.rows} rows have it masked right after what is learned: the model would never learn to stop",
+            fix="learn the end too (labels are the token itself, -100 only where nothing is learned)",
             offenders=found.unended,
             waivable=True,
         )
@@ -98,7 +98,7 @@ def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Ref
         # A pad token that is the end of a text, as in many checkpoints, is learnt by right: Halter masks no padding.
         yield Refusal(
             "pad-trained",
-            f"the pad token {tokenizer.token(pad)} is learnt; programs that mask padding would unlearn it",
+            f"the pad token {tokenizer.token(pad)} is learned; programs that mask padding would unlearn it",
             fix="give pad_token in tokenizer_config.json a token that nothing else uses",
             waivable=True,
         )

@@ -12,6 +12,8 @@ def describe(job: Job, say: Say) -> None:
     held = f", {recipe.model.quantize}" if recipe.model.quantize else ""
     say(f"base: {job.folder} ({job.config.num_parameters:,} parameters{held})")
     say(f"data: {report} (rows of at most {recipe.data.max_length} tokens)")
+    for line in told.readings(report.readings, report.ignored):
+        say(f"rows: {line}")
     rows = recipe.train.rows_per_step
     share = f"{rows} rows" if rows else f"at most {recipe.train.tokens_per_step} tokens"
     say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one pass")
@@ -22,7 +24,7 @@ def describe(job: Job, say: Say) -> None:
         say(f"defaults: {values} (--verbose and recipe.yaml say where each comes from)")
     for key, default in recipe.defaults.items():
         say(f"default: {key} = {default.value} ({default.source})")
-    for line in told.notes(report.notes, aside=True):
+    for line in (*report.said, *told.notes(report.notes, aside=True)):
         say(f"note: {line}")
     for line in (*told.notes(report.notes, aside=False), *lost_rows(job)):
         say(f"warning: {line}")
@@ -39,12 +41,12 @@ def lost_rows(job: Job, share: float = 0.0) -> list[str]:
             report.long_dropped,
             f"have more than {options.max_length} tokens and are left out: data.on_long=cut, split keep them{longer}",
         ),
-        (report.duplicates, "are there more than once"),
+        (report.duplicates, "repeat an earlier row and are kept"),
         (len(report.faults), "cannot be used"),
         (
             report.as_they_stand if template else 0,
-            f"are learnt as they stand, without the template {template}: it is for messages and for instruction and "
-            "output; data.columns names yours",
+            f"are learned as plain text, without the chat template {template}: data.columns says what is asked and "
+            "what is answered",
         ),
     ):
         if taken and count / taken > share:

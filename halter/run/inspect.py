@@ -11,6 +11,7 @@ import numpy as np
 
 from halter.data.example import Example
 from halter.data.examples import Examples
+from halter.data.load import way_out
 from halter.errors import Refusal
 from halter.files.tokenizer import Tokenizer
 from halter.recipe import Recipe
@@ -138,7 +139,7 @@ def inspect(
     shown = [_find(job, origin) for origin in chosen] or [data[i] for i in range(min(rows, len(data)))]
     stops = []
     if report.faults and asked.on_bad == "stop":
-        stops.append(f"{len(report.faults)} of {report.rows} rows cannot be used (data.on_bad: skip leaves them out)")
+        stops.append(f"{len(report.faults)} of {report.rows} rows cannot be used ({way_out(report.faults)})")
     if report.long and asked.on_long == "stop":
         most = job.recipe.data.max_length
         stops.append(

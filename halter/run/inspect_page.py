@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from halter.data import told
 from halter.files.reading import lines_of, visible
 from halter.run.inspect import Inspection, Row, Steps
 
@@ -55,7 +56,7 @@ def page(found: Inspection) -> str:
     report = job.data.report
     tiles = (
         (f"{report.kept:,}", "rows to train on"), (f"{report.tokens:,}", "tokens"),
-        (f"{report.supervised_share:.1%}", "of them learnt"), (f"{report.longest:,}", "tokens in the longest row"),
+        (f"{report.supervised_share:.1%}", "of them learned"), (f"{report.longest:,}", "tokens in the longest row"),
         (f"{steps.total:,}", "steps"), (f"{steps.tokens[1]:,.0f}", "tokens a step"),
         (f"{steps.filled:.1%}", "of each pass filled"),
     )  # fmt: skip
@@ -69,7 +70,8 @@ def page(found: Inspection) -> str:
         *(f'<div class="tile"><b>{value}</b><span>{words}</span></div>' for value, words in tiles),
         "</div>",
         "<h2>Rows</h2>",
-        '<p class="dim">Learnt tokens stand on green, control tokens in blue; hover over one for its id.</p>',
+        *(f"<p>{_shown(line)}</p>" for line in (*told.readings(report.readings, report.ignored), *report.said)),
+        '<p class="dim">Learned tokens stand on green, control tokens in blue; hover over one for its id.</p>',
         *(_row(row) for row in found.rows),
         "<h2>Labels</h2>", _table(_labels(found)),
         "<h2>Lengths</h2>", _lengths(found.histogram), _table(_longest(found)),
@@ -95,10 +97,10 @@ def _row(row: Row) -> str:
     spans = []
     for place, token in enumerate(row.tokens):
         names = "t" + " l" * token.learnt + " c" * token.control
-        title = f"{place}: id {token.id}, {'learnt' if token.learnt else 'not learnt'}"
+        title = f"{place}: id {token.id}, {'learned' if token.learnt else 'not learned'}"
         end = "\n" if token.text.endswith("\n") else ""
         spans.append(f'<span class="{names}" title="{title}">{_shown(token.text)}</span>{end}')
-    summary = f"{len(row.tokens)} tokens, {row.learnt} learnt, {row.bos} BOS, {row.eos} ends"
+    summary = f"{len(row.tokens)} tokens, {row.learnt} learned, {row.bos} BOS, {row.eos} ends"
     text = "\n".join(visible(line) for line in lines_of(row.text))
     return (
         f'<details open><summary><b>{_shown(row.origin)}</b> <span class="dim">{summary}</span></summary>'
@@ -115,14 +117,14 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 def _labels(found: Inspection) -> Iterable[tuple[str, str]]:
     report, census = found.job.data.report, found.census
-    yield "learnt tokens", f"{report.targets:,} of {report.tokens:,}"
+    yield "learned tokens", f"{report.targets:,} of {report.tokens:,}"
     if census.rows != report.kept:
         yield "rows whose tokens were counted, evenly spread", f"{census.rows:,}"
     for name, counts in (("BOS", census.bos), ("ends", census.eos)):
         for count, rows in list(counts.items())[:8]:
             yield f"rows with {count} {name}", f"{rows:,}"
     for text, there, learnt in census.controls[:12]:
-        yield text, f"{there:,}, learnt {learnt:,}"
+        yield text, f"{there:,}, learned {learnt:,}"
     if report.validation_rows:
         yield "rows held out", f"{report.validation_rows:,}"
 
@@ -140,8 +142,8 @@ def _left_out(found: Inspection) -> Iterable[tuple[str, str]]:
     report, most = found.job.data.report, found.job.recipe.data.max_length
     for count, words in (
         (report.long_dropped, f"dropped, longer than {most} tokens"), (report.long_cut, f"cut to {most} tokens"),
-        (report.long_split, f"split at {most} tokens"), (report.left_out, "passed over by a limit"),
-        (report.overlap_dropped, "also in validation, dropped"), (report.duplicates, "there more than once, kept"),
+        (report.long_split, f"split at {most} tokens"), (report.left_out, "left out by a limit"),
+        (report.overlap_dropped, "also in validation, dropped"), (report.duplicates, "duplicates kept"),
         (report.empty_lines, "empty lines"),
     ):  # fmt: skip
         if count:
@@ -156,7 +158,11 @@ def _left_out(found: Inspection) -> Iterable[tuple[str, str]]:
 def _steps(steps: Steps) -> Iterable[tuple[str, str]]:
     yield "steps an epoch", f"{steps.per_epoch:,}"
     yield "passes a step", f"{steps.passes / max(1, steps.per_epoch):.1f}"
-    for name, (least, mean, most) in (("rows", steps.rows), ("tokens", steps.tokens), ("learnt tokens", steps.targets)):
+    for name, (least, mean, most) in (
+        ("rows", steps.rows),
+        ("tokens", steps.tokens),
+        ("learned tokens", steps.targets),
+    ):
         yield f"{name} a step", f"{mean:,.1f} ({least:,} to {most:,})"
     yield f"of a pass of {steps.micro_tokens:,} tokens filled", f"{steps.filled:.1%}"
     yield "padding, if every pass were padded to its longest row (here: none)", f"{steps.padding:.1%}"

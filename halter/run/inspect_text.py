@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from halter.data import told
 from halter.files.reading import lines_of, visible
 from halter.run.inspect import Inspection, Row, Steps
 
@@ -35,8 +36,9 @@ def render(found: Inspection, look: Look) -> str:
     """The whole inspection."""
     lines: list[Line] = []
     for heading, body in (
-        ("Rows", _rows(found, look)), ("Labels", _labels(found)), ("Lengths", _lengths(found, look)),
-        ("Left out", _left_out(found)), ("Steps", _steps(found)), ("Learning rate", _course(found.steps, look)),
+        ("Rows", _rows(found, look)), ("Read as", _read_as(found)), ("Labels", _labels(found)),
+        ("Lengths", _lengths(found, look)), ("Left out", _left_out(found)), ("Steps", _steps(found)),
+        ("Learning rate", _course(found.steps, look)),
         ("Warnings", [[(f"- {text}", WARNING)] for text in found.warnings]),
         ("Training would stop", [[(f"- {text}", WARNING)] for text in found.stops]),
     ):  # fmt: skip
@@ -52,13 +54,13 @@ def _painted(text: str, kind: int, look: Look) -> str:
 
 
 def _rows(found: Inspection, look: Look) -> Iterator[Line]:
-    mark = "learnt tokens on green" if look.colour else "learnt tokens in [brackets]"
-    yield [(f"tokens parted by |, {mark}, line ends as ⏎", CONTEXT)]
+    mark = "learned tokens on green" if look.colour else "learned tokens in [brackets]"
+    yield [(f"tokens separated by |, {mark}, line ends as ⏎", CONTEXT)]
     for row in found.rows:
         yield []
         yield [
             (row.origin, HEADING),
-            (f"  {len(row.tokens)} tokens, {row.learnt} learnt, {row.bos} BOS, {row.eos} ends", PLAIN),
+            (f"  {len(row.tokens)} tokens, {row.learnt} learned, {row.bos} BOS, {row.eos} ends", PLAIN),
         ]
         for line in lines_of(row.text):
             yield [("  " + visible(line), PLAIN)]
@@ -85,18 +87,24 @@ def _tokens(row: Row, look: Look) -> Iterator[Line]:
         yield line
 
 
+def _read_as(found: Inspection) -> Iterator[Line]:
+    report = found.job.data.report
+    for line in (*told.readings(report.readings, report.ignored), *report.said):
+        yield _said(visible(line))
+
+
 def _labels(found: Inspection) -> Iterator[Line]:
     report, census = found.job.data.report, found.census
     yield _said(
-        f"{report.kept:,} rows, {report.tokens:,} tokens, {report.targets:,} learnt ({report.supervised_share:.1%})"
+        f"{report.kept:,} rows, {report.tokens:,} tokens, {report.targets:,} learned ({report.supervised_share:.1%})"
     )
     some = "" if census.rows == report.kept else f" (of {census.rows:,} rows, evenly spread)"
-    for name, counts in (("BOS in a row", census.bos), ("ends in a row", census.eos)):
-        yield _said(f"{name}: " + ", ".join(f"{n} in {rows:,} rows" for n, rows in list(counts.items())[:8]) + some)
+    for name, counts in (("BOS tokens per row", census.bos), ("end tokens per row", census.eos)):
+        yield _said(f"{name}: " + ", ".join(f"{n} ({rows:,} rows)" for n, rows in list(counts.items())[:8]) + some)
     for text, there, learnt in census.controls[:8]:
-        yield _said(f"{visible(text)}: {there:,} times, {learnt:,} learnt{some}")
+        yield _said(f"{visible(text)}: {there:,} times, {learnt:,} learned{some}")
     if report.validation_rows:
-        yield _said(f"held out: {report.validation_rows:,} rows, {report.validation_targets:,} tokens learnt")
+        yield _said(f"held out: {report.validation_rows:,} rows, {report.validation_targets:,} learned tokens")
 
 
 def _lengths(found: Inspection, look: Look) -> Iterator[Line]:
@@ -127,9 +135,10 @@ def _left_out(found: Inspection) -> Iterator[Line]:
         (report.long_dropped, f"dropped: more than {data.max_length} tokens (data.on_long: {data.on_long})"),
         (report.long_cut, f"cut to {data.max_length} tokens"),
         (report.long_split, f"split at {data.max_length} tokens"),
-        (report.left_out, "passed over by a limit"),
+        (report.left_out, "left out by a limit (data.limit)"),
         (report.overlap_dropped, "dropped because they are in validation too"),
-        (report.duplicates, "kept although they are there more than once"),
+        (report.notes["rejected_dropped"], "marked as bad answers (data.on_rejected: drop)"),
+        (report.duplicates, "duplicates kept"),
         (report.empty_lines, "empty lines"),
     ):
         if count:
@@ -147,7 +156,11 @@ def _steps(found: Inspection) -> Iterator[Line]:
     yield _said(
         f"{steps.total:,} steps, {steps.per_epoch:,} an epoch; {steps.passes / max(1, steps.per_epoch):.1f} passes each"
     )
-    for name, (least, mean, most) in (("rows", steps.rows), ("tokens", steps.tokens), ("learnt tokens", steps.targets)):
+    for name, (least, mean, most) in (
+        ("rows", steps.rows),
+        ("tokens", steps.tokens),
+        ("learned tokens", steps.targets),
+    ):
         yield _said(f"{name} a step: {mean:,.1f} on average ({least:,} to {most:,})")
     yield _said(
         f"packing: passes of at most {steps.micro_tokens:,} tokens are {steps.filled:.1%} full, no padding "

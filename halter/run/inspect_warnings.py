@@ -26,13 +26,13 @@ def warnings(job: Job, census: Census) -> list[str]:
     if census.pad_learnt:
         pad = tokenizer.token(tokenizer.pad_id or 0)
         found.append(
-            f"the pad token {pad} is learnt {census.pad_learnt} times: it is also something else, probably the end of "
+            f"the pad token {pad} is learned {census.pad_learnt} times: it is also something else, probably the end of "
             "a text. Halter never masks it; a tool that masks padding would teach this model never to stop"
         )
     if census.unended:
         found.append(
-            f"{census.unended} of {census.rows} rows do not end in a learnt token that ends a generation, so the model "
-            "is not taught to stop there"
+            f"{census.unended} of {census.rows} rows do not end in a learned token that ends a generation, so the "
+            "model is not taught to stop there"
         )
     if template is not None and template.asks_date and job.recipe.data.template_date is None:
         found.append("the chat template asks for a date and none is pinned: give data.template_date")

@@ -68,7 +68,8 @@ def test_every_token_and_count_is_what_training_sees(model: str, tmp_path: Path)
     for low, high, count in found.histogram:
         assert count == sum(low <= len(example.tokens) <= high for example in data)
     assert found.faults == [("missing key output", 1, f"{path}:122")]
-    assert found.stops == ["1 of 123 rows cannot be used (data.on_bad: skip leaves them out)"]
+    fix = "data.on_bad=skip (--on-bad skip) leaves them out and counts them"
+    assert found.stops == [f"1 of 123 rows cannot be used ({fix})"]
     report = found.job.data.report
     assert (report.long_dropped, report.duplicates) == (1, 1) and report.long_shown[0].startswith(f"{path}:121: ")
 
@@ -109,8 +110,8 @@ WARNED: list[tuple[str, list[Any], list[str], str]] = [
         "3 of 4 rows have a double BOS",
     ),
     ("none", [{"input_ids": [5, 6, 7, 2]}] * 2, [], "2 of 2 rows have no BOS"),
-    ("unended", [{"input_ids": [1, 5, 6]}], [], "1 of 1 rows do not end in a learnt token that ends a generation"),
-    ("masked", [{"input_ids": [1, 5, 2], "labels": [-100, 5, -100]}], [], "1 of 1 rows do not end in a learnt token"),
+    ("unended", [{"input_ids": [1, 5, 6]}], [], "1 of 1 rows do not end in a learned token that ends a generation"),
+    ("masked", [{"input_ids": [1, 5, 2], "labels": [-100, 5, -100]}], [], "1 of 1 rows do not end in a learned token"),
     (
         "long",
         [{"text": "w " * 90}] + [{"text": "w"}] * 5,
@@ -120,10 +121,10 @@ WARNED: list[tuple[str, list[Any], list[str], str]] = [
     (
         "plain",
         [{"prompt": "a", "completion": "b"}] * 2,
-        ["data.template=alpaca"],
-        "2 of 2 rows are learnt as they stand",
+        [],
+        "2 of 2 rows are learned as plain text, without the chat template alpaca",
     ),
-    ("equal", [{"text": "same"}] * 6, [], "5 of 6 rows are there more than once"),
+    ("equal", [{"text": "same"}] * 6, [], "5 of 6 rows repeat an earlier row and are kept"),
     ("bad", [{"text": "fine"}, "{"], ["data.on_bad=skip"], "1 of 2 rows cannot be used"),
 ]
 
@@ -146,7 +147,7 @@ def test_a_pad_token_that_is_learnt_is_warned_of(model: str, tmp_path: Path, mon
 
     monkeypatch.setattr(Tokenizer, "from_folder", padded)
     found = look(model, write(tmp_path / "a.jsonl", ROWS))
-    assert [w for w in found.warnings if "the pad token </s> is learnt 120 times" in w]
+    assert [w for w in found.warnings if "the pad token </s> is learned 120 times" in w]
 
 
 def test_rows_by_their_origin(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,8 +166,9 @@ def test_the_verb(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["inspect", "--model", model, "--data.template", "alpaca", "--max-steps", "9", "--data"]
     assert main.run([*command, good, "--rows", "1"]) == 0
     text = capsys.readouterr().out
-    for wanted in (f"{good}:1  ", "[</s>]", "Below is an instruction", "BOS in a row: 1 in 120 rows", "9 steps",
-                   "longest: ", "120 rows", "cosine", "packing: "):  # fmt: skip
+    for wanted in (f"{good}:1  ", "[</s>]", "Below is an instruction", "BOS tokens per row: 1 (120 rows)", "9 steps",
+                   "Read as\n  a.jsonl: asked: instruction; learned: output", "longest: ", "120 rows", "cosine",
+                   "packing: "):  # fmt: skip
         assert wanted in text, wanted
     assert "\x1b" not in text and "Training would stop" not in text
     assert main.run([*command, bad]) == 2

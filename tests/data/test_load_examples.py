@@ -417,7 +417,7 @@ def test_tool_calls_in_sharegpts_spelling(data: Data, llama3: Tokenizer) -> None
 
 
 def test_preference_and_other_files_are_refused(data: Data, stories: Tokenizer) -> None:
-    for name, id in (("preferences", "data-preference"), ("questions", "data-format"), ("seed_tasks", "data-format")):
+    for name, id in (("preferences", "data-preference"), ("questions", "data-format")):
         with pytest.raises(Refusal) as caught:
             load(stories, ALPACA, train=str(getattr(data, name)))
         assert caught.value.id == id

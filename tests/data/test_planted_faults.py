@@ -78,10 +78,10 @@ def test_bad_rows_are_all_named_in_one_pass(llama3: Tokenizer, planted: tuple[Pa
     """Entry 23 of the promises: 120 of 120 as file:line: kind; skipping trains on exactly 9,880 rows, and says so."""
     path, kinds = planted
     with pytest.raises(Refusal) as caught:
-        load_examples(DataOptions(train=str(path)), llama3, ALPACA)
+        load_examples(DataOptions(train=str(path), id_column="id"), llama3, ALPACA)
     told = {int(o.removeprefix(f"{path}:").split(":")[0]): o.split(": ", 1)[1] for o in caught.value.offenders}
     right = sum(told.get(line, "").startswith(kind) for line, kind in kinds.items())
-    loaded = load_examples(DataOptions(train=str(path), on_bad="skip"), llama3, ALPACA)
+    loaded = load_examples(DataOptions(train=str(path), on_bad="skip", id_column="id"), llama3, ALPACA)
     report = loaded.report.as_dict()
     print(f"{right} of {len(kinds)} planted faults named; skip trains on {len(loaded.train):,} rows")
     assert right == len(kinds) == len(told) == len(caught.value.offenders) == 120
@@ -109,7 +109,7 @@ def test_skipping_trains_on_the_rest_and_the_run_says_how_many(own: Own, tmp_pat
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*(messages(n, f"A{n}") for n in range(1, 31)), *(line(99) for line in BAD.values())]))
     model = {"path": str(own.base), "device": "cpu"}
-    data = {"train": str(path), "template": "alpaca", "on_bad": "skip"}
+    data = {"train": str(path), "template": "alpaca", "on_bad": "skip", "id_column": "id"}
     recipe = {"model": model, "method": {"name": "lora", "r": 2}, "data": data, "train": {"max_steps": 1},
               "output_dir": str(tmp_path / "run")}  # fmt: skip
     run = session.train(recipe, say=lambda _: None)
@@ -126,7 +126,7 @@ def test_ids_may_repeat_where_they_say_nothing(llama3: Tokenizer, tmp_path: Path
     def kept(**options: Any) -> int:
         return len(load_examples(DataOptions(train=str(path), on_bad="skip", **options), llama3, None).train)
 
-    assert (kept(), kept(id_column=None), kept(id_column="name")) == (4, 7, 4)
+    assert (kept(), kept(id_column="id"), kept(id_column=None), kept(id_column="name")) == (7, 4, 7, 4)
 
 
 LIMIT = 40
