@@ -170,7 +170,7 @@ def _paragraph(refusal: Refusal, place: str) -> str:
     items = refusal.groups
     if not items:
         if not refusal.many():
-            return refusal.paragraph()
+            return refusal.paragraph() + ("" if refusal.whole() else f"\n{place.removeprefix('; ').capitalize()}")
         more = len(refusal.offenders) - SHOWN_LINES
         items = refusal.offenders if more <= 1 else (*refusal.offenders[:SHOWN_LINES], f"and {more} more")
     items = (*items[:-1], items[-1] + (place if not refusal.whole() else ""))
