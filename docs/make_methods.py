@@ -73,6 +73,11 @@ NOTES: dict[str, str] = {
     "prefix_tuning": (
         "K more keys and values in every layer. Sensitive to its start and learning rate; cannot be merged."
     ),
+    "p_tuning": (
+        "Prompt tuning through a network that is thrown away afterwards, with many more numbers while it trains (an "
+        "encoder as wide as the model has three of its squares). What is saved, and what answers, is K vectors, as for "
+        "prompt_tuning."
+    ),
     "prompt_tuning": (
         "Nothing but K vectors at the input. Works best on large models; takes K positions of every row."
     ),
@@ -94,6 +99,7 @@ AGREEMENT: dict[str, str] = {
     "ia3": f"{_PEFT}.",
     "prefix_tuning": f"{_PEFT}, projected ones too.",
     "prompt_tuning": f"{_PEFT}.",
+    "p_tuning": f"{_PEFT}; vectors and gradients of PEFT's own PromptEncoder, MLP and LSTM.",
     "bitfit": "counts and laws; there is nothing else to get wrong.",
     "norm_tuning": "logits of peft's LN_TUNING within 1e-5, files both ways, tensors bit for bit; exact counts.",
     "bottleneck": f"{_FLOAT64} (Houlsby, sequential and parallel).",

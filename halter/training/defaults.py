@@ -74,7 +74,14 @@ TRAIN: dict[str, dict[str, Default]] = {
 }
 """{method: {TrainOptions field: Default}}, for the fields that are None until a method is known."""
 
-RATES = {"prefix_tuning": 6e-3, "ia3": 3e-3, "prompt_tuning": 1.5e-3, "bitfit": 1.5e-3, "norm_tuning": 1.5e-3}
+RATES = {
+    "prefix_tuning": 6e-3,
+    "ia3": 3e-3,
+    "prompt_tuning": 1.5e-3,
+    "p_tuning": 1.5e-3,
+    "bitfit": 1.5e-3,
+    "norm_tuning": 1.5e-3,
+}
 """Learning rates of methods whose authors' ones are for other optimizers; the rest of their row is LoRA's."""
 _MEASURED = "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most 6e-3"
 TRAIN |= {name: TRAIN["lora"] | {"learning_rate": Default(rate, _MEASURED)} for name, rate in RATES.items()}
@@ -102,6 +109,11 @@ METHOD: dict[str, dict[str, Default]] = {
     "prefix_tuning": {
         "num_virtual_tokens": Default(20, "PEFT's examples; the authors have 5 to 200"),
         "init_std": Default(0.02, "our choice: N(0, 1), as PEFT has it, drowns the text at the start"),
+    },
+    "p_tuning": {
+        "num_virtual_tokens": Default(20, "PEFT's examples"),
+        "encoder": Default("mlp", "PEFT's default; the paper has an LSTM, PEFT's authors recommend the MLP"),
+        "encoder_layers": Default(2, "the paper's LSTM; PEFT's default"),
     },
     "prompt_tuning": {
         "num_virtual_tokens": Default(20, "the paper: little is gained beyond 20"),
