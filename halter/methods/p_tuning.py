@@ -85,7 +85,7 @@ class Encoded(Piece):
 
     def made(self, key: int | None = None) -> Tensor:
         """The virtual tokens [K, dim]; ``key`` seeds the dropout between an LSTM's layers, None means none."""
-        h = self.get_parameter("table")
+        h: Tensor = self.get_parameter("table")
         for layer in range(self.layers):
             if layer and key is not None:
                 h = dropout(h, self.dropout, (key + layer) % 2**63)
