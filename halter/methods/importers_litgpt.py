@@ -96,6 +96,8 @@ def _v2(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
         notes.append("prompts go through the base's own k_proj and v_proj here, in litgpt through the scaled ones")
     taking.done()
     prompts: dict[str, Any] = {"adapter_len": length, "adapter_layers": layers} if layers else {}
+    if layers and qkv == "attn.qkv":
+        notes.append("prompts go through k_proj's and v_proj's rows here, in litgpt since 0.5.5 through other rows")
     activation = options.gate_activation or "identity"
     method = find("llama_adapter_v2")(scale_side="out", gate_activation=activation, **prompts)  # type: ignore[call-arg]
     return Imported(filled(shape, method, tensors, taking.where), "litgpt adapter_v2", tuple(notes))
