@@ -11,7 +11,7 @@ SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint types pytest recipes pages report mutants bench nightly clean
+.PHONY: demo test lint types pytest recipes pages report processors mutants bench nightly clean
 
 $(VENV)/ready: $(SETTINGS)
 	@test -n "$(PYTHON)" || { echo "Halter needs Python 3.11 or newer: make PYTHON=/path/to/python ..."; exit 2; }
@@ -55,6 +55,10 @@ report: $(VENV)/ready-dev
 	cp -r build/example-report/record.json build/example-report/recipes docs/measured/example-report/
 	$(BIN)/python -m halter.compare.report docs/measured/example-report/record.json docs/measured/example-report
 	$(BIN)/python docs/make_survey_tables.py
+
+# What computes in the suite, as other processors would run it: 20 minutes on two cores. ONLY='2 5' for some settings.
+processors: $(VENV)/ready-dev
+	$(BIN)/python tests/processors.py $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--page)
 
 mutants: $(VENV)/ready-dev
 	$(BIN)/python tests/mutants/run.py

@@ -8,6 +8,8 @@ holds on every processor, and also in a column that nearly cancels.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,9 +66,32 @@ def assert_within(got: Tensor, want: Tensor, off: Tensor | float) -> None:
 
 
 PROMISE = 1e-5
+"""What is promised in float32 where shapes, kernels or machines differ, relative to the largest value: 84 eps."""
 
 
-def assert_same(got: Tensor, want: Tensor, promise: float = PROMISE) -> None:
-    """The promise where shapes, kernels or machines differ: in float32 no value is off by more than 1e-5 of the largest
-    one. Where two are to be equal in their bits, compare them with torch.equal, at equal shapes."""
+def assert_same(got: Tensor, want: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """``got``, computed in ``dtype``, keeps its promise: no value is off by more than 1e-5 of the largest in float32,
+    by as many eps in another dtype. Bits are compared by torch.equal, at equal shapes only.
+    """
+    promise = PROMISE * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     assert_within(got, want, promise * float(want.detach().double().abs().max()) if want.numel() else 0.0)
+
+
+def assert_same_greedy(
+    found: Sequence[int], wanted: Sequence[int], scores: Callable[[list[int]], Tensor], promise: float = PROMISE
+) -> int:
+    """Two kernels' greedy tokens are the same up to the first near tie, after which they may go two ways; how many are.
+
+    ``scores(tokens so far)``: logits [vocabulary] of what comes next, by either. Two tokens are a near tie where their
+    logits are nearer than the promise lets both be off.
+    """
+    same = 0
+    for a, b in zip(found, wanted):
+        if a != b:
+            logits = scores(list(wanted[:same])).detach().double()
+            apart, room = float((logits[a] - logits[b]).abs()), 2 * promise * float(logits.abs().max())
+            assert apart <= room, f"token {same} is {a}, not {b}: {apart:.3g} apart, where rounding explains {room:.3g}"
+            return same
+        same += 1
+    assert len(found) == len(wanted), f"{len(found)} tokens are not {len(wanted)}"
+    return same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import bounds
 import pytest
 import tiny
 import torch
@@ -58,7 +59,7 @@ def test_cat_is_the_exact_sum_with_negative_and_fractional_weights(tmp_path):
     got = updates(made)
     assert set(got) == set(want) and report.error == 0
     for name in want:
-        torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-6)
+        bounds.assert_same(got[name], want[name])
     assert report.ranks["model.layers.0.self_attn.q_proj"] == 7
     assert report.ranks["model.embed_tokens"] == 3 and report.ranks["lm_head"] == 2
     made.save(tmp_path / "made")
@@ -71,7 +72,7 @@ def test_cat_is_the_exact_sum_with_negative_and_fractional_weights(tmp_path):
         if name in want:
             dense.set_tensor(f"{name}.weight", (module.weight().double() + want[name]).float())
     with torch.no_grad():
-        torch.testing.assert_close(again_logits, dense(TOKENS), rtol=1e-4, atol=1e-4)
+        bounds.assert_same(again_logits, dense(TOKENS))
 
 
 def combining_path(layer, place):
@@ -119,7 +120,7 @@ def test_a_tolerance_takes_the_lowest_rank_that_keeps_it():
         values = torch.linalg.svdvals(full[name])
         rank = report.ranks[name]
         assert values[rank:].norm() <= 0.3 * values.norm() < values[rank - 1 :].norm()
-        torch.testing.assert_close((got - full[name]).norm() / full[name].norm(), values[rank:].norm() / values.norm())
+        bounds.assert_same((got - full[name]).norm() / full[name].norm(), values[rank:].norm() / values.norm())
     assert 0 < report.error <= 0.3
 
 
@@ -132,8 +133,8 @@ def test_subspace_iteration_of_large_matrices_is_the_svd(monkeypatch):
     exact = decompose(matrix, 8)
     monkeypatch.setattr(low_rank_parts, "EXACT_SIDE", 10)
     left, values, right = decompose(matrix, 8)
-    torch.testing.assert_close(values, exact[1], rtol=1e-6, atol=0)
-    torch.testing.assert_close(left * values @ right, exact[0] * exact[1] @ exact[2], rtol=1e-4, atol=1e-5)
+    bounds.assert_same(values, exact[1])
+    bounds.assert_same(left * values @ right, exact[0] * exact[1] @ exact[2])
     assert EXACT_SIDE == 2048
 
 
@@ -175,7 +176,7 @@ def test_peft_combines_alike_where_it_is_right(mode, sign, tmp_path, monkeypatch
                              ("mlp.up_proj", layers[layer].mlp.up_proj)):  # fmt: skip
             want = module.get_delta_weight("all").detach().double()
             got = updates(made)[f"model.layers.{layer}.{name}"]
-            torch.testing.assert_close(got, want, rtol=1e-3, atol=2e-5)
+            bounds.assert_same(got, want)
     print(f"{mode} {sign}: {report}")
 
 
@@ -197,8 +198,8 @@ def test_pefts_linear_is_not_the_sum_and_ours_is(tmp_path):
     apart = float((module.get_delta_weight("linear").double() - want).norm() / want.norm())
     print(f"peft's linear is {apart:.0%} off the sum, ours {float((ours - want).norm() / want.norm()):.1e}")
     assert apart > 0.2
-    torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(module.get_delta_weight("cat").double(), want, rtol=1e-5, atol=1e-6)
+    bounds.assert_same(ours, want)
+    bounds.assert_same(module.get_delta_weight("cat").double(), want)
 
 
 @given(share=st.floats(0.05, 1.0), seed=st.integers(0, 1000))
@@ -230,7 +231,7 @@ def test_ties_of_one_adapter_at_full_density_is_itself():
     adapter = lora(model, 1)
     made, report = combine([adapter], [1.0], CombineOptions("ties", 4, density=1.0))
     for name, got in updates(made).items():
-        torch.testing.assert_close(got, updates(adapter)[name], rtol=1e-4, atol=1e-6)
+        bounds.assert_same(got, updates(adapter)[name])
     assert report.error < 1e-6
 
 
@@ -255,7 +256,7 @@ def test_an_unknown_pair_is_factorised_by_its_fold(monkeypatch):
     monkeypatch.setattr(low_rank_parts, "_PAIRS", ())
     for name, pair in pairs_of(adapter).items():
         assert pair.rank == 4
-        torch.testing.assert_close(pair.matrix().double(), updates(adapter)[name], rtol=1e-4, atol=1e-5)
+        bounds.assert_same(pair.matrix().double(), updates(adapter)[name])
 
 
 def test_a_combination_of_one_is_its_own_numbers():

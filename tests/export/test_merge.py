@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import bounds
 import pytest
 import tiny
 import torch
@@ -44,9 +45,9 @@ def test_merged_is_unmerged_and_transformers_agrees(name, options, sizes, tmp_pa
     with torch.no_grad():
         want = model(TOKENS, adapter=adapter)
         assert float((want - model(TOKENS)).abs().max()) > 1e-2
-        torch.testing.assert_close(merged(TOKENS), want, rtol=1e-5, atol=1e-4)
+        bounds.assert_same(merged(TOKENS), want)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-        torch.testing.assert_close(theirs(TOKENS).logits, want, rtol=1e-5, atol=1e-4)
+        bounds.assert_same(theirs(TOKENS).logits, want)
     touched = {slot.place for slot in adapter.slots if slot.layer is None}
     assert report.untied == (sizes.get("tied", False) and name == "lora" and bool(touched))
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] == (
@@ -136,7 +137,7 @@ def test_an_adapter_of_a_4_bit_base_merges_into_either(tmp_path):
     assert trained["dequantised"].largest < 1e-4 < 1e-2 < trained["original"].largest
     with torch.no_grad():
         got = load_model(tmp_path / "original", "float32")(TOKENS)
-        torch.testing.assert_close(got, dense(TOKENS, adapter=adapter), rtol=1e-5, atol=1e-4)
+        bounds.assert_same(got, dense(TOKENS, adapter=adapter))
     with pytest.raises(Refusal, match="merge-source"):
         halter.merge(small, adapter, tmp_path / "none")
 
@@ -188,7 +189,7 @@ def test_merging_into_4_bits_takes_the_base_that_is_asked_for(tmp_path):
     name = "model.layers.0.mlp.up_proj"
     whole = load_model(tmp_path / "original", "float32").module(0, "up_proj").weight()
     wanted = NF4Linear.quantize(adapter.fold(name, dense.module(0, "up_proj").weight(), None)[0]).weight()
-    torch.testing.assert_close(whole, wanted)
+    bounds.assert_same(whole, wanted)
     assert found["original"].trained_gap.largest > 0 and found["original"].gap.largest > 0
     with pytest.raises(Refusal, match="merge-source"):
         merge_quantised(small, adapter, tmp_path / "none")
@@ -203,7 +204,7 @@ def test_a_weight_of_its_own_folds_before_what_acts_on_it(order, tmp_path):
     report = halter.merge(model, adapter, tmp_path / "merged")
     with torch.no_grad():
         got = load_model(tmp_path / "merged", "float32")(TOKENS)
-        torch.testing.assert_close(got, model(TOKENS, adapter=adapter), rtol=1e-5, atol=1e-5)
+        bounds.assert_same(got, model(TOKENS, adapter=adapter))
         assert float((got - model(TOKENS)).abs().max()) > 1e-2 and report.gap.largest < 1e-4
 
 
@@ -217,8 +218,8 @@ def test_a_tied_head_of_its_own_survives_merging_into_4_bits(tmp_path):
     with torch.no_grad():
         head = adapter.fold("lm_head", model.lm_head.weight(), None)[0]
         table = adapter.fold("model.embed_tokens", model.embed_tokens.weight(), None)[0]
-        torch.testing.assert_close(merged.lm_head.weight(), head)
-        torch.testing.assert_close(merged.embed_tokens.weight(), table)
+        bounds.assert_same(merged.lm_head.weight(), head)
+        bounds.assert_same(merged.embed_tokens.weight(), table)
 
 
 @pytest.mark.parametrize("name", ["bitfit", "llama_adapter_v2", "ia3", "norm_tuning"])
@@ -234,7 +235,7 @@ def test_biases_that_the_base_has_not_are_written(name, sizes, tmp_path):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     tokens = torch.arange(24).view(2, 12)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(tokens).logits, model(tokens, adapter), rtol=1e-5, atol=1e-4)
+        bounds.assert_same(theirs(tokens).logits, model(tokens, adapter))
     written = json.loads((tmp_path / "merged" / "config.json").read_text())
     brings = name in ("bitfit", "llama_adapter_v2")
     assert (written["attention_bias"], written["mlp_bias"]) == (brings or bool(sizes), brings)

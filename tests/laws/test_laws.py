@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import bounds
 import pytest
 import tiny
 import torch
@@ -163,7 +164,7 @@ def test_cached_decoding_is_the_full_pass(name):
             acts = adapter.bind(model, segments)
             hidden = model.hidden(TOKENS[:, start:end].flatten(), segments, acts, cache=cache)
             got.append(model.head(hidden, acts).unflatten(0, (3, -1)))
-    torch.testing.assert_close(torch.cat(got, 1), want, rtol=1e-5, atol=1e-5)
+    bounds.assert_same(torch.cat(got, 1), want)
 
 
 @every_method
@@ -178,7 +179,7 @@ def test_mixed_is_alone(name, other):
         mixed = model(rows, adapter=Mixed(adapters, owners))
         for i, owner in enumerate(owners):
             alone = model(rows[i : i + 1], adapter=None if owner < 0 else adapters[owner])
-            torch.testing.assert_close(mixed[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+            bounds.assert_same(mixed[i : i + 1], alone)
         rows[5] = rows[5].flip(0)
         assert torch.equal(model(rows, adapter=Mixed(adapters, owners))[:5], mixed[:5])
 
@@ -208,7 +209,7 @@ def test_folded_is_unfolded_or_refused(name, sizes):
         after = Decoder(replace(model.config, **biased))  # a fold may bring biases that the base does not have
         for name, shape in after.expected().items():
             after.set_tensor(name, folded.get(name, torch.zeros(shape)))
-        torch.testing.assert_close(after(TOKENS), want, rtol=1e-5, atol=1e-4)
+        bounds.assert_same(after(TOKENS), want)
 
 
 @every_method
@@ -313,4 +314,4 @@ def test_segments_of_any_cut(name):
         for start, end in ((0, 11), (11, 30)):
             one = Segments.packed([end - start])
             alone = model.hidden(tokens[start:end], one, adapter.bind(model, one))
-            torch.testing.assert_close(together[start:end], alone, rtol=1e-5, atol=1e-5)
+            bounds.assert_same(together[start:end], alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bounds
 import pytest
 import tiny
 import torch
@@ -65,7 +66,7 @@ def test_weight_nought_is_nothing_and_one_is_all(name):
         assert torch.equal(model(TOKENS, adapter=halter.stack([adapter])), model(TOKENS, adapter=adapter))
         if follows(model, adapter):
             nothing = model(TOKENS, adapter=halter.stack([adapter], [0.0]))
-            torch.testing.assert_close(nothing, model(TOKENS), rtol=1e-5, atol=1e-5)
+            bounds.assert_same(nothing, model(TOKENS))
 
 
 def test_weighted_loras_are_their_weighted_sum():
@@ -81,7 +82,7 @@ def test_weighted_loras_are_their_weighted_sum():
                 total += w * (adapter.fold(slot.path, weight, None)[0] - weight)
             summed.module(slot.layer, slot.place).weight().copy_(total)
         got = model(TOKENS, adapter=halter.stack(pair, weights))
-        torch.testing.assert_close(got, summed(TOKENS), rtol=1e-4, atol=1e-4)
+        bounds.assert_same(got, summed(TOKENS))
 
 
 @every_method
@@ -93,7 +94,7 @@ def test_a_stack_in_a_mixed_batch_is_itself_alone(name):
         got = model(TOKENS, adapter=Mixed([stacked, other], [0, 1, -1]))
         for row, adapter in enumerate((stacked, other, None)):
             alone = model(TOKENS[row : row + 1], adapter=adapter)
-            torch.testing.assert_close(got[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+            bounds.assert_same(got[row : row + 1], alone)
 
 
 def test_what_cannot_be_weighed_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attention_reference as reference
+import bounds
 import pytest
 import tiny
 import torch
@@ -44,7 +45,7 @@ def test_peft_reads_ours_and_we_read_peft_s(name, options, sizes, tmp_path):
         want = peer(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
         want = want[:, -TOKENS.shape[1] :]  # PEFT keeps the outputs of virtual tokens
         got, base = model(TOKENS, adapter), model(TOKENS)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
+    bounds.assert_same(got, want)
     assert float((got - base).abs().max()) > 1e-2
     peer.save_pretrained(tmp_path / "theirs")
     again = load_adapter(tmp_path / "theirs", model)
@@ -78,7 +79,7 @@ def test_a_projected_prefix_is_pefts(tmp_path):
                 getattr(slot.piece, name).copy_(tensor)
         want = theirs(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits[:, -TOKENS.shape[1] :]
         got = model(TOKENS, adapter)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
+    bounds.assert_same(got, want)
     count = sum(p.numel() for p in encoder.parameters())
     assert adapter.num_trainable == count
     adapter.save(tmp_path / "ours")
@@ -87,7 +88,7 @@ def test_a_projected_prefix_is_pefts(tmp_path):
         again = load_adapter(tmp_path / folder, model)
         assert again.methods == (PrefixTuning(num_virtual_tokens=5),)
         with torch.no_grad():
-            torch.testing.assert_close(model(TOKENS, again), got, rtol=1e-6, atol=1e-6)
+            bounds.assert_same(model(TOKENS, again), got)
 
 
 def test_a_projected_prefix_is_trained_as_one_network():
@@ -139,7 +140,7 @@ def test_bottleneck_equals_the_equations(style):
     with torch.no_grad():
         got = model(TOKENS[:1], adapter)[0]
     want = reference.logits(weights, model.config, TOKENS[0], linear=linear)
-    torch.testing.assert_close(got, want, rtol=1e-6, atol=2e-6)
+    bounds.assert_same(got, want)
 
 
 COUNTS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import attention_reference
+import bounds
 import pytest
 import tiny
 import torch
@@ -58,7 +59,7 @@ def agree(model, adapter, **reference):
         got = model(TOKENS[None], adapter)[0].double()
         assert float((got - model(TOKENS[None])[0].double()).abs().max()) > 1e-2  # it does something
     print(f"off by {float((got - want).abs().max()):.1e}")
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-4)
+    bounds.assert_same(got, want)
 
 
 def authors_v1(length=4, layers=2, gate=(1, 4, 1, 1)):
@@ -283,12 +284,12 @@ def test_litgpts_lora_is_the_padded_update(parts, fused, source, tmp_path_factor
     for place in ("q_proj", "k_proj", "v_proj"):
         zero = torch.zeros(SHAPE.weight_shape(place))
         got = made.adapter.fold(f"model.layers.1.self_attn.{place}", zero, None)[0]
-        torch.testing.assert_close(got, padded[fused_rows(place, fused)])
+        bounds.assert_same(got, padded[fused_rows(place, fused)])
     down = made.adapter.fold("model.layers.2.mlp.down_proj", torch.zeros(32, 48), None)[0]
     theirs = "transformer.h.2.mlp.proj.lora_"
-    torch.testing.assert_close(down, state[f"{theirs}B"] @ state[f"{theirs}A"] * 2)
+    bounds.assert_same(down, state[f"{theirs}B"] @ state[f"{theirs}A"] * 2)
     head = made.adapter.fold("lm_head", torch.zeros(96, 32), None)[0]
-    torch.testing.assert_close(head, state["lm_head.lora_B"][:96] @ state["lm_head.lora_A"] * 2)
+    bounds.assert_same(head, state["lm_head.lora_B"][:96] @ state["lm_head.lora_A"] * 2)
 
 
 def test_what_litgpts_lora_does_not_say_is_asked_for(tmp_path):
@@ -377,8 +378,8 @@ def test_gates_convert_exactly_where_they_can_and_the_loss_is_said():
     back, _ = regated(plain, "head", "tanh")
     with torch.no_grad():
         want = model(TOKENS[None], adapter)
-        torch.testing.assert_close(model(TOKENS[None], plain), want)
-        torch.testing.assert_close(model(TOKENS[None], back), want)
+        bounds.assert_same(model(TOKENS[None], plain), want)
+        bounds.assert_same(model(TOKENS[None], back), want)
     assert not notes
     averaged, notes = regated(adapter, "layer", "identity")
     own = dict(adapter.trainable())
@@ -392,7 +393,7 @@ def test_gates_convert_exactly_where_they_can_and_the_loss_is_said():
     layer = gated("layer", "identity")
     spread_out, notes = regated(layer, "head", "tanh")
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS[None], spread_out), model(TOKENS[None], layer))
+        bounds.assert_same(model(TOKENS[None], spread_out), model(TOKENS[None], layer))
         next(p for n, p in layer.trainable().items() if n.endswith("gate")).fill_(1.5)
     assert not notes
     with pytest.raises(Refusal, match="gates-not-convertible"):
@@ -416,7 +417,7 @@ def test_peft_answers_alike_after_conversion(tmp_path):
     converted.save(tmp_path / "peft")
     theirs = peft.PeftModel.from_pretrained(tiny.peer(model), tmp_path / "peft").eval()
     with torch.no_grad():
-        torch.testing.assert_close(theirs(TOKENS[None]).logits, model(TOKENS[None], made.adapter), rtol=1e-4, atol=1e-4)
+        bounds.assert_same(theirs(TOKENS[None]).logits, model(TOKENS[None], made.adapter))
     again = load_adapter(tmp_path / "peft", model)
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS[None], again), model(TOKENS[None], converted))
+        bounds.assert_same(model(TOKENS[None], again), model(TOKENS[None], converted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import bounds
 import pytest
 import tiny
 import torch
@@ -62,9 +63,7 @@ def test_the_equation(short):
     site = type("Site", (), {"segments": segments, "dtype": torch.float32, "key": None})
     with torch.no_grad():
         got = piece.bind(site).act(segments, h)
-    torch.testing.assert_close(
-        got.double(), reference(h, piece.rotation, piece.weight, piece.bias, at), rtol=1e-5, atol=1e-5
-    )
+    bounds.assert_same(got.double(), reference(h, piece.rotation, piece.weight, piece.bias, at))
 
 
 def pyrefts(length, first, last):
@@ -117,9 +116,9 @@ def test_first_and_last_positions_with_their_own_weights_and_a_non_linearity(sou
     want = torch.where(torch.tensor(ends)[:, None] > 0, other, want)
     with torch.no_grad():
         act = piece.bind(site)
-        torch.testing.assert_close(act.act(segments, h).double(), want, rtol=1e-5, atol=1e-5)
+        bounds.assert_same(act.act(segments, h).double(), want)
         some = torch.tensor([0, 3, 5, 6, 8, 9])
-        torch.testing.assert_close(act.select(some).act(segments, h[some]).double(), want[some], rtol=1e-5, atol=1e-5)
+        bounds.assert_same(act.select(some).act(segments, h[some]).double(), want[some])
 
 
 def test_own_weights_for_both_ends_are_saved_counted_and_trained(tmp_path):
@@ -141,9 +140,9 @@ def test_own_weights_for_both_ends_are_saved_counted_and_trained(tmp_path):
 def test_rows_stay_orthonormal_and_an_orthonormal_start_stays():
     piece = Subspace(12, 4, 2, 1, 0.0)
     piece.reset(torch.Generator().manual_seed(3))
-    torch.testing.assert_close(orthonormal(piece.rotation), piece.rotation, rtol=1e-5, atol=1e-6)
+    bounds.assert_same(orthonormal(piece.rotation), piece.rotation)
     moved = orthonormal(piece.rotation + torch.randn(4, 12))
-    torch.testing.assert_close(moved @ moved.T, torch.eye(4), rtol=1e-5, atol=1e-5)
+    bounds.assert_same(moved @ moved.T, torch.eye(4))
 
 
 @pytest.mark.parametrize("lost", [(0,), (2, 3), (0, 1, 2, 3)])
@@ -158,7 +157,7 @@ def test_a_zero_row_makes_the_subspace_smaller_as_in_torchs_parametrisation(lost
     rows.requires_grad_()
     basis = orthonormal(rows)
     if lost != (0,):  # torch takes a direction from the rows after a zero one
-        torch.testing.assert_close(basis, peer.weight, rtol=1e-5, atol=1e-6)
+        bounds.assert_same(basis, peer.weight)
     assert not basis[list(lost)].any() and not peer.weight[list(lost)].any()
     (basis * weights).sum().backward()
     others, loss = rows.detach().double().requires_grad_(), torch.zeros((), dtype=torch.float64)
@@ -172,7 +171,7 @@ def test_a_zero_row_makes_the_subspace_smaller_as_in_torchs_parametrisation(lost
     if found:
         loss.backward()
     wanted = torch.zeros_like(rows) if others.grad is None else others.grad
-    torch.testing.assert_close(rows.grad.double(), wanted.double(), rtol=1e-5, atol=1e-5)
+    bounds.assert_same(rows.grad.double(), wanted.double())
 
 
 def test_an_adapter_with_a_zero_row_loads_and_goes_on_training(tmp_path):
@@ -212,12 +211,12 @@ def test_training_and_generation_act_on_the_same_positions():
         for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, 20))]:
             now = cache.segments([end - start], [0], [prompt])
             steps.append(model.hidden(tokens[start:end], now, adapter.bind(model, now), cache=cache))
-        torch.testing.assert_close(torch.cat(steps), whole, rtol=1e-5, atol=1e-5)
+        bounds.assert_same(torch.cat(steps), whole)
         learnt = torch.arange(
             prompt - 1, 19
         )  # the last layer computes these tokens alone, the prompt's last among them
         part = model.hidden(tokens, segments, adapter.bind(model, segments), wanted=learnt)
-        torch.testing.assert_close(part, whole[learnt], rtol=1e-5, atol=1e-5)
+        bounds.assert_same(part, whole[learnt])
         assert float((whole - model.hidden(tokens, segments)).abs().max()) > 1e-2
 
 
@@ -235,7 +234,7 @@ def test_beside_virtual_tokens_a_short_prompt_is_decoded_as_the_full_pass(known)
         for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, 20))]:
             now = cache.segments([end - start], [0], told)
             steps.append(model.hidden(tokens[start:end], now, adapter.bind(model, now), cache=cache))
-    torch.testing.assert_close(torch.cat(steps), whole, rtol=1e-5, atol=1e-5)
+    bounds.assert_same(torch.cat(steps), whole)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +268,7 @@ def test_token_rows_both_ways_with_peft(tied, where, tmp_path):
     theirs = peft.PeftModel.from_pretrained(tiny.peer(model), tmp_path / "ours").eval()
     with torch.no_grad():
         ours = model(tokens, adapter=adapter)
-        torch.testing.assert_close(ours, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+        bounds.assert_same(ours, theirs(tokens).logits)
         assert float((ours - model(tokens)).abs().max()) > 1e-2
     theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
     back = load_adapter(tmp_path / "theirs", model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import bounds
 import pytest
 import tiny
 import torch
@@ -94,7 +95,7 @@ def test_logits_equal_transformers(model, method):
     adapter = Adapter(model.config, [method])
     with torch.no_grad():
         got, want, base = model(TOKENS, adapter), wanted(model, adapter), model(TOKENS)
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+    bounds.assert_same(got, want)
     assert float((got - base).abs().max()) > 0.1
 
 
@@ -119,10 +120,10 @@ def test_neighbours_of_every_kind_equal_each_alone_cached_or_not(model):
         segments = Segments.packed([len(row) for row in rows])
         acts = binder.bind(model, segments)
         together = model.head(model.hidden(torch.cat(rows), segments, acts), acts)
-        torch.testing.assert_close(together, torch.cat(want), rtol=1e-5, atol=2e-5)
+        bounds.assert_same(together, torch.cat(want))
         some = torch.tensor([3, 8, 12, 18, 33, 40, 53])
         part = model.hidden(torch.cat(rows), segments, acts, wanted=some)
-        torch.testing.assert_close(part, model.hidden(torch.cat(rows), segments, acts)[some], rtol=1e-5, atol=2e-5)
+        bounds.assert_same(part, model.hidden(torch.cat(rows), segments, acts)[some])
         cache = Cache(model.config, len(rows), 4, torch.float32)  # too small for virtual tokens: it must grow
         found = [[] for _ in rows]
         for step in range(11):
@@ -137,7 +138,7 @@ def test_neighbours_of_every_kind_equal_each_alone_cached_or_not(model):
             for i, new in zip(live, logits.split([len(p) for p in pieces]), strict=True):
                 found[i].append(new)
     for i, whole in enumerate(want):
-        torch.testing.assert_close(torch.cat(found[i]), whole, rtol=1e-5, atol=2e-5)
+        bounds.assert_same(torch.cat(found[i]), whole)
 
 
 @pytest.mark.parametrize("method", [Remember(), Say(), Remember((1,))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bounds
 import pytest
 import tiny
 import tiny_tokenizers
@@ -74,6 +75,9 @@ def test_generation_uses_them_drops_them_and_answers_the_same(monkeypatch, tmp_p
     monkeypatch.setattr(packing, "PACK_STEPS", 10**6)
     slow = generate(model, tokenizer, prompts, max_new_tokens=40)
     assert not calls
-    # A random model in bf16 parts ways where two tokens are almost equal; not at once.
-    for a, b in zip(quick, slow, strict=True):
-        assert a.tokens[:5] == b.tokens[:5]
+    # In bf16 answers part where two tokens are almost equal; some 16 roundings in a row lead to a logit.
+    near = 16 * bounds.unit(torch.bfloat16)
+    for prompt, a, b in zip(prompts, quick, slow, strict=True):
+        bounds.assert_same_greedy(
+            a.tokens, b.tokens, lambda said, prompt=prompt: model(torch.tensor([prompt + said]))[0, -1], near
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import bounds
 import numpy as np
 import pytest
 import tiny
@@ -108,10 +109,10 @@ def test_training_is_the_same_and_the_lower_layers_run_once(name, beginning, vis
     total = sum(len(row.tokens) for row in rows)
     assert visits[:first] == [total] * first  # one epoch's tokens, over three epochs
     assert all(seen > total for seen in visits[first : LAYERS - 1])
-    torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=1e-5, atol=1e-6)
+    bounds.assert_same(torch.tensor(got), torch.tensor(want))
     mine, theirs = dict(state_of(kept.adapter)), dict(state_of(plain.adapter))
     for tensor in mine:
-        torch.testing.assert_close(mine[tensor], theirs[tensor], rtol=1e-4, atol=2e-5)
+        bounds.assert_same(mine[tensor], theirs[tensor])
 
 
 def test_rows_alone_are_bit_equal_to_no_keeping():
@@ -165,7 +166,7 @@ def test_equal_rows_are_kept_once_and_other_rows_apart():
     n = len(row.tokens)
     assert len(kept.kept) == 2 and kept.held == (2 * n - 1) * 32 * 4
     assert torch.equal(states[:n], states[2 * n - 1 :])
-    torch.testing.assert_close(states[n : 2 * n - 1], states[: n - 1], rtol=1e-5, atol=1e-5)  # a row and its beginning
+    bounds.assert_same(states[n : 2 * n - 1], states[: n - 1])  # a row and its beginning
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "token_rows", "lora", "full"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bounds
 import pytest
 import tiny
 import torch
@@ -42,7 +43,7 @@ def test_clipping_scales_the_whole_gradient_to_the_norm_asked_for():
     assert record.grad_norm == pytest.approx(float(free.norm()), rel=1e-4)
     for share in (0.01, 0.5, 3.0):
         clipped, told = moved(trainee(clip=share * record.grad_norm))
-        torch.testing.assert_close(clipped, min(share, 1.0) * free, rtol=1e-4, atol=1e-6)
+        bounds.assert_same(clipped, min(share, 1.0) * free)
         assert told.grad_norm == pytest.approx(record.grad_norm)  # the norm before clipping is reported
 
 
@@ -60,13 +61,13 @@ def test_a_head_that_several_adapters_act_on_is_cut_into_chunks(monkeypatch):
 
     whole = both()
     monkeypatch.setattr(losses, "chunk_rows", lambda *_: 7)
-    torch.testing.assert_close(both(), whole, rtol=1e-5, atol=1e-6)
+    bounds.assert_same(both(), whole)
 
 
 def test_the_schedule_reaches_the_optimizer():
     whole, _ = moved(trainee())
     quarter, record = moved(trainee(schedule=lambda step: 0.25))
-    torch.testing.assert_close(quarter, whole / 4, rtol=1e-4, atol=1e-6)
+    bounds.assert_same(quarter, whole / 4)
     assert record.learning_rate == 0.25
 
 
@@ -77,7 +78,7 @@ def test_a_step_forgets_the_gradients_of_the_one_before():
     before = torch.cat([p.detach().flatten().clone() for p in one.adapter.parameters()])
     take_step(tiny.decoder(), [one], [[batch(1)]])
     alone = before - torch.cat([p.detach().flatten() for p in one.adapter.parameters()])
-    torch.testing.assert_close(second, alone, rtol=1e-4, atol=1e-6)
+    bounds.assert_same(second, alone)
 
 
 def test_each_pass_has_its_own_masks(monkeypatch):
@@ -104,7 +105,7 @@ def test_the_loss_scale_is_resumed_and_changes_no_gradient():
     plain, _ = moved(trainee())
     one = trainee(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1))
     scaled, record = moved(one)
-    torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=1e-6)
+    bounds.assert_same(scaled, plain)
     assert one.scaler.get_scale() == 2.0**11 and record.applied
     again = trainee(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1))
     again.restore(*one.state())
