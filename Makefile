@@ -11,7 +11,7 @@ SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint types pytest recipes pages report processors mutants bench nightly clean
+.PHONY: demo test lint types pytest recipes pages report processors mutants bench gpu nightly clean
 
 $(VENV)/ready: $(SETTINGS)
 	@test -n "$(PYTHON)" || { echo "Halter needs Python 3.11 or newer: make PYTHON=/path/to/python ..."; exit 2; }
@@ -66,6 +66,10 @@ mutants: $(VENV)/ready-dev
 # Every side of every row in a process of its own: hours with the peers; BENCH='decode-1 --quick' for less.
 bench: $(VENV)/ready-dev
 	$(BIN)/python benchmarks/run.py $(BENCH) --json bench.json --page
+
+# Whoever is lent a GPU runs this first, with the Python that has its torch: eight minutes, no network, no set-up.
+gpu:
+	$(PYTHON) benchmarks/gpu.py --page
 
 nightly: $(VENV)/ready-dev
 	$(PYTEST) -m "nightly or not nightly"
