@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--json FILE] [--page]
 
 Needs torch (2.11 or newer), for the peer transformers and peft; no network, no bitsandbytes, no other package. Every
-part runs by itself: one that fails is told in the record with its error, and the others go on. Exit code 1 where any failed.
+part runs by itself: one that fails is told in the record with its error, and the others go on. Exit code 1 then.
 DEVICE=cpu TINY=1 rehearses the same script on tiny shapes, which the tests do. ``--page`` writes docs/measured/gpu.md.
 """
 
