@@ -15,36 +15,10 @@ from halter.errors import Refusal
 from halter.methods.method import Method, Piece, Site, find
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import LINEARS, VIRTUAL, Act, Acts, Extra, LayerActs, path
+from halter.model.joints import chained
+from halter.model.places import BARE_PLACES, LINEARS, VIRTUAL, Act, Acts, Extra, LayerActs, path
 from halter.model.segments import Segments
 from halter.numerics import dropout
-
-
-@dataclass(frozen=True)
-class Chain(Act):
-    """Several acts at one place, one after the other; the first stand-in weight counts."""
-
-    acts: tuple[Act, ...]
-
-    def enter(self, x: Any) -> Any:
-        for act in self.acts:
-            x = act.enter(x)
-        return x
-
-    def act(self, x: Any, y: Tensor) -> Tensor:
-        for act in self.acts:
-            y = act.act(x, y)
-        return y
-
-    def stand_in(self) -> tuple[Tensor, Tensor | None] | None:
-        return next((own for act in self.acts if (own := act.stand_in()) is not None), None)
-
-    @property
-    def follows(self) -> bool:
-        return all(act.follows for act in self.acts)
-
-    def select(self, index: Tensor) -> Act:
-        return Chain(tuple(act.select(index) for act in self.acts))
 
 
 @dataclass(frozen=True)
@@ -59,6 +33,11 @@ class Slot:
     @property
     def path(self) -> str:
         return path(self.layer, self.place)
+
+    def tensor(self, attribute: str) -> Tensor:
+        """The piece's parameter or buffer of that name, be it inside a module of the piece (``low_rank.a``)."""
+        owner, _, name = attribute.rpartition(".")
+        return getattr(self.piece.get_submodule(owner), name)
 
 
 class Adapter(nn.Module):
@@ -152,7 +131,7 @@ class Adapter(nn.Module):
         for mine, theirs in zip(self.slots, made.slots, strict=True):
             own = {**dict(mine.piece.named_parameters()), **dict(mine.piece.named_buffers())}
             for name, tensor in (mine.piece.plain() or own).items():
-                getattr(theirs.piece, name).copy_(tensor)
+                theirs.tensor(name).copy_(tensor)
         return made
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -209,11 +188,7 @@ def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
     if isinstance(first, Extra) and isinstance(second, Extra):
         return first.then(second)
     assert isinstance(first, Act) and isinstance(second, Act)
-    return Chain((*_links(first), *_links(second)))
-
-
-def _links(act: Act) -> tuple[Act, ...]:
-    return act.acts if isinstance(act, Chain) else (act,)
+    return chained(first, second)
 
 
 def refuse_trained_layers(adapter: Adapter) -> None:
@@ -241,6 +216,9 @@ def gather(at: Mapping[tuple[int | None, str], Act | Extra], layers: int) -> Act
     per_layer: list[dict[str, Any]] = [{} for _ in range(layers)]
     outer: dict[str, Any] = {}
     for (layer, place), act in at.items():
+        if place in BARE_PLACES and isinstance(act, Act) and not act.follows:
+            what = f"around {place} is no operation whose input or weight could be changed"
+            raise TypeError(f"{type(act).__name__}: {what}")
         (outer if layer is None else per_layer[layer])[place] = act
     return Acts(tuple(LayerActs(**one) for one in per_layer), **outer)
 

@@ -11,7 +11,7 @@ gates in the last layers, as in LLaMA-Adapter, and a LoRA branch. Released were 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,9 +21,10 @@ from halter.errors import Refusal
 from halter.methods import targets
 from halter.methods.full import StandIn
 from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, check_prompts
-from halter.methods.low_rank import LowRank
+from halter.methods.low_rank import LowRank, LowRankAct
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
+from halter.model.joints import chained
 from halter.model.places import LINEARS, NORMS, Act
 
 
@@ -40,16 +41,23 @@ class OutputScaleAct(Act):
 
 @dataclass(frozen=True)
 class InputScaleAct(Act):
-    """W (s * x) + b; s [in], b [out]."""
+    """W (s * x) + b, and where there is a low-rank branch B A x, on the input as it came; s [in], b [out]."""
 
     scale: Tensor
     bias: Tensor | None
+    branch: LowRankAct | None = None
 
     def enter(self, x: Tensor) -> Tensor:
         return x * self.scale
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias
+
+    def beside(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if self.branch is None else self.branch.act(x, y)
+
+    def select(self, index: Tensor) -> InputScaleAct:
+        return self if self.branch is None else replace(self, branch=self.branch.select(index))
 
 
 @dataclass(frozen=True)
@@ -85,14 +93,14 @@ class ScaleBias(Piece):
 
     def bind(self, site: Site) -> Act:
         scale, bias = (None if t is None else t.to(site.dtype) for t in (self.scale, self.bias))
-        acts: list[Act] = []
-        if scale is None and bias is not None:
-            acts.append(BiasAct(bias))
-        elif scale is not None:
-            acts.append((OutputScaleAct if self.side == "out" else InputScaleAct)(scale, bias))
-        if self.low_rank is not None:
-            acts.append(self.low_rank.bind(site))  # type: ignore[arg-type]
-        return acts[0] if len(acts) == 1 else Both(*acts)
+        branch = None if self.low_rank is None else self.low_rank.bind(site)
+        if scale is not None and self.side == "in":
+            return InputScaleAct(scale, bias, branch)
+        if scale is None and bias is None:
+            assert branch is not None
+            return branch
+        scaled = BiasAct(bias) if scale is None else OutputScaleAct(scale, bias)  # type: ignore[arg-type]
+        return scaled if branch is None else chained(scaled, branch)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         added = None if self.bias is None else self.bias.to(weight)
@@ -102,23 +110,6 @@ class ScaleBias(Piece):
             weight = weight * (scale[:, None] if self.side == "out" else scale)
             total = total * scale if total is not None and self.side == "out" else total
         return (weight, total) if self.low_rank is None else self.low_rank.fold(weight, total)
-
-
-@dataclass(frozen=True)
-class Both(Act):
-    """Scale and bias, and beside them a low-rank branch on the unscaled input."""
-
-    scaled: Act
-    branch: Act
-
-    def enter(self, x: Tensor) -> Tensor:
-        return x
-
-    def apply(self, operation: Any, x: Tensor) -> Tensor:
-        return self.branch.act(x, self.scaled.apply(operation, x))
-
-    def select(self, index: Tensor) -> Act:
-        return Both(self.scaled.select(index), self.branch.select(index))
 
 
 @dataclass(frozen=True)

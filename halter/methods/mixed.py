@@ -6,52 +6,19 @@ way for several of its kind (``Act.stack``) is asked for it; it must agree with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from halter.methods.adapter import Adapter, gather
 from halter.methods.ready import Ready
 from halter.methods.stacked import Stacked
 from halter.model.decoder import Decoder
-from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra, Run, cut, run_at
+from halter.model.joints import mixed
+from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra, Run
 from halter.model.segments import Segments
-
-
-@dataclass(frozen=True)
-class MixedAct(Act):
-    """For each run of neighbouring rows its own act, or none; ``quick`` does the same for all at once."""
-
-    parts: tuple[Act | None, ...]
-    runs: tuple[Run, ...]
-    quick: Act | None = None
-
-    def act(self, x: Any, y: Tensor) -> Tensor:
-        if self.quick is not None:
-            return self.quick.act(x, y)
-        pieces = zip(self.parts, cut(x, self.runs), cut(y, self.runs), strict=True)
-        return torch.cat([own if part is None else part.act(entered, own) for part, entered, own in pieces])
-
-    def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
-        if all(part is None or part.follows for part in self.parts):
-            return self.act(x, operation(x))
-        whole = zip(self.parts, cut(x, self.runs), strict=True)
-        return torch.cat([run_at(part, operation, entered) for part, entered in whole])
-
-    def select(self, index: Tensor) -> Act:
-        """``index`` must be ascending, so that the chosen tokens of a run stay neighbours."""
-        bounds = torch.tensor([run.token_end for run in self.runs], device=index.device)
-        ends = torch.searchsorted(index, bounds).tolist()
-        parts, runs, start = [], [], 0
-        for part, run, end in zip(self.parts, self.runs, ends, strict=True):
-            if end > start:
-                parts.append(None if part is None else part.select(index[start:end] - run.token))
-                runs.append(Run(run.row, run.row_end, start, end))
-            start = end
-        return MixedAct(tuple(parts), tuple(runs))
 
 
 @dataclass(frozen=True)
@@ -86,17 +53,16 @@ class Mixed:
 
 
 Where = tuple[int | None, str]
+Places = dict[Where, Act | Extra]
 
 
-def _mix(at: dict[Where, Act | Extra], where: Where, bound: Sequence[Acts | None], runs: tuple[Run, ...]) -> None:
-    parts = tuple(_at(acts, where) for acts in bound)
-    some = next((part for part in parts if part is not None), None)
-    if some is not None:
-        counts = [run.token_end - run.token for run in runs]
-        at[where] = MixedAct(parts, runs, some.stack(parts, counts) if len(parts) > 1 else None)
+def _mix(at: Places, where: Where, bound: Sequence[Acts | None], runs: tuple[Run, ...]) -> None:
+    act = mixed([_at(acts, where) for acts in bound], runs)
+    if act is not None:
+        at[where] = act
 
 
-def _mix_extra(at: dict[Where, Act | Extra], where: Where, bound: Sequence[Acts | None], runs: Sequence[Run]) -> None:
+def _mix_extra(at: Places, where: Where, bound: Sequence[Acts | None], runs: Sequence[Run]) -> None:
     """One store of what every run brings, and which of it each row sees."""
     parts: list[Extra | None] = [_at(acts, where) for acts in bound]
     some = [part for part in parts if part is not None]

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter, gather, joined
 from halter.model.decoder import Decoder
+from halter.model.joints import Weighted
 from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
-
-
-@dataclass(frozen=True)
-class Weighted(Act):
-    """``inner``, ``weight`` times as strong; an act that only follows the base's operation."""
-
-    inner: Act
-    weight: float
-
-    def act(self, x: Any, y: Tensor) -> Tensor:
-        return torch.lerp(y, self.inner.act(x, y), self.weight)
-
-    def select(self, index: Tensor) -> Act:
-        return Weighted(self.inner.select(index), self.weight)
 
 
 @dataclass(frozen=True)

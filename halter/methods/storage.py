@@ -93,8 +93,7 @@ def _peft_names(adapter: Adapter) -> dict[str, Tensor]:
 def state_of(adapter: Adapter) -> dict[str, Tensor]:
     """{name in the adapter's file: tensor}, detached and on the CPU."""
     return {
-        name: getattr(slot.piece, attribute).detach().cpu().contiguous()
-        for name, slot, attribute in adapter.named_tensors()
+        name: slot.tensor(attribute).detach().cpu().contiguous() for name, slot, attribute in adapter.named_tensors()
     }
 
 
@@ -106,12 +105,12 @@ def restore(adapter: Adapter, tensors: Mapping[str, Tensor], where: str) -> None
     if wrong:
         raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=where, offenders=wrong)
     for name, slot, attribute in adapter.named_tensors():
-        getattr(slot.piece, attribute).copy_(tensors[name])
+        slot.tensor(attribute).copy_(tensors[name])
 
 
 def faults(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
     """Everything that keeps these tensors from being the adapter's, one line each; the adapter may be on meta."""
-    shapes = {name: tuple(getattr(slot.piece, a).shape) for name, slot, a in adapter.named_tensors()}
+    shapes = {name: tuple(slot.tensor(a).shape) for name, slot, a in adapter.named_tensors()}
     wrong = [f"{name} is missing" for name in shapes if name not in tensors]
     for name, tensor in tensors.items():
         if name not in shapes:
@@ -155,7 +154,7 @@ def load_adapter(
         refuse_unfit_options(methods, base.config, folder)
         planned = _planned(base, methods, folder)
     if facts.get("packed"):
-        shapes = {name: tuple(getattr(slot.piece, a).shape) for name, slot, a in planned.named_tensors()}
+        shapes = {name: tuple(slot.tensor(a).shape) for name, slot, a in planned.named_tensors()}
         tensors, wrong = unpack(read_tensors(folder / TENSORS), shapes)
     else:
         tensors, wrong = _own_names(stored_tensors(folder), planned, base)

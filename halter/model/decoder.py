@@ -88,11 +88,11 @@ class Block(nn.Module):
             at = LayerActs(*(act.select(index) if isinstance(act, Act) else act for act in at))  # type: ignore[arg-type]
         q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
         y = self.attention(q, *self.keys(*every, store), at, segments)
-        h = h + (y if at.after_attention is None else at.after_attention.act(Sublayer(x, h), y))
+        h = h + (y if at.after_attention is None else at.after_attention.after(Sublayer(x, h), y))
         x = run_at(at.post_attention_layernorm, self.post_attention_layernorm, normalise(h, self.config.norm_eps))
         y = self.mlp(x, at)
-        h = h + (y if at.after_mlp is None else at.after_mlp.act(Sublayer(x, h), y))
-        return h if at.block is None else at.block.act(segments, h)
+        h = h + (y if at.after_mlp is None else at.after_mlp.after(Sublayer(x, h), y))
+        return h if at.block is None else at.block.after(segments, h)
 
     def keys(
         self, x: Tensor, at: LayerActs, rotation: Rotation, segments: Segments, store: Store | None
@@ -101,7 +101,7 @@ class Block(nn.Module):
         k = rope.rotate(self.heads(run_at(at.k_proj, self.k_proj, x)), *rotation)
         v = self.heads(run_at(at.v_proj, self.v_proj, x))
         if at.score_key is not None:
-            k = at.score_key.act(x, k)
+            k = at.score_key.after(x, k)
         if store is not None:
             cache, index = store
             k, v = cache.put(index, k, v, segments)
@@ -115,7 +115,7 @@ class Block(nn.Module):
         spans = segments.spans
         y = attend(q, k, v, spans)
         if at.context is not None:
-            y = at.context.act(Context(q, k, v, segments, spans, self.projector(at)), y)
+            y = at.context.after(Context(q, k, v, segments, spans, self.projector(at)), y)
         return run_at(at.o_proj, self.o_proj, y.flatten(1))
 
     def mlp(self, x: Tensor, at: LayerActs) -> Tensor:

@@ -2,13 +2,14 @@
 
 This file is all that the decoder and the methods know of one another. A place has two halves: ``enter(x)`` before the
 base operation and ``act(x, y)`` after it. ``None`` at a place means that nothing acts there and costs nothing.
+Several acts at one place, or on the rows of one batch, are joints (model.joints).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,13 +36,29 @@ def is_layer(name: str) -> bool:
     return name.startswith("model.layers.")
 
 
+JOINTS = "halter.model.joints"
+"""The one module whose classes say how several acts work at one place."""
+FINAL = frozenset({"joint", "apply", "after", "follows", "own_weight"})
+
+
 @dataclass(frozen=True)
 class Act:
     """What happens at one place during one forward. Made by bind, used by the decoder, then forgotten.
 
     Subclasses are frozen dataclasses of tensors and numbers and never store anything during the forward: a memo
-    inside a checkpointed layer would break recomputation.
+    inside a checkpointed layer would break recomputation. They say what they do in ``enter``, ``act``, ``beside`` and
+    ``stand_in``; how these are put together, alone or with other acts, is written once here and once for each joint in
+    model.joints, and can be written nowhere else, so that no joint misses what an act does.
     """
+
+    joint: ClassVar[bool] = False
+    """Whether it stands for several acts, and so has no halves of its own."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ != JOINTS and (taken := sorted(FINAL & vars(cls).keys())):
+            what = "say what it does in enter, act, beside and stand_in, which every joint asks"
+            raise TypeError(f"{cls.__qualname__} overrides {', '.join(taken)}: {what}")
 
     def enter(self, x: Any) -> Any:
         """x' that goes into the base operation instead of x."""
@@ -51,20 +68,13 @@ class Act:
         """y' that leaves the place, x being what entered the operation and y what it computed."""
         return y
 
+    def beside(self, x: Any, y: Tensor) -> Tensor:
+        """y', x being what came to this act, before its own ``enter``: for a branch beside a changed input."""
+        return y
+
     def stand_in(self) -> tuple[Tensor, Tensor | None] | None:
         """(weight, bias) used instead of the base's, in the compute dtype; None keeps the base's."""
         return None
-
-    @property
-    def follows(self) -> bool:
-        """Whether it only changes what the base's operation computed."""
-        return type(self).enter is Act.enter and self.stand_in() is None
-
-    @property
-    def only_stands_in(self) -> bool:
-        """Whether it only puts its own weight in the base's place."""
-        untouched = type(self).enter is Act.enter and type(self).act is Act.act
-        return untouched and self.stand_in() is not None
 
     def select(self, index: Tensor) -> Act:
         """The same act for the tokens ``index`` (int64 [M], ascending) only; acts without per-token state are equal."""
@@ -73,15 +83,32 @@ class Act:
     def stack(self, parts: Sequence[Act | None], counts: Sequence[int]) -> Act | None:
         """One act for neighbouring runs of ``counts`` tokens, each with its own part, self among them; or None.
 
-        For speed alone: methods.mixed defines what is computed, and a law demands agreement with it.
+        For speed alone: model.joints defines what is computed, and a law demands agreement with it.
         """
         return None
 
     def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
-        """enter, the base operation, act."""
-        x = self.enter(x)
+        """enter, the operation with the act's own weight or the base's, act, beside."""
+        entered = self.enter(x)
         own = self.stand_in()
-        return self.act(x, operation(x) if own is None else operation(x, *own))
+        y = operation(entered) if own is None else operation(entered, *own)
+        return self.beside(x, self.act(entered, y))
+
+    def after(self, x: Any, y: Tensor) -> Tensor:
+        """The same where y has been computed already; right for what ``follows``, and for nothing else."""
+        return self.beside(x, self.act(x, y))
+
+    @property
+    def follows(self) -> bool:
+        """Whether it only changes what the base's operation computed."""
+        return type(self).enter is Act.enter and self.stand_in() is None
+
+    @property
+    def own_weight(self) -> tuple[Tensor, Tensor | None] | None:
+        """(weight, bias) that it computes with instead of the base's, where that is all that it does."""
+        kind = type(self)
+        alone = kind.enter is Act.enter and kind.act is Act.act and kind.beside is Act.beside
+        return self.stand_in() if alone else None
 
 
 @dataclass(frozen=True)
@@ -126,6 +153,8 @@ class LayerActs(NamedTuple):
 
 
 MEMORY, VIRTUAL = "memory", "virtual_tokens"
+BARE_PLACES = ("score_key", "context", "after_attention", "after_mlp", "block")
+"""Places around no operation of the base: only what follows can act there."""
 LAYER_PLACES = tuple(name for name in LayerActs._fields if name != MEMORY)
 
 

@@ -152,7 +152,7 @@ def _matrix(model: Decoder, head: Act | None) -> Tensor | None:
     """The output head's matrix, the base's or an adapter's own, where the head is nothing but that."""
     if head is None:
         return model.lm_head.matrix if isinstance(model.lm_head, DenseLinear) else None
-    weight, bias = (head.stand_in() if head.only_stands_in else None) or (None, None)
+    weight, bias = head.own_weight or (None, None)
     return weight if bias is None else None
 
 

@@ -11,7 +11,8 @@ from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import generate
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.method import names
-from halter.methods.mixed import Mixed, MixedAct
+from halter.methods.mixed import Mixed
+from halter.model.joints import MixedAct
 from halter.model.places import LAYER_PLACES
 from halter.model.segments import Segments
 

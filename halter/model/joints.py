@@ -1,0 +1,151 @@
+"""Several acts at once: one after the other at a place, each on its own rows of a batch, or at part of their strength.
+
+This is the whole list of ways in which acts meet. Each asks an act for all that it may do; a joint has no halves of its
+own, and raises where it is asked for one, so that none is asked by mistake and found empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from halter.model.places import Act, Run, cut, run_at
+
+
+def _no_half(act: Act, *_: Any) -> Any:
+    raise TypeError(f"{type(act).__name__} stands for several acts: it is applied, and has no halves of its own")
+
+
+_NO_HALF: Any = _no_half
+
+
+@dataclass(frozen=True)
+class Chain(Act):
+    """Acts at one place, one after the other: all ``enter``, the operation, then each one's ``act`` and ``beside``.
+
+    Every ``act`` sees what entered the operation, every ``beside`` what came to its own act. The first stand-in weight
+    counts; whoever puts adapters together refuses a second one, which would do nothing.
+    """
+
+    links: tuple[Act, ...]
+
+    joint: ClassVar[bool] = True
+    enter = act = beside = stand_in = _NO_HALF
+
+    def __post_init__(self) -> None:
+        wrong = [type(link).__name__ for link in self.links if link.joint]
+        if wrong or not self.links:
+            raise TypeError(f"a chain is of acts that have halves, and not of {', '.join(wrong) or 'nothing'}")
+
+    def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
+        came = []
+        for link in self.links:
+            came.append(x)
+            x = link.enter(x)
+        own = next((own for link in self.links if (own := link.stand_in()) is not None), None)
+        y = operation(x) if own is None else operation(x, *own)
+        for link, before in zip(self.links, came, strict=True):
+            y = link.beside(before, link.act(x, y))
+        return y
+
+    def after(self, x: Any, y: Tensor) -> Tensor:
+        for link in self.links:
+            y = link.after(x, y)
+        return y
+
+    @property
+    def follows(self) -> bool:
+        return all(link.follows for link in self.links)
+
+    @property
+    def own_weight(self) -> tuple[Tensor, Tensor | None] | None:
+        return None
+
+    def select(self, index: Tensor) -> Chain:
+        return Chain(tuple(link.select(index) for link in self.links))
+
+
+def chained(first: Act, second: Act) -> Chain:
+    """Both at one place, the first one first. TypeError where one of them is for some rows of a batch only."""
+    return Chain(tuple(link for one in (first, second) for link in (one.links if isinstance(one, Chain) else (one,))))
+
+
+@dataclass(frozen=True)
+class Weighted(Act):
+    """``inner``, ``weight`` times as strong: y + weight (inner(x, y) - y); only of what follows the operation."""
+
+    inner: Act
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not self.inner.follows:
+            raise TypeError(f"{type(self.inner).__name__} changes an input or a weight, and has no share of it")
+
+    def act(self, x: Any, y: Tensor) -> Tensor:
+        return torch.lerp(y, self.inner.after(x, y), self.weight)
+
+    def select(self, index: Tensor) -> Weighted:
+        return Weighted(self.inner.select(index), self.weight)
+
+
+@dataclass(frozen=True)
+class MixedAct(Act):
+    """For each run of neighbouring rows its own act, or none; ``quick`` does the same for all at once."""
+
+    parts: tuple[Act | None, ...]
+    runs: tuple[Run, ...]
+    quick: Act | None = None
+
+    joint: ClassVar[bool] = True
+    enter = act = beside = stand_in = _NO_HALF
+
+    def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
+        if self.follows:
+            return self.after(x, operation(x))
+        whole = zip(self.parts, cut(x, self.runs), strict=True)
+        return torch.cat([run_at(part, operation, entered) for part, entered in whole])
+
+    def after(self, x: Any, y: Tensor) -> Tensor:
+        if self.quick is not None:
+            return self.quick.after(x, y)
+        pieces = zip(self.parts, cut(x, self.runs), cut(y, self.runs), strict=True)
+        return torch.cat([own if part is None else part.after(entered, own) for part, entered, own in pieces])
+
+    @property
+    def follows(self) -> bool:
+        return all(part is None or part.follows for part in self.parts)
+
+    @property
+    def own_weight(self) -> tuple[Tensor, Tensor | None] | None:
+        return None
+
+    def select(self, index: Tensor) -> MixedAct:
+        """``index`` must be ascending, so that the chosen tokens of a run stay neighbours."""
+        bounds = torch.tensor([run.token_end for run in self.runs], device=index.device)
+        ends = torch.searchsorted(index, bounds).tolist()
+        parts, runs, start = [], [], 0
+        for part, run, end in zip(self.parts, self.runs, ends, strict=True):
+            if end > start:
+                parts.append(None if part is None else part.select(index[start:end] - run.token))
+                runs.append(Run(run.row, run.row_end, start, end))
+            start = end
+        return MixedAct(tuple(parts), tuple(runs))
+
+
+def mixed(parts: Sequence[Act | None], runs: Sequence[Run]) -> MixedAct | None:
+    """One act for neighbouring runs with these parts; None where no run has any.
+
+    Acts of one kind are asked for a quick way of their own (``Act.stack``); a chain or another kind among them has
+    none, so that a quick way need not know of others.
+    """
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    some, quick = there[0], None
+    if len(parts) > 1 and all(type(part) is type(some) for part in there):
+        quick = some.stack(parts, [run.token_end - run.token for run in runs])
+    return MixedAct(tuple(parts), tuple(runs), quick)
