@@ -92,8 +92,6 @@ def _v2(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
     off = [float((t.float() - rest).abs().max()) for t, rest in ((scale, 1.0), (bias, 0.0)) if t is not None]
     if any(off):
         notes.append(f"lm_head's scale and bias are left out; they are off their start by up to {max(off):.3g}")
-    if layers:
-        notes.append("prompts go through the base's own k_proj and v_proj here, in litgpt through the scaled ones")
     taking.done()
     prompts: dict[str, Any] = {"adapter_len": length, "adapter_layers": layers} if layers else {}
     if layers and qkv == "attn.qkv":

@@ -17,6 +17,7 @@ queries, key and value stood together (``prompt_rows: grouped``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,11 +27,12 @@ from torch import Tensor, nn
 from halter.errors import Refusal
 from halter.methods.method import PEFT_PREFIX, Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import Act, Context
+from halter.model.places import Act, Context, run_at
 
 GateScope = Literal["head", "layer"]
 GateActivation = Literal["tanh", "identity"]
 PromptRows = Literal["own", "grouped"]
+Through = Callable[[Site], Act | None]
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,24 @@ class PromptAttentionAct(Act):
 
 
 class GatedPrompts(Piece):
-    """Prompts [K, dim] of one layer and their gate [heads] or [1]."""
+    """Prompts [K, dim] of one layer and their gate [heads] or [1].
+
+    ``through``: {place: what acts on them there}, where they do not pass the base's own projections.
+    """
 
     saved_names = {"prompts": "prompts", "gate": "gate"}
 
     def __init__(
-        self, length: int, shape: ModelConfig, scope: GateScope, activation: GateActivation, rows: PromptRows = "own"
+        self,
+        length: int,
+        shape: ModelConfig,
+        scope: GateScope,
+        activation: GateActivation,
+        rows: PromptRows = "own",
+        through: Mapping[str, Through] | None = None,
     ) -> None:
         super().__init__()
-        self.activation, self.rows = activation, rows
+        self.activation, self.rows, self.through = activation, rows, dict(through or {})
         self.prompts = nn.Parameter(torch.zeros(length, shape.dim))
         self.gate = nn.Parameter(torch.zeros(shape.heads if scope == "head" else 1))
 
@@ -70,10 +81,15 @@ class GatedPrompts(Piece):
         block: Any = site.base.layers[site.layer]
         prompts = self.prompts.to(site.dtype)
         with site.weights():
-            k, v = (block.heads(linear(prompts)) for linear in (block.k_proj, block.v_proj))
+            k, v = (self._projected(site, block, place, prompts) for place in ("k_proj", "v_proj"))
             if self.rows == "grouped":
-                k, v = grouped(block.heads(block.q_proj(prompts)), k, v)
+                k, v = grouped(self._projected(site, block, "q_proj", prompts), k, v)
         return PromptAttentionAct(k, v, self.gate.tanh() if self.activation == "tanh" else self.gate)
+
+    def _projected(self, site: Site, block: Any, place: str, prompts: Tensor) -> Tensor:
+        """[K, heads or kv_heads, hd]."""
+        act = self.through[place](site) if place in self.through else None
+        return block.heads(run_at(act, getattr(block, place), prompts))
 
 
 def grouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +196,7 @@ class LlamaAdapter(Method):
             config.get("gate_scope", "layer"),
             config.get("gate_activation", "identity"),
             config.get("prompt_rows", "own"),
-            config.get("second_output_bias", True),
+            config.get("second_output_bias", config.get("peft_type") == cls.peft_type),
         )
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:

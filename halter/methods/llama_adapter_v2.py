@@ -4,13 +4,14 @@
     scale_side in  (the 65B code):   y = W (s * x) + b
 
 s starts at one and b at zero, so the start is the base. The norms' weights are trained as well. Optional: prompts with
-gates in the last layers, as in LLaMA-Adapter, and a LoRA branch. Released were bias, input scale and norms for 65B,
-13,811,712 parameters, without prompts: ``scale_side: in``. The visual half is not here.
+gates in the last layers, as in LLaMA-Adapter but through the scaled and biased k_proj and v_proj, and a LoRA branch.
+Released were bias, input scale and norms for 65B, 13,811,712 parameters, without prompts: ``scale_side: in``. The
+visual half is not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from halter.errors import Refusal
 from halter.methods import targets
 from halter.methods.full import StandIn
-from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, check_prompts
+from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, PromptRows, Through, check_prompts
 from halter.methods.low_rank import LowRank, LowRankAct
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
@@ -91,15 +92,21 @@ class ScaleBias(Piece):
         if self.low_rank is not None:
             self.low_rank.reset(generator)
 
-    def bind(self, site: Site) -> Act:
+    def scaled(self, site: Site) -> BiasAct | OutputScaleAct | InputScaleAct | None:
+        """Scale and bias without the branch, which is also what prompts pass; None where there is neither."""
         scale, bias = (None if t is None else t.to(site.dtype) for t in (self.scale, self.bias))
+        if scale is None:
+            return None if bias is None else BiasAct(bias)
+        return OutputScaleAct(scale, bias) if self.side == "out" else InputScaleAct(scale, bias)
+
+    def bind(self, site: Site) -> Act:
+        scaled = self.scaled(site)
         branch = None if self.low_rank is None else self.low_rank.bind(site)
-        if scale is not None and self.side == "in":
-            return InputScaleAct(scale, bias, branch)
-        if scale is None and bias is None:
+        if scaled is None:
             assert branch is not None
             return branch
-        scaled = BiasAct(bias) if scale is None else OutputScaleAct(scale, bias)  # type: ignore[arg-type]
+        if isinstance(scaled, InputScaleAct):
+            return replace(scaled, branch=branch)
         return scaled if branch is None else chained(scaled, branch)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -132,6 +139,12 @@ class LlamaAdapterV2(Method):
     """One gate a head, or one a layer."""
     gate_activation: GateActivation = "tanh"
     """tanh or identity, as for llama_adapter."""
+    prompts_through: Literal["scaled", "plain"] = "scaled"
+    """How prompts become keys and values. scaled: by k_proj and v_proj with the scale and bias that are trained here
+    (the authors' 65B code, litgpt), without the LoRA branch (their multimodal code). plain: by the base's own."""
+
+    prompt_rows: PromptRows = "own"
+    """own, or grouped: the rows that litgpt since 0.5.5 takes for prompts, as for llama_adapter."""
 
     peft_type: ClassVar[str] = "HALTER_LLAMA_ADAPTER_V2"
 
@@ -160,8 +173,20 @@ class LlamaAdapterV2(Method):
                 size = shape.weight_shape(place)
                 pieces[place] = ScaleBias(size, self.scale_side, place in biased, self.branch_rank)
         if self.adapter_len and layer >= shape.layers - self.adapter_layers:
-            pieces["context"] = GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation)
+            kinds = (self.gate_scope, self.gate_activation, self.prompt_rows)
+            pieces["context"] = GatedPrompts(self.adapter_len, shape, *kinds, self._through(pieces))
         return pieces
+
+    def _through(self, pieces: dict[str, Piece]) -> dict[str, Through]:
+        """What prompts pass on their way to keys and values."""
+        passed = ("q_proj", "k_proj", "v_proj") if self.prompts_through == "scaled" else ()
+        here = {place: pieces.get(place) for place in passed}
+        return {place: piece.scaled for place, piece in here.items() if isinstance(piece, ScaleBias)}
+
+    @classmethod
+    def former(cls, recorded: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        told = "prompts pass the base's own k_proj and v_proj, without the scale and bias trained beside them"
+        return {"prompts_through": ("plain", told)} if recorded.get("adapter_len") else {}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         return {**super().to_peft(shape), "bias_targets": targets.for_peft(self.bias_targets), "task_type": "CAUSAL_LM"}

@@ -15,6 +15,8 @@ from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.files.yaml12 import Document, Path
+from halter.methods.former import as_recorded
+from halter.methods.method import Method
 from halter.recipe.fields import Key, found, keys_of, strangers, words
 from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
 from halter.recipe.sections import (
@@ -113,6 +115,10 @@ def _method(index: int, gathered: Gathered, preset: Any, taken: dict[str, Defaul
     section = f"method.{index}" if len(gathered.methods) > 1 else "method"
     fallback = {k: d for k, d in preset.get("method", {}).items() if k not in (*given, "name")}
     own = {k: v for k, v in given.items() if k not in BESIDE_OPTIONS}
+    if _recorded(options, given):
+        recorded, notes = as_recorded(options, {k: v.value for k, v in own.items()})
+        fallback |= {k: Default(v, "what this run was begun as") for k, v in recorded.items() if k not in own}
+        gathered.notes += notes
     built = _build(options, section, own, fallback, gathered)
     start = given.get("init_from")
     if start is not None and not isinstance(start.value, str | None):
@@ -122,6 +128,15 @@ def _method(index: int, gathered: Gathered, preset: Any, taken: dict[str, Defaul
     known = METHOD.get(name, {}) | fallback
     taken |= {f"{section}.{key}": default for key, default in known.items() if key not in given}
     return built if built is None else MethodChoice(name, built, None if start is None else start.value)
+
+
+def _recorded(options: type[Method], given: Mapping[str, Given]) -> bool:
+    """Whether a method section is one that an earlier Halter wrote for a run, without an option that has come since: it
+    has init_from, and every option that is declared before that one."""
+    new = options.former({key: value.value for key, value in given.items()}).keys() - given.keys()
+    known = list(keys_of(options))
+    before = known[: min((known.index(key) for key in new), default=0)]
+    return bool(new) and given.keys() >= {*before, *BESIDE_OPTIONS}
 
 
 def _build(

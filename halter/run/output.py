@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 from halter import recipe as recipes
@@ -55,6 +56,26 @@ def open_run(recipe: Recipe, resume: bool) -> RunFolder:
         # What a try that died early left is nothing, and a recipe of the user's is no run.
         raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
     return run
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe that resumes a run of an earlier Halter: options that have come since, and that it does not give, are
+    what the run was begun as. Otherwise itself."""
+    run = None if recipe.output_dir is None else RunFolder(recipe.output_dir)
+    if run is None or not run.begun:
+        return recipe
+    begun = recipes.load(run.recipe)
+    if [old.name for old in begun.methods] != [choice.name for choice in recipe.methods]:
+        return recipe
+    methods = []
+    for number, (choice, old) in enumerate(zip(recipe.methods, begun.methods, strict=True)):
+        lead = f"method.{number}." if len(recipe.methods) > 1 else "method."
+        keys = [k for k in type(choice.options).former(asdict(old.options)) if lead + k in recipe.defaults]
+        kept = {key: getattr(old.options, key) for key in keys}
+        methods.append(replace(choice, options=replace(choice.options, **kept)))
+    if tuple(methods) == recipe.methods:
+        return recipe
+    return replace(recipe, methods=tuple(methods), notes=(*recipe.notes, *begun.notes))
 
 
 @contextmanager

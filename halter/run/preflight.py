@@ -27,7 +27,7 @@ from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
 from halter.run import checks_data, checks_machine, estimate
 from halter.run.findings import Findings
-from halter.run.output import open_run
+from halter.run.output import as_begun, open_run
 from halter.run.prepare import Base, Job, Say, collect, data_missing, fit, read_base
 
 Source = str | Path | Mapping[str, Any] | Recipe | None
@@ -62,6 +62,7 @@ def examine(
 ) -> Examination:
     """Every check there is. Refusals of a recipe that cannot be read at all (``yaml``, ``file-missing``) are raised."""
     recipe, refusal = load_tolerant(source, overrides)
+    recipe = as_begun(recipe) if resume else recipe
     for note in recipe.notes:
         say(f"note: {note}")
     findings = Findings(Waivers(id for id in recipe.checks.allow if id in WAIVABLE))

@@ -132,6 +132,7 @@ METHOD: dict[str, dict[str, Default]] = {
         "branch_rank": Default(0, "optional in the paper"),
         "adapter_len": Default(0, "the released 65B model has none"),
         "adapter_layers": Default(31, "the authors' implementation: all but the first"),
+        "prompts_through": Default("scaled", "the authors' 65B code, and litgpt"),
     },
     "loreft": {
         "r": Default(8, _REFT),

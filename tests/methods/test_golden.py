@@ -39,6 +39,16 @@ def model(name: str) -> Decoder:
 BASES = {name: model(name) for name in sorted(set(CASES.values()))}
 
 
+BEGUN_WITH = {
+    "model": {"path": "base-plain", "device": "cpu"},
+    "method": {"name": "llama_adapter_v2", "scale_side": "in", "adapter_len": 3, "adapter_layers": 2},
+    "data": {"train": "rows.jsonl"},
+    "train": {"per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 3e-2, "save_steps": 2},
+    "output_dir": "run",
+}
+"""What the golden run was begun with."""
+
+
 @torch.no_grad()
 def logits(base: Decoder, adapter: halter.Adapter | None) -> torch.Tensor:
     """float32 [17, 33], every eighth token's."""
@@ -55,6 +65,27 @@ def test_a_golden_folder_computes_what_it_was_trained_as(name):
     assert float((want - logits(base, None)).abs().max()) > 1e3 * bound  # and it does something
 
 
+def test_what_is_read_as_it_was_trained_is_said(capsys):
+    """Each golden folder whose prompts are V2's, and no other: today's default is another function."""
+    for name, base in CASES.items():
+        load_adapter(GOLDEN / name, BASES[base])
+        said = capsys.readouterr().err
+        methods = json.loads((GOLDEN / name / "halter.json").read_text())["methods"]
+        prompted = sum(m["name"] == "llama_adapter_v2" and m["adapter_len"] > 0 for m in methods)
+        assert said.count("read as prompts_through plain") == prompted, name
+
+
+def test_a_folder_that_lost_halter_json_is_read_as_it_was_trained(tmp_path, capsys):
+    name = "v2-out-prompts"
+    shutil.copytree(GOLDEN / name, tmp_path / "adapter")
+    for lost in ("halter.json", "manifest.json"):
+        (tmp_path / "adapter" / lost).unlink()
+    base = BASES[CASES[name]]
+    got = logits(base, load_adapter(tmp_path / "adapter", base))
+    assert float((got - WANTED[name]).abs().max()) <= 16 * EPS * float(WANTED[name].abs().max())
+    assert "read as prompts_through plain" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("packed")])
 def test_a_golden_folder_saved_again_is_the_same_function(name, tmp_path):
     base = BASES[CASES[name]]
@@ -63,15 +94,20 @@ def test_a_golden_folder_saved_again_is_the_same_function(name, tmp_path):
     assert float((got - want).abs().max()) <= 16 * EPS * float(want.abs().max())
 
 
-def test_a_golden_run_is_resumed_as_the_function_that_it_began_with(tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", ["its own", "the user's"])
+def test_a_golden_run_is_resumed_as_the_function_that_it_began_with(recipe, tmp_path, monkeypatch):
     for name in ("base-plain", "run"):
         shutil.copytree(GOLDEN / name, tmp_path / name)
     shutil.copy2(GOLDEN / "rows.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
     before = read_tensors(Path("run/checkpoints/step-0000002/adapter-0.safetensors"))
     told: list[str] = []
-    halter.train("run/recipe.yaml", resume=True, say=told.append)
+    if recipe == "its own":
+        halter.train("run/recipe.yaml", resume=True, say=told.append)
+    else:
+        halter.train(BEGUN_WITH, resume=True, say=told.append)
     assert any("resume: from" in line and "step-0000002" in line for line in told)
+    assert sum("prompts_through plain" in line for line in told if line.startswith("note")) == 1
     got, want = (read_tensors(path) for path in (Path("run/adapter/adapter_model.safetensors"),
                                                  GOLDEN / "finished.safetensors"))  # fmt: skip
     assert got.keys() == want.keys()
