@@ -72,6 +72,7 @@ def _prompts(taking: Taking, shape: ModelConfig) -> tuple[dict[str, Tensor], int
 
 def _v2(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
     """s * (W x + b) on every linear and the norms; on the head too, which Halter's V2 leaves alone."""
+    names = list(taking.left)
     tensors, length, layers = _prompts(taking, shape)
     notes: list[str] = []
     for layer in range(shape.layers):
@@ -93,9 +94,9 @@ def _v2(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
     if any(off):
         notes.append(f"lm_head's scale and bias are left out; they are off their start by up to {max(off):.3g}")
     taking.done()
-    prompts: dict[str, Any] = {"adapter_len": length, "adapter_layers": layers} if layers else {}
-    if layers and qkv == "attn.qkv":
-        notes.append("prompts go through k_proj's and v_proj's rows here, in litgpt since 0.5.5 through other rows")
+    newer = f"transformer.h.0.{_FUSED[0]}.adapter_scale" in names  # the file names the layer
+    rows = options.prompt_rows or ("grouped" if newer else "own")
+    prompts: dict[str, Any] = {"adapter_len": length, "adapter_layers": layers, "prompt_rows": rows} if layers else {}
     activation = options.gate_activation or "identity"
     method = find("llama_adapter_v2")(scale_side="out", gate_activation=activation, **prompts)  # type: ignore[call-arg]
     return Imported(filled(shape, method, tensors, taking.where), "litgpt adapter_v2", tuple(notes))

@@ -30,11 +30,12 @@ def weights_of(model):
     return {name: getattr(module, buffer) for name, module, buffer in model.tensors()}
 
 
-def prompt_context(model, prompts, gates, grouped=False):
+def prompt_context(model, prompts, gates, grouped=False, linear=None):
     """What the authors add to one head: gate * softmax(q k_p^T / sqrt(hd)) v_p, from {layer: prompts, plain gates}.
 
     ``grouped``: k_p and v_p as litgpt 0.5.5 has them, from the rows of W_q, W_k, W_v lying end to end at which a
-    group's key and value would stand if each group's queries, key and value lay together.
+    group's key and value would stand if each group's queries, key and value lay together. ``linear(layer, place, x,
+    weight)``: what the projections are, where they are not plain.
     """
     weights, hd = weights_of(model), model.config.head_dim
     group = model.config.heads // model.config.kv_heads
@@ -42,12 +43,16 @@ def prompt_context(model, prompts, gates, grouped=False):
     def context(layer, head, q):
         if layer not in prompts:
             return 0.0
-        whole = torch.cat([weights[f"model.layers.{layer}.self_attn.{p}_proj.weight"] for p in "qkv"]).double()
+        fused = {f"{p}_proj": weights[f"model.layers.{layer}.self_attn.{p}_proj.weight"].double() for p in "qkv"}
+        given = prompts[layer].double()
+        whole = torch.cat(
+            [given @ w.T if linear is None else linear(layer, place, given, w) for place, w in fused.items()], 1
+        )
         queries, keys = model.config.heads, model.config.kv_heads
         first = (queries + head // group, queries + keys + head // group)
         if grouped:
             first = (head // group * (group + 2) + group, head // group * (group + 2) + group + 1)
-        k, v = (prompts[layer].double() @ whole[n * hd : (n + 1) * hd].T for n in first)
+        k, v = (whole[:, n * hd : (n + 1) * hd] for n in first)
         return gates[layer].double()[head] * ((q @ k.T / math.sqrt(hd)).softmax(-1) @ v)
 
     return context
@@ -246,11 +251,16 @@ def test_litgpts_adapter_v2_answers_as_its_equation(fused, tmp_path):
     made = import_adapter(tmp_path / "a.pth", SHAPE)
     agree(model, made.adapter, linear=linear, norms=norms)
     assert not made.notes
+    prompted = litgpt_prompts(SHAPE, 2, (1, 1, 4, 1))  # litgpt sends them through the fused layer, scale and bias too
+    torch.save({"model": state | prompted}, tmp_path / "b.pth")
+    made = import_adapter(tmp_path / "b.pth", SHAPE)
+    where = "transformer.h.2.attn"
+    prompts, gates = prompted[f"{where}.adapter_wte.weight"], prompted[f"{where}.gating_factor"].flatten()
+    context = prompt_context(model, {2: prompts}, {2: gates}, fused == "attn.qkv", linear)
+    agree(model, made.adapter, linear=linear, norms=norms, context=context)
     state["lm_head.adapter_scale"][3] = 1.5
-    torch.save({"model": state | litgpt_prompts(SHAPE, 2, (1, 1, 4, 1))}, tmp_path / "b.pth")
-    lossy = import_adapter(tmp_path / "b.pth", SHAPE)
-    assert "up to 0.5" in lossy.notes[0]
-    assert any("other rows" in note for note in lossy.notes) == (fused == "attn.qkv")
+    torch.save({"model": state | prompted}, tmp_path / "c.pth")
+    assert any("up to 0.5" in note for note in import_adapter(tmp_path / "c.pth", SHAPE).notes)
 
 
 @settings(max_examples=12, deadline=None)
