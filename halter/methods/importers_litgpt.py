@@ -95,8 +95,8 @@ def _v2(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
         notes.append(f"lm_head's scale and bias are left out; they are off their start by up to {max(off):.3g}")
     taking.done()
     newer = f"transformer.h.0.{_FUSED[0]}.adapter_scale" in names  # the file names the layer
-    rows = options.prompt_rows or ("grouped" if newer else "own")
-    prompts: dict[str, Any] = {"adapter_len": length, "adapter_layers": layers, "prompt_rows": rows} if layers else {}
+    order = options.prompt_rows or ("grouped" if newer else "own")
+    prompts: dict[str, Any] = {"adapter_len": length, "adapter_layers": layers, "prompt_rows": order} if layers else {}
     activation = options.gate_activation or "identity"
     method = find("llama_adapter_v2")(scale_side="out", gate_activation=activation, **prompts)  # type: ignore[call-arg]
     return Imported(filled(shape, method, tensors, taking.where), "litgpt adapter_v2", tuple(notes))

@@ -121,7 +121,7 @@ def covering(space: Mapping[str, Sequence[Any]], accepts: Callable[[Options], bo
 def _accepted_start(
     pair: dict[str, int], space: Mapping[str, Sequence[Any]], accepts: Callable[[dict[str, int]], bool]
 ) -> tuple[dict[str, int], list[str]] | None:
-    """The pair where the rest at its defaults is accepted, or with one or two other values beside; what is still free."""
+    """The pair, the rest at its defaults, or with one or two other values beside it; and what is still free."""
     others = [name for name in space if name not in pair]
     beside: list[dict[str, int]] = [{}]
     beside += [{name: i} for name in others for i in range(1, len(space[name]))]
