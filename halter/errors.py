@@ -20,6 +20,7 @@ WAIVABLE: dict[str, str] = {
     "pad-trained": "the pad token is also one that is learnt, or an end that the rows mask",
     "untrained-tokens": "the chat template needs tokens that the base has never been trained on",
     "row-memory": "by our estimate the longest row does not fit into memory",
+    "learning-rate": "the learning rate is more than fifty times the method's own",
     "disk-space": "there is less room on the disk than three checkpoints take",
 }
 """{id: what is passed over}: every refusal that ``checks.allow`` may waive. Bytes that are damaged have no waiver."""

@@ -43,9 +43,9 @@ def command(
     from halter.run.describe import describe
     from halter.run.preflight import Examination, examine
 
-    examined: Examination = examine(recipe, overrides, resume=resume, say=tell)
+    examined: Examination = examine(recipe, overrides, resume=resume, say=tell, planned=True)
     if as_json:
-        print(json.dumps(_as_data(examined.problems, examined.waived), indent=2, ensure_ascii=False))
+        print(json.dumps(_as_data(examined.problems, examined.waived, examined.looked), indent=2, ensure_ascii=False))
         return MISTAKES if examined.problems else 0
     for waived in examined.waived:
         print(f"waived, {waived['id']}: {waived['text']}")
@@ -53,11 +53,13 @@ def command(
         raise together(examined.problems)
     if examined.job is not None:
         describe(examined.job, print)
-    print("nothing is wrong with it")
+    print(f"no problem found in: {', '.join(examined.looked)}")
     return 0
 
 
-def _as_data(problems: tuple[Refusal, ...], waived: tuple[dict[str, str], ...]) -> dict[str, Any]:
+def _as_data(
+    problems: tuple[Refusal, ...], waived: tuple[dict[str, str], ...], looked: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "problems": [
             {
@@ -72,4 +74,5 @@ def _as_data(problems: tuple[Refusal, ...], waived: tuple[dict[str, str], ...]) 
             for problem in problems
         ],
         "waived": waived,
+        "looked_at": looked,
     }

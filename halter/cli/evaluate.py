@@ -56,6 +56,14 @@ class Scoring(TaskOptions):
     """Where rows have what is asked and wanted, e.g. '{instruction: question, output: answer}'; not given: as in the
     run's training."""
 
+    def __post_init__(self) -> None:
+        least = {"limit": 1, "questions": 0, "max_length": 1}
+        given = {name: getattr(self, name) for name in least}
+        wrong = [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
+        wrong += self.wrong_numbers()
+        if wrong:
+            raise Refusal("evaluation-options", "options of an evaluation that make no sense", offenders=wrong)
+
 
 @with_options(scoring=Scoring(), options=GenerationOptions(), opening=OpenOptions())
 def command(

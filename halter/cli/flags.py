@@ -7,10 +7,12 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 from typing import Annotated, Any
 
 import typer
 
+from halter.errors import Refusal
 from halter.recipe.fields import Key, keys_of
 
 
@@ -24,6 +26,11 @@ def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., 
         keys = {group: keys_of(type(defaults)) for group, defaults in groups.items()}
 
         def wrapped(**given: Any) -> Any:
+            endless = [
+                f"--{n.replace('_', '-')} {v}" for n, v in given.items() if isinstance(v, float) and not isfinite(v)
+            ]
+            if endless:
+                raise Refusal("usage", "a number must be finite", offenders=endless)
             made = {g: replace(groups[g], **{name: given.pop(name) for name in keys[g]}) for g in groups}
             return command(**given, **made)
 

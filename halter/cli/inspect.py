@@ -49,6 +49,8 @@ def command(
         raise Refusal(
             "nothing-to-train", "there is nothing to inspect", fix=NEEDS.replace("halter train", "halter inspect")
         )
+    if rows < 0:
+        raise Refusal("usage", f"--rows {rows} is no number of rows", expected="0 or more")
     if html is not None:
         from halter.files.disk import refuse_existing
         from halter.run.inspect_page import is_page

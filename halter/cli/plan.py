@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from halter.cli.progress import Counter, patiently
 from halter.cli.train import SETTINGS as SETTINGS
 from halter.cli.train import Methods, as_overrides, split
 
@@ -40,9 +41,11 @@ def command(
         return 0
     recipe, overrides = split(arguments or [])
     overrides = as_overrides({"model.path": model, "method.name": method}) + overrides
-    from halter.plan.text import as_text
-    from halter.run.planned import plan, read_recipe
+    with patiently("planning: a training step is run on tensors without memory, for every setting that is asked about"):
+        from halter.plan.text import as_text
+        from halter.run.planned import plan, read_recipe
 
-    found = plan(read_recipe(recipe, overrides), memory, on, calibrate)
+        with Counter("methods tried", 1) as counter:
+            found = plan(read_recipe(recipe, overrides), memory, on, calibrate, tell=counter.of)
     print(json.dumps(found.as_dict(), indent=2) if as_json else as_text(found))
     return 0

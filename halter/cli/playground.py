@@ -34,6 +34,8 @@ def command(
         _list()
     elif folder is None:
         raise Refusal("usage", f"{action} needs a folder to write", fix=f"halter playground {action} FOLDER")
+    elif min(train, test) < 1:
+        raise Refusal("usage", "a task has at least one row to train on and one to test on", fix="--train 60 --test 20")
     elif action is Action.EXPORT:
         _export(folder, seed, train, test)
     else:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -12,6 +16,18 @@ from halter.telling import quiet
 
 PATIENCE_SECONDS = 2.0
 LINE_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def patiently(what: str) -> Iterator[None]:
+    """Say ``what`` is going on if the block takes longer than two seconds."""
+    timer = threading.Timer(PATIENCE_SECONDS, print, (what,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Counter:
@@ -32,6 +48,11 @@ class Counter:
         if self._bar is not None:
             self._bar.stop()
 
+    def of(self, count: int, total: int) -> None:
+        """``count`` of ``total`` are done now."""
+        self.total = total
+        self.done(count)
+
     def done(self, count: int) -> None:
         """``count`` of all are done now."""
         now = time.monotonic()
@@ -44,9 +65,8 @@ class Counter:
                 self._bar.start()
                 self._bar.add_task("", total=self.total)
             self._bar.update(self._bar.task_ids[0], completed=count)
-        elif now - self._said >= LINE_EVERY_SECONDS:
+        elif self._said == self._began or now - self._said >= LINE_EVERY_SECONDS:
             self._said = now
             left = (now - self._began) / max(1, count) * (self.total - count)
-            self.console.print(
-                f"{self.what}: {count} of {self.total}, {left:.0f} s left", highlight=False, markup=False
-            )
+            rest = f", {left:.0f} s left" if count else ""
+            self.console.print(f"{self.what}: {count} of {self.total}{rest}", highlight=False, markup=False)

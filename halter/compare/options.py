@@ -63,6 +63,7 @@ class CompareOptions(TaskOptions):
             object.__setattr__(self, name, tuple(dict.fromkeys(w for w in words if w)))
         wrong = [f"{n}: must be above 0, not {v}" for n, v in self._numbers().items() if v <= 0]
         wrong += [f"{n}: must not be negative" for n in ("questions", "seed") if getattr(self, n) < 0]
+        wrong += self.wrong_numbers()
         wrong += [] if 0 < self.validation < 1 else [f"validation: a share below 1, not {self.validation}"]
         wrong += [f"precisions: {p} is none of {', '.join(PRECISIONS)}" for p in self.precisions if p not in PRECISIONS]
         wrong += [f"{name}: none is named" for name in ("methods", "precisions") if not getattr(self, name)]

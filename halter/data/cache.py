@@ -110,9 +110,10 @@ def _weighted(found: Found, group: Group) -> Found:
 
 def _most_bytes() -> float:
     try:
-        return float(os.environ.get("HALTER_CACHE_GB") or GIGABYTES) * 1e9
-    except ValueError:
-        return GIGABYTES * 1e9
+        asked = float(os.environ.get("HALTER_CACHE_GB") or GIGABYTES)
+    except ValueError:  # told by run.cautions
+        asked = GIGABYTES
+    return (asked if asked >= 0 else GIGABYTES) * 1e9
 
 
 def _make_room(keep: Path, most: float) -> None:

@@ -19,6 +19,12 @@ class TaskOptions:
     fewshot: int | None = None
     """Solved examples ahead of each question of a task; not given: as the task says."""
 
+    def wrong_numbers(self) -> list[str]:
+        """One sentence for each number that makes no sense."""
+        least = {"task_limit": 1, "fewshot": 0}
+        given = {name: getattr(self, name) for name in least}
+        return [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
+
     @property
     def task_names(self) -> tuple[str, ...]:
         words = [word.strip() for item in self.tasks for word in item.split(",")]

@@ -33,7 +33,9 @@ RECIPE, WRITTEN, OURS, THREADS = "recipe.yaml", ".written.json", "halter-", "thr
 HEADED = "# A resolved Halter recipe: every value that decided this run."
 """The first line of every recipe that a run writes."""
 _TRACES = ("metrics.jsonl", "checkpoints", "adapter")
-_CHECKPOINT = re.compile(r"step-(\d{7})")
+_CHECKPOINT, _BEST = re.compile(r"step-(\d{7})"), re.compile(r"best-(\d{7})")
+ADAPTER = "adapter-0"
+"""Stem of the adapter's tensors in a checkpoint."""
 _DAMAGED, _REMEDY = "damaged-checkpoint", "move this checkpoint's folder away and resume from the one before"
 
 
@@ -198,6 +200,40 @@ class RunFolder:
             for old in whole[: -max(1, keep)]:
                 discard(old)
         return folder
+
+    def save_best(self, step: int, adapter: Mapping[str, Tensor]) -> None:
+        """Write checkpoints/best-NNNNNNN, the adapter of an evaluation that no earlier one beat."""
+        folder = self._best(step)
+        if folder.exists() and not self._whole(folder):
+            set_aside(folder)
+        if not folder.exists():
+            with new_folder(folder) as temporary:
+                write_tensors(temporary / f"{ADAPTER}.safetensors", adapter)
+                write_manifest(temporary, [file.name for file in temporary.iterdir()])
+            self._seen[folder] = _signature(folder)
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """The adapter of ``save_best``. Refusal ``damaged-checkpoint``."""
+        folder = self._best(step)
+        check_manifest(folder, _DAMAGED, "train.load_best_model_at_end=false does without it")
+        return read_tensors(folder / f"{ADAPTER}.safetensors")
+
+    def drop_best_but(self, steps: Collection[int]) -> None:
+        """Remove what ``save_best`` wrote after other steps than these."""
+        for folder in sorted((self.path / "checkpoints").glob("best-*")):
+            match = _BEST.fullmatch(folder.name)
+            if match and int(match[1]) not in steps and self._whole(folder):
+                discard(folder)
+
+    def _best(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"best-{step:07d}"
+
+    def state_of_checkpoint(self, step: int) -> dict[str, Any]:
+        """The plain values of a checkpoint, {} where they cannot be read."""
+        with suppress(HalterError, OSError):
+            found = read_json(self.path / "checkpoints" / f"step-{step:07d}" / "state.json")
+            return found if isinstance(found, dict) else {}
+        return {}
 
     def _whole(self, folder: Path) -> bool:
         """Whether every byte is as it was written; read again only where size or time of a file have changed."""

@@ -159,11 +159,23 @@ class Choice:
         return (not self.fits, HELD.index(self.quantize), self.checkpointing, -self.trainable)
 
 
-def ranked(setting: Setting, budget: int, methods: Sequence[Method] | None = None) -> list[Choice]:
-    """Every method (its defaults, for the setting's own its options) x 16, 8 or 4 bits x activation checkpointing."""
+def ranked(
+    setting: Setting,
+    budget: int,
+    methods: Sequence[Method] | None = None,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Choice]:
+    """Every method (its defaults, for the setting's own its options) x 16, 8 or 4 bits x activation checkpointing.
+
+    ``tell(done, of)`` hears how many methods have been tried.
+    """
     own = {method.name(): method for method in setting.methods} if len(setting.methods) == 1 else {}
     chosen = methods or [own.get(name) or find(name)() for name in names()]
-    return sorted(_choices(setting, budget, chosen), key=lambda choice: choice.rank)
+    found: list[Choice] = []
+    for done, method in enumerate(chosen):
+        tell(done, len(chosen))
+        found += _choices(setting, budget, [method])
+    return sorted(found, key=lambda choice: choice.rank)
 
 
 def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterator[Choice]:

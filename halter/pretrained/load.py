@@ -153,6 +153,11 @@ def _stream(model: Decoder, say: Say) -> None:
         say("The system locks no more memory (ulimit -l): computing waits for every copy.")
 
 
+def refuse_mismatch(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Refusal ``checkpoint-mismatch`` as ``load``'s; only headers are read."""
+    _Plan.of(checkpoint, config)
+
+
 def map_model(folder: str | Path, dtype: torch.dtype) -> Decoder:
     """A dense model on the CPU whose weights are pages of its files, for a folder that this process has just written
     in ``dtype``; next to no memory of its own. Refusals as load's."""

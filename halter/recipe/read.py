@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -150,6 +151,10 @@ def _build(
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
             full = ".".join(map(str, (section, name, *inner[:-1])))
             gathered.problem(value.where(inner), f"unknown key {inner[-1]!r} in {full}; {hint}")
+        if isinstance(value.value, float) and not isfinite(value.value):
+            gathered.problem(value.where(), f"{section}.{name}: expected a finite number, found {value.value}")
+        elif section.startswith("method") and type(value.value) is int and value.value < 0:
+            gathered.problem(value.where(), f"{section}.{name}: must not be negative, not {value.value}")
     values = {key: default.value for key, default in fallback.items()} | {k: g.value for k, g in given.items()}
     wrong: set[str] = set()
     adapter = TypeAdapter(options)

@@ -116,9 +116,10 @@ def nearest(place: Path) -> Path:
     return next((p for p in (place, *place.parents) if os.path.lexists(p)), place)
 
 
-def disk_space(folder: str | Path, checkpoint_bytes: int, kept: int | None) -> Iterator[Refusal]:
-    """Refusal ``disk-space`` where ``kept`` checkpoints and the next one, or three, do not fit beside the result."""
-    count = max(CHECKPOINTS, (kept or 0) + 1)
+def disk_space(folder: str | Path, checkpoint_bytes: int, kept: int | None, best: bool = False) -> Iterator[Refusal]:
+    """Refusal ``disk-space`` where ``kept`` checkpoints and the next one, or three, do not fit beside the result, and
+    one more where the ``best`` is kept apart."""
+    count = max(CHECKPOINTS, (kept or 0) + 1) + best
     try:
         free = shutil.disk_usage(nearest(Path(folder).expanduser())).free
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from halter.data import told
+from halter.run.cautions import cautions
 from halter.run.prepare import Job, Say
 
 
@@ -26,7 +27,7 @@ def describe(job: Job, say: Say) -> None:
         say(f"default: {key} = {default.value} ({default.source})")
     for line in (*report.said, *told.notes(report.notes, aside=True)):
         say(f"note: {line}")
-    for line in (*told.notes(report.notes, aside=False), *lost_rows(job)):
+    for line in (*told.notes(report.notes, aside=False), *lost_rows(job), *cautions(job)):
         say(f"warning: {line}")
 
 

@@ -19,6 +19,7 @@ from halter.files.caches import cache_folder
 from halter.files.extras import install
 from halter.numerics import int8_product, nf4_kernels, threads
 from halter.pretrained.device import choose_device, cpu_has_bf16
+from halter.run.cautions import of_environment
 from halter.run.checks_machine import gib, nearest
 from halter.run.estimate import free_bytes
 
@@ -54,6 +55,7 @@ def report() -> dict[str, Any]:
         "extras": extras(),
         "folders": folders(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "warnings": of_environment(),
     }
 
 
@@ -207,4 +209,6 @@ def as_text(found: dict[str, Any]) -> str:
     lines.append("folders:")
     lines += [f"  {name}: {f['path']} ({gib(f['free_bytes'])} free)" for name, f in found["folders"].items()]
     lines += [f"environment: {name}={value}" for name, value in found["environment"].items()]
+    lines += [f"warning: {line}" for line in found["warnings"]]
+    lines += [f"warning: {line}" for line in found["warnings"]]
     return "\n".join(lines)

@@ -20,6 +20,8 @@ from halter.recipe import Recipe
 from halter.run.checks_machine import gib
 from halter.training import memory
 
+MARGIN = 0.9
+"""Share of what is free that a pass may be planned to take: the plan is up to 7 % below the truth (docs/measured)."""
 AMPLE = 4
 """Times the activations of a row: what is free beyond that is enough for any method."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -40,6 +42,8 @@ class Sizes:
     """What would be left of ``base`` on a GPU with model.offload: layers."""
     setting: Setting | None = None
     """A row alone in a pass; None where the methods are not known."""
+    own: int = 0
+    """Of a token, in the adapter's own products."""
 
 
 def sizes(
@@ -64,6 +68,7 @@ def sizes(
     return Sizes(
         base, count * (8 + states + copies), per_token, count * (4 + states), visited,
         _alone(recipe, config, adapter, width, held, offload),
+        0 if adapter is None else memory.OWN_BYTES * memory.own_numbers(adapter),
     )  # fmt: skip
 
 
@@ -101,7 +106,7 @@ def _on_paper(need: Sizes, tokens: int, free: int) -> fit.Needs | None:
     if need.setting is None or rest >= free:
         return None
     shape, width = need.setting.shape, need.setting.dtype.itemsize
-    most = AMPLE * (memory.activation_bytes(shape, tokens, width) + tokens * shape.vocab_size * width)
+    most = AMPLE * (memory.activation_bytes(shape, tokens, width) + tokens * (shape.vocab_size * width + need.own))
     return None if rest + most <= free else fit.needs(need.setting)
 
 
@@ -114,17 +119,26 @@ def _with_row(need: Sizes, tokens: int, free: int) -> tuple[int, int]:
     return rest + tokens * need.per_token, (free - rest) // max(1, need.per_token)
 
 
-def pass_warning(need: Sizes, device: torch.device, longest: int, micro_tokens: int) -> Iterator[str]:
-    """What to say where a row fits and a whole pass of such rows does not."""
+def in_words(need: Sizes, device: torch.device, longest: int, micro_tokens: int) -> str:
+    """What a pass of the run takes beside what is free, by the plan of this one setting (2 s for Llama 3.1 8B)."""
+    rows = max(1, micro_tokens // max(1, longest))
+    if need.setting is None:
+        return (
+            f"memory (base, adapter and optimizer: {gib(need.base + need.trained)} of {gib(free_bytes(device))} free)"
+        )
+    taken = fit.needs(need.setting).bytes(rows, longest)
+    return f"memory (about {gib(taken)} of {gib(free_bytes(device))} free on {device})"
+
+
+def smaller_pass(need: Sizes, device: torch.device, longest: int, micro_tokens: int) -> tuple[int, str] | None:
+    """Where a row fits and a whole pass of such rows does not: (most tokens of a pass that fits, what is too much)."""
     rows, free = micro_tokens // max(1, longest), free_bytes(device)
     found = _on_paper(need, rows * longest, free) if rows > 1 else None
     if found is None or need.setting is None or found.bytes(1, longest) > free or found.bytes(rows, longest) <= free:
-        return
-    most = longest * fit.most_rows(found, longest, free)
-    yield (
-        f"warning: a pass of {rows} rows of {longest} tokens takes {gib(found.bytes(rows, longest))} and {gib(free)} "
-        f"are free on {device}; train.micro_tokens={most} fits, and the step stays the same"
-    )
+        return None
+    most = longest * max(1, fit.most_rows(found, longest, int(free * MARGIN)))
+    what = f"a pass of {rows} rows of {longest} tokens takes {gib(found.bytes(rows, longest))} and {gib(free)} are free"
+    return most, f"{what} on {device}"
 
 
 def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> Iterator[Refusal]:
@@ -135,7 +149,9 @@ def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> I
     if total <= free:
         return
     fix = "a smaller base, model.quantize: nf4 (or int8), or a method that trains less"
-    if most > 0:
+    if need.trained > max(need.base, free // 2):
+        fix = "a smaller --r, or a method that trains less: adapter and optimizer are the most of it"
+    elif most > 0:
         fix = f"data.max_length of at most {most}, with data.on_long: cut or split; or model.quantize: nf4"
     if device.type == "cuda" and need.visited < need.base:
         fix += (

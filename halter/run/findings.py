@@ -13,13 +13,14 @@ T = TypeVar("T")
 class Findings:
     """Problems in the order in which they were found. ``strict``: the first is raised instead.
 
-    What ``waivers`` lets pass is noted there and is no problem.
+    What ``waivers`` lets pass is noted there and is no problem. ``looked``: in words, everything that was looked at.
     """
 
     def __init__(self, waivers: Waivers | None = None, strict: bool = False) -> None:
         self.waivers = waivers or Waivers()
         self.strict = strict
         self.problems: list[Refusal] = []
+        self.looked: list[str] = []
 
     def add(self, refusal: Refusal) -> None:
         """One more problem, unless it is waived."""

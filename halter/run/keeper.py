@@ -25,14 +25,27 @@ class Keeper:
         self.run, self.trainee, self.watch, self.say = run, trainee, watch, say
         self.base = base.fingerprint if isinstance(base, BaseIdentity) else None
         self.spared: list[int] = []
+        self.best_of: dict[int, int] = {}
 
     def save(self, step: int, limit: int | None) -> None:
         """Write the checkpoint after ``step`` steps; the newest ``limit`` and the spared ones are kept."""
         tensors, values = self.trainee.state()
-        best, watched = self.watch.state()
         named = {"adapter-0": state_of(self.trainee.adapter), "optimizer-0": tensors}
-        values |= {"watch": watched, "spared": self.spared, "base": self.base, "threads": torch.get_num_threads()}
-        self.run.save_checkpoint(step, named | ({"best-0": best} if best else {}), values, limit, self.spared)
+        if self.watch.found.kept:
+            named["best-0"] = self.watch.found.kept
+        values |= {"watch": self.watch.state(), "spared": self.spared, "base": self.base}
+        values["threads"] = torch.get_num_threads()
+        self.run.save_checkpoint(step, named, values, limit, self.spared)
+        self.best_of[step] = self.watch.found.step
+        there = [at for at, _ in self.run.checkpoints()]
+        # A run may go on from any checkpoint, and then wants the best adapter that this one knew.
+        self.run.drop_best_but({self.watch.found.step, *(self._best_of(at) for at in there)})
+
+    def _best_of(self, step: int) -> int:
+        """After which step the best evaluation was that the checkpoint of ``step`` knew."""
+        if step not in self.best_of:
+            self.best_of[step] = int(self.run.state_of_checkpoint(step).get("watch", {}).get("step", 0))
+        return self.best_of[step]
 
     def stop(self) -> None:
         """A checkpoint of where training stands, unless there is one."""

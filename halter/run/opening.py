@@ -53,6 +53,10 @@ class OpenOptions:
     allow: tuple[str, ...] = ()
     """Ids of refusals that are waived; the id stands in square brackets at the end: base-differs, tokenizer-differs."""
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise Refusal("open-options", f"--threads {self.threads}: at least one thread computes", fix="leave it out")
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -17,6 +17,7 @@ from halter.recipe import Recipe
 MAY_CHANGE = (
     "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.report_to", "train.save_steps",
     "train.save_total_limit", "train.eval_steps", "train.sample_prompts", "train.early_stopping_patience",
+    "train.load_best_model_at_end",
     "train.micro_tokens", "train.activation_checkpointing", "train.offload_activations", "train.cache_frozen",
     "train.threads", "output_dir", "model.device", "model.offload", "checks", "data.cache",
 )  # fmt: skip

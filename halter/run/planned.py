@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from halter.model.decoder import Decoder
 from halter.model.storages import held_in
 from halter.plan import Setting, fit, forecast, speed
 from halter.plan.answer import Answer
+from halter.plan.dry import dry_adapter
 from halter.plan.setting import shape_of
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.recipe import Recipe, load_tolerant
@@ -64,13 +65,21 @@ def from_recipe(recipe: Recipe) -> Setting:
         passes=-(-step // rows),
         device=device.type,
     )
-    auto = memory.needs_checkpointing(shape, found.tokens, dtype.itemsize, device)
+    adapter = dry_adapter(shape, found.methods)
+    auto = memory.needs_checkpointing(shape, found.tokens, dtype.itemsize, device, adapter)
     chosen = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
     return replace(found, checkpointing=chosen)
 
 
-def plan(recipe: Recipe, memory_amount: str | None = None, on: str | None = None, calibrate: bool = False) -> Answer:
+def plan(
+    recipe: Recipe,
+    memory_amount: str | None = None,
+    on: str | None = None,
+    calibrate: bool = False,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> Answer:
     """Everything about a recipe. ``memory_amount`` such as 8GB; ``on`` a published device, else this machine.
+    ``tell(done, of)`` hears how many of the methods that are ranked have been tried.
 
     Refusals ``memory-amount``, ``unknown-device``, ``no-model``, and the methods' own.
     """
@@ -91,7 +100,7 @@ def plan(recipe: Recipe, memory_amount: str | None = None, on: str | None = None
         largest=fit.largest(setting, budget),
         rates=rates,
         times=None if rates is None else speed.times(found, rates),
-        choices=tuple(fit.ranked(setting, budget)) if memory_amount is not None or on is not None else (),
+        choices=tuple(fit.ranked(setting, budget, tell=tell)) if memory_amount is not None or on is not None else (),
     )
 
 

@@ -25,10 +25,11 @@ from halter.pretrained.bnb import storing
 from halter.pretrained.device import choose_device, choose_dtype, streams
 from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
-from halter.run import checks_data, checks_machine, estimate
+from halter.run import checks_data, checks_machine, checks_shapes, estimate
+from halter.run.cautions import rate_problem
 from halter.run.findings import Findings
 from halter.run.output import as_begun, open_run
-from halter.run.prepare import Base, Job, Say, collect, data_missing, fit, read_base
+from halter.run.prepare import Base, Job, Say, collect, data_missing, fit, read_base, with_passes
 
 Source = str | Path | Mapping[str, Any] | Recipe | None
 
@@ -42,6 +43,8 @@ class Examination:
     job: Job | None
     problems: tuple[Refusal, ...]
     waived: tuple[dict[str, str], ...]
+    looked: tuple[str, ...] = ()
+    """Everything that was looked at, in words."""
 
 
 def ready(source: Source, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = lambda _: None) -> Job:
@@ -58,9 +61,17 @@ def ready(source: Source, overrides: Sequence[str] = (), *, resume: bool = False
 
 
 def examine(
-    source: Source, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = lambda _: None
+    source: Source,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    say: Say = lambda _: None,
+    planned: bool = False,
 ) -> Examination:
-    """Every check there is. Refusals of a recipe that cannot be read at all (``yaml``, ``file-missing``) are raised."""
+    """Every check there is. Refusals of a recipe that cannot be read at all (``yaml``, ``file-missing``) are raised.
+
+    ``planned``: the plan of a step is made and told even where a bound says that there is room in plenty.
+    """
     recipe, refusal = load_tolerant(source, overrides)
     recipe = as_begun(recipe) if resume else recipe
     for note in recipe.notes:
@@ -74,11 +85,13 @@ def examine(
     files = [(f"method.init_from ({choice.name})", choice.init_from) for choice in recipe.methods]
     findings.take(checks_machine.missing_files([*files, ("data.template", _file(recipe.data.template))]))
     findings.take(checks_machine.writable(recipe.output_dir or "runs"))
-    job = _looked_at(recipe, findings, say)
+    findings.looked += ["recipe", "this machine", "output folder"]
+    job = _looked_at(recipe, findings, say, planned)
     findings.attempt(open_run, recipe if job is None else job.recipe, resume)
     waived = tuple(findings.waivers.facts())
     job = None if job is None else replace(job, waived=waived)
-    return Examination(recipe if job is None else job.recipe, job, tuple(findings.problems), waived)
+    recipe = recipe if job is None else job.recipe
+    return Examination(recipe, job, tuple(findings.problems), waived, tuple(findings.looked))
 
 
 def _file(template: str | None) -> str | None:
@@ -86,25 +99,30 @@ def _file(template: str | None) -> str | None:
     return template if template and ("/" in template or template.endswith((".jinja", ".j2", ".txt"))) else None
 
 
-def _looked_at(recipe: Recipe, findings: Findings, say: Say) -> Job | None:
+def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> Job | None:
     """The job, after every check that needs the base's folder."""
     base = findings.attempt(read_base, recipe) if recipe.model.path else None
     if base is None:
         findings.take(data_missing(recipe.data))
         return None
+    findings.take(rate_problem(recipe, base.config.dim))
     job = collect(recipe, say, findings, base)
     adapter = _planned(recipe, base, findings)
     found = None
     if job is not None:
         found = checks_data.scan(job.data.train, job.tokenizer)
         findings.take(checks_data.rows(found, job.tokenizer, job.config))
+        findings.looked += ["tokenizer", f"data ({job.data.report.kept:,} rows)", "template"]
     if findings.problems and not Path(recipe.model.path).expanduser().is_dir():
         return job  # nothing large is fetched for a run that cannot start
     folder = findings.attempt(resolve, recipe.model.path, recipe.model.revision)
     checkpoint = None if folder is None else findings.attempt(open_checkpoint, folder)
     if checkpoint is None or folder is None:
         return job
-    _check_sizes(recipe, base, checkpoint, adapter, job, findings, say)
+    findings.take(checks_shapes.shapes(checkpoint, base.config))
+    numbers = "names, shapes and numbers" if checks_shapes.looks_at_values(checkpoint) else "names and shapes"
+    findings.looked.append(f"{numbers} of the base's {len(checkpoint.names())} tensors")
+    job = _check_sizes(recipe, base, checkpoint, adapter, job, findings, say, planned)
     others = _earlier(recipe, base, checkpoint, findings)
     if adapter is not None and len(adapter.methods) == len(recipe.methods):
         findings.attempt(_way_over, recipe, base, adapter)
@@ -149,23 +167,42 @@ def _device(recipe: Recipe) -> torch.device:
 
 def _check_sizes(
     recipe: Recipe, base: Base, checkpoint: Checkpoint, adapter: Adapter | None, job: Job | None, findings: Findings,
-    say: Say,
-) -> None:  # fmt: skip
+    say: Say, planned: bool,
+) -> Job | None:  # fmt: skip
+    """Memory and disk; the job, with smaller passes where its own do not fit."""
     held = findings.attempt(storing, checkpoint, recipe.model.quantize)
     device = _device(recipe)
     apart = streams(recipe.model.offload, device, lambda _: None)
     if recipe.model.offload == "layers" and adapter is not None:
         findings.attempt(refuse_trained_layers, adapter)
     need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), held, apart)
-    kept = recipe.train.save_total_limit
-    findings.take(checks_machine.disk_space(recipe.output_dir or "runs", need.checkpoint, kept))
+    kept, best = (
+        recipe.train.save_total_limit,
+        recipe.data.validation is not None and recipe.train.load_best_model_at_end,
+    )
+    findings.take(checks_machine.disk_space(recipe.output_dir or "runs", need.checkpoint, kept, best))
     row = ("a row", 1)
     if job is not None:
         row = (job.data.report.longest_origin, job.data.report.longest)
     findings.take(estimate.memory_problem(need, device, row))
-    if job is not None:
-        for words in estimate.pass_warning(need, device, row[1], job.micro_tokens):
-            say(words)
+    findings.looked.append("disk")
+    job = None if job is None else _in_passes_that_fit(job, need, device, findings, say)
+    if job is not None and planned and not findings.problems:
+        findings.looked.append(estimate.in_words(need, device, row[1], job.largest_pass()))
+    return job
+
+
+def _in_passes_that_fit(job: Job, need: estimate.Sizes, device: torch.device, findings: Findings, say: Say) -> Job:
+    """The job, in smaller passes where its own do not fit and nobody chose them."""
+    smaller = estimate.smaller_pass(need, device, job.data.report.longest, job.largest_pass())
+    if smaller is None:
+        return job
+    most, what = smaller
+    if job.recipe.train.micro_tokens is not None and device.type == "cpu":
+        findings.add(Refusal("row-memory", what, fix=f"--micro-tokens {most}; the step stays the same", waivable=True))
+        return job
+    say(f"note: {what}; train.micro_tokens is {most}, the step stays the same")
+    return with_passes(job, most, "what fits into the memory that was free when the run began")
 
 
 def _earlier(recipe: Recipe, base: Base, checkpoint: Checkpoint, findings: Findings) -> dict[str, ChatTemplate | None]:

@@ -48,6 +48,11 @@ class Job:
     waived: Sequence[dict[str, str]] = ()
     """Refusals that the recipe waived, {id, text} each, for halter.json and the run folder."""
 
+    def largest_pass(self) -> int:
+        """Tokens of the largest pass of the first epoch."""
+        lengths = self.data.train.lengths
+        return max((int(lengths[list(micro)].sum()) for step in self.plan(0) for micro in step), default=0)
+
 
 def prepare(recipe: Recipe, say: Say = lambda _: None) -> Job:
     """Everything before the base is loaded: configuration, tokenizer, rows with labels, the plan of steps. Of a hub
@@ -108,6 +113,14 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
     plan = plan_of(recipe, data, micro)
     steps = total_steps(plan, options.num_train_epochs or 1.0, options.max_steps)
     return Job(recipe, base.folder, config, tokenizer, template, data, plan, steps, micro)
+
+
+def with_passes(job: Job, micro: int, why: str) -> Job:
+    """The same job in passes of at most ``micro`` tokens, as if the recipe had said so."""
+    train = replace(job.recipe.train, micro_tokens=micro)
+    defaults = {**job.recipe.defaults, "train.micro_tokens": Default(micro, why)}
+    recipe = replace(job.recipe, train=train, defaults=defaults)
+    return replace(job, recipe=recipe, micro_tokens=micro, plan=plan_of(recipe, job.data, micro))
 
 
 def fit(choice: MethodChoice, base: Base) -> MethodChoice:

@@ -24,6 +24,7 @@ from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run.describe import describe
+from halter.run.ends import last_words, refuse_broken_base, refuse_nothing_learnt
 from halter.run.keeper import Keeper
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
@@ -136,7 +137,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
             if "loss" in record and "alarm" not in record:
                 display.step(record)
 
-        watch = Watch(job, model, adapter, log, display.say)
+        watch = Watch(job, model, adapter, run, log, display.say)
         keeper = Keeper(run, trainee, watch, display.say, model.identity)
         if resume:
             keeper.resume(say)
@@ -147,7 +148,10 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
             with suppress(Stopped), stops.last():  # a second signal does not wait for the checkpoint
                 keeper.stop()
             raise stop.as_exit() from None
-    watch.keep_best()
+    refuse_nothing_learnt(trainee)
+    watch.keep_best(lambda: new_adapter(job, model))
+    for line in last_words(trainee):
+        say(line)
     try:
         found = identity.result()
         adapter.facts["base"] |= found.facts()
@@ -172,13 +176,16 @@ def _steps(
     there is room to keep freed memory."""
     options = job.recipe.train
     largest = job.config, job.micro_tokens, model.dtype.itemsize, model.device
-    auto, roomy = memory.needs_checkpointing(*largest), memory.roomy(*largest, trainee.adapter.num_trainable)
+    roomy = memory.roomy(*largest, trainee.adapter.num_trainable)
+    auto = memory.needs_checkpointing(*largest, trainee.adapter)
     checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
 
     def alarm(alarm: Alarm) -> None:
         log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
              "rows_before": alarm.rows_before})  # fmt: skip
         keeper.alarm(alarm)
+        if alarm.record.trouble == "non-finite" and trainee.guards.first is None:
+            refuse_broken_base(model, str(job.folder))
 
     evaluate_at = _every(options.eval_steps, job)
     events = Events(

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
+from halter.files.runs import RunFolder
 from halter.generation.engine import generate
 from halter.methods.adapter import Adapter
 from halter.methods.storage import restore, state_of
@@ -21,26 +23,34 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Found:
-    """What early stopping knows: the best held-out loss with its adapter, the evaluations since that were no better,
-    and after which step the last one was. One value, so that a signal cannot leave half of it."""
+    """What evaluations have shown: the best held-out loss and after which step it was, the evaluations since that were
+    no better, the last loss and its step. One value, so that a signal cannot leave half of it."""
 
     best: float = math.inf
+    step: int = 0
+    """0: the adapter as training began with it."""
     worse: int = 0
     looked: int = -1
+    last: float = math.inf
     kept: dict[str, Tensor] = field(default_factory=dict)
+    """The best adapter, where a checkpoint of an earlier Halter had it among its tensors."""
 
-    def and_now(self, loss: float, step: int, adapter: Adapter) -> Found:
+    def and_now(self, loss: float, step: int) -> Found:
         if loss < self.best:
-            return Found(loss, 0, step, {name: tensor.clone() for name, tensor in state_of(adapter).items()})
-        return replace(self, worse=self.worse + 1, looked=step)
+            return Found(loss, step, 0, step, loss)
+        return replace(self, worse=self.worse + 1, looked=step, last=loss)
 
 
 class Watch:
-    """Looks at one adapter while it is trained; ``log`` takes records for metrics.jsonl, ``say`` lines for people."""
+    """Looks at one adapter while it is trained; ``log`` takes records for metrics.jsonl, ``say`` lines for people.
 
-    def __init__(self, job: Job, model: Decoder, adapter: Adapter, log: Log, say: Say) -> None:
-        self.job, self.model, self.adapter, self.log, self.say = job, model, adapter, log, say
+    The adapter of the best evaluation so far lies in the run folder, in checkpoints/best-NNNNNNN.
+    """
+
+    def __init__(self, job: Job, model: Decoder, adapter: Adapter, run: RunFolder, log: Log, say: Say) -> None:
+        self.job, self.model, self.adapter, self.run, self.log, self.say = job, model, adapter, run, log, say
         self.patience = job.recipe.train.early_stopping_patience
+        self.keeps = job.recipe.train.load_best_model_at_end
         self.found = Found()
 
     @property
@@ -63,8 +73,10 @@ class Watch:
             self.log({"step": step, "eval_loss": loss})
             self.say(f"after step {step}: held-out loss {loss:.4f}")
         self._sample(step)
-        watches = self.patience is not None
-        self.found = self.found.and_now(loss, step, self.adapter) if watches else replace(self.found, looked=step)
+        found = self.found.and_now(loss, step)
+        if self.keeps and found.step == step != 0:
+            self.run.save_best(step, state_of(self.adapter))
+        self.found = found
         return self.over
 
     def _sample(self, step: int) -> None:
@@ -83,18 +95,48 @@ class Watch:
         for prompt, result in zip(prompts, results, strict=True):
             self.say(f"after step {step}: {prompt!r} -> {result.text!r}")
 
-    def keep_best(self) -> None:
-        """Go back to the best adapter, where early stopping watched for it."""
-        if self.found.kept:
-            restore(self.adapter, self.found.kept, "the best evaluation")
-            self.say(f"kept the adapter with held-out loss {self.found.best:.4f}")
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors of the best adapter so far, plain values) from which ``restore`` goes on."""
+    def keep_best(self, first: Callable[[], Adapter]) -> None:
+        """Go back to the adapter of the best evaluation, unless it is the last one or nobody wants it; ``first`` makes
+        the adapter that training began with."""
         found = self.found
-        best = found.best if math.isfinite(found.best) else None
-        return found.kept, {"best": best, "worse": found.worse, "looked": found.looked}
+        if not self.keeps or not math.isfinite(found.best):
+            return
+        if found.step != found.looked:
+            try:
+                state = found.kept or (self.run.load_best(found.step) if found.step else state_of(first()))
+            except HalterError as error:
+                self.say(
+                    f"warning: the best adapter, of step {found.step}, cannot be read; the last one is kept: {error}"
+                )
+                return
+            restore(self.adapter, state, "the best evaluation")
+        self.log({"step": found.step, "kept": True, "eval_loss": found.best})
+        self.say(self._told())
+
+    def _told(self) -> str:
+        found = self.found
+        last = f"(last step {found.last:.4f})"
+        if found.step == found.looked:
+            return f"kept step {found.step}, the last: held-out loss {found.best:.4f}"
+        if found.step == 0:
+            return (
+                f"kept the adapter as training began with it, held-out loss {found.best:.4f}: no evaluation was better "
+                f"{last}. A lower train.learning_rate may help; train.load_best_model_at_end=false keeps the last step"
+            )
+        return f"kept step {found.step}, held-out loss {found.best:.4f} {last}"
+
+    def state(self) -> dict[str, Any]:
+        """Plain values from which ``restore`` goes on."""
+        found = self.found
+        values = {"step": found.step, "worse": found.worse, "looked": found.looked}
+        return values | {name: _finite(value) for name, value in (("best", found.best), ("last", found.last))}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        best = math.inf if values["best"] is None else float(values["best"])
-        self.found = Found(best, int(values["worse"]), int(values["looked"]), tensors)
+        """Go on from ``state``; ``tensors`` are the best adapter in a checkpoint of an earlier Halter, {} in ours."""
+        best, last = (math.inf if values.get(name) is None else float(values[name]) for name in ("best", "last"))
+        step = int(values.get("step", -1 if tensors else 0))
+        self.found = Found(best, step, int(values["worse"]), int(values["looked"]), last, tensors)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,7 +1,8 @@
 """What watches over each step's figures before the optimizer moves: non-finite numbers, and losses that leap.
 
 A leap is a loss above four times the median of the last 32, above it by half a nat, and above it by eight times their
-spread (median absolute deviation, scaled to a normal's sigma), so that noise of small batches raises no alarm.
+spread (median absolute deviation, scaled to a normal's sigma), so that noise of small batches raises no alarm. Before
+there are ten losses, whose spread says little, it is a loss above four times the highest so far and two nats above it.
 """
 
 from __future__ import annotations
@@ -19,30 +20,41 @@ IN_A_ROW = 3
 IN_A_ROW_FP16 = 20  # each halves the loss scale, which starts at 2^16
 WINDOW, FEWEST = 32, 10
 FACTOR, NATS, SIGMAS = 4.0, 0.5, 8.0
+EARLY_NATS = 2.0
 SIGMA_OF_MAD = 1.4826
 
 
 @dataclass
 class Guards:
-    """One trainee's watch. ``losses`` are the last finite ones, ``skipped`` the non-finite steps in a row."""
+    """One trainee's watch. ``losses`` are the last finite ones, ``first`` the first of all, ``skipped`` the non-finite
+    steps in a row and ``lost`` those in all."""
 
     on_nonfinite: OnNonfinite = "skip"
     on_spike: OnSpike = "warn"
     losses: list[float] = field(default_factory=list)
     skipped: int = 0
+    first: float | None = None
+    lost: int = 0
 
     def judge(self, loss: float, norm: float) -> Trouble:
         """What is wrong with a step of this mean loss and gradient norm; '' if nothing is. Remembers the loss."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.skipped += 1
+            self.lost += 1
             return "non-finite"
         self.skipped = 0
-        leap = self.on_spike != "off" and len(self.losses) >= FEWEST and loss > self.bound()
+        self.first = loss if self.first is None else self.first
+        leap = self.on_spike != "off" and loss > self.bound()
         self.losses = [*self.losses, loss][-WINDOW:]
         return "spike" if leap else ""
 
     def bound(self) -> float:
         """The loss above which the next step is a spike."""
+        if not self.losses:
+            return math.inf
+        if len(self.losses) < FEWEST:
+            highest = max(self.losses)
+            return max(FACTOR * highest, highest + EARLY_NATS)
         middle = median(self.losses)
         sigma = SIGMA_OF_MAD * median(abs(loss - middle) for loss in self.losses)
         return max(FACTOR * middle, middle + NATS, middle + SIGMAS * sigma)
@@ -60,7 +72,9 @@ class Guards:
         return trouble == "spike" and self.on_spike == "stop"
 
     def state(self) -> dict[str, Any]:
-        return {"losses": list(self.losses), "skipped": self.skipped}
+        return {"losses": list(self.losses), "skipped": self.skipped, "first": self.first, "lost": self.lost}
 
     def restore(self, values: dict[str, Any]) -> None:
         self.losses, self.skipped = [float(loss) for loss in values["losses"]], int(values["skipped"])
+        first = values.get("first")  # checkpoints of before have neither
+        self.first, self.lost = None if first is None else float(first), int(values.get("lost", 0))

@@ -7,10 +7,16 @@ import sys
 
 import torch
 
+from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
+from halter.model.places import LINEARS
 from halter.numerics import nf4_kernels
 from halter.numerics.allocation import available_bytes
 
+OWN_BYTES = 8
+"""A float32 number that a piece's product keeps, and its copy in the dtype computed in or its gradient."""
+WHOLE = ("embed_tokens", "lm_head")
+"""Places whose pieces are rows of tokens."""
 BYTES_A_NUMBER = 12
 """A float32 gradient and the two moments of Adam, the most that an optimizer here keeps."""
 
@@ -44,9 +50,25 @@ def activation_bytes(config: ModelConfig, tokens: int, width: int) -> int:
     return tokens * width * config.layers * config.numbers_a_token
 
 
-def needs_checkpointing(config: ModelConfig, tokens: int, width: int, device: torch.device) -> bool:
-    """Whether activations would take more than half of what is free."""
-    return activation_bytes(config, tokens, width) > free_memory_bytes(device) // 2
+def own_numbers(adapter: Adapter) -> int:
+    """Numbers that an adapter's own products keep for one token: the ranks and widths of its pieces."""
+    config, found = adapter.shape, 0
+    for slot in adapter.slots:
+        sides = sum(config.weight_shape(slot.place)) if slot.place in LINEARS else 2 * config.dim
+        matrices = [p for p in slot.piece.parameters() if p.dim() == 2 and slot.place not in WHOLE]
+        # Two matrices, [r, in] and [out, r]; one in the place of the base's weight counts for less than that.
+        found += sum(p.numel() for p in matrices) // sides
+    return found
+
+
+def needs_checkpointing(
+    config: ModelConfig, tokens: int, width: int, device: torch.device, adapter: Adapter | None = None
+) -> bool:
+    """Whether activations, the adapter's own among them, would take more than half of what gradients and optimizer
+    states leave free."""
+    own, trained = (0, 0) if adapter is None else (own_numbers(adapter), adapter.num_trainable)
+    room = free_memory_bytes(device) - BYTES_A_NUMBER * trained
+    return activation_bytes(config, tokens, width) + OWN_BYTES * own * tokens > room // 2
 
 
 def roomy(config: ModelConfig, tokens: int, width: int, device: torch.device, trained: int) -> bool:

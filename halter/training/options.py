@@ -5,7 +5,8 @@ Key names are Hugging Face's. None means "what suits the method": halter.trainin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from halter.errors import Refusal
@@ -78,6 +79,9 @@ class TrainOptions:
     """Steps between evaluations; below 1 a share of all steps. Not given: after every epoch. Needs validation data."""
     early_stopping_patience: int | None = None
     """Evaluations in a row without a better loss after which training ends. Not given: never."""
+    load_best_model_at_end: bool = True
+    """Where there are validation rows: save the adapter of the evaluation with the lowest held-out loss, the start
+    included, and say which one it was. false: that of the last step."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts answered at every evaluation, so that one can watch the model change."""
     save_steps: float | None = None
@@ -126,9 +130,12 @@ class TrainOptions:
         ):
             values = ((name, getattr(self, name)) for name in names)
             problems += [f"{name}: {words}, not {v}" for name, v in values if v is not None and not good(v)]
+        floats = [f.name for f in fields(self) if isinstance(getattr(self, f.name), float)]
+        endless = [name for name in floats if not math.isfinite(getattr(self, name))]
+        problems += [f"{name}: must be a finite number" for name in endless]
         for name in ("warmup_steps", "eval_steps", "save_steps"):
             value = getattr(self, name)
-            if value is not None and value >= 1 and value != int(value):
+            if value is not None and name not in endless and value >= 1 and value != int(value):
                 problems.append(f"{name}: {value} is neither a share (below 1) nor a whole number of steps")
         return problems
 

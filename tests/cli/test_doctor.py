@@ -85,7 +85,7 @@ def test_a_good_recipe_is_good(own: Own, tmp_path: Path, capsys: pytest.CaptureF
     given = arguments(own, tmp_path)
     assert main.run(given) == 0
     out = capsys.readouterr().out
-    assert "nothing is wrong with it" in out and "method: lora" in out
+    assert "no problem found in: recipe, this machine" in out and "GiB free" in out and "method: lora" in out
     assert main.run([*given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"problems": [], "waived": []}
     assert not (tmp_path / "run").exists()

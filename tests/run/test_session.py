@@ -189,6 +189,7 @@ def test_early_stopping_keeps_the_best(recipe):
     """The best evaluation is step 1's; the result is the adapter of that step, bit for bit."""
     changes = {"train__eval_steps": 1, "train__save_steps": 1, "train__save_total_limit": None}
     changes |= {"train__learning_rate": 0.5, "train__early_stopping_patience": 2, "train__warmup_steps": 0.999}
+    changes["checks"] = {"allow": ["learning-rate"]}
     run, _ = quiet(recipe(**changes, train__max_steps=40))
     losses = [line["eval_loss"] for line in lines(run) if "eval_loss" in line]
     best = losses.index(min(losses))
@@ -201,6 +202,7 @@ def test_early_stopping_keeps_the_best(recipe):
 
 def test_a_run_that_only_gets_worse_ends_as_it_began(recipe):
     changes = {"train__learning_rate": 5.0, "train__eval_steps": 1, "train__early_stopping_patience": 1}
+    changes["checks"] = {"allow": ["learning-rate"]}
     run, _ = quiet(recipe(**changes, train__max_steps=20, train__warmup_steps=0))
     losses = [line["eval_loss"] for line in lines(run) if "eval_loss" in line]
     assert len(losses) == 2 and losses[1] > losses[0]

@@ -198,6 +198,9 @@ def test_the_bound_is_the_written_one():
     wide = Guards(losses=[1.0, 2.0, 3.0, 4.0, 5.0] * 2)
     assert wide.bound() == 3.0 + 8 * 1.4826 * 1.0
     fresh = Guards()
-    assert [fresh.judge(x, 1.0) for x in [1.0] * 9 + [50.0]] == [""] * 10  # too early to know
+    assert [fresh.judge(x, 1.0) for x in [1.0] * 9 + [50.0]] == [""] * 9 + ["spike"]
+    # Before there are ten losses: four times the highest and two nats above it.
+    assert Guards().bound() == math.inf and Guards(losses=[1.0, 3.0]).bound() == 12.0
+    assert Guards(losses=[0.1]).bound() == 0.1 + guards.EARLY_NATS
     assert fresh.judge(50.0, 1.0) == "spike"
     assert len(Guards(losses=[1.0] * 40).losses) == 40 and fresh.judge(1.0, 1.0) == ""

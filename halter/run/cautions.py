@@ -1,0 +1,116 @@
+"""What is allowed and hardly meant: settings that do nothing or too much, variables that nobody reads.
+
+``rate_problem`` refuses; the rest is told before training, by ``halter train`` and ``halter doctor`` alike.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+from halter.errors import Refusal
+from halter.files.caches import cache_folder
+from halter.recipe import Recipe
+from halter.run.checks_machine import gib, nearest
+from halter.run.prepare import Job
+from halter.training.defaults import at_width, with_defaults
+from halter.training.options import TrainOptions
+from halter.training.schedule import warmup_steps
+
+TOO_HIGH, TOO_LOW = 50.0, 1e-4
+"""Times the method's own learning rate at the model's width: above the first no method here has ever learnt (the search
+of ``halter compare`` goes to 16), below the second nothing moves."""
+LITTLE_ROOM = 1e9
+VARIABLES = {
+    "HALTER_CACHE": "folder of tokenised rows and digests",
+    "HALTER_CACHE_GB": "most gigabytes of tokenised rows (20; 0 keeps none)",
+    "HALTER_NF4": "kernels of 4-bit products",
+    "HALTER_WAITING": "how threads wait",
+    "HALTER_SHARED": "where the tests find shared data",
+}
+"""{variable: what it says}: every HALTER_ variable that is read anywhere; a test compares."""
+
+
+def usual_rate(method: str, dim: int) -> float:
+    """The learning rate that a method has by default on a model ``dim`` wide."""
+    return float(at_width(with_defaults(TrainOptions(), method)[1]["learning_rate"], dim).value)
+
+
+def rate_problem(recipe: Recipe, dim: int) -> Iterator[Refusal]:
+    """Refusal ``learning-rate`` where the rate is so high that training can only destroy the model."""
+    rate, names = recipe.train.learning_rate, [choice.name for choice in recipe.methods]
+    if rate is None or not names:
+        return
+    usual = max(usual_rate(name, dim) for name in names)
+    if rate > TOO_HIGH * usual:
+        yield Refusal(
+            "learning-rate",
+            f"train.learning_rate is {rate:g}, {rate / usual:,.0f} times the default of {' + '.join(names)} on a model "
+            f"{dim} wide",
+            expected=f"about {usual:.2g}, at most {TOO_HIGH * usual:.2g}",
+            fix=f"leave it out, or --learning-rate {usual:.2g}",
+            waivable=True,
+        )
+
+
+def cautions(job: Job) -> list[str]:
+    """One sentence for each setting of the job that does nothing, or hardly what was meant."""
+    return [*_of_steps(job), *_of_evaluation(job.recipe), *of_environment()]
+
+
+def _of_steps(job: Job) -> Iterator[str]:
+    options = job.recipe.train
+    warmup = warmup_steps(options.warmup_steps or 0.0, job.steps)
+    if warmup > job.steps:
+        yield (
+            f"train.warmup_steps is {warmup} and the run has {job.steps} steps: the learning rate ends at "
+            f"{job.steps / warmup:.2%} of train.learning_rate; a share such as 0.03 follows the run's length"
+        )
+    rate, names = options.learning_rate, [choice.name for choice in job.recipe.methods]
+    usual = min((usual_rate(name, job.config.dim) for name in names), default=0.0)
+    if rate is not None and rate < TOO_LOW * usual:
+        yield f"train.learning_rate is {rate:g}: nothing will be learnt (the default here is {usual:.2g})"
+    for name in ("save_steps", "eval_steps"):
+        asked = getattr(options, name)
+        if asked is not None and asked > job.steps and (name == "save_steps" or job.recipe.data.validation is not None):
+            yield f"train.{name} is {asked:g} and the run has {job.steps} steps: only the last one counts"
+
+
+def _of_evaluation(recipe: Recipe) -> Iterator[str]:
+    looks = recipe.data.validation is not None or recipe.train.sample_prompts
+    if recipe.train.eval_steps is not None and not looks:
+        yield "train.eval_steps does nothing here: there are no validation rows (--validation 0.1 takes a tenth)"
+
+
+def of_environment(environ: Mapping[str, str] | None = None) -> list[str]:
+    """One sentence for each HALTER_ variable that nobody reads or whose value is of no use."""
+    environ = os.environ if environ is None else environ
+    found = []
+    for name in sorted(name for name in environ if name.startswith("HALTER_") and name not in VARIABLES):
+        close = get_close_matches(name, VARIABLES, 1)
+        found.append(f"the variable {name} means nothing to Halter" + (f"; did you mean {close[0]}?" if close else ""))
+    amount = environ.get("HALTER_CACHE_GB")
+    if amount and not _is_amount(amount):
+        found.append(f"HALTER_CACHE_GB={amount} is no number of gigabytes; 20 is taken")
+    if environ.get("HALTER_CACHE"):
+        found += _of_cache(cache_folder())
+    return found
+
+
+def _is_amount(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _of_cache(folder: Path) -> Iterator[str]:
+    place = nearest(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK) or str(place).startswith("/proc"):
+        yield f"HALTER_CACHE={folder} cannot be written: tokenised rows are not kept, every run makes them again"
+    elif (free := shutil.disk_usage(place).free) < LITTLE_ROOM:
+        yield f"HALTER_CACHE={folder} has {gib(free)} free: tokenised rows may not be kept"

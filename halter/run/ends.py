@@ -1,0 +1,69 @@
+"""How a run ends: what its last steps say of the adapter, and what a step says that was never finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+import torch
+
+from halter.errors import HalterError, Refusal
+from halter.model.decoder import Decoder
+from halter.training.guards import NATS
+from halter.training.trainee import Trainee
+
+LAST = 8
+"""Steps whose median counts as the loss at the end."""
+WORSE = 1.5
+
+
+def refuse_broken_base(model: Decoder, where: str) -> None:
+    """Refusal ``base-not-finite`` naming the tensors of the base that hold NaN or infinity."""
+    held = (*model.named_buffers(), *model.named_parameters())
+    bad = [name for name, tensor in held if not _finite(tensor)]
+    if bad:
+        raise not_finite(bad, where)
+
+
+def not_finite(tensors: list[str], where: str) -> Refusal:
+    """Refusal ``base-not-finite`` of these tensors."""
+    return Refusal(
+        "base-not-finite",
+        "the base holds numbers that are not finite, so no loss can be",
+        where=where,
+        offenders=tensors,
+        fix="fetch the checkpoint again, or take another one; a conversion to fp16 may have overflowed",
+    )
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(1 << 24))
+
+
+def refuse_nothing_learnt(trainee: Trainee) -> None:
+    """HalterError where no step at all reached the weights, so that there is nothing to save."""
+    if trainee.step and trainee.guards.lost >= trainee.step:
+        raise HalterError(
+            f"loss or gradient was not finite in all {trainee.step} steps; nothing was learnt and nothing is saved. "
+            "Fix: a lower --learning-rate, --precision fp32, or another base; halter doctor looks at the base"
+        )
+
+
+def last_words(trainee: Trainee) -> Iterator[str]:
+    """One warning for each thing about the steps that the person should know who uses the adapter."""
+    guards, steps = trainee.guards, trainee.step
+    if guards.lost:
+        which = f"the last {guards.skipped} of them at the end; " if guards.skipped else ""
+        yield (
+            f"warning: {guards.lost} of {steps} steps were skipped because loss or gradient was not finite; {which}"
+            "the adapter is that of the last good step. A lower train.learning_rate may help"
+        )
+    if guards.first is not None and guards.losses:
+        end = median(guards.losses[-LAST:])
+        if end > WORSE * guards.first and end > guards.first + NATS:
+            yield (
+                f"warning: the loss began at {guards.first:.4f} and ended at {end:.4f}: training made the model worse; "
+                "lower train.learning_rate"
+            )

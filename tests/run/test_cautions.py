@@ -1,0 +1,209 @@
+"""Settings that cannot be meant are refused or told, by `halter train` and `halter doctor` in the same words."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from playground_run import recipe as made
+
+import halter
+from halter.cli import main
+from halter.errors import HalterError, Refusal
+from halter.files.tensors import read_tensors
+from halter.files.writing import write_tensors
+from halter.playground import base_folder
+from halter.recipe import dump, load
+from halter.run.cautions import TOO_HIGH, VARIABLES, of_environment, usual_rate
+from halter.run.ends import last_words
+from halter.training.guards import Guards
+
+PACKAGE = Path(halter.__file__).parent
+
+
+def both(recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[int], list[str]]:
+    """(exit codes, everything said) of doctor and of train."""
+    file = tmp_path / f"recipe-{len(list(tmp_path.glob('recipe-*')))}.yaml"
+    file.write_text(dump(load(recipe)), "utf-8")
+    codes, said = [], []
+    for verb in ("doctor", "train"):
+        codes.append(main.run([verb, str(file)]))
+        said.append("".join(capsys.readouterr()))
+    return codes, said
+
+
+def test_a_rate_that_cannot_be_right_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dim = 256
+    for rate in (100.0, 1.01 * TOO_HIGH * usual_rate("lora", dim)):
+        codes, said = both(made(tmp_path, learning_rate=rate), tmp_path, capsys)
+        assert codes == [2, 2] and all("[learning-rate]" in text for text in said), said
+        assert not (tmp_path / "run").exists()
+    # The fix, typed as it is printed, trains.
+    fix = re.search(r"(--learning-rate \S+?)[.]? To continue", said[1])
+    assert fix is not None
+    recipe = made(tmp_path, learning_rate=100.0)
+    (tmp_path / "r.yaml").write_text(dump(load(recipe)), "utf-8")
+    assert main.run(["train", str(tmp_path / "r.yaml"), *fix[1].split()]) == 0
+    # The default is never far from what is allowed, for any method.
+    from halter.methods.method import names
+
+    assert all(0 < usual_rate(name, 64) <= usual_rate(name, 16) for name in names())
+
+
+def test_it_can_be_waived(tmp_path: Path) -> None:
+    recipe = made(tmp_path, learning_rate=100.0, max_steps=1)
+    run = halter.train(recipe | {"checks": {"allow": ["learning-rate"]}}, say=lambda _: None)
+    assert run is not None and "learning-rate" in (run / "waived.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"warmup_steps": 1000}, "train.warmup_steps is 1000 and the run has 2 steps"),
+        ({"eval_steps": 10}, "train.eval_steps does nothing here"),
+        ({"save_steps": 10}, "train.save_steps is 10 and the run has 2 steps"),
+        ({"learning_rate": 1e-9}, "train.learning_rate is 1e-09: nothing will be learnt"),
+    ],
+)
+def test_what_does_nothing_is_told(
+    train: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes, said = both(made(tmp_path, **train), tmp_path, capsys)
+    assert codes == [0, 0] and all(f"warning: {told}" in text for text in said), said
+
+
+def test_a_usual_run_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codes, said = both(made(tmp_path), tmp_path, capsys)
+    assert codes == [0, 0] and not any(
+        "train." in line for text in said for line in text.splitlines() if "warning" in line
+    )
+
+
+def test_the_variables_are_those_that_are_read() -> None:
+    read = set()
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text("utf-8")
+        read |= set(re.findall(r"(?:environ(?:\.get)?[(\[]|getenv\(|MARK = |VARIABLE = )\"(HALTER_[A-Z0-9_]+)\"", text))
+    assert read <= VARIABLES.keys() and VARIABLES.keys() <= read | {"HALTER_WAITING", "HALTER_SHARED"}, read
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("HALTER_CAHCE", "/tmp", "did you mean HALTER_CACHE?"),
+        ("HALTER_CACHE_GB", "abc", "is no number of gigabytes; 20 is taken"),
+        ("HALTER_CACHE_GB", "-1", "is no number of gigabytes; 20 is taken"),
+        ("HALTER_CACHE", "/proc/nope", "cannot be written"),
+        ("HALTER_CACHE", "{file}", "cannot be written"),
+    ],
+)
+def test_variables_that_mean_nothing_are_told(
+    name: str,
+    value: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "a-file"
+    file.write_text("")
+    monkeypatch.setenv(name, value.format(file=file))
+    codes, said = both(made(tmp_path, max_steps=1), tmp_path, capsys)
+    assert codes == [0, 0] and all(told in text for text in said), said
+    assert main.run(["doctor"]) == 0 and told in capsys.readouterr().out
+    assert of_environment({"HALTER_CACHE_GB": "0", "HOME": "x"}) == []
+
+
+def broken_base(folder: Path) -> Path:
+    shutil.copytree(base_folder(), folder)
+    file = folder / "model.safetensors"
+    found = read_tensors(file)
+    name = next(name for name in found if name.endswith("up_proj.weight"))
+    found[name][0, 0] = float("nan")
+    write_tensors(file, found, replace=True)
+    return folder
+
+
+def test_a_base_with_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = made(tmp_path)
+    recipe["model"]["path"] = str(broken_base(tmp_path / "nan"))
+    codes, said = both(recipe, tmp_path, capsys)
+    assert codes == [2, 2] and all("[base-not-finite]" in t and "up_proj" in t for t in said), said
+
+
+def test_a_large_base_with_nan_is_found_at_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from halter.run import checks_shapes
+
+    monkeypatch.setattr(checks_shapes, "MOST_LOOKED_AT", 0)
+    recipe = made(tmp_path)
+    recipe["model"]["path"] = str(broken_base(tmp_path / "nan"))
+    with pytest.raises(Refusal, match="base-not-finite"):
+        halter.train(recipe)
+    assert not (tmp_path / "run/adapter").exists()
+
+
+def lost(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """The losses of these steps are not finite."""
+    from halter.training import loop
+
+    gather = loop.gather
+
+    def without(model: Any, trainees: Any, micros: Any, checkpointing: bool = False) -> Any:
+        gathered = gather(model, trainees, micros, checkpointing)
+        if trainees[0].step + 1 in steps:
+            gathered.losses.mul_(float("nan"))
+        return gathered
+
+    monkeypatch.setattr(loop, "gather", without)
+
+
+def test_a_run_whose_every_step_was_lost_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost(monkeypatch, {1, 2})
+    with pytest.raises(HalterError, match="nothing was learnt and nothing is saved"):
+        halter.train(made(tmp_path), say=lambda _: None)
+    assert not (tmp_path / "run/adapter").exists()
+
+
+def test_a_run_whose_last_step_was_lost_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost(monkeypatch, {2})
+    said: list[str] = []
+    assert halter.train(made(tmp_path), say=said.append) is not None
+    (line,) = [line for line in said if "not finite" in line and "of 2 steps" in line]
+    assert "1 of 2 steps were skipped" in line and "the last 1 of them at the end" in line
+
+
+def test_a_loss_that_ends_above_its_beginning_is_told() -> None:
+    """What a stranger saw: 1.81 at the first step, 13.2, then 7.6 at the end."""
+    for losses, told in (([1.81, 13.2, *[7.6] * 6], True), ([1.81, 1.9, *[2.0] * 6], False), ([7.9, 11.0, 7.6], False)):
+        guards = Guards()
+        for loss in losses:
+            guards.judge(loss, 1.0)
+        said = list(last_words(SimpleNamespace(guards=guards, step=len(losses))))  # type: ignore[arg-type]
+        assert any("training made the model worse" in line for line in said) == told
+
+
+def test_a_leap_is_seen_from_the_second_step_on() -> None:
+    for losses, leap in (([1.81], 13.2), ([1.8, 1.7, 1.9], 13.2), ([0.05], 2.2), ([4.0, 3.0], 17.0)):
+        guards = Guards()
+        assert [guards.judge(loss, 1.0) for loss in losses] == [""] * len(losses)
+        assert guards.judge(leap, 1.0) == "spike", (losses, leap)
+    for quiet in ([7.9, 4.1, 2.0, 2.5], [0.05, 0.9, 1.5], [1.8, 3.5, 5.9]):
+        guards = Guards()
+        assert [guards.judge(loss, 1.0) for loss in quiet] == [""] * len(quiet)
+
+
+def test_guards_of_earlier_checkpoints_are_read() -> None:
+    guards = Guards()
+    guards.restore({"losses": [1.0, 2.0], "skipped": 1})
+    assert guards.first is None and guards.lost == 0 and guards.losses == [1.0, 2.0]
+    again = Guards()
+    guards.judge(3.0, 1.0)
+    again.restore(guards.state())
+    assert again.state() == guards.state() and torch.isfinite(torch.tensor(again.bound()))
