@@ -32,7 +32,7 @@ def command(
     overrides = (
         as_overrides({"model.path": model, "data.train": data, "method.name": method, "output_dir": output}) + overrides
     )
-    if resume and output and recipe is None:
+    if resume and recipe is None and model is None and not data:
         recipe = begun(output)
     if recipe is None and not overrides:
         from halter.run import doctor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,6 +15,7 @@ from halter.export.merge import merge
 from halter.export.requantise import merge_quantised
 from halter.files.disk import refuse_existing
 from halter.files.hub import resolve
+from halter.files.nearby import no_adapter
 from halter.run.opening import OpenOptions, find, open_subject
 from halter.telling import tell
 
@@ -41,6 +43,8 @@ def command(
         raise Refusal("usage", "merge needs a folder to write", fix="--output FOLDER")
     subject = find(run, model=opening.model, adapter=opening.adapter)
     if subject.adapter is None:
+        if run is not None:
+            raise no_adapter(Path(run))
         raise Refusal(
             "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
         )

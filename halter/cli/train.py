@@ -54,7 +54,7 @@ def command(
     overrides = (
         as_overrides({"model.path": model, "data.train": data, "method.name": method, "output_dir": output}) + overrides
     )
-    if resume and output and recipe is None:
+    if resume and recipe is None and model is None and not data:
         recipe = begun(output)
     if recipe is None and not overrides:
         raise Refusal("nothing-to-train", "training needs a model and data", fix=NEEDS)
@@ -63,12 +63,17 @@ def command(
     train(recipe, overrides, resume=resume, dry_run=dry_run)
 
 
-def begun(output: str) -> str | None:
-    """The recipe of the run that was begun in this folder, None where there is none."""
+def begun(output: str | None) -> str:
+    """The recipe of the run that was begun in this folder. Refusal ``nothing-to-resume``."""
     from halter.files.runs import RunFolder
+    from halter.run.output import no_run, which_run
 
+    if output is None:
+        raise which_run()
     run = RunFolder(output)
-    return str(run.recipe) if run.begun else None
+    if not run.begun:
+        raise no_run(output)
+    return str(run.recipe)
 
 
 def as_overrides(flags: Mapping[str, str | list[str] | None]) -> list[str]:

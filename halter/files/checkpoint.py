@@ -17,6 +17,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.meta import MetaCheckpoint, is_meta_folder
 from halter.files.names import bnb_groups, is_ignored, other_quantisation
+from halter.files.nearby import no_model, no_such_folder
 from halter.files.reading import plain_name, read_json
 from halter.files.tensors import TensorFile, TensorSpec
 
@@ -160,8 +161,7 @@ def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        what = "is a file, a model is a folder" if folder.exists() else "there is no such folder"
-        raise Refusal("folder-missing", what, where=str(folder), fix="give the folder that holds config.json")
+        raise no_such_folder("folder-missing", folder, ("model",))
     return folder
 
 
@@ -172,9 +172,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     if not (folder / INDEX).is_file():
         found = sorted(p.name for p in folder.glob("*.safetensors"))
         if found == ["adapter_model.safetensors"]:
-            raise Refusal(
-                "no-weights", "this folder holds an adapter, not a model", where=str(folder), fix="give its base"
-            )
+            raise no_model(folder)
         what = f"there are weights here, and neither {SINGLE} nor {INDEX}"
         raise Refusal("checkpoint-index", what, where=str(folder), offenders=found, fix="fetch the missing files")
     table = read_json(folder / INDEX).get("weight_map")
@@ -218,5 +216,5 @@ def _no_weights(folder: Path) -> Refusal:
     elif any(folder.glob("*.gguf")):
         fix = "GGUF is an export format: take the checkpoint that it was made from"
     else:
-        fix = "give the folder that holds config.json and the safetensors files"
+        return no_model(folder)
     return Refusal("no-weights", "this folder holds no model", where=str(folder), fix=fix)

@@ -47,10 +47,16 @@ def discard(path: Path, *, disk: Disk = DISK) -> None:
 def set_aside(path: Path, *, disk: Disk = DISK) -> Path:
     """Give what stands at ``path`` another name beside it; nothing in it is touched."""
     other = path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}")
+    rename(path, other, disk=disk)
+    return other
+
+
+def rename(path: Path, other: Path, *, disk: Disk = DISK) -> None:
+    """Give what stands at ``path`` a name beside it that is free. Refusal ``already-exists``."""
+    refuse_existing(other)
     with naming(path):
         disk.rename(path, other)
         disk.fsync_folder(path.parent)
-    return other
 
 
 def _make_parents(path: Path, disk: Disk) -> None:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import Event, Thread
@@ -32,6 +31,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import tqdm as HubBar
 
 from halter.errors import HalterError, Refusal
+from halter.files.nearby import no_such_folder, similar
 from halter.telling import tell
 
 Say = Callable[[str], None]
@@ -73,13 +73,9 @@ def resolve(
     if (
         "/" in name and not folder.exists() and beside.is_dir() and any(beside.iterdir())
     ):  # whose neighbours are here is no hub id
-        near = get_close_matches(folder.name, [path.name for path in beside.iterdir()], 1)
-        fix = f"did you mean {beside / near[0]}?" if near else "give an existing folder, or a hub id"
-        raise Refusal("model-not-found", "there is no such folder", where=name, fix=fix)
+        raise no_such_folder("model-not-found", folder, ("model", "run", "adapter"))
     if isinstance(path_or_id, Path) or folder.exists() or not _HUB_ID.fullmatch(name) or name.startswith("."):
-        what = "is a file, and a model is a folder" if folder.is_file() else "there is no such folder"
-        fix = "give the folder that holds config.json, or a hub id such as meta-llama/Llama-3.2-1B"
-        raise Refusal("model-not-found", what, where=name, fix=fix)
+        raise no_such_folder("model-not-found", folder, ("model", "run", "adapter"))
     try:
         return _fetch(name, revision, weights, cache, endpoint, say)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
@@ -210,18 +206,26 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str | 
         return Refusal("hub-revision", f"the repository has no revision {revision!r}", where=name, fix=fix)
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         what = "there is no folder of this name here, and no such repository on the hub that you may see"
-        return Refusal("model-not-found", what, where=name, fix=f"correct the name; if it is private, {token}")
+        return Refusal(
+            "model-not-found", what, where=name, fix=f"{_near(name)}correct the name; if it is private, {token}"
+        )
     if status == 401:
         return Refusal("hub-token", "the hub does not know the token in use", where=name, fix=token)
     if isinstance(error, LocalEntryNotFoundError) and huggingface_hub.constants.HF_HUB_OFFLINE:
         what = "it is not, or not wholly, in the cache, and HF_HUB_OFFLINE forbids to fetch it"
-        fix = "fetch it once with HF_HUB_OFFLINE=0, or give a folder"
+        fix = f"{_near(name)}fetch it once with HF_HUB_OFFLINE=0, or give a folder"
         return Refusal("hub-offline", what, where=name, fix=fix)
     if isinstance(error, LocalEntryNotFoundError):
         what = f"there is no such folder here, {web} cannot be reached, and the cache does not hold the whole model"
-        fix = "check the connection and try again: what is complete is kept; or give a folder"
+        fix = f"{_near(name)}check the connection and try again: what is complete is kept; or give a folder"
         return Refusal("hub-unreachable", what, where=name, fix=fix)
     return HalterError(f"{name}: the hub answered {status}: {error}")
+
+
+def _near(name: str) -> str:
+    """The folder that may have been meant by a name that the hub was asked for."""
+    near = similar(Path(name), ("model", "run", "adapter"))
+    return f"did you mean the folder {near[0]}? Else " if near else ""
 
 
 def _files(count: int) -> str:

@@ -76,6 +76,25 @@ def _locked(path: Path, say: Callable[[str], None]) -> int:
         DISK.close(descriptor)  # its holder removed it between our two calls
 
 
+def refuse_in_use(folder: str | Path) -> None:
+    """Refusal ``run-in-use`` where another process holds the folder at this moment; nothing is made or kept."""
+    path = Path(folder) / LOCK
+    if fcntl is None or not path.is_file():
+        return
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:  # gone again, or not ours to open: said by whoever writes
+        return
+    try:
+        _lock(descriptor)
+    except BlockingIOError:
+        raise _in_use(Path(folder), _holder(descriptor)) from None
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int) -> bool:
     """Whether there are locks; BlockingIOError where somebody holds this one."""
     if fcntl is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from halter.errors import Refusal
 
+LFS = b"version https://git-lfs.github.com/spec/"
 MAX_TEXT_BYTES = 64 << 20
 MAX_JSON_BYTES = 2 << 20
 """Of configurations, indices and other small JSON files: parsed, JSON takes up to 21 times its size in memory. The
@@ -47,7 +48,19 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
         raise Refusal(
             "file-too-large", f"is larger than {max_bytes} bytes, more than such a file holds", where=str(path)
         )
+    refuse_pointer(path, data)
     return data
+
+
+def refuse_pointer(path: str | Path, beginning: bytes) -> None:
+    """Refusal ``git-lfs-pointer`` for a file that only says where git-lfs would fetch it from."""
+    if beginning.startswith(LFS):
+        raise Refusal(
+            "git-lfs-pointer",
+            "is a pointer of git-lfs, not the file itself: the repository was cloned without its large files",
+            where=str(path),
+            fix=f"cd {Path(path).parent} && git lfs pull",
+        )
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -2,14 +2,10 @@
 
 recipe.yaml  metrics.jsonl  checkpoints/step-0000123/{adapter-0, optimizer-0}.safetensors, state.json, manifest.json
 adapter/     the result; its presence means that the run is finished
-
-A file of another hand is never written to: what Halter wrote is known by its digest (``.written.json``), and where a
-name is taken by something else ours gets ``halter-`` before it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,16 +19,14 @@ from torch import Tensor
 
 from halter.errors import HalterError, Refusal
 from halter.files.disk import leftovers
-from halter.files.folders import discard, new_folder, set_aside
+from halter.files.folders import discard, new_folder, rename, set_aside
 from halter.files.manifest import MANIFEST, check_manifest, write_manifest
+from halter.files.own_files import OURS, RECIPE, OwnFiles
 from halter.files.reading import read_json
 from halter.files.tensors import read_tensors
-from halter.files.writing import append_line, json_text, write_json, write_tensors, write_text
+from halter.files.writing import append_line, write_json, write_tensors
 
-RECIPE, WRITTEN, OURS, THREADS = "recipe.yaml", ".written.json", "halter-", "threads.json"
-HEADED = "# A resolved Halter recipe: every value that decided this run."
-"""The first line of every recipe that a run writes."""
-_TRACES = ("metrics.jsonl", "checkpoints", "adapter")
+THREADS = "threads.json"
 _CHECKPOINT, _BEST = re.compile(r"step-(\d{7})"), re.compile(r"best-(\d{7})")
 ADAPTER = "adapter-0"
 """Stem of the adapter's tensors in a checkpoint."""
@@ -53,6 +47,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.own = OwnFiles(self.path)
         self._seen: dict[Path, Any] = {}  # signatures of checkpoints that were found whole
 
     @classmethod
@@ -72,54 +67,17 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether a run was begun here; a recipe.yaml of the user's alone is none."""
         recipe = self.recipe
-        return recipe.is_file() and (recipe.name != RECIPE or self._wrote(recipe) or self._has_traces())
+        return recipe.is_file() and (recipe.name != RECIPE or self.own.wrote(recipe) or self.own.has_traces())
 
     @property
     def users_recipe(self) -> Path | None:
         """A recipe.yaml that no run wrote, or that was changed since; it stays as it is."""
         there = self.path / RECIPE
-        return there if there.is_file() and not self._wrote(there) else None
+        return there if there.is_file() and not self.own.wrote(there) else None
 
     def put(self, name: str, content: str | Mapping[str, Any] | list[Any]) -> Path:
-        """Write a file of this run, text or one JSON value, over what this run wrote before and nothing else."""
-        place = self._place(name)
-        if place.exists() and not self._wrote(place):
-            set_aside(place)
-        text = content if isinstance(content, str) else json_text(content)
-        known = self._written()
-        # Beside the last one's digest, and before the file: whichever of the two a crash leaves is known as ours.
-        digests = [*known.get(place.name, [])[-1:], hashlib.sha256(text.encode("utf-8")).hexdigest()]
-        write_json(self.path / WRITTEN, {**known, place.name: digests}, replace=True)
-        write_text(place, text, replace=True)
-        return place
-
-    def _place(self, name: str) -> Path:
-        """Where this run's file of that name lies or is to lie."""
-        plain, beside = self.path / name, self.path / f"{OURS}{name}"
-        return beside if beside.exists() or (plain.exists() and not self._wrote(plain)) else plain
-
-    def _wrote(self, file: Path) -> bool:
-        """Whether a run wrote this file, and it is still what was written."""
-        if not file.is_file():
-            return False
-        if not (self.path / WRITTEN).is_file():
-            return self._of_old()
-        return hashlib.sha256(file.read_bytes()).hexdigest() in self._written().get(file.name, ())
-
-    def _written(self) -> dict[str, Any]:
-        with suppress(HalterError, OSError):
-            found = read_json(self.path / WRITTEN)
-            return found if isinstance(found, dict) else {}
-        return {}
-
-    def _of_old(self) -> bool:
-        """Whether this is a run of before ``.written.json``: its recipe's first line, and something that came of it."""
-        recipe = self.path / RECIPE
-        headed = recipe.is_file() and recipe.read_bytes().startswith(HEADED.encode())
-        return headed and (self._has_traces() or _is_report(self.path / "data.json"))
-
-    def _has_traces(self) -> bool:
-        return any((self.path / name).exists() for name in _TRACES)
+        """Write a file of this run, over what this run wrote before and nothing else (files.own_files)."""
+        return self.own.put(name, content)
 
     @property
     def metrics(self) -> Path:
@@ -155,7 +113,7 @@ class RunFolder:
         """The number of threads with which the newest checkpoint was made, else the run began; None where it is not
         recorded."""
         found = self.checkpoints()
-        places = [(found[-1][1] / "state.json", "threads")] if found else [(self._place(THREADS), "count")]
+        places = [(found[-1][1] / "state.json", "threads")] if found else [(self.own.place(THREADS), "count")]
         for place, key in places:
             with suppress(HalterError, OSError):
                 count = read_json(place).get(key)
@@ -204,13 +162,14 @@ class RunFolder:
     def save_best(self, step: int, adapter: Mapping[str, Tensor]) -> None:
         """Write checkpoints/best-NNNNNNN, the adapter of an evaluation that no earlier one beat."""
         folder = self._best(step)
-        if folder.exists() and not self._whole(folder):
+        if folder.exists():
+            if self._whole(folder):
+                return
             set_aside(folder)
-        if not folder.exists():
-            with new_folder(folder) as temporary:
-                write_tensors(temporary / f"{ADAPTER}.safetensors", adapter)
-                write_manifest(temporary, [file.name for file in temporary.iterdir()])
-            self._seen[folder] = _signature(folder)
+        with new_folder(folder) as temporary:
+            write_tensors(temporary / f"{ADAPTER}.safetensors", adapter)
+            write_manifest(temporary, [f"{ADAPTER}.safetensors"])
+        self._seen[folder] = _signature(folder)
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The adapter of ``save_best``. Refusal ``damaged-checkpoint``."""
@@ -261,26 +220,29 @@ class RunFolder:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def refuse_unless_usable(self, resume: bool) -> None:
-        """Refuse a folder that holds a finished run, or checkpoints that only ``resume`` may continue."""
+        """Refuse a folder that holds a finished run, or checkpoints, which only ``resume`` may continue."""
+        if resume or not (self.finished or self.checkpoints()):
+            return
+        again = f"halter train --resume --output {self.path}"
         if self.finished:
-            raise Refusal(
-                "run-finished", "this folder holds a finished run", where=str(self.path), fix="give another --output"
-            )
-        if self.checkpoints() and not resume:
-            raise Refusal(
-                "run-unfinished",
-                "this folder holds an unfinished run",
-                where=str(self.path),
-                fix="continue it with --resume, or give another --output",
-            )
+            fix = f"give another --output; for more steps: {again} --max-steps {2 * max(1, self.planned_steps())}"
+            raise Refusal("run-finished", "this folder holds a finished run", where=str(self.path), fix=fix)
+        what = "this folder holds an unfinished run"
+        raise Refusal("run-unfinished", what, where=str(self.path), fix=f"{again}, or give another --output")
 
+    def planned_steps(self) -> int:
+        """Steps that the result was to have in all; a result that does not say it: those of the newest checkpoint."""
+        with suppress(HalterError, OSError):
+            told = read_json(self.adapter / "halter.json").get("run")
+            if isinstance(told, dict) and isinstance(told.get("planned"), int):
+                return int(told["planned"])
+        return max((step for step, _ in self.checkpoints()), default=0)
 
-def _is_report(file: Path) -> bool:
-    """Whether data.json is a run's account of its rows."""
-    with suppress(HalterError, OSError):
-        found = read_json(file)
-        return isinstance(found, dict) and {"rows", "sources"} <= found.keys()
-    return False
+    def put_result_aside(self, step: int) -> None:
+        """Give the result of ``step`` steps, if there is one, a name of its own: another takes its place."""
+        if self.adapter.exists():
+            folder = self.path / f"adapter-of-step-{step:07d}"
+            set_aside(self.adapter) if folder.exists() else rename(self.adapter, folder)
 
 
 def _signature(folder: Path) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files import bulk
+from halter.files.reading import LFS, refuse_pointer
 
 MAX_HEADER_BYTES = 100_000_000
 SMALL_HEADER_BYTES = 2 << 20
@@ -177,6 +178,10 @@ class TensorFile:
             raise self._damaged(f"is {size} bytes long, too short to be a safetensors file")
         length_field = memoryview(bytearray(8))
         self._fill(length_field, 0)
+        if bytes(length_field) == LFS[:8]:
+            beginning = memoryview(bytearray(min(size, len(LFS))))
+            self._fill(beginning, 0)
+            refuse_pointer(self.path, bytes(beginning))
         length = int.from_bytes(length_field, "little")
         if length > MAX_HEADER_BYTES:
             raise self._damaged(f"announces a header of {length} bytes, the limit is {MAX_HEADER_BYTES}")

@@ -18,6 +18,7 @@ from halter.errors import Refusal
 from halter.files.folders import new_folder
 from halter.files.manifest import MANIFEST, write_manifest
 from halter.files.names import EMBEDDING, HEAD
+from halter.files.nearby import adapter_folder
 from halter.files.packed import unpack
 from halter.files.reading import junk_refused, read_json
 from halter.files.tensors import read_tensors
@@ -127,7 +128,7 @@ def faults(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
 def load_adapter(
     folder: str | Path, base: Decoder, allow: Collection[str] = (), say: Callable[[str], None] = tell
 ) -> Adapter:
-    """Read an adapter folder, Halter's or PEFT's, and put it on ``base``.
+    """Read an adapter folder, Halter's or PEFT's, or that of a finished run, and put it on ``base``.
 
     Nothing is built before every name, shape and number has passed. ``allow`` waives ``base-differs``: the adapter was
     trained on other weights than ``base`` was read from, and ``adapter-task``: to classify, say. Refusals without a
@@ -141,7 +142,7 @@ def load_adapter(
 
     A base without weights (on meta) will do where the adapter is only looked at or rewritten; it lies on the CPU then.
     """
-    folder = Path(folder)
+    folder = adapter_folder(folder)
     facts = checked_facts(folder)
     _refuse_other_base(facts, base, folder, allow)
     shapes_in(folder)  # a torn file is told before anything is made of its configuration

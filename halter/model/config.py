@@ -250,6 +250,12 @@ def preset_names() -> list[str]:
     return list(_presets())
 
 
+def preset_repository(name: str) -> str | None:
+    """The hub's id of a preset's weights, None where they were never published there."""
+    found = _presets()[name].get("repository")
+    return str(found) if found else None
+
+
 def preset(name: str) -> ModelConfig:
     """The published shape of a model by name, e.g. ``llama-3.1-8b``. Refusal ``unknown-preset`` otherwise."""
     table = _presets()
@@ -257,6 +263,7 @@ def preset(name: str) -> ModelConfig:
         raise Refusal("unknown-preset", f"no preset is called {name!r}", expected=", ".join(table))
     entry = dict(table[name])
     entry.pop("note", None)
+    entry.pop("repository", None)
     if entry.get("rope_scaling"):
         entry["rope_scaling"] = RopeScaling(**entry["rope_scaling"])
     return ModelConfig(**{**entry, "eos_token_ids": tuple(entry["eos_token_ids"])})

@@ -17,7 +17,7 @@ from halter.files.hub import resolve
 from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.tensors import TensorSpec
 from halter.files.tokenizer import Tokenizer
-from halter.model.config import ModelConfig
+from halter.model.config import ModelConfig, preset_names, preset_repository
 from halter.model.decoder import Decoder
 from halter.model.places import LINEARS, is_layer, path
 from halter.model.storages import BITS, STORAGES, Quantize, quantised
@@ -59,7 +59,7 @@ def load(
     every missing, unexpected and misshapen tensor at once; ``device-missing``; ``device-too-small``;
     ``unknown-dtype``; ``unknown-offload``; ``quantisation-differs``.
     """
-    folder = resolve(path_or_hub_id, revision, say=say)
+    folder = located(path_or_hub_id, revision, say=say)
     checkpoint = open_checkpoint(folder)
     with ThreadPoolExecutor(1) as aside:  # weights come from the disk and tokens from a parser
         reading = aside.submit(Tokenizer.from_folder, folder, checkpoint.config)
@@ -76,9 +76,20 @@ def load(
     return model, tokenizer
 
 
+def located(path_or_hub_id: str | Path, revision: str | None = None, *, weights: bool = True, say: Say = tell) -> Path:
+    """``files.hub.resolve``, which asks the hub for no name of a shape. Refusal ``preset-name``, and that one's."""
+    name = str(path_or_hub_id)
+    if name in preset_names() and not Path(name).exists():
+        repository = preset_repository(name)
+        fix = f"--model {repository}, which the hub fetches" if repository else "give the folder of its weights"
+        what = "is a shape that halter plan knows by name, not a model on this machine"
+        raise Refusal("preset-name", what, where=name, fix=fix)
+    return resolve(path_or_hub_id, revision, weights=weights, say=say)
+
+
 def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say: Say = tell) -> ModelConfig:
     """The shape of a model, without its weights, which Meta's layout alone needs for it. Refusals as load's."""
-    folder = resolve(path_or_hub_id, revision, weights=False, say=say)
+    folder = located(path_or_hub_id, revision, weights=False, say=say)
     if not (folder / "config.json").is_file():
         folder = resolve(path_or_hub_id, revision, say=say)
     return ModelConfig.from_hf(read_config(folder))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from halter.files.runs import HEADED
+from halter.files.own_files import HEADED
 from halter.files.yaml12 import flow
 from halter.recipe.fields import Key, keys_of, words
 from halter.recipe.sections import (

@@ -30,6 +30,7 @@ VARIABLES = {
     "HALTER_CACHE_GB": "most gigabytes of tokenised rows (20; 0 keeps none)",
     "HALTER_NF4": "kernels of 4-bit products",
     "HALTER_WAITING": "how threads wait",
+    "HALTER_MEASURE": "0 measures no kernels and takes every default",
     "HALTER_SHARED": "where the tests find shared data",
 }
 """{variable: what it says}: every HALTER_ variable that is read anywhere; a test compares."""

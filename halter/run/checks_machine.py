@@ -15,6 +15,7 @@ import torch
 from halter.errors import HalterError, Refusal
 from halter.files import folders
 from halter.files.extras import install
+from halter.files.nearby import similar
 from halter.numerics.nf4_kernels import import_bitsandbytes
 from halter.pretrained.device import choose_device
 from halter.recipe import Recipe
@@ -146,7 +147,9 @@ def gib(count: float) -> str:
 
 def missing_files(named: Sequence[tuple[str, str | None]]) -> Iterator[Refusal]:
     """Refusal ``file-missing`` with every (key, path) that looks like a file or folder and is none."""
-    lost = [f"{key}: {path}" for key, path in named if path and not Path(path).expanduser().exists()]
+    lost = [(key, path) for key, path in named if path and not Path(path).expanduser().exists()]
     if lost:
         what = "the recipe names files that do not exist"
-        yield Refusal("file-missing", what, offenders=lost, fix="correct the paths; they are read from where you are")
+        near = [str(found[0]) for _, path in lost if (found := similar(Path(path), files=True))]
+        fix = f"did you mean {', '.join(near)}?" if near else "correct the paths; they are read from where you are"
+        yield Refusal("file-missing", what, offenders=[f"{key}: {path}" for key, path in lost], fix=fix)

@@ -68,6 +68,17 @@ class Keeper:
         kept = f"the checkpoint of step {before[-1]} is kept" if before else "there is no checkpoint before it"
         self.say(f"step {alarm.step}: the loss leapt to {alarm.record.loss:.4f}; {kept}; rows: {rows}")
 
+    def carry_on(self, steps: int, say: Say) -> None:
+        """What a finished run needs to go on to more ``steps``; nothing for one that was stopped."""
+        if not self.run.finished:
+            return
+        self.watch.patient_again()
+        done, rate = self.run.planned_steps(), self.trainee.learning_rate()
+        say(
+            f"note: this run was finished at {done} steps and goes on to {steps}; the learning rate follows the "
+            f"schedule of {steps} steps, {rate:.2e} at step {self.trainee.step + 1}"
+        )
+
     def resume(self, say: Say) -> None:
         """Go on from the newest checkpoint. Refusals ``damaged-checkpoint``, ``base-differs``."""
         found = self.run.checkpoints()

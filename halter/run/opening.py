@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from halter import recipe as recipes
 from halter.errors import Refusal, Waivers
 from halter.files.chat import BUILTIN, ChatTemplate
+from halter.files.nearby import adapter_folder
 from halter.files.reading import junk_refused, read_text
 from halter.files.runs import RunFolder
 from halter.files.tokenizer import Tokenizer
@@ -121,18 +122,7 @@ def _tuned(folder: Path, base: str | None) -> Subject:
     if (folder / CHECKPOINT).is_file():  # of a run that may go on from it; its adapter is no result yet
         folder = folder.resolve().parents[1]
     run = RunFolder(folder) if RunFolder(folder).begun else None
-    if run is not None and not run.finished:
-        raise Refusal(
-            "run-unfinished",
-            "this run has no result yet",
-            where=str(folder),
-            fix=f"finish it: halter train --resume --output {folder}",
-        )
-    place = folder if run is None else run.adapter
-    if not (place / adapter_files.CONFIG).is_file():
-        raise Refusal(
-            "not-an-adapter", "this folder holds no adapter", where=str(place), offenders=[adapter_files.CONFIG]
-        )
+    place = adapter_folder(folder)
     with junk_refused("adapter-unreadable", "its halter.json is not as it should be", place):
         facts = adapter_files.checked_facts(place)
         _check_kinds(facts)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from halter import recipe as recipes
 from halter.errors import Refusal
 from halter.files.disk import leftovers
-from halter.files.locks import LOCK, held
+from halter.files.locks import LOCK, refuse_in_use
+from halter.files.locks import held as hold
+from halter.files.nearby import inside, similar
 from halter.files.runs import RECIPE, RunFolder
 from halter.recipe import Recipe
 
@@ -24,22 +27,23 @@ MAY_CHANGE = (
 """What may change when a run is resumed."""
 
 
-def open_run(recipe: Recipe, resume: bool) -> RunFolder:
-    """The recipe's run folder, or the next one in runs/; nothing is made yet.
+def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool = False) -> RunFolder:
+    """The recipe's run folder, or the next one in runs/; nothing is made yet. ``steps``: those of the run in all, where
+    they are known, by which a finished one may be carried on; ``held``: this process holds the folder already.
 
-    Refusals ``nothing-to-resume``, ``run-finished``, ``run-unfinished``, ``run-differs``, ``not-a-run`` where it holds
-    something else.
+    Refusals ``nothing-to-resume``, ``run-in-use``, ``run-finished``, ``run-unfinished``, ``run-differs``, ``not-a-run``
+    where it holds something else.
     """
     if recipe.output_dir is None and resume:
-        raise Refusal(
-            "nothing-to-resume",
-            "it is not said which run shall go on",
-            fix="halter train --resume --output RUN_FOLDER",
-        )
+        raise which_run()
     if recipe.output_dir is None:
         return RunFolder.next("runs", "-".join(choice.name for choice in recipe.methods))
     run = RunFolder(recipe.output_dir)
+    if not held:
+        refuse_in_use(run.path)
     run.refuse_unless_usable(resume)
+    if run.finished and resume and steps is not None:
+        _refuse_done(run, steps, recipe)
     if run.begun:
         old = recipes.as_data(recipes.load(run.recipe))
         new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
@@ -79,8 +83,49 @@ def as_begun(recipe: Recipe) -> Recipe:
     return replace(recipe, methods=tuple(methods), notes=(*recipe.notes, *begun.notes))
 
 
+def _refuse_done(run: RunFolder, steps: int, recipe: Recipe) -> None:
+    """Refusal ``run-finished`` where a finished run is not asked for more steps, or has nothing to go on from."""
+    planned = run.planned_steps()
+    if not run.checkpoints():
+        raise Refusal(
+            "run-finished", "this run is finished, and no checkpoint is left from which it could go on",
+            where=str(run.path), fix=f"train on from its result in another run: --init-from {run.path}",
+        )  # fmt: skip
+    if steps > planned:
+        return
+    options = recipe.train
+    more = f"--max-steps {2 * planned}"
+    if options.max_steps is None:
+        more = f"--num-train-epochs {int(options.num_train_epochs or 1) + 1}"
+    raise Refusal(
+        "run-finished", f"this run is finished: all of its {planned} steps are done", where=str(run.path),
+        fix=f"for more of them: halter train --resume --output {run.path} {more}",
+    )  # fmt: skip
+
+
+def which_run(folder: str | Path = "runs") -> Refusal:
+    """Refusal ``nothing-to-resume`` where no run is named, with those in ``folder`` that could go on."""
+    begun = [place for place in inside(Path(folder), ("run",)) if not RunFolder(place).finished]
+    named = ", ".join(map(str, begun[-3:]))
+    return Refusal(
+        "nothing-to-resume", "it is not said which run shall go on", offenders=[f"unfinished: {named}"] * bool(named),
+        fix=f"halter train --resume --output {begun[-1] if begun else 'RUN_FOLDER'}",
+    )  # fmt: skip
+
+
+def no_run(folder: str | Path) -> Refusal:
+    """Refusal ``nothing-to-resume`` where no run was begun in ``folder``."""
+    place = Path(folder)
+    near = [path for path in similar(place, ("run",)) if RunFolder(path).begun]
+    there = "there is no run in this folder" if place.exists() else "there is no such folder"
+    fix = f"did you mean {near[0]}?" if near else "to begin a run leave --resume out and name --model and --data"
+    return Refusal("nothing-to-resume", there, where=str(folder), fix=fix)
+
+
 @contextmanager
-def claimed(run: RunFolder, recipe: Recipe, resume: bool, say: Callable[[str], None]) -> Iterator[RunFolder]:
+def claimed(
+    run: RunFolder, recipe: Recipe, resume: bool, say: Callable[[str], None], steps: int | None = None
+) -> Iterator[RunFolder]:
     """The folder of ``open_run``, made, and this process's alone while the block runs; a numbered one may get a higher
     number, where another run took this one first. Refusals ``run-in-use`` and those of ``open_run``."""
     while recipe.output_dir is None:
@@ -89,9 +134,9 @@ def claimed(run: RunFolder, recipe: Recipe, resume: bool, say: Callable[[str], N
             break
         except FileExistsError:
             run = RunFolder.next(run.path.parent, run.path.name[4:])
-    with held(run.path, say):
+    with hold(run.path, say):
         if recipe.output_dir is not None:
-            open_run(recipe, resume)  # again: whoever held it may have gone on, or ended the run
+            open_run(recipe, resume, steps, held=True)  # again: whoever held it may have gone on, or ended the run
         yield run
 
 

@@ -17,6 +17,7 @@ from halter.errors import WAIVABLE, Refusal, Waivers, together
 from halter.files.chat import ChatTemplate
 from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from halter.files.hub import resolve
+from halter.files.nearby import kind_of
 from halter.methods import adapter_files, storage, warm
 from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.decoder import Decoder
@@ -74,6 +75,7 @@ def examine(
     """
     recipe, refusal = load_tolerant(source, overrides)
     recipe = as_begun(recipe) if resume else recipe
+    recipe = _with_adapters_of_runs(recipe)
     for note in recipe.notes:
         say(f"note: {note}")
     findings = Findings(Waivers(id for id in recipe.checks.allow if id in WAIVABLE))
@@ -87,11 +89,23 @@ def examine(
     findings.take(checks_machine.writable(recipe.output_dir or "runs"))
     findings.looked += ["recipe", "this machine", "output folder"]
     job = _looked_at(recipe, findings, say, planned)
-    findings.attempt(open_run, recipe if job is None else job.recipe, resume)
+    findings.attempt(open_run, recipe if job is None else job.recipe, resume, None if job is None else job.steps)
     waived = tuple(findings.waivers.facts())
     job = None if job is None else replace(job, waived=waived)
     recipe = recipe if job is None else job.recipe
     return Examination(recipe, job, tuple(findings.problems), waived, tuple(findings.looked))
+
+
+def _with_adapters_of_runs(recipe: Recipe) -> Recipe:
+    """A finished run stands for its adapter, also where training starts from one."""
+    return replace(recipe, methods=tuple(replace(choice, init_from=_adapter_of(choice)) for choice in recipe.methods))
+
+
+def _adapter_of(choice: MethodChoice) -> str | None:
+    place = Path(choice.init_from or "").expanduser()
+    inner = place / "adapter"
+    run = choice.init_from and kind_of(place) != "adapter" and kind_of(inner) == "adapter"
+    return str(inner) if run else choice.init_from
 
 
 def _file(template: str | None) -> str | None:
@@ -103,6 +117,9 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> J
     """The job, after every check that needs the base's folder."""
     base = findings.attempt(read_base, recipe) if recipe.model.path else None
     if base is None:
+        folder = Path(recipe.model.path).expanduser()
+        if recipe.model.path and folder.is_dir() and kind_of(folder) == "model":  # what else is wrong with it
+            findings.attempt(open_checkpoint, folder)
         findings.take(data_missing(recipe.data))
         return None
     findings.take(rate_problem(recipe, base.config.dim))

@@ -16,12 +16,11 @@ from halter.data.sources import local_files
 from halter.errors import HalterError, Refusal
 from halter.files import yaml12
 from halter.files.chat import ChatTemplate
-from halter.files.hub import resolve
 from halter.files.reading import read_json, read_text
 from halter.files.runs import RunFolder
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
-from halter.pretrained.load import load_config
+from halter.pretrained.load import load_config, located
 from halter.recipe import MethodChoice, Recipe
 from halter.recipe.sections import BLANK_MODEL
 from halter.run.findings import Findings
@@ -76,9 +75,9 @@ def read_base(recipe: Recipe) -> Base:
     options = recipe.model
     if options.path == BLANK_MODEL:
         raise Refusal("blank", f"model.path is still {BLANK_MODEL}", fix="give a folder or a hub id: --model DIR")
-    folder = resolve(options.path, options.revision, weights=False)
+    folder = located(options.path, options.revision, weights=False)
     if not (folder / "config.json").is_file():  # Meta's layout says its shape in its weights
-        folder = resolve(options.path, options.revision)
+        folder = located(options.path, options.revision)
     config = load_config(folder)
     return Base(folder, config, Tokenizer.from_folder(folder, config.to_hf()))
 

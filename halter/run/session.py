@@ -64,13 +64,13 @@ def train(
     """
     job = ready(source, overrides, resume=resume, say=say)
     recipe = job.recipe
-    run = open_run(recipe, resume)
+    run = open_run(recipe, resume, job.steps)
     if dry_run:
         say(f"run folder: {run.path}")
         describe(job, say)
         say(recipes.dump(recipe))
         return None
-    with claimed(run, recipe, resume, say) as run, threads.taken(_threads(job, run, resume)) as chosen:
+    with claimed(run, recipe, resume, say, job.steps) as run, threads.taken(_threads(job, run, resume)) as chosen:
         say(f"run folder: {run.path}")
         describe(job, say)
         if chosen.remarkable():
@@ -142,6 +142,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         if resume:
             keeper.resume(say)
             display.begin(trainee.step)
+            keeper.carry_on(job.steps, say)
         try:
             checkpointing, roomy = _steps(job, model, trainee, watch, keeper, stops, log, display.say)
         except Stopped as stop:
@@ -157,6 +158,8 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         adapter.facts["base"] |= found.facts()
     except Exception as error:  # a result is worth more than its base's digest
         say(f"the base's digest could not be made and is left out: {error}")
+    adapter.facts["run"] = {"steps": trainee.step, "planned": job.steps}
+    run.put_result_aside(run.planned_steps())
     adapter.save(run.adapter)
     say(f"saved: {run.adapter}")
     say(planned_and_measured(job, model, checkpointing, roomy, before))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.names import EMBEDDING, HEAD
+from halter.files.nearby import adapter_folder
 from halter.files.reading import junk_refused, read_json
 from halter.methods import adapter_files, peft_together, storage
 from halter.methods.adapter import Adapter
@@ -41,10 +42,7 @@ def adapters_in(folders: Sequence[str | Path]) -> list[Path]:
 
 def adapter_place(folder: str | Path) -> Path:
     """The adapter folder that is meant: this one, or the adapter of this run. Refusal ``not-an-adapter``."""
-    for place in (Path(folder), Path(folder) / "adapter"):
-        if (place / adapter_files.CONFIG).is_file():
-            return place
-    raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), offenders=[adapter_files.CONFIG])
+    return adapter_folder(folder)
 
 
 def describe(place: Path) -> dict[str, Any]:

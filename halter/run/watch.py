@@ -95,6 +95,10 @@ class Watch:
         for prompt, result in zip(prompts, results, strict=True):
             self.say(f"after step {step}: {prompt!r} -> {result.text!r}")
 
+    def patient_again(self) -> None:
+        """Forget the evaluations that were no better: training goes on by somebody's wish."""
+        self.found = replace(self.found, worse=0)
+
     def keep_best(self, first: Callable[[], Adapter]) -> None:
         """Go back to the adapter of the best evaluation, unless it is the last one or nobody wants it; ``first`` makes
         the adapter that training began with."""

@@ -59,6 +59,7 @@ def test_every_number_among_the_flags(run: Path, tmp_path: Path, capsys: pytest.
     given = {
         "generate": [str(run), "--prompt", "Hi"], "chat": [str(run)], "evaluate": [str(run), "--data", rows],
         "compare": ["--model", str(base_folder()), "--train", rows, "--test", rows, "--output", str(tmp_path / "c")],
+        "merge": [str(run), "--output", str(tmp_path / "merged")],
         "inspect": ["--model", str(base_folder()), "--data", rows],
         "playground": ["export", str(tmp_path / "world")],
         "adapters combine": [str(run), "--output", str(tmp_path / "combined")],

@@ -1,0 +1,142 @@
+"""What a folder is, and what may have been meant by one that is not what was asked for: words for refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from halter.errors import Refusal
+from halter.files.runs import RunFolder
+
+Kind = Literal["run", "adapter", "model", ""]
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+MOST_LOOKED_AT, NAMED = 2000, 3
+
+
+def kind_of(folder: Path) -> Kind:
+    """What lies in a folder, by the names of its files; '' for anything else."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return "adapter"
+    if RunFolder(folder).begun:
+        return "run"
+    if (folder / "config.json").is_file() or (folder / "params.json").is_file():
+        return "model"
+    return ""
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The adapter folder that is meant: this one, or the adapter of this finished run. Refusals of ``no_adapter``."""
+    folder = Path(folder).expanduser()
+    for place in (folder, folder / "adapter"):
+        if (place / ADAPTER_CONFIG).is_file():
+            return place
+    raise no_adapter(folder)
+
+
+def no_adapter(folder: Path) -> Refusal:
+    """Refusal ``run-unfinished`` or ``not-an-adapter`` with what is there instead and what to type."""
+    if not folder.is_dir():
+        return _not_there("not-an-adapter", folder, ("adapter", "run"))
+    if RunFolder(folder).begun:
+        return Refusal(
+            "run-unfinished", "this run has no result yet", where=str(folder),
+            fix=f"finish it: halter train --resume --output {folder}",
+        )  # fmt: skip
+    weights = [name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
+    if weights:
+        what = f"{weights[0]} is there and {ADAPTER_CONFIG} is missing"
+        return Refusal(
+            "not-an-adapter", what, where=str(folder), fix=f"copy {ADAPTER_CONFIG} from where it was trained"
+        )
+    if kind_of(folder) == "model":
+        what = "this folder holds a model, not an adapter"
+        return Refusal(
+            "not-an-adapter", what, where=str(folder), fix=f"give an adapter or run folder; --model {folder}"
+        )
+    return Refusal(
+        "not-an-adapter", "this folder holds no adapter", where=str(folder),
+        fix=_choose(inside(folder, ("adapter", "run"))) or "give an adapter folder or the folder of a finished run",
+    )  # fmt: skip
+
+
+def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
+    """Refusal ``no-weights`` for a folder without a model: what is there instead, and what to type."""
+    kind = kind_of(folder)
+    if kind in ("run", "adapter"):
+        base = base_name(folder if kind == "adapter" else folder / "adapter")
+        told = f"--model {base}" if base else "--model with its base"
+        return Refusal(
+            "no-weights", f"this is {'an' if kind == 'adapter' else 'a'} {kind}, not a model", where=str(folder),
+            fix=f"name its base, and train on from it: {told} --init-from {folder}",
+        )  # fmt: skip
+    if kind == "model":
+        lost = ", ".join(missing) or "model.safetensors"
+        what = f"the configuration is there and the weights are missing ({lost})"
+        return Refusal(
+            "no-weights", what, where=str(folder), fix="copy or fetch the safetensors files into this folder"
+        )
+    return Refusal(
+        "no-weights", "this folder holds no model", where=str(folder),
+        fix=_choose(inside(folder, ("model", "adapter", "run")))
+        or "give the folder that holds config.json and the safetensors files",
+    )  # fmt: skip
+
+
+def no_such_folder(id: str, folder: Path, wanted: tuple[Kind, ...] = ("model", "adapter", "run")) -> Refusal:
+    """The refusal of a folder that is not there, with the neighbour whose name is nearest."""
+    return _not_there(id, folder, wanted)
+
+
+def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
+    if folder.exists():
+        return Refusal(id, "is a file, and a folder is needed", where=str(folder), fix=_choose(similar(folder, wanted)))
+    return Refusal(
+        id, "there is no such folder", where=str(folder),
+        fix=_choose(similar(folder, wanted)) or "give the path of a folder that exists, from where you are",
+    )  # fmt: skip
+
+
+def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) -> list[Path]:
+    """Neighbours whose names are near to this one's, the nearest first; of those ``wanted`` where there are any."""
+    names = {path.name: path for path in children(folder.parent, files)}
+    near = [names[name] for name in get_close_matches(folder.name, names, NAMED, cutoff=0.6)]
+    return [path for path in near if kind_of(path) in wanted] or near
+
+
+def inside(folder: Path, wanted: tuple[Kind, ...]) -> list[Path]:
+    """Folders right below this one that are of these kinds."""
+    return [path for path in children(folder) if kind_of(path) in wanted]
+
+
+def children(folder: Path, files: bool = False) -> list[Path]:
+    """The folders right below (or everything), by name; at most 2,000 entries are looked at."""
+    try:
+        found = [path for _, path in zip(range(MOST_LOOKED_AT), folder.iterdir()) if files or path.is_dir()]
+    except OSError:
+        return []
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _choose(found: list[Path]) -> str:
+    if not found:
+        return ""
+    named = ", ".join(map(str, found[:NAMED])) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+    return f"did you mean {named}?" if len(found) == 1 else f"name one of these: {named}"
+
+
+def base_name(adapter: Path) -> str:
+    """What an adapter's files call its base, '' where they do not say or cannot be read."""
+    from halter.files.reading import read_json
+
+    for name, keys in (("halter.json", ("base", "name")), (ADAPTER_CONFIG, ("base_model_name_or_path",))):
+        try:
+            value: object = read_json(adapter / name)
+            for key in keys:
+                value = value.get(key) if isinstance(value, dict) else None
+        except (Refusal, OSError):
+            continue
+        if isinstance(value, str) and value:
+            return value
+    return ""
