@@ -162,9 +162,9 @@ class RunFolder:
     def save_best(self, step: int, adapter: Mapping[str, Tensor]) -> None:
         """Write checkpoints/best-NNNNNNN, the adapter of an evaluation that no earlier one beat."""
         folder = self._best(step)
-        if folder.exists():
-            if self._whole(folder):
-                return
+        if self._whole(folder):
+            return
+        if folder.exists():  # damaged since
             set_aside(folder)
         with new_folder(folder) as temporary:
             write_tensors(temporary / f"{ADAPTER}.safetensors", adapter)
