@@ -28,16 +28,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def quickest(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def quickest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """``quickest("packed")``: as if these ways had been measured to be the quick ones, wherever they are asked for."""
+    from halter.numerics import choice
 
     def choose(*ways: str) -> None:
-        from halter.numerics import choice
-
+        choice.forget()
         monkeypatch.delenv("HALTER_MEASURE", raising=False)
         monkeypatch.setattr(choice, "times", lambda asked: {way: 1.0 if way in ways else 2.0 for way in asked.ways})
 
-    return choose
+    yield choose
+    choice.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

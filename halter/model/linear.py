@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.numerics.products import FEW, lay_out, linear
+from halter.numerics.products import FEW, lay_out, linear, pieces
 
 
 class Linear(nn.Module):
@@ -54,8 +54,9 @@ class DenseLinear(Linear):
         super().__init__(weight.shape[1], weight.shape[0])
         self.register_buffer("matrix", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
-        self._laid: Tensor | None = None
-        self._steps_to_laying: int | None = None
+        self._laid: list[Tensor] = []
+        self._unlaid: list[Tensor] = []
+        self._steps_to_laying = 0
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> [..., out]; ``weight`` and ``bias`` stand in for the base's where given."""
@@ -63,31 +64,34 @@ class DenseLinear(Linear):
             return F.linear(x, weight, self.bias if bias is None else bias)
         if not self.decoding:
             return F.linear(x, self.matrix, self.bias)
-        if self._steps_to_laying is not None and x.numel() <= FEW[-1] * x.shape[-1]:
+        if self._unlaid and x.numel() <= FEW[-1] * x.shape[-1]:
             self._come_nearer_to_laying()
-        return linear(x, self.matrix, self.bias, self._laid)
+        return linear(x, self.matrix, self.bias, () if self._unlaid else self._laid)
 
-    def lay_out_after(self, steps: int | None) -> None:
-        """Keep a copy in a quicker order (numerics.products) from that many products of few rows on; None: drop it, and
-        keep none. It is counted in ``nbytes``, and the weight stays what it is."""
-        self._steps_to_laying = steps
-        if steps is None:
-            self._laid = None
+    def lay_out_after(self, steps: int) -> int:
+        """Make a copy in a quicker order (numerics.products) after that many products of few rows, a piece at each, and
+        use it from then on; how many pieces. It is counted in ``nbytes``, and the weight stays what it is."""
+        self._unlaid, self._steps_to_laying = pieces(self.matrix), steps
+        return len(self._unlaid)
+
+    def drop_laid(self) -> None:
+        """Drop what ``lay_out_after`` made, and make no more."""
+        self._laid, self._unlaid = [], []
 
     def _come_nearer_to_laying(self) -> None:
-        assert self._steps_to_laying is not None
         self._steps_to_laying -= 1
         if self._steps_to_laying < 0:
-            self._laid, self._steps_to_laying = lay_out(self.matrix), None
+            self._laid.append(lay_out(self._unlaid[0]))
+            self._unlaid = self._unlaid[1:]
 
     @property
     def awaits_laying(self) -> bool:
         """Whether there is such a copy, or will be."""
-        return self._laid is not None or self._steps_to_laying is not None
+        return bool(self._laid or self._unlaid)
 
     @property
     def nbytes(self) -> int:
-        return super().nbytes + (0 if self._laid is None else self.matrix.nbytes)
+        return super().nbytes + sum(piece.nbytes for piece in self._laid)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -22,9 +22,9 @@ LAY_STEPS = 40  # before a dense weight is laid out anew, which takes the time o
 def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
     """Within, every linear layer knows that it is decoding (numerics.choice), and products of up to ``rows`` rows use
     second copies of the weights where that was measured to be quicker: of 4-bit ones at once where ``steps`` are to
-    come, of dense ones (bf16 on a CPU) after ``LAY_STEPS`` of decoding, one a step, so that a short answer waits for
-    none. They take at most half of the free memory together. There are none of a base whose layers are streamed, nor of
-    dense weights while a run is training, whose memory is planned.
+    come, of dense ones (bf16 on a CPU) after ``LAY_STEPS`` of decoding, a piece a step, so that a short answer waits
+    for none. They take at most half of the free memory together. There are none of a base whose layers are streamed,
+    nor of dense weights while a run is training, whose memory is planned.
 
     Gives the bytes that the 4-bit copies take. All go at the end; the weights themselves are as before.
     """
@@ -48,7 +48,7 @@ def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
         for linear in short:
             linear.unpack()
         for linear in dense:
-            linear.lay_out_after(None)
+            linear.drop_laid()
         for linear in every:
             linear.decoding -= 1
 
@@ -56,5 +56,6 @@ def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
 def _lay_out(dense: Sequence[DenseLinear], rows: int, room: int) -> None:
     wanted = [linear for linear in dense if products.wants_laid(linear.matrix, rows)]
     if not allocation.is_kept() and sum(linear.matrix.nbytes for linear in wanted) <= room:
-        for number, linear in enumerate(wanted):
-            linear.lay_out_after(LAY_STEPS + number)
+        step = LAY_STEPS
+        for linear in wanted:
+            step += linear.lay_out_after(step)

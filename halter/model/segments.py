@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,12 +61,12 @@ class Segments:
         ids = torch.tensor(list(rows), dtype=torch.int64) if rows is not None else torch.arange(len(counts))
         return cls(counts, counts, starts, positions.to(device), prompts, ids, beginnings=beginnings)
 
-    @property
+    @cached_property
     def query_starts(self) -> Tensor:
         """int64 CPU [R]: where each row's tokens begin."""
         return self.query_lengths.cumsum(0) - self.query_lengths
 
-    @property
+    @cached_property
     def spans(self) -> Tensor:
         """int64 CPU [R, 4 or 6] for numerics.attention: query start and length, key start and length, beginning."""
         own = torch.stack((self.query_starts, self.query_lengths, self.key_starts, self.key_lengths), dim=1)

@@ -80,6 +80,8 @@ def _beginnings(rows: list[list[int]]) -> Iterator[Piece]:
 
 def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> Tensor:
     """numerics.attention.attend for CPU tensors of float16, bfloat16, float32 or float64."""
+    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        return _attended(q, k, v, spans, causal)[0]  # the same without an operation's way through the dispatcher
     return _attend(q, k, v, spans, causal)[0]
 
 
@@ -112,12 +114,20 @@ def _backward(ctx, grad: Tensor | None, _: Tensor | None):  # type: ignore[no-un
 
 @operation(fake=_empty, setup=_save, backward=_backward)
 def _attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    return _attended(q, k, v, spans, causal)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    rows = spans.tolist() if 0 < len(spans) == len(q) else []
+    alone = bool(rows) and all(row[1] == 1 and not any(row[5:]) for row in rows)
+    if alone and len(runs := list(_runs(rows))) == 1 and len(runs[0]) == len(q):
+        return _one_query_each(q, k, v, runs[0])
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     logsumexp = torch.zeros(q.shape[0], q.shape[1], dtype=_wide(q), device=q.device)
-    if len(spans) and bool((spans[:, 1] == 1).all()) and (spans.shape[1] == 4 or not bool(spans[:, 5].any())):
-        for run in _runs(spans):
-            queries = slice(int(run[0, 0]), int(run[-1, 0]) + 1)
-            out[queries], logsumexp[queries] = _one_query_each(q[queries], k, v, run[:, 2], run[:, 3])
+    if alone:
+        for run in runs:
+            queries = slice(run[0][0], run[-1][0] + 1)
+            out[queries], logsumexp[queries] = _one_query_each(q[queries], k, v, run)
         return out, logsumexp
     for piece in pieces(spans, causal, _side(q)):
         at, keys = slice(piece.query, piece.query_end), (piece.key, piece.key_end)
@@ -134,9 +144,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> tup
     return out, logsumexp
 
 
-def _runs(spans: Tensor) -> Iterator[Tensor]:
+def _runs(rows: list[list[int]]) -> Iterator[list[list[int]]]:
     """Neighbouring rows of one query whose keys begin at equal distances, and are about equally many."""
-    rows, first = spans.tolist(), 0
+    first = 0
     for end in range(1, len(rows) + 1):
         if end < len(rows):
             keys = [row[3] for row in rows[first : end + 1]]
@@ -146,27 +156,27 @@ def _runs(spans: Tensor) -> Iterator[Tensor]:
             if thrifty and alone and rows[end][0] == rows[end - 1][0] + 1:
                 continue
         if rows[first][3]:
-            yield spans[first:end]
+            yield rows[first:end]
         first = end
 
 
-def _one_query_each(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """q [B, heads, head_dim], each with its own keys; (out as q, logsumexp [B, heads]).
+def _one_query_each(q: Tensor, k: Tensor, v: Tensor, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """q [B, heads, head_dim], each with the keys of its row of spans; (out as q, logsumexp [B, heads]).
 
     The query heads of one key head go in as if they were queries: the kernel then reads its keys once for all of them.
     """
     batch, heads, dim = q.shape
-    longest = int(lengths.max())
-    apart = int(starts[1] - starts[0]) if batch > 1 else 0
+    first, lengths = rows[0][2], [row[3] for row in rows]
+    longest = max(lengths)
+    apart = rows[1][2] - first if batch > 1 else 0
     size, stride = (batch, k.shape[1], longest, dim), (apart * k.stride(0), k.stride(1), k.stride(0), k.stride(2))
-    first = int(starts[0])
     # The last row may have fewer keys than the longest, and lie at the end.
     if (end := first + apart * (batch - 1) + longest) > len(k):
         k, v = (torch.cat((t, t.new_zeros(end - len(t), *t.shape[1:]))) for t in (k, v))
     keys, values = (t[first:].as_strided(size, stride) for t in (k.contiguous(), v.contiguous()))
     mask = None
-    if bool((lengths != longest).any()):
-        hidden = torch.arange(longest) >= lengths[:, None]
+    if min(lengths) != longest:
+        hidden = torch.arange(longest) >= torch.tensor(lengths)[:, None]
         mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     y, lse = kernel(q.reshape(batch, k.shape[1], -1, dim), keys, values, 0.0, False, attn_mask=mask)

@@ -52,6 +52,7 @@ class Shelf(Protocol):
 
 
 _known: dict[str, dict[str, Times]] = {}
+_picked: dict[tuple[str, tuple[str, ...]], str] = {}
 _shelf: list[Shelf] = []
 
 
@@ -63,9 +64,10 @@ def keep_on(shelf: Shelf) -> None:
 
 
 def forget() -> None:
-    """What was measured, and the shelf."""
+    """What was measured and picked, and the shelf."""
     _shelf.clear()
     _known.clear()
+    _picked.clear()
 
 
 def rows_of(x: torch.Tensor, most: int) -> int:
@@ -78,9 +80,12 @@ def rows_of(x: torch.Tensor, most: int) -> int:
 
 def pick(choice: Choice, *without: str) -> str:
     """The way to go, of those that are not in ``without``."""
-    if os.environ.get("HALTER_MEASURE") == "0":
-        return choice.default
-    return decide({way: seconds for way, seconds in times(choice).items() if way not in without}, choice.default)
+    asked = choice.name, without
+    if asked not in _picked:
+        measured = {} if os.environ.get("HALTER_MEASURE") == "0" else times(choice)
+        able = {way: seconds for way, seconds in measured.items() if way not in without}
+        _picked[asked] = decide(able, choice.default)
+    return _picked[asked]
 
 
 def decide(found: Times, default: str) -> str:

@@ -35,8 +35,7 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     Upcast to float32, normalised, cast back to x's dtype; the caller multiplies by the weight *afterwards*, which is
     the order of Meta's and Hugging Face's code (F.rms_norm multiplies before the cast and differs in bf16).
     """
-    # A compiler makes its own backward, which keeps as little.
-    return _normal(x, eps)[0] if torch.compiler.is_compiling() else _Normalise.apply(x, eps)
+    return _normal(x, eps)[0] if _plainly() else _Normalise.apply(x, eps)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -54,4 +53,9 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202); both [..., ffn_dim], same dtype."""
-    return torch.nn.functional.silu(gate) * up if torch.compiler.is_compiling() else _SwiGLU.apply(gate, up)
+    return torch.nn.functional.silu(gate) * up if _plainly() else _SwiGLU.apply(gate, up)
+
+
+def _plainly() -> bool:
+    """A compiler makes its own backward, which keeps as little; inference has none."""
+    return torch.is_inference_mode_enabled() or torch.compiler.is_compiling()

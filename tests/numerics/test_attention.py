@@ -189,5 +189,5 @@ def test_a_run_may_end_where_the_buffer_ends():
     g = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(n, 2, 8, generator=g, dtype=torch.float64) for n in (3, 10, 10))
     spans = torch.tensor([[0, 1, 0, 4], [1, 1, 4, 4], [2, 1, 8, 2]])
-    assert len(list(attention_cpu._runs(spans))) == 1
+    assert len(list(attention_cpu._runs(spans.tolist()))) == 1
     bounds.assert_same(attend(q, k, v, spans), reference(q, k, v, spans), torch.float64)
