@@ -241,9 +241,9 @@ def main() -> None:
             asked.json.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record["busy"]["rows"]))
     if asked.page:
-        import table as pages
+        import page
 
-        pages.write_page(record)
+        page.write(record)
 
 
 def tell(text: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import frame
 import growth
 import ladder
-import plot
+import page
 import table
 from workloads import REAL, WORKS, Setting, find
 
@@ -75,7 +75,10 @@ def main() -> None:
     names = asked.rows or [work.name for work in WORKS if work.usual]
     names += [name for name in REAL if asked.real and name not in names]
     old = json.loads(asked.json.read_text()) if asked.json and asked.json.is_file() else {}
-    record = {**old, **frame.head(setting), "rows": old.get("rows", [])}
+    head = frame.head(setting)
+    if old.get("machine") and (was := page.kind(old["machine"])) != page.kind(head["machine"]):
+        raise SystemExit(f"{asked.json} is of another processor, {was}: give another file; the page keeps both kinds")
+    record = {**old, **head, "rows": old.get("rows", [])}
     if asked.growth:
         axes = asked.rows or list(growth.AXES)
         record["growth"] = {**old.get("growth", {}), **growth.measure(setting, axes, tell, frame.start)}
@@ -85,11 +88,10 @@ def main() -> None:
         print(ladder.table(record["ladder"]))
     elif asked.rows or not (asked.page and record["rows"]):
         measure_rows(asked, names, setting, rounds, record)
-        print(table.table(record))
+        print(table.table({row["name"]: table.cells(row) for row in record["rows"]}))
     write(asked.json, record)
     if asked.page:
-        table.write_page(record)
-        plot.draw(record)
+        page.write(record)
 
 
 if __name__ == "__main__":

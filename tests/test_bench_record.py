@@ -20,6 +20,7 @@ import frame
 import growth
 import ladder
 import limits
+import page
 import profiling
 import table
 import workloads
@@ -73,7 +74,7 @@ def test_medians_ratios_and_turns():
 def test_a_row_that_computed_something_else_has_no_ratio(key, value):
     found, _ = row(halter={key: value})
     assert found["check"]["ok"] is False and found["ratios"] == {} and key in found["check"]["what"]
-    assert "check failed" in table.table({"rows": [found]})
+    assert "check failed" in table.cells(found)[0]
 
 
 def test_a_side_that_fails_is_named_and_the_rest_stands():
@@ -119,14 +120,57 @@ def test_the_bytes_of_a_decoding_step_by_hand():
 
 
 def test_tables_replace_what_lies_between_their_markers(tmp_path):
+    pytest.importorskip("matplotlib")
     record = {**frame.head(TINY), "rows": [row()[0]]}
-    page = tmp_path / "performance.md"
-    page.write_text("# Speed\n\n<!-- bench: table -->\nold\n<!-- end: table -->\n\nProse.\n")
-    table.write_page(record, page)
-    once = page.read_text()
+    path = tmp_path / "performance.md"
+    path.write_text("# Speed\n\n<!-- bench: table -->\nold\n<!-- end: table -->\n\nProse.\n")
+    page.write(record, path)
+    once = path.read_text()
     assert "old" not in once and "Prose." in once and "| lora-qv-step | 100.0 |" in once and "4.00x" in once
-    table.write_page(record, page)
-    assert page.read_text() == once
+    page.write(record, path)
+    assert path.read_text() == once
+
+
+def test_the_page_keeps_the_rows_of_every_kind_of_processor_side_by_side(tmp_path):
+    pytest.importorskip("matplotlib")
+    path, slow = tmp_path / "performance.md", row(halter={"seconds": [2.0]})[0]
+    head = frame.head(TINY)
+    one, two = ({**head, "machine": {**head["machine"], "cpu": "EPYC", "can": can}} for can in ("AMX", "AVX2"))
+    page.write({**one, "rows": [row()[0]]}, path)
+    page.write({**two, "rows": [slow, {**slow, "name": "decode-1"}], "ladder": [], "growth": {}}, path)
+    text = path.read_text()
+    (line,) = [x for x in text.splitlines() if x.startswith("| lora-qv-step") and "4.00x" in x and "2.00x" in x]
+    assert line == "| lora-qv-step | 100.0 | 4.00x | 50% | 33% | 50.0 | 2.00x | 25% | 33% |"
+    assert "| decode-1 |  |  |  |  | 50.0 | 2.00x | 25% | 33% |" in text
+    assert text.count("**EPYC (AMX)**") == 2 and text.count("**EPYC (AVX2)**") == 4  # the ladder and growth are its own
+    page.write({**one, "rows": [slow]}, path)  # the same kind again: its row is replaced, the other's stays
+    assert "| lora-qv-step | 50.0 | 2.00x | 25% | 33% | 50.0 | 2.00x | 25% | 33% |" in path.read_text()
+
+
+def test_a_record_of_another_processor_is_not_added_to(tmp_path):
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({"machine": {"cpu": "another", "can": "AMX"}, "rows": []}))
+    before = file.read_bytes()
+    done = subprocess.run(
+        [sys.executable, str(frame.HERE / "run.py"), "start-help", "--quick", "--json", str(file)],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(frame.ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1 and "another (AMX)" in done.stderr and file.read_bytes() == before
+
+
+def test_the_processor_is_told_by_its_name_and_its_quickest_products(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nmodel name : A B\nflags : fpu avx2 avx512f avx512_bf16\n\nprocessor : 1\n")
+    assert frame.processor(info) == ("A B", "AVX512-BF16")
+    info.write_text("model name : A B\nflags : fpu avx2\n")
+    assert frame.processor(info) == ("A B", "AVX2") and frame.processor(tmp_path / "none") == ("", "")
+
+
+def test_the_page_in_the_tree_is_what_its_file_gives():
+    kinds = json.loads(page.PAGE.with_suffix(".json").read_text())
+    text = page.PAGE.read_text()
+    for name, block in page.blocks(kinds).items():
+        assert page.put(text, name, block) == text, name
 
 
 def test_real_sides_agree_on_a_tiny_shape(tmp_path):
