@@ -51,6 +51,14 @@ def refuse_nothing_learnt(trainee: Trainee) -> None:
         )
 
 
+def result(trainee: Trainee, seconds: float) -> str:
+    """What became of the run, in a few words: the steps, their last losses' median and the time."""
+    losses = trainee.guards.losses[-LAST:]
+    end = f", loss {median(losses):.4f}" if losses else ""
+    spent = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f" ({trainee.step} steps{end}, {spent})"
+
+
 def last_words(trainee: Trainee) -> Iterator[str]:
     """One warning for each thing about the steps that the person should know who uses the adapter."""
     guards, steps = trainee.guards, trainee.step

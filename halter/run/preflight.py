@@ -117,9 +117,9 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> J
     """The job, after every check that needs the base's folder."""
     base = findings.attempt(read_base, recipe) if recipe.model.path else None
     if base is None:
-        folder = Path(recipe.model.path).expanduser()
-        if recipe.model.path and folder.is_dir() and kind_of(folder) == "model":  # what else is wrong with it
-            findings.attempt(open_checkpoint, folder)
+        named = Path(recipe.model.path).expanduser()
+        if recipe.model.path and named.is_dir() and kind_of(named) == "model":  # what else is wrong with it
+            findings.attempt(open_checkpoint, named)
         findings.take(data_missing(recipe.data))
         return None
     findings.take(rate_problem(recipe, base.config.dim))

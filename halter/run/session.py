@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run.describe import describe
-from halter.run.ends import last_words, refuse_broken_base, refuse_nothing_learnt
+from halter.run.ends import last_words, refuse_broken_base, refuse_nothing_learnt, result
 from halter.run.keeper import Keeper
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
@@ -109,7 +110,7 @@ def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
 
 
 def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
-    options = job.recipe.train
+    options, began = job.recipe.train, time.monotonic()
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
@@ -161,8 +162,9 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     adapter.facts["run"] = {"steps": trainee.step, "planned": job.steps}
     run.put_result_aside(run.planned_steps())
     adapter.save(run.adapter)
-    say(f"saved: {run.adapter}")
     say(planned_and_measured(job, model, checkpointing, roomy, before))
+    say(f"saved: {run.adapter}{result(trainee, time.monotonic() - began)}")
+    say(f"next: halter chat {run.path}; halter evaluate {run.path} --data TEST; halter merge {run.path} --output DIR")
 
 
 def _steps(
