@@ -12,7 +12,7 @@ from halter.data.formats import Canonical
 from halter.data.options import DataOptions
 from halter.data.turns import BadRow
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
+from halter.files.chat import BUILTIN, ChatTemplate
 from halter.files.chat_rows import Rows, encode_pair, encode_text
 from halter.files.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ class Encoder:
                 "no-template",
                 "conversations need a chat template, and this checkpoint has none",
                 where=origin,
-                expected="data.template: llama-2, llama-3, alpaca, vicuna or a Jinja file",
+                expected=f"data.template: {', '.join(BUILTIN)} or a Jinja file",
                 fix="for a base model, --template alpaca is the usual choice",
             )
         return self.template.rows(

@@ -19,6 +19,7 @@ from halter.data.told import grouped
 from halter.data.workers import useful
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
+from halter.files.chat_render import NO_TOOLS, TOOLS_FIX
 from halter.files.tokenizer import Tokenizer
 
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
@@ -163,4 +164,6 @@ def way_out(faults: Sequence[Fault]) -> str:
     keep = "data.id_column=null keeps rows whose ids repeat"
     if all(ids):
         return f"{keep}; data.on_bad=skip leaves them out"
-    return "data.on_bad=skip (--on-bad skip) leaves them out and counts them" + (f"; {keep}" if any(ids) else "")
+    more = f"; {keep}" if any(ids) else ""
+    more += f"; {TOOLS_FIX}" if any(NO_TOOLS in fault.kind for fault in faults) else ""
+    return f"data.on_bad=skip (--on-bad skip) leaves them out and counts them{more}"

@@ -15,24 +15,30 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halter.errors import Refusal
-from halter.files import chat_messages, chat_responses
+from halter.files import chat_messages, chat_responses, template_names
 from halter.files.chat_locate import Call, Located, Locator
 from halter.files.chat_render import Renderer
 from halter.files.chat_rows import Encoded, Rows, encode_chat, encode_pair, encode_text
+from halter.files.reading import read_text
+from halter.files.template_names import BUILTIN
 
 if TYPE_CHECKING:
     from halter.files.tokenizer import Tokenizer
 
 __all__ = ["BUILTIN", "ChatTemplate", "Encoded", "encode_pair", "encode_text"]
 
-BUILTIN = ("llama-2", "llama-3", "alpaca", "vicuna")
 #: Alpaca's response is a text of its own: SentencePiece puts its space before it. Elsewhere it continues the prompt.
 FRESH_RESPONSE = ("alpaca",)
 #: Without these a built-in template would spell its control tokens out letter by letter.
-NEEDED = {"llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")}
+LLAMA_3 = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+NEEDED = {
+    "llama-3": LLAMA_3, "llama-3.1": LLAMA_3, "llama-4": ("<|header_start|>", "<|header_end|>", "<|eot|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+}  # fmt: skip
 
 
 class ChatTemplate:
@@ -53,13 +59,19 @@ class ChatTemplate:
 
     @classmethod
     def builtin(cls, name: str) -> ChatTemplate:
-        """One of llama-2, llama-3, alpaca, vicuna. Refusal ``template-unknown``."""
-        if name not in BUILTIN:
-            raise Refusal(
-                "template-unknown", f"there is no built-in chat template {name!r}", expected=", ".join(BUILTIN),
-                fix="name one of these, or give a Jinja file",
-            )  # fmt: skip
-        return cls({"default": _builtin_source(name)}, name)
+        """A built-in one: BUILTIN, also as people spell them (llama3, Llama-3.1-Instruct, chat-ml). Refusals
+        ``template-unknown``, ``file-missing`` for what can only be a file."""
+        found = template_names.spelt(name)
+        if found is None:
+            raise template_names.unknown(name)
+        return cls({"default": _builtin_source(found)}, found)
+
+    @classmethod
+    def named(cls, name: str) -> ChatTemplate:
+        """What a person means by a name: a Jinja file of that path, else a built-in template. Refusals as those of
+        ``builtin`` and files.reading.read_text."""
+        path = Path(name).expanduser()
+        return cls.from_source(read_text(path), path.name) if path.is_file() else cls.builtin(name)
 
     @classmethod
     def from_source(cls, jinja: str, name: str = "given") -> ChatTemplate:
@@ -220,7 +232,7 @@ def _check_tokens(tokenizer: Tokenizer, name: str) -> None:
     if missing:
         raise Refusal(
             "template-needs-tokens", f"the tokenizer lacks control tokens of the built-in chat template {name}",
-            offenders=missing, fix="use alpaca, vicuna or the checkpoint's own template with this model",
+            offenders=missing, fix="use alpaca, vicuna, zephyr or the checkpoint's own template with this model",
         )  # fmt: skip
 
 

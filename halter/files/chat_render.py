@@ -11,6 +11,9 @@ from halter.files.template_sandbox import sandbox
 
 MAX_SOURCE_CHARS = 1 << 20
 
+NO_TOOLS = "has no place for tools"
+TOOLS_FIX = "--template llama-3.1 or llama-3 has one (data.template), or give a Jinja file that has"
+
 Job = dict[str, Any]  # source, variables, date
 
 
@@ -62,4 +65,6 @@ class Renderer:
         fix = ""
         if "strftime_now" in reply["error"]:
             fix = "say which date it shall be told: data.template_date (date= in Python)"
+        elif NO_TOOLS in reply["error"]:
+            fix = TOOLS_FIX
         return Refusal("template-failed", f"will not render this conversation: {reply['error']}", where=where, fix=fix)

@@ -12,7 +12,7 @@ from halter import recipe as recipes
 from halter.errors import Refusal, Waivers
 from halter.files.chat import BUILTIN, ChatTemplate
 from halter.files.nearby import adapter_folder
-from halter.files.reading import junk_refused, read_text
+from halter.files.reading import junk_refused
 from halter.files.runs import RunFolder
 from halter.files.tokenizer import Tokenizer
 from halter.methods import adapter_files, storage
@@ -38,8 +38,8 @@ class OpenOptions:
     adapter: str | None = None
     """Adapter folder or run folder to put on the model."""
     template: str | None = None
-    """Chat template: llama-2, llama-3, alpaca, vicuna, a Jinja file, or raw for none. Not given: the one that the
-    adapter was trained with, else the checkpoint's own."""
+    """Chat template: llama-2, llama-3, llama-3.1, llama-4, alpaca, vicuna, chatml, zephyr, a Jinja file, or raw for
+    none. Not given: the one that the adapter was trained with, else the checkpoint's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What weights are held and computed in; auto: the checkpoint's own."""
     quantize: Literal["nf4", "int8", "none"] | None = None
@@ -250,9 +250,7 @@ def choose_template(subject: Subject, tokenizer: Tokenizer, asked: str | None = 
     if asked == RAW:
         return None
     if asked is not None:
-        return (
-            ChatTemplate.from_source(read_text(asked), asked) if Path(asked).is_file() else ChatTemplate.builtin(asked)
-        )
+        return ChatTemplate.named(asked)
     if "template" not in subject.facts:
         return tokenizer.chat_template
     trained = cast("dict[str, str] | None", subject.facts["template"])

@@ -85,7 +85,7 @@ def examine(
     findings.attempt(checks_machine.repeatable_workspace, recipe)
     findings.take(checks_machine.machine(recipe))
     files = [(f"method.init_from ({choice.name})", choice.init_from) for choice in recipe.methods]
-    findings.take(checks_machine.missing_files([*files, ("data.template", _file(recipe.data.template))]))
+    findings.take(checks_machine.missing_files(files))
     findings.take(checks_machine.writable(recipe.output_dir or "runs"))
     findings.looked += ["recipe", "this machine", "output folder"]
     job = _looked_at(recipe, findings, say, planned)
@@ -106,11 +106,6 @@ def _adapter_of(choice: MethodChoice) -> str | None:
     inner = place / "adapter"
     run = choice.init_from and kind_of(place) != "adapter" and kind_of(inner) == "adapter"
     return str(inner) if run else choice.init_from
-
-
-def _file(template: str | None) -> str | None:
-    """A template's name that can only be meant as a file."""
-    return template if template and ("/" in template or template.endswith((".jinja", ".j2", ".txt"))) else None
 
 
 def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> Job | None:

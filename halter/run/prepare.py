@@ -16,7 +16,7 @@ from halter.data.sources import local_files
 from halter.errors import HalterError, Refusal
 from halter.files import yaml12
 from halter.files.chat import ChatTemplate
-from halter.files.reading import read_json, read_text
+from halter.files.reading import read_json
 from halter.files.runs import RunFolder
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
@@ -234,7 +234,4 @@ def choose_template(recipe: Recipe, tokenizer: Tokenizer) -> ChatTemplate | None
     name = recipe.data.template
     if name is None:
         return tokenizer.chat_template
-    path = Path(name)
-    if path.is_file():
-        return ChatTemplate.from_source(read_text(path), name=path.name)
-    return ChatTemplate.builtin(name)
+    return ChatTemplate.named(name)

@@ -246,10 +246,10 @@ def test_alpaca_rows_of_the_mark(stories: Tokenizer, stories_peer: Any, data: Da
 # Exactly one BOS
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", [name for name in BUILTIN if name != "llama-4"])  # whose tokens are in test_templates
 @pytest.mark.parametrize("shape", [2, 3])
 def test_one_bos_opens_a_row(name: str, shape: int, llama3: Tokenizer, llama2: Tokenizer) -> None:
-    tokenizer = llama3 if name == "llama-3" else llama2
+    tokenizer = llama3 if name in ("llama-3", "llama-3.1", "chatml") else llama2
     row = ChatTemplate.builtin(name).encode(tokenizer, CHAT[:shape], add_generation_prompt=shape < 3)
     assert row.tokens[0] == tokenizer.bos_id and row.tokens.count(tokenizer.bos_id or -1) == 1 and not row.supervised[0]
 
@@ -535,7 +535,7 @@ def test_the_date_is_pinned_and_recorded(llama3: Tokenizer, peer: Any) -> None:
 
 def test_identity_of_templates(llama3: Tokenizer) -> None:
     digests = {ChatTemplate.builtin(n).digest for n in BUILTIN}
-    assert len(digests) == 4
+    assert len(digests) == len(BUILTIN)
     alpaca = ChatTemplate.builtin("alpaca")
     same = ChatTemplate.from_source(alpaca.source, "found in a folder")
     assert same.digest == alpaca.digest and same.encode(llama3, CHAT) == alpaca.encode(llama3, CHAT)
@@ -596,8 +596,8 @@ def test_refused_conversations(template: str, messages: Messages, tools: Any, id
 
 
 def test_unknown_built_in() -> None:
-    with pytest.raises(Refusal, match="llama-2, llama-3, alpaca, vicuna"):
-        ChatTemplate.builtin("llama3")
+    with pytest.raises(Refusal, match="llama-2, llama-3, .*alpaca, vicuna.*template-unknown"):
+        ChatTemplate.builtin("mistral")
 
 
 # Speed

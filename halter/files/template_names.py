@@ -1,0 +1,45 @@
+"""Names of built-in chat templates as people type them, and what a name that is none may have meant."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from halter.errors import Refusal
+
+BUILTIN = ("llama-2", "llama-3", "llama-3.1", "llama-4", "alpaca", "vicuna", "chatml", "zephyr")
+BESIDE = re.compile(r"instruct|chat(?!ml)|template|meta|beta|hf|\d+b|scout|maverick|stanford")
+"""Words of models and tools that say nothing about which template is meant."""
+SPELT = {
+    "llama2": "llama-2", "llama3": "llama-3", "llama30": "llama-3", "llama31": "llama-3.1", "llama32": "llama-3.1",
+    "llama33": "llama-3.1", "llama4": "llama-4", "alpaca": "alpaca", "vicuna": "vicuna", "vicunav1": "vicuna",
+    "vicunav11": "vicuna", "vicunav15": "vicuna", "chatml": "chatml", "zephyr": "zephyr",
+}  # fmt: skip
+FILES = (".jinja", ".jinja2", ".j2", ".txt", ".json")
+
+
+def spelt(name: str) -> str | None:
+    """The built-in template of that name, whatever its case, dashes and the model it is named after."""
+    if name in BUILTIN:
+        return name
+    plain = re.sub(r"chat[^a-z0-9]ml", "chatml", name.strip().lower())
+    return SPELT.get(re.sub(r"[^a-z0-9]", "", BESIDE.sub("", re.sub(r"[-_ ]?\d+b\b", "", plain))))
+
+
+def unknown(name: str) -> Refusal:
+    """Refusal ``template-unknown``, or ``file-missing`` for what can only be a file."""
+    path = Path(name).expanduser()
+    if "/" in name or path.suffix.lower() in FILES:
+        beside = [one.name for one in path.parent.iterdir() if one.is_file()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, beside, 1)
+        fix = f"did you mean {path.parent / near[0]}?" if near else "give a Jinja file that exists, or a built-in name"
+        return Refusal("file-missing", "there is no such file", where=name, expected="a chat template", fix=fix)
+    near = get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), SPELT, 1, cutoff=0.5)
+    fix = f"did you mean {SPELT[near[0]]}? " if near else ""
+    return Refusal(
+        "template-unknown",
+        f"there is no built-in chat template {name!r}",
+        expected=", ".join(BUILTIN),
+        fix=f"{fix}name one of these, or give a Jinja file",
+    )
