@@ -115,3 +115,21 @@ def test_several_refusals_are_told_one_by_one(tmp_path, monkeypatch, capsys) -> 
     assert "3 mistakes" in told and all(f"[{part.id}]" in told for part in parts)
     text = next(tmp_path.glob("halter-preflight-*.txt")).read_text()
     assert "[bad-rows] many\n  0\n  1\n" in text
+
+
+def test_no_message_is_longer_than_six_lines(tmp_path, monkeypatch, capsys) -> None:
+    """Whatever the list holds: the kinds of faults that a stranger saw in 7 to 46 lines."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kinds = [
+        [f"rows.jsonl:{n}: broken JSON: Expecting value" for n in range(242)],
+        [f"tensor.{n} is {[n, 64]}, not {[64, 64]}" for n in range(36)],
+        [f"r.jsonl:{n}: reason number {'abcdefghij'[n % 10] * 9}" for n in range(24)],
+        [f"one of {n}" for n in range(9)],
+        ["x" * 300] * 12,
+    ]
+    for offenders in kinds:
+        for waivable in (False, True):
+            parts = {"where": "w", "expected": "e", "fix": "f", "offenders": offenders, "waivable": waivable}
+            refusal = Refusal("some-id", "what", **parts)
+            main._report(refusal, debug=False)
+            assert len(capsys.readouterr().err.splitlines()) <= 6, offenders[:2]

@@ -114,7 +114,7 @@ class Watch:
                 )
                 return
             restore(self.adapter, state, "the best evaluation")
-        self.log({"step": found.step, "kept": True, "eval_loss": found.best})
+        self.log({"step": found.looked, "kept_step": found.step, "kept_loss": found.best})
         self.say(self._told())
 
     def _told(self) -> str:

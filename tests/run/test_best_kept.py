@@ -34,7 +34,7 @@ def trained(recipe: dict[str, Any], capsys: pytest.CaptureFixture[str], **how: A
 
 
 def losses(run: RunFolder) -> list[float]:
-    return [r["eval_loss"] for r in map(json.loads, run.metrics.open()) if "eval_loss" in r and "kept" not in r]
+    return [r["eval_loss"] for r in map(json.loads, run.metrics.open()) if "eval_loss" in r]
 
 
 def result(run: RunFolder) -> dict[str, torch.Tensor]:
@@ -63,8 +63,8 @@ def test_the_best_is_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture
     assert same(result(small), result(run))
     left = sorted(p.name for p in (small.path / "checkpoints").iterdir())
     assert left == [f"best-{best:07d}", "step-0000008"]
-    kept = [r for r in map(json.loads, small.metrics.open()) if r.get("kept")]
-    assert [(r["step"], r["eval_loss"]) for r in kept] == [(best, found[best])]
+    kept = [r for r in map(json.loads, small.metrics.open()) if "kept_step" in r]
+    assert [(r["kept_step"], r["kept_loss"]) for r in kept] == [(best, found[best])]
 
 
 def test_it_can_be_switched_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ PLANTED = {
     "wrong base": ("base-differs", "fingerprint"),
     "targets matching nothing": ("targets-match-nothing", "did you mean q_proj"),
     "longest row that does not fit": ("row-memory", "chat.jsonl:"),
-    "disk space": ("disk-space", "3 checkpoints"),
+    "disk space": ("disk-space", "4 checkpoints"),
     "no write permission": ("output-not-writable", "taken.txt"),
     "unknown device": ("device-missing", "cuda:99"),
     "precision against dtype": ("precision-conflict", "float32"),

