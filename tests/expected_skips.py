@@ -24,6 +24,7 @@ EXPECTED = (
     r"no packed product on this machine.*",
     r"torch has no product of bf16 with 8-bit codes on this machine",
     r"torch lays no bf16 weight out on this machine",
+    r"no x86 processor with AVX2",
     r"torch's OpenMP library is not GNU's",
     r"GNU's OpenMP library, which reports its settings",
     r"a team of two",

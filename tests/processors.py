@@ -306,10 +306,10 @@ def page(results: Sequence[Result], reasons: Mapping[str, str], processor: Proce
 
 
 def write_page(text: str) -> None:
-    """Put the result between its markers in the page on what Halter runs on."""
-    start, end = "<!-- processors: written by `make processors PAGE=1` -->", "<!-- /processors -->"
+    """Put the result where it was told before in the page on what Halter runs on."""
+    start, end = "What was seen so far, ", "## Threads on a shared machine"
     before, rest = PAGE.read_text().split(start)
-    PAGE.write_text(f"{before}{start}\n\n{text}\n{end}{rest.split(end)[1]}")
+    PAGE.write_text(f"{before}{start}of `make processors PAGE=1`:\n\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def main() -> int:
