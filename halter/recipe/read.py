@@ -89,9 +89,21 @@ def load_tolerant(
         output_dir=None if output is None else output.value,
         notes=tuple(gathered.notes),
         defaults=taken,
+        given=_given(gathered),
         **sections,
     )
     return recipe, _refusal(gathered, document) if gathered.problems else None
+
+
+def _given(gathered: Gathered) -> frozenset[str]:
+    several = len(gathered.methods) > 1
+    named = {f"{section}.{key}" for section, given in gathered.sections.items() for key in given}
+    named |= {
+        f"method.{number}.{key}" if several else f"method.{key}"
+        for number, given in enumerate(gathered.methods)
+        for key in given
+    }
+    return frozenset(named)
 
 
 def _document(source: str | FilePath | Mapping[str, Any] | None) -> Document:

@@ -77,6 +77,8 @@ class Recipe:
     """What was read under another name than its own, for the user to see."""
     defaults: Mapping[str, Default] = field(default_factory=dict, compare=False)
     """{"train.learning_rate": Default}: what was not given and came from the method's table, with its source."""
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """What was given, by names such as train.learning_rate, and method.1.r for the second of several methods."""
 
     @property
     def method(self) -> MethodChoice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +64,31 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
 
 
 def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe that resumes a run of an earlier Halter: options that have come since, and that it does not give, are
-    what the run was begun as. Otherwise itself."""
+    """The recipe that resumes a run: what it does not give stays as the run was begun, whatever is the default now, and
+    is told in its notes."""
     run = None if recipe.output_dir is None else RunFolder(recipe.output_dir)
     if run is None or not run.begun:
         return recipe
     begun = recipes.load(run.recipe)
     if [old.name for old in begun.methods] != [choice.name for choice in recipe.methods]:
         return recipe
-    methods = []
-    for number, (choice, old) in enumerate(zip(recipe.methods, begun.methods, strict=True)):
-        lead = f"method.{number}." if len(recipe.methods) > 1 else "method."
-        keys = [k for k in type(choice.options).former(asdict(old.options)) if lead + k in recipe.defaults]
-        kept = {key: getattr(old.options, key) for key in keys}
-        methods.append(replace(choice, options=replace(choice.options, **kept)))
-    if tuple(methods) == recipe.methods:
-        return recipe
-    return replace(recipe, methods=tuple(methods), notes=(*recipe.notes, *begun.notes))
+    told: list[str] = []
+
+    def kept(lead: str, now: Any, old: Any) -> Any:
+        free = [f.name for f in fields(now) if f"{lead}.{f.name}" not in recipe.given]
+        free = [name for name in free if not f"{lead}.{name}".startswith(MAY_CHANGE)]
+        changed = {name: getattr(old, name) for name in free if getattr(old, name) != getattr(now, name)}
+        told.extend(f"{lead}.{name} is not given, and stays as this run was begun: {v}" for name, v in changed.items())
+        return replace(now, **changed)
+
+    leads = [f"method.{n}" for n in range(len(begun.methods))] if len(begun.methods) > 1 else ["method"]
+    methods = tuple(
+        replace(choice, options=kept(lead, choice.options, old.options))
+        for lead, choice, old in zip(leads, recipe.methods, begun.methods, strict=True)
+    )
+    sections = {name: kept(name, getattr(recipe, name), getattr(begun, name)) for name in ("model", "data", "train")}
+    made = replace(recipe, methods=methods, **sections)
+    return replace(made, notes=(*recipe.notes, *begun.notes, *told)) if made != recipe else recipe
 
 
 def _refuse_done(run: RunFolder, steps: int, recipe: Recipe) -> None:
