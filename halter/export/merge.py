@@ -17,6 +17,7 @@ from torch import Tensor
 
 from halter.errors import HalterError, Refusal
 from halter.export.gap import SAMPLE, Gap, gap, logits_on
+from halter.export.unlike import refuse_unlike
 from halter.files.folders import new_folder
 from halter.files.tokenizer import Tokenizer
 from halter.files.writing import write_text
@@ -82,13 +83,7 @@ def merge(
     Refusals: ``cannot-merge`` names the places whose effect is no change of weights; ``merge-source``;
     ``already-exists``.
     """
-    stuck = adapter.unfoldable()
-    if stuck:
-        raise Refusal(
-            "cannot-merge",
-            "this adapter's effect is not a change of weights at these places; keep it as an adapter",
-            offenders=stuck,
-        )
+    refuse_unfoldable(adapter)
     origin = source_of(adapter, source)
     quantised = is_quantised(model)
     reference = base_of(model, base, origin)
@@ -97,7 +92,9 @@ def merge(
     wanted = logits_on(reference, rows, adapter)
     trained = logits_on(model, rows, adapter) if quantised else None
     untied = unties(adapter)
-    config = _biased(replace(model.config, tied=False) if untied else model.config, adapter)
+    if not allow_gap:
+        refuse_unlike(reference, adapter, untied)
+    config = biased(replace(model.config, tied=False) if untied else model.config, adapter)
     del model
     with new_folder(folder) as inside:
         files = () if tokenizer is None else tokenizer.files
@@ -111,6 +108,17 @@ def merge(
         _prove(found, wanted, stored if reference.dtype == torch.float32 else reference.dtype, allow_gap)
     shift = None if trained is None else gap(trained, got)
     return MergeReport(Path(folder), found, shift, untied, dtype_name(stored))
+
+
+def refuse_unfoldable(adapter: Adapter) -> None:
+    """Refusal ``cannot-merge`` names the places whose effect is no change of weights."""
+    stuck = adapter.unfoldable()
+    if stuck:
+        raise Refusal(
+            "cannot-merge",
+            "this adapter's effect is not a change of weights at these places; keep it as an adapter",
+            offenders=stuck,
+        )
 
 
 def write_template(inside: Path, adapter: Adapter, tokenizer: Tokenizer | None) -> None:
@@ -145,7 +153,7 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
             yield f"{name}.bias", bias.detach()
 
 
-def _biased(config: ModelConfig, adapter: Adapter) -> ModelConfig:
+def biased(config: ModelConfig, adapter: Adapter) -> ModelConfig:
     """The merged model's configuration: a fold may bring biases that the base does not have."""
     brings: set[bool] = set()  # whether to attention's linears (True), to the MLP's (False)
     for slot in adapter.slots:

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from halter.export.gap import Gap, gap, logits_on
-from halter.export.merge import base_of, sample_rows, source_of, tokenizer_of, unties, write_template
+from halter.export.merge import (
+    base_of,
+    biased,
+    refuse_unfoldable,
+    sample_rows,
+    source_of,
+    tokenizer_of,
+    unties,
+    write_template,
+)
+from halter.export.unlike import refuse_unlike
 from halter.files.folders import new_folder
 from halter.files.writing import copy_file, write_json, write_tensors
 from halter.methods.adapter import Adapter
@@ -77,13 +87,15 @@ def merge_quantised(
 
     ``base`` and ``source`` as in ``merge``: under a quantised model, what the update is added to before it is rounded.
     Refusals ``cannot-merge``, ``merge-source`` and ``already-exists``. The whole merged model is in memory at once."""
+    refuse_unfoldable(adapter)
     origin = source_of(adapter, source)
     tokenizer = tokenizer_of(origin)
     reference = base_of(model, base, origin)
     trained_in = held_in(model)
     on_grid = kind in (held_in(reference), trained_in if base == "dequantised" else None)
     untied = unties(adapter)
-    config = replace(model.config, tied=False) if untied else model.config
+    refuse_unlike(reference, adapter, untied)
+    config = biased(replace(model.config, tied=False) if untied else model.config, adapter)
     tensors: dict[str, torch.Tensor] = {}
     shares: dict[str, float] = {}
     for layer, place, module in reference.places():
@@ -93,6 +105,8 @@ def merge_quantised(
         weight = module.weight().float()  # type: ignore[operator]
         bias = module.bias if isinstance(module, Linear) else None
         merged, bias = adapter.fold(name, weight, None if bias is None else bias.float())
+        if bias is None and config.has_bias(place):
+            bias = weight.new_zeros(len(weight))
         if bias is not None:
             tensors[f"{name}.bias"] = bias.to(model.dtype)
         if place not in LINEARS:
