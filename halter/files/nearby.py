@@ -74,9 +74,10 @@ def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
     if kind == "model":
         lost = ", ".join(missing) or "model.safetensors"
         what = f"the configuration is there and the weights are missing ({lost})"
-        return Refusal(
-            "no-weights", what, where=str(folder), fix="copy or fetch the safetensors files into this folder"
-        )
+        fix = "copy or fetch the safetensors files into this folder"
+        if (folder / "adapter_model.safetensors").exists():
+            fix = f"the adapter that lies here is put on its base: --model BASE --adapter {folder}"
+        return Refusal("no-weights", what, where=str(folder), fix=fix)
     return Refusal(
         "no-weights", "this folder holds no model", where=str(folder),
         fix=_choose(inside(folder, ("model", "adapter", "run")))

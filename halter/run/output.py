@@ -69,7 +69,10 @@ def as_begun(recipe: Recipe) -> Recipe:
     run = None if recipe.output_dir is None else RunFolder(recipe.output_dir)
     if run is None or not run.begun:
         return recipe
-    begun = recipes.load(run.recipe)
+    try:
+        begun = recipes.load(run.recipe)
+    except Refusal:  # no recipe of ours: what is wrong with it is told where the run is opened
+        return recipe
     if [old.name for old in begun.methods] != [choice.name for choice in recipe.methods]:
         return recipe
     told: list[str] = []

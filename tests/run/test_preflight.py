@@ -320,9 +320,9 @@ def test_a_pass_that_does_not_fit_is_told_before_the_run(good: Any, monkeypatch:
         monkeypatch.setattr(memory, "free_memory_bytes", lambda device, free=free: free)
         said: list[str] = []
         assert not examine(good(), say=said.append).problems
-        warnings = [words for words in said if "takes" in words and "train.micro_tokens=" in words]
-        assert len(warnings) == told
-        assert all(f"train.micro_tokens={3 * longest} fits" in words for words in warnings)
+        cut = [words for words in said if "train.micro_tokens is" in words]
+        most = longest * max(1, fit.most_rows(needs, longest, int(free * estimate.MARGIN)))
+        assert len(cut) == told and all(f"train.micro_tokens is {most}, the step" in words for words in cut)
 
 
 def load_free_adapter(job: Any) -> int:
@@ -421,7 +421,7 @@ def test_nothing_is_fetched_for_a_run_that_cannot_start(
         return stories
 
     monkeypatch.setattr(preflight, "resolve", hub)
-    monkeypatch.setattr("halter.run.prepare.resolve", hub)
+    monkeypatch.setattr("halter.run.prepare.located", hub)
     recipe = good()
     recipe["model"]["path"] = "some/model"
     assert examine(recipe, ["method.target_modules=[nope]"]).problems and asked == [False]

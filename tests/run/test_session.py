@@ -62,7 +62,7 @@ def quiet(*args, **kwargs):
 
 def test_a_run_leaves_what_it_promises(recipe):
     run, said = quiet(recipe())
-    assert "of them learnt" in said and "4 rows for the held-out loss" in said
+    assert "of them learned" in said and "4 rows for the held-out loss" in said
     assert re.search(r"memory at its worst: [\d.]+ \w+ planned for passes of \d+ tokens, [\d.]+ \w+ measured", said)
     steps = [line for line in lines(run) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4] and all(line["attempt"] == 1 for line in steps)
@@ -117,7 +117,7 @@ def test_a_run_that_died_in_its_first_write_stands_in_nobodys_way(recipe):
 
 def test_dry_run_shows_and_writes_nothing(recipe):
     run, said = quiet(recipe(), dry_run=True)
-    assert run is None and "4 steps of 4 rows" in said and "% of them learnt" in said and "max_steps: 4" in said
+    assert run is None and "4 steps of 4 rows" in said and "% of them learned" in said and "max_steps: 4" in said
     assert not (RunFolder(recipe()["output_dir"]).path).exists()
 
 
