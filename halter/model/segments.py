@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -61,14 +60,23 @@ class Segments:
         ids = torch.tensor(list(rows), dtype=torch.int64) if rows is not None else torch.arange(len(counts))
         return cls(counts, counts, starts, positions.to(device), prompts, ids, beginnings=beginnings)
 
-    @cached_property
+    @property
     def query_starts(self) -> Tensor:
         """int64 CPU [R]: where each row's tokens begin."""
         return self.query_lengths.cumsum(0) - self.query_lengths
 
-    @cached_property
+    @property
     def spans(self) -> Tensor:
-        """int64 CPU [R, 4 or 6] for numerics.attention: query start and length, key start and length, beginning."""
+        """int64 CPU [R, 4 or 6] for numerics.attention: query start and length, key start and length, beginning. Made
+        once for all layers; a compiler follows how it is made."""
+        if torch.compiler.is_compiling():
+            return self._spans()
+        if "_made_spans" not in self.__dict__:
+            self.__dict__["_made_spans"] = self._spans()
+        made: Tensor = self.__dict__["_made_spans"]
+        return made
+
+    def _spans(self) -> Tensor:
         own = torch.stack((self.query_starts, self.query_lengths, self.key_starts, self.key_lengths), dim=1)
         return own if self.beginnings is None else torch.cat((own, self.beginnings), dim=1)
 

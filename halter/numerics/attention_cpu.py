@@ -81,7 +81,7 @@ def _beginnings(rows: list[list[int]]) -> Iterator[Piece]:
 
 def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool) -> Tensor:
     """numerics.attention.attend for CPU tensors of float16, bfloat16, float32 or float64."""
-    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         return _attended(q, k, v, spans, causal)[0]  # the same without an operation's way through the dispatcher
     return _attend(q, k, v, spans, causal)[0]
 

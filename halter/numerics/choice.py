@@ -72,10 +72,12 @@ def forget() -> None:
 
 def rows_of(x: torch.Tensor, most: int) -> int:
     """Rows of x [..., width] where there is a choice at all: 1 to ``most`` of bf16, on a CPU, in inference; else 0."""
-    if not torch.is_inference_mode_enabled() or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():  # in this order: a compiler asks no mode
+        return 0
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return 0
     rows = x.numel() // max(1, x.shape[-1])
-    return rows if rows <= most and not torch.compiler.is_compiling() else 0
+    return rows if rows <= most else 0
 
 
 def pick(choice: Choice, *without: str) -> str:

@@ -58,4 +58,4 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def _plainly() -> bool:
     """A compiler makes its own backward, which keeps as little; inference has none."""
-    return torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or torch.is_inference_mode_enabled()

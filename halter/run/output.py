@@ -81,7 +81,7 @@ def as_begun(recipe: Recipe) -> Recipe:
         free = [f.name for f in fields(now) if f"{lead}.{f.name}" not in recipe.given]
         free = [name for name in free if not f"{lead}.{name}".startswith(MAY_CHANGE)]
         changed = {name: getattr(old, name) for name in free if getattr(old, name) != getattr(now, name)}
-        told.extend(f"{lead}.{name} is not given, and stays as this run was begun: {v}" for name, v in changed.items())
+        told.extend(f"{lead}.{name} {v}" for name, v in changed.items())
         return replace(now, **changed)
 
     leads = [f"method.{n}" for n in range(len(begun.methods))] if len(begun.methods) > 1 else ["method"]
@@ -91,7 +91,8 @@ def as_begun(recipe: Recipe) -> Recipe:
     )
     sections = {name: kept(name, getattr(recipe, name), getattr(begun, name)) for name in ("model", "data", "train")}
     made = replace(recipe, methods=methods, **sections)
-    return replace(made, notes=(*recipe.notes, *begun.notes, *told)) if made != recipe else recipe
+    note = f"not given, and kept as this run was begun: {', '.join(told)}"
+    return replace(made, notes=(*recipe.notes, *begun.notes, note)) if made != recipe else recipe
 
 
 def _refuse_done(run: RunFolder, steps: int, recipe: Recipe) -> None:

@@ -137,7 +137,7 @@ def test_combine_writes_the_weighted_sum(desk: Path, tmp_path: Path, capsys: pyt
         (["convert", "gates", "--to", "lora", "--output", "x"], "no low-rank matrix"),
         (["convert", "one", "--alpha", "3", "--output", "x"], "belong to files"),
         (["compress", "one", "--keep", "2", "--output", "x"], "keep 2.0"),
-        (["show", "nowhere"], "holds no adapter"),
+        (["show", "nowhere"], "there is no such folder"),
     ],
 )
 def test_mistakes_are_refused_and_write_nothing(

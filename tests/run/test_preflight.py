@@ -314,9 +314,10 @@ def test_a_pass_that_does_not_fit_is_told_before_the_run(good: Any, monkeypatch:
     job = ready(good())
     need = estimate.sizes(job.recipe, job.config, dry_adapter(job.config, [job.recipe.method.options]), 4)
     needs, longest = fit.needs(need.setting), job.data.report.longest
-    rows = job.micro_tokens // longest
+    rows = job.largest_pass() // longest
+    assert rows > 1
     monkeypatch.setattr(estimate, "LIMITS", ())
-    for free, told in ((needs.bytes(rows, longest), 0), (needs.bytes(3, longest), 1)):
+    for free, told in ((needs.bytes(rows, longest), 0), (needs.bytes(1, longest), 1)):
         monkeypatch.setattr(memory, "free_memory_bytes", lambda device, free=free: free)
         said: list[str] = []
         assert not examine(good(), say=said.append).problems
