@@ -25,6 +25,7 @@ def tell(text: str) -> None:
     if not logger.handlers:
         logger.addHandler(_Screen())
         logger.propagate = False
+    logger.disabled = False  # which a library's logging.config does to every logger that is there before it
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     logger.log(LEVELS.get(text.partition(" ")[0], logging.INFO), "%s", text)

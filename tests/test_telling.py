@@ -69,6 +69,13 @@ def test_a_terminal_gets_whole_words_and_colour(monkeypatch: pytest.MonkeyPatch)
     assert telling.painted("warning: w", telling.YELLOW) == "warning: w"
 
 
+def test_another_librarys_configuration_does_not_silence_halter(capsys: pytest.CaptureFixture[str]) -> None:
+    telling.tell("note: one")
+    logging.getLogger(telling.LOGGER).disabled = True  # as logging.config.dictConfig does to loggers that are there
+    telling.tell("note: two")
+    assert capsys.readouterr().err == "note: one\nnote: two\n"
+
+
 def test_a_pipe_gets_whole_lines_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
     telling.tell("warning: " + "word " * 60)
     assert capsys.readouterr().err.count("\n") == 1
