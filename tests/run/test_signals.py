@@ -149,8 +149,10 @@ def test_a_second_signal_in_the_last_save_leaves_the_checkpoint_before(recipe, m
     with pytest.raises(SystemExit) as caught:
         halter.train(made, say=lambda _: None)
     assert caught.value.code == 143 and len(calls) == 1
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000003"]
-    RunFolder(tmp_path / "run").load_checkpoint(tmp_path / "run" / "checkpoints" / "step-0000003")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["best-0000004", "step-0000003"]
+    RunFolder(tmp_path / "run").load_checkpoint(checkpoints / "step-0000003")
+    assert RunFolder(tmp_path / "run").load_best(4)
 
 
 def test_outside_the_main_thread_signals_are_left_alone():
