@@ -53,7 +53,7 @@ report: $(VENV)/ready-dev
 	$(BIN)/halter compare --quick --output build/example-report
 	rm -rf docs/measured/example-report && mkdir -p docs/measured/example-report
 	cp -r build/example-report/record.json build/example-report/recipes docs/measured/example-report/
-	$(BIN)/python -m halter.compare.report docs/measured/example-report/record.json docs/measured/example-report
+	$(BIN)/python -m halter.comparison.report docs/measured/example-report/record.json docs/measured/example-report
 	$(BIN)/python docs/make_survey_tables.py
 
 # What computes in the suite, as other processors would run it: 20 minutes on two cores. ONLY='2 5' for some settings.

@@ -37,7 +37,7 @@ def training(quantize: str | None) -> Part:
         from halter.data.pack import pack
         from halter.methods.adapter import adapt
         from halter.methods.lora import Lora
-        from halter.plan import Setting, forecast
+        from halter.planning import Setting, forecast
         from halter.training import optimizers
         from halter.training.step import take_step
         from halter.training.trainee import Trainee

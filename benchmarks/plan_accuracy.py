@@ -51,7 +51,7 @@ def setting(cell: dict[str, Any], device: str) -> Any:
 
     from halter.methods.method import find
     from halter.model.config import preset
-    from halter.plan import Setting
+    from halter.planning import Setting
 
     shape = replace(preset("llama-3.2-1b"), layers=layers(cell))
     held = None if cell["base"] == "bf16" else cell["base"]
@@ -142,7 +142,7 @@ def measure(cell: dict[str, Any], device: str) -> dict[str, Any]:
 
 def predict(cell: dict[str, Any], device: str) -> dict[str, int]:
     """The plan's split of the cell."""
-    from halter.plan import forecast
+    from halter.planning import forecast
 
     found = forecast(setting(cell, device)).training
     return {**vars(found), "total": found.total}

@@ -1,6 +1,6 @@
 """Write docs/measured/survey-tables.md from the code's own counts and from what was measured here: `make pages`.
 
-A test holds the page to this script. Table 2's figures stand in halter/plan/survey.py, the others here, each once;
+A test holds the page to this script. Table 2's figures stand in halter/planning/survey.py, the others here, each once;
 every true figure is counted by the methods themselves on torch's meta device, and every measured one is read from the
 record of a comparison or from docs/measured/learning-curves.md.
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from halter.compare.report import table_lines
-from halter.compare.report_facts import Comparison
-from halter.compare.report_tables import Table, tables
+from halter.comparison.report import table_lines
+from halter.comparison.report_facts import Comparison
+from halter.comparison.report_tables import Table, tables
 from halter.model.config import preset
-from halter.plan import dry
-from halter.plan.survey import (
+from halter.planning import dry
+from halter.planning.survey import (
     EXCITOR,
     LARGE,
     MODELS,

@@ -20,8 +20,8 @@ FLOOR = {
     "numerics": 0,
     "model": 1, "files": 1,
     "methods": 2, "data": 2, "playground": 2, "pretrained": 2,
-    "training": 3, "generation": 3, "evaluation": 3.5, "plan": 3.5, "export": 3,
-    "recipe": 4, "run": 4, "serve": 4, "compare": 4.5,
+    "training": 3, "generation": 3, "evaluation": 3.5, "planning": 3.5, "export": 3,
+    "recipe": 4, "run": 4, "serve": 4, "comparison": 4.5,
     "cli": 5, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 WRITER = "halter/files/disk.py"

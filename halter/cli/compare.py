@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from halter.cli.flags import with_options
-from halter.compare.options import CompareOptions
+from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
 
 SETTINGS = {"ignore_unknown_options": True}
@@ -37,8 +37,8 @@ def command(
     """Train several methods on the same rows with the same budget, learning rates chosen on validation rows, scores
     taken on test rows, and write a report. Interrupted, the same command goes on; no finished trial is run twice.
     Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
-    from halter.compare import start
-    from halter.compare.engine import compare, tell_unwritable, write_report
+    from halter.comparison import start
+    from halter.comparison.engine import compare, tell_unwritable, write_report
     from halter.files.runs import RunFolder
     from halter.telling import tell
 
@@ -74,7 +74,7 @@ def _section(source: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _given(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     from halter.cli.train import split
-    from halter.compare import start
+    from halter.comparison import start
 
     recipe, overrides = split(arguments)
     return (*start.read(recipe), overrides) if recipe is not None else ({}, {}, {}, overrides)

@@ -35,14 +35,14 @@ def command(
     """Parameters, memory, disk, operations and time of a recipe before anything is loaded; no weights are read. Every
     key of a recipe is also a flag, as for halter train: --max-length 4096, --quantize nf4, --r 8."""
     if table:
-        from halter.plan import survey
+        from halter.planning import survey
 
         print(json.dumps(survey.table(), indent=2) if as_json else survey.table_text())
         return 0
     recipe, overrides = split(arguments or [])
     overrides = as_overrides({"model.path": model, "method.name": method}) + overrides
     with patiently("planning: a training step is run on tensors without memory, for every setting that is asked about"):
-        from halter.plan.text import as_text
+        from halter.planning.text import as_text
         from halter.run.planned import plan, read_recipe
 
         with Counter("methods tried", 1) as counter:

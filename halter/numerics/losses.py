@@ -137,7 +137,7 @@ def _cross_entropy(logits: Tensor, wanted: Wanted, gradient: Tensor) -> Tensor:
     """
     block = BLOCK_BYTES if logits.device.type == "cpu" else BLOCK_BYTES_ELSEWHERE
     rows = max(1, block // (4 * logits.shape[1]))
-    if logits.is_meta:  # halter.plan counts a block by itself, and need not see every one
+    if logits.is_meta:  # halter.planning counts a block by itself, and need not see every one
         rows = max(1, len(wanted))
     losses = torch.empty(len(wanted), dtype=_wide(logits), device=logits.device)
     for start in range(0, len(wanted), rows):

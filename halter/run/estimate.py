@@ -13,9 +13,9 @@ from halter.errors import Refusal
 from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.storages import Quantize
-from halter.plan import Setting, fit
-from halter.plan.dry import base_bytes, dry_base
-from halter.plan.forecast import STATE_BYTES
+from halter.planning import Setting, fit
+from halter.planning.dry import base_bytes, dry_base
+from halter.planning.forecast import STATE_BYTES
 from halter.recipe import Recipe
 from halter.run.checks_machine import gib
 from halter.training import memory

@@ -1,4 +1,4 @@
-"""A recipe as a setting that halter.plan can reckon with."""
+"""A recipe as a setting that halter.planning can reckon with."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from halter.files import yaml12
 from halter.model.decoder import Decoder
 from halter.model.storages import held_in
-from halter.plan import Setting, fit, forecast, speed
-from halter.plan.answer import Answer
-from halter.plan.dry import dry_adapter
-from halter.plan.setting import shape_of
+from halter.planning import Setting, fit, forecast, speed
+from halter.planning.answer import Answer
+from halter.planning.dry import dry_adapter
+from halter.planning.setting import shape_of
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.recipe import Recipe, load_tolerant
 from halter.run import checks_machine, estimate

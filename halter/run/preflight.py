@@ -21,7 +21,7 @@ from halter.files.nearby import kind_of
 from halter.methods import adapter_files, storage, warm
 from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.decoder import Decoder
-from halter.plan.dry import dry_adapter
+from halter.planning.dry import dry_adapter
 from halter.pretrained.bnb import storing
 from halter.pretrained.device import choose_device, choose_dtype, streams
 from halter.pretrained.digest import BaseIdentity

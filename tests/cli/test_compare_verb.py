@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from halter.cli import main
-from halter.compare import start
-from halter.compare.options import CompareOptions
+from halter.comparison import start
+from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
 from tests.compare import small
 

@@ -43,7 +43,7 @@ def test_mistakes_are_told(words: list[str], named: str, capsys: pytest.CaptureF
 def test_a_budget_gives_a_ranking(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from halter.plan import fit
+    from halter.planning import fit
     from tests import tiny
 
     monkeypatch.setattr(fit, "names", lambda: ("excitor", "full", "lora"))

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from halter.compare.engine import compare
-from halter.compare.options import CompareOptions
+from halter.comparison.engine import compare
+from halter.comparison.options import CompareOptions
 from halter.files.tokenizer import Tokenizer
 from halter.pretrained.save import write_model
 from tests import tiny, tiny_tokenizers

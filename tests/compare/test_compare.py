@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import halter
-from halter.compare import runner, search
-from halter.compare.ground import Contestant, lay
-from halter.compare.report import markdown
-from halter.compare.report_facts import Comparison
-from halter.compare.rounds import train_runs
+from halter.comparison import runner, search
+from halter.comparison.ground import Contestant, lay
+from halter.comparison.report import markdown
+from halter.comparison.report_facts import Comparison
+from halter.comparison.rounds import train_runs
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from halter.compare.material import split
-from halter.compare.options import CompareOptions
+from halter.comparison.material import split
+from halter.comparison.options import CompareOptions
 from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
 

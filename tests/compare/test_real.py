@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from own_data import Data
 
-from halter.compare.engine import compare
-from halter.compare.options import CompareOptions
+from halter.comparison.engine import compare
+from halter.comparison.options import CompareOptions
 
 
 @pytest.mark.nightly

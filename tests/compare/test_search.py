@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halter.compare import search
+from halter.comparison import search
 
 
 def test_rounds_halve_and_double() -> None:

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from halter.compare import statistics
+from halter.comparison import statistics
 
 
 def every_mean(values: list[float], weights: list[float]) -> list[float]:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from made_record import record
 
-from halter.plan import survey
+from halter.planning import survey
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "measured"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halter.compare.trials import Trials, digest
+from halter.comparison.trials import Trials, digest
 
 
 def test_a_trial_is_run_once_and_found_by_what_defines_it(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from halter.compare.record import row_of
-from halter.compare.verdicts import verdicts
+from halter.comparison.record import row_of
+from halter.comparison.verdicts import verdicts
 
 
 def row(name: str, loss: float, precision: str = "float32", **known: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from halter.errors import Refusal
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.lora import Lora
-from halter.plan import Setting, fit, forecast, speed
+from halter.planning import Setting, fit, forecast, speed
 from tests import tiny
 
 SHAPE = tiny.config(layers=12, dim=64, ffn_dim=160, context=4096)

@@ -1,4 +1,4 @@
-"""halter.plan: counts of the mechanism table, bytes of what is really built, and a pass that is really run."""
+"""halter.planning: counts of the mechanism table, bytes of what is really built, and a pass that is really run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from halter.model.packing import packed
 from halter.model.places import LINEARS
 from halter.model.storages import quantised
 from halter.numerics import nf4_packed
-from halter.plan import Setting, forecast
-from halter.plan.dry import base_bytes, counts_by_place, dry_adapter, dry_base
-from halter.plan.trace import training_pass
+from halter.planning import Setting, forecast
+from halter.planning.dry import base_bytes, counts_by_place, dry_adapter, dry_base
+from halter.planning.trace import training_pass
 from tests import tiny
 
 BASES = ("llama-1-7b", "llama-2-70b", "llama-3-8b", "llama-1-65b")

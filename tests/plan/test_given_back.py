@@ -15,8 +15,8 @@ from halter.data.example import Example
 from halter.data.pack import pack
 from halter.methods.adapter import adapt
 from halter.methods.method import find
-from halter.plan.dry import dry_adapter, dry_base
-from halter.plan.trace import training_pass
+from halter.planning.dry import dry_adapter, dry_base
+from halter.planning.trace import training_pass
 from halter.training import optimizers
 from halter.training.step import gather
 from halter.training.trainee import Trainee

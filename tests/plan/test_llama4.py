@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halter.methods.lora import Lora
-from halter.plan import llama4, survey
+from halter.planning import llama4, survey
 
 PUBLISHED = {
     "llama-4-scout": (108_641_793_536, 107_769_861_120, 17_172_894_720),

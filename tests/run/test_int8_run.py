@@ -14,7 +14,7 @@ from halter.export.requantise import merge_quantised
 from halter.methods.storage import load_adapter
 from halter.model.places import LINEARS
 from halter.model.storages import held_in
-from halter.plan.dry import base_bytes, dry_base
+from halter.planning.dry import base_bytes, dry_base
 from halter.pretrained.digest import digest_model
 from halter.pretrained.load import load_model
 from halter.run.opening import OpenOptions, find, open_subject

@@ -68,7 +68,7 @@ def test_a_pass_that_is_too_large_is_cut(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_checkpointing_counts_the_adapters_own_numbers(tmp_path: Path) -> None:
     from halter.methods.lora import Lora
-    from halter.plan.dry import dry_adapter
+    from halter.planning.dry import dry_adapter
 
     job = examine(with_rank(tmp_path, 4)).job
     assert job is not None

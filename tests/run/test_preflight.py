@@ -20,9 +20,9 @@ from own_data import Data
 
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
-from halter.plan import fit
-from halter.plan.dry import dry_adapter, dry_base
-from halter.plan.trace import training_pass
+from halter.planning import fit
+from halter.planning.dry import dry_adapter, dry_base
+from halter.planning.trace import training_pass
 from halter.run import estimate, preflight
 from halter.run.opening import OpenOptions, Subject, open_subject
 from halter.run.preflight import examine, ready

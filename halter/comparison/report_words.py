@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from halter.compare.report_facts import CHOICES, Comparison, Row, number
+from halter.comparison.report_facts import CHOICES, Comparison, Row, number
 
 Reason = tuple[str, str]
 """What a sentence is about, and the sentence."""

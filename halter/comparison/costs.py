@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from halter.compare.scores import Exam, decode_rates
+from halter.comparison.scores import Exam, decode_rates
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.export.compress import CompressOptions, compress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halter.plan.forecast import Forecast, forecast
-from halter.plan.setting import Setting
+from halter.planning.forecast import Forecast, forecast
+from halter.planning.setting import Setting
 
 __all__ = ["Forecast", "Setting", "forecast"]

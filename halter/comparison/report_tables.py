@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halter.compare.report_facts import LOSS, Comparison, Row, number
-from halter.compare.report_words import count, duration, listed, loss, size, warmup
+from halter.comparison.report_facts import LOSS, Comparison, Row, number
+from halter.comparison.report_words import count, duration, listed, loss, size, warmup
 
 NO, YES = "no", "yes"
 

@@ -12,7 +12,7 @@ from halter.methods.method import Method
 from halter.model.config import ModelConfig
 from halter.model.places import ATTENTION_LINEARS
 from halter.numerics.nf4 import BLOCK, BLOCK2
-from halter.plan.dry import dry_adapter
+from halter.planning.dry import dry_adapter
 
 EXPERTS_RANK = 8
 NOTE = (

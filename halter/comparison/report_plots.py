@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halter.compare.report_facts import CHOICES, Comparison, Row, number
-from halter.compare.report_looks import clock, cost_axis, finished, label, legend, look, loss_axis, short
-from halter.compare.report_svg import DASHES, FAINT, HATCHES, INK, MARKERS, PAPER, SERIES, drawing
-from halter.compare.report_words import size
+from halter.comparison.report_facts import CHOICES, Comparison, Row, number
+from halter.comparison.report_looks import clock, cost_axis, finished, label, legend, look, loss_axis, short
+from halter.comparison.report_svg import DASHES, FAINT, HATCHES, INK, MARKERS, PAPER, SERIES, drawing
+from halter.comparison.report_words import size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from halter import recipe as recipes
-from halter.compare.costs import costs
-from halter.compare.ground import Contestant, Ground
-from halter.compare.probe import probe
-from halter.compare.rounds import train_runs
-from halter.compare.scores import DECODED, TIMES, Exam, decode_rates, examine
-from halter.compare.trials import Trials
+from halter.comparison.costs import costs
+from halter.comparison.ground import Contestant, Ground
+from halter.comparison.probe import probe
+from halter.comparison.rounds import train_runs
+from halter.comparison.scores import DECODED, TIMES, Exam, decode_rates, examine
+from halter.comparison.trials import Trials
 from halter.errors import HalterError, Refusal
 from halter.files.folders import discard
 from halter.files.writing import write_text
@@ -23,8 +23,8 @@ from halter.methods.adapter import Adapter
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.model.storages import BITS, STORAGES, Quantize
-from halter.plan import Setting, forecast
-from halter.plan.dry import dry_adapter
+from halter.planning import Setting, forecast
+from halter.planning.dry import dry_adapter
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.pretrained.digest import digest_base
 from halter.run.estimate import Sizes, free_bytes, memory_problem, sizes

@@ -1,7 +1,7 @@
 """The report of a comparison, made from its record alone: report.html, report.md and report.csv.
 
-python -m halter.compare.report RECORD.json FOLDER             writes it again from a record that was kept.
-python -m halter.compare.report RECORD.json FOLDER --markdown  report.md alone, with its figures as files beside it.
+python -m halter.comparison.report RECORD.json FOLDER             writes it again from a record that was kept.
+python -m halter.comparison.report RECORD.json FOLDER --markdown  report.md alone, with its figures as files beside it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halter.compare.report_facts import Comparison
-from halter.compare.report_page import alone, page
-from halter.compare.report_plots import plots
-from halter.compare.report_tables import comma_separated, tables
-from halter.compare.report_words import headline, reasons
+from halter.comparison.report_facts import Comparison
+from halter.comparison.report_page import alone, page
+from halter.comparison.report_plots import plots
+from halter.comparison.report_tables import comma_separated, tables
+from halter.comparison.report_words import headline, reasons
 from halter.errors import HalterError, Refusal
 from halter.files import writing
 from halter.files.extras import missing_extra
@@ -111,7 +111,7 @@ def _text(text: str) -> str:
 def main(arguments: list[str]) -> int:
     made = write_markdown if arguments[2:] == ["--markdown"] else write
     if len(arguments) != 2 + (made is write_markdown):
-        print("usage: python -m halter.compare.report RECORD.json FOLDER [--markdown]", file=sys.stderr)
+        print("usage: python -m halter.comparison.report RECORD.json FOLDER [--markdown]", file=sys.stderr)
         return 2
     try:
         for path in made(read_json(arguments[0], MOST_BYTES), Path(arguments[1])):

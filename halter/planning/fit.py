@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from halter.errors import Refusal
 from halter.methods.method import Method, find, names
 from halter.model.storages import Quantize
-from halter.plan.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
-from halter.plan.forecast import STATE_BYTES
-from halter.plan.setting import Setting
-from halter.plan.trace import Traced, training_pass
+from halter.planning.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
+from halter.planning.forecast import STATE_BYTES
+from halter.planning.setting import Setting
+from halter.planning.trace import Traced, training_pass
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 UNITS["tib"] = 2**40

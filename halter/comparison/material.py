@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from halter.compare.options import CompareOptions
+from halter.comparison.options import CompareOptions
 from halter.data.options import DataOptions, Source
 from halter.data.row_files import Fault
 from halter.data.sources import read_source

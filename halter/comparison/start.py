@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from halter.compare.options import CompareOptions
+from halter.comparison.options import CompareOptions
 from halter.errors import HalterError, Refusal
 from halter.files import writing, yaml12
 from halter.files.folders import set_aside

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from halter.plan.answer import Answer
-from halter.plan.fit import ORDER
-from halter.plan.forecast import Forecast
+from halter.planning.answer import Answer
+from halter.planning.fit import ORDER
+from halter.planning.forecast import Forecast
 
 NAMES = {
     "base": "base weights",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from halter import recipe as recipes
-from halter.compare.material import Material, split
-from halter.compare.options import CompareOptions
+from halter.comparison.material import Material, split
+from halter.comparison.options import CompareOptions
 from halter.data.example import Example
 from halter.data.load import load_examples
 from halter.model.decoder import Decoder

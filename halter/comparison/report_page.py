@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from html import escape
 
-from halter.compare.report_facts import Comparison, number
-from halter.compare.report_plots import Plot, plots
-from halter.compare.report_tables import Table, plain, tables
-from halter.compare.report_words import count, duration, headline, loss, reasons, size
+from halter.comparison.report_facts import Comparison, number
+from halter.comparison.report_plots import Plot, plots
+from halter.comparison.report_tables import Table, plain, tables
+from halter.comparison.report_words import count, duration, headline, loss, reasons, size
 from halter.files.reading import visible
 
 LIGHT = ("#0072b2", "#b34d00", "#00805c", "#b0529a", "#6b5d00", "#2f8fc4", "#8b2e2e", "#5a4fb0", "#3f7d20", "#7a4a24",

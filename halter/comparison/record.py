@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from halter import __version__
-from halter.compare import search, statistics
-from halter.compare.ground import Ground
-from halter.compare.options import CompareOptions
+from halter.comparison import search, statistics
+from halter.comparison.ground import Ground
+from halter.comparison.options import CompareOptions
 from halter.playground import base_folder
 from halter.pretrained.device import choose_device
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from halter.errors import Refusal
-from halter.plan.forecast import Forecast
+from halter.planning.forecast import Forecast
 
 SECONDS = 5.0
 """Of each of the two measurements."""

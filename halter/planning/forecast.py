@@ -10,9 +10,9 @@ import torch
 from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.places import LINEARS
 from halter.numerics import nf4_packed
-from halter.plan.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
-from halter.plan.setting import Setting
-from halter.plan.trace import ACTIVATIONS, COPIES, GRADIENTS, LOGITS, TEMPORARY, reading_pass, training_pass
+from halter.planning.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
+from halter.planning.setting import Setting
+from halter.planning.trace import ACTIVATIONS, COPIES, GRADIENTS, LOGITS, TEMPORARY, reading_pass, training_pass
 
 STATE_BYTES = {"adamw": 8, "paged_adamw_32bit": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 """Bytes of optimizer state for a trained number: two of 32 bits, or two of 8 (bitsandbytes adds 8 / 256 of scales)."""

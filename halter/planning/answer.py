@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halter.plan.fit import Choice, Largest
-from halter.plan.forecast import Forecast
-from halter.plan.speed import Rates, Times
+from halter.planning.fit import Choice, Largest
+from halter.planning.forecast import Forecast
+from halter.planning.speed import Rates, Times
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from halter import recipe as recipes
-from halter.compare import record as records
-from halter.compare import report
-from halter.compare.entrants import base_name, contestants
-from halter.compare.ground import Contestant, Ground, lay
-from halter.compare.options import CompareOptions
-from halter.compare.runner import Runner, Trial
-from halter.compare.search import halve
-from halter.compare.verdicts import verdicts
+from halter.comparison import record as records
+from halter.comparison import report
+from halter.comparison.entrants import base_name, contestants
+from halter.comparison.ground import Contestant, Ground, lay
+from halter.comparison.options import CompareOptions
+from halter.comparison.runner import Runner, Trial
+from halter.comparison.search import halve
+from halter.comparison.verdicts import verdicts
 from halter.errors import Refusal
 from halter.evaluation.tasks import task_manager
 from halter.files.extras import install

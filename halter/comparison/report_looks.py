@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from halter.compare.report_facts import Comparison, Row
-from halter.compare.report_svg import DASHES, MARKERS, PAPER, SERIES, svg
+from halter.comparison.report_facts import Comparison, Row
+from halter.comparison.report_svg import DASHES, MARKERS, PAPER, SERIES, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

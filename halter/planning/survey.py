@@ -12,8 +12,8 @@ from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.methods.method import Method
 from halter.model.config import ModelConfig, preset, preset_names
-from halter.plan import llama4
-from halter.plan.dry import dry_adapter
+from halter.planning import llama4
+from halter.planning.dry import dry_adapter
 
 SEVEN, LARGE = "llama-1-7b", "llama-1-65b"
 MODELS = (

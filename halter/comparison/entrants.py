@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from halter.compare.ground import Contestant
-from halter.compare.options import CompareOptions
+from halter.comparison.ground import Contestant
+from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
 from halter.recipe.sections import method_names
 

@@ -1,4 +1,4 @@
-"""Memory of a run, measured where nothing else has been: `python -m halter.compare.probe RECIPE` in a fresh process."""
+"""Memory of a run, measured in a fresh process: `python -m halter.comparison.probe RECIPE`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def probe(recipe: Path) -> dict[str, Any]:
     ``runtime_bytes``: what Python, its libraries and the rows take before the base is there (0 on an accelerator,
     where the peak is of its allocator). HalterError where the process failed, or was ended for want of memory.
     """
-    command = [sys.executable, "-m", "halter.compare.probe", str(recipe)]
+    command = [sys.executable, "-m", "halter.comparison.probe", str(recipe)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -36,7 +36,7 @@ def probe(recipe: Path) -> dict[str, Any]:
 def measure(path: str) -> dict[str, Any]:
     """The first steps of the recipe, here, and the peak of this process."""
     from halter import recipe as recipes
-    from halter.compare.rounds import checkpointed, roomy
+    from halter.comparison.rounds import checkpointed, roomy
     from halter.numerics import allocation, denormals
     from halter.pretrained.load import load_model
     from halter.run.prepare import prepare
