@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-SHOWN_OFFENDERS = 20
+SHOWN_FOUND = 20
 SHOWN_LINES = 3
 LONG = 200
-"""Offenders of so many characters together are shown one a line, the first SHOWN_LINES of them."""
+"""What was found, of so many characters together are shown one a line, the first SHOWN_LINES of them."""
 
 WAIVABLE: dict[str, str] = {
     "base-differs": "an adapter was trained on other weights than these",
@@ -35,10 +35,10 @@ class HalterError(Exception):
 class Refusal(HalterError):
     """Input that Halter will not work with, said so that it can be fixed. Exit code 2.
 
-    ``id`` is stable and is what ``checks.allow`` names; ``offenders`` holds every culprit, the message
+    ``id`` is stable and is what ``checks.allow`` names; ``found`` holds everything that is wrong, the message
     shows the first 20. ``parts`` are the refusals of which this one is made (``together``), () where it stands alone.
-    ``groups`` are shown in the offenders' place where equal ones are better told together, one line each.
-    ``folder``, where somebody knows it, is the run folder in which the whole list of offenders may be kept.
+    ``groups`` are shown in its place where equal ones are better told together, one line each.
+    ``folder``, where somebody knows it, is the run folder in which the whole list of what was found may be kept.
     """
 
     exit_code = 2
@@ -51,7 +51,7 @@ class Refusal(HalterError):
         where: str = "",
         expected: str = "",
         fix: str = "",
-        offenders: Iterable[object] = (),
+        found: Iterable[object] = (),
         waivable: bool = False,
         groups: Iterable[str] = (),
     ) -> None:
@@ -60,7 +60,7 @@ class Refusal(HalterError):
         self.where = where
         self.expected = expected
         self.fix = fix
-        self.offenders = tuple(str(o) for o in offenders)
+        self.found = tuple(str(one) for one in found)
         self.waivable = waivable
         self.groups = tuple(groups)
         self.parts: tuple[Refusal, ...] = ()
@@ -68,24 +68,24 @@ class Refusal(HalterError):
         super().__init__(self.paragraph())
 
     def many(self) -> bool:
-        """Whether the offenders are too long to be told in a row."""
-        return sum(len(offender) for offender in self.offenders[:SHOWN_OFFENDERS]) >= LONG
+        """Whether what was found is too long to be told in a row."""
+        return sum(len(one) for one in self.found[:SHOWN_FOUND]) >= LONG
 
     def whole(self) -> bool:
-        """Whether the command line shows every offender."""
+        """Whether the command line shows everything that was found."""
         if self.groups:
-            return len(self.offenders) <= SHOWN_LINES
-        return len(self.offenders) <= (SHOWN_LINES + 1 if self.many() else SHOWN_OFFENDERS)
+            return len(self.found) <= SHOWN_LINES
+        return len(self.found) <= (SHOWN_LINES + 1 if self.many() else SHOWN_FOUND)
 
-    def paragraph(self, offenders: str | None = None) -> str:
-        """The whole refusal in one paragraph. ``offenders`` replaces their list, which else is the first 20 of them."""
+    def paragraph(self, listing: str | None = None) -> str:
+        """The whole refusal in one paragraph. ``listing`` replaces the list of what was found, else its first 20."""
         parts = [f"{self.where}: {self.what}" if self.where else self.what]
-        if self.offenders:
-            more = len(self.offenders) - SHOWN_OFFENDERS
-            listed = "; ".join(self.groups) or ", ".join(self.offenders[:SHOWN_OFFENDERS]) + (
+        if self.found:
+            more = len(self.found) - SHOWN_FOUND
+            listed = "; ".join(self.groups) or ", ".join(self.found[:SHOWN_FOUND]) + (
                 f", and {more} more" if more > 0 else ""
             )
-            parts.append(f"Found: {listed}" if offenders is None else offenders)
+            parts.append(f"Found: {listed}" if listing is None else listing)
         if self.expected:
             parts.append(f"Expected: {self.expected}")
         if self.fix:
@@ -99,7 +99,7 @@ def together(refusals: Sequence[Refusal]) -> Refusal:
     """Several refusals as one, ``preflight``; a single one is itself."""
     if len(refusals) == 1:
         return refusals[0]
-    whole = Refusal("preflight", f"{len(refusals)} mistakes keep this from starting", offenders=refusals)
+    whole = Refusal("preflight", f"{len(refusals)} mistakes keep this from starting", found=refusals)
     whole.parts = tuple(refusals)
     whole.args = ("\n".join([f"{whole.what}:", *(f"- {part}" for part in refusals)]),)
     return whole
@@ -121,7 +121,7 @@ class Waivers:
             raise Refusal(
                 "waiver-unknown",
                 "checks.allow names what cannot be waived",
-                offenders=[f"{id} (did you mean {near[0]}?)" if near else id for id, near in close.items()],
+                found=[f"{id} (did you mean {near[0]}?)" if near else id for id, near in close.items()],
                 expected=", ".join(WAIVABLE),
             )
 

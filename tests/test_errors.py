@@ -1,4 +1,4 @@
-"""Refusals: the first twenty offenders, all of them in a file; what can be waived, and that it is noted."""
+"""Refusals: the first twenty that were found, all of them in a file; what can be waived, and that it is noted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from halter.cli import main
-from halter.errors import SHOWN_LINES, SHOWN_OFFENDERS, WAIVABLE, Refusal, Waivers, together
-from halter.files.offenders import keep_offenders
+from halter.errors import SHOWN_FOUND, SHOWN_LINES, WAIVABLE, Refusal, Waivers, together
+from halter.files.found_list import keep_found
 from halter.recipe import ChecksOptions
 from halter.recipe.fields import keys_of
 
@@ -23,8 +23,8 @@ def waivable(id: str = "double-bos", **more: object) -> Refusal:
 
 def test_a_waived_refusal_is_noted_and_any_other_raised() -> None:
     waivers = Waivers(["double-bos"])
-    waivers.refuse(waivable(offenders=["a.jsonl:3"]))
-    waivers.refuse(waivable(offenders=["a.jsonl:3"]))
+    waivers.refuse(waivable(found=["a.jsonl:3"]))
+    waivers.refuse(waivable(found=["a.jsonl:3"]))
     assert waivers.facts() == [{"id": "double-bos", "text": "looks wrong. Found: a.jsonl:3. Fix: fix it."}]
     for refusal in (waivable("disk-space"), Refusal("double-bos", "another, which has no waiver")):
         with pytest.raises(Refusal) as caught:
@@ -36,8 +36,8 @@ def test_a_waived_refusal_is_noted_and_any_other_raised() -> None:
 def test_what_cannot_be_waived_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(Refusal) as caught:
         Waivers(["doubel-bos", "adapter-damaged", "disk-space", "xyz"])
-    assert caught.value.id == "waiver-unknown" and len(caught.value.offenders) == 3
-    assert "doubel-bos (did you mean double-bos?)" in caught.value.offenders and "xyz" in caught.value.offenders
+    assert caught.value.id == "waiver-unknown" and len(caught.value.found) == 3
+    assert "doubel-bos (did you mean double-bos?)" in caught.value.found and "xyz" in caught.value.found
     assert all(id in str(caught.value) for id in WAIVABLE)
 
 
@@ -76,19 +76,19 @@ def test_a_waivable_refusal_ends_by_saying_how_to_waive_it() -> None:
 
 def test_a_few_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    lines = [f"rows.jsonl:{n}: no token to learn" for n in range(SHOWN_OFFENDERS + 25)]
-    refusal = Refusal("bad-rows", "45 rows cannot be used", offenders=lines)
-    assert str(refusal).count("no token to learn") == SHOWN_OFFENDERS and "and 25 more" in str(refusal)
+    lines = [f"rows.jsonl:{n}: no token to learn" for n in range(SHOWN_FOUND + 25)]
+    refusal = Refusal("bad-rows", "45 rows cannot be used", found=lines)
+    assert str(refusal).count("no token to learn") == SHOWN_FOUND and "and 25 more" in str(refusal)
     assert main._report(refusal, debug=False) == 2
     told = capsys.readouterr().err
     assert told.count("no token to learn") == SHOWN_LINES and "and 42 more" in told and told.count("\n") <= 6
     kept = next(tmp_path.glob("halter-bad-rows-*.txt"))
     assert f"and 42 more; all of them are in {kept}" in told and kept.read_text().splitlines() == lines
-    again = keep_offenders(refusal)
+    again = keep_found(refusal)
     assert again != kept and again is not None and again.read_text() == kept.read_text()
-    assert keep_offenders(Refusal("bad-rows", "few", offenders=lines[: SHOWN_LINES + 1])) is None
-    assert keep_offenders(Refusal("names", "few", offenders=range(SHOWN_OFFENDERS))) is None
-    together = Refusal("bad-rows", "many", offenders=lines, groups=["no token to learn: 45 rows, rows.jsonl:0-44"])
+    assert keep_found(Refusal("bad-rows", "few", found=lines[: SHOWN_LINES + 1])) is None
+    assert keep_found(Refusal("names", "few", found=range(SHOWN_FOUND))) is None
+    together = Refusal("bad-rows", "many", found=lines, groups=["no token to learn: 45 rows, rows.jsonl:0-44"])
     assert main._report(together, debug=False) == 2
     told = capsys.readouterr().err
     assert told.startswith("halter: many. Found:\n  no token to learn: 45 rows, rows.jsonl:0-44; all of them are in ")
@@ -97,16 +97,16 @@ def test_a_few_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) ->
 def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypatch) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    refusal = Refusal("bad-rows", "many", offenders=range(30))
+    refusal = Refusal("bad-rows", "many", found=range(30))
     refusal.folder = tmp_path / "run"
-    assert keep_offenders(refusal).parent == tmp_path / "run"
+    assert keep_found(refusal).parent == tmp_path / "run"
     refusal.folder = tmp_path / "not-there"
-    assert keep_offenders(refusal).parent == tmp_path
+    assert keep_found(refusal).parent == tmp_path
 
 
 def test_several_refusals_are_told_one_by_one(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    parts = [waivable(), Refusal("bad-rows", "many", offenders=range(30)), Refusal("device-missing", "no cuda:7")]
+    parts = [waivable(), Refusal("bad-rows", "many", found=range(30)), Refusal("device-missing", "no cuda:7")]
     whole = together(parts)
     assert whole.parts == tuple(parts) and together(parts[:1]) is parts[0]
     assert all(str(part) in str(whole) for part in parts)
@@ -127,9 +127,9 @@ def test_no_message_is_longer_than_six_lines(tmp_path, monkeypatch, capsys) -> N
         [f"one of {n}" for n in range(9)],
         ["x" * 300] * 12,
     ]
-    for offenders in kinds:
+    for found in kinds:
         for waivable in (False, True):
-            parts = {"where": "w", "expected": "e", "fix": "f", "offenders": offenders, "waivable": waivable}
+            parts = {"where": "w", "expected": "e", "fix": "f", "found": found, "waivable": waivable}
             refusal = Refusal("some-id", "what", **parts)
             main._report(refusal, debug=False)
-            assert len(capsys.readouterr().err.splitlines()) <= 6, offenders[:2]
+            assert len(capsys.readouterr().err.splitlines()) <= 6, found[:2]

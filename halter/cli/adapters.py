@@ -202,11 +202,11 @@ def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
         reasons = adapter.methods[0].other_than_peft(adapter.shape)
         if reasons:
             what = "PEFT's adaption_prompt computes another function on this base than this adapter was trained for"
-            raise Refusal("no-peft-form", what, offenders=reasons, fix="train it with these options as PEFT has them")
+            raise Refusal("no-peft-form", what, found=reasons, fix="train it with these options as PEFT has them")
     if not convertible(adapter):
         named = [method.name() for method in adapter.methods]
         raise Refusal(
-            "no-peft-form", "PEFT has no layout for this adapter", offenders=named, fix="--to lora, if it is a sum"
+            "no-peft-form", "PEFT has no layout for this adapter", found=named, fix="--to lora, if it is a sum"
         )
     return adapter, notes
 

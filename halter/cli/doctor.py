@@ -66,7 +66,7 @@ def _as_data(
                 "id": problem.id,
                 "what": problem.what,
                 "where": problem.where,
-                "offenders": problem.offenders,
+                "found": problem.found,
                 "expected": problem.expected,
                 "fix": problem.fix,
                 "waivable": problem.waivable,

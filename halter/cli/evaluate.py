@@ -62,7 +62,7 @@ class Scoring(TaskOptions):
         wrong = [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
         wrong += self.wrong_numbers()
         if wrong:
-            raise Refusal("evaluation-options", "options of an evaluation that make no sense", offenders=wrong)
+            raise Refusal("evaluation-options", "options of an evaluation that make no sense", found=wrong)
 
 
 @with_options(scoring=Scoring(), options=GenerationOptions(), opening=OpenOptions())
@@ -87,7 +87,7 @@ def command(
     file. With --tasks also, or without rows only, tasks of lm-eval."""
     named = [word for word in words or () if "=" not in word or Path(word).exists()]
     if len(named) > 1:
-        raise Refusal("usage", "more than one run, adapter or model", offenders=named, fix="evaluate them one by one")
+        raise Refusal("usage", "more than one run, adapter or model", found=named, fix="evaluate them one by one")
     keys = [word for word in words or () if word not in named]
     if scoring.columns is not None:
         keys.append(f"data.columns={scoring.columns}")

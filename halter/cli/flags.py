@@ -30,7 +30,7 @@ def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., 
                 f"--{n.replace('_', '-')} {v}" for n, v in given.items() if isinstance(v, float) and not isfinite(v)
             ]
             if endless:
-                raise Refusal("usage", "a number must be finite", offenders=endless)
+                raise Refusal("usage", "a number must be finite", found=endless)
             made = {g: replace(groups[g], **{name: given.pop(name) for name in keys[g]}) for g in groups}
             return command(**given, **made)
 

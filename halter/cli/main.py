@@ -156,11 +156,11 @@ def _report(error: Exception, debug: bool) -> int:
 
 
 def _paragraphs(refusal: Refusal) -> str:
-    """The refusal in one paragraph, several in several; long offenders stand one a line, the first few."""
-    from halter.files.offenders import keep_offenders
+    """The refusal in one paragraph, several in several; long lists stand one a line, the first few."""
+    from halter.files.found_list import keep_found
 
     lines = [f"{refusal.what}:"] if refusal.parts else []
-    kept = keep_offenders(refusal)
+    kept = keep_found(refusal)
     place = f"; all of them are in {kept}" if kept is not None else ""
     lines += [("- " if refusal.parts else "") + _paragraph(part, place) for part in refusal.parts or (refusal,)]
     return "\n".join(lines)
@@ -171,8 +171,8 @@ def _paragraph(refusal: Refusal, place: str) -> str:
     if not items:
         if not refusal.many():
             return refusal.paragraph() + ("" if refusal.whole() else f"\n{place.removeprefix('; ').capitalize()}")
-        more = len(refusal.offenders) - SHOWN_LINES
-        items = refusal.offenders if more <= 1 else (*refusal.offenders[:SHOWN_LINES], f"and {more} more")
+        more = len(refusal.found) - SHOWN_LINES
+        items = refusal.found if more <= 1 else (*refusal.found[:SHOWN_LINES], f"and {more} more")
     items = (*items[:-1], items[-1] + (place if not refusal.whole() else ""))
     return refusal.paragraph("Found:" + "".join(f"\n  {item}" for item in items) + "\n").replace("\n. ", "\n")
 

@@ -25,7 +25,7 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
     single = [o.opts[-1] for o in order if o.param_type_name == "option" and not (o.multiple or o.is_flag)]
     again = [flag for flag, count in Counter(single).items() if count > 1]
     if again:
-        raise Refusal("usage", "this flag takes one value and is given more than once", offenders=again,
+        raise Refusal("usage", "this flag takes one value and is given more than once", found=again,
                       fix="keep one of them")  # fmt: skip
     empty = [name for name, value in values.items() if name in PLACES and "" in (value, *_listed(value))]
     if empty:

@@ -30,7 +30,7 @@ def data_options(words: Sequence[str], known: DataOptions) -> DataOptions:
     strange = [word for word, name in zip(words, given, strict=True) if "=" not in word or name not in names]
     if strange:
         raise Refusal(
-            "usage", "words that are no key of the data section", offenders=strange,
+            "usage", "words that are no key of the data section", found=strange,
             expected=f"data.KEY=VALUE, such as data.columns={EXAMPLE}; KEY is one of {', '.join(sorted(names))}",
         )  # fmt: skip
     from halter.recipe.read import load

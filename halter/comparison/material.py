@@ -45,7 +45,7 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     """
     if not options.test:
         what = "a comparison needs rows to score, which no run is trained on"
-        raise Refusal("compare-data", what, offenders=["compare.test (--test)"])
+        raise Refusal("compare-data", what, found=["compare.test (--test)"])
     if any(source.weight != 1 for source in data.sources):
         say("note: a comparison takes every row as often as every other; weights of sources are not used")
     rows: dict[str, list[Row]] = {"train": [row for source in data.sources for row in _read(source)]}
@@ -72,7 +72,7 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
         rows["validation"], rows["train"] = rows["train"][:count], rows["train"][count:]
     empty = [part for part, found in rows.items() if not found]
     if empty:
-        raise Refusal("compare-data", "nothing is left in a part of the data", offenders=empty, fix="more rows")
+        raise Refusal("compare-data", "nothing is left in a part of the data", found=empty, fix="more rows")
     return _written({part: rows[part] for part in PARTS if part in rows}, folder, dropped)
 
 
@@ -81,7 +81,7 @@ def _read(source: Source) -> list[Row]:
     found = list(read_source(name))
     faults = [str(one) for one in found if isinstance(one, Fault)]
     if faults:
-        raise Refusal("bad-rows", "rows that cannot be read", where=name, offenders=faults)
+        raise Refusal("bad-rows", "rows that cannot be read", where=name, found=faults)
     limit = min(n for n in (count, source.limit, len(found)) if n is not None)
     return [one[1] for one in found[:limit] if not isinstance(one, Fault)]
 
@@ -101,7 +101,7 @@ def _written(rows: Mapping[str, Sequence[Row]], folder: Path, dropped: int) -> M
             "compare-differs",
             "this folder holds a comparison on other rows",
             where=str(folder),
-            offenders=other,
+            found=other,
             fix="give another --output, or the data and seed of that comparison",
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ class CompareOptions(TaskOptions):
         wrong += [f"precisions: {p} is none of {', '.join(PRECISIONS)}" for p in self.precisions if p not in PRECISIONS]
         wrong += [f"{name}: none is named" for name in ("methods", "precisions") if not getattr(self, name)]
         if wrong:
-            raise Refusal("compare-options", "options of a comparison that make no sense", offenders=wrong)
+            raise Refusal("compare-options", "options of a comparison that make no sense", found=wrong)
 
     def _numbers(self) -> dict[str, float]:
         names = ("seeds", "search_trials", "max_new_tokens", "resamples")

@@ -72,7 +72,7 @@ def options_of(section: Mapping[str, Any], flags: CompareOptions, where: str) ->
         made = plain
     if strange:
         raise Refusal(
-            "recipe", "mistakes in the compare section", where=where, offenders=strange, expected=", ".join(known)
+            "recipe", "mistakes in the compare section", where=where, found=strange, expected=", ".join(known)
         )
     given = {k: v for k, v in asdict(flags).items() if v != getattr(plain, k)}
     return replace(made, **given)
@@ -122,7 +122,7 @@ def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
     """
     gathered = gather(yaml12.Document(dict(source), source="recipe"), overrides)
     if gathered.problems:
-        raise Refusal("recipe", "mistakes in the recipe", offenders=gathered.problems)
+        raise Refusal("recipe", "mistakes in the recipe", found=gathered.problems)
     found: dict[str, Any] = {
         name: {key: given.value for key, given in keys.items()} for name, keys in gathered.sections.items() if name
     }

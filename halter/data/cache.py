@@ -86,7 +86,7 @@ def _make(folder: Path, fill: Fill, before: Stamps) -> Found | None:
                 raise Refusal(
                     "data-changed",
                     "a file was written to while it was read",
-                    offenders=[path for path, *_ in before],
+                    found=[path for path, *_ in before],
                     fix="run again when it is complete",
                 )
             store = builder.store()

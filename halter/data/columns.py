@@ -96,7 +96,7 @@ def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
             "data-columns",
             "data.columns or data.row_template name columns that these rows do not have",
             where=where,
-            offenders=[f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()],
+            found=[f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()],
             expected=f"of {', '.join(known)}",
         )
     if options.row_template is not None:

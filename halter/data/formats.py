@@ -106,7 +106,7 @@ def find(columns: Set[str], where: str, chosen: Set[str] = frozenset()) -> str:
             "data-ambiguous",
             f"these columns are of several formats: {', '.join(found)}",
             where=where,
-            offenders=sorted(columns),
+            found=sorted(columns),
             expected="one of them",
             fix="say which to use: "
             + " or ".join(columns_option({min(FORMATS[name].needs): min(FORMATS[name].needs)}) for name in found),
@@ -130,7 +130,7 @@ def recognise(
                 "data-preference",
                 "these rows are pairs of a chosen and a rejected answer; training here learns single answers",
                 where=where,
-                offenders=sorted(raw),
+                found=sorted(raw),
                 fix=f"to learn the chosen answers alone, {for_pairs(raw)}",
             )
         name = find(columns, where, chosen)
@@ -147,7 +147,7 @@ def recognise(
     there = sorted({key for row in spelt for key in row})
     known = "messages; conversations; instruction, output; question, answer; prompt, completion; text; and the like"
     what = "nothing says what is asked and what is learned in these columns"
-    raise Refusal("data-format", what, where=where, offenders=there, expected=known, fix=for_unknown(spelt))
+    raise Refusal("data-format", what, where=where, found=there, expected=known, fix=for_unknown(spelt))
 
 
 def _is_talk(value: Any, column: str) -> bool:

@@ -132,7 +132,7 @@ def _nothing(what: str, report: DataReport, options: DataOptions) -> Refusal:
     found = [f"{count} of {report.rows} rows are {words}" for count, words, _ in fates if count]
     fixes = [fix for count, _, fix in fates if count]
     fix = fixes[0] if fixes else "" if report.rows else "the files hold no row; give others"
-    return Refusal("no-rows", what, offenders=found, fix=fix)
+    return Refusal("no-rows", what, found=found, fix=fix)
 
 
 def _refuse(options: DataOptions, accounts: list[Account]) -> None:
@@ -144,7 +144,7 @@ def _refuse(options: DataOptions, accounts: list[Account]) -> None:
         raise Refusal(
             "bad-rows",
             f"{len(faults)} of {rows} rows cannot be used",
-            offenders=faults + long + empty,
+            found=faults + long + empty,
             groups=grouped([*faults, *(Fault(one.origin, TOO_LONG) for one in long), *empty]),
             fix=way_out(faults),
         )
@@ -152,7 +152,7 @@ def _refuse(options: DataOptions, accounts: list[Account]) -> None:
         raise Refusal(
             "long-rows",
             f"{len(long)} of {rows} rows have more than {options.max_length} tokens",
-            offenders=long,
+            found=long,
             groups=grouped([Fault(one.origin, TOO_LONG) for one in long]),
             fix="raise data.max_length, or data.on_long: drop, cut or split",
         )

@@ -29,7 +29,7 @@ class Source:
         if self.limit is not None and self.limit < 1:
             bad.append(f"limit: must be above 0, not {self.limit}")
         if bad:
-            raise Refusal("data-options", "a source that makes no sense", where=self.path, offenders=bad)
+            raise Refusal("data-options", "a source that makes no sense", where=self.path, found=bad)
 
     @property
     def parts(self) -> tuple[str, int | None]:
@@ -95,7 +95,7 @@ class DataOptions:
             bad.append(f"validation: a share lies between 0 and 1, not {self.validation}")
         bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if _below_one(getattr(self, name))]
         if bad:
-            raise Refusal("data-options", "data options that make no sense", offenders=bad)
+            raise Refusal("data-options", "data options that make no sense", found=bad)
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -222,7 +222,7 @@ def _csv(path: Path, separator: str) -> Iterator[Found]:
         names = next(reader, [])
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise Refusal("data-columns", "columns of the same name", where=str(path), offenders=twice)
+            raise Refusal("data-columns", "columns of the same name", where=str(path), found=twice)
         while True:
             origin = f"{path}:{reader.line_num + 1}"
             try:

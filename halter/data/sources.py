@@ -111,7 +111,7 @@ def _folder(folder: Path) -> list[Path]:
         "data-split",
         "some of this folder's files are named as held-out data, and none as training data",
         where=str(folder),
-        offenders=[path.relative_to(folder) for path in held_out],
+        found=[path.relative_to(folder) for path in held_out],
         fix="name the files to train on one by one, in a list of sources",
     )
 

@@ -181,7 +181,7 @@ class Pass:
             account.refused.append(refusal)
             if len(account.refused) == HEAD and self.first and not len(builder):
                 raise
-            account.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.offenders[:3]))))
+            account.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.found[:3]))))
             return
         account.report.as_they_stand += made.plain
         account.report.notes.update(made.notes)

@@ -53,7 +53,7 @@ def ballot(tokenizer: Tokenizer, examples: Sequence[Example], choices: Sequence[
     """The questions of ``examples`` with every choice in turn. Refusals: ``choices`` (fewer than two, or twice the
     same), ``not-a-choice`` (wanted texts that are none), ``choice-tokens`` and ``no-questions``."""
     if len(choices) < 2 or len({" ".join(choice.split()) for choice in choices}) < len(choices):
-        raise Refusal("choices", "choices are two or more, all different", offenders=list(choices))
+        raise Refusal("choices", "choices are two or more, all different", found=list(choices))
     asked = [(e, q) for e in examples if (q := question(e, tokenizer)) is not None]
     if not asked:
         raise Refusal("no-questions", "no row asks a question, so there is nothing to choose")
@@ -92,7 +92,7 @@ def _right(asked: Sequence[Question], choices: Sequence[str]) -> list[int]:
         raise Refusal(
             "not-a-choice",
             "rows want answers that are none of the choices",
-            offenders=strangers,
+            found=strangers,
             expected=f"one of {', '.join(choices)}",
             fix="give --choices once for every answer that the rows have",
         )

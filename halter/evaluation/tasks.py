@@ -166,7 +166,7 @@ def task_manager(options: TaskOptions) -> Any:
     strange = [name for name in options.task_names if name not in manager.all_tasks]
     if strange:
         fix = "`lm-eval ls tasks` lists those that it has; your own need --task-folder"
-        raise Refusal("unknown-task", "lm-eval has no such task", where="--tasks", offenders=strange, fix=fix)
+        raise Refusal("unknown-task", "lm-eval has no such task", where="--tasks", found=strange, fix=fix)
     return manager
 
 
@@ -185,7 +185,7 @@ def task_scores(judge: Judge, options: TaskOptions) -> tuple[dict[str, float], d
         )  # fmt: skip
     except OSError as error:  # no network, no such file
         what = f"the rows of a task cannot be had: {error}"
-        raise Refusal("task-data", what, where="--tasks", offenders=list(options.task_names)) from error
+        raise Refusal("task-data", what, where="--tasks", found=list(options.task_names)) from error
     scores = {}
     for task, measures in found["results"].items():
         for name, value in measures.items():

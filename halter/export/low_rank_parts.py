@@ -65,7 +65,7 @@ def pairs_of(adapter: Adapter) -> dict[str, Pair]:
         raise Refusal(
             "not-low-rank",
             "this adapter's effect at these places is no low-rank matrix added to a weight; it cannot be combined",
-            offenders=wrong,
+            found=wrong,
             fix="combine LoRA adapters, merge others one after the other (halter merge), or stack them when asking",
         )
     return found

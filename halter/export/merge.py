@@ -117,7 +117,7 @@ def refuse_unfoldable(adapter: Adapter) -> None:
         raise Refusal(
             "cannot-merge",
             "this adapter's effect is not a change of weights at these places; keep it as an adapter",
-            offenders=stuck,
+            found=stuck,
         )
 
 

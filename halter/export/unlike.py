@@ -57,7 +57,7 @@ def refuse_unlike(base: Decoder, adapter: Adapter, untied: bool) -> None:
         raise Refusal(
             "cannot-merge",
             "several methods act at these places, and one change of the weight is not what they compute together",
-            offenders=wrong,
+            found=wrong,
             fix="keep them as an adapter, or merge those of one method alone",
         )
 

@@ -232,7 +232,7 @@ def _check_tokens(tokenizer: Tokenizer, name: str) -> None:
     if missing:
         raise Refusal(
             "template-needs-tokens", f"the tokenizer lacks control tokens of the built-in chat template {name}",
-            offenders=missing, fix="use alpaca, vicuna, zephyr or the checkpoint's own template with this model",
+            found=missing, fix="use alpaca, vicuna, zephyr or the checkpoint's own template with this model",
         )  # fmt: skip
 
 

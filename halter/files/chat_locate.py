@@ -89,7 +89,7 @@ class Locator:
             raise Refusal(
                 "template-unsupported", "marks no beginning of an answer, so one without words has no place in it",
                 where=f"chat template {self._name}",
-                offenders=[f"message {i}: the assistant says nothing" for i in silent],
+                found=[f"message {i}: the assistant says nothing" for i in silent],
                 fix="remove these messages or their rows, or use a template with a generation prompt",
             )  # fmt: skip
         raise Refusal(
@@ -145,7 +145,7 @@ class Locator:
         if lost := sorted(due - printed, key=str):
             raise Refusal(
                 "template-drops-content", "leaves parts of the conversation out", where=f"chat template {self._name}",
-                offenders=[
+                found=[
                     "the tools" if i is None else f"{key} of message {i + 1}, of role {call.messages[i]['role']}"
                     for i, key in lost
                 ],

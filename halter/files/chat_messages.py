@@ -58,7 +58,7 @@ def _malformed(wrong: list[str]) -> Refusal:
     return Refusal(
         "messages-malformed",
         "this conversation cannot be rendered",
-        offenders=wrong,
+        found=wrong,
         expected='objects like {"role": "user", "content": "..."}; content may be text, a list of parts, or null '
         "beside tool_calls; loss, train and weight are true or false",
     )
@@ -143,7 +143,7 @@ def text_joined(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any
                 raise Refusal(
                     "template-unsupported",
                     f"the built-in template {name} takes text only",
-                    offenders=[f"message {i + 1}"],
+                    found=[f"message {i + 1}"],
                 )
             m = {**m, "content": "".join(str(p) for p in parts)}
         joined.append(m)

@@ -106,7 +106,7 @@ class HFCheckpoint:
         twice = [name for name, times in count.items() if times > 1]
         if twice:
             what = "these tensors stand in more than one file"
-            raise Refusal("checkpoint-index", what, where=str(self.folder), offenders=twice)
+            raise Refusal("checkpoint-index", what, where=str(self.folder), found=twice)
 
     def _refuse_other_quantisation(self) -> None:
         rule = self.config.get("quantization_config")
@@ -117,7 +117,7 @@ class HFCheckpoint:
                 "quantisation-unsupported",
                 f"this checkpoint is stored quantised ({method or 'method unknown'})",
                 where=str(self.folder),
-                offenders=named,
+                found=named,
                 expected="16- or 32-bit weights, or NF4 or 8 bits as bitsandbytes saves them",
                 fix="take the unquantised checkpoint, and quantize: nf4 or int8 to quantise it while loading",
             )
@@ -126,7 +126,7 @@ class HFCheckpoint:
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a model's folder for reading; nothing but headers is read yet.
 
-    Refusals, each naming every offender: ``folder-missing``, ``no-weights``, ``pickle-weights``, ``checkpoint-index``,
+    Refusals, each with all that is wrong: ``folder-missing``, ``no-weights``, ``pickle-weights``, ``checkpoint-index``,
     ``quantisation-unsupported``, ``file-...`` for config files, ``tensor-file-damaged``, ``meta-...``.
     """
     folder = _existing(folder)
@@ -174,7 +174,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
         if found == ["adapter_model.safetensors"]:
             raise no_model(folder)
         what = f"there are weights here, and neither {SINGLE} nor {INDEX}"
-        raise Refusal("checkpoint-index", what, where=str(folder), offenders=found, fix="fetch the missing files")
+        raise Refusal("checkpoint-index", what, where=str(folder), found=found, fix="fetch the missing files")
     table = read_json(folder / INDEX).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(f, str) for f in table.values()):
         raise Refusal("checkpoint-index", "has no weight_map from names to files", where=str(folder / INDEX))
@@ -184,7 +184,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     if bad or absent:
         what = "names files that are not in this folder" if absent else "names files outside its folder"
         raise Refusal(
-            "checkpoint-index", what, where=str(folder / INDEX), offenders=bad + absent, fix="fetch the missing files"
+            "checkpoint-index", what, where=str(folder / INDEX), found=bad + absent, fix="fetch the missing files"
         )
     promised: dict[str, set[str]] = {f: set() for f in files}
     for name, file in table.items():
@@ -196,7 +196,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
         wrong += [f"{file} lacks {n}" for n in sorted(promised[file] - held)]
         wrong += [f"{file} holds {n}, which the index does not know" for n in sorted(held - promised[file])]
     if wrong:
-        raise Refusal("checkpoint-index", "the index and the files disagree", where=str(folder), offenders=wrong)
+        raise Refusal("checkpoint-index", "the index and the files disagree", where=str(folder), found=wrong)
     return tuple(folder / f for f in files)
 
 
@@ -207,7 +207,7 @@ def _no_weights(folder: Path) -> Refusal:
             "pickle-weights",
             "the weights here are pickles, and opening a pickle can run whatever code it carries",
             where=str(folder),
-            offenders=pickles,
+            found=pickles,
             expected="safetensors, or Meta's consolidated.NN.pth with params.json",
             fix="take the model's safetensors files, or convert with a program that you trust to open these",
         )

@@ -93,7 +93,7 @@ def check_ids(ids: Mapping[str, int], where: str | Path) -> None:
             "tokenizer-unreadable",
             "gives tokens ids that cannot be",
             where=str(where),
-            offenders=wrong,
+            found=wrong,
             expected=f"whole numbers from 0 to {limit - 1}",
         )
 

@@ -119,7 +119,7 @@ def _read_merges(path: Path) -> dict[bytes, int]:
     missing = [bytes([b]) for b in range(256) if bytes([b]) not in merges]
     if bad or missing or sorted(merges.values()) != list(range(len(merges))):
         raise Refusal(
-            "tokenizer-unreadable", "is not a whole tiktoken file", where=str(path), offenders=bad or missing,
+            "tokenizer-unreadable", "is not a whole tiktoken file", where=str(path), found=bad or missing,
             expected="one 'base64 rank' per line, ranks 0 to n-1, all 256 single bytes among them",
             fix="fetch the file again",
         )  # fmt: skip

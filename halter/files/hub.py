@@ -173,7 +173,7 @@ def _format(name: str, files: list[str]) -> list[str]:
             "pickle-weights",
             "this repository has pickled weights only, and opening a pickle can run whatever code it carries",
             where=name,
-            offenders=pickles,
+            found=pickles,
             expected="safetensors",
             fix="look for a revision with safetensors (the hub's converter leaves one at refs/pr/N)",
         )

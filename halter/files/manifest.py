@@ -82,4 +82,4 @@ def _read(path: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def _refusal(id: str, folder: Path, wrong: list[str], fix: str) -> Refusal:
-    return Refusal(id, "files of this folder are not what was written", where=str(folder), offenders=wrong, fix=fix)
+    return Refusal(id, "files of this folder are not what was written", where=str(folder), found=wrong, fix=fix)

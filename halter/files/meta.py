@@ -153,7 +153,7 @@ class MetaCheckpoint:
                 "meta-ranks-disagree",
                 f"{source} should be stored {step} times over neighbouring ranks, and its copies differ",
                 where=str(self.folder),
-                offenders=[self.files[r].name for r in different],
+                found=[self.files[r].name for r in different],
                 fix="fetch these files again",
             )
         return parts[::step]
@@ -180,17 +180,17 @@ class MetaCheckpoint:
         bad = [f"{f.name}: {n}" for f, part in zip(self.files, self._parts) for n in sorted(wanted ^ set(part))]
         if bad:
             what = "the ranks of this folder do not hold the same tensors"
-            raise Refusal("meta-ranks-disagree", what, where=str(self.folder), offenders=bad)
+            raise Refusal("meta-ranks-disagree", what, where=str(self.folder), found=bad)
         flat = [
             m for m, t in self._parts[0].items() if (n := from_meta(m)) and t.ndim != (1 if n.merge == "copy" else 2)
         ]
         if flat:
             what = "this folder has tensors of other dimensions than a LLaMA's"
-            raise Refusal("meta-params", what, where=str(self.folder), offenders=flat)
+            raise Refusal("meta-params", what, where=str(self.folder), found=flat)
         needed = {"tok_embeddings.weight", "layers.0.attention.wk.weight", "layers.0.feed_forward.w1.weight"}
         if needed - wanted:
             what = "this folder lacks tensors that every LLaMA has"
-            raise Refusal("meta-params", what, where=str(self.folder), offenders=sorted(needed - wanted))
+            raise Refusal("meta-params", what, where=str(self.folder), found=sorted(needed - wanted))
 
     def _refuse_wrong_sums(self) -> None:
         """Parts that do not add up to the width in params.json: a rank's file is missing, or is another model's."""
@@ -198,7 +198,7 @@ class MetaCheckpoint:
         torn = [m for m in heads if any(rank[m].shape[0] % self._head_dim for rank in self._parts)]
         if torn:
             what = f"these tensors are not made of heads of {self._head_dim}"
-            raise Refusal("meta-params", what, where=str(self.folder), offenders=torn)
+            raise Refusal("meta-params", what, where=str(self.folder), found=torn)
         wrong = [
             f"{name} {list(spec.shape)}"
             for name, spec in self._specs.items()
@@ -210,7 +210,7 @@ class MetaCheckpoint:
                 "meta-ranks-missing",
                 f"the {len(self.files)} files do not add up to a width of {self._dim}",
                 where=str(self.folder),
-                offenders=wrong,
+                found=wrong,
                 fix="see that every consolidated.NN.pth of the download is there",
             )
 
@@ -224,7 +224,7 @@ def _ranks(folder: Path) -> tuple[Path, ...]:
             "meta-ranks-missing",
             "not every file of this model is there",
             where=str(folder),
-            offenders=[f"consolidated.{n:02d}.pth" for n in gaps],
+            found=[f"consolidated.{n:02d}.pth" for n in gaps],
             fix="fetch the missing files",
         )
     return tuple(numbered[n] for n in sorted(numbered))

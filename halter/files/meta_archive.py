@@ -50,7 +50,7 @@ def refuse_bombs(path: Path) -> None:
         raise damaged(path, "is an archive that would unpack to more than it holds", packed)
 
 
-def damaged(path: Path, what: str, offenders: Iterable[str] = ()) -> Refusal:
+def damaged(path: Path, what: str, found: Iterable[str] = ()) -> Refusal:
     """The refusal of a file that is not what Meta wrote."""
     fix = "fetch the file again"
-    return Refusal("tensor-file-damaged", f"this file {what}", where=str(path), offenders=offenders, fix=fix)
+    return Refusal("tensor-file-damaged", f"this file {what}", where=str(path), found=found, fix=fix)

@@ -29,7 +29,7 @@ def refuse_slow_patterns(patterns: Sequence[str], names: Sequence[str], where: s
     if large:
         limits = f"at most {MAX_PATTERNS} expressions of {MAX_CHARS} characters"
         what = "has regular expressions beyond reason"
-        raise Refusal("pattern-too-large", what, where=where, offenders=large, expected=limits)
+        raise Refusal("pattern-too-large", what, where=where, found=large, expected=limits)
     doubtful = [p for p in patterns if not _plain(p)]
     if not doubtful:
         return
@@ -40,7 +40,7 @@ def refuse_slow_patterns(patterns: Sequence[str], names: Sequence[str], where: s
     if not ended:
         fix = "name the modules instead of describing them"
         what = "has a regular expression that is not done within a second"
-        raise Refusal("pattern-too-slow", what, where=where, offenders=[p[:80] for p in doubtful], fix=fix)
+        raise Refusal("pattern-too-slow", what, where=where, found=[p[:80] for p in doubtful], fix=fix)
 
 
 def _plain(pattern: str) -> bool:

@@ -79,7 +79,7 @@ def stream(
     beyond = [id for id in chosen.stop_ids if not 0 <= id < model.config.vocab_size]
     if beyond:
         what = "stop_ids names ids that are not in the vocabulary"
-        raise Refusal("generation-options", what, offenders=beyond, expected=f"0 to {model.config.vocab_size - 1}")
+        raise Refusal("generation-options", what, found=beyond, expected=f"0 to {model.config.vocab_size - 1}")
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in as_list(prompts)]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     requests = [

@@ -56,7 +56,7 @@ def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[As
         raise Refusal(
             "input-rows",
             "these rows hold no prompt",
-            offenders=faults,
+            found=faults,
             expected="prompt, messages, instruction (with input), question, or text",
             fix="say where it is, e.g. --columns '{prompt: COLUMN}'",
         )

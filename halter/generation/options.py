@@ -56,7 +56,7 @@ class GenerationOptions:
         }
         wrong = [f"{rule} ({getattr(self, rule.split()[0], '')!r})" for rule, kept in rules.items() if not kept]
         if wrong:
-            raise Refusal("generation-options", "options of generation that make no sense", offenders=wrong)
+            raise Refusal("generation-options", "options of generation that make no sense", found=wrong)
 
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:
@@ -64,9 +64,7 @@ class GenerationOptions:
         known = [f.name for f in fields(cls)]
         unknown = [name for name in options if name not in known]
         if unknown:
-            raise Refusal(
-                "unknown-option", "generation has no such option", offenders=unknown, expected=", ".join(known)
-            )
+            raise Refusal("unknown-option", "generation has no such option", found=unknown, expected=", ".join(known))
         return cls(**options)
 
     @property

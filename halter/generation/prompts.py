@@ -149,19 +149,19 @@ def too_long(prompt: EncodedPrompt, context: int) -> bool:
 
 
 def check_prompts(prompts: Sequence[EncodedPrompt], context: int, vocab_size: int) -> None:
-    """Refusals ``prompt-empty``, ``prompt-tokens`` and ``prompt-too-long``, each naming every offender."""
+    """Refusals ``prompt-empty``, ``prompt-tokens`` and ``prompt-too-long``, each naming everything that is wrong."""
     empty = [f"prompt {i}" for i, p in enumerate(prompts) if not p.tokens]
     if empty:
-        raise Refusal("prompt-empty", "a prompt without any token", offenders=empty, expected="at least one token")
+        raise Refusal("prompt-empty", "a prompt without any token", found=empty, expected="at least one token")
     outside = [f"prompt {i}: {id}" for i, p in enumerate(prompts) for id in p.tokens if not 0 <= id < vocab_size]
     if outside:
         known = f"0 .. {vocab_size - 1}"
-        raise Refusal("prompt-tokens", "token ids that this model does not have", offenders=outside, expected=known)
+        raise Refusal("prompt-tokens", "token ids that this model does not have", found=outside, expected=known)
     long = [f"prompt {i}: {len(p.tokens)} tokens" for i, p in enumerate(prompts) if too_long(p, context)]
     if long:
         raise Refusal(
             "prompt-too-long",
             f"prompts leave no room for an answer in this model's context of {context} tokens",
-            offenders=long,
+            found=long,
             fix="shorten them, or halter generate with --on-long skip, or --on-long cut, which cuts their beginnings",
         )

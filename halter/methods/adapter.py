@@ -174,7 +174,7 @@ class Adapter(nn.Module):
         """Module ``name``'s float32 weight and bias with this adapter in them. Refusal ``cannot-merge``."""
         stuck = self.unfoldable()
         if stuck:
-            raise Refusal("cannot-merge", "this adapter's effect is not a change of weights here", offenders=stuck)
+            raise Refusal("cannot-merge", "this adapter's effect is not a change of weights here", found=stuck)
         here = [slot.piece for slot in self.slots if slot.path == name]
         # As Chain does: the first weight instead of the base's counts, wherever it stands, and the others act on it.
         instead = [piece for piece in here if piece.replaces][:1]
@@ -198,7 +198,7 @@ def refuse_trained_layers(adapter: Adapter) -> None:
         raise Refusal(
             "offload-full",
             "layers that are streamed from CPU memory are frozen, and these weights would be trained themselves",
-            offenders=own,
+            found=own,
             fix="model.offload: none, or a method that trains beside the weights, such as lora",
         )
 
@@ -236,7 +236,7 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0,
         if wrong:
             near = {name: get_close_matches(name, known, 1, cutoff=0.5) for name in wrong}
             wrong = [f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()]
-            raise Refusal("unknown-option", f"{method} has no such option", offenders=wrong, expected=", ".join(known))
+            raise Refusal("unknown-option", f"{method} has no such option", found=wrong, expected=", ".join(known))
         method = kind(**options)
     methods = [method] if isinstance(method, Method) else list(method)
     return Adapter(base.config, methods, seed).start(base)

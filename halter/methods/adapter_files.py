@@ -49,13 +49,13 @@ def checked_facts(folder: Path) -> dict[str, Any]:
     """
     absent = [name for name in (CONFIG, weights_file(folder).name) if not (folder / name).is_file()]
     if absent and not (folder / MANIFEST).is_file():
-        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), offenders=absent)
+        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), found=absent)
     if (folder / MANIFEST).is_file():
         check_manifest(folder, "adapter-damaged", _FIX)
     facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     if facts.get("manifest") and not (folder / MANIFEST).is_file():
         lost = [f"{MANIFEST} is missing"]
-        raise Refusal("adapter-damaged", "this adapter is not whole", where=str(folder), offenders=lost, fix=_FIX)
+        raise Refusal("adapter-damaged", "this adapter is not whole", where=str(folder), found=lost, fix=_FIX)
     return facts
 
 

@@ -84,7 +84,7 @@ class Bitfit(Method):
         targets.check(shape, self.target_modules, places=LINEARS)
         if self.biases == "base" and not any(self.build(shape, layer) for layer in range(shape.layers)):
             what = "this base has no biases at these linear layers"
-            raise Refusal("nothing-trained", what, offenders=[str(self.target_modules)], fix="method.biases: added")
+            raise Refusal("nothing-trained", what, found=[str(self.target_modules)], fix="method.biases: added")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:

@@ -121,7 +121,7 @@ class BottleneckMethod(Method):
         bad = [place for place in self.places if place not in PLACES]
         bad += [f"bottleneck_size {self.bottleneck_size}"] if self.bottleneck_size < 1 else []
         if bad or not self.places:
-            raise Refusal("bottleneck-options", "no such bottleneck", offenders=bad, expected=", ".join(PLACES))
+            raise Refusal("bottleneck-options", "no such bottleneck", found=bad, expected=", ".join(PLACES))
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return {} if layer is None else {place: Bottleneck(shape.dim, self) for place in self.places}

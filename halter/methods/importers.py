@@ -98,7 +98,7 @@ class Taking:
                 "import-mismatch",
                 "this file does not hold one whole adapter for this model",
                 where=self.where,
-                offenders=wrong,
+                found=wrong,
                 fix="see that the model is the adapter's (--model), and that every file of a parted adapter is given",
             )
 
@@ -128,7 +128,7 @@ def import_adapter(
             "import-unknown",
             "these names are of no adapter format that Halter imports",
             where=where,
-            offenders=sorted(names) or ["no tensors"],
+            found=sorted(names) or ["no tensors"],
             expected="the LLaMA-Adapter authors' (adapter_query.weight, layers.N.attention.wq_bias) or litgpt's "
             "(transformer.h.N.attn.adapter_wte.weight, lora_A)",
         )
@@ -157,7 +157,7 @@ def _authors_v1(taking: Taking, shape: ModelConfig, options: ImportOptions) -> I
             "import-mismatch",
             f"{rows} prompts are not {length} for each of at most {shape.layers} layers",
             where=taking.where,
-            offenders=["adapter_query.weight"],
+            found=["adapter_query.weight"],
             fix="--adapter-len says how many there are a layer",
         )
     prompts = taking.take("adapter_query.weight", (rows, shape.dim)).view(layers, length, shape.dim)
@@ -199,7 +199,7 @@ def _joined(parts: Sequence[Mapping[str, Tensor]], where: str) -> dict[str, Tens
     wrong += [n for n in state if n not in wrong and not _PARTED.fullmatch(n) and _differ([p[n] for p in parts])]
     if wrong:
         what = "these are not in every one of the files, or differ where they should be copies"
-        raise Refusal("import-mismatch", what, where=where, offenders=wrong)
+        raise Refusal("import-mismatch", what, where=where, found=wrong)
     return {n: torch.cat([p[n] for p in parts]) if _PARTED.fullmatch(n) else t for n, t in state.items()}
 
 
@@ -238,7 +238,7 @@ def regated(
     """
     if len(adapter.methods) != 1 or adapter.methods[0].name() != "llama_adapter":
         names = [method.name() for method in adapter.methods]
-        raise Refusal("gates-not-convertible", "only llama_adapter has such gates", offenders=names)
+        raise Refusal("gates-not-convertible", "only llama_adapter has such gates", found=names)
     method: Any = adapter.methods[0]
     own = state_of(adapter)
     notes: list[str] = []
@@ -260,7 +260,7 @@ def regated(
             plain = plain.atanh()
         own[name] = plain.float()
     if beyond:
-        raise Refusal("gates-not-convertible", "gates of magnitude 1 and more are no tanh", offenders=beyond)
+        raise Refusal("gates-not-convertible", "gates of magnitude 1 and more are no tanh", found=beyond)
     changed = filled(adapter.shape, replace(method, gate_scope=scope, gate_activation=activation), own, "gates")
     changed.facts = dict(adapter.facts)
     return changed, tuple(notes)

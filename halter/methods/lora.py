@@ -85,14 +85,14 @@ class Lora(Method):
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
             bad.append(f"loraplus_lr_ratio {self.loraplus_lr_ratio}: above 0")
         if bad:
-            raise Refusal("lora-options", "these options of LoRA make no sense", offenders=bad)
+            raise Refusal("lora-options", "these options of LoRA make no sense", found=bad)
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
         targets.check_patterns(self.rank_pattern, "rank_pattern")
         targets.check_patterns(self.alpha_pattern, "alpha_pattern")
         outer = targets.chosen(shape, None, self.target_modules, self.exclude_modules, self.layers)
         if self.lora_bias and "embed_tokens" in outer:
             what = "the embeddings' pair has no bias: rows of a table are looked up"
-            raise Refusal("lora-options", what, offenders=["lora_bias with embed_tokens"])
+            raise Refusal("lora-options", what, found=["lora_bias with embed_tokens"])
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
@@ -171,7 +171,7 @@ class Lora(Method):
             reasons.append(f"layers_pattern {', '.join(map(str, layered))} (a LLaMA's layers are called layers)")
         if reasons:
             raise Refusal(
-                "adapter-unsupported", "this LoRA adapter needs what Halter's LoRA does not have", offenders=reasons
+                "adapter-unsupported", "this LoRA adapter needs what Halter's LoRA does not have", found=reasons
             )
         modules = config.get("target_modules") or "all-linear"
         layers = config.get("layers_to_transform")

@@ -151,7 +151,7 @@ def _rows(config: dict[str, Any], shape: ModelConfig) -> list[Method]:
     if shape.tied and head is not None and head != table:
         wrong.append(f"{ROWS} of lm_head apart from embed_tokens: this base ties the two")
     if wrong:
-        raise Refusal("adapter-unsupported", "these token rows are not Halter's", offenders=wrong)
+        raise Refusal("adapter-unsupported", "these token rows are not Halter's", found=wrong)
     if table == head or (shape.tied and table is not None):
         return [TokenRowsMethod(tokens=table or ())]
     rows: list[Method] = [] if table is None else [TokenRowsMethod(tokens=table, where="embeddings")]
@@ -165,7 +165,7 @@ def _saved(config: dict[str, Any], shape: ModelConfig) -> list[Place]:
     listed = [given] if isinstance(given, str) else list(given)
     strange = [str(name) for name in listed if not isinstance(name, str) or not _PLAIN.fullmatch(name)]
     if strange:
-        raise Refusal("adapter-unsupported", "modules_to_save names no modules", offenders=strange)
+        raise Refusal("adapter-unsupported", "modules_to_save names no modules", found=strange)
     found: list[Place] = []
     for layer, place in _everywhere(shape):
         parts = path(layer, place).split(".")
@@ -189,7 +189,7 @@ def _without(method: Any, named: Iterable[str], shape: ModelConfig) -> Method:
         raise Refusal(
             "adapter-unsupported",
             "modules_to_save names modules that target_modules names too, and exclude_modules is a regular expression",
-            offenders=out,
+            found=out,
             fix="write exclude_modules as a list of names",
         )
     return replace(method, exclude_modules=(*before, *out))

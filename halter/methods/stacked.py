@@ -43,7 +43,7 @@ class Stacked:
                 act = act if weight == 1 or isinstance(act, Extra) else Weighted(act, weight)
                 at[where] = joined(at[where], act) if where in at else act
         if stuck:
-            raise Refusal("cannot-weigh", "these adapters act at these places wholly or not at all", offenders=stuck)
+            raise Refusal("cannot-weigh", "these adapters act at these places wholly or not at all", found=stuck)
         return gather(at, base.config.layers)
 
     @property

@@ -104,7 +104,7 @@ def restore(adapter: Adapter, tensors: Mapping[str, Tensor], where: str) -> None
     non-finite one, and nothing is half applied."""
     wrong = faults(adapter, tensors)
     if wrong:
-        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=where, offenders=wrong)
+        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=where, found=wrong)
     for name, slot, attribute in adapter.named_tensors():
         slot.tensor(attribute).copy_(tensors[name])
 
@@ -161,7 +161,7 @@ def load_adapter(
         tensors, wrong = _own_names(stored_tensors(folder), planned, base)
     wrong += faults(planned, tensors)
     if wrong:
-        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=str(folder), offenders=wrong)
+        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=str(folder), found=wrong)
     adapter = Adapter(base.config, methods)
     adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
     adapter.facts = {k: v for k, v in facts.items() if k not in OWN_FACTS}
@@ -180,7 +180,7 @@ def _refuse_other_task(config: Mapping[str, Any], folder: Path, allow: Collectio
             "adapter-task",
             "this adapter was trained for another task than writing text, and Halter has no head for it",
             where=str(folder),
-            offenders=[f"task_type {task}"],
+            found=[f"task_type {task}"],
             expected="CAUSAL_LM",
             fix="open it with peft",
             waivable=True,
@@ -198,7 +198,7 @@ def _refuse_other_base(facts: dict[str, Any], base: Decoder, folder: Path, allow
             "base-differs",
             "this adapter was trained on other weights than these",
             where=str(folder),
-            offenders=differences,
+            found=differences,
             expected=f"the weights of {recorded.get('name') or recorded.get('folder')}",
             fix="give the model that it was trained on (--model), or train again on this one",
             waivable=True,
@@ -274,6 +274,6 @@ def _from_options(options: dict[str, Any]) -> tuple[Method, list[str]]:
     known = kind.__dataclass_fields__
     strange = [name for name in options if name not in known]
     if strange:
-        raise Refusal("adapter-unsupported", f"{kind.name()} options of another Halter version", offenders=strange)
+        raise Refusal("adapter-unsupported", f"{kind.name()} options of another Halter version", found=strange)
     options, notes = as_recorded(kind, options)
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}), notes

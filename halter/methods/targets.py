@@ -66,7 +66,7 @@ def check(
         raise Refusal(
             "targets-match-nothing",
             "these target_modules match nothing in this model",
-            offenders=dead + wrong or [str(target)],
+            found=dead + wrong or [str(target)],
             expected=f'"all-linear", a regular expression over whole paths such as {everything[0]}, or a list of '
             + ", ".join(places)
             + f" (layers 0 to {shape.layers - 1})",

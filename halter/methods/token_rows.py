@@ -113,7 +113,7 @@ class TokenRowsMethod(Method):
         wrong = [why for why in found.values() if isinstance(why, str)]
         if wrong:
             fix = "give texts that are one token each, or the ids of what they split into"
-            raise Refusal("token-unknown", "these texts are not one token of the base's", offenders=wrong, fix=fix)
+            raise Refusal("token-unknown", "these texts are not one token of the base's", found=wrong, fix=fix)
         ids = tuple(id if isinstance(id, int) else int(found[id]) for id in self.tokens)
         return replace(self, tokens=ids)
 
@@ -121,12 +121,12 @@ class TokenRowsMethod(Method):
         texts = [repr(text) for text in self.tokens if isinstance(text, str)]
         if texts:
             what = "which tokens these are, a tokenizer has to say"
-            raise Refusal("token-unknown", what, offenders=texts, fix="give ids, or method.named(tokenizer)")
+            raise Refusal("token-unknown", what, found=texts, fix="give ids, or method.named(tokenizer)")
         ids = self.ids(shape)
         wrong = [f"{id}: the vocabulary ends at {shape.vocab_size - 1}" for id in ids if not 0 <= id < shape.vocab_size]
         wrong += sorted({f"{id} is named twice" for id in ids if ids.count(id) > 1})
         if wrong or not ids:
-            raise Refusal("token-rows", "these are no tokens to train", offenders=wrong, fix="method.tokens: [ids]")
+            raise Refusal("token-rows", "these are no tokens to train", found=wrong, fix="method.tokens: [ids]")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is not None:
@@ -162,7 +162,7 @@ class TokenRowsMethod(Method):
         places = {name: place for place in ("embed_tokens", "lm_head") for name in (place, path(None, place))}
         strange = [str(name) for name in asked if name not in places]
         if strange:
-            raise Refusal("adapter-unsupported", "token rows are of embed_tokens and lm_head", offenders=strange)
+            raise Refusal("adapter-unsupported", "token rows are of embed_tokens and lm_head", found=strange)
         meant = sorted({places[name] for name in asked})
         where: Literal["both", "embeddings", "head"] = "both"
         if len(meant) == 1:

@@ -61,7 +61,7 @@ def match(adapter: Adapter, starts: Mapping[int, tuple[str, Adapter]]) -> dict[i
             "init-from-differs",
             "what init_from names cannot be taken over exactly",
             where=", ".join(folder for folder, told in wrong.items() if told),
-            offenders=[line for told in wrong.values() for line in told],
+            found=[line for told in wrong.values() for line in told],
             fix="give the options that it was trained with; halter adapters show FOLDER tells them",
         )
     return found

@@ -59,7 +59,7 @@ class ModelConfig:
             raise Refusal(
                 "model-unsupported",
                 "this checkpoint's config.json asks for what the LLaMA decoder does not do",
-                offenders=problems,
+                found=problems,
                 expected="model_type llama with silu, default, linear or llama3 rotary scaling, plain RMSNorm",
             )
         heads = int(config["num_attention_heads"])

@@ -20,5 +20,5 @@ def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
         outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
         if outside.numel():
             known = f"0 .. {config.vocab_size - 1}"
-            raise Refusal("token-ids", "the model has no such tokens", offenders=outside.tolist(), expected=known)
+            raise Refusal("token-ids", "the model has no such tokens", found=outside.tolist(), expected=known)
     return tokens.shape[0], tokens.shape[1]

@@ -70,7 +70,7 @@ class Int8Linear(Linear):
         if not wrong and not bool((absmax.isfinite() & (absmax >= 0)).all()):
             wrong.append("SCB holds scales that are negative or not finite")
         if wrong:
-            raise Refusal("int8-state", "8-bit weights of a kind that is not read", offenders=wrong)
+            raise Refusal("int8-state", "8-bit weights of a kind that is not read", found=wrong)
         return cls(Int8(codes, absmax), bias, compute_dtype)
 
     def to_bitsandbytes(self) -> dict[str, Tensor]:

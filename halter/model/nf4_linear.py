@@ -96,7 +96,7 @@ class NF4Linear(Linear):
         if not torch.allclose(tensors["weight.quant_map"].cpu(), nf4.codebook(), atol=1e-7):
             wrong.append("another 4-bit codebook")
         if wrong:
-            raise Refusal("nf4-state", "4-bit weights of a kind that is not read", offenders=wrong)
+            raise Refusal("nf4-state", "4-bit weights of a kind that is not read", found=wrong)
         return cls(NF4(packed, absmax, tuple(shape)), bias, compute_dtype)
 
     def to_bitsandbytes(self) -> dict[str, Tensor]:

@@ -173,9 +173,7 @@ def task_names() -> tuple[str, ...]:
 
 def task(name: str) -> Task:
     if name not in TASKS:
-        raise Refusal(
-            "unknown-task", "no such playground task", offenders=[name], expected=f"one of {', '.join(TASKS)}"
-        )
+        raise Refusal("unknown-task", "no such playground task", found=[name], expected=f"one of {', '.join(TASKS)}")
     return TASKS[name]
 
 

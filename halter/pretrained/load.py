@@ -230,7 +230,7 @@ class _Plan:
                 "checkpoint-mismatch",
                 "the tensors of this checkpoint are not those that its configuration asks for",
                 where=str(checkpoint.folder),
-                offenders=wrong,
+                found=wrong,
                 fix="fetch the folder again, or correct its config.json",
             )
         biases = {name: b for name in linears if (b := name.removesuffix("weight") + "bias") in expected}

@@ -240,15 +240,15 @@ def _word_for_bool(value: Any) -> str:
 
 
 def _repeat(error: Refusal, section: str, given: Mapping[str, Given], gathered: Gathered) -> set[str]:
-    """Tell a dataclass's own refusal, offender by offender where they begin with a key's name."""
+    """Tell a dataclass's own refusal, one by one where they begin with a key's name."""
     bad = set()
-    for offender in error.offenders or (error.what,):
-        name = offender.split(":")[0]
+    for one in error.found or (error.what,):
+        name = one.split(":")[0]
         if name in given:
             bad.add(name)
-            gathered.problem(given[name].where(), f"{section}.{offender}")
+            gathered.problem(given[name].where(), f"{section}.{one}")
         else:
-            gathered.problem("", f"{section}: {error.what if offender == error.what else f'{error.what}: {offender}'}")
+            gathered.problem("", f"{section}: {error.what if one == error.what else f'{error.what}: {one}'}")
     return bad
 
 
@@ -258,7 +258,7 @@ def _refusal(gathered: Gathered, document: Document) -> Refusal:
     if len(problems) == 1:
         return Refusal("recipe", problems[0], fix=fix)
     where = document.source if document.source != COMMAND_LINE else ""
-    return Refusal("recipe", f"{len(problems)} mistakes in the recipe", where=where, fix=fix, offenders=problems)
+    return Refusal("recipe", f"{len(problems)} mistakes in the recipe", where=where, fix=fix, found=problems)
 
 
 def with_output(recipe: Recipe, output_dir: str) -> Recipe:

@@ -81,7 +81,7 @@ def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Ref
             "double-bos",
             f"{len(found.doubled)} of {found.rows} rows have {bos} right after {bos}; the base has seen one at a time",
             fix="take the BOS out of the data or of the template, one is put before every row",
-            offenders=found.doubled,
+            found=found.doubled,
             waivable=True,
         )
     pad = tokenizer.pad_id
@@ -91,7 +91,7 @@ def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Ref
             f"{tokenizer.token(pad or 0)} is the pad token and the end of a text, and {len(found.unended)} of "
             f"{found.rows} rows have it masked right after what is learned: the model would never learn to stop",
             fix="learn the end too (labels are the token itself, -100 only where nothing is learned)",
-            offenders=found.unended,
+            found=found.unended,
             waivable=True,
         )
     elif pad is not None and pad not in tokenizer.stop_ids and pad < len(found.learnt) and found.learnt[pad]:
@@ -107,7 +107,7 @@ def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Ref
         yield Refusal(
             "token-without-row",
             f"the data holds tokens for which the base has no row, it has {config.vocab_size}",
-            offenders=[tokenizer.token(id) for id in beyond.tolist()],
+            found=[tokenizer.token(id) for id in beyond.tolist()],
             fix="take the tokenizer files that came with the base",
         )
 
@@ -142,7 +142,7 @@ def untrained_tokens(
             "untrained-tokens",
             "the chat template needs tokens that this base was never trained on",
             where=str(checkpoint.folder),
-            offenders=[f"{tokenizer.token(id)} ({why})" for id, why in sorted(wrong.items())],
+            found=[f"{tokenizer.token(id)} ({why})" for id, why in sorted(wrong.items())],
             fix="take the base's instruct version, or a template without them (data.template: alpaca), or train just "
             "these rows beside your method in a recipe file: method: "
             f"[{{name: lora}}, {{name: token_rows, tokens: {sorted(wrong)}}}]",
@@ -186,7 +186,7 @@ def templates(
         yield Refusal(
             "template-differs",
             f"training would use another chat template ({name}) than there is besides",
-            offenders=differences,
+            found=differences,
             fix="leave data.template out to use the checkpoint's own; after an adapter, give the one of its training",
             waivable=True,
         )

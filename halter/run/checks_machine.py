@@ -67,7 +67,7 @@ def machine(recipe: Recipe) -> Iterator[Refusal]:
     missing = [name for name in options.report_to if find_spec(packages[name]) is None]
     if missing:
         what = "train.report_to needs packages that are not installed"
-        yield Refusal("missing-extra", what, offenders=missing, fix=f"{install('track')}, or leave them out")
+        yield Refusal("missing-extra", what, found=missing, fix=f"{install('track')}, or leave them out")
     if options.early_stopping_patience is not None and recipe.data.validation is None:
         yield Refusal(
             "no-validation",
@@ -152,4 +152,4 @@ def missing_files(named: Sequence[tuple[str, str | None]]) -> Iterator[Refusal]:
         what = "the recipe names files that do not exist"
         near = [str(found[0]) for _, path in lost if (found := similar(Path(path), files=True))]
         fix = f"did you mean {', '.join(near)}?" if near else "correct the paths; they are read from where you are"
-        yield Refusal("file-missing", what, offenders=[f"{key}: {path}" for key, path in lost], fix=fix)
+        yield Refusal("file-missing", what, found=[f"{key}: {path}" for key, path in lost], fix=fix)

@@ -31,7 +31,7 @@ def not_finite(tensors: list[str], where: str) -> Refusal:
         "base-not-finite",
         "the base holds numbers that are not finite, so no loss can be",
         where=where,
-        offenders=tensors,
+        found=tensors,
         fix="fetch the checkpoint again, or take another one; a conversion to fp16 may have overflowed",
     )
 

@@ -165,7 +165,7 @@ def _find(job: Job, wanted: str) -> Example:
         "no-such-row",
         "there is no such row to train on",
         where=wanted,
-        offenders=lost,
+        found=lost,
         expected=f"an origin like {job.data.train.origin(0)}; rows that a limit or their length took are none",
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from halter.errors import SHOWN_OFFENDERS as SHOWN
+from halter.errors import SHOWN_FOUND as SHOWN
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
 from halter.methods.storage import restore, state_of
@@ -93,7 +93,7 @@ class Keeper:
                 "base-differs",
                 "the base is not the one that this run was begun on",
                 where=str(where),
-                offenders=[f"its fingerprint is {self.base[:16]}..., the run's base had {base[:16]}..."],
+                found=[f"its fingerprint is {self.base[:16]}..., the run's base had {base[:16]}..."],
                 fix="give back the base's files, or begin another run",
                 waivable=True,
             )

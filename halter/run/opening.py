@@ -210,7 +210,7 @@ def _compare_tokenizers(subject: Subject, tokenizer: Tokenizer, say: Say, allow:
             "tokenizer-differs",
             what,
             where=subject.base,
-            offenders=[f"its digest is {tokenizer.digest[:16]}..., the adapter's had {str(trained_on)[:16]}..."],
+            found=[f"its digest is {tokenizer.digest[:16]}..., the adapter's had {str(trained_on)[:16]}..."],
             fix="give the folder that the adapter was trained on (--model)",
             waivable=True,
         )

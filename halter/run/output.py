@@ -53,7 +53,7 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
                 "run-differs",
                 "this folder holds a run of another recipe",
                 where=str(run.path),
-                offenders=changed,
+                found=changed,
                 expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
                 fix="give another --output, or the recipe.yaml of that folder",
             )
@@ -120,7 +120,7 @@ def which_run(folder: str | Path = "runs") -> Refusal:
     begun = [place for place in inside(Path(folder), ("run",)) if not RunFolder(place).finished]
     named = ", ".join(map(str, begun[-3:]))
     return Refusal(
-        "nothing-to-resume", "it is not said which run shall go on", offenders=[f"unfinished: {named}"] * bool(named),
+        "nothing-to-resume", "it is not said which run shall go on", found=[f"unfinished: {named}"] * bool(named),
         fix=f"halter train --resume --output {begun[-1] if begun else 'RUN_FOLDER'}",
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ def adapters_in(folders: Sequence[str | Path]) -> list[Path]:
         found += here
         empty += [] if here else [str(folder)]
     if empty:
-        raise Refusal("not-an-adapter", "there is no adapter in these folders", offenders=empty)
+        raise Refusal("not-an-adapter", "there is no adapter in these folders", found=empty)
     return list(dict.fromkeys(found))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halter.data.example import Example
 from halter.data.pack import pack
-from halter.errors import SHOWN_OFFENDERS, HalterError
+from halter.errors import SHOWN_FOUND, HalterError
 from halter.model.decoder import Decoder
 from halter.training.memory import peak_memory_bytes
 from halter.training.room import Room
@@ -190,7 +190,7 @@ def _suspects(losses: Tensor, parts: Sequence[Sequence[Example]]) -> list[str]:
 
 
 def _why(record: StepRecord, number: int, in_a_row: int, rows: Sequence[str]) -> str:
-    named = ", ".join(rows[:SHOWN_OFFENDERS]) + (", ..." if len(rows) > SHOWN_OFFENDERS else "")
+    named = ", ".join(rows[:SHOWN_FOUND]) + (", ..." if len(rows) > SHOWN_FOUND else "")
     if record.trouble == "spike":
         what = f"the loss leapt to {record.loss:.4f} at step {number}"
     else:

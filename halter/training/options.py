@@ -104,7 +104,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         problems = [*self._numbers(), *self._step()]
         if problems:
-            raise Refusal("train-options", "training options that make no sense", offenders=problems)
+            raise Refusal("train-options", "training options that make no sense", found=problems)
 
     @property
     def rows_per_step(self) -> int | None:

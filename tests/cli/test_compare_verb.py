@@ -45,7 +45,7 @@ def test_mistakes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main.run(["compare"]) == 2 and "halter compare --quick needs nothing" in capsys.readouterr().err
     with pytest.raises(Refusal, match="recipe") as caught:
         start.options_of({"seeds": "many", "methdos": ["lora"]}, CompareOptions(), "here")
-    assert len(caught.value.offenders) == 2
+    assert len(caught.value.found) == 2
     with pytest.raises(Refusal, match="unknown key"):
         start.overridden({"model": {"path": "x"}}, ["data.trian=y"])
 

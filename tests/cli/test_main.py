@@ -91,12 +91,10 @@ def test_debug_shows_the_traceback_and_a_note_says_where_it_lies(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_many_offenders_stand_on_lines_of_their_own(
+def test_many_findings_stand_on_lines_of_their_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing(
-        monkeypatch, Refusal("x", "bad rows", offenders=[f"file.jsonl:{n}: no label in this row" for n in range(9)])
-    )
+    failing(monkeypatch, Refusal("x", "bad rows", found=[f"file.jsonl:{n}: no label in this row" for n in range(9)]))
     assert main.run(["train"]) == 2
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "halter: bad rows. Found:" and err[1] == "  file.jsonl:0: no label in this row"

@@ -215,20 +215,20 @@ def test_8_bits_are_a_precision_of_their_own(tmp_path: Path, recipe: dict[str, A
     assert "int8 holds in 8 bits" in rows["full"]["why"]
 
 
-def test_refusals_name_all_offenders(tmp_path: Path, recipe: dict[str, Any]) -> None:
+def test_refusals_name_all_that_is_wrong(tmp_path: Path, recipe: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match="unknown-method") as caught:
         small.run(tmp_path, recipe, methods=("lora", "loar", "lora+exitor"))
-    assert set(caught.value.offenders) == {"loar", "exitor"}
+    assert set(caught.value.found) == {"loar", "exitor"}
     with pytest.raises(Refusal, match="compare-options") as caught:
         small.options(tmp_path, seeds=0, precisions=("fp4",), tokens=-1)
-    assert len(caught.value.offenders) == 3
+    assert len(caught.value.found) == 3
     with pytest.raises(Refusal, match="compare-data") as caught:
         small.run(tmp_path, recipe, test=None)
-    assert caught.value.offenders == ("compare.test (--test)",)
+    assert caught.value.found == ("compare.test (--test)",)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(Refusal, match="compare-data") as caught:
         small.run(tmp_path, recipe, test=str(tmp_path / "empty.jsonl"), general=str(tmp_path / "empty.jsonl"))
-    assert caught.value.offenders == ("test", "general")
+    assert caught.value.found == ("test", "general")
 
 
 def test_choice_accuracy_is_that_of_evaluate(

@@ -64,7 +64,7 @@ def test_rates_are_not_chosen_on_test_rows(tmp_path: Path) -> None:
     assert said[0].startswith("note: 2 validation rows are test rows too")
     with pytest.raises(Refusal, match="compare-data") as caught:
         split(data, CompareOptions(test=str(data.validation)), tmp_path / "other", said.append)
-    assert caught.value.offenders == ("validation",)
+    assert caught.value.found == ("validation",)
 
 
 def test_other_rows_in_the_same_folder_are_refused(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_other_rows_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     split(data, options, tmp_path / "out", lambda _: None)
     with pytest.raises(Refusal, match="compare-differs") as caught:
         split(data, CompareOptions(test=file(tmp_path / "t.jsonl", 21)), tmp_path / "out", lambda _: None)
-    assert caught.value.offenders == ("test",)
+    assert caught.value.found == ("test",)
     (tmp_path / "bad.jsonl").write_text("{\n{}\nnull\n")
     with pytest.raises(Refusal, match="bad-rows") as caught:
         split(DataOptions(train=str(tmp_path / "bad.jsonl")), options, tmp_path / "new", lambda _: None)
-    assert len(caught.value.offenders) == 2
+    assert len(caught.value.found) == 2

@@ -72,7 +72,7 @@ def test_one_json_list_under_the_name_of_lines_is_read_and_told(
     path.write_text(json.dumps(ROWS, indent=1)[:-30], "utf-8")
     with pytest.raises(Refusal) as caught:
         load(tokenizer, path)
-    assert len(caught.value.offenders) == 1, "one broken file is one fault"
+    assert len(caught.value.found) == 1, "one broken file is one fault"
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])

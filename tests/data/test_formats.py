@@ -165,7 +165,7 @@ def test_unknown_columns_are_refused_with_a_way_out() -> None:
     with pytest.raises(Refusal) as caught:
         read({"my question": "Q", "my answer": "A"})
     said = str(caught.value)
-    assert caught.value.id == "data-format" and caught.value.offenders == ("my answer", "my question")
+    assert caught.value.id == "data-format" and caught.value.found == ("my answer", "my question")
     assert "messages" in said and """data.columns='{instruction: "my question", output: "my answer"}'""" in said
 
 
@@ -208,14 +208,14 @@ def test_a_row_template_makes_the_prompt_and_never_reads_content_as_a_template()
     row = {"question": "{answer}", "answer": "A"}
     meant = read(row, row_template='Q: {question} {"json": 1}\nA:', columns={"completion": "answer"})
     assert meant == Canonical(prompt='Q: {answer} {"json": 1}\nA:', completion="A")
-    for options, offender in (
+    for options, wrong in (
         ({"row_template": "{nothing}", "columns": {"completion": "answer"}}, "nothing"),
         ({"columns": {"prompt": "question", "completion": "nix"}}, "nix"),
         ({"columns": {"prompt": "{question} {nul}", "completion": "answer"}}, "nul"),
     ):
         with pytest.raises(Refusal) as caught:
             read(row, **options)
-        assert caught.value.id == "data-columns" and caught.value.offenders == (offender,)
+        assert caught.value.id == "data-columns" and caught.value.found == (wrong,)
         assert "answer, question" in str(caught.value)
     with pytest.raises(Refusal, match="what the completion is"):
         read(row, row_template="{question}")

@@ -154,8 +154,8 @@ def test_planted_faults_are_all_found_in_one_pass(
     with pytest.raises(Refusal) as caught:
         load(llama3, ALPACA, train=str(path))
     assert caught.value.id == "bad-rows" and "100 of 1960 rows" in str(caught.value)
-    told = {int(o.removeprefix(f"{path}:").split(":")[0]): o.split(": ", 1)[1] for o in caught.value.offenders}
-    assert len(caught.value.offenders) == 140 and told.keys() == kinds.keys()
+    told = {int(o.removeprefix(f"{path}:").split(":")[0]): o.split(": ", 1)[1] for o in caught.value.found}
+    assert len(caught.value.found) == 140 and told.keys() == kinds.keys()
     assert all(told[line].startswith(kind) for line, kind in kinds.items())
     loaded = load(llama3, ALPACA, train=str(path), on_bad="skip")
     report = loaded.report
@@ -177,8 +177,8 @@ def test_long_rows(llama3: Tokenizer, tmp_path: Path, policy: str) -> None:
         for on_bad in ("stop", "skip"):  # what is long is not bad: to skip bad rows does not hide it
             with pytest.raises(Refusal) as caught:
                 load(llama3, train=path, max_length=LIMIT, on_long=policy, on_bad=on_bad)
-            assert caught.value.id == "long-rows" and len(caught.value.offenders) == 600
-            assert caught.value.offenders[0] == f"{path}:3: 41 tokens"
+            assert caught.value.id == "long-rows" and len(caught.value.found) == 600
+            assert caught.value.found[0] == f"{path}:3: 41 tokens"
         return
     loaded = load(llama3, train=path, max_length=LIMIT, on_long=policy)
     report, got = loaded.report, loaded.train.lengths.tolist()
@@ -259,7 +259,7 @@ def test_a_validation_file_is_taken_out_of_training(llama3: Tokenizer, tmp_path:
     bad = write(tmp_path / "c.jsonl", [{"text": "fine"}, "{"])
     with pytest.raises(Refusal) as caught:
         load(llama3, train=train, validation=bad)
-    assert caught.value.id == "bad-rows" and caught.value.offenders[0].startswith(f"{bad}:2: broken JSON")
+    assert caught.value.id == "bad-rows" and caught.value.found[0].startswith(f"{bad}:2: broken JSON")
 
 
 def test_limits_choose_by_the_seed_and_several_sources_are_mixed(llama3: Tokenizer, tmp_path: Path) -> None:

@@ -79,12 +79,12 @@ def test_bad_rows_are_all_named_in_one_pass(llama3: Tokenizer, planted: tuple[Pa
     path, kinds = planted
     with pytest.raises(Refusal) as caught:
         load_examples(DataOptions(train=str(path), id_column="id"), llama3, ALPACA)
-    told = {int(o.removeprefix(f"{path}:").split(":")[0]): o.split(": ", 1)[1] for o in caught.value.offenders}
+    told = {int(o.removeprefix(f"{path}:").split(":")[0]): o.split(": ", 1)[1] for o in caught.value.found}
     right = sum(told.get(line, "").startswith(kind) for line, kind in kinds.items())
     loaded = load_examples(DataOptions(train=str(path), on_bad="skip", id_column="id"), llama3, ALPACA)
     report = loaded.report.as_dict()
     print(f"{right} of {len(kinds)} planted faults named; skip trains on {len(loaded.train):,} rows")
-    assert right == len(kinds) == len(told) == len(caught.value.offenders) == 120
+    assert right == len(kinds) == len(told) == len(caught.value.found) == 120
     assert caught.value.exit_code == 2 and caught.value.id == "bad-rows" and "data.id_column" in caught.value.fix
     assert len(loaded.train) == report["kept"] == 9_880 and "9880 rows" in str(loaded.report)
     assert (report["bad"], report["empty_lines"], len(report["empty_at"])) == (110, 10, 10)
@@ -157,7 +157,7 @@ def test_long_rows_meet_their_policy(llama3: Tokenizer, tmp_path: Path, policy: 
     if policy == "stop":
         with pytest.raises(Refusal) as caught:
             load_examples(DataOptions(**options), llama3, None)
-        assert (caught.value.id, len(caught.value.offenders)) == ("long-rows", 600)
+        assert (caught.value.id, len(caught.value.found)) == ("long-rows", 600)
         print("stop: 600 of 600 named")
         return
     loaded = load_examples(DataOptions(**options), llama3, None)

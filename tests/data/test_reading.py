@@ -174,7 +174,7 @@ def test_equal_faults_are_told_together_in_six_lines(
         load(tokenizer, path)
     (line,) = caught.value.groups
     assert line == f"missing key instruction, output (has messages): 20 rows, {path}:21-40"
-    assert len(caught.value.offenders) == 20
+    assert len(caught.value.found) == 20
     many = [
         *rows,
         {},

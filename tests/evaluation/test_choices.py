@@ -97,7 +97,7 @@ def test_choices_that_do_not_fit(tokenizer: Tokenizer, choices: tuple[str, ...],
     rows = [pair(tokenizer, "Is it?", answer) for answer in ("yes", "no", "of course not")]
     with pytest.raises(Refusal) as refusal:
         choice_report(tiny.decoder(tiny.config(vocab_size=512)), tokenizer, rows, choices)
-    assert refusal.value.id == refused and said in refusal.value.offenders
+    assert refusal.value.id == refused and said in refusal.value.found
 
 
 def test_plain_text_has_nothing_to_choose(tokenizer: Tokenizer) -> None:

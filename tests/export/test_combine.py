@@ -243,7 +243,7 @@ def test_what_is_no_sum_is_refused_by_place():
         with pytest.raises(Refusal) as caught:
             pairs_of(adapter)
         assert caught.value.id == "not-low-rank"
-        places = [o.split(" ")[0] for o in caught.value.offenders]
+        places = [o.split(" ")[0] for o in caught.value.found]
         assert set(places) <= {slot.path for slot in adapter.slots} and len(places) >= 2
 
 
@@ -278,7 +278,7 @@ def test_wrong_options_and_other_bases_are_refused_together():
     adapters = [lora(model, 1), lora(model, 2)]
     with pytest.raises(Refusal) as caught:
         combine(adapters, [float("nan")], CombineOptions("cat", 0, tolerance=2.0, density=0))
-    assert caught.value.id == "combine-options" and len(caught.value.offenders) == 6
+    assert caught.value.id == "combine-options" and len(caught.value.found) == 6
     adapters[0].facts["base"], adapters[1].facts["base"] = {"digest": "a" * 64}, {"digest": "b" * 64}
     with pytest.raises(Refusal, match="bases-differ"):
         combine(adapters, [1.0, 1.0])

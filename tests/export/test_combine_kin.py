@@ -39,4 +39,4 @@ def test_dora_is_no_sum_and_is_refused_by_place():
     model = tiny.decoder()
     with pytest.raises(Refusal) as caught:
         combine([moved(model, "dora", 1, r=3), moved(model, "lora", 2, r=2)], [1.0, 1.0])
-    assert caught.value.id == "not-low-rank" and any("q_proj" in offender for offender in caught.value.offenders)
+    assert caught.value.id == "not-low-rank" and any("q_proj" in wrong for wrong in caught.value.found)

@@ -184,7 +184,7 @@ def test_hostile_parts_are_refused_by_name(part, tmp_path):
     with pytest.raises(Refusal) as caught:
         load_adapter(tmp_path / "small", model)
     assert caught.value.id == "adapter-mismatch"
-    assert any(("layers.9" if part == "strange" else name) in offender for offender in caught.value.offenders)
+    assert any(("layers.9" if part == "strange" else name) in wrong for wrong in caught.value.found)
 
 
 @pytest.mark.parametrize("options", [(7, 1.0), (32, 1.0), (8, 0.0), (8, 1.5)])

@@ -45,7 +45,7 @@ def test_what_no_change_of_weights_is_names_its_places(parts, place, way, tmp_pa
     model, adapter = made(parts)
     with pytest.raises(Refusal, match="cannot-merge") as caught:
         WAYS[way](model, adapter, tmp_path / "merged")
-    assert any(place in offender for offender in caught.value.offenders)
+    assert any(place in wrong for wrong in caught.value.found)
     assert not (tmp_path / "merged").exists()
 
 

@@ -51,7 +51,7 @@ def named(action: Callable[[], object], name: str) -> bool:
     try:
         action()
     except Refusal as refusal:
-        return any(offender.startswith(f"{name} ") for offender in refusal.offenders)
+        return any(wrong.startswith(f"{name} ") for wrong in refusal.found)
     return False
 
 

@@ -552,7 +552,7 @@ def test_an_input_is_not_lost_in_templates_that_know_none(llama3: Tokenizer) -> 
 
 
 @pytest.mark.parametrize(
-    ("messages", "offender"),
+    ("messages", "wrong"),
     [
         ([], "no messages"),
         (["hi"], "message 1: is a str"),
@@ -566,10 +566,10 @@ def test_an_input_is_not_lost_in_templates_that_know_none(llama3: Tokenizer) -> 
         ([ASK | {"extra": {1, 2}}], "not JSON"),
     ],
 )
-def test_malformed_messages(messages: Any, offender: str, llama3: Tokenizer) -> None:
+def test_malformed_messages(messages: Any, wrong: str, llama3: Tokenizer) -> None:
     with pytest.raises(Refusal) as caught:
         ChatTemplate.builtin("llama-3").encode(llama3, messages)
-    assert caught.value.id == "messages-malformed" and caught.value.offenders[0].startswith(offender)
+    assert caught.value.id == "messages-malformed" and caught.value.found[0].startswith(wrong)
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,10 @@ def test_index_and_files_must_agree_both_ways(sharded: Path, tmp_path: Path) -> 
     del index["weight_map"][gone]
     (folder / INDEX).write_text(json.dumps(index))
     refusal = refused(folder)
-    assert refusal.id == "checkpoint-index" and len(refusal.offenders) == 3
-    assert f"{other} lacks {moved}" in refusal.offenders
-    assert any(o.startswith(f"{home} holds {moved}") for o in refusal.offenders)
-    assert any(f"holds {gone}" in o for o in refusal.offenders)
+    assert refusal.id == "checkpoint-index" and len(refusal.found) == 3
+    assert f"{other} lacks {moved}" in refusal.found
+    assert any(o.startswith(f"{home} holds {moved}") for o in refusal.found)
+    assert any(f"holds {gone}" in o for o in refusal.found)
 
 
 def test_missing_shards_are_all_named(sharded: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_missing_shards_are_all_named(sharded: Path, tmp_path: Path) -> None:
     for name in shards[1:]:
         (folder / name).unlink()
     refusal = refused(folder)
-    assert refusal.id == "checkpoint-index" and refusal.offenders == tuple(shards[1:])
+    assert refusal.id == "checkpoint-index" and refusal.found == tuple(shards[1:])
 
 
 def test_an_index_cannot_point_outside(sharded: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_index_cannot_point_outside(sharded: Path, tmp_path: Path) -> None:
     shutil.copy(next(folder.glob("*.safetensors")), tmp_path / "x.safetensors")
     for path in ("../x.safetensors", str(tmp_path / "x.safetensors"), "sub\\x.safetensors", "x.bin"):
         (folder / INDEX).write_text(json.dumps({"weight_map": {"a": path}}))
-        assert path in refused(folder).offenders
+        assert path in refused(folder).found
 
 
 @pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
@@ -115,7 +115,7 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path, tmp_path: Path) -> Non
     tensors = load_file(folder / second)
     stolen = next(n for n, f in index["weight_map"].items() if f == first)
     save_file({**tensors, stolen: torch.zeros(1)}, folder / second)
-    assert any(stolen in o for o in refused(folder).offenders)
+    assert any(stolen in o for o in refused(folder).found)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_quantised_names_are_refused_without_a_config(single: Path, tmp_path: Pa
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__fp4"] = torch.zeros(3, dtype=torch.uint8)
     save_file(tensors, folder / "model.safetensors")
-    assert "bitsandbytes__fp4" in refused(folder).offenders[0]
+    assert "bitsandbytes__fp4" in refused(folder).found[0]
 
 
 def test_nf4_parts_are_grouped_by_weight(single: Path, tmp_path: Path) -> None:

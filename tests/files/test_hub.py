@@ -102,7 +102,7 @@ def test_pickles_and_exports_are_refused_before_a_byte_comes(hub: FakeHub, tmp_p
     hub.repos["a/bin"] = {"config.json": b"{}", "pytorch_model.bin": WEIGHTS}
     hub.repos["a/gguf"] = {"README.md": b"", "x.gguf": WEIGHTS}
     refusal = refused(hub, tmp_path, "a/bin")
-    assert refusal.id == "pickle-weights" and refusal.offenders == ("pytorch_model.bin",)
+    assert refusal.id == "pickle-weights" and refusal.found == ("pytorch_model.bin",)
     refusal = refused(hub, tmp_path, "a/gguf")
     assert refusal.id == "no-weights" and ".gguf" in str(refusal)
     assert hub.fetched() == []

@@ -87,13 +87,13 @@ def test_a_copy_of_a_key_head_that_differs_is_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path / "m")
     with pytest.raises(Refusal) as caught:
         list(checkpoint.stream())
-    assert caught.value.id == "meta-ranks-disagree" and caught.value.offenders == ("consolidated.05.pth",)
+    assert caught.value.id == "meta-ranks-disagree" and caught.value.found == ("consolidated.05.pth",)
 
 
 def test_missing_ranks_are_refused(tmp_path: Path) -> None:
     write_meta_folder(tiny_llama(), tmp_path / "m", 4)
     (tmp_path / "m" / "consolidated.01.pth").unlink()
-    assert refused(tmp_path / "m").offenders == ("consolidated.01.pth",)
+    assert refused(tmp_path / "m").found == ("consolidated.01.pth",)
     write_meta_folder(tiny_llama(), tmp_path / "n", 4)
     (tmp_path / "n" / "consolidated.03.pth").unlink()
     refusal = refused(tmp_path / "n")
@@ -107,7 +107,7 @@ def test_ranks_must_hold_the_same_names(tmp_path: Path) -> None:
     part["extra"] = part.pop("norm.weight")
     torch.save(part, path)
     refusal = refused(tmp_path / "m")
-    assert refusal.offenders == ("consolidated.01.pth: extra", "consolidated.01.pth: norm.weight")
+    assert refusal.found == ("consolidated.01.pth: extra", "consolidated.01.pth: norm.weight")
 
 
 class Marker:

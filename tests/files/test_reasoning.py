@@ -210,7 +210,7 @@ def test_an_answer_without_words_is_named_where_the_template_marks_no_beginning(
     talk = [ASK, {"role": "assistant", "content": ""}, MORE, {"role": "assistant", "content": "6"}]
     with pytest.raises(Refusal) as caught:
         ChatTemplate.from_source(source).encode(tokenizer, talk)
-    assert "message 2: the assistant says nothing" in caught.value.offenders
+    assert "message 2: the assistant says nothing" in caught.value.found
 
 
 @pytest.mark.parametrize(

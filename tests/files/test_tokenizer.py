@@ -436,14 +436,14 @@ def test_refused_folders(tmp_path: Path, data: Data) -> None:
     (tmp_path / "tokenizer.json").write_text(
         json.dumps({"model": {"type": "BPE", "vocab": {"a": 2**31, "b": -1, "c": 0}}})
     )
-    assert refusal(tmp_path).offenders == (f"'a': {2**31}", "'b': -1")
+    assert refusal(tmp_path).found == (f"'a': {2**31}", "'b': -1")
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").write_bytes((data.pieces / "tokenizer.model").read_bytes()[:5000])
     assert refusal(tmp_path).id == "tokenizer-unreadable"
     tiny.tiktoken_file(tmp_path / "tokenizer.model")
     lines = (tmp_path / "tokenizer.model").read_text().splitlines()
     (tmp_path / "tokenizer.model").write_text("\n".join([*lines[:300], "??? 300", *lines[301:]]))
-    assert refusal(tmp_path).offenders == ("line 301",)
+    assert refusal(tmp_path).found == ("line 301",)
     (tmp_path / "tokenizer.model").write_text("\n".join(lines[:-5] + lines[-4:]))
     assert refusal(tmp_path).id == "tokenizer-unreadable"
 

@@ -307,7 +307,7 @@ def test_the_context_ends_an_answer(stories: tuple[Decoder, Tokenizer]) -> None:
     with pytest.raises(Refusal) as refusal:
         generate(model, tokenizer, [[1] * 512, [1, 5], [1] * 600], max_new_tokens=1)
     assert refusal.value.id == "prompt-too-long"
-    assert refusal.value.offenders == ("prompt 0: 512 tokens", "prompt 2: 600 tokens")
+    assert refusal.value.found == ("prompt 0: 512 tokens", "prompt 2: 600 tokens")
     assert len(generate(model, tokenizer, [1] * 511, max_new_tokens=5, ignore_stop_ids=True)[0].tokens) == 1
 
 

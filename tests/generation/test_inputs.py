@@ -38,7 +38,7 @@ def test_every_row_without_a_prompt_is_named(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         read_prompts(str(file))
     assert refusal.value.id == "input-rows"
-    assert [o.split(":")[1] for o in refusal.value.offenders] == ["2", "3"]
+    assert [o.split(":")[1] for o in refusal.value.found] == ["2", "3"]
 
 
 def test_lines_of_a_text_file(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_another_models_adapter_is_refused_with_all_names(name, tmp_path):
     theirs, ours = (dict(shapes(adapt(tiny.decoder(tiny.config(**sizes)), name).plain())) for sizes in (other, {}))
     wrong = {key for key in ours if ours[key] != theirs[key]}
     assert caught.value.id == "adapter-mismatch" and wrong
-    assert {offender.split(" ")[0] for offender in caught.value.offenders} == wrong
+    assert {wrong.split(" ")[0] for wrong in caught.value.found} == wrong
 
 
 def shapes(adapter):
@@ -193,7 +193,7 @@ def test_folded_is_unfolded_or_refused(name, sizes):
     if adapter.unfoldable():
         with pytest.raises(Refusal) as caught:
             adapter.fold("model.layers.0.self_attn.q_proj", torch.zeros(32, 32), None)
-        assert caught.value.offenders == tuple(adapter.unfoldable())
+        assert caught.value.found == tuple(adapter.unfoldable())
         return
     folded: dict[str, torch.Tensor] = {}
     with torch.no_grad():

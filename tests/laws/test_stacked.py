@@ -101,7 +101,7 @@ def test_what_cannot_be_weighed_is_named():
     model = tiny.decoder()
     with pytest.raises(Refusal, match=r"cannot-weigh") as caught:
         model(TOKENS, adapter=halter.stack([moved(model, "prefix_tuning", 1), moved(model, "lora", 2)], [0.5, 1.0]))
-    assert caught.value.offenders == ("adapter 0: memory of layer 0", "adapter 0: memory of layer 1")
+    assert caught.value.found == ("adapter 0: memory of layer 0", "adapter 0: memory of layer 1")
     with pytest.raises(Refusal, match="adapter 0: lm_head"):
         model(TOKENS, adapter=halter.stack([moved(model, "full", 1)], [0.5]))
     with pytest.raises(Refusal, match="stack-count"):

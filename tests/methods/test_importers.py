@@ -165,14 +165,14 @@ def test_the_authors_v2_answers_as_their_equation_from_one_file_or_one_a_rank(ra
     if ranks == 2:
         with pytest.raises(Refusal, match="import-mismatch") as caught:
             import_adapter(files[:1], SHAPE)
-        assert any("layers.2.feed_forward.w2_scale is (24,), not (48,)" in o for o in caught.value.offenders)
+        assert any("layers.2.feed_forward.w2_scale is (24,), not (48,)" in o for o in caught.value.found)
         other = torch.load(files[1], weights_only=True)
         other["norm.weight"] = other["norm.weight"] + 1
         del other["layers.0.attention.wq_bias"]
         torch.save(other, files[1])
         with pytest.raises(Refusal) as caught:
             import_adapter(files, SHAPE)
-        assert set(caught.value.offenders) == {"norm.weight", "layers.0.attention.wq_bias"}
+        assert set(caught.value.found) == {"norm.weight", "layers.0.attention.wq_bias"}
 
 
 def litgpt_prompts(shape, first, gate):
@@ -323,8 +323,8 @@ def test_wrong_and_partial_files_are_refused_with_all_names(tmp_path):
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(Refusal) as caught:
         import_adapter(tmp_path / "a.pth", SHAPE, ImportOptions(4))
-    told = " / ".join(caught.value.offenders)
-    assert caught.value.id == "import-mismatch" and len(caught.value.offenders) == 4
+    told = " / ".join(caught.value.found)
+    assert caught.value.id == "import-mismatch" and len(caught.value.found) == 4
     assert "layers.2.attention.gate is missing" in told and "layers.1.attention.gate is (1, 5, 1, 1), not" in told
     assert "layers.0.attention.gate is not zero" in told and "llama.visual.proj is unexpected" in told
     with pytest.raises(Refusal, match="--adapter-len"):
@@ -336,7 +336,7 @@ def test_wrong_and_partial_files_are_refused_with_all_names(tmp_path):
     torch.save({"foo": torch.zeros(1), "bar": torch.zeros(1)}, tmp_path / "c.pth")
     with pytest.raises(Refusal) as caught:
         import_adapter(tmp_path / "c.pth", SHAPE)
-    assert caught.value.id == "import-unknown" and caught.value.offenders == ("bar", "foo")
+    assert caught.value.id == "import-unknown" and caught.value.found == ("bar", "foo")
     bad = authors_v1()
     bad["adapter_query.weight"][0, 0] = float("inf")
     torch.save(bad, tmp_path / "d.pth")
@@ -360,7 +360,7 @@ def test_sizes_that_only_a_hostile_file_has_are_refused_cheaply(state, tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Refusal) as caught:
         import_adapter(tmp_path / "a.pth", SHAPE, ImportOptions(alpha=1.0, qkv="q"))
-    assert caught.value.id == "import-mismatch" and caught.value.offenders
+    assert caught.value.id == "import-mismatch" and caught.value.found
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # KiB
 
 

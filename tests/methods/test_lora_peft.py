@@ -173,14 +173,14 @@ def test_unknown_keys_of_newer_peft_are_tolerated(tmp_path):
 
 def test_a_target_that_matches_nothing_lists_what_exists():
     model = tiny.decoder()
-    for target, offender in (
+    for target, wrong in (
         (["q_proj", "c_attn"], "c_attn"),
         ("query", "query"),
         (["model.layers.9.self_attn.q_proj"], "model.layers.9.self_attn.q_proj"),
     ):
         with pytest.raises(Refusal) as caught:
             adapt(model, "lora", target_modules=target)
-        assert caught.value.id == "targets-match-nothing" and offender in caught.value.offenders
+        assert caught.value.id == "targets-match-nothing" and wrong in caught.value.found
         assert "down_proj" in str(caught.value)
     with pytest.raises(Refusal, match="layer 2"):
         adapt(model, "lora", layers=[2])

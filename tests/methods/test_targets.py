@@ -82,8 +82,8 @@ def test_wrong_names_are_refused_listing_what_exists(method, target):
     with pytest.raises(Refusal) as caught:
         method(target_modules=target).check(tiny.config())
     assert caught.value.id == "targets-match-nothing" and "gate_proj, up_proj" in str(caught.value)
-    assert any("qproj" in o for o in caught.value.offenders) and "did you mean q_proj for" in str(caught.value)
-    assert len(caught.value.offenders) == (1 if isinstance(target, str) else target.count("qproj") + target.count("k"))
+    assert any("qproj" in o for o in caught.value.found) and "did you mean q_proj for" in str(caught.value)
+    assert len(caught.value.found) == (1 if isinstance(target, str) else target.count("qproj") + target.count("k"))
 
 
 def test_norms_are_targets_of_full_fine_tuning_only():

@@ -22,7 +22,7 @@ def refused(texts, tokenizer):
     with pytest.raises(Refusal) as caught:
         TokenRowsMethod(tokens=tuple(texts)).named(tokenizer)
     assert caught.value.id == "token-unknown"
-    return list(caught.value.offenders)
+    return list(caught.value.found)
 
 
 def test_texts_are_the_librarys_ids(tmp_path):
@@ -39,14 +39,14 @@ def test_texts_are_the_librarys_ids(tmp_path):
 def test_what_is_not_one_token_is_refused_with_what_it_splits_into(tmp_path):
     folder = tiny_tokenizers.llama3(tmp_path)
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    offenders = refused(["<|new|>", " the", "", "<|eot_id|>!"], Tokenizer.from_folder(folder))
-    assert len(offenders) == 3
+    wrong = refused(["<|new|>", " the", "", "<|eot_id|>!"], Tokenizer.from_folder(folder))
+    assert len(wrong) == 3
     split = library.encode("<|new|>", add_special_tokens=False)
     head = f"'<|new|>' is {len(split.ids)} tokens: " + " + ".join(
         f"{token!r} ({id})" for token, id in list(zip(split.tokens, split.ids, strict=True))[:8]
     )
-    assert offenders[0].startswith(head)
-    assert offenders[1] == "'' is no token" and offenders[2].startswith("'<|eot_id|>!' is 2 tokens: '<|eot_id|>' (")
+    assert wrong[0].startswith(head)
+    assert wrong[1] == "'' is no token" and wrong[2].startswith("'<|eot_id|>!' is 2 tokens: '<|eot_id|>' (")
 
 
 def test_a_text_in_the_middle_of_a_text_with_sentencepiece(data):
@@ -70,7 +70,7 @@ def test_what_the_vocabulary_lacks_is_not_trained_as_unknown(tmp_path):
 def test_without_a_tokenizer_texts_are_refused_not_left_out():
     with pytest.raises(Refusal, match="token-unknown") as caught:
         adapt(tiny.decoder(), "token_rows", tokens=[5, " the"])
-    assert list(caught.value.offenders) == ["' the'"]
+    assert list(caught.value.found) == ["' the'"]
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_run_saves_the_ids_and_resumes_with_the_texts(recipe, heavy_data):
     assert "run-differs" in [problem.id for problem in examine(other, resume=True).problems]
 
 
-def test_every_offender_of_a_recipe_is_told_once_before_the_base_is_loaded(recipe):
+def test_every_mistake_of_a_recipe_is_told_once_before_the_base_is_loaded(recipe):
     recipe["method"][1]["tokens"] = ["</s>", "wonderfully odd", "<|new|>"]
     problems = [p for p in examine(recipe).problems if p.id == "token-unknown"]
-    assert len(problems) == 1 and len(problems[0].offenders) == 2
+    assert len(problems) == 1 and len(problems[0].found) == 2

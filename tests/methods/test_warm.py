@@ -112,7 +112,7 @@ def test_what_has_no_exact_way_over_is_refused_and_nothing_changes(new, old, tol
     before = [p.clone() for p in adapter.parameters()]
     with pytest.raises(Refusal) as caught:
         warm.begin(adapter, {0: ("there", earlier)}, model)
-    assert caught.value.id == "init-from-differs" and any(told in line for line in caught.value.offenders)
+    assert caught.value.id == "init-from-differs" and any(told in line for line in caught.value.found)
     if "rank" in told or "strength" in told:
-        assert len(caught.value.offenders) == len(earlier.slots)
+        assert len(caught.value.found) == len(earlier.slots)
     assert all(torch.equal(a, b) for a, b in zip(before, adapter.parameters(), strict=True))

@@ -47,11 +47,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(folder: Path, base: Any, id: str) -> list[str]:
-    """The offenders of the refusal that loading must end in."""
+    """What the refusal found that loading must end in."""
     with pytest.raises(Refusal) as caught:
         load_adapter(folder, base)
     assert caught.value.id == id, caught.value
-    return [offender.removeprefix(storage.PREFIX) for offender in caught.value.offenders]
+    return [wrong.removeprefix(storage.PREFIX) for wrong in caught.value.found]
 
 
 # Each takes tensors by their names in the file, wounds some of them, and says which names the refusal must have.
@@ -122,7 +122,7 @@ def test_two_hundred_wrong_adapters_are_refused_with_every_name(folders: Path, t
             expected |= wound(rng, tensors, victims[i :: len(chosen)])
             kinds[wound.__name__] += 1
         save_file(tensors, folder / FILES[0])
-        found = {offender.split(" ")[0] for offender in refused(folder, base, "adapter-mismatch")}
+        found = {wrong.split(" ")[0] for wrong in refused(folder, base, "adapter-mismatch")}
         assert found == {name.removeprefix(storage.PREFIX) for name in expected}
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for case in range(30):
@@ -133,14 +133,14 @@ def test_two_hundred_wrong_adapters_are_refused_with_every_name(folders: Path, t
         with pytest.raises(Refusal) as caught:
             load_adapter(folder, base)
         huge = caught.value.id == "adapter-unreadable" and rank > 10**6
-        assert huge or len(caught.value.offenders) == len(whole), caught.value
+        assert huge or len(caught.value.found) == len(whole), caught.value
         kinds["rank"] += 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 64 << 10  # KiB; a rank of 10**6 would be 3 GB
     for name, layers in (("longer", 3), ("shorter", 1)):
         for _ in range(5):
             more = {n.removeprefix(storage.PREFIX) for n in load_file(folders / name / FILES[0])}
             less = {n.removeprefix(storage.PREFIX) for n in whole}
-            found = {offender.split(" ")[0] for offender in refused(folders / name, base, "adapter-mismatch")}
+            found = {wrong.split(" ")[0] for wrong in refused(folders / name, base, "adapter-mismatch")}
             assert found == more ^ less and len(found) == 14 and layers != 2
             kinds["layers"] += 1
     for _ in range(40):
@@ -165,9 +165,9 @@ def flips(folders: Path, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyP
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         (tmp_path / "a" / name).write_bytes(data)
         begun = time.perf_counter()
-        offenders = refused(tmp_path / "a", base, "adapter-damaged")
+        wrong = refused(tmp_path / "a", base, "adapter-damaged")
         slowest = max(slowest, time.perf_counter() - begun)
-        assert len(offenders) == 1 and offenders[0].startswith(f"{name} ")
+        assert len(wrong) == 1 and wrong[0].startswith(f"{name} ")
         (tmp_path / "a" / name).write_bytes(whole[name])
     print(f"bit rot of an adapter: {count} of {count} flips refused, each naming its file, slowest {slowest:.3f} s")
     return slowest
@@ -327,6 +327,6 @@ def test_norm_tuning_of_what_is_no_norm_is_refused_by_name():
     shape = tiny.config()
     with pytest.raises(Refusal, match="targets-match-nothing") as caught:
         NormTuning.from_peft({"target_modules": ["input_layernorm", "q_proj"]}).check(shape)
-    assert caught.value.offenders == ("q_proj",)
+    assert caught.value.found == ("q_proj",)
     with pytest.raises(Refusal, match="nothing-trained"):
         NormTuning(target_modules=["norm"], exclude_modules=["model.norm"]).check(shape)

@@ -208,6 +208,6 @@ def test_ids_and_lengths_that_the_model_does_not_have_are_refused() -> None:
     context, size = model.config.context, model.config.vocab_size
     with pytest.raises(Refusal, match="token-ids") as caught:
         model(torch.tensor([[1, size, -1]]))
-    assert caught.value.offenders == (str(size), "-1") and f"0 .. {size - 1}" in str(caught.value)
+    assert caught.value.found == (str(size), "-1") and f"0 .. {size - 1}" in str(caught.value)
     with pytest.raises(Refusal, match="tokens-too-long"):
         model(torch.ones(1, context + 1, dtype=torch.int64))

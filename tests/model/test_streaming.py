@@ -194,7 +194,7 @@ def test_too_little_room_and_trained_layers_are_refused():
     _, streamed = pair()
     with pytest.raises(Refusal) as refused:
         adapt(streamed, "full")
-    assert refused.value.id == "offload-full" and len(refused.value.offenders) == LAYERS * len(LINEARS)
+    assert refused.value.id == "offload-full" and len(refused.value.found) == LAYERS * len(LINEARS)
     with pytest.raises(ValueError, match="streamed"):
         streamed.set_tensor("model.layers.0.mlp.up_proj.weight", torch.zeros(48, 32))
 

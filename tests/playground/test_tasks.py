@@ -170,7 +170,7 @@ def test_files_are_written_once_and_the_same(tmp_path: Path) -> None:
 def test_unknown_task_is_refused_by_name() -> None:
     with pytest.raises(Refusal, match="unknown-task") as refused:
         tasks.rows("cooking", 0, "train", 3)
-    assert refused.value.offenders == ("cooking",)
+    assert refused.value.found == ("cooking",)
 
 
 def test_the_test_is_apart_from_however_many_training_rows(tmp_path: Path) -> None:

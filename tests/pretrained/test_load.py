@@ -138,7 +138,7 @@ def test_every_mismatch_is_in_one_refusal(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         load_model(tmp_path)
     assert caught.value.id == "checkpoint-mismatch" and str(tmp_path) in str(caught.value)
-    assert set(caught.value.offenders) == {
+    assert set(caught.value.found) == {
         "model.norm.weight is missing",
         "model.layers.1.self_attn.q_proj.bias is missing",
         "model.embed_tokens.weight is [159, 64], not [160, 64]",

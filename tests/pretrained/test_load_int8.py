@@ -105,7 +105,7 @@ def test_every_fault_of_an_8_bit_folder_is_in_one_refusal(folders: tuple[Path, P
     with pytest.raises(Refusal) as caught:
         load_model(tmp_path / "m")
     assert caught.value.id == "checkpoint-mismatch"
-    text = "\n".join(caught.value.offenders)
+    text = "\n".join(caught.value.found)
     for name in ("gate_proj.weight has", "up_proj.weight has a weight_format", "down_proj.weight has SCB", "o_proj"):
         assert name in text
     assert "k_proj.weight lacks" in text and "v_proj.weight is stored as" in text

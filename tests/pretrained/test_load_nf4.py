@@ -128,8 +128,8 @@ def test_every_fault_of_a_quantised_folder_is_in_one_refusal(
     with pytest.raises(Refusal) as caught:
         load_model(tmp_path / "m")
     assert caught.value.id == "checkpoint-mismatch"
-    text = "\n".join(caught.value.offenders)
-    assert len(caught.value.offenders) == 6
+    text = "\n".join(caught.value.found)
+    assert len(caught.value.found) == 6
     for name in ("gate_proj", "up_proj", "down_proj", "k_proj", "v_proj", "o_proj"):
         assert name in text
 

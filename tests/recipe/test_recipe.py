@@ -32,7 +32,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def mistakes(error: pytest.ExceptionInfo[Refusal]) -> tuple[str, ...]:
-    return error.value.offenders or (error.value.what,)
+    return error.value.found or (error.value.what,)
 
 
 def test_the_least_recipe_gets_the_methods_defaults_with_their_sources() -> None:
@@ -358,12 +358,12 @@ def test_the_rest_of_a_wrong_recipe_can_be_read(tmp_path: Path) -> None:
     path = write(tmp_path, "model: DIR\nmethod: {name: lora, r: eight, alpha: 4}\ndata: {train: f, limmit: 3}\n"
                  "train: {max_steps: 3, adam_beta1: 2}\n")  # fmt: skip
     recipe, refusal = load_tolerant(path, ["seed=5"])
-    assert refusal is not None and len(refusal.offenders) == 3
+    assert refusal is not None and len(refusal.found) == 3
     assert recipe == load({"model": "DIR", "method": {"name": "lora", "alpha": 4}, "data": "f",
                            "train": {"max_steps": 3, "seed": 5}})  # fmt: skip
     with pytest.raises(Refusal) as error:
         load(path, ["seed=5"])
-    assert mistakes(error) == refusal.offenders
+    assert mistakes(error) == refusal.found
     least, refusal = load_tolerant({"method": "loar", "data": {"limit": 0}})
     assert refusal is not None and least.methods == () and least.model.path == "" and least.data.train is None
     assert load_tolerant(LEAST) == (load(LEAST), None)

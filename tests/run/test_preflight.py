@@ -229,7 +229,7 @@ def test_untrained_rows_that_the_template_needs(
     recipe = good(tmp_path / "base", data__template=None)
     problems = examine(recipe).problems
     assert [p.id for p in problems] == (["untrained-tokens"] if told else [])
-    assert [offender.split()[0] for p in problems for offender in p.offenders] == told
+    assert [wrong.split()[0] for p in problems for wrong in p.found] == told
     if told:
         needed = {"<h>": 512, "<e>": 513}
         assert f"{{name: token_rows, tokens: {[needed[name] for name in told]}}}" in problems[0].fix
@@ -261,7 +261,7 @@ def test_rows_double_bos_pad_and_tokens_without_a_row(good: Any, stories: Path, 
     rows[5]["input_ids"] = [300, 1]  # ends in BOS, and the next begins with it: no double
     found = examine(good(rows=made.jsonl(tmp_path / "t.jsonl", rows))).problems
     assert [p.id for p in found] == ["double-bos"]
-    assert [o.rsplit(":", 1)[1] for o in found[0].offenders] == ["1", "1701", "3000"]
+    assert [o.rsplit(":", 1)[1] for o in found[0].found] == ["1", "1701", "3000"]
     made.small_model(stories, tmp_path / "short", vocab_size=400)
     assert "token-without-row" in ids(good(tmp_path / "short"))
 
@@ -280,7 +280,7 @@ def test_pad_that_is_learnt_and_ends_that_are_masked(good: Any, stories: Path, t
     labels = [[-100, 300, 301, 2], [-100, 300, 301, -100], [-100, -100, -100, 2], [-100, 300, -100, -100]]
     data = made.jsonl(tmp_path / "l.jsonl", [{"input_ids": row, "labels": label} for label in labels])
     found = examine(good(tmp_path / "end", rows=data)).problems
-    assert [p.id for p in found] == ["pad-trained"] and [o[-2:] for o in found[0].offenders] == [":2"]
+    assert [p.id for p in found] == ["pad-trained"] and [o[-2:] for o in found[0].found] == [":2"]
     assert ids(good(rows=data)) == []  # no pad token at all
 
 
@@ -437,7 +437,7 @@ def test_what_is_there_is_looked_at_where_a_source_is_missing(good: Any, tmp_pat
     recipe = good()
     recipe["data"] = {**recipe["data"], "train": sources, "validation": str(tmp_path / "gone2.jsonl")}
     found = {p.id: p for p in examine(recipe).problems}
-    assert set(found) == {"data-missing", "bad-rows"} and "bad.jsonl:2" in found["bad-rows"].offenders[0]
+    assert set(found) == {"data-missing", "bad-rows"} and "bad.jsonl:2" in found["bad-rows"].found[0]
     assert sum(p.id == "data-missing" for p in examine(recipe).problems) == 2
 
 

@@ -92,7 +92,7 @@ def test_resume_continues_and_refuses_another_recipe(recipe):
         quiet(recipe("part", method__dropout=0.1))
     with pytest.raises(Refusal) as caught:
         quiet(recipe("part", method__r=3), resume=True)
-    assert caught.value.id == "run-differs" and "method.r" in caught.value.offenders
+    assert caught.value.id == "run-differs" and "method.r" in caught.value.found
     again, said = quiet(recipe("part", method__dropout=0.1), resume=True)
     assert "step-0000002" in said
     assert all(torch.equal(v, tensors(again)[k]) for k, v in tensors(whole).items())
@@ -157,7 +157,7 @@ def test_a_warm_start_that_does_not_fit_is_refused_and_others_are_told(recipe):
     first, _ = quiet(recipe("first"))
     with pytest.raises(Refusal) as caught:
         quiet(recipe("second", method={"name": "lora", "r": 1, "alpha": 4, "init_from": str(first / "adapter")}))
-    assert caught.value.id == "init-from-differs" and "needs rank 2, and has 1" in caught.value.offenders[0]
+    assert caught.value.id == "init-from-differs" and "needs rank 2, and has 1" in caught.value.found[0]
     hybrid = [
         {"name": name, "init_from": str(first / "adapter"), **o} for name, o in (("bitfit", {}), ("lora", {"r": 4}))
     ]

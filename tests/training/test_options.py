@@ -15,7 +15,7 @@ from halter.training.options import TrainOptions
 def test_every_bad_value_is_named_in_one_refusal() -> None:
     with pytest.raises(Refusal) as refusal:
         TrainOptions(learning_rate=-1, max_steps=0, adam_beta2=1.0, eval_steps=1.5, gradient_accumulation_steps=2)
-    named = {offender.split(":")[0] for offender in refusal.value.offenders}
+    named = {wrong.split(":")[0] for wrong in refusal.value.found}
     assert named == {"learning_rate", "max_steps", "adam_beta2", "eval_steps", "gradient_accumulation_steps"}
 
 

@@ -1,4 +1,4 @@
-"""A refusal's whole list of offenders, of which people are shown the first few, in a file."""
+"""Everything that a refusal found, of which people are shown the first few, in a file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from halter.errors import HalterError, Refusal
 from halter.files import writing
 
 
-def keep_offenders(refusal: Refusal) -> Path | None:
-    """Write every offender, one a line; returns the file, None where all were shown or nothing can be written.
+def keep_found(refusal: Refusal) -> Path | None:
+    """Write all that was found, one a line; returns the file, None where all were shown or nothing can be written.
 
     It lands in the run folder where the refusal knows one that exists, else in the folder of temporary files, and is
     called halter-ID-DATE.txt.
@@ -39,5 +39,5 @@ def keep_offenders(refusal: Refusal) -> Path | None:
 def _lines(part: Refusal, headed: bool) -> Iterator[str]:
     if headed:
         yield f"[{part.id}] {part.what}"
-    for offender in part.offenders:
-        yield ("  " if headed else "") + " ".join(offender.split("\n"))
+    for one in part.found:
+        yield ("  " if headed else "") + " ".join(one.split("\n"))
