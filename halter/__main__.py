@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halter.cli.main import entry
+from halter.cli.entry import entry
 
 if __name__ == "__main__":
     entry()

@@ -25,6 +25,7 @@ FLOOR = {
     "cli": 5, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 WRITER = "halter/files/disk.py"
+FOLDERS = ("halter/files/disk.py", "halter/files/folders.py")
 ONLY_TORCH_LOAD = "halter/files/meta.py"
 FILE_LINES, FUNCTION_LINES, INIT_LINES = 300, 60, 40
 # File or file::function, with the reason why it may be longer. Keep it short.
@@ -124,7 +125,9 @@ def writing(tree: ast.AST, name: str) -> Offences:
         last = what.split(".")[-1]
         if what.startswith("writing.") or what in {"write_text", "write_bytes"}:
             continue  # the door itself
-        if last in writers or what in exactly:
+        if last in {"mkdir", "makedirs"} and name not in FOLDERS and not what.lower().startswith("disk."):
+            yield f"{name}:{node.lineno}: {what} outside {', '.join(FOLDERS)}"
+        elif last in writers or what in exactly:
             yield f"{name}:{node.lineno}: {what} outside {WRITER}"
         elif last in {"open", "fdopen"}:
             mode_at = 1 if what in {"open", "io.open", "os.fdopen", "gzip.open"} else 0
@@ -183,6 +186,7 @@ PLANTED = [
     (writing, "halter/run.py", "Path('f').open(mode='ab')"),
     (writing, "halter/run.py", "folder.joinpath('f').write_text('x')"),
     (writing, "halter/run.py", "torch.save({}, 'f')"),
+    (writing, "halter/run.py", "folder.mkdir(parents=True)"),
     (sizes, "halter/run.py", "x = 1\n" * 301),
     (sizes, "halter/x/__init__.py", "x = 1\n" * 41),
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 60),
@@ -201,6 +205,7 @@ LAWFUL = [
     (writing, "halter/run.py", "open('f')\nopen('f', 'rb')\nPath('f').open('r')"),
     (writing, "halter/run.py", "writing.write_text('f', 'x')\nwrite_bytes('f', b'x')"),
     (writing, WRITER, "open('f', 'w')"),
+    (writing, "halter/run.py", "DISK.mkdir(path)\nmake(path)"),
     (evaluation, ONLY_TORCH_LOAD, "torch.load('f', weights_only=True)\nmodel.eval()"),
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 59),
 ]

@@ -13,7 +13,7 @@ from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.combine import CombineOptions
 from halter.export.compress import CompressOptions
-from halter.files.disk import refuse_existing
+from halter.files.folders import refuse_unwritable
 from halter.methods.importers import ImportOptions
 from halter.telling import tell
 
@@ -225,7 +225,7 @@ def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tup
 def _needed(output: str | None, word: str) -> str:
     if output is None:
         raise Refusal("usage", f"{word} needs a folder to write", fix="--output FOLDER")
-    refuse_existing(output)
+    refuse_unwritable(output)
     return output
 
 

@@ -39,6 +39,7 @@ def command(
     Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
     from halter.comparison import start
     from halter.comparison.engine import compare, tell_unwritable, write_report
+    from halter.files.folders import try_out
     from halter.files.runs import RunFolder
     from halter.telling import tell
 
@@ -47,6 +48,7 @@ def command(
         raise Refusal("nothing-to-compare", "a comparison needs a model and data", fix=NEEDS)
     folder = Path(output) if output is not None else RunFolder.next("runs", "compare").path
     start.refuse_foreign(folder)
+    try_out(folder)
     chosen = start.options_of(section, options, "compare")
     if quick:
         source, chosen = start.quick(chosen, folder / "playground")

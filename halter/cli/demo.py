@@ -36,10 +36,12 @@ def command(
 ) -> None:
     """Show everything once: a base that fails at a task, LoRA, success on unseen questions, save, merge, proof."""
     from halter.files.disk import refuse_filled
+    from halter.files.folders import try_out
     from halter.files.runs import RunFolder
 
     out = Path(output) if output is not None else RunFolder.next("runs", "demo").path
     refuse_filled(out)
+    try_out(out)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     began = time.monotonic()
     rows = _write_rows(out)
@@ -64,11 +66,11 @@ def command(
 
 def _write_rows(out: Path) -> list[Row]:
     """Training and test rows as files, as anyone's data would come; returns the test rows."""
-    from halter.files import writing
+    from halter.files import folders, writing
     from halter.playground.tasks import rows
 
     test = rows(TASK, 0, "test", QUESTIONS, LEVELS)
-    (out / "data").mkdir(parents=True)
+    folders.make(out / "data")
     for name, lines in (("train", rows(TASK, 0, "train", TRAIN_ROWS, LEVELS)), ("test", test)):
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         writing.write_text(out / "data" / f"{name}.jsonl", text)

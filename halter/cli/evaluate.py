@@ -21,7 +21,7 @@ from halter.evaluation.choices import choice_report
 from halter.evaluation.options import TaskOptions
 from halter.evaluation.score import evaluate
 from halter.evaluation.tasks import Judge, task_manager, task_scores
-from halter.files import disk, folders, writing
+from halter.files import folders, writing
 from halter.files.extras import install
 from halter.files.runs import RunFolder
 from halter.generation.options import GenerationOptions
@@ -94,7 +94,7 @@ def command(
     subject = find(named[0] if named else None, model=opening.model, adapter=opening.adapter)
     place = _place(output, subject.run)
     if place is not None:
-        disk.refuse_existing(place)
+        folders.refuse_unwritable(place)
     if scoring.task_names:
         task_manager(scoring)  # what is missing is said before anything is loaded
     opened = open_subject(subject, tell, opening, as_trained=True)  # its scores depend on them in the last bits

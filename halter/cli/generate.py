@@ -14,7 +14,7 @@ from halter.cli.flags import with_options
 from halter.cli.progress import Counter
 from halter.cli.words import columns_of
 from halter.errors import Refusal
-from halter.files import disk, writing
+from halter.files import folders, writing
 from halter.generation.engine import stream
 from halter.generation.inputs import Asked, read_prompts
 from halter.generation.options import GenerationOptions
@@ -63,7 +63,7 @@ def command(
     if not prompt and input is None:
         raise Refusal("nothing-asked", "no prompt was given", fix='give --prompt "...", --input FILE, or --input -')
     if output is not None:
-        disk.refuse_existing(output)
+        folders.refuse_unwritable(output)
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
     asked += read_prompts(input, columns_of(asking.columns, "--columns")) if input is not None else []
     opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), tell, opening)

@@ -19,11 +19,13 @@ def command(
 ) -> None:
     """Write a recipe for METHOD with every key explained."""
     from halter import recipe
-    from halter.files import writing
+    from halter.files import folders, writing
 
     if schema:
         print(json.dumps(recipe.json_schema(), indent=2))
         return
+    if file != "-":
+        folders.refuse_unwritable(file)
     text = recipe.commented(method, model=model, data=data, output=output)
     if file == "-":
         sys.stdout.write(text)

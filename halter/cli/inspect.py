@@ -53,10 +53,12 @@ def command(
         raise Refusal("usage", f"--rows {rows} is no number of rows", expected="0 or more")
     if html is not None:
         from halter.files.disk import refuse_existing
+        from halter.files.folders import try_out
         from halter.run.inspect_page import is_page
 
         if not is_page(html):
             refuse_existing(html)
+        try_out(html)
     found = inspect(recipes.load(recipe, overrides), rows, row or (), tell)
     if html is not None:
         from halter.files.writing import write_text

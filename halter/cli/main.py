@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from halter import __version__
+from halter.cli.entry import INTERRUPTED, begin, started
 from halter.errors import SHOWN_LINES, HalterError, Refusal
 from halter.telling import RED, loudness, painted, spelt, wrapped
 
@@ -36,11 +37,12 @@ VERBS = {
 """{verb: one line of help}, in the order of --help. The file of the same name holds it."""
 
 ALWAYS = ("--debug", "--quiet", "--verbose")
-INTERRUPTED, TERMINATED = 130, 143
+TERMINATED = 143
 
 
 def entry() -> NoReturn:
-    """What the console script calls."""
+    """The command, from its words to its exit code."""
+    begin()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a pipe that knows no UTF-8 must not end the work
@@ -59,7 +61,9 @@ def run(arguments: list[str]) -> int:
         if arguments[0] in ("--version", "-V"):
             print(f"halter {__version__}")
             return 0
-        return _verb(arguments[0], arguments[1:])
+        code = _verb(arguments[0], arguments[1:])
+        sys.stdout.flush()  # here and not at the interpreter's end, so that a full disk is told as one
+        return code
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
@@ -108,6 +112,7 @@ def _verb(name: str, arguments: list[str]) -> int:
     chosen = seconds.get(arguments[0]) if seconds and arguments else whole
     if chosen is not None:
         refuse_misgiven(chosen, arguments[1:] if seconds else arguments)
+    started()
     try:
         result = whole.main(args=arguments, prog_name=f"halter {name}", standalone_mode=False)
     except typer.Abort as error:  # typer's name for Ctrl-C and for the end of input
@@ -144,9 +149,16 @@ def _report(error: Exception, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from halter.files.unwritten import Unwritten, of_system
+
+    if isinstance(error, OSError):
+        error = of_system(error) or error
+    if isinstance(error, Unwritten):
+        _say(str(error))
+        return error.exit_code
     if isinstance(error, Refusal):
         _say(_paragraphs(error))
-        return error.exit_code
+        return Refusal.exit_code
     what = str(error) if isinstance(error, HalterError) else f"{type(error).__name__}: {error}"
     # Whoever has a run folder writes the traceback there and says so in a note.
     notes = getattr(error, "__notes__", [])

@@ -13,7 +13,7 @@ from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.merge import merge
 from halter.export.requantise import merge_quantised
-from halter.files.disk import refuse_existing
+from halter.files.folders import refuse_unwritable
 from halter.files.hub import resolve
 from halter.files.nearby import no_adapter
 from halter.run.opening import OpenOptions, find, open_subject
@@ -48,7 +48,7 @@ def command(
         raise Refusal(
             "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
         )
-    refuse_existing(output)  # before the base is read, which may take minutes
+    refuse_unwritable(output)  # before the base is read, which may take minutes
     opened = open_subject(subject, tell, opening)
     assert opened.adapter is not None
     source = resolve(subject.base, subject.revision)

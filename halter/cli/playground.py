@@ -30,13 +30,17 @@ def command(
     test: Annotated[int, typer.Option(help="Test rows of each task; no prompt is in both.")] = 150,
 ) -> None:
     """A generated little world with tasks of every kind, and a tiny LLaMA that speaks its language but does no task."""
-    if action is Action.LIST:
-        _list()
-    elif folder is None:
+    from halter.files.folders import refuse_unwritable
+
+    if action is not Action.LIST and folder is None:
         raise Refusal("usage", f"{action} needs a folder to write", fix=f"halter playground {action} FOLDER")
-    elif min(train, test) < 1:
+    if action is not Action.LIST and min(train, test) < 1:
         raise Refusal("usage", "a task has at least one row to train on and one to test on", fix="--train 60 --test 20")
-    elif action is Action.EXPORT:
+    if folder is None or action is Action.LIST:
+        _list()
+        return
+    refuse_unwritable(folder)
+    if action is Action.EXPORT:
         _export(folder, seed, train, test)
     else:
         _pretrain(folder, seed)
@@ -54,13 +58,13 @@ def _list() -> None:
 
 
 def _export(folder: Path, seed: int, train: int, test: int) -> None:
-    from halter.files.folders import new_folder
+    from halter.files.folders import make, new_folder
     from halter.files.writing import copy_file
     from halter.playground import base_folder, write_tasks
 
     with new_folder(folder) as inside:
         write_tasks(inside, seed, train, test)
-        (inside / "base").mkdir()
+        make(inside / "base")
         for file in sorted(p for p in base_folder().iterdir() if p.is_file()):
             copy_file(file, inside / "base" / file.name)
     print(f"tasks and base are in {folder}. For instance:")

@@ -16,6 +16,7 @@ from halter.data.options import DataOptions, Source
 from halter.data.row_files import Fault
 from halter.data.sources import read_source
 from halter.errors import Refusal
+from halter.files.folders import make
 from halter.files.reading import read_bytes
 from halter.files.writing import write_bytes
 
@@ -104,7 +105,7 @@ def _written(rows: Mapping[str, Sequence[Row]], folder: Path, dropped: int) -> M
             found=other,
             fix="give another --output, or the data and seed of that comparison",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     for part, text in texts.items():
         if part not in there:
             write_bytes(files[part], text)

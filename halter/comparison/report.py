@@ -17,7 +17,7 @@ from halter.comparison.report_plots import plots
 from halter.comparison.report_tables import comma_separated, tables
 from halter.comparison.report_words import headline, reasons
 from halter.errors import HalterError, Refusal
-from halter.files import writing
+from halter.files import folders, writing
 from halter.files.extras import missing_extra
 from halter.files.reading import read_json, read_text, visible
 
@@ -45,7 +45,7 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
         raise missing_extra("report", "the figures of a report", folder, error) from error
     found = Comparison(record)
     texts = (page(found, _recipes(found, folder)), markdown(found), comma_separated(found))
-    folder.mkdir(parents=True, exist_ok=True)
+    folders.make(folder)
     for name, text in zip(FILES, texts, strict=True):
         writing.write_text(folder / name, text, replace=True)
     return [folder / name for name in FILES]
@@ -68,7 +68,7 @@ def write_markdown(record: Mapping[str, Any], folder: Path) -> list[Path]:
     found = Comparison(record)
     drawn = {f"{plot.title.lower().replace(' ', '-').replace(',', '')}.svg": plot for plot in plots(found)}
     small = {name: plot for name, plot in drawn.items() if len(plot.svg) <= MOST_FIGURE}
-    folder.mkdir(parents=True, exist_ok=True)
+    folders.make(folder)
     for name, plot in small.items():
         writing.write_text(folder / name, alone(plot), replace=True)
     text = markdown(found).removesuffix(f"{ELSEWHERE}\n")

@@ -207,7 +207,6 @@ class Runner:
     def recipe(self, name: str, job: Job) -> Path:
         """Write the recipe that runs this again."""
         path = self.folder / "recipes" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, recipes.dump(job.recipe), replace=True)
         return path
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from halter.comparison.options import CompareOptions
 from halter.errors import HalterError, Refusal
-from halter.files import writing, yaml12
+from halter.files import folders, writing, yaml12
 from halter.files.folders import set_aside
 from halter.files.reading import read_json
 from halter.recipe.fields import keys_of
@@ -91,7 +91,7 @@ def quick(options: CompareOptions, folder: Path) -> tuple[dict[str, Any], Compar
         "general": [{"text": d.text} for d in corpus(HELD_OUT_SEED, GENERAL_DOCUMENTS) if d.text],
     }
     lines["validation"], lines["train"] = lines["train"][ROWS["train"] :], lines["train"][: ROWS["train"]]
-    folder.mkdir(parents=True, exist_ok=True)
+    folders.make(folder)
     for part, found in lines.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         file = folder / f"{part}.jsonl"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import HalterError
+from halter.files.folders import make
 from halter.files.reading import read_json
 from halter.files.writing import write_json
 
@@ -47,7 +48,7 @@ class Trials:
 
     def keep(self, definition: Mapping[str, Any], result: Mapping[str, Any]) -> Trial:
         """Write a finished trial; returns it as ``find`` will."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make(self.folder)
         value = {"definition": definition, "result": result}
         write_json(self.path(definition), value, replace=True)
         self.changed()

@@ -91,7 +91,6 @@ def _content(stamp: tuple[str, int, int, int]) -> str:
         return str(read_json(kept)["digest"])
     digest = _digest(path)
     with suppress(HalterError, OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, {"file": path, "digest": digest}, replace=True)
     return digest
 

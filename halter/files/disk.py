@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from halter.errors import HalterError, Refusal
+from halter.errors import Refusal
+from halter.files.unwritten import LEFT, LONGEST, unwritten
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 TEMPORARY = ".partial-"  # part of every temporary name; whatever carries it after a crash was never finished
-_LEFT = re.compile(r"\..+\.partial-[0-9a-f]{8}")
+
+
+UNFINISHED: set[Path] = set()
+"""What this process is writing, or holds, and would leave behind if it ended now."""
 
 
 class Disk:
@@ -77,18 +80,32 @@ def refuse_filled(folder: str | Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}{TEMPORARY}{secrets.token_hex(4)}")
+    ending = f"{TEMPORARY}{secrets.token_hex(4)}"
+    name = path.name
+    if len(os.fsencode(name)) <= LONGEST:  # a longer one is the system's to refuse
+        while len(os.fsencode(f".{name}{ending}")) > LONGEST:
+            name = name[:-1]
+    return path.with_name(f".{name}{ending}")
 
 
 def leftovers(folder: Path) -> list[Path]:
     """What was being written in a folder when somebody died."""
-    return [path for path in folder.iterdir() if _LEFT.fullmatch(path.name)] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if LEFT.fullmatch(path.name)] if folder.is_dir() else []
+
+
+def make_parents(path: Path, disk: Disk = DISK) -> None:
+    """Make the folders above, each known to the disk before anything is put into it."""
+    missing = [parent for parent in path.parents if not parent.is_dir()]
+    for parent in reversed(missing):
+        with suppress(FileExistsError):  # somebody else was as quick
+            disk.mkdir(parent)
+        disk.fsync_folder(parent.parent)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn the system's error into one that names the file that was to be written and the cause."""
+    """Turn the system's error into a message that names the file that was to be written, the cause and what to do."""
     try:
         yield
     except OSError as error:
-        raise HalterError(f"{path}: could not be written: {error.strerror or error}") from error
+        raise unwritten(path, error) from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from halter.files.disk import DISK, Disk, naming, refuse_existing, temporary_name
+from halter.files.disk import DISK, UNFINISHED, Disk, make_parents, naming, refuse_existing, temporary_name
 
 
 @contextmanager
@@ -21,8 +23,9 @@ def new_folder(path: str | Path, *, disk: Disk = DISK) -> Iterator[Path]:
     refuse_existing(path)
     temporary = temporary_name(path)
     with naming(path):
-        _make_parents(path, disk)
+        make_parents(path, disk)
         disk.mkdir(temporary)
+    UNFINISHED.add(temporary)
     try:
         yield temporary
         refuse_existing(path)
@@ -34,6 +37,44 @@ def new_folder(path: str | Path, *, disk: Disk = DISK) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        UNFINISHED.discard(temporary)
+
+
+def make(path: str | Path, *, disk: Disk = DISK) -> Path:
+    """Make a folder, and those above it, where they are missing; returns it. Refusals of ``files.unwritten``."""
+    path = Path(path)
+    with naming(path):
+        make_parents(path / "in it", disk)
+        if not path.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    return path
+
+
+def refuse_unwritable(path: str | Path, *, disk: Disk = DISK) -> None:
+    """Refuse a name that is taken, or that could not be written: found out before the work that it is to hold.
+
+    Nothing is left of the trial. Refusals ``already-exists`` and those of ``files.unwritten``.
+    """
+    refuse_existing(path)
+    try_out(path, disk=disk)
+
+
+def try_out(path: str | Path, *, disk: Disk = DISK) -> None:
+    """Refuse a name, free or taken by an empty folder, that could not be written. Refusals of ``files.unwritten``."""
+    place = Path(path).absolute()
+    with naming(Path(path)):
+        there = next(parent for parent in place.parents if os.path.lexists(parent))
+        for part in place.relative_to(there).parts:  # one by one: above a folder that is missing no name is too long
+            with suppress(FileNotFoundError):
+                os.lstat(there / part)
+        trial = temporary_name(there / "halter")
+        descriptor = disk.create(trial)
+        try:
+            disk.write(descriptor, memoryview(b"room"))
+        finally:
+            disk.close(descriptor)
+            disk.unlink(trial)
 
 
 def discard(path: Path, *, disk: Disk = DISK) -> None:
@@ -57,12 +98,3 @@ def rename(path: Path, other: Path, *, disk: Disk = DISK) -> None:
     with naming(path):
         disk.rename(path, other)
         disk.fsync_folder(path.parent)
-
-
-def _make_parents(path: Path, disk: Disk) -> None:
-    """Make the folders above, each known to the disk before anything is put into it."""
-    missing = [parent for parent in path.parents if not parent.is_dir()]
-    for parent in reversed(missing):
-        with suppress(FileExistsError):  # somebody else was as quick
-            disk.mkdir(parent)
-        disk.fsync_folder(parent.parent)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
-from halter.files.disk import DISK, naming
+from halter.files.disk import DISK, UNFINISHED, naming
+from halter.files.folders import make
 
 try:
     import fcntl
@@ -38,16 +39,17 @@ def held(folder: str | Path, say: Callable[[str], None] = lambda _: None) -> Ite
     """
     folder = Path(folder)
     path, made = folder / LOCK, not folder.exists()
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     descriptor = _locked(path, say)
     _open.add(descriptor)
+    UNFINISHED.add(path)
     try:
         with naming(path):
             os.ftruncate(descriptor, 0)
             DISK.write(descriptor, memoryview((json.dumps(_me()) + "\n").encode()))
         yield
     finally:
+        UNFINISHED.discard(path)
         _open.discard(descriptor)
         with suppress(OSError):  # while it is still held; whoever has it open sees that its name is gone
             DISK.unlink(path)

@@ -45,7 +45,6 @@ class Measured:
         kept = {**self._sound(machine), name: (dict(times), time.time())}
         every[machine] = {key: {"seconds": seconds, "at": at} for key, (seconds, at) in kept.items()}
         with suppress(HalterError, OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, every, replace=True)
 
     def _sound(self, machine: str) -> dict[str, tuple[Times, float]]:

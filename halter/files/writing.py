@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halter.errors import HalterError
-from halter.files.disk import DISK, Disk, naming, refuse_existing, temporary_name
+from halter.files.disk import DISK, UNFINISHED, Disk, make_parents, naming, refuse_existing, temporary_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,12 +163,14 @@ class TensorSink:
 
 @contextmanager
 def _landing(path: Path, replace: bool, disk: Disk) -> Iterator[int]:
-    """A descriptor on a temporary file that becomes ``path`` when the block ends well."""
+    """A descriptor on a temporary file that becomes ``path`` when the block ends well. Folders above it are made."""
     if not replace:
         refuse_existing(path)
     temporary = temporary_name(path)
     with naming(path):
+        make_parents(path, disk)
         descriptor = disk.create(temporary)
+    UNFINISHED.add(temporary)
     try:
         try:
             yield descriptor
@@ -186,6 +188,8 @@ def _landing(path: Path, replace: bool, disk: Disk) -> Iterator[int]:
         with suppress(OSError):
             disk.unlink(temporary)
         raise
+    finally:
+        UNFINISHED.discard(temporary)
 
 
 def _write_all(disk: Disk, descriptor: int, data: memoryview, path: Path) -> None:

@@ -225,7 +225,6 @@ def write_tasks(folder: Path, seed: int = 0, train: int = TRAIN, test: int = TES
     folder, written = Path(folder), []
 
     def write(path: Path, lines: list[dict[str, object]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         writing.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         written.append(path)
 

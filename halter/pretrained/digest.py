@@ -107,7 +107,6 @@ def digest_base(folder: str | Path) -> BaseDigest:
     digest = BaseDigest(total, storage, identity.fingerprint)
     if _key([Path(f) for f, *_ in key]) == key:  # unless somebody wrote while we read
         with suppress(HalterError, OSError):  # a home without room or rights costs time, nothing else
-            _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
             write_json(_cache_file(key), {"format": _FORMAT, "files": key, **asdict(digest)}, replace=True)
     return digest
 

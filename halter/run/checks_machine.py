@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from halter.errors import HalterError, Refusal
+from halter.errors import Refusal
 from halter.files import folders
 from halter.files.extras import install
 from halter.files.nearby import similar
+from halter.files.unwritten import Unwritten
 from halter.numerics.nf4_kernels import import_bitsandbytes
 from halter.pretrained.device import choose_device
 from halter.recipe import Recipe
@@ -98,13 +99,10 @@ def writable(folder: str | Path) -> Iterator[Refusal]:
     try:
         with suppress(_ItWorks), folders.new_folder(nearest(place) / f".halter-{secrets.token_hex(4)}"):
             raise _ItWorks
-    except (HalterError, OSError) as error:
-        yield Refusal(
-            "output-not-writable",
-            f"the run folder cannot be made: {error}",
-            where=str(folder),
-            fix="give another --output, or the right to write there",
-        )
+        folders.try_out(place)
+    except Unwritten as error:
+        why = error.what.rpartition(": ")[2]
+        yield Refusal("output-not-writable", f"the run folder cannot be made: {why}", where=str(folder), fix=error.fix)
 
 
 class _ItWorks(Exception):

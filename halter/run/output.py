@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from halter import recipe as recipes
 from halter.errors import Refusal
-from halter.files.disk import leftovers
+from halter.files.disk import DISK, leftovers, naming
+from halter.files.folders import make
 from halter.files.locks import LOCK, refuse_in_use
 from halter.files.locks import held as hold
 from halter.files.nearby import inside, similar
@@ -141,11 +142,11 @@ def claimed(
     """The folder of ``open_run``, made, and this process's alone while the block runs; a numbered one may get a higher
     number, where another run took this one first. Refusals ``run-in-use`` and those of ``open_run``."""
     while recipe.output_dir is None:
-        try:
-            run.path.mkdir(parents=True)
+        make(run.path.parent)
+        with naming(run.path), suppress(FileExistsError):
+            DISK.mkdir(run.path)
             break
-        except FileExistsError:
-            run = RunFolder.next(run.path.parent, run.path.name[4:])
+        run = RunFolder.next(run.path.parent, run.path.name[4:])
     with hold(run.path, say):
         if recipe.output_dir is not None:
             open_run(recipe, resume, steps, held=True)  # again: whoever held it may have gone on, or ended the run

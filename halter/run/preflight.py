@@ -86,10 +86,12 @@ def examine(
     findings.take(checks_machine.machine(recipe))
     files = [(f"method.init_from ({choice.name})", choice.init_from) for choice in recipe.methods]
     findings.take(checks_machine.missing_files(files))
-    findings.take(checks_machine.writable(recipe.output_dir or "runs"))
+    unusable = list(checks_machine.writable(recipe.output_dir or "runs"))
+    findings.take(unusable)
     findings.looked += ["recipe", "this machine", "output folder"]
     job = _looked_at(recipe, findings, say, planned)
-    findings.attempt(open_run, recipe if job is None else job.recipe, resume, None if job is None else job.steps)
+    if not unusable:
+        findings.attempt(open_run, recipe if job is None else job.recipe, resume, None if job is None else job.steps)
     waived = tuple(findings.waivers.facts())
     job = None if job is None else replace(job, waived=waived)
     recipe = recipe if job is None else job.recipe

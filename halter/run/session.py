@@ -16,6 +16,7 @@ from halter import recipe as recipes
 from halter.data.example import Example
 from halter.errors import HalterError
 from halter.files.runs import RECIPE, THREADS, RunFolder
+from halter.files.unwritten import Unwritten
 from halter.methods import warm
 from halter.methods.adapter import Adapter, adapt
 from halter.methods.storage import load_adapter
@@ -101,6 +102,8 @@ def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         run.put("waived.json", list(job.waived))
     try:
         _train(job, run, resume, say)
+    except Unwritten as error:
+        raise error.then(f"halter train --resume --output {run.path}") from error
     except (HalterError, KeyboardInterrupt):
         raise
     except Exception as error:
