@@ -11,11 +11,14 @@ import typer
 
 from halter.cli.flags import with_options
 from halter.errors import Refusal
+from halter.export.foldable import refuse_unfoldable
 from halter.export.merge import merge
 from halter.export.requantise import merge_quantised
 from halter.files.folders import refuse_unwritable
 from halter.files.hub import resolve
 from halter.files.nearby import no_adapter
+from halter.methods.storage import planned
+from halter.pretrained.load import load_config
 from halter.run.opening import OpenOptions, find, open_subject
 from halter.telling import tell
 
@@ -49,6 +52,8 @@ def command(
             "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
         )
     refuse_unwritable(output)  # before the base is read, which may take minutes
+    shape = load_config(subject.base, subject.revision)
+    refuse_unfoldable(planned(subject.adapter, shape, opening.allow))
     opened = open_subject(subject, tell, opening)
     assert opened.adapter is not None
     source = resolve(subject.base, subject.revision)

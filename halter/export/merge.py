@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from halter.errors import HalterError, Refusal
+from halter.export.foldable import biased, refuse_unfoldable, unties
 from halter.export.gap import SAMPLE, Gap, gap, logits_on
-from halter.export.unlike import refuse_unlike
 from halter.files.folders import new_folder
 from halter.files.tokenizer import Tokenizer
 from halter.files.writing import write_text
@@ -25,7 +25,7 @@ from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
-from halter.model.places import ATTENTION_LINEARS, LINEARS, path
+from halter.model.places import path
 from halter.pretrained.device import dtype_name
 from halter.pretrained.load import load_model, map_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
@@ -80,7 +80,8 @@ def merge(
     A chat template that the adapter was trained with, and which is not the checkpoint's own, goes along.
     The folder appears only if the merged model, read back, gives the logits of base + adapter: within 1e-4 in fp32,
     KL 1e-4 in 16 bit (HalterError ``merge gap`` otherwise, unless ``allow_gap``).
-    Refusals: ``cannot-merge`` names the places whose effect is no change of weights; ``merge-source``;
+    Refusals: ``cannot-merge`` names the places whose effect is no change of weights (of several methods at one place
+    the weight is made that they compute together); ``merge-source``;
     ``already-exists``.
     """
     refuse_unfoldable(adapter)
@@ -92,8 +93,6 @@ def merge(
     wanted = logits_on(reference, rows, adapter)
     trained = logits_on(model, rows, adapter) if quantised else None
     untied = unties(adapter)
-    if not allow_gap:
-        refuse_unlike(reference, adapter, untied)
     config = biased(replace(model.config, tied=False) if untied else model.config, adapter)
     del model
     with new_folder(folder) as inside:
@@ -108,17 +107,6 @@ def merge(
         _prove(found, wanted, stored if reference.dtype == torch.float32 else reference.dtype, allow_gap)
     shift = None if trained is None else gap(trained, got)
     return MergeReport(Path(folder), found, shift, untied, dtype_name(stored))
-
-
-def refuse_unfoldable(adapter: Adapter) -> None:
-    """Refusal ``cannot-merge`` names the places whose effect is no change of weights."""
-    stuck = adapter.unfoldable()
-    if stuck:
-        raise Refusal(
-            "cannot-merge",
-            "this adapter's effect is not a change of weights at these places; keep it as an adapter",
-            found=stuck,
-        )
 
 
 def write_template(inside: Path, adapter: Adapter, tokenizer: Tokenizer | None) -> None:
@@ -151,29 +139,6 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
             bias = weight.new_zeros(len(weight))
         if bias is not None:
             yield f"{name}.bias", bias.detach()
-
-
-def biased(config: ModelConfig, adapter: Adapter) -> ModelConfig:
-    """The merged model's configuration: a fold may bring biases that the base does not have."""
-    brings: set[bool] = set()  # whether to attention's linears (True), to the MLP's (False)
-    for slot in adapter.slots:
-        if slot.layer is not None and slot.place in LINEARS and not config.has_bias(slot.place):
-            shape = config.weight_shape(slot.place)
-            if slot.piece.fold(torch.empty(shape, device="meta"), None)[1] is not None:
-                brings.add(slot.place in ATTENTION_LINEARS)
-    attention, mlp = config.attention_bias or True in brings, config.mlp_bias or False in brings
-    return replace(config, attention_bias=attention, mlp_bias=mlp)
-
-
-def unties(adapter: Adapter) -> bool:
-    """Whether embedding and head of a tied model are changed differently."""
-    if not adapter.shape.tied:
-        return False
-    pieces = {
-        place: [id(s.piece) for s in adapter.slots if s.layer is None and s.place == place]
-        for place in ("embed_tokens", "lm_head")
-    }
-    return pieces["embed_tokens"] != pieces["lm_head"]
 
 
 def is_quantised(model: Decoder) -> bool:

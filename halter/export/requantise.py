@@ -13,18 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from halter.export.foldable import biased, refuse_unfoldable, unties
 from halter.export.gap import Gap, gap, logits_on
-from halter.export.merge import (
-    base_of,
-    biased,
-    refuse_unfoldable,
-    sample_rows,
-    source_of,
-    tokenizer_of,
-    unties,
-    write_template,
-)
-from halter.export.unlike import refuse_unlike
+from halter.export.merge import base_of, sample_rows, source_of, tokenizer_of, write_template
 from halter.files.folders import new_folder
 from halter.files.writing import copy_file, write_json, write_tensors
 from halter.methods.adapter import Adapter
@@ -94,7 +85,6 @@ def merge_quantised(
     trained_in = held_in(model)
     on_grid = kind in (held_in(reference), trained_in if base == "dequantised" else None)
     untied = unties(adapter)
-    refuse_unlike(reference, adapter, untied)
     config = biased(replace(model.config, tied=False) if untied else model.config, adapter)
     tensors: dict[str, torch.Tensor] = {}
     shares: dict[str, float] = {}

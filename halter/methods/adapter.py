@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
+from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
@@ -130,6 +131,7 @@ class Adapter(nn.Module):
         made.facts = self.facts
         for mine, theirs in zip(self.slots, made.slots, strict=True):
             own = {**dict(mine.piece.named_parameters()), **dict(mine.piece.named_buffers())}
+            theirs.piece.joins_as_formerly = mine.piece.joins_as_formerly
             for name, tensor in (mine.piece.plain() or own).items():
                 theirs.tensor(name).copy_(tensor)
         return made
@@ -175,12 +177,10 @@ class Adapter(nn.Module):
         stuck = self.unfoldable()
         if stuck:
             raise Refusal("cannot-merge", "this adapter's effect is not a change of weights here", found=stuck)
-        here = [slot.piece for slot in self.slots if slot.path == name]
-        # As Chain does: the first weight instead of the base's counts, wherever it stands, and the others act on it.
-        instead = [piece for piece in here if piece.replaces][:1]
-        for piece in (*instead, *(piece for piece in here if not piece.replaces)):
-            weight, bias = piece.fold(weight, bias)
-        return weight, bias
+        here = [slot for slot in self.slots if slot.path == name]
+        if len(here) > 1:
+            return fold_together([slot.piece for slot in here], here[0].layer, here[0].place, weight, bias)
+        return here[0].piece.fold(weight, bias) if here else (weight, bias)
 
 
 def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:

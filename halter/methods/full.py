@@ -55,6 +55,8 @@ class StandIn(Piece):
             self.bias.copy_(module.bias)  # type: ignore[arg-type]
 
     def bind(self, site: Site) -> Act:
+        if self.joins_as_formerly:
+            return Act()
         return StandInAct(self.weight.to(site.dtype), None if self.bias is None else self.bias.to(site.dtype))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

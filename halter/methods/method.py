@@ -30,7 +30,7 @@ PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
         "method", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
-        "importers_litgpt", "peft_together", "unfit", "adapter_files", "warm", "former",
+        "importers_litgpt", "peft_together", "unfit", "adapter_files", "warm", "former", "folding",
     }
 )  # fmt: skip
 
@@ -77,8 +77,13 @@ class Piece(nn.Module):
 
     saved_names: dict[str, str] = {}
     folds: ClassVar[bool] = False
+    """Whether its effect is a change of its place's weight. Its ``bind`` then reads no more of the base than this
+    weight: beside another method it is bound to that alone, and what both make of the weight is found by their acts."""
     replaces: ClassVar[bool] = False
     """Whether it brings a weight that is used instead of the base's."""
+    joins_as_formerly: bool = False
+    """Read from a folder of when, of several that put something in the place of one weight, one alone counted: a
+    ``replaces`` after another has no effect, and token rows put themselves in the place of all that came before."""
     token_ids: tuple[int, ...] | None = None
     """At a table of embeddings or of the head: the only rows that it changes; None: any."""
     length: int = 0

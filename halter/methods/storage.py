@@ -26,7 +26,7 @@ from halter.files.writing import write_json, write_tensors
 from halter.methods import peft_together
 from halter.methods.adapter import Adapter
 from halter.methods.adapter_files import CONFIG, FACTS, TENSORS, checked_facts, shapes_in, stored_tensors
-from halter.methods.former import as_recorded
+from halter.methods.former import JOINED, as_recorded, how_joined, join_as_recorded
 from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names
 from halter.methods.unfit import refuse_slow, refuse_unfit_options
@@ -36,7 +36,7 @@ from halter.telling import tell
 
 TASKS = (None, "CAUSAL_LM")
 SEVERAL, COMPRESSED = "HALTER_SEVERAL", "HALTER_COMPRESSED"
-OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest", "packed")
+OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest", "packed", JOINED)
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _BESIDE = re.compile(r"\.(token_adapter|base_layer|original_module)(?=\.)")
 _PART = re.compile(r"part\d+\.")
@@ -70,6 +70,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
         "methods": methods,
         "servable_by": servable,
         "manifest": MANIFEST,
+        **how_joined(adapter),
         **adapter.facts,
     }
     if packed is not None:
@@ -146,30 +147,52 @@ def load_adapter(
     facts = checked_facts(folder)
     _refuse_other_base(facts, base, folder, allow)
     shapes_in(folder)  # a torn file is told before anything is made of its configuration
-    with junk_refused("adapter-unreadable", "its configuration is not as it should be", folder):
-        config = read_json(folder / CONFIG)
-        _refuse_other_task(config, folder, allow)
-        if not facts.get("methods"):
-            refuse_slow(config, base.config, folder)
-        methods, notes = _methods(config, facts, folder, base.config)
-        refuse_unfit_options(methods, base.config, folder)
-        planned = _planned(base, methods, folder)
+    plan, notes = _planned(folder, facts, base.config, allow)
     if facts.get("packed"):
-        shapes = {name: tuple(slot.tensor(a).shape) for name, slot, a in planned.named_tensors()}
+        shapes = {name: tuple(slot.tensor(a).shape) for name, slot, a in plan.named_tensors()}
         tensors, wrong = unpack(read_tensors(folder / TENSORS), shapes)
     else:
-        tensors, wrong = _own_names(stored_tensors(folder), planned, base)
-    wrong += faults(planned, tensors)
+        tensors, wrong = _own_names(stored_tensors(folder), plan, base)
+    wrong += faults(plan, tensors)
     if wrong:
         raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=str(folder), found=wrong)
-    adapter = Adapter(base.config, methods)
+    adapter = Adapter(base.config, plan.methods)
     adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
     adapter.facts = {k: v for k, v in facts.items() if k not in OWN_FACTS}
-    adapter.notes = notes
+    adapter.notes = notes = notes + (join_as_recorded(adapter, facts) if facts.get("methods") else [])
     restore(adapter, tensors, str(folder))
     for note in notes:
         say(f"note: {folder}: {note}")
     return adapter
+
+
+def planned(folder: str | Path, shape: ModelConfig, allow: Collection[str] = ()) -> Adapter:
+    """The adapter of that folder on meta, by its configuration alone: what it would do to which places, no tensor read.
+    Refusals as of load_adapter, of what the configuration shows."""
+    folder = adapter_folder(folder)
+    return _planned(folder, checked_facts(folder), shape, allow)[0]
+
+
+def _planned(
+    folder: Path, facts: dict[str, Any], shape: ModelConfig, allow: Collection[str]
+) -> tuple[Adapter, list[str]]:
+    """The adapter that its options ask for, and what has to be said of how they were read.
+
+    On meta: a rank of a billion costs nothing before it is refused.
+    """
+    with junk_refused("adapter-unreadable", "its configuration is not as it should be", folder):
+        config = read_json(folder / CONFIG)
+        _refuse_other_task(config, folder, allow)
+        if not facts.get("methods"):
+            refuse_slow(config, shape, folder)
+        methods, notes = _methods(config, facts, folder, shape)
+        refuse_unfit_options(methods, shape, folder)
+        try:
+            with torch.device("meta"):
+                return Adapter(shape, methods), notes
+        except RuntimeError as error:
+            what = f"asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
+            raise Refusal("adapter-unreadable", what, where=str(folder)) from None
 
 
 def _refuse_other_task(config: Mapping[str, Any], folder: Path, allow: Collection[str]) -> None:
@@ -205,23 +228,13 @@ def _refuse_other_base(facts: dict[str, Any], base: Decoder, folder: Path, allow
         )
 
 
-def _planned(base: Decoder, methods: list[Method], folder: Path) -> Adapter:
-    """The adapter that these options ask for, on meta: a rank of a billion costs nothing before it is refused."""
-    try:
-        with torch.device("meta"):
-            return Adapter(base.config, methods)
-    except RuntimeError as error:
-        what = f"asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
-        raise Refusal("adapter-unreadable", what, where=str(folder)) from None
-
-
-def _own_names(stored: Mapping[str, Tensor], planned: Adapter, base: Decoder) -> tuple[dict[str, Tensor], list[str]]:
+def _own_names(stored: Mapping[str, Tensor], plan: Adapter, base: Decoder) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors by the adapter's own names, without copies of the base's vocabulary matrices; and what is wrong.
 
     PEFT saves embed_tokens and lm_head along where they are adapted (``save_embedding_layers``). Equal to the base's
     they are left out, otherwise the adapter is of another base.
     """
-    own = {name for name, _, _ in planned.named_tensors()}
+    own = {name for name, _, _ in plan.named_tensors()}
     kept: dict[str, Tensor] = {}
     wrong: list[str] = []
     for full, tensor in stored.items():
@@ -229,10 +242,10 @@ def _own_names(stored: Mapping[str, Tensor], planned: Adapter, base: Decoder) ->
         if name in kept:
             wrong.append(f"{name} is there twice, with and without {PREFIX!r}")
         kept[name] = tensor
-    if len(planned.methods) == 1:
-        kept = planned.methods[0].from_peft_tensors(kept, planned.shape)
-    elif peft_together.together(planned.methods, planned.shape) and not own & kept.keys():  # else an early Halter's
-        kept = peft_together.from_peft_tensors(kept, planned.methods, planned.shape)
+    if len(plan.methods) == 1:
+        kept = plan.methods[0].from_peft_tensors(kept, plan.shape)
+    elif peft_together.together(plan.methods, plan.shape) and not own & kept.keys():  # else an early Halter's
+        kept = peft_together.from_peft_tensors(kept, plan.methods, plan.shape)
     for name in [name for name in kept if name not in own]:
         plain = _BESIDE.sub("", _PART.sub("", name))
         if plain in _VOCABULARY and not _same(kept.pop(name), base.module(None, _VOCABULARY[plain]).weight()):  # type: ignore[operator]

@@ -29,17 +29,22 @@ MOST = 8
 @dataclass(frozen=True)
 class TokenRowsAct(Act):
     """``ids`` int64 [n], ascending; ``rows`` [n, dim] instead of the table's; ``moved`` [n, dim] is what they have
-    moved by, so that at the head an untrained row changes no bit."""
+    moved by, so that at the head an untrained row changes no bit. ``table`` [n, dim], the base's own rows: what others
+    made of them before is added; None: it is dropped."""
 
     ids: Tensor
     rows: Tensor
     moved: Tensor
+    table: Tensor | None
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         if x.is_floating_point():  # the head: x hidden [N, dim], y logits [N, V]
             return y.index_add(1, self.ids, F.linear(x, self.moved).to(y.dtype))
         place = torch.searchsorted(self.ids, x).clamp(max=len(self.ids) - 1)
-        return torch.where((self.ids[place] == x)[:, None], self.rows[place], y)
+        rows = self.rows[place]
+        if self.table is not None:  # first the difference: beside nothing the row is itself, to the bit
+            rows = rows + (y - self.table[place])
+        return torch.where((self.ids[place] == x)[:, None], rows, y)
 
 
 class TokenRows(Piece):
@@ -60,9 +65,10 @@ class TokenRows(Piece):
 
     def bind(self, site: Site) -> Act:
         ids, order = torch.tensor(self.token_ids, device=self.rows.device).sort()
-        rows = self.rows[order]
-        moved = rows - _table(site.module)[ids].to(rows)
-        return TokenRowsAct(ids, rows.to(site.dtype), moved.to(site.dtype))
+        rows, table = self.rows[order], _table(site.module)[ids]
+        moved = rows - table.to(rows)
+        before = None if self.joins_as_formerly else table.to(site.dtype)
+        return TokenRowsAct(ids, rows.to(site.dtype), moved.to(site.dtype), before)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight.index_copy(0, torch.tensor(self.token_ids, device=weight.device), self.rows.to(weight)), bias

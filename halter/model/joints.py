@@ -27,8 +27,8 @@ _NO_HALF: Any = _no_half
 class Chain(Act):
     """Acts at one place, one after the other: all ``enter``, the operation, then each one's ``act`` and ``beside``.
 
-    Every ``act`` sees what entered the operation, every ``beside`` what came to its own act. The first stand-in weight
-    counts; whoever puts adapters together refuses a second one, which would do nothing.
+    Every ``act`` sees what entered the operation, every ``beside`` what came to its own act. Of several weights W1, W2
+    that stand in for the base's W each counts by what it moved: W1 x + (W2 x - W x).
     """
 
     links: tuple[Act, ...]
@@ -46,8 +46,10 @@ class Chain(Act):
         for link in self.links:
             came.append(x)
             x = link.enter(x)
-        own = next((own for link in self.links if (own := link.stand_in()) is not None), None)
-        y = operation(x) if own is None else operation(x, *own)
+        owns = [own for link in self.links if (own := link.stand_in()) is not None]
+        y = operation(x, *owns[0]) if owns else operation(x)
+        for own in owns[1:]:  # first the difference: where a weight did not move, nothing is added
+            y = y + (operation(x, *own) - operation(x))
         for link, before in zip(self.links, came, strict=True):
             y = link.beside(before, link.act(x, y))
         return y

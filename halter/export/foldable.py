@@ -1,0 +1,62 @@
+"""What can be merged, and into what shape: told by the adapter's places alone, before any base is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from halter.errors import Refusal
+from halter.methods.adapter import Adapter, Slot
+from halter.model.config import ModelConfig
+from halter.model.places import ATTENTION_LINEARS, LINEARS
+
+
+def refuse_unfoldable(adapter: Adapter) -> None:
+    """Refusal ``cannot-merge`` names the places whose effect is no change of weights, or of such as no LLaMA has.
+
+    The adapter may be on meta, without a tensor read.
+    """
+    stuck = adapter.unfoldable()
+    if stuck:
+        raise Refusal(
+            "cannot-merge",
+            "this adapter's effect is not a change of weights at these places; keep it as an adapter",
+            found=stuck,
+        )
+    biases = [slot.path for slot in adapter.slots if slot.place not in LINEARS and _brings_bias(adapter, slot)]
+    if biases:
+        raise Refusal(
+            "cannot-merge",
+            "this adapter brings biases to these places, for which a LLaMA's files have no room; keep it as an adapter",
+            found=biases,
+        )
+
+
+def _brings_bias(adapter: Adapter, slot: Slot) -> bool:
+    """Whether a fold makes a bias at this place, where the base has none."""
+    norm = slot.place not in LINEARS and slot.place not in ("embed_tokens", "lm_head")
+    shape = (adapter.shape.dim,) if norm else adapter.shape.weight_shape(slot.place)
+    with torch.device("meta"):
+        empty = torch.empty(shape)
+    return slot.piece.fold(empty, None)[1] is not None
+
+
+def biased(config: ModelConfig, adapter: Adapter) -> ModelConfig:
+    """The merged model's configuration: a fold may bring biases that the base does not have."""
+    linears = [slot for slot in adapter.slots if slot.place in LINEARS and not config.has_bias(slot.place)]
+    brings = {slot.place in ATTENTION_LINEARS for slot in linears if _brings_bias(adapter, slot)}
+    attention, mlp = config.attention_bias or True in brings, config.mlp_bias or False in brings
+    return replace(config, attention_bias=attention, mlp_bias=mlp)
+
+
+def unties(adapter: Adapter) -> bool:
+    """Whether embedding and head of a tied model are changed differently: by other pieces, or by several, of which a
+    table that is looked up and one that is multiplied by may make different things."""
+    if not adapter.shape.tied:
+        return False
+    pieces = {
+        place: [id(s.piece) for s in adapter.slots if s.layer is None and s.place == place]
+        for place in ("embed_tokens", "lm_head")
+    }
+    return pieces["embed_tokens"] != pieces["lm_head"] or len(pieces["lm_head"]) > 1
