@@ -28,6 +28,8 @@ import torch
 MARGIN = 0.15
 ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 0.03
 """Turns of every way, at most and at least; after ``SECONDS`` no further turn begins."""
+BUDGET = 1.0
+"""Seconds after which a process measures no further question: its default is taken, and the next process asks again."""
 Times = Mapping[str, float]
 _ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
                 "HALTER_NF4")  # fmt: skip
@@ -53,7 +55,10 @@ class Shelf(Protocol):
 
 _known: dict[str, dict[str, Times]] = {}
 _picked: dict[tuple[str, tuple[str, ...]], str] = {}
+_FINE = time.get_clock_info("thread_time").resolution < 1e-5
 _shelf: list[Shelf] = []
+_spent: list[float] = []
+"""Seconds of each measurement of this process."""
 
 
 def keep_on(shelf: Shelf) -> None:
@@ -64,10 +69,11 @@ def keep_on(shelf: Shelf) -> None:
 
 
 def forget() -> None:
-    """What was measured and picked, and the shelf."""
+    """What was measured and picked, the time that took, and the shelf."""
     _shelf.clear()
     _known.clear()
     _picked.clear()
+    _spent.clear()
 
 
 def rows_of(x: torch.Tensor, most: int) -> int:
@@ -97,12 +103,15 @@ def decide(found: Times, default: str) -> str:
 
 
 def times(choice: Choice) -> Times:
-    """Seconds of every way: known, from the shelf, or measured now. A way that cannot be gone takes for ever."""
+    """Seconds of every way: known, from the shelf, or measured now; none where ``BUDGET`` is spent. A way that cannot be
+    gone takes for ever."""
     here = machine()
     if here not in _known:
         _known[here] = {name: found for shelf in _shelf for name, found in shelf.read(here).items()}
     found = _known[here].get(choice.name)
     if found is None or set(found) != set(choice.ways):
+        if sum(_spent) >= BUDGET:
+            return {}
         found = _known[here][choice.name] = measure(choice.trials())
         for shelf in _shelf:
             shelf.add(here, choice.name, found)
@@ -111,16 +120,16 @@ def times(choice: Choice) -> Times:
 
 def measure(trials: Mapping[str, Callable[[], object]]) -> Times:
     """The shortest time of each, on one thread."""
-    clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
     threads = torch.get_num_threads()
     best = dict.fromkeys(trials, math.inf)
     torch.set_num_threads(1)
+    start = clock()
     try:
         with torch.inference_mode():
             able = [way for way, run in trials.items() if _runs(run)]
             began = clock()
             for turn in range(ROUNDS):
-                if turn >= LEAST_ROUNDS and clock() - began > SECONDS:
+                if turn >= LEAST_ROUNDS and clock() - began > SECONDS or turn and clock() - start > BUDGET:
                     break
                 for way in able:
                     before = clock()
@@ -128,7 +137,13 @@ def measure(trials: Mapping[str, Callable[[], object]]) -> Times:
                     best[way] = min(best[way], clock() - before)
     finally:
         torch.set_num_threads(threads)
+        _spent.append(clock() - start)
     return best
+
+
+def clock() -> float:
+    """Seconds of this thread's own time, where the system counts that finely."""
+    return time.thread_time() if _FINE else time.perf_counter()
 
 
 def _runs(run: Callable[[], object]) -> bool:

@@ -243,8 +243,9 @@ def split(whole, parts):
 
 @every_method
 def test_several_trainees_over_one_base_are_each_alone(name):
-    """Two adapters trained together (one mixed batch a step) move as each does alone."""
-    model = tiny.decoder()
+    """Two adapters trained together (one mixed batch a step) move as each does alone; in float64, where a gradient that
+    nearly cancels still has the sign that AdamW makes a step of."""
+    model = tiny.decoder(dtype=torch.float64)
     data = [batch(seed=1), batch((6, 3), seed=2)]
     together = [trainee(fresh(name, model, seed=s)) for s in (0, 4)]
     take_step(model, together, [data])
@@ -253,7 +254,7 @@ def test_several_trainees_over_one_base_are_each_alone(name):
         record = take_step(model, [alone], [[data[i]]])[0]
         assert record.applied
         pairs = zip(alone.adapter.parameters(), together[i].adapter.parameters(), strict=True)
-        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)
 
 
 @every_method

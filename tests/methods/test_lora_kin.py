@@ -192,8 +192,12 @@ def test_pissa_starts_at_the_largest_singular_directions():
         weight = model.module(one.layer, one.place).weight().double()
         u, s, vt = torch.linalg.svd(weight)
         best = (u[:, :3] * s[:3]) @ vt[:3]
-        bounds.assert_same((one.piece.b @ one.piece.a).double(), best)
-        left = (weight - (other.piece.b @ other.piece.a).double()).norm()
+        # A decomposition is exact for a matrix that is off by its roundings; those turn the space of the largest
+        # directions by as much of the gap to the next one (Wedin 1972), and B A is summed once more.
+        off = bounds.summing(max(weight.shape)) * s[0]
+        off = off * (1 + s[0] / (s[2] - s[3] - off)) + bounds.summing(3 + 4) * s[0]
+        bounds.assert_within((one.piece.b @ one.piece.a).double(), best, float(off))
+        left = (weight - (other.piece.b @ other.piece.a).detach().double()).norm()
         assert float(left) < 1.02 * float((weight - best).norm())
     again = adapt(model, "pissa", r=3)
     assert all(torch.equal(a, b) for a, b in zip(fast.parameters(), again.parameters(), strict=True))
