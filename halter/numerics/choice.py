@@ -103,7 +103,7 @@ def decide(found: Times, default: str) -> str:
 
 
 def times(choice: Choice) -> Times:
-    """Seconds of every way: known, from the shelf, or measured now; none where ``BUDGET`` is spent. A way that cannot be
+    """Seconds of every way: known, from the shelf, or measured now; {} where ``BUDGET`` is spent. A way that cannot be
     gone takes for ever."""
     here = machine()
     if here not in _known:
