@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from halter.errors import Refusal
+
+FILES = (".yaml", ".yml", ".json", "-")
 
 
 def command(
@@ -15,14 +20,24 @@ def command(
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id to put in.")] = "",
     data: Annotated[str, typer.Option(help="Training data to put in.")] = "",
     output: Annotated[str, typer.Option(help="Run folder to put in.")] = "",
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="A recipe of LLaMA-Factory, Axolotl, TRL or mlx-lm to write it from; or a file with the command line.",
+        ),
+    ] = "",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes instead.")] = False,
 ) -> None:
-    """Write a recipe for METHOD with every key explained."""
+    """Write a recipe for METHOD with every key explained, or from another tool's recipe: halter init --from FILE."""
     from halter import recipe
     from halter.files import folders, writing
 
     if schema:
         print(json.dumps(recipe.json_schema(), indent=2))
+        return
+    if source:
+        _from(source, method, file)
         return
     if file != "-":
         folders.refuse_unwritable(file)
@@ -32,3 +47,29 @@ def command(
         return
     writing.write_text(file, text)
     print(f"{file} is written. Edit it, then: halter train {file}")
+
+
+def _from(source: str, method: str, file: str) -> None:
+    """Write a recipe from one of another tool, and say how it was read."""
+    from halter.files import folders, writing
+    from halter.recipe.foreign.open import written
+    from halter.recipe.foreign.written import summary
+    from halter.telling import tell
+
+    if method == "-" or Path(method).suffix.lower() in FILES:
+        file = method  # halter init --from theirs.yaml mine.yaml
+    elif method != "lora":
+        raise Refusal("usage", f"the method is what {source} says, not {method}",
+                      fix=f"halter init --from {source} recipe.yaml")  # fmt: skip
+    if file != "-":
+        folders.refuse_unwritable(file)
+    text, reading = written(source)
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        writing.write_text(file, text)
+    for line in (f"{source}, a recipe of {reading.tool.title}:", *(f"  {line}" for line in summary(reading))):
+        tell(line)
+    if file != "-":
+        then = "fill in what you must give, then" if reading.needs else "every key is told in it; now"
+        print(f"{file} is written: {then}: halter train {file}")

@@ -19,6 +19,9 @@ from halter.files.yaml12 import Document, Path
 from halter.methods.former import as_recorded
 from halter.methods.method import Method
 from halter.recipe.fields import Key, found, keys_of, strangers, words
+from halter.recipe.foreign.convert import convert, recognise
+from halter.recipe.foreign.written import command
+from halter.recipe.foreign.written import refusal as foreign_recipe
 from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
@@ -51,7 +54,8 @@ def load_tolerant(
 ) -> tuple[Recipe, Refusal | None]:
     """What ``load`` would read with every mistake left out, and its refusal, so that the rest can be checked as well.
 
-    Where they could not be read there is no method, ``model.path`` is '' or ``data.train`` None. Refusal ``yaml``.
+    Where they could not be read there is no method, ``model.path`` is '' or ``data.train`` None. Refusals ``yaml``;
+    ``foreign-recipe`` for another tool's file that cannot be read as it stands.
     """
     if isinstance(source, Recipe):
         source = as_data(source)
@@ -92,7 +96,20 @@ def load_tolerant(
         given=_given(gathered),
         **sections,
     )
-    return recipe, _refusal(gathered, document) if gathered.problems else None
+    refusal = _refusal(gathered, document) if gathered.problems else None
+    return (recipe, refusal) if source is None or isinstance(source, Mapping) else _foreign(recipe, refusal, document)
+
+
+def _foreign(recipe: Recipe, refusal: Refusal | None, document: Document) -> tuple[Recipe, Refusal | None]:
+    """A file of another tool that cannot be read as it is: its reading in six lines in place of every mistake; one that
+    can: a note that the tool's own defaults do not count."""
+    tool = recognise(document.data)
+    if tool is None:
+        return recipe, refusal
+    if refusal is not None:
+        raise foreign_recipe(convert(tool, document.data, document.source))
+    note = f"{document.source}: a recipe of {tool.title}, whose own defaults do not count here; to have them: "
+    return replace(recipe, notes=(*recipe.notes, note + command(document.source))), None
 
 
 def _given(gathered: Gathered) -> frozenset[str]:

@@ -148,7 +148,8 @@ def test_a_flat_recipe_of_another_tool_is_read_with_a_note_for_each_name(tmp_pat
         activation_checkpointing="on",
     )  # fmt: skip
     assert recipe.output_dir == "out"
-    assert len(recipe.notes) == text.count("\n") - 1  # output_dir is at home at the top
+    named = text.count("\n") - 1  # output_dir is at home at the top
+    assert len(recipe.notes) == named + 1 and "halter init --from" in recipe.notes[-1]  # whose defaults do not count
     assert any(n.endswith(":4:1: lora_r is read as method.r") for n in recipe.notes)
 
 

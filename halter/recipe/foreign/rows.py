@@ -1,0 +1,132 @@
+"""Data as other tools name it: entries of dataset_info.json, lists of sources, the columns of a first row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from halter.data.row_files import SUFFIXES, Fault, suffix_of
+from halter.data.sources import local_files, open_source
+from halter.data.turns import ROLES
+from halter.errors import Refusal
+from halter.recipe.foreign.tables import Reading, Unlike, whole, word, words
+
+INFO = "dataset_info.json"
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+"""{LLaMA-Factory's word for a column: ours}; its value names the file's own column."""
+TAGS = {"role_tag": ("from", "role"), "content_tag": ("value", "content")}
+PAIRS_OF = ("chosen", "rejected")
+
+
+def columns_of(path: str) -> set[str]:
+    """The columns of a source's first row; none for what is not on this machine or cannot be read."""
+    try:
+        if local_files(path) is None:
+            return set()
+        _, rows = next(open_source(path))
+        for found in islice(rows, 3):
+            if not isinstance(found, Fault):
+                return set(found[1])
+    except (Refusal, OSError, StopIteration):
+        pass
+    return set()
+
+
+def exists(path: str, folder: Path) -> str:
+    """A path as it is found from here, else from the recipe's folder, else as it was written."""
+    here, beside = Path(path).expanduser(), folder / path
+    return str(beside) if not here.exists() and beside.exists() else path
+
+
+def give(reading: Reading, theirs: str, sources: list[dict[str, Any]], key: str = "train") -> None:
+    """What `data.train` or `data.validation` is."""
+    if not sources:
+        return
+    plain = len(sources) == 1 and set(sources[0]) == {"path"}
+    if key == "validation":
+        if len(sources) > 1 or not plain:
+            reading.lose(theirs, "one file, folder or hub id is held out here; the first is taken, whole")
+        reading.take(theirs, "data", key, sources[0]["path"])
+        return
+    reading.take(theirs, "data", key, sources[0]["path"] if plain else sources)
+
+
+def columns(reading: Reading, theirs: str, found: list[dict[str, str]]) -> None:
+    """Columns of all the sources; they are one mapping here."""
+    differing = [one for one in found if one != found[0]]
+    if differing:
+        reading.need("data.columns", "the data sets of this recipe have columns of different names; train on files "
+                     "whose columns are called alike")  # fmt: skip
+    elif found and found[0]:
+        reading.take(theirs, "data", "columns", found[0], "the names of this data's columns")
+
+
+def llama_factory(reading: Reading, key: str, info: Mapping[str, Any] | None, base: str) -> list[dict[str, Any]]:
+    """The sources that names of dataset_info.json mean."""
+    sources, named = [], []
+    for name in words(reading.given[key]):
+        entry = info.get(name) if isinstance(info, Mapping) else None
+        if not isinstance(entry, Mapping):
+            reading.need("data.train" if key == "dataset" else "data.validation",
+                         f"the file that {name} means; {Path(base) / INFO} does not say it")  # fmt: skip
+            continue
+        source = _entry(reading, name, entry, base)
+        if source is not None:
+            sources.append(source)
+            named.append(_columns(reading, name, entry))
+    if key == "dataset":
+        columns(reading, key, named)
+    return sources
+
+
+def _entry(reading: Reading, name: str, entry: Mapping[str, Any], base: str) -> dict[str, Any] | None:
+    if entry.get("ranking") or any(one in (entry.get("columns") or {}) for one in PAIRS_OF):
+        reading.lose(f"dataset {name}", "pairs of a chosen and a rejected answer", stops=True)
+        return None
+    hub, file = entry.get("hf_hub_url"), entry.get("file_name")
+    if isinstance(file, str) and file:
+        path = str(Path(base) / file)
+    elif isinstance(hub, str) and hub:
+        path = f"{hub}:{entry['subset']}" if entry.get("subset") else hub
+    else:
+        reading.need("data.train", f"the file that {name} means: a script or another hub there")
+        return None
+    if entry.get("split") not in (None, "train"):
+        reading.lose(f"dataset {name}", f"its split {entry['split']}: the training split is read")
+    limits = [whole(one) for one in (entry.get("num_samples"), reading.get("max_samples")) if one]
+    return {"path": path, **({"limit": min(limits)} if limits else {})}
+
+
+def _columns(reading: Reading, name: str, entry: Mapping[str, Any]) -> dict[str, str]:
+    theirs = entry.get("columns") or {}
+    tags = entry.get("tags") or {}
+    if not isinstance(theirs, Mapping) or not isinstance(tags, Mapping):
+        raise Unlike(f"{INFO}: columns and tags of {name} are mappings")
+    odd = [f"{k}: {v}" for k, v in tags.items() if v not in TAGS.get(k, ()) and str(v).lower() not in ROLES]
+    if odd:
+        reading.lose(f"dataset {name}", f"tags that are not read: {', '.join(odd)}")
+    if entry.get("formatting", "alpaca") != "alpaca":
+        return {"conversations": word(theirs["messages"])} if theirs.get("messages", "conversations") not in (
+            "conversations", "messages") else {}  # fmt: skip
+    named = {ours: word(theirs[key]) for key, ours in ALPACA.items() if theirs.get(key)}
+    return named if any(ours != column for ours, column in named.items()) else {}
+
+
+def info_of(reading: Reading) -> tuple[Mapping[str, Any] | None, str]:
+    """(what dataset_info.json holds or None, its folder as it is found)."""
+    base = reading.get("dataset_dir", "data")
+    if isinstance(base, Mapping):
+        return base, "."
+    base = exists(word(base), reading.folder)
+    try:
+        held = json.loads((Path(base) / INFO).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None, base
+    return held if isinstance(held, Mapping) else None, base
+
+
+def is_file(path: str) -> bool:
+    return suffix_of(Path(path)) in SUFFIXES
