@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from halter.errors import Refusal
 from halter.methods.method import Method, Piece, Site
 from halter.methods.targets import check, for_peft, matches
 from halter.model.config import ModelConfig
@@ -80,6 +81,8 @@ class Full(Method):
         return True
 
     def check(self, shape: ModelConfig) -> None:
+        if not self.target_modules:
+            raise Refusal("nothing-trained", "no weight is named", found=["target_modules is empty"])
         if self.target_modules != "all":
             check(shape, self.target_modules, places=(*LINEARS, *NORMS, *OUTER_PLACES))
 

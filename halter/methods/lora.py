@@ -80,6 +80,8 @@ class Lora(Method):
         bad = [f"{k} {v}: a rank is at least 1" for k, v in ranks.items() if v < 1]
         if self.init == "orthogonal":
             bad += [f"{k} {v}: init orthogonal needs an even rank" for k, v in ranks.items() if v % 2]
+        strengths = {"alpha": self.alpha, **{f"alpha_pattern {k}": v for k, v in self.alpha_pattern.items()}}
+        bad += [f"{k} {v}: the update would be nothing, whatever is learned" for k, v in strengths.items() if v == 0]
         if not 0 <= self.dropout < 1:
             bad.append(f"dropout {self.dropout}: a share below 1")
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:

@@ -104,8 +104,6 @@ def faults(adapter: Adapter, part: int, earlier: Adapter, other: int) -> list[st
         held, has = (dict(piece.named_parameters()).get("c") for piece in (slot.piece, mine[at].piece))
         if held is not None and has is None:
             wrong.append(f"{slot.path} has a bias of B's (lora_bias)")
-        if not _scale(mine[at].piece):
-            wrong.append(f"{slot.path} has strength 0")
     return wrong
 
 

@@ -14,8 +14,10 @@ from itertools import combinations
 from types import NoneType, UnionType
 from typing import Any, Literal
 
-INTS, FLOATS = (0, 2, 3), (0.0, 0.5, 3.0)
-MODULES: tuple[Any, ...] = (("q_proj", "down_proj"), ("v_proj", "lm_head"), ("embed_tokens",), r".*\.[ko]_proj")
+INTS, FLOATS = (0, 3, 4), (0.0, 0.5, 3.0)
+MODULES: tuple[Any, ...] = (
+    ("q_proj", "down_proj"), ("v_proj", "lm_head"), ("embed_tokens",), r".*\.[ko]_proj", ("input_layernorm", "norm"),
+)  # fmt: skip
 Options = Mapping[str, Any]
 Value = tuple[str, int]
 """(option, number of its value)."""

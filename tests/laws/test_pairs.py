@@ -1,0 +1,96 @@
+"""Any two methods in a list, in either order, and two adapters of one: what must hold of every pair.
+
+No method is named here: a new file is paired with all others, and with itself. The equations of pairs, written out in
+float64, are in tests/methods/test_pairs_by_equation.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import bounds
+import pytest
+import together
+import torch
+
+import halter
+from halter.errors import Refusal
+from halter.methods.adapter import adapt
+from halter.methods.method import find, names
+
+PAIRS = list(itertools.product(names(), repeat=2))
+REFUSED: dict[tuple[str, str], str] = {}
+"""{(first, second): id of the refusal} of pairs that are refused; every other pair works."""
+
+
+def is_each_alone_where_the_other_is_at_its_start(number, methods, parts):
+    """A list in which one of them has not been trained computes what the other does alone: neither is lost, nor is
+    changed by the other's mere presence."""
+    for here, there in ((0, 1), (1, 0)):
+        if not methods[there].starts_as_base:
+            continue
+        untrained = together.made(methods[there], number, seed=there + 3, moved=False)
+        pair = [untrained, untrained]
+        pair[here] = parts[here]
+        both = together.in_order(methods, pair)
+        if both.virtual_tokens == parts[here].virtual_tokens:  # no place is shifted by tokens ahead
+            bounds.assert_same(together.logits(number, both), together.logits(number, parts[here]))
+
+
+def obey(number, methods, folder):
+    """Every law of a list of two methods on one base."""
+    parts = [together.made(method, number, seed=seed) for seed, method in enumerate(methods)]
+    both = together.in_order(methods, parts)
+    got = together.logits(number, both)
+    for part in parts:
+        assert float((got - together.logits(number, part)).abs().max()) > 0
+    is_each_alone_where_the_other_is_at_its_start(number, methods, parts)
+    assert not together.without_gradient(number, both)
+    together.is_saved_as_it_is(number, both, folder)
+    stacked = halter.stack(parts)
+    assert torch.equal(together.logits(number, stacked), got)
+    together.is_alone_in_a_mixed_batch(number, [both, parts[0], halter.stack(parts[::-1])])
+    together.folds_or_says_where(number, both)
+
+
+def tried(number, methods, folder, names):
+    """``obey``, or the refusal that is expected of these two."""
+    try:
+        if names in REFUSED:
+            with pytest.raises(Refusal, match=REFUSED[names]):
+                adapt(together.model(number), methods)
+        else:
+            obey(number, methods, folder)
+    except Exception as error:
+        error.add_note(f"on {together.BASES[number]}: {methods}")
+        raise
+
+
+@pytest.mark.parametrize("first", names())
+def test_every_ordered_pair_obeys_the_laws(first, tmp_path):
+    for second in names():
+        tried(0, [find(first)(), find(second)()], tmp_path / "both", (first, second))
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_same_adapter_twice_is_a_list_of_two(name):
+    part = together.made(find(name)())
+    twice = together.in_order([find(name)(), find(name)()], [part, part])
+    got = together.logits(0, halter.stack([part, part]))
+    assert torch.equal(got, together.logits(0, twice))
+    assert not torch.equal(got, together.logits(0, part))
+
+
+def sets_for(name, number):
+    found = [method for on, method in together.sets_of(name) if on == number]
+    return found or [find(name)()]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first,second", PAIRS, ids="-".join)
+def test_every_ordered_pair_obeys_the_laws_whatever_its_options(first, second, tmp_path):
+    """Each method's covering sets beside the other's, as many as the longer list has, on every kind of base."""
+    for number in range(len(together.BASES)):
+        a, b = sets_for(first, number), sets_for(second, number)
+        for i in range(max(len(a), len(b))):
+            tried(number, [a[i % len(a)], b[(i + 1) % len(b)]], tmp_path / "both", (first, second))

@@ -1,0 +1,160 @@
+"""What must hold of any adapter, of one method or several, whatever its options: laws of test_pairs, test_options."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from dataclasses import replace
+
+import bounds
+import covering
+import pytest
+import tiny
+import torch
+
+from halter.data.pack import Batch
+from halter.errors import Refusal
+from halter.methods.adapter import Adapter, adapt
+from halter.methods.method import find
+from halter.methods.mixed import Mixed
+from halter.methods.storage import load_adapter
+from halter.model.decoder import Decoder
+from halter.model.places import path
+from halter.model.segments import Segments
+from halter.training.schedule import make as make_schedule
+from halter.training.step import gather
+from halter.training.trainee import Trainee
+
+SIZES = {"dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_dim": 24, "vocab_size": 48}
+BASES = ({}, {"attention_bias": True, "mlp_bias": True}, {"tied": True})
+TOKENS = torch.randint(0, 48, (3, 12), generator=torch.Generator().manual_seed(5))
+TOKENS[:, 0:4] = torch.tensor([1, 2, 3, 5])  # begin and end of a text, which token_rows trains, and two that are named
+PROMPT = 8
+BASE = "(base)"
+"""The option beside a method's own: which of BASES it is used on."""
+KINDS = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}
+
+
+@functools.cache
+def model(number=0):
+    return tiny.decoder(tiny.config(**SIZES, **BASES[number]))
+
+
+def made(method, number=0, seed=0, moved=True):
+    """An adapter of a method, or of a list of them, on a base; every parameter off its start."""
+    adapter = adapt(model(number), method, seed=seed)
+    if moved:
+        tiny.jitter(adapter, 0.1, seed + 1)
+    return adapter
+
+
+def in_order(methods, parts):
+    """One adapter of the methods with the parts' tensors, as a recipe's list has it."""
+    shape = parts[0].shape
+    both = Adapter(shape, methods)
+    with torch.no_grad():
+        for slot, own in zip(both.slots, [slot for part in parts for slot in part.slots], strict=True):
+            for mine, theirs in zip(slot.piece.parameters(), own.piece.parameters(), strict=True):
+                mine.copy_(theirs)
+            for mine, theirs in zip(slot.piece.buffers(), own.piece.buffers(), strict=True):
+                mine.copy_(theirs)
+    return both
+
+
+def logits(number, adapter, tokens=TOKENS):
+    """[rows, tokens, vocabulary] of rows whose prompts are ``PROMPT`` tokens long."""
+    segments = Segments.packed([tokens.shape[1]] * len(tokens), prompt_lengths=[PROMPT] * len(tokens))
+    base = model(number)
+    with torch.no_grad():
+        acts = None if adapter is None else adapter.bind(base, segments)
+        return base.head(base.hidden(tokens.flatten(), segments, acts), acts).unflatten(0, tokens.shape)
+
+
+def batch():
+    """TOKENS, every next one a target, that of prompts too: what acts on a prompt in the last layer has a gradient."""
+    rows, length = TOKENS.shape
+    targets = torch.cat((TOKENS[:, 1:], torch.full((rows, 1), -100)), 1)
+    return Batch(
+        tokens=TOKENS.flatten(), targets=targets.flatten(), lengths=[length] * rows, prompt_lengths=[PROMPT] * rows,
+        rows=list(range(rows)),
+    )  # fmt: skip
+
+
+def without_gradient(number, adapter):
+    """Names of trained tensors that a step would not move."""
+    assert adapter.num_trainable
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    groups = adapter.groups(1e-2, 0.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    trainee = Trainee(adapter, torch.optim.SGD(groups, lr=1e-2), make_schedule("constant", 10, 0), scaler, 0.0)
+    gather(model(number), [trainee], [[batch()]])
+    return [name for name, p in adapter.trainable().items() if p.grad is None or not bool(p.grad.any())]
+
+
+def is_saved_as_it_is(number, adapter, folder):
+    adapter.save(folder)
+    again = load_adapter(folder, model(number), say=lambda note: pytest.fail(f"a new folder is read with: {note}"))
+    shutil.rmtree(folder)
+    assert again.methods == tuple(method.plain() for method in adapter.methods)
+    assert torch.equal(logits(number, again), logits(number, adapter))
+
+
+def folds_or_says_where(number, adapter):
+    """The base with folded weights gives the adapter's logits within 1e-5 relative, or every place is named."""
+    base = model(number)
+    if stuck := adapter.unfoldable():
+        with pytest.raises(Refusal, match="cannot-merge") as caught:
+            adapter.fold(stuck[0], torch.zeros(16, 16), None)
+        assert caught.value.found == tuple(stuck)
+        return False
+    folded = {}
+    with torch.no_grad():
+        for layer, place, module in base.places():
+            bias = getattr(module, "bias", None)
+            weight, bias = adapter.fold(path(layer, place), module.weight(), bias)
+            folded[f"{path(layer, place)}.weight"] = weight
+            if bias is not None:
+                folded[f"{path(layer, place)}.bias"] = bias
+        brought = {
+            kind: any(part in name and name.endswith(".bias") for name in folded) for kind, part in KINDS.items()
+        }
+        tied = base.config.tied and torch.equal(folded["model.embed_tokens.weight"], folded["lm_head.weight"])
+        after = Decoder(replace(base.config, tied=tied, **brought))
+        head = folded.pop("lm_head.bias", 0)  # no LLaMA's file holds one, and export refuses it
+        for name, shape in after.expected().items():
+            after.set_tensor(name, folded.get(name, torch.zeros(shape)))
+        bounds.assert_same(after(TOKENS) + head, logits(number, adapter))
+    return True
+
+
+def is_alone_in_a_mixed_batch(number, adapters):
+    """Rows of any of the adapters and plain ones, in any order."""
+    owners = [0, -1, *range(len(adapters)), 0]
+    rows = TOKENS[torch.arange(len(owners)) % 3]
+    mixed = logits(number, Mixed(adapters, owners), rows)
+    for i, owner in enumerate(owners):
+        bounds.assert_same(mixed[i : i + 1], logits(number, None if owner < 0 else adapters[owner], rows[i : i + 1]))
+
+
+@functools.cache
+def option_sets(name):
+    """Of one method: [(base, options)] in which every two values meet, and the pairs of values that are refused."""
+    kind = find(name)
+    space = {BASE: list(range(len(BASES))), **covering.space_of(kind)}
+
+    def accepts(values):
+        own = {key: value for key, value in values.items() if key != BASE}
+        try:
+            Adapter(model(values[BASE]).config, [kind(**own)])
+        except Refusal:
+            return False
+        return True
+
+    return space, covering.covering(space, accepts)
+
+
+def sets_of(name):
+    """[(base, the method)]."""
+    _, covered = option_sets(name)
+    return [(s[BASE], find(name)(**{k: v for k, v in s.items() if k != BASE})) for s in covered.sets]
