@@ -76,13 +76,13 @@ def as_begun(recipe: Recipe) -> Recipe:
         return recipe
     if [old.name for old in begun.methods] != [choice.name for choice in recipe.methods]:
         return recipe
-    told: list[str] = []
+    told: dict[str, Any] = {}
 
     def kept(lead: str, now: Any, old: Any) -> Any:
         free = [f.name for f in fields(now) if f"{lead}.{f.name}" not in recipe.given]
         free = [name for name in free if not f"{lead}.{name}".startswith(MAY_CHANGE)]
         changed = {name: getattr(old, name) for name in free if getattr(old, name) != getattr(now, name)}
-        told.extend(f"{lead}.{name} {v}" for name, v in changed.items())
+        told.update({f"{lead}.{name}": value for name, value in changed.items()})
         return replace(now, **changed)
 
     leads = [f"method.{n}" for n in range(len(begun.methods))] if len(begun.methods) > 1 else ["method"]
@@ -92,8 +92,11 @@ def as_begun(recipe: Recipe) -> Recipe:
     )
     sections = {name: kept(name, getattr(recipe, name), getattr(begun, name)) for name in ("model", "data", "train")}
     made = replace(recipe, methods=methods, **sections)
-    note = f"not given, and kept as this run was begun: {', '.join(told)}"
-    return replace(made, notes=(*recipe.notes, *begun.notes, note)) if made != recipe else recipe
+    if made == recipe:
+        return recipe
+    note = f"not given, and kept as this run was begun: {', '.join(f'{key} {value}' for key, value in told.items())}"
+    defaults = {key: default for key, default in recipe.defaults.items() if key not in told}
+    return replace(made, notes=(*recipe.notes, *begun.notes, note), defaults=defaults)
 
 
 def _refuse_done(run: RunFolder, steps: int, recipe: Recipe) -> None:
