@@ -47,15 +47,24 @@ def together(methods: Sequence[Method], shape: ModelConfig) -> bool:
     taken = [place for method in methods if not isinstance(method, Bitfit) for place in _places(method, shape)]
     if len(set(taken)) != len(taken) or len([m for m in beside if isinstance(m, Full)]) > 1:
         return False
+    if shape.tied and _ties_otherwise([method for method in beside if isinstance(method, TokenRowsMethod)], shape):
+        return False
     biases = [method for method in beside if isinstance(method, Bitfit)]
     if len(biases) > 1 or (biases and methods.index(biases[0]) < methods.index(carrier)):
         return False
     return all(
-        (isinstance(method, TokenRowsMethod) and low_rank and (method.keep_tied or not shape.tied))
+        (isinstance(method, TokenRowsMethod) and low_rank)
         or (isinstance(method, Full) and not (method.keep_tied and _ties(method, shape)))
         or (isinstance(method, Bitfit) and low_rank and _scope(method, methods, shape) is not None)
         for method in beside
     )
+
+
+def _ties_otherwise(rows: Sequence[TokenRowsMethod], shape: ModelConfig) -> bool:
+    """Whether PEFT would tie the rows of two tied tables where these do not: it does wherever rows of the embeddings
+    are trained and the head names none or the same."""
+    apart = {place: method.ids(shape) for method in rows if not method.keep_tied for _, place in _places(method, shape)}
+    return "embed_tokens" in apart and apart.get("lm_head", apart["embed_tokens"]) == apart["embed_tokens"]
 
 
 def to_peft(methods: Sequence[Method], shape: ModelConfig) -> dict[str, Any]:
@@ -64,7 +73,9 @@ def to_peft(methods: Sequence[Method], shape: ModelConfig) -> dict[str, Any]:
     indices: dict[str, list[int]] = {}
     for method in methods:
         if isinstance(method, TokenRowsMethod):
-            tables = TABLES[:1] if shape.tied else [p for _, p in _places(method, shape)]  # of tied ones the first
+            tables = (
+                TABLES[:1] if shape.tied and method.keep_tied else [p for _, p in _places(method, shape)]
+            )  # of tied ones the first
             indices |= {place: method.ids(shape) for place in tables}
         elif isinstance(method, Full):
             config[SAVED] = ["model.norm" if name == "norm" else name for name in _short(_places(method, shape), shape)]
@@ -139,8 +150,8 @@ def read(config: dict[str, Any], shape: ModelConfig | None) -> list[Method] | No
 
 
 def _rows(config: dict[str, Any], shape: ModelConfig) -> list[Method]:
-    """The methods that trainable_token_indices are; refused are rows of another module, and rows of one only of two
-    tables that the base ties."""
+    """The methods that trainable_token_indices are; refused are rows of another module. Of two tables that the
+    base ties PEFT ties the rows too, unless the head names others than the embeddings or the embeddings none."""
     asked = config.get(ROWS)
     if not asked:
         return []
@@ -148,14 +159,13 @@ def _rows(config: dict[str, Any], shape: ModelConfig) -> list[Method]:
     tables = {name.rsplit(".", 1)[-1]: tuple(int(id) for id in ids) for name, ids in tables.items()}
     wrong = [f"{ROWS} of {name}: rows are of embed_tokens and lm_head" for name in tables if name not in TABLES]
     table, head = tables.get("embed_tokens"), tables.get("lm_head")
-    if shape.tied and head is not None and head != table:
-        wrong.append(f"{ROWS} of lm_head apart from embed_tokens: this base ties the two")
     if wrong:
         raise Refusal("adapter-unsupported", "these token rows are not Halter's", found=wrong)
-    if table == head or (shape.tied and table is not None):
+    if table == head or (shape.tied and table is not None and head is None):
         return [TokenRowsMethod(tokens=table or ())]
-    rows: list[Method] = [] if table is None else [TokenRowsMethod(tokens=table, where="embeddings")]
-    return rows if head is None else [*rows, TokenRowsMethod(tokens=head, where="head")]
+    tied = not shape.tied
+    rows: list[Method] = [] if table is None else [TokenRowsMethod(table, where="embeddings", keep_tied=tied)]
+    return rows if head is None else [*rows, TokenRowsMethod(head, where="head", keep_tied=tied)]
 
 
 def _saved(config: dict[str, Any], shape: ModelConfig) -> list[Place]:

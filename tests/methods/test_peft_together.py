@@ -28,6 +28,7 @@ THEIRS = [
     (True, [41, 7], 1), (True, {"embed_tokens": [7, 41], "lm_head": [7, 41]}, 1), (False, [41, 7], 1),
     (False, {"lm_head": [41, 7]}, 1), (False, {"embed_tokens": [7, 41], "lm_head": [7, 41]}, 1),
     (False, {"embed_tokens": [7, 41], "lm_head": [60]}, 2), (True, {"model.embed_tokens": [60]}, 1),
+    (True, {"lm_head": [41, 7]}, 1), (True, {"embed_tokens": [7, 41], "lm_head": [60]}, 2),
 ]  # fmt: skip
 
 
@@ -63,6 +64,8 @@ OURS = [
     (False, [LORA, Rows((60,), where="head")]), (True, [Dora(r=4, target_modules=NAMES), Rows((7,))]),
     (False, [Lora(r=4, target_modules=["q_proj", "lm_head"]), Rows((7,), where="embeddings")]),
     (False, [LORA, Rows((7, 41), where="embeddings"), Rows((60,), where="head")]),
+    (True, [LORA, Rows((41, 7), where="head", keep_tied=False)]),
+    (True, [LORA, Rows((7,), where="embeddings", keep_tied=False), Rows((60,), where="head", keep_tied=False)]),
 ]  # fmt: skip
 
 
@@ -87,6 +90,9 @@ def test_peft_reads_what_we_write(tied, methods, tmp_path):
     [
         (False, [Lora(r=4, target_modules=["q_proj", "embed_tokens"]), Rows((7,))]),
         (True, [Lora(r=4, target_modules=["q_proj", "lm_head"]), Rows((7,))]),
+        (True, [LORA, Rows((7,), where="embeddings", keep_tied=False)]),  # peft ties the head's rows to them
+        (True, [LORA, Rows((7,), keep_tied=False)]),
+        (True, [LORA, *(Rows((7,), where=table, keep_tied=False) for table in ("embeddings", "head"))]),
         (True, [Rows((7,)), Rows((9,))]), (False, [LORA, Lora(r=2, target_modules=["k_proj"]), Rows((7,))]),
         (False, [LORA, Rows((7,)), Excitor(adapter_layers=1)]),
     ],
@@ -106,8 +112,7 @@ def test_what_peft_cannot_say_is_not_said_to_be_peft(tied, methods, tmp_path):
 
 @pytest.mark.parametrize(
     ("tied", "change", "reason"),
-    [(True, {"lm_head": [7]}, "ties the two"), (True, {"embed_tokens": [7], "lm_head": [9]}, "ties the two"),
-     (False, {"q_proj": [3]}, "rows are of embed_tokens"), (False, [7, 96], "token-rows"), (False, ["a"], "invalid")],
+    [(False, {"q_proj": [3]}, "rows are of embed_tokens"), (False, [7, 96], "token-rows"), (False, ["a"], "invalid")],
 )  # fmt: skip
 def test_rows_that_are_not_ours_are_refused(tied, change, reason, tmp_path):
     model = tiny.decoder(tiny.config(tied=tied))
