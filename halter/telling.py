@@ -23,7 +23,7 @@ def tell(text: str) -> None:
     """Tell one thing. Never raises: a line that the stream cannot spell is spelt with escapes."""
     logger = logging.getLogger(LOGGER)
     if not logger.handlers:
-        logger.addHandler(_Screen())
+        logger.addHandler(Screen())
         logger.propagate = False
     logger.disabled = False  # which a library's logging.config does to every logger that is there before it
     if logger.level == logging.NOTSET:
@@ -59,7 +59,7 @@ def wrapped(text: str) -> str:
     return "\n".join(textwrap.fill(line, width, subsequent_indent="  ", **folds) for line in text.split("\n"))  # type: ignore[arg-type]
 
 
-class _Screen(logging.Handler):
+class Screen(logging.Handler):
     """Standard error as it is when a line is told."""
 
     def emit(self, record: logging.LogRecord) -> None:
