@@ -27,7 +27,7 @@ FLOOR = {
 WRITER = "halter/files/disk.py"
 FOLDERS = ("halter/files/disk.py", "halter/files/folders.py")
 ONLY_TORCH_LOAD = "halter/files/meta.py"
-FILE_LINES, FUNCTION_LINES, INIT_LINES = 300, 60, 40
+FILE_LINES, FUNCTION_LINES, INIT_LINES = 300, 60, 60
 # File or file::function, with the reason why it may be longer. Keep it short.
 LONGER: dict[str, str] = {}
 
@@ -188,7 +188,7 @@ PLANTED = [
     (writing, "halter/run.py", "torch.save({}, 'f')"),
     (writing, "halter/run.py", "folder.mkdir(parents=True)"),
     (sizes, "halter/run.py", "x = 1\n" * 301),
-    (sizes, "halter/x/__init__.py", "x = 1\n" * 41),
+    (sizes, "halter/x/__init__.py", "x = 1\n" * 61),
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 60),
     (asking, "halter/run.py", "hasattr(model, 'x')"),
 ]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from halter.cli.flags import with_options
 from halter.comparison.options import CompareOptions
-from halter.errors import Refusal
 
 SETTINGS = {"ignore_unknown_options": True}
-NEEDS = (
-    "halter compare --model DIR --train FILE --test FILE --output OUT, or halter compare recipe.yaml --output OUT; "
-    "halter compare --quick needs nothing"
-)
 
 
 @with_options(options=CompareOptions())
@@ -37,52 +32,18 @@ def command(
     """Train several methods on the same rows with the same budget, learning rates chosen on validation rows, scores
     taken on test rows, and write a report. Interrupted, the same command goes on; no finished trial is run twice.
     Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
-    from halter.comparison import start
-    from halter.comparison.engine import compare, tell_unwritable, write_report
-    from halter.files.folders import try_out
-    from halter.files.runs import RunFolder
+    from halter.cli.train import split
+    from halter.comparison.whole import compare
     from halter.telling import tell
 
-    source, section, variants, overrides = _given(arguments or [])
-    if not quick and not source and model is None:
-        raise Refusal("nothing-to-compare", "a comparison needs a model and data", fix=NEEDS)
-    folder = Path(output) if output is not None else RunFolder.next("runs", "compare").path
-    start.refuse_foreign(folder)
-    try_out(folder)
-    chosen = start.options_of(section, options, "compare")
-    if quick:
-        source, chosen = start.quick(chosen, folder / "playground")
-    for (name, key), value in {("model", "path"): model, ("data", "train"): _one_or_all(train)}.items():
-        if value is not None:
-            source[name] = {**_section(source, name), key: value}
-    source = start.overridden(source, overrides)
-    tell_unwritable(tell)
-    tell(f"comparison: {folder}")
-    record = compare(source, chosen, variants, folder, tell)
-    print(_table(record))
-    write_report(record, folder, tell)
-    tell(f"record: {folder / 'record.json'}")
+    recipe, overrides = split(arguments or [])
+    given: dict[str, Any] = vars(options)
+    found = compare(recipe, overrides, model=model, train=train, output=output, quick=quick, **given)
+    print(_table(found.record))
+    tell(f"record: {found.folder / 'record.json'}")
 
 
-def _one_or_all(files: list[str] | None) -> str | list[dict[str, str]] | None:
-    return files[0] if files and len(files) == 1 else [{"path": file} for file in files] if files else None
-
-
-def _section(source: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section as a mapping; `model: DIR` is short for its first key."""
-    found = source.get(name) or {}
-    return dict(found) if isinstance(found, dict) else {"path" if name == "model" else "train": found}
-
-
-def _given(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
-    from halter.cli.train import split
-    from halter.comparison import start
-
-    recipe, overrides = split(arguments)
-    return (*start.read(recipe), overrides) if recipe is not None else ({}, {}, {}, overrides)
-
-
-def _table(record: dict[str, Any]) -> str:
+def _table(record: Mapping[str, Any]) -> str:
     """The record as a person reads it."""
     shares = {"exact": "exact_match", "choice": "choice_accuracy"}
     shown = {head: key for head, key in shares.items() if any(key in row["mean"] for row in record["rows"])}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from halter.cli.train import SETTINGS as SETTINGS
 from halter.cli.train import Data, Methods, as_overrides, begun, split
-from halter.errors import Refusal, together
-from halter.telling import tell
+from halter.errors import together
 
 MISTAKES = 2
 
@@ -34,45 +33,24 @@ def command(
     )
     if resume and recipe is None and model is None and not data:
         recipe = begun(output)
-    if recipe is None and not overrides:
-        from halter.run import doctor
+    from halter.run.asked import doctor
 
-        found = doctor.report()
-        print(json.dumps(found, indent=2) if as_json else doctor.as_text(found))
+    found = doctor(recipe, overrides, resume=resume)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        return 0 if found.fine else MISTAKES
+    if found.machine is not None:
+        from halter.run.doctor import as_text
+
+        print(as_text(found.machine))
         return 0
     from halter.run.describe import describe
-    from halter.run.preflight import Examination, examine
 
-    examined: Examination = examine(recipe, overrides, resume=resume, say=tell, planned=True)
-    if as_json:
-        print(json.dumps(_as_data(examined.problems, examined.waived, examined.looked), indent=2, ensure_ascii=False))
-        return MISTAKES if examined.problems else 0
-    for waived in examined.waived:
+    for waived in found.waived:
         print(f"waived, {waived['id']}: {waived['text']}")
-    if examined.problems:
-        raise together(examined.problems)
-    if examined.job is not None:
-        describe(examined.job, print)
-    print(f"no problem found in: {', '.join(examined.looked)}")
+    if found.problems:
+        raise together(found.problems)
+    if found.job is not None:
+        describe(found.job, print)
+    print(f"no problem found in: {', '.join(found.looked)}")
     return 0
-
-
-def _as_data(
-    problems: tuple[Refusal, ...], waived: tuple[dict[str, str], ...], looked: tuple[str, ...]
-) -> dict[str, Any]:
-    return {
-        "problems": [
-            {
-                "id": problem.id,
-                "what": problem.what,
-                "where": problem.where,
-                "found": problem.found,
-                "expected": problem.expected,
-                "fix": problem.fix,
-                "waivable": problem.waivable,
-            }
-            for problem in problems
-        ],
-        "waived": waived,
-        "looked_at": looked,
-    }

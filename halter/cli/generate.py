@@ -12,7 +12,6 @@ import typer
 
 from halter.cli.flags import with_options
 from halter.cli.progress import Counter
-from halter.cli.words import columns_of
 from halter.errors import Refusal
 from halter.files import folders, writing
 from halter.generation.engine import stream
@@ -21,6 +20,7 @@ from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, too_long, with_system
 from halter.generation.streaming import Generation
 from halter.run.opening import Opened, OpenOptions, find, open_subject
+from halter.run.words import columns_of
 from halter.telling import tell
 
 

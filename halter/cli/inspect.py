@@ -39,8 +39,7 @@ def command(
 
     Exit code 2 where training would stop because of rows.
     """
-    from halter import recipe as recipes
-    from halter.run.inspect import inspect
+    from halter.run.asked import inspect
     from halter.run.inspect_text import Look, render
 
     recipe, overrides = split(arguments or [], data)
@@ -49,8 +48,6 @@ def command(
         raise Refusal(
             "nothing-to-train", "there is nothing to inspect", fix=NEEDS.replace("halter train", "halter inspect")
         )
-    if rows < 0:
-        raise Refusal("usage", f"--rows {rows} is no number of rows", expected="0 or more")
     if html is not None:
         from halter.files.disk import refuse_existing
         from halter.files.folders import try_out
@@ -59,7 +56,7 @@ def command(
         if not is_page(html):
             refuse_existing(html)
         try_out(html)
-    found = inspect(recipes.load(recipe, overrides), rows, row or (), tell)
+    found = inspect(recipe, overrides, rows=rows, row=row or ())
     if html is not None:
         from halter.files.writing import write_text
         from halter.run.inspect_page import page

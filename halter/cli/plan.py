@@ -43,9 +43,9 @@ def command(
     overrides = as_overrides({"model.path": model, "method.name": method}) + overrides
     with patiently("planning: a training step is run on tensors without memory, for every setting that is asked about"):
         from halter.planning.text import as_text
-        from halter.run.planned import plan, read_recipe
+        from halter.run.asked import plan
 
         with Counter("methods tried", 1) as counter:
-            found = plan(read_recipe(recipe, overrides), memory, on, calibrate, tell=counter.of)
+            found = plan(recipe, overrides, memory=memory, on=on, calibrate=calibrate, progress=counter.of)
     print(json.dumps(found.as_dict(), indent=2) if as_json else as_text(found))
     return 0

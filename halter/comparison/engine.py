@@ -60,13 +60,16 @@ def tell_unwritable(say: Say) -> None:
         say(f"warning: no report page will be written, only record.json and the table: {install('report')}")
 
 
-def write_report(record: Mapping[str, Any], output: Path, say: Say) -> None:
-    """The pages beside the record; where the extra for figures is not installed, the record has to do."""
+def write_report(record: Mapping[str, Any], output: Path, say: Say) -> tuple[Path, ...]:
+    """Write the pages beside the record; where the extra for figures is not installed, the record has to do: ()."""
     try:
-        for path in report.write(record, output):
-            say(f"report: {path}")
+        written = tuple(report.write(record, output))
     except Refusal as refusal:
         say(f"no report: {refusal}")
+        return ()
+    for path in written:
+        say(f"report: {path}")
+    return written
 
 
 class Comparison:

@@ -43,9 +43,10 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """(the recipe, its `compare` section, that section's variants) of a YAML file. Refusals ``yaml``, ``recipe``."""
-    document = dict(yaml12.read(path).data)
+def read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(the recipe, its `compare` section, its variants) of a YAML file or a mapping. Refusals ``yaml``, ``recipe``."""
+    path = "recipe" if isinstance(source, Mapping) else source
+    document = dict(source if isinstance(source, Mapping) else yaml12.read(source).data)
     section = document.pop(SECTION, None) or {}
     if not isinstance(section, Mapping):
         raise Refusal("recipe", "compare is a mapping of its options", where=str(path))

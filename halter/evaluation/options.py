@@ -1,8 +1,10 @@
-"""Options of evaluation that several verbs have."""
+"""Options of evaluation that several commands have."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,12 @@ class TaskOptions:
     def task_names(self) -> tuple[str, ...]:
         words = [word.strip() for item in self.tasks for word in item.split(",")]
         return tuple(dict.fromkeys(word for word in words if word))
+
+
+class TaskKeywords(TypedDict, total=False):
+    """The fields of TaskOptions as keyword arguments, for editors; a test holds the two alike."""
+
+    tasks: str | Sequence[str]
+    task_folder: str | None
+    task_limit: int | None
+    fewshot: int | None

@@ -1,4 +1,4 @@
-"""How text is generated, declared once: the arguments of halter.generate, the flags of the verbs and their help."""
+"""How text is generated, declared once: the arguments of halter.generate, the flags of the commands and their help."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, cast
 
-from halter.errors import Refusal
+from halter.errors import Refusal, refuse_unknown
 from halter.numerics.sampling import Rule
 
 
@@ -61,10 +61,7 @@ class GenerationOptions:
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:
         """The options given by name. Refusal ``unknown-option`` names those that do not exist."""
-        known = [f.name for f in fields(cls)]
-        unknown = [name for name in options if name not in known]
-        if unknown:
-            raise Refusal("unknown-option", "generation has no such option", found=unknown, expected=", ".join(known))
+        refuse_unknown(options, [field.name for field in fields(cls)], "generation")
         return cls(**options)
 
     @property

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halter.errors import Refusal
+from halter.errors import Refusal, refuse_unknown
 from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find
 from halter.model.config import ModelConfig
@@ -231,12 +230,7 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0,
     """
     if isinstance(method, str):
         kind = find(method)
-        known = [field.name for field in fields(kind) if field.init]
-        wrong = [name for name in options if name not in known]
-        if wrong:
-            near = {name: get_close_matches(name, known, 1, cutoff=0.5) for name in wrong}
-            wrong = [f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()]
-            raise Refusal("unknown-option", f"{method} has no such option", found=wrong, expected=", ".join(known))
+        refuse_unknown(options, [field.name for field in fields(kind) if field.init], method)
         method = kind(**options)
     methods = [method] if isinstance(method, Method) else list(method)
     return Adapter(base.config, methods, seed).start(base)

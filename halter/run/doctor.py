@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def folders() -> dict[str, dict[str, Any]]:
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
+def as_text(found: Mapping[str, Any]) -> str:
     """The report for people."""
     here, kernel = found["machine"], found["kernels"]
     lines = [

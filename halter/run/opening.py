@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 from halter import recipe as recipes
 from halter.errors import Refusal, Waivers
@@ -57,6 +57,20 @@ class OpenOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise Refusal("open-options", f"--threads {self.threads}: at least one thread computes", fix="leave it out")
+
+
+class OpenKeywords(TypedDict, total=False):
+    """The fields of OpenOptions as keyword arguments, for editors; a test holds the two alike."""
+
+    model: str | None
+    adapter: str | None
+    template: str | None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    quantize: Literal["nf4", "int8", "none"] | None
+    device: str | None
+    offload: Offload
+    threads: int | None
+    allow: str | Sequence[str]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from halter.planning.answer import Answer
 from halter.planning.dry import dry_adapter
 from halter.planning.setting import shape_of
 from halter.pretrained.device import choose_device, choose_dtype
-from halter.recipe import Recipe, load_tolerant
+from halter.recipe import Recipe, load
 from halter.run import checks_machine, estimate
 from halter.run.checks_machine import gib
 from halter.run.prepare import Job
@@ -26,16 +26,15 @@ from halter.training import memory
 NO_DATA = "halter-plan-needs-none.jsonl"
 
 
-def read_recipe(source: str | None, overrides: Sequence[str]) -> Recipe:
+def read_recipe(source: str | Path | Mapping[str, Any] | Recipe | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe, which may name no data. Refusal ``recipe`` for everything else that is wrong with it."""
-    given: Mapping[str, Any] = {} if source is None else yaml12.read(Path(source)).data
+    if isinstance(source, Recipe):
+        return load(source, overrides)
+    given: Any = source if source is None or isinstance(source, Mapping) else yaml12.read(Path(source)).data
     data = given.get("data") if isinstance(given, Mapping) else None
     named = isinstance(data, str) or (isinstance(data, Mapping) and data.get("train") is not None)
     rest = [] if named or any(o.split("=")[0] == "data.train" for o in overrides) else [f'data.train="{NO_DATA}"']
-    recipe, refusal = load_tolerant(source, [*overrides, *rest])
-    if refusal is not None:
-        raise refusal
-    return recipe
+    return load(source, [*overrides, *rest])
 
 
 def from_recipe(recipe: Recipe) -> Setting:

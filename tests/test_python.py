@@ -1,0 +1,191 @@
+"""The commands as Python functions: the same numbers, typed, raising where a command prints and ends."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import typing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from playground_run import finished, recipe, write_rows
+
+import halter
+from halter.cli import main
+from halter.comparison.options import CompareOptions
+from halter.comparison.whole import CompareKeywords
+from halter.evaluation.options import TaskKeywords, TaskOptions
+from halter.generation.options import GenerationOptions
+from halter.playground import base_folder
+from halter.recipe.fields import keys_of
+from halter.run.opening import OpenKeywords, OpenOptions
+from halter.run.scoring import EvaluateKeywords, Scoring
+from tests.compare import small
+
+BASE = str(base_folder())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("python"))
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """What the command prints as JSON; what came before is forgotten."""
+    capsys.readouterr()
+    assert main.run([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        (OpenKeywords, (OpenOptions,)),
+        (TaskKeywords, (TaskOptions,)),
+        (EvaluateKeywords, (Scoring, OpenOptions, GenerationOptions)),
+        (CompareKeywords, (CompareOptions,)),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_keywords_are_the_options(keywords: Any, options: tuple[Any, ...]) -> None:
+    """Names, and types: what a field is, a keyword takes (a sequence or one word where it is a tuple)."""
+    given = typing.get_type_hints(keywords)
+    declared = {key.name: key.type for kind in options for key in keys_of(kind).values()}
+    assert given.keys() == declared.keys()
+    for name, kind in declared.items():
+        if typing.get_origin(kind) is not tuple:
+            assert given[name] == kind, name
+    names = [field.name for kind in options for field in fields(kind)]
+    assert len(names) == len(set(names))  # or one keyword would mean two options
+
+
+def test_evaluate_is_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = write_rows(tmp_path / "held.jsonl", 6, split="test")
+    words = ["--data", str(held), "--questions", "2", "--max-new-tokens", "4"]
+    report = told(capsys, "evaluate", str(run), *words, "--output", str(tmp_path / "one"))
+    found = halter.evaluate(run, held, output=tmp_path / "two", questions=2, max_new_tokens=4)
+    assert capsys.readouterr().out == ""  # results are returned, not printed
+    assert json.loads(json.dumps(found.as_dict())) == report
+    assert report == json.loads((tmp_path / "two" / "report.json").read_text())
+    assert found.folder == tmp_path / "two" and (found.folder / "predictions.jsonl").is_file()
+    assert (found.rows, found.answers, found.learned_tokens) == (6, 2, report["target_tokens"])
+    assert found.adapter is not None and found.adapter.loss == report["adapter"]["loss"]
+    assert found.base.perplexity == pytest.approx(float(torch.tensor(report["base"]["loss"]).double().exp()), rel=1e-5)
+    assert halter.evaluate(BASE, held, questions=0).adapter is None  # and nothing is written for a model
+    with pytest.raises(halter.Refusal) as caught:
+        halter.evaluate(run, held, max_new_token=4)  # type: ignore[call-arg]
+    assert caught.value.id == "unknown-option" and caught.value.found == (
+        "max_new_token (did you mean max_new_tokens?)",
+    )
+
+
+def test_plan_is_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["model.path=llama-3.2-1b", "method.name=qlora", "data.max_length=64"]
+    report = told(capsys, "plan", *keys)
+    found = halter.plan(overrides=keys)
+    mapping = {"model": {"path": "llama-3.2-1b"}, "method": {"name": "qlora"}, "data": {"max_length": 64}}
+    for one in (found, halter.plan(mapping)):
+        same = json.loads(json.dumps(one.as_dict()))
+        assert {**same, "budget": None} == {**report, "budget": None}  # what is free changes while we look
+    assert found.fits == (found.forecast.training.total <= found.budget) and found.choices == ()
+    with pytest.raises(halter.Refusal, match="unknown-device"):
+        halter.plan(overrides=keys, on="abacus")
+
+
+def test_inspect_is_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 5)
+    report = told(capsys, "inspect", "--model", BASE, "--data", str(rows), "--rows", "2")
+    found = halter.inspect({"model": {"path": BASE}, "data": {"train": str(rows)}}, rows=2)
+    assert json.loads(json.dumps(found.as_dict())) == report and len(found.rows) == 2 and not found.stops
+    with pytest.raises(halter.Refusal, match="usage"):
+        halter.inspect(recipe(tmp_path), rows=-1)
+
+
+def test_doctor_returns_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = recipe(tmp_path)
+    found = halter.doctor(good)
+    assert found.fine and found.job is not None and found.job.steps == 2 and "recipe" in found.looked
+    bad = halter.doctor({**good, "method": {"name": "lorra"}, "train": {"learning_rate": -1.0}})
+    assert not bad.fine and any("lorra" in str(problem) for problem in bad.problems)
+    machine = halter.doctor()
+    assert machine.machine is not None and machine.machine["halter"] == halter.__version__
+    assert set(told(capsys, "doctor")) == set(machine.as_dict())
+    assert main.run(["doctor", "--model", "nowhere", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["problems"][0]["found"] is not None
+
+
+def test_compare_is_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = small.source(tmp_path / "source")
+    options: dict[str, Any] = {**small.OPTIONS, "methods": "lora", "seeds": 1, "search_trials": 1, "tokens": 300}
+    test = small.rows(tmp_path / "test.jsonl", 200, 9)
+    found = halter.compare(source, output=tmp_path / "out", test=test, **options)
+    assert capsys.readouterr().out == ""
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert found.folder == tmp_path / "out" and json.loads(json.dumps(found.as_dict())) == record
+    base, lora = found.rows
+    assert (base.trainable, lora.name, lora.status) == (0, "lora", "done") and lora.trainable > 0
+    assert lora.test_loss == record["rows"][1]["mean"]["test_loss"] and lora.scores["exact_match"] >= 0
+    assert all(path.is_file() for path in found.reports)
+    with pytest.raises(halter.Refusal, match="nothing-to-compare"):
+        halter.compare()
+
+
+def test_a_run_folder_is_an_adapter(run: Path) -> None:
+    model, tokenizer = halter.load(BASE, device="cpu", dtype="float32")
+    whole, inner = (halter.load_adapter(place, model) for place in (run, run / "adapter"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), inner.parameters(), strict=True))
+    with pytest.raises(halter.Refusal, match=r"max_new_tokens\?"):
+        halter.generate(model, tokenizer, "hi", whole, max_new_token=3)  # type: ignore[call-arg]
+    with pytest.raises(halter.Refusal, match=r"rank.*\(did you mean|rank"):
+        halter.adapt(model, "lora", rank=3)
+
+
+SCRIPT = """
+import halter
+from halter.methods.lora import Lora
+
+model, tokenizer = halter.load("base", device="cpu")
+adapter = halter.adapt(model, Lora(r=4, alpha=8.0))
+texts: list[str] = [one.text for one in halter.generate(model, tokenizer, "hi", adapter, max_new_tokens=3, stop="x")]
+loss: float | None = halter.evaluate("run", data="rows.jsonl", questions=0, limit=4).base.loss
+bytes_needed: int = halter.plan(overrides=["model.path=llama-3.2-1b"], memory="8GB").forecast.training.total
+texts += [row.text for row in halter.inspect("recipe.yaml", rows=2).rows]
+for problem in halter.doctor("recipe.yaml").problems:
+    texts += [problem.id, *problem.found]
+losses = {row.name: row.test_loss for row in halter.compare(quick=True, seeds=2, methods=("lora",)).rows}
+"""
+WRONG = """
+halter.generate(model, tokenizer, "hi", max_new_token=3)
+halter.evaluate("run", questions="all")
+halter.compare(seed="one")
+Lora(rank=4)
+halter.plan(memory=8).budget.upper()
+"""
+
+
+def test_checkers_read_every_name() -> None:
+    """The package's names come when they are asked for, which no checker follows; it reads imports that never run."""
+    source = Path(halter.__file__).read_text("utf-8")
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    read = {alias.name: one.module for one in block.body if isinstance(one, ast.ImportFrom) for alias in one.names}
+    assert ast.unparse(block.test) == "TYPE_CHECKING" and read == halter._HOME
+
+
+@pytest.mark.nightly  # half a minute, for mypy has torch to read
+def test_a_strict_checker_reads_a_users_script(tmp_path: Path) -> None:
+    """Every right line is accepted, every wrong one found, by mypy --strict."""
+    pytest.importorskip("mypy")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + WRONG)
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--no-error-summary", str(script)]
+    # The checker reads the package's own configuration for libraries without types.
+    root = Path(halter.__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=root)
+    lines = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
+    first = SCRIPT.count("\n") + 2
+    assert lines == set(range(first, first + len(WRONG.strip().splitlines()))), done.stdout
