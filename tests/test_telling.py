@@ -32,9 +32,11 @@ def logger() -> Iterator[logging.Logger]:
     one = logging.getLogger(telling.LOGGER)
     telling.tell("note: before")
     before = [h for h in one.handlers if isinstance(h, telling.Screen)], one.level, one.propagate
-    one.handlers, one.level, one.propagate = [], logging.NOTSET, True
+    one.handlers, one.propagate = [], True
+    one.setLevel(logging.NOTSET)  # not by assigning: the logger keeps which levels it tells until it is set this way
     yield one
-    one.handlers, one.level, one.propagate = before
+    one.handlers, one.propagate = before[0], before[2]
+    one.setLevel(before[1])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from halter.cli.differences import differences, said
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.combine import CombineOptions
@@ -18,7 +19,7 @@ from halter.methods.importers import ImportOptions
 from halter.telling import tell
 
 MISTAKES = 2
-SHOWN_TENSORS = 12
+ONLY_HALTER = "only Halter reads this folder; for other programs: halter adapters convert FOLDER --to peft --output NEW"
 
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Model = Annotated[
@@ -67,7 +68,7 @@ def show(
                 )
                 print(f"{'options':<12}{method['name']}: {options}")
         elif value not in ("", [], {}):
-            print(f"{key:<12}{_said(value)}")
+            print(f"{key:<12}{said(value)}")
 
 
 def diff(
@@ -80,7 +81,7 @@ def diff(
     from halter.run import shelf
 
     found = shelf.difference(shelf.adapter_place(a), shelf.adapter_place(b), model)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _differences(found))
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else differences(found))
 
 
 @with_options(options=CombineOptions())
@@ -126,7 +127,7 @@ def compress(
     adapter = shelf.open_without_weights(folder, model) if opened is None else opened.adapter
     smaller, report = compressed(adapter, place, options)
     record = {"folder": place, **asdict(report)}
-    words = [str(report)]
+    words = [str(report), ONLY_HALTER]
     if opened is not None:
         from halter.evaluation.score import held_out_loss
 
@@ -252,37 +253,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
         lines.append((*cells, row["folder"]))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_said(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _differences(found: dict[str, Any]) -> str:
-    """The comparison as a person reads it: the tensors that differ most, relative to their norm."""
-    if found["equal"]:
-        return "the two adapters are equal"
-    lines = [f"{key}: {_said(a)} | {_said(b)}" for key, (a, b) in found["options"].items()]
-    lines += [f"only in {side.upper()}: {name}" for side in "ab" for name in found[f"only_{side}"][:SHOWN_TENSORS]]
-    lines += [f"{name}: {a} | {b}" for name, (a, b) in found["misshapen"].items()]
-    total = found["total"]
-    lines.append(f"norms {total['norm_a']:.4g} and {total['norm_b']:.4g}, of the difference {total['difference']:.4g}")
-    tensors = sorted(found["tensors"].items(), key=lambda item: -item[1]["difference"] / (item[1]["norm_a"] or 1.0))
-    for name, t in tensors[:SHOWN_TENSORS]:
-        if t["difference"]:
-            words = f"norms {t['norm_a']:.4g} {t['norm_b']:.4g}, difference {t['difference']:.4g}"
-            lines.append(f"  {name}: {words}, cosine {t['cosine']:.4f}")
-    if len(tensors) > SHOWN_TENSORS:
-        lines.append(f"  and {len(tensors) - SHOWN_TENSORS} more (--json has all)")
-    if found["updates"]:
-        low = min(found["updates"], key=lambda name: found["updates"][name])
-        mean = sum(found["updates"].values()) / len(found["updates"])
-        lines.append(f"changes of weights: cosine {mean:.4f} on average, lowest {found['updates'][low]:.4f} at {low}")
-    return "\n".join(lines)
 
 
 COMMANDS = {

@@ -69,16 +69,20 @@ def command(
     opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), tell, opening)
     rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
     adapter = None if asking.base else opened.adapter
-    if len(rows) == asking.n == 1 and output is None and not as_json:
+    if len(rows) == asking.n == 1 and not rows[0][0].later and output is None and not as_json:
         _print_as_it_comes(opened, rows[0][1], options, adapter)
         return
     answers = _answers(opened, [ids for _, ids in rows], asking, options, adapter)
     each = [one for one, _ in rows for _ in range(asking.n)]
+    talks = list(zip(each, ([answer] for answer in answers), strict=True))
+    _later_turns(opened, talks, asking, options, adapter)
     if output is None and not as_json:
-        for one, answer in zip(each, answers, strict=True):
-            print(f"--- {one.origin}\n{answer.text}" + (f" [cut off: {answer.cut_off}]" if answer.cut_off else ""))
+        for one, said in talks:
+            for turn, answer in enumerate(said, 1):
+                head = f"--- {one.origin}" + (f", turn {turn}" if one.later else "")
+                print(f"{head}\n{answer.text}" + (f" [cut off: {answer.cut_off}]" if answer.cut_off else ""))
         return
-    lines = [json.dumps(_record(one, answer), ensure_ascii=False) for one, answer in zip(each, answers, strict=True)]
+    lines = [json.dumps(_record(one, said), ensure_ascii=False) for one, said in talks]
     text = "".join(f"{line}\n" for line in lines)
     if output is None:
         sys.stdout.write(text)
@@ -149,5 +153,31 @@ def _answers(
     return [results[row] for row in range(len(results))]
 
 
-def _record(one: Asked, answer: Generation) -> dict[str, Any]:
-    return {**one.row, "answer": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.tokens)}
+def _later_turns(
+    opened: Opened, talks: Sequence[tuple[Asked, list[Generation]]], asking: Asking, options: GenerationOptions,
+    adapter: Any,
+) -> None:  # fmt: skip
+    """Ask what comes after the first answers, turn by turn, each talk with its own answers in it."""
+    for turn in range(max((len(one.later) for one, _ in talks), default=0)):
+        going = [(one, said) for one, said in talks if len(one.later) > turn and len(said) == turn + 1]
+        put = []
+        for one, said in going:
+            whole = list(one.prompt) if isinstance(one.prompt, list) else []
+            for answer, words in zip(said, one.later):
+                whole += [{"role": "assistant", "content": asking.prefill + answer.text}]
+                whole += [{"role": "user", "content": words}]
+            put.append(replace(one, prompt=whole))
+        once = replace(asking, n=1)
+        rows = _fitting(opened, _encoded(opened, put, once), once, options)
+        kept = {id(one) for one, _ in rows}  # a talk whose next turn does not fit ends here
+        heard = iter(_answers(opened, [ids for _, ids in rows], once, options, adapter))
+        for (_, said), one in zip(going, put, strict=True):
+            if id(one) in kept:
+                said.append(next(heard))
+
+
+def _record(one: Asked, said: Sequence[Generation]) -> dict[str, Any]:
+    """The row with its answer; of several turns ``answers`` in their order, the last one also as ``answer``."""
+    several = {"answers": [answer.text for answer in said]} if one.later else {}
+    tokens = sum(len(answer.tokens) for answer in said)
+    return {**one.row, **several, "answer": said[-1].text, "finish_reason": said[-1].finish_reason, "tokens": tokens}

@@ -104,9 +104,11 @@ def _verb(name: str, arguments: list[str]) -> int:
     import typer
 
     from halter.cli.typed import refuse_misgiven
+    from halter.files.dtype_names import with_long_names
 
     signal.signal(signal.SIGTERM, _terminated)
     usage: Any = typer.BadParameter.__bases__[0]  # every mistake in flags and arguments
+    arguments = with_long_names(arguments)
     whole = built(name)
     seconds = vars(whole).get("commands", {})
     chosen = seconds.get(arguments[0]) if seconds and arguments else whole

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from halter.errors import Refusal
 from halter.evaluation.options import TaskOptions
+from halter.files.dtype_names import long_name
 from halter.model.storages import STORAGES
 
 METHODS = ("full", "lora", "llama_adapter", "llama_adapter_v2", "excitor")
@@ -60,7 +61,7 @@ class CompareOptions(TaskOptions):
     def __post_init__(self) -> None:
         for name in ("methods", "precisions"):
             words = [w.strip() for item in getattr(self, name) for w in str(item).split(",")]
-            object.__setattr__(self, name, tuple(dict.fromkeys(w for w in words if w)))
+            object.__setattr__(self, name, tuple(dict.fromkeys(long_name(w) for w in words if w)))
         wrong = [f"{n}: must be above 0, not {v}" for n, v in self._numbers().items() if v <= 0]
         wrong += [f"{n}: must not be negative" for n in ("questions", "seed") if getattr(self, n) < 0]
         wrong += self.wrong_numbers()

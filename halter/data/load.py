@@ -16,15 +16,18 @@ from halter.data.row_files import EMPTY, Fault
 from halter.data.store import Store, joined
 from halter.data.tokenise import DUPLICATE, Account, Group, Pass
 from halter.data.told import grouped
+from halter.data.turns import UNANSWERED
 from halter.data.workers import useful
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.chat_render import NO_TOOLS, TOOLS_FIX
+from halter.files.chat import LLAMA_3, ChatTemplate
+from halter.files.chat_render import NO_TOOLS
 from halter.files.tokenizer import Tokenizer
 
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
 
 TOO_LONG = "too long"
+MOST_UNANSWERED = 0.1
+"""Share of rows with an empty answer from which on they are no accident."""
 
 Progress = Callable[[int], None]
 
@@ -58,7 +61,7 @@ def load_examples(
     validation = Examples()
     if isinstance(options.validation, str):
         validation = held_out.rows((Source(options.validation),), None)
-    _refuse(options, [load.account, held_out.account])
+    _refuse(options, tokenizer, [load.account, held_out.account])
     report = load.account.report
     if isinstance(options.validation, float):
         train, validation = hold_out(train, options.validation, seed)
@@ -135,18 +138,18 @@ def _nothing(what: str, report: DataReport, options: DataOptions) -> Refusal:
     return Refusal("no-rows", what, found=found, fix=fix)
 
 
-def _refuse(options: DataOptions, accounts: list[Account]) -> None:
+def _refuse(options: DataOptions, tokenizer: Tokenizer, accounts: list[Account]) -> None:
     faults = [fault for account in accounts for fault in account.report.faults]
     long = [fault for account in accounts for fault in account.too_long]
     empty = [Fault(origin, EMPTY) for account in accounts for origin in account.report.empty_at]
     rows = sum(account.report.rows for account in accounts)
-    if faults and options.on_bad == "stop":
+    if stopping(faults, rows) and options.on_bad == "stop":
         raise Refusal(
             "bad-rows",
             f"{len(faults)} of {rows} rows cannot be used",
             found=faults + long + empty,
             groups=grouped([*faults, *(Fault(one.origin, TOO_LONG) for one in long), *empty]),
-            fix=way_out(faults),
+            fix=way_out(faults, tokenizer),
         )
     if long:
         raise Refusal(
@@ -158,12 +161,26 @@ def _refuse(options: DataOptions, accounts: list[Account]) -> None:
         )
 
 
-def way_out(faults: Sequence[Fault]) -> str:
+def stopping(faults: Sequence[Fault], rows: int) -> bool:
+    """Whether these faults keep a run from starting: answers left empty are skipped and counted, as every data set of
+    some thousand rows has a few, unless there are so many that another column may hold the answers."""
+    unanswered = sum(one.kind.startswith(UNANSWERED) for one in faults)
+    return unanswered < len(faults) or unanswered > MOST_UNANSWERED * rows
+
+
+def tools_fix(tokenizer: Tokenizer) -> str:
+    """Which template has a place for tools and can be written with this tokenizer."""
+    if all(tokenizer.token_id(token) is not None for token in LLAMA_3):
+        return "--template llama-3.1 or llama-3 has a place for tools"
+    return "no built-in template for this tokenizer has a place for tools: --template FILE.jinja with one that has"
+
+
+def way_out(faults: Sequence[Fault], tokenizer: Tokenizer) -> str:
     """What to do where these rows keep a run from starting."""
     ids = [fault.kind.startswith(DUPLICATE) for fault in faults]
     keep = "data.id_column=null keeps rows whose ids repeat"
     if all(ids):
         return f"{keep}; data.on_bad=skip leaves them out"
     more = f"; {keep}" if any(ids) else ""
-    more += f"; {TOOLS_FIX}" if any(NO_TOOLS in fault.kind for fault in faults) else ""
+    more += f"; {tools_fix(tokenizer)}" if any(NO_TOOLS in fault.kind for fault in faults) else ""
     return f"data.on_bad=skip (--on-bad skip) leaves them out and counts them{more}"

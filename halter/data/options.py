@@ -71,7 +71,7 @@ class DataOptions:
     plain text and token rows into several, dropping others; or stop and name them. All of it is counted."""
     on_bad: Literal["stop", "skip"] = "stop"
     """Rows that cannot be read or have nothing to learn: stop before the model is loaded and name them all, or skip and
-    count them."""
+    count them. Rows whose answer is empty are skipped either way, where they are fewer than one in ten."""
     id_column: str | None = None
     """A column that must tell the rows of a file apart: a row that repeats an earlier one's value is bad. Not given:
     rows may repeat an id, which is counted and told."""

@@ -137,7 +137,7 @@ class DataReport:
         plain |= {"faults": [str(fault) for fault in self.faults], "supervised_share": self.supervised_share}
         return plain | {"quantiles": {str(key): value for key, value in self.quantiles.items()}}
 
-    def _kinds(self) -> str:
+    def kinds(self) -> str:
         """The most frequent kinds of fault, and where the first stands."""
         kinds = Counter(fault.kind.split(":")[0].split(" at byte")[0] for fault in self.faults)
         words = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))
@@ -149,7 +149,7 @@ class DataReport:
         parts = [*parts, f"lengths: {lengths}, longest {self.longest}"] if lengths else [f"{self.rows} rows read"]
         over = f" (the longest has {self.longest_seen} tokens)"
         for count, words in (
-            (self.bad, f"bad skipped ({self._kinds()})"),
+            (self.bad, f"bad skipped ({self.kinds()})"),
             (self.left_out, "left out by a limit"),
             (self.notes["rejected_dropped"], "marked as bad answers left out"),
             (self.long_dropped, f"too long dropped{over}"),

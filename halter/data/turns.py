@@ -22,6 +22,10 @@ THOUGHT = ("reasoning_content", "reasoning", "thinking")
 """Keys under which an answer's reasoning stands apart from it."""
 
 
+UNANSWERED = "empty "
+"""How the faults of rows begin whose answer is there and says nothing."""
+
+
 class BadRow(ValueError):
     """A row that does not hold what its format says; the text is the kind of fault."""
 

@@ -53,9 +53,10 @@ class Survival:
         bits = BITS[self.kind]
         lines = [f"the update touches no module that is held in {bits}"]
         if self.shares:
-            worst = min(self.shares, key=lambda name: self.shares[name])
+            worst = max(self.shares, key=lambda name: abs(self.shares[name] - 1))
             lines = [
-                f"{self.mean:.1%} of the update survives in {bits} on average, {self.shares[worst]:.1%} at {worst}"
+                f"rounded to {bits} the update is {self.mean:.1%} of what it was on average (100%: unchanged), "
+                f"{self.shares[worst]:.1%} at {worst}"
             ]
         lines.append(f"merged model in {bits} against base + adapter: {self.gap}")
         if self.trained_gap is not None:

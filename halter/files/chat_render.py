@@ -12,7 +12,11 @@ from halter.files.template_sandbox import sandbox
 MAX_SOURCE_CHARS = 1 << 20
 
 NO_TOOLS = "has no place for tools"
-TOOLS_FIX = "--template llama-3.1 or llama-3 has one (data.template), or give a Jinja file that has"
+TOOLS_FIX = (
+    "give a template that has one (data.template): llama-3.1 or llama-3 where the tokenizer has their tokens, else a "
+    "Jinja file"
+)
+
 
 Job = dict[str, Any]  # source, variables, date
 

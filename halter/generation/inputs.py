@@ -23,6 +23,8 @@ class Asked:
     origin: str
     row: Mapping[str, Any]
     prompt: Prompt
+    later: tuple[str, ...] = ()
+    """What is asked after the answer, turn by turn, each with the answers before it (MT-Bench's ``turns``)."""
 
 
 STANDARD_INPUT = "-"
@@ -41,7 +43,7 @@ def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[As
         lines = lines_of(sys.stdin.read() if path == STANDARD_INPUT else read_text(path))
         name = "standard input" if path == STANDARD_INPUT else path
         rows = [(f"{name}:{number}", _row_of(line, path)) for number, line in enumerate(lines, 1) if line.strip()]
-        asked = [Asked(origin, row, said) for origin, row in rows if (said := _prompt(row, columns)) is not None]
+        asked = [_asked(origin, row, said) for origin, row in rows if (said := _prompt(row, columns)) is not None]
         faults = [origin for origin, row in rows if _prompt(row, columns) is None]
     else:
         for found in read_source(path):
@@ -51,13 +53,13 @@ def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[As
             elif prompt is None:
                 faults.append(f"{found[0]}: columns {', '.join(found[1])}")
             else:
-                asked.append(Asked(found[0], found[1], prompt))
+                asked.append(_asked(found[0], found[1], prompt))
     if faults:
         raise Refusal(
             "input-rows",
             "these rows hold no prompt",
             found=faults,
-            expected="prompt, messages, instruction (with input), question, or text",
+            expected="prompt, messages, instruction (with input), question, turns, or text",
             fix="say where it is, e.g. --columns '{prompt: COLUMN}'",
         )
     if not asked:
@@ -81,9 +83,15 @@ def _prompt(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> Prompt
     return prompt_of({ours: row[theirs] for ours, theirs in columns.items() if theirs in row})
 
 
+def _asked(origin: str, row: Mapping[str, Any], prompt: Prompt) -> Asked:
+    turns = row.get("turns") if isinstance(prompt, list) and prompt_of({**row, "turns": None}) is None else None
+    return Asked(origin, row, prompt, tuple(turns[1:]) if turns else ())
+
+
 def prompt_of(row: Mapping[str, Any]) -> Prompt | None:
     """What a row asks: ``messages`` up to the last one that is not the assistant's, ``prompt``, ``instruction`` with
-    ``input`` (and ``system``), ``question`` or ``text``; None where it has none of them."""
+    ``input`` (and ``system``), ``question``, ``text``, or the first of several ``turns``; None where it has none of
+    them."""
     messages = row.get("messages")
     if isinstance(row.get("prompt"), list):
         messages = row["prompt"]
@@ -96,4 +104,8 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt | None:
         turn = {"role": "user", "content": row["instruction"]}
         turn |= {"input": row["input"]} if row.get("input") else {}
         return [*([{"role": "system", "content": row["system"]}] if row.get("system") else []), turn]
-    return next((row[key] for key in ("prompt", "question", "text") if isinstance(row.get(key), str)), None)
+    found = next((row[key] for key in ("prompt", "question", "text") if isinstance(row.get(key), str)), None)
+    asked = row.get("turns")
+    if found is None and isinstance(asked, list) and asked and all(isinstance(turn, str) for turn in asked):
+        return [{"role": "user", "content": asked[0]}]
+    return found

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from halter.errors import Refusal
+from halter.files.dtype_names import long_name
 
 Offload = Literal["none", "layers"]
 
@@ -59,7 +60,7 @@ def choose_dtype(
     older GPU without bf16 bfloat16 becomes float16. Refusal ``unknown-dtype``.
     """
     if asked != "auto":
-        dtype = asked if isinstance(asked, torch.dtype) else _DTYPES.get(asked.removeprefix("torch."))
+        dtype = asked if isinstance(asked, torch.dtype) else _DTYPES.get(long_name(asked))
         if dtype not in set(_DTYPES.values()):
             raise Refusal(
                 "unknown-dtype", f"{asked!r} is no dtype to compute in", expected="auto, " + ", ".join(_DTYPES)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from halter.files.dtype_names import long_name, short_name
+
 NOTHING = object()
 """A converter's answer when the value asks for what happens anyway."""
 
@@ -146,6 +148,8 @@ def _sources(value: Any) -> Any:
 
 TOLERATED: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("train", "max_steps"): lambda v: None if v == -1 and not isinstance(v, bool) else v,
+    ("model", "dtype"): long_name,
+    ("train", "precision"): short_name,
     ("train", "report_to"): _listed,
     ("train", "sample_prompts"): _listed,
     ("train", "activation_checkpointing"): lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v,

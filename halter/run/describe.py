@@ -57,7 +57,7 @@ def lost_rows(job: Job, share: float = 0.0) -> list[str]:
             f"have more than {options.max_length} tokens and are left out: data.on_long=cut, split keep them{longer}",
         ),
         (report.duplicates, "repeat an earlier row and are kept"),
-        (len(report.faults), "cannot be used"),
+        (len(report.faults), f"cannot be used and are skipped ({report.kinds()})"),
         (
             report.as_they_stand if template else 0,
             f"are learned as plain text, without the chat template {template}: data.columns says what is asked and "

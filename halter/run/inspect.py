@@ -11,7 +11,7 @@ import numpy as np
 
 from halter.data.example import Example
 from halter.data.examples import Examples
-from halter.data.load import way_out
+from halter.data.load import stopping, way_out
 from halter.errors import Refusal
 from halter.files.tokenizer import Tokenizer
 from halter.recipe import Recipe
@@ -138,8 +138,10 @@ def inspect(
     data, report = job.data.train, job.data.report
     shown = [_find(job, origin) for origin in chosen] or [data[i] for i in range(min(rows, len(data)))]
     stops = []
-    if report.faults and asked.on_bad == "stop":
-        stops.append(f"{len(report.faults)} of {report.rows} rows cannot be used ({way_out(report.faults)})")
+    if stopping(report.faults, report.rows) and asked.on_bad == "stop":
+        stops.append(
+            f"{len(report.faults)} of {report.rows} rows cannot be used ({way_out(report.faults, job.tokenizer)})"
+        )
     if report.long and asked.on_long == "stop":
         most = job.recipe.data.max_length
         stops.append(

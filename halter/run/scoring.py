@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from halter.data import told
 from halter.data.load import Examples, load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal
@@ -206,6 +207,8 @@ def held_out_rows(
     options = replace(known, train=str(data), validation=None, limit=limit, on_long=policy)
     loaded = load_examples(options, opened.tokenizer, opened.template, seed)
     say(f"rows: {loaded.report}")
+    for line in told.readings(loaded.report.readings, loaded.report.ignored):
+        say(f"rows: {line}")
     if loaded.report.long_dropped:
         left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
         say(f"warning: {left} and are not scored; --on-long cut takes their beginnings")

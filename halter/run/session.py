@@ -131,7 +131,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
     attempt = run.attempt()
     trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))
-    with Display(job.steps, options.logging_steps) as display, Stops(display.say) as stops:
+    with Display(job.steps, options.logging_steps, say) as display, Stops(display.say) as stops:
 
         def log(record: dict[str, Any]) -> None:
             record = {**record, "attempt": attempt}

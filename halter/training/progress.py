@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from halter.telling import quiet
+from halter.telling import quiet, tell
 
 
 class Shows(Protocol):
@@ -22,21 +23,22 @@ class Shows(Protocol):
 
 
 class Display:
-    """Loss, tokens a second, memory and time left; ``every`` steps a plain line where there is no terminal."""
+    """Loss, tokens a second, memory and time left: a bar on a terminal, above which lines are told (rich hands on what
+    goes to standard error meanwhile); elsewhere, and for whoever listens by ``say``, a line after ``every`` steps."""
 
-    def __init__(self, total: int, every: int = 1, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, quiet=quiet())
+    def __init__(self, total: int, every: int = 1, say: Callable[[str], None] = tell) -> None:
+        self.say, console = say, Console(file=sys.stderr)
         self.total, self.start, self.every = total, 0, max(1, every)
         self.began = 0.0  # when the first step was over; what came before it says nothing about the rest
         self.bar: Progress | None = None
-        if self.console.is_terminal:
+        if console.is_terminal and say is tell and not quiet():
             self.bar = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=24),
                 TextColumn("loss {task.fields[loss]:.4f}"),
                 TextColumn("{task.fields[speed]:,.0f} tok/s  {task.fields[memory]:.2f} GB"),
                 TimeRemainingColumn(),
-                console=self.console,
+                console=console,
             )
 
     def __enter__(self) -> Display:
@@ -72,7 +74,3 @@ class Display:
                 f"step {number}/{self.total}  loss {loss:.4f}  lr {record['learning_rate']:.2e}  "
                 f"{speed:,.0f} tok/s  {memory:.2f} GB" + ("" if left is None else f"  {left:.0f} s left")
             )
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

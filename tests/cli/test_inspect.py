@@ -156,7 +156,7 @@ def test_rows_by_their_origin(model: str, tmp_path: Path, capsys: pytest.Capture
     assert [row.origin for row in found.rows] == [f"{path}:77", f"{path}:3"]
     assert "Say 76" in found.rows[0].text
     command = ["inspect", "--model", model, "--data", path, "--data.template", "alpaca", "--row", "a.jsonl:121"]
-    assert main.run(command) == 2
+    assert main.run(command) == 2  # the row asked for cannot be shown; training would skip it
     assert "a.jsonl:121: empty output" in capsys.readouterr().err
 
 

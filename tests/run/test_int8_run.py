@@ -6,11 +6,14 @@ import json
 
 import pytest
 import torch
+from bounds import PROMISE, assert_same, summing, unit
 
 import halter
 from halter.cli.main import run as command
-from halter.export.merge import merge
+from halter.export.merge import merge, sample_rows
 from halter.export.requantise import merge_quantised
+from halter.files.tensors import read_tensors
+from halter.files.tokenizer import Tokenizer
 from halter.methods.storage import load_adapter
 from halter.model.places import LINEARS
 from halter.model.storages import held_in
@@ -21,6 +24,50 @@ from halter.run.opening import OpenOptions, find, open_subject
 from halter.run.preflight import examine
 
 TOKENS = torch.arange(3, 43).view(2, 20)
+
+
+class Exact:
+    """transformers in float64: the same rows, the adapter's products added to the weights that are told; and what a
+    float32 forward of ours may be off (bounds.PROMISE of the largest logit)."""
+
+    def __init__(self, base, adapter, held=None):
+        """``held``: the model whose 8-bit weights stand in the place of the checkpoint's, each first shown to be the
+        nearest code to it."""
+        transformers = pytest.importorskip("transformers")
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+        tensors = read_tensors(adapter / "adapter_model.safetensors")
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        for name, module in self.model.named_modules():
+            if not isinstance(module, torch.nn.Linear) or not name.startswith("model.layers."):
+                continue
+            _, _, layer, *_, place = name.split(".")
+            weight = module.weight.data
+            if held is not None:
+                linear = held.module(int(layer), place)
+                kept = linear.codes.double() * linear.absmax.double()[:, None] / 127
+                step = linear.absmax.double()[:, None] / 127
+                assert torch.all((kept - weight).abs() <= step / 2 * (1 + 1e-5))  # rounded once, in float32
+                weight = kept
+            a, b = (tensors.get(f"base_model.model.{name}.lora_{x}.weight") for x in "AB")
+            if a is not None:
+                weight = weight + config["lora_alpha"] / config["r"] * (b.double() @ a.double())
+            module.weight.data = weight
+
+    def __call__(self, tokens):
+        with torch.no_grad():
+            return self.model(torch.as_tensor(tokens)).logits
+
+    @staticmethod
+    def off(logits):
+        """What one of our logits may be off."""
+        return PROMISE * float(logits.abs().max())
+
+
+def divergence(wanted, got):
+    """Mean KL(wanted || got) in nats of two lists of float64 logits [T, V], and the largest difference of logits."""
+    a, b = torch.cat(wanted).log_softmax(-1), torch.cat(got).log_softmax(-1)
+    apart = (torch.cat(wanted) - torch.cat(got)).abs().max()
+    return float((a.exp() * (a - b)).sum(-1).mean()), float(apart)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +108,12 @@ def test_it_learns_and_remembers_how_its_base_was_held(trained, base):
     with torch.no_grad():
         wanted = small(TOKENS, adapter=load_adapter(run / "adapter", small))
         assert torch.equal(opened.model(TOKENS, adapter=opened.adapter), wanted)
+        assert_same(wanted, Exact(base, run / "adapter", small)(TOKENS))
         dense = open_subject(find(str(run)), lambda _: None, OpenOptions(quantize="none"))
         assert held_in(dense.model) is None
-        away = (dense.model(TOKENS, adapter=dense.adapter) - wanted).norm() / wanted.norm()
-    # A weight is off by 0.9 % where its column's largest is four times the usual: ten products in a row, 3 %, doubled.
-    assert 1e-6 < float(away) < 0.06
+        far = dense.model(TOKENS, adapter=dense.adapter)
+    assert_same(far, Exact(base, run / "adapter")(TOKENS))
+    assert not torch.equal(far, wanted)  # 8 bits are not the weights themselves
     assert digest_model(small) == before
 
 
@@ -85,10 +133,19 @@ def test_it_merges_into_wide_weights(trained, base, tmp_path, into):
     small = load_model(base, "float32", "int8", "cpu")
     adapter = load_adapter(trained[0] / "adapter", small)
     report = merge(small, adapter, tmp_path / "m", base=into, source=base)
-    assert report.gap.largest < 1e-3
-    assert report.trained_gap.kl < 4e-3  # half the square of logits off by a few hundredths; NF4 is ten times as far
-    if into == "dequantised":
-        assert report.trained_gap.kl < 1e-8
+    rows = sample_rows(Tokenizer.from_folder(base), small.config)
+    trained_as = Exact(base, trained[0] / "adapter", small)
+    merged_as = trained_as if into == "dequantised" else Exact(base, trained[0] / "adapter")
+    wanted, got = ([exact([row])[0] for row in rows] for exact in (trained_as, merged_as))
+    off = max(Exact.off(torch.cat(got)), Exact.off(torch.cat(wanted)))
+    assert report.gap.largest <= 2 * off  # two forwards of ours with the same weights
+    kl, apart = divergence(wanted, got)
+    # Where logits are d apart, the divergence moves by |p - q| <= d for each unit that d or p's logits move (off,
+    # twice); then it is summed over the vocabulary in float32.
+    vocabulary = got[0].shape[-1]
+    summed = summing(vocabulary) * apart + 2 * unit(torch.float32) * float(torch.cat(got).abs().max())
+    assert abs(report.trained_gap.kl - kl) <= 4 * off * (apart + 2 * off) + 2 * summed
+    assert (kl > 100 * off * off) == (into == "original")
     assert "the quantised model that was trained" in str(report)
 
 
@@ -125,7 +182,7 @@ def test_a_small_update_survives_8_bits_where_4_lose_it(base, tmp_path):
                 slot.piece.b.mul_(0.01 * weight.norm() / update.norm())
         survival = merge_quantised(model, adapter, tmp_path / kind, kind, base="dequantised", source=base)
         share[kind] = survival.mean
-        assert f"survives in {'8' if kind == 'int8' else '4'} bits on average" in str(survival)
+        assert f"rounded to {'8' if kind == 'int8' else '4'} bits the update is" in str(survival)
     assert share["nf4"] < 0.25 < 0.5 < share["int8"] < 1.3
 
 
