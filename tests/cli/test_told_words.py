@@ -111,7 +111,17 @@ def test_turns_are_asked_in_their_order_with_the_answers(place: Path, tmp_path: 
     turns = [["Where is Anna?", "And Ben?", "Why?"], ["What is two and two?"], ["Who?", "When?"]]
     file = tmp_path / "mt.jsonl"
     file.write_text("".join(json.dumps({"question_id": n, "turns": t}) + "\n" for n, t in enumerate(turns)))
-    words = ["generate", str(place / "two"), "--input", str(file), "--max-new-tokens", "6", "--dtype", "float32", "--json"]
+    words = [
+        "generate",
+        str(place / "two"),
+        "--input",
+        str(file),
+        "--max-new-tokens",
+        "6",
+        "--dtype",
+        "float32",
+        "--json",
+    ]
     assert main.run(words) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     model, tokenizer = load(BASE, "float32", say=lambda _: None)
