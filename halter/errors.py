@@ -21,6 +21,7 @@ WAIVABLE: dict[str, str] = {
     "untrained-tokens": "the chat template needs tokens that the base has never been trained on",
     "row-memory": "by our estimate the longest row does not fit into memory",
     "learning-rate": "the learning rate is more than fifty times the method's own",
+    "run-data-differs": "a run goes on with other rows than it has learned from so far",
     "disk-space": "there is less room on the disk than three checkpoints take",
 }
 """{id: what is passed over}: every refusal that ``checks.allow`` may waive. Bytes that are damaged have no waiver."""

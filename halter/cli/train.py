@@ -54,7 +54,7 @@ def command(
     overrides = (
         as_overrides({"model.path": model, "data.train": data, "method.name": method, "output_dir": output}) + overrides
     )
-    if resume and recipe is None and model is None and not data:
+    if resume and recipe is None and model is None:  # --data: the same rows may lie elsewhere by now
         recipe = begun(output)
     if recipe is None and not overrides:
         raise Refusal("nothing-to-train", "training needs a model and data", fix=NEEDS)

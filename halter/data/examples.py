@@ -77,6 +77,24 @@ class Examples(Sequence[Example]):
         """16 bytes for each row's tokens, dtype S16 [rows]: equal for equal rows."""
         return self._store.digests[self._rows]
 
+    def marks(self) -> np.ndarray:
+        """24 bytes for each row, uint8 [rows, 24]: equal where tokens, what is learned of them, and weight are."""
+        store, count = self._store, len(self)
+        parts = store.digests[self._rows], store.checks[self._rows], store.weights[self._rows].astype("<f4")
+        flat = [np.ascontiguousarray(part).view(np.uint8).reshape(count, part.itemsize) for part in parts]
+        return np.concatenate(flat, axis=1)
+
+    def files(self) -> dict[str, np.ndarray]:
+        """{file: the numbers of its rows here, int64 and ascending}, in the order in which the files come."""
+        names = self._store.name_of[self._rows]
+        order = np.argsort(names, kind="stable")
+        found, starts = np.unique(names[order], return_index=True)
+        held: dict[str, list[np.ndarray]] = {}
+        for number, at in zip(found.tolist(), np.split(order, starts[1:])):
+            before, _ = self._store.names[number]
+            held.setdefault(before[:-1] if before.endswith((":", "[")) else before, []).append(at)
+        return {name: np.sort(np.concatenate(parts)) for name, parts in held.items()}
+
 
 class Builder:
     """Takes rows one by one. ``put``, where given, takes every PIECE_BYTES of them out of memory."""

@@ -17,6 +17,7 @@ from halter.files.locks import held as hold
 from halter.files.nearby import inside, similar
 from halter.files.runs import RECIPE, RunFolder
 from halter.recipe import Recipe
+from halter.run import same_data
 
 MAY_CHANGE = (
     "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.report_to", "train.save_steps",
@@ -48,14 +49,15 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
     if run.begun:
         old = recipes.as_data(recipes.load(run.recipe))
         new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
-        changed = [key for key in _changes(old, new) if not key.startswith(MAY_CHANGE)]
+        free = (*MAY_CHANGE, *same_data.moved(run, old["data"], new["data"]))
+        changed = [key for key in _changes(old, new) if not key.startswith(free)]
         if changed and run.checkpoints():
             raise Refusal(
                 "run-differs",
                 "this folder holds a run of another recipe",
                 where=str(run.path),
                 found=changed,
-                expected="on resume only these may change: " + ", ".join(MAY_CHANGE),
+                expected="on resume only these may change: " + ", ".join(MAY_CHANGE) + ", and where the same rows lie",
                 fix="give another --output, or the recipe.yaml of that folder",
             )
     elif run.path.is_dir() and {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}:

@@ -26,7 +26,7 @@ from halter.pretrained.bnb import storing
 from halter.pretrained.device import choose_device, choose_dtype, streams
 from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
-from halter.run import checks_data, checks_machine, checks_shapes, estimate
+from halter.run import checks_data, checks_machine, checks_shapes, estimate, same_data
 from halter.run.cautions import rate_problem
 from halter.run.findings import Findings
 from halter.run.output import as_begun, open_run
@@ -92,6 +92,8 @@ def examine(
     job = _looked_at(recipe, findings, say, planned)
     if not unusable:
         findings.attempt(open_run, recipe if job is None else job.recipe, resume, None if job is None else job.steps)
+    if resume and job is not None:
+        findings.take(same_data.changes(job, say))
     waived = tuple(findings.waivers.facts())
     job = None if job is None else replace(job, waived=waived)
     recipe = recipe if job is None else job.recipe

@@ -25,6 +25,7 @@ from halter.numerics import allocation, denormals, threads
 from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import Recipe
+from halter.run import same_data
 from halter.run.describe import describe
 from halter.run.ends import last_words, refuse_broken_base, refuse_nothing_learnt, result
 from halter.run.keeper import Keeper
@@ -97,7 +98,7 @@ def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     written = run.put(RECIPE, recipes.dump(recipes.with_output(recipe, str(run.path))))
     if run.users_recipe is not None:
         say(f"note: {run.users_recipe} is yours and stays as it is; what this run trains by is in {written}")
-    run.put("data.json", job.data.report.as_dict())
+    run.put(same_data.FILE, same_data.record(run, job))
     if job.waived:
         run.put("waived.json", list(job.waived))
     try:
