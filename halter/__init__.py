@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 import_module("halter.waiting")  # before torch is loaded
 _HOME = {
     **dict.fromkeys(("HalterError", "Refusal"), "halter.errors"),
+    **dict.fromkeys(("Callback", "StopTraining"), "halter.training.callbacks"),
     "adapt": "halter.methods.adapter",
     "compare": "halter.comparison.whole",
     **dict.fromkeys(("doctor", "inspect", "plan"), "halter.run.asked"),
@@ -39,6 +40,8 @@ if TYPE_CHECKING:  # what editors and checkers read; a test holds it to the tabl
     from halter.run.asked import inspect as inspect
     from halter.run.asked import plan as plan
     from halter.run.scoring import evaluate as evaluate
+    from halter.training.callbacks import Callback as Callback
+    from halter.training.callbacks import StopTraining as StopTraining
 
 
 def __getattr__(name: str) -> Any:

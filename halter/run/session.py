@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from halter import recipe as recipes
-from halter.data.example import Example
 from halter.errors import HalterError
 from halter.files.runs import RECIPE, THREADS, RunFolder
 from halter.files.unwritten import Unwritten
@@ -26,8 +24,9 @@ from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run import same_data
+from halter.run.course import Course
 from halter.run.describe import describe
-from halter.run.ends import last_words, refuse_broken_base, refuse_nothing_learnt, result
+from halter.run.ends import last_words, refuse_nothing_learnt, result
 from halter.run.keeper import Keeper
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
@@ -37,12 +36,10 @@ from halter.run.signals import Stopped, Stops
 from halter.run.watch import Watch
 from halter.telling import tell
 from halter.training import memory, optimizers, schedule
+from halter.training.callbacks import Callback, Callbacks, Ended, StopTraining
 from halter.training.frozen import keep_frozen
 from halter.training.guards import Guards
-from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
-from halter.training.offload import offloaded
 from halter.training.progress import Display
-from halter.training.room import Room
 from halter.training.trackers import open_trackers
 from halter.training.trainee import Trainee
 
@@ -58,13 +55,17 @@ def train(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    callbacks: Sequence[Callback] = (),
     say: Say = tell,
 ) -> Path | None:
     """Train what the recipe says; returns the run folder, whose ``adapter/`` is the result (None on a dry run).
 
-    ``source`` is a YAML file, a mapping or a Recipe. Refusals come before the base is loaded; a failure in training
+    ``source`` is a YAML file, a mapping or a Recipe. ``callbacks`` hear what happens (halter.Callback) and end it
+    by raising StopTraining; the run folder then holds a checkpoint and no result. ``say`` takes what people are told,
+    instead of standard error. Refusals come before the base is loaded; a failure in training
     leaves its traceback in the run folder's log and raises HalterError.
     """
+    listeners = Callbacks(callbacks)
     job = ready(source, overrides, resume=resume, say=say)
     recipe = job.recipe
     run = open_run(recipe, resume, job.steps)
@@ -79,7 +80,7 @@ def train(
         if chosen.remarkable():
             say(chosen.words())
         run.put(THREADS, chosen.facts())
-        _whole(job, run, resume, say)
+        _whole(job, run, resume, say, listeners)
     return run.path
 
 
@@ -90,7 +91,7 @@ def _threads(job: Job, run: RunFolder, resume: bool) -> threads.Threads:
     return threads.choose(options.threads, recorded, look=not (options.deterministic or (resume and run.begun)))
 
 
-def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
+def _whole(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callbacks) -> None:
     """What the run folder says of the run, and the run."""
     recipe = job.recipe
     run.sweep()
@@ -102,7 +103,7 @@ def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     if job.waived:
         run.put("waived.json", list(job.waived))
     try:
-        _train(job, run, resume, say)
+        _train(job, run, resume, say, callbacks)
     except Unwritten as error:
         raise error.then(f"halter train --resume --output {run.path}") from error
     except (HalterError, KeyboardInterrupt):
@@ -113,7 +114,7 @@ def _whole(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
         raise
 
 
-def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
+def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callbacks) -> None:
     options, began = job.recipe.train, time.monotonic()
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -121,15 +122,8 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     memory.load_libraries(job.recipe.model.quantize, job.recipe.model.device)
     before = memory.peak_memory_bytes()
     model = _load_base(job, say)
-    adapter = new_adapter(job, model, say)
-    share = adapter.num_trainable / job.config.num_parameters
-    say(f"trainable: {adapter.num_trainable:,} ({share:.4%} of the base's {job.config.num_parameters:,})")
-    if share > MANY and all(method.name() != "full" for method in adapter.methods):
-        say("warning: that is a large part of so small a base; a smaller method.r trains less")
-    trainee = new_trainee(job, adapter, say)
-    tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
-    keep = "off" if options.neftune_noise_alpha else options.cache_frozen  # noise changes what layers give every time
-    trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
+    trainee = _begin(job, model, say)
+    adapter = trainee.adapter
     attempt = run.attempt()
     trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))
     with Display(job.steps, options.logging_steps, say) as display, Stops(display.say) as stops:
@@ -149,11 +143,19 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
             display.begin(trainee.step)
             keeper.carry_on(job.steps, say)
         try:
-            checkpointing, roomy = _steps(job, model, trainee, watch, keeper, stops, log, display.say)
+            course = Course(job, model, trainee, watch, keeper, stops, log, display.say, callbacks)
+            checkpointing, roomy = course.run()
+        except StopTraining:
+            keeper.stop()
+            return
         except Stopped as stop:
             with suppress(Stopped), stops.last():  # a second signal does not wait for the checkpoint
                 keeper.stop()
             raise stop.as_exit() from None
+        except Exception:
+            if callbacks.failed:  # between steps, where everything is whole
+                keeper.stop()
+            raise
     refuse_nothing_learnt(trainee)
     watch.keep_best(lambda: new_adapter(job, model))
     for line in last_words(trainee):
@@ -169,63 +171,22 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say) -> None:
     say(planned_and_measured(job, model, checkpointing, roomy, before))
     say(f"saved: {run.adapter}{result(trainee, time.monotonic() - began)}")
     say(f"next: halter chat {run.path}; halter evaluate {run.path} --data TEST; halter merge {run.path} --output DIR")
+    callbacks.tell("on_end", lambda: Ended(trainee.step, run.adapter))
 
 
-def _steps(
-    job: Job,
-    model: Decoder,
-    trainee: Trainee,
-    watch: Watch,
-    keeper: Keeper,
-    stops: Stops,
-    log: Callable[[dict[str, Any]], None],
-    say: Say,
-) -> tuple[bool, bool]:
-    """Every step that is left, with what happens between them; whether activations are computed again, and whether
-    there is room to keep freed memory."""
+def _begin(job: Job, model: Decoder, say: Say) -> Trainee:
+    """The untrained adapter with all that trains it, and a word on its size."""
     options = job.recipe.train
-    largest = job.config, job.micro_tokens, model.dtype.itemsize, model.device
-    roomy = memory.roomy(*largest, trainee.adapter.num_trainable)
-    auto = memory.needs_checkpointing(*largest, trainee.adapter)
-    checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
-
-    def alarm(alarm: Alarm) -> None:
-        log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
-             "rows_before": alarm.rows_before})  # fmt: skip
-        keeper.alarm(alarm)
-        if alarm.record.trouble == "non-finite" and trainee.guards.first is None:
-            refuse_broken_base(model, str(job.folder))
-
-    evaluate_at = _every(options.eval_steps, job)
-    events = Events(
-        log=log,
-        evaluate=watch.look if watch.has_work else None,
-        save=lambda step: keeper.save(step, options.save_total_limit),
-        evaluate_at=evaluate_at,
-        save_at=_every(options.save_steps, job),
-        alarm=alarm,
-        whole=stops.whole,
-    )
-    if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and watch.look(trainee.step):
-        return checkpointing, roomy  # a stop came between a step and its evaluation
-    room = Room(say)
-    offload = offloaded(model, [trainee.adapter], options.offload_activations, say)
-    with allocation.kept(roomy), offload:
-        if (rows := _largest_pass(job, trainee.step)) is not None:
-            rehearse(model, trainee, rows, checkpointing, room)
-        train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
-    return checkpointing, roomy
-
-
-def _largest_pass(job: Job, done: int) -> list[Example] | None:
-    """The micro-batch with the longest row; None where the next step begins with it, or no step is left."""
-    data = job.data.train
-    plan = job.plan(0)
-    longest = int(np.argmax(np.where(data.targets > 0, data.lengths, 0)))
-    step = plan.holding(longest)
-    if done >= job.steps or step is None or step == done:
-        return None
-    return [data[row] for row in plan[step][0]]
+    adapter = new_adapter(job, model, say)
+    share = adapter.num_trainable / job.config.num_parameters
+    say(f"trainable: {adapter.num_trainable:,} ({share:.4%} of the base's {job.config.num_parameters:,})")
+    if share > MANY and all(method.name() != "full" for method in adapter.methods):
+        say("warning: that is a large part of so small a base; a smaller method.r trains less")
+    trainee = new_trainee(job, adapter, say)
+    tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
+    keep = "off" if options.neftune_noise_alpha else options.cache_frozen  # noise changes what layers give every time
+    trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
+    return trainee
 
 
 def _load_base(job: Job, say: Say) -> Decoder:
@@ -279,11 +240,3 @@ def new_trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
         adapter, optimizer, share, scaler, options.max_grad_norm, options.seed, guards=guards,
         smoothing=options.label_smoothing_factor, noise=options.neftune_noise_alpha,
     )  # fmt: skip
-
-
-def _every(asked: float | None, job: Job) -> Callable[[int], bool]:
-    """After which steps something is due: every ``asked`` (a share below 1), or after every epoch; always the last."""
-    if asked is None:
-        return epoch_ends(job.plan, job.steps).__contains__
-    stride = max(1, round(asked * job.steps)) if asked < 1 else int(asked)
-    return lambda step: step % stride == 0 or step == job.steps

@@ -90,6 +90,8 @@ class Events:
 
     log: Callable[[dict[str, Any]], None]
     """One record a step and trainee, as metrics.jsonl has it."""
+    after: Callable[[int], None] = field(default=lambda _: None)
+    """Step n is whole and logged; what it raises ends training there."""
     evaluate: Callable[[int], bool] | None = None
     """Look at every trainee after n steps; whether training shall end."""
     save: Callable[[int], None] | None = None
@@ -141,6 +143,7 @@ def train_loop(
                     if ends:
                         raise HalterError(_why(record, number, trainees[i].guards.skipped, named))
                 before[i] = rows
+        events.after(number)
         if events.evaluate is not None and events.evaluate_at(number) and events.evaluate(number):
             break
         if events.save is not None and events.save_at(number):

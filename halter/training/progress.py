@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -12,6 +12,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from halter.telling import quiet, tell
+
+MEASURED = 3
+"""Steps whose time is taken before the rest is foretold."""
+
+
+def expected(left: int, seconds: Sequence[float]) -> str:
+    """How long ``left`` more steps take at the pace of those that took ``seconds``."""
+    each = sum(seconds) / len(seconds)
+    return (
+        f"time: about {in_words(left * each)} more: {left} steps x {each:.2g} s, measured over steps 2 to "
+        f"{1 + len(seconds)}; evaluations and checkpoints come on top"
+    )
+
+
+def in_words(seconds: float) -> str:
+    """40 s, 3 min, 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Shows(Protocol):
@@ -29,6 +48,7 @@ class Display:
     def __init__(self, total: int, every: int = 1, say: Callable[[str], None] = tell) -> None:
         self.say, console = say, Console(file=sys.stderr)
         self.total, self.start, self.every = total, 0, max(1, every)
+        self.seconds: list[float] = []
         self.began = 0.0  # when the first step was over; what came before it says nothing about the rest
         self.bar: Progress | None = None
         if console.is_terminal and say is tell and not quiet():
@@ -63,6 +83,7 @@ class Display:
         """Show one step's record."""
         number, loss, speed = record["step"], record["loss"], record["tokens_per_second"]
         memory = record["peak_memory_bytes"] / 1e9
+        self._foretell(number, record)
         if number == self.start + 1:
             self.began = time.monotonic()
         if self.bar is not None:
@@ -74,3 +95,11 @@ class Display:
                 f"step {number}/{self.total}  loss {loss:.4f}  lr {record['learning_rate']:.2e}  "
                 f"{speed:,.0f} tok/s  {memory:.2f} GB" + ("" if left is None else f"  {left:.0f} s left")
             )
+
+    def _foretell(self, number: int, record: dict[str, Any]) -> None:
+        """Once, after the first steps, how long the others will take; the very first one, which warms up, left out."""
+        at, left = number - self.start, self.total - number
+        if 1 < at <= 1 + MEASURED and record["tokens_per_second"]:
+            self.seconds.append(record["tokens"] / record["tokens_per_second"])
+            if at == 1 + MEASURED and left >= MEASURED:
+                self.say(expected(left, self.seconds))

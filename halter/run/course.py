@@ -1,0 +1,125 @@
+"""The steps of a run and what happens between them: evaluations, checkpoints, alarms, callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from halter.data.example import Example
+from halter.model.decoder import Decoder
+from halter.numerics import allocation
+from halter.run.ends import refuse_broken_base
+from halter.run.keeper import Keeper
+from halter.run.prepare import Job, Say
+from halter.run.signals import Stops
+from halter.run.watch import Watch
+from halter.training import memory
+from halter.training.callbacks import Callbacks, Evaluated, Saved, Started, StopTraining, stepped
+from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
+from halter.training.offload import offloaded
+from halter.training.room import Room
+from halter.training.trainee import Trainee
+
+
+@dataclass
+class Course:
+    """One run under way. ``last``: the newest step's record, as metrics.jsonl has it."""
+
+    job: Job
+    model: Decoder
+    trainee: Trainee
+    watch: Watch
+    keeper: Keeper
+    stops: Stops
+    log: Callable[[dict[str, Any]], None]
+    say: Say
+    callbacks: Callbacks
+    last: dict[str, Any] | None = None
+
+    def run(self) -> tuple[bool, bool]:
+        """Every step that is left; whether activations are computed again, and whether there is room to keep freed
+        memory."""
+        job, model, trainee, watch = self.job, self.model, self.trainee, self.watch
+        options = job.recipe.train
+        largest = job.config, job.micro_tokens, model.dtype.itemsize, model.device
+        roomy = memory.roomy(*largest, trainee.adapter.num_trainable)
+        auto = memory.needs_checkpointing(*largest, trainee.adapter)
+        checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
+        evaluate_at = _every(options.eval_steps, job)
+        events = Events(
+            log=self._log,
+            after=self._after,
+            evaluate=self._look if watch.has_work else None,
+            save=self._save,
+            evaluate_at=evaluate_at,
+            save_at=_every(options.save_steps, job),
+            alarm=self._alarm,
+            whole=self.stops.whole,
+        )
+        try:
+            self.callbacks.tell("on_start", lambda: Started(self.keeper.run.path, trainee.step, job.steps))
+            if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and self._look(trainee.step):
+                return checkpointing, roomy  # a stop came between a step and its evaluation
+            room = Room(self.say)
+            offload = offloaded(model, [trainee.adapter], options.offload_activations, self.say)
+            with allocation.kept(roomy), offload:
+                if (rows := _largest_pass(job, trainee.step)) is not None:
+                    rehearse(model, trainee, rows, checkpointing, room)
+                train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
+        except StopTraining as stop:
+            if not stop.finish or trainee.step == 0:
+                raise
+            if watch.has_work:
+                watch.look(trainee.step)
+            self.keeper.save(trainee.step, options.save_total_limit)
+        return checkpointing, roomy
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.last = record
+        self.log(record)
+
+    def _after(self, step: int) -> None:
+        record = self.last
+        if record is not None and record["step"] == step:
+            self.callbacks.tell("on_step", lambda: stepped(record, self.job.steps))
+
+    def _look(self, step: int) -> bool:
+        before = self.watch.found.looked
+        over = self.watch.look(step)
+        found = self.watch.found
+        if before != step and self.job.data.validation:
+            self.callbacks.tell("on_evaluate", lambda: Evaluated(step, found.last, found.best))
+        return over
+
+    def _save(self, step: int) -> None:
+        self.keeper.save(step, self.job.recipe.train.save_total_limit)
+        self.callbacks.tell("on_save", lambda: Saved(step, self.keeper.run.checkpoints()[-1][1]))
+
+    def _alarm(self, alarm: Alarm) -> None:
+        self.log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
+                  "rows_before": alarm.rows_before})  # fmt: skip
+        self.keeper.alarm(alarm)
+        if alarm.record.trouble == "non-finite" and self.trainee.guards.first is None:
+            refuse_broken_base(self.model, str(self.job.folder))
+
+
+def _largest_pass(job: Job, done: int) -> list[Example] | None:
+    """The micro-batch with the longest row; None where the next step begins with it, or no step is left."""
+    data = job.data.train
+    plan = job.plan(0)
+    longest = int(np.argmax(np.where(data.targets > 0, data.lengths, 0)))
+    step = plan.holding(longest)
+    if done >= job.steps or step is None or step == done:
+        return None
+    return [data[row] for row in plan[step][0]]
+
+
+def _every(asked: float | None, job: Job) -> Callable[[int], bool]:
+    """After which steps something is due: every ``asked`` (a share below 1), or after every epoch; always the last."""
+    if asked is None:
+        return epoch_ends(job.plan, job.steps).__contains__
+    stride = max(1, round(asked * job.steps)) if asked < 1 else int(asked)
+    return lambda step: step % stride == 0 or step == job.steps
