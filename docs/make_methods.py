@@ -78,6 +78,14 @@ NOTES: dict[str, str] = {
         "encoder as wide as the model has three of its squares). What is saved, and what answers, is K vectors, as for "
         "prompt_tuning."
     ),
+    "loha": (
+        "As LoRA, with updates of a far higher rank for as many parameters. Training makes each update as a whole "
+        "matrix, so a pass costs more than LoRA's; merged it costs nothing. Common for pictures, rare for text."
+    ),
+    "lokr": (
+        "The fewest parameters of the methods that act on every linear layer, and of any rank. Cheap to compute, since "
+        "the product is never made; merged it costs nothing."
+    ),
     "prompt_tuning": (
         "Nothing but K vectors at the input. Works best on large models; takes K positions of every row."
     ),
@@ -100,6 +108,8 @@ AGREEMENT: dict[str, str] = {
     "prefix_tuning": f"{_PEFT}, projected ones too.",
     "prompt_tuning": f"{_PEFT}.",
     "p_tuning": f"{_PEFT}; vectors and gradients of PEFT's own PromptEncoder, MLP and LSTM.",
+    "loha": f"{_PEFT}, gradients within the rounding of float32; its defaults and every option that it files.",
+    "lokr": f"{_PEFT}, gradients within the rounding of float32; its defaults and every option that it files.",
     "bitfit": "counts and laws; there is nothing else to get wrong.",
     "norm_tuning": "logits of peft's LN_TUNING within 1e-5, files both ways, tensors bit for bit; exact counts.",
     "bottleneck": f"{_FLOAT64} (Houlsby, sequential and parallel).",

@@ -115,6 +115,16 @@ METHOD: dict[str, dict[str, Default]] = {
         "encoder": Default("mlp", "PEFT's default; the paper has an LSTM, PEFT's authors recommend the MLP"),
         "encoder_layers": Default(2, "the paper's LSTM; PEFT's default"),
     },
+    "loha": {
+        "r": Default(8, "PEFT's default"),
+        "target_modules": Default("all-linear", _LORA_PLUS_ALL),
+    },
+    "lokr": {
+        "r": Default(8, "PEFT's default"),
+        "target_modules": Default("all-linear", _LORA_PLUS_ALL),
+        "decompose_factor": Default(-1, "PEFT's default"),
+        "init": Default("first", "PEFT's default"),
+    },
     "prompt_tuning": {
         "num_virtual_tokens": Default(20, "the paper: little is gained beyond 20"),
         "init": Default("vocabulary", "the paper: better than random below its largest models"),

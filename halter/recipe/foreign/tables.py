@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-NOTHING_GIVEN = (None, False, "", [], {}, "none", "no")
+NOTHING_GIVEN: tuple[Any, ...] = (None, False, "", [], {}, "none", "no")
 
 
 class Unlike(ValueError):

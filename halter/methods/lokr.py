@@ -1,0 +1,121 @@
+"""LoKr: a Kronecker product of two small matrices (KronA, Edalati et al., arXiv 2212.10650; LyCORIS, arXiv 2309.14859).
+
+    y = W x + b + s * (W1 (x) W2) x,   W1 [o1, i1], W2 [o2, i2],   o1 o2 = out,   i1 i2 = in,   s = alpha / r
+
+W2 is a pair A B of rank r where r is below half of its longer side, else a whole matrix; with ``decompose_both`` W1
+likewise. The sides are the two factors of each dimension that lie closest to its root, or one of them
+``decompose_factor``. The product is never made: x is read as [i1, i2] and becomes W1 x W2^T, [o1, o2].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halter.errors import Refusal
+from halter.methods.lycoris import Lycoris, draw
+from halter.methods.method import Piece, Site
+from halter.model.config import ModelConfig
+from halter.model.places import Act
+
+Start = Literal["first", "second"]
+
+
+def factors(dimension: int, factor: int) -> tuple[int, int]:
+    """Two numbers whose product is ``dimension``: (factor, rest) where it divides; else of the pairs (small, large) the
+    one with the smallest sum whose small number is at most ``factor`` (any, where that is -1)."""
+    if factor > 0 and dimension % factor == 0:
+        return factor, dimension // factor
+    most = math.isqrt(dimension) if factor < 0 else min(factor, math.isqrt(dimension))
+    small = next(n for n in range(max(most, 1), 0, -1) if dimension % n == 0)
+    return small, dimension // small
+
+
+@dataclass(frozen=True)
+class KroneckerAct(Act):
+    """y + scale * (w1 (x) w2) x; w1 [o1, i1], w2 [o2, i2] in the dtype computed in."""
+
+    w1: Tensor
+    w2: Tensor
+    scale: float
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        rows = len(x)
+        inner = F.linear(x.reshape(rows, self.w1.shape[1], self.w2.shape[1]), self.w2)  # [N, i1, o2]
+        outer = F.linear(inner.transpose(1, 2), self.w1).transpose(1, 2)  # [N, o1, o2]
+        return y + self.scale * outer.reshape(rows, -1)
+
+
+class Kronecker(Piece):
+    """w1 [o1, i1] or its pair w1_a [o1, r], w1_b [r, i1], and w2 likewise, in float32 at one Linear."""
+
+    saved_names = {name: f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}
+    folds = True
+
+    def __init__(self, sides: tuple[tuple[int, int], tuple[int, int]], r: int, scale: float, both: bool, start: Start):
+        super().__init__()
+        self.scale, self.zero = scale, start
+        (o1, o2), (i1, i2) = sides
+        paired = (both and r < max(o1, i1) / 2, r < max(o2, i2) / 2)
+        for name, (out, into), two in (("w1", (o1, i1), paired[0]), ("w2", (o2, i2), paired[1])):
+            self.register_parameter(name, None if two else nn.Parameter(torch.zeros(out, into)))
+            self.register_parameter(f"{name}_a", nn.Parameter(torch.zeros(out, r)) if two else None)
+            self.register_parameter(f"{name}_b", nn.Parameter(torch.zeros(r, into)) if two else None)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """One matrix at zero: of a first one that is a pair its A, of a second its B, as PEFT has it."""
+        zero = {"w1", "w1_a"} if self.zero == "first" else {"w2", "w2_b"}
+        for name, values in self.named_parameters():
+            if name not in zero:
+                draw(values, generator)
+
+    def matrix(self, name: str) -> Tensor:
+        """w1 or w2, float32."""
+        one = getattr(self, name)
+        return one if one is not None else getattr(self, f"{name}_a") @ getattr(self, f"{name}_b")  # type: ignore
+
+    def bind(self, site: Site) -> KroneckerAct:
+        return KroneckerAct(self.matrix("w1").to(site.dtype), self.matrix("w2").to(site.dtype), self.scale)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * torch.kron(self.matrix("w1").to(weight), self.matrix("w2").to(weight)), bias
+
+
+@dataclass(frozen=True)
+class Lokr(Lycoris):
+    """An update that is the Kronecker product of two small matrices: very few parameters, any rank; folds."""
+
+    decompose_both: bool = False
+    """Make the first matrix a pair of rank r too, where r is below half of its longer side."""
+    decompose_factor: int = -1
+    """Side of the first matrix, where it divides the dimension; -1: the two factors closest to each other."""
+    init: Start = "first"
+    """Which matrix starts at zero: the first, as PEFT has it, or the second, as LyCORIS has it."""
+
+    peft_type: ClassVar[str] = "LOKR"
+
+    def check(self, shape: ModelConfig) -> None:
+        if self.decompose_factor != -1 and self.decompose_factor < 1:
+            raise Refusal("lycoris-options", "these options of lokr make no sense", fix="give -1, or a number above 0",
+                          found=[f"decompose_factor {self.decompose_factor}"])  # fmt: skip
+        super().check(shape)
+
+    def make(self, in_features: int, out_features: int, r: int, scale: float) -> Piece:
+        sides = (factors(out_features, self.decompose_factor), factors(in_features, self.decompose_factor))
+        return Kronecker(sides, r, scale, self.decompose_both, self.init)
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        own = {"decompose_both": self.decompose_both, "decompose_factor": self.decompose_factor}
+        return super().to_peft(shape) | own | {"init_weights": True if self.init == "first" else "lycoris"}
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Self:
+        made = super().from_peft(config)
+        start: Start = "second" if config.get("init_weights") == "lycoris" else "first"
+        both, factor = bool(config.get("decompose_both")), int(config.get("decompose_factor", -1))
+        return replace(made, decompose_both=both, decompose_factor=factor, init=start)
