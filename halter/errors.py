@@ -92,7 +92,8 @@ class Refusal(HalterError):
         if self.fix:
             parts.append(f"Fix: {self.fix}")
         if self.waivable:
-            parts.append(f"To continue anyway: checks.allow: [{self.id}], or --allow {self.id}")
+            ways = f'--allow {self.id}; in a recipe checks.allow: [{self.id}]; in Python allow="{self.id}"'
+            parts.append(f"To continue anyway: {ways}")
         return f"{'. '.join(p.rstrip('.') for p in parts)}. [{self.id}]".replace("?. ", "? ")
 
 

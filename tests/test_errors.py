@@ -69,7 +69,8 @@ def test_the_recipe_says_what_can_be_waived() -> None:
 
 def test_a_waivable_refusal_ends_by_saying_how_to_waive_it() -> None:
     assert str(waivable()).endswith(
-        "To continue anyway: checks.allow: [double-bos], or --allow double-bos. [double-bos]"
+        "To continue anyway: --allow double-bos; in a recipe checks.allow: [double-bos]; in Python "
+        'allow="double-bos". [double-bos]'
     )
     assert "To go on" not in str(Refusal("x", "what"))
 

@@ -226,7 +226,7 @@ def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tup
 def _needed(output: str | None, word: str) -> str:
     if output is None:
         raise Refusal("usage", f"{word} needs a folder to write", fix="--output FOLDER")
-    refuse_unwritable(output)
+    refuse_unwritable(output, folder=True)
     return output
 
 

@@ -35,7 +35,8 @@ HELP = """\
 \"\"\"             begins and ends a text of several lines
 /help           this
 /quit           leave (so does Ctrl-D); Ctrl-C stops an answer"""
-BASE = "base"
+BASE = "/base"
+"""The base alone, a name that no folder has."""
 
 
 @with_options(options=GenerationOptions(max_new_tokens=512), opening=OpenOptions())
@@ -66,9 +67,10 @@ class Chat:
         self.opening: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
         self.loaded: dict[str, tuple[Adapter | None, ChatTemplate | None]] = {BASE: (None, opened.template)}
+        self.places: dict[str, Path] = {}
         self.current = BASE
         if opened.adapter is not None:
-            self.current = _name(opened.subject)
+            self.current = self._name(opened.subject)
             self.loaded[self.current] = (opened.adapter, opened.template)
         self.turns = 0
         if system is not None:
@@ -149,7 +151,7 @@ class Chat:
             adapter = put_on(subject, self.opened.model, self.opened.tokenizer, tell, self.opened.allow)
             assert adapter is not None
             template = choose_template(subject, self.opened.tokenizer, self.forced)
-            name = _name(subject)
+            name = self._name(subject)
             self.loaded[name] = (adapter, template)
         self.current = name
         self.write(f"{self._status()}.\n")
@@ -162,12 +164,26 @@ class Chat:
             if folder.is_dir():
                 return folder
         places = ", ".join(map(str, dict.fromkeys([Path("."), *beside])))
-        raise Refusal("no-such-adapter", f"there is no adapter {name!r}", expected=f"a folder, looked for in {places}")
+        fix = "/base answers with the base alone" if name == "base" else ""
+        expected = f"a folder, looked for in {places}"
+        raise Refusal("no-such-adapter", f"there is no adapter {name!r}", expected=expected, fix=fix)
+
+    def _name(self, subject: Subject) -> str:
+        """What an adapter is called here: its folder's name, its path where another is called so."""
+        folder = (subject.run or subject.adapter or Path()).resolve()
+        alike = [name for name in self.loaded if name == folder.name and self.places.get(name) != folder]
+        name = str(folder) if alike else folder.name
+        self.places[name] = folder
+        return name
 
     def _status(self) -> str:
         template = self.loaded[self.current][1]
-        how = "every line is continued as it stands" if template is None else f"template {template.name}"
-        return f"{self.opened.subject.base}, " + ("base alone" if self.current == BASE else self.current) + f", {how}"
+        how = "no chat template: every line is continued as it stands"
+        if template is not None:
+            how = "the checkpoint's" if template.name == "checkpoint" else template.name
+            how = f"chat template: {how}"
+        who = "base alone" if self.current == BASE else f"with adapter {self.current}"
+        return f"{self.opened.subject.base} {who}, {how}"
 
     def say(self, line: str) -> None:
         """One turn: ask, stream the answer, remember both."""
@@ -218,12 +234,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise Refusal("usage", f"{text.strip()!r} is no number", expected="/temperature 0.8") from None
-
-
-def _name(subject: Subject) -> str:
-    folder = subject.run or subject.adapter
-    assert folder is not None
-    return folder.resolve().name
 
 
 def _to_screen(text: str) -> None:

@@ -51,7 +51,7 @@ def command(
         raise Refusal(
             "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
         )
-    refuse_unwritable(output)  # before the base is read, which may take minutes
+    refuse_unwritable(output, folder=True)  # before the base is read, which may take minutes
     shape = load_config(subject.base, subject.revision)
     refuse_unfoldable(planned(subject.adapter, shape, opening.allow))
     opened = open_subject(subject, tell, opening)

@@ -39,7 +39,7 @@ def command(
     if folder is None or action is Action.LIST:
         _list()
         return
-    refuse_unwritable(folder)
+    refuse_unwritable(folder, folder=True)
     if action is Action.EXPORT:
         _export(folder, seed, train, test)
     else:

@@ -145,12 +145,13 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Combi
     if bad:
         raise Refusal("combine-options", "adapters cannot be combined like this", found=bad)
     first = adapters[0]
-    apart = [f"adapter {i}: another model's shape" for i, a in enumerate(adapters) if a.shape != first.shape]
+    apart = [f"adapter {i}: another model's shape" for i, a in enumerate(adapters, 1) if a.shape != first.shape]
     for kind in ("digest", "fingerprint"):
-        known = [(i, d) for i, a in enumerate(adapters) if (d := (a.facts.get("base") or {}).get(kind))]
+        known = [(i, d) for i, a in enumerate(adapters, 1) if (d := (a.facts.get("base") or {}).get(kind))]
         apart += [f"adapter {i}: base's {kind} {d[:12]}, not {known[0][1][:12]}" for i, d in known if d != known[0][1]]
     if apart:
-        raise Refusal("bases-differ", "these adapters were not trained over one base", found=apart)
+        fix = "combine adapters of one base; halter adapters list FOLDER names each one's"
+        raise Refusal("bases-differ", "these adapters were not trained over one base", found=apart, fix=fix)
 
 
 def _agreed(adapters: Sequence[Adapter], name: str) -> bool:

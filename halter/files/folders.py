@@ -10,17 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from halter.files.disk import DISK, UNFINISHED, Disk, make_parents, naming, refuse_existing, temporary_name
+from halter.files.disk import (
+    DISK,
+    UNFINISHED,
+    Disk,
+    make_parents,
+    naming,
+    refuse_existing,
+    refuse_filled,
+    temporary_name,
+)
 
 
 @contextmanager
 def new_folder(path: str | Path, *, disk: Disk = DISK) -> Iterator[Path]:
     """Build a folder under a temporary name beside ``path``, which is yielded; renamed once, when the block ends well.
 
-    Refusal ``already-exists`` if ``path`` exists, be it empty. Parents are made.
+    Refusal ``already-exists`` unless the name is free, or an empty folder's, whose place it takes. Parents are made.
     """
     path = Path(path)
-    refuse_existing(path)
+    refuse_filled(path)
     temporary = temporary_name(path)
     with naming(path):
         make_parents(path, disk)
@@ -28,7 +37,7 @@ def new_folder(path: str | Path, *, disk: Disk = DISK) -> Iterator[Path]:
     UNFINISHED.add(temporary)
     try:
         yield temporary
-        refuse_existing(path)
+        refuse_filled(path)
         with naming(path):
             for folder in [p for p in temporary.rglob("*") if p.is_dir()] + [temporary]:
                 disk.fsync_folder(folder)
@@ -51,12 +60,13 @@ def make(path: str | Path, *, disk: Disk = DISK) -> Path:
     return path
 
 
-def refuse_unwritable(path: str | Path, *, disk: Disk = DISK) -> None:
-    """Refuse a name that is taken, or that could not be written: found out before the work that it is to hold.
+def refuse_unwritable(path: str | Path, *, folder: bool = False, disk: Disk = DISK) -> None:
+    """Refuse a name that is taken, or that could not be written: found out before the work that it is to hold. An empty
+    folder may lie where a folder is to be.
 
     Nothing is left of the trial. Refusals ``already-exists`` and those of ``files.unwritten``.
     """
-    refuse_existing(path)
+    (refuse_filled if folder else refuse_existing)(path)
     try_out(path, disk=disk)
 
 

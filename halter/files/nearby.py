@@ -78,9 +78,14 @@ def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
         if (folder / "adapter_model.safetensors").exists():
             fix = f"the adapter that lies here is put on its base: --model BASE --adapter {folder}"
         return Refusal("no-weights", what, where=str(folder), fix=fix)
+    weights = sorted(path.name for path in children(folder, files=True) if path.suffix in (".safetensors", ".pth"))
+    if weights:
+        what = f"{weights[0]} is there and config.json is missing"
+        fix = "copy or fetch the model's config.json into this folder"
+        return Refusal("no-weights", what, where=str(folder), fix=fix)
     return Refusal(
         "no-weights", "this folder holds no model", where=str(folder),
-        fix=_choose(inside(folder, ("model", "adapter", "run")))
+        fix=_choose(inside(folder, ("model", "adapter", "run")) or _above(folder))
         or "give the folder that holds config.json and the safetensors files",
     )  # fmt: skip
 
@@ -103,7 +108,15 @@ def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) ->
     """Neighbours whose names are near to this one's, the nearest first; of those ``wanted`` where there are any."""
     names = {path.name: path for path in children(folder.parent, files)}
     near = [names[name] for name in get_close_matches(folder.name, names, NAMED, cutoff=0.6)]
-    return [path for path in near if kind_of(path) in wanted] or near
+    if files or not wanted:
+        return near
+    of_kind = [path for path in near if kind_of(path) in wanted] or [p for path in near for p in inside(path, wanted)]
+    return of_kind or ([path for path in _above(folder) if kind_of(path) in wanted] if near else [])
+
+
+def _above(folder: Path) -> list[Path]:
+    """The run that a folder lies in, such as its checkpoints."""
+    return [path for path in list(folder.parents)[:2] if kind_of(path) == "run"][:1]
 
 
 def inside(folder: Path, wanted: tuple[Kind, ...]) -> list[Path]:

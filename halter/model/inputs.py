@@ -10,8 +10,11 @@ from halter.model.config import ModelConfig
 
 
 def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
-    """(B, T) of ``tokens`` int64 [B, T]. Refusals: ``tokens-too-long``, rows beyond the context that the model was
-    trained with, and ``token-ids``, ids outside of its vocabulary (on a CPU; elsewhere looking would wait for it)."""
+    """(B, T) of ``tokens`` int64 [B, T]. Refusals: ``tokens-wanted`` for anything else, ``tokens-too-long``, rows
+    beyond the context that the model was trained with, and ``token-ids``, ids outside of its vocabulary (on a CPU;
+    elsewhere looking would wait for it)."""
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise _not_tokens(tokens)
     if tokens.shape[1] > config.context:
         what = f"rows of {tokens.shape[1]} tokens; the model has learned positions up to {config.context}"
         fix = "cut the rows, or load the model with a larger max_position_embeddings in its config.json"
@@ -22,3 +25,11 @@ def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
             known = f"0 .. {config.vocab_size - 1}"
             raise Refusal("token-ids", "the model has no such tokens", found=outside.tolist(), expected=known)
     return tokens.shape[0], tokens.shape[1]
+
+
+def _not_tokens(given: object) -> Refusal:
+    found = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    fix = "torch.tensor([tokenizer.encode(TEXT)]); halter.generate takes texts as they are"
+    if isinstance(given, Tensor) and given.dim() == 1:
+        fix = "tokens[None], a batch of one row"
+    return Refusal("tokens-wanted", "a model takes token ids", found=[found], expected="int64 [batch, tokens]", fix=fix)

@@ -75,6 +75,13 @@ def _of_steps(job: Job) -> Iterator[str]:
     usual = min((usual_rate(name, job.config.dim) for name in names), default=0.0)
     if rate is not None and rate < TOO_LOW * usual:
         yield f"train.learning_rate is {rate:g}: nothing will be learnt (the default here is {usual:.2g})"
+    for choice in job.recipe.methods:
+        rank = getattr(choice.options, "r", None)
+        if isinstance(rank, int) and rank > job.config.dim:
+            yield (
+                f"method.r of {choice.name} is {rank:,} and the model is {job.config.dim:,} wide: no change of a "
+                "matrix has a higher rank than that, so the rest takes memory and time for nothing"
+            )
     for name in ("save_steps", "eval_steps"):
         asked = getattr(options, name)
         if asked is not None and asked > job.steps and (name == "save_steps" or job.recipe.data.validation is not None):

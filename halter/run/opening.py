@@ -24,6 +24,7 @@ from halter.pretrained.device import Offload
 from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_background
 from halter.pretrained.load import Say, load
 from halter.recipe import Recipe
+from halter.telling import tell
 
 RAW = "raw"
 """As a template's name: no template, text is used as it stands."""
@@ -134,7 +135,9 @@ def _is_tuned(folder: Path) -> bool:
 def _tuned(folder: Path, base: str | None) -> Subject:
     """The subject of a run folder or an adapter folder; ``base`` where the user named one."""
     if (folder / CHECKPOINT).is_file():  # of a run that may go on from it; its adapter is no result yet
-        folder = folder.resolve().parents[1]
+        asked, folder = folder, folder.resolve().parents[1]
+        if RunFolder(folder).finished:
+            tell(f"note: {asked} is a checkpoint, from which a run goes on; the result of {folder} is taken")
     run = RunFolder(folder) if RunFolder(folder).begun else None
     place = adapter_folder(folder)
     with junk_refused("adapter-unreadable", "its halter.json is not as it should be", place):

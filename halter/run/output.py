@@ -62,7 +62,9 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
             )
     elif run.path.is_dir() and {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}:
         # What a try that died early left is nothing, and a recipe of the user's is no run.
-        raise Refusal("not-a-run", "this folder holds something else", where=str(run.path), fix="another --output")
+        holds = sorted(path.name for path in {*run.path.iterdir()} - set(leftovers(run.path)))
+        what = "this folder holds something else than a run"
+        raise Refusal("not-a-run", what, where=str(run.path), found=holds, fix="another --output")
     return run
 
 

@@ -40,6 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "rows.jsonl", 4)
     (folder / "models/bare").mkdir()
     shutil.copy(base_folder() / "config.json", folder / "models/bare")
+    shutil.copytree(base_folder(), folder / "models/headless")
+    (folder / "models/headless/config.json").unlink()
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 6000000\n"
     for name, file in (("lfs", "model.safetensors"), ("lfs2", "tokenizer.json")):
         shutil.copytree(base_folder(), folder / "models" / name)
@@ -90,6 +92,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("chat runs", "name one of these: runs/half, runs/mine"),
         ("evaluate runs --data rows.jsonl", "name one of these"),
         ("merge runs --output merged", "name one of these"),
+        ("train --model models/headless --data rows.jsonl", "model.safetensors is there and config.json is missing"),
+        ("chat runs/half/chekpoints", "did you mean runs/half?"),
+        ("chat runs/mine/chekpoints", "did you mean runs/mine?"),
+        ("train --model models/small --data rows.jsonl --output models/small", "Found: README.md"),
         ("adapters show runs/mien", "did you mean runs/mine?"),
         ("doctor --model models/lfs --data rows.jsonl", "git lfs pull"),
         ("doctor --model models/bare --data rows.jsonl", "the weights are missing"),

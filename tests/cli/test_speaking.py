@@ -254,8 +254,8 @@ def test_chat_switches_adapters_and_keeps_the_history(opened: Opened, run: Path,
     other.facts = dict(opened.adapter.facts) if opened.adapter is not None else {}
     other.save(run.parent / "other")
     made, said = chat(opened, ASK, "/base", ASK, "/adapter other", ASK, "/adapter run", "/adapter")
-    assert list(made.loaded) == ["base", "run", "other"] and made.current == "run"
-    assert len(made.history) == 6 and "base, run, other" in said
+    assert list(made.loaded) == ["/base", "run", "other"] and made.current == "run"
+    assert len(made.history) == 6 and "/base, run, other" in said
     adapters = (opened.adapter, None, made.loaded["other"][0])
     for turn, adapter in enumerate(adapters):
         asked = made.history[: 2 * turn + 1]
@@ -263,6 +263,24 @@ def test_chat_switches_adapters_and_keeps_the_history(opened: Opened, run: Path,
             opened.model, opened.tokenizer, [asked], adapter, template=opened.template, max_new_tokens=12
         )
         assert made.history[2 * turn + 1]["content"] == wanted[0].text.strip()
+
+
+def test_chat_tells_adapters_of_one_name_apart_from_each_other_and_from_the_base(
+    run: Path, tmp_path: Path, model: Path
+) -> None:
+    for place in ("base", "two/base"):
+        shutil.copytree(run, tmp_path / place)
+    begun = open_subject(find(tmp_path / "base"), lambda _: None)
+    made, said = chat(begun, "/adapter", f"/adapter {tmp_path}/two/base")
+    assert "/base, base\n" in said and "with adapter base, chat template" in said and "base alone" not in said
+    assert list(made.loaded) == ["/base", "base", str(tmp_path / "two/base")]
+    assert made.loaded["base"][0] is not made.loaded[made.current][0]
+
+
+def test_a_checkpoint_stands_for_its_run_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    assert find(checkpoint).adapter == run.resolve() / "adapter"
+    assert f"the result of {run.resolve()} is taken" in capsys.readouterr().err
 
 
 def test_chat_commands(opened: Opened) -> None:
@@ -286,7 +304,7 @@ def test_chat_forgets_the_oldest_turns_when_the_context_is_full(opened: Opened) 
 def test_chat_is_typed(capsys: pytest.CaptureFixture[str], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{ASK}\n/adapter nope\n/base\n"))
     code, out, _ = typed(capsys, "chat", run, "--max-new-tokens", 8)
-    assert code == 0 and "template alpaca" in out and "[no-such-adapter]" in out and "base alone" in out
+    assert code == 0 and "chat template: alpaca" in out and "[no-such-adapter]" in out and "base alone" in out
 
 
 def test_chat_lays_4_bit_weights_out_once_for_all_turns(

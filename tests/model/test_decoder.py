@@ -211,3 +211,20 @@ def test_ids_and_lengths_that_the_model_does_not_have_are_refused() -> None:
     assert caught.value.found == (str(size), "-1") and f"0 .. {size - 1}" in str(caught.value)
     with pytest.raises(Refusal, match="tokens-too-long"):
         model(torch.ones(1, context + 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("Once upon a time", "a str"),
+        ([1, 2, 3], "a list"),
+        (torch.tensor([1, 2, 3]), "torch.int64 [3]"),
+        (torch.ones(1, 3), "torch.float32 [1, 3]"),
+        (torch.ones(1, 1, 3, dtype=torch.int64), "torch.int64 [1, 1, 3]"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_what_is_no_batch_of_token_ids_is_refused(given, found):
+    with pytest.raises(Refusal, match="tokens-wanted") as caught:
+        tiny.decoder()(given)
+    assert caught.value.found == (found,)

@@ -151,8 +151,12 @@ def test_what_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
         save_model({**state, "extra": torch.zeros(1)}.items(), config, tmp_path / "d")
     assert os.listdir(tmp_path) == []
     (tmp_path / "e").mkdir()
+    save_model(state.items(), config, tmp_path / "e")  # an empty folder is nobody's work
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "thesis.txt").write_text("mine")
     with pytest.raises(Refusal, match="already-exists"):
-        save_model(state.items(), config, tmp_path / "e")
+        save_model(state.items(), config, tmp_path / "f")
+    assert os.listdir(tmp_path / "f") == ["thesis.txt"]
 
 
 def test_a_caller_may_prove_the_result_before_it_appears(tmp_path: Path) -> None:

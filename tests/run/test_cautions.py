@@ -19,8 +19,9 @@ from halter.files.tensors import read_tensors
 from halter.files.writing import write_tensors
 from halter.playground import base_folder
 from halter.recipe import dump, load
-from halter.run.cautions import TOO_HIGH, VARIABLES, of_environment, usual_rate
+from halter.run.cautions import TOO_HIGH, VARIABLES, cautions, of_environment, usual_rate
 from halter.run.ends import last_words
+from halter.run.preflight import ready
 from halter.training.guards import Guards
 
 PACKAGE = Path(halter.__file__).parent
@@ -207,3 +208,10 @@ def test_guards_of_earlier_checkpoints_are_read() -> None:
     guards.judge(3.0, 1.0)
     again.restore(guards.state())
     assert again.state() == guards.state() and torch.isfinite(torch.tensor(again.bound()))
+
+
+def test_a_rank_above_the_width_is_told(tmp_path: Path) -> None:
+    """At the playground's base, which is 256 wide."""
+    for rank, told in ((256, False), (257, True)):
+        job = ready(made(tmp_path) | {"method": {"name": "lora", "r": rank}}, say=lambda _: None)
+        assert any("higher rank than that" in line for line in cautions(job)) is told
