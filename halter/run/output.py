@@ -60,11 +60,12 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
                 expected="on resume only these may change: " + ", ".join(MAY_CHANGE) + ", and where the same rows lie",
                 fix="give another --output, or the recipe.yaml of that folder",
             )
-    elif run.path.is_dir() and {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}:
+    elif run.path.is_dir():
         # What a try that died early left is nothing, and a recipe of the user's is no run.
-        holds = sorted(path.name for path in {*run.path.iterdir()} - set(leftovers(run.path)))
-        what = "this folder holds something else than a run"
-        raise Refusal("not-a-run", what, where=str(run.path), found=holds, fix="another --output")
+        others = {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}
+        if others:
+            holds, what = sorted(path.name for path in others), "this folder holds something else than a run"
+            raise Refusal("not-a-run", what, where=str(run.path), found=holds, fix="give another --output")
     return run
 
 
