@@ -9,14 +9,17 @@ in every pass that trains, and once where nothing does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from halter.methods.lycoris import Lycoris, draw
-from halter.methods.method import Piece, Site
+from halter.methods import lycoris
+from halter.methods.lycoris import draw
+from halter.methods.method import Method, Piece, Site
+from halter.model.config import ModelConfig
 from halter.model.places import Act
 
 
@@ -69,10 +72,45 @@ class Hadamard(Piece):
 
 
 @dataclass(frozen=True)
-class Loha(Lycoris):
+class Loha(Method):
     """An update of rank up to r^2 from two pairs of rank r, multiplied element by element; folds into the weights."""
 
-    peft_type: ClassVar[str] = "LOHA"
+    r: int = 8
+    """Rank of the small matrices."""
+    alpha: float | None = None
+    """Strength: the update is scaled by alpha / r. Not given: r, which is no scaling, as PEFT's defaults have it."""
+    target_modules: str | Sequence[str] = "all-linear"
+    """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths.
+    lm_head may be named too."""
+    exclude_modules: str | Sequence[str] = ()
+    """Names, or a regular expression, of modules to leave alone."""
+    layers: Sequence[int] | None = None
+    """Layers to adapt, counted from 0; all where not given."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of their own for modules whose path ends in, or matches, a key."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Alphas of their own, in the same way."""
 
-    def make(self, in_features: int, out_features: int, r: int, scale: float) -> Piece:
-        return Hadamard(in_features, out_features, r, scale)
+    peft_type: ClassVar[str] = "LOHA"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:  # from here on it is a number, in every file that is written
+            object.__setattr__(self, "alpha", float(self.r))
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
+    def check(self, shape: ModelConfig) -> None:
+        lycoris.check(self, shape, "loha")
+
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        return lycoris.build(self, shape, layer, Hadamard)
+
+    def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        return lycoris.to_peft(self)
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Loha:
+        return cls(**lycoris.from_peft(config, "loha"))

@@ -10,28 +10,29 @@ likewise. The sides are the two factors of each dimension that lie closest to it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.errors import Refusal
-from halter.methods.lycoris import Lycoris, draw
-from halter.methods.method import Piece, Site
+from halter.methods import lycoris
+from halter.methods.lycoris import draw
+from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act
 
 Start = Literal["first", "second"]
 
 
-def factors(dimension: int, factor: int) -> tuple[int, int]:
+def factors(dimension: int, factor: int | None) -> tuple[int, int]:
     """Two numbers whose product is ``dimension``: (factor, rest) where it divides; else of the pairs (small, large) the
-    one with the smallest sum whose small number is at most ``factor`` (any, where that is -1)."""
-    if factor > 0 and dimension % factor == 0:
+    one with the smallest sum whose small number is at most ``factor`` (any, where that is None)."""
+    if factor is not None and dimension % factor == 0:
         return factor, dimension // factor
-    most = math.isqrt(dimension) if factor < 0 else min(factor, math.isqrt(dimension))
+    most = math.isqrt(dimension) if factor is None else min(factor, math.isqrt(dimension))
     small = next(n for n in range(max(most, 1), 0, -1) if dimension % n == 0)
     return small, dimension // small
 
@@ -87,35 +88,64 @@ class Kronecker(Piece):
 
 
 @dataclass(frozen=True)
-class Lokr(Lycoris):
+class Lokr(Method):
     """An update that is the Kronecker product of two small matrices: very few parameters, any rank; folds."""
 
+    r: int = 8
+    """Rank of the small matrices."""
+    alpha: float | None = None
+    """Strength: the update is scaled by alpha / r. Not given: r, which is no scaling, as PEFT's defaults have it."""
+    target_modules: str | Sequence[str] = "all-linear"
+    """"all-linear", a list of names such as [q_proj, v_proj], or a regular expression over whole module paths.
+    lm_head may be named too."""
+    exclude_modules: str | Sequence[str] = ()
+    """Names, or a regular expression, of modules to leave alone."""
+    layers: Sequence[int] | None = None
+    """Layers to adapt, counted from 0; all where not given."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of their own for modules whose path ends in, or matches, a key."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Alphas of their own, in the same way."""
     decompose_both: bool = False
     """Make the first matrix a pair of rank r too, where r is below half of its longer side."""
-    decompose_factor: int = -1
-    """Side of the first matrix, where it divides the dimension; -1: the two factors closest to each other."""
+    decompose_factor: int | None = None
+    """Side of the first matrix, where it divides the dimension. Not given: the two factors closest to each other."""
     init: Start = "first"
     """Which matrix starts at zero: the first, as PEFT has it, or the second, as LyCORIS has it."""
 
     peft_type: ClassVar[str] = "LOKR"
+    servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:  # from here on it is a number, in every file that is written
+            object.__setattr__(self, "alpha", float(self.r))
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
 
     def check(self, shape: ModelConfig) -> None:
-        if self.decompose_factor != -1 and self.decompose_factor < 1:
-            raise Refusal("lycoris-options", "these options of lokr make no sense", fix="give -1, or a number above 0",
-                          found=[f"decompose_factor {self.decompose_factor}"])  # fmt: skip
-        super().check(shape)
+        factor = self.decompose_factor
+        wrong = [f"decompose_factor {factor}: above 0"] if factor is not None and factor < 1 else []
+        lycoris.check(self, shape, "lokr", wrong)
 
-    def make(self, in_features: int, out_features: int, r: int, scale: float) -> Piece:
+    def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+        return lycoris.build(self, shape, layer, self._piece)
+
+    def _piece(self, in_features: int, out_features: int, r: int, scale: float) -> Piece:
         sides = (factors(out_features, self.decompose_factor), factors(in_features, self.decompose_factor))
         return Kronecker(sides, r, scale, self.decompose_both, self.init)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        own = {"decompose_both": self.decompose_both, "decompose_factor": self.decompose_factor}
-        return super().to_peft(shape) | own | {"init_weights": True if self.init == "first" else "lycoris"}
+        own = {"decompose_both": self.decompose_both, "decompose_factor": self.decompose_factor or -1}
+        return lycoris.to_peft(self) | own | {"init_weights": True if self.init == "first" else "lycoris"}
 
     @classmethod
-    def from_peft(cls, config: dict[str, Any]) -> Self:
-        made = super().from_peft(config)
-        start: Start = "second" if config.get("init_weights") == "lycoris" else "first"
-        both, factor = bool(config.get("decompose_both")), int(config.get("decompose_factor", -1))
-        return replace(made, decompose_both=both, decompose_factor=factor, init=start)
+    def from_peft(cls, config: dict[str, Any]) -> Lokr:
+        factor = int(config.get("decompose_factor", -1))
+        return cls(
+            **lycoris.from_peft(config, "lokr"),
+            decompose_both=bool(config.get("decompose_both")),
+            decompose_factor=factor if factor > 0 else None,
+            init="second" if config.get("init_weights") == "lycoris" else "first",
+        )

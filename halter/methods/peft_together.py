@@ -73,9 +73,8 @@ def to_peft(methods: Sequence[Method], shape: ModelConfig) -> dict[str, Any]:
     indices: dict[str, list[int]] = {}
     for method in methods:
         if isinstance(method, TokenRowsMethod):
-            tables = (
-                TABLES[:1] if shape.tied and method.keep_tied else [p for _, p in _places(method, shape)]
-            )  # of tied ones the first
+            one = shape.tied and method.keep_tied
+            tables = TABLES[:1] if one else [p for _, p in _places(method, shape)]  # of tied ones the first
             indices |= {place: method.ids(shape) for place in tables}
         elif isinstance(method, Full):
             config[SAVED] = ["model.norm" if name == "norm" else name for name in _short(_places(method, shape), shape)]
@@ -163,7 +162,7 @@ def _rows(config: dict[str, Any], shape: ModelConfig) -> list[Method]:
         raise Refusal("adapter-unsupported", "these token rows are not Halter's", found=wrong)
     if table == head or (shape.tied and table is not None and head is None):
         return [TokenRowsMethod(tokens=table or ())]
-    tied = not shape.tied
+    tied = not shape.tied  # of untied tables there is nothing to part
     rows: list[Method] = [] if table is None else [TokenRowsMethod(table, where="embeddings", keep_tied=tied)]
     return rows if head is None else [*rows, TokenRowsMethod(head, where="head", keep_tied=tied)]
 

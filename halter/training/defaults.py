@@ -122,7 +122,6 @@ METHOD: dict[str, dict[str, Default]] = {
     "lokr": {
         "r": Default(8, "PEFT's default"),
         "target_modules": Default("all-linear", _LORA_PLUS_ALL),
-        "decompose_factor": Default(-1, "PEFT's default"),
         "init": Default("first", "PEFT's default"),
     },
     "prompt_tuning": {
