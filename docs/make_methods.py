@@ -43,18 +43,18 @@ NOTES: dict[str, str] = {
     "olora": ("As PiSSA, with a QR decomposition, which is quicker to make and needs no singular values."),
     "loreft": (
         "Few parameters and next to no cost while answering: it acts on a few positions of the prompt only. It cannot "
-        "be merged. In training the prompt ends at the first learnt token; in a conversation's later turns everything "
+        "be merged. In training the prompt ends at the first learned token; in a conversation's later turns everything "
         "before the new answer is prompt, so there the last positions are others than those it was trained at in the "
         "first turn: train on conversations that are cut before each answer, or set last to 0."
     ),
     "token_rows": (
-        "The remedy for header and end-of-turn tokens that a base model never learnt (`halter doctor` names them): "
+        "The remedy for header and end-of-turn tokens that a base model never learned (`halter doctor` names them): "
         "beside another method, `method: [{name: lora}, {name: token_rows, tokens: ['<|eot_id|>', 128006]}]`. With "
         "LoRA or DoRA it is one PEFT folder (`trainable_token_indices`), unless the pairs act on the same table."
     ),
     "full": ("The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."),
     "llama_adapter": (
-        "Few parameters, and instruction following learnt in an hour on the authors' machines. Every query also "
+        "Few parameters, and instruction following learned in an hour on the authors' machines. Every query also "
         "attends to K more keys; it cannot be merged, and other servers do not have the form with a gate a head."
     ),
     "llama_adapter_v2": (

@@ -17,14 +17,14 @@ WAIVABLE: dict[str, str] = {
     "tokenizer-differs": "an adapter was trained with another tokenizer than this one",
     "template-differs": "the chat templates of checkpoint, recipe and adapter write different tokens",
     "double-bos": "rows begin with two BOS tokens, the base has seen one at a time",
-    "pad-trained": "the pad token is also one that is learnt, or an end that the rows mask",
+    "pad-trained": "the pad token is also one that is learned, or an end that the rows mask",
     "untrained-tokens": "the chat template needs tokens that the base has never been trained on",
     "row-memory": "by our estimate the longest row does not fit into memory",
     "learning-rate": "the learning rate is more than fifty times the method's own",
     "run-data-differs": "a run goes on with other rows than it has learned from so far",
     "disk-space": "there is less room on the disk than three checkpoints take",
 }
-"""{id: what is passed over}: every refusal that ``checks.allow`` may waive. Bytes that are damaged have no waiver."""
+"""{id: what is waived}: every refusal that ``checks.allow`` may waive. Bytes that are damaged have no waiver."""
 
 
 class HalterError(Exception):

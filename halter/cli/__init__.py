@@ -1,1 +1,1 @@
-"""The command line: one verb per file, imported when it is asked for."""
+"""The command line: one command a file, imported when it is asked for."""

@@ -163,7 +163,7 @@ def _next(out: Path, run: Path) -> list[str]:
     active = shutil.which("halter") is not None
     return [
         *([] if active else [f". {Path(sys.executable).parent / 'activate'}    so that the shell finds halter"]),
-        f"halter chat {run}                                   ask it for such letters; it learnt nothing else",
+        f"halter chat {run}                                   ask it for such letters; it learned nothing else",
         f"halter evaluate {run} --data {out}/data/test.jsonl  its scores in full",
         "halter playground list                              the other tasks of the little world",
         "halter playground export FOLDER                     their files, and the base",

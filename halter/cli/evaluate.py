@@ -75,7 +75,7 @@ def command(
 def _table(report: Mapping[str, Any]) -> str:
     """The report as a person reads it."""
     sides = [side for side in ("base", "adapter") if side in report]
-    targets = f"{report['target_tokens']:,} target tokens, " if report["rows"] else ""
+    targets = f"{report['target_tokens']:,} learned tokens, " if report["rows"] else ""
     lines = [f"{report['rows']} rows, {targets}{report['answers']} answers"]
     lines.append(f"{'':<14}" + "".join(f"{side:>12}" for side in sides))
     for measure, style in MEASURES.items():

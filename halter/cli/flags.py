@@ -1,4 +1,4 @@
-"""Flags that are declared elsewhere: one for every field of an options dataclass, beside a verb's own."""
+"""Flags that are declared elsewhere: one for every field of an options dataclass, beside a command's own."""
 
 from __future__ import annotations
 

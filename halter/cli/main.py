@@ -1,8 +1,9 @@
-"""The command `halter`: finds the verb, runs it, and turns what went wrong into one paragraph and an exit code.
+"""The command `halter`: finds the command, runs it, and turns what went wrong into one paragraph and an exit code.
 
-A verb is a file in this folder with a function ``command`` whose arguments typer turns into flags, and a line in VERBS.
-A file may also have SETTINGS, typer's context settings, or COMMANDS, {word: function} of a verb that is followed by a
-second word; ``command`` then only says what the verb is about. Nothing heavy is imported before a verb is known.
+A command is a file in this folder with a function ``command`` whose arguments typer turns into flags, and a line in
+VERBS. A file may also have SETTINGS, typer's context settings, or COMMANDS, {word: function} of a command that is
+followed by a second word; ``command`` then only says what the command is about.
+Nothing heavy is imported before it is known.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ VERBS = {
     "playground": "the embedded little world: its tasks as files, and its base",
     "completion": "a script with which your shell completes commands, flags and methods",
 }
-"""{verb: one line of help}, in the order of --help. The file of the same name holds it."""
+"""{command: one line of help}, in the order of --help. The file of the same name holds it."""
 
 ALWAYS = ("--debug", "--quiet", "--verbose")
 TERMINATED = 143
@@ -80,14 +81,15 @@ def overview() -> str:
     lines = [f"  {name:<{width}}{line}" for name, line in VERBS.items()]
     return "\n".join(
         [
-            "Usage: halter VERB [ARGUMENTS]",
+            "Usage: halter COMMAND [ARGUMENTS]",
             "",
             "Adapt LLaMA models with small adapters beside a frozen base.",
             "",
             *lines,
             "",
-            "halter VERB --help says more. Every command takes --quiet (warnings and results only), --verbose (where",
-            "each default comes from too) and --debug (the traceback of a failure). --version shows the version.",
+            "halter COMMAND --help says more. Every command takes --quiet (warnings and results only), --verbose",
+            "(where each default comes from too) and --debug (the traceback of a failure).",
+            "--version shows the version.",
         ]
     )
 
@@ -98,7 +100,8 @@ def _verb(name: str, arguments: list[str]) -> int:
 
         close = get_close_matches(name, VERBS, 1)
         fix = f"did you mean halter {close[0]}?" if close else "halter --help lists them"
-        raise Refusal("unknown-verb", f"there is no verb {name!r}", expected=f"one of {', '.join(VERBS)}", fix=fix)
+        what = f"there is no command {name!r}"
+        raise Refusal("unknown-command", what, expected=f"one of {', '.join(VERBS)}", fix=fix)
     import signal
 
     import typer
@@ -122,7 +125,7 @@ def _verb(name: str, arguments: list[str]) -> int:
     except usage as error:
         fix = f"halter {name} --help lists flags and arguments"
         raise Refusal("usage", error.format_message(), fix=fix) from error
-    if result == INTERRUPTED:  # what typer makes of Ctrl-C while a verb runs
+    if result == INTERRUPTED:  # what typer makes of Ctrl-C while a command runs
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 

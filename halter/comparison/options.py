@@ -29,7 +29,7 @@ class CompareOptions(TaskOptions):
     """How the base is held, also separated by commas: auto (the checkpoint's 16 bits, or fp32), float32, bfloat16,
     float16, int8, nf4."""
     tokens: int | None = None
-    """Training tokens of every run, prompts included. Not given: three passes over the training rows, at most
+    """Training tokens of every run, prompts included. Not given: three epochs of the training rows, at most
     300,000."""
     validation: float = 0.1
     """Share of the training rows that learning rates are chosen on, at most 200 of them, where data.validation says
@@ -43,7 +43,7 @@ class CompareOptions(TaskOptions):
     at each round, with twice the tokens."""
     together: int | None = None
     """Trials of a search that are trained at once over one base, as far as memory allows. Not given: 4 on an
-    accelerator, 1 on a CPU, where sharing passes gains nothing (measured: 0 to 20 % slower)."""
+    accelerator, 1 on a CPU, where sharing micro-batches gains nothing (measured: 0 to 20 % slower)."""
     questions: int = 100
     """Test rows that are answered, at most; the loss is over all of them. 0: none."""
     max_new_tokens: int = 128
@@ -69,7 +69,7 @@ class CompareOptions(TaskOptions):
         wrong += [f"precisions: {p} is none of {', '.join(PRECISIONS)}" for p in self.precisions if p not in PRECISIONS]
         wrong += [f"{name}: none is named" for name in ("methods", "precisions") if not getattr(self, name)]
         if wrong:
-            raise Refusal("compare-options", "options of a comparison that make no sense", found=wrong)
+            raise Refusal("compare-options", "options of a comparison that cannot be used", found=wrong)
 
     def _numbers(self) -> dict[str, float]:
         names = ("seeds", "search_trials", "max_new_tokens", "resamples")

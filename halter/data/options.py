@@ -29,7 +29,7 @@ class Source:
         if self.limit is not None and self.limit < 1:
             bad.append(f"limit: must be above 0, not {self.limit}")
         if bad:
-            raise Refusal("data-options", "a source that makes no sense", where=self.path, found=bad)
+            raise Refusal("data-options", "a source that cannot be used", where=self.path, found=bad)
 
     @property
     def parts(self) -> tuple[str, int | None]:
@@ -59,8 +59,8 @@ class DataOptions:
     max_length: int = 2048
     """Most tokens in a row."""
     packing: bool = True
-    """Fill every pass up to micro_tokens with rows that do not see one another; off: one pass holds no more tokens than
-    the longest row."""
+    """Fill every micro-batch up to micro_tokens with rows that do not see one another; off: it holds no more tokens
+    than the longest row."""
     template: str | None = None
     """Chat template: llama-2, llama-3, llama-3.1, llama-4, alpaca, vicuna, chatml, zephyr, or a Jinja file. Not given:
     the checkpoint's own."""
@@ -79,7 +79,7 @@ class DataOptions:
     """Rows whose answer people marked as bad (a column such as label or kto_tag that is false): drop them, learn them
     all the same, or stop and name them. All of it is counted."""
     train_on: Literal["responses", "last_response", "all"] = "responses"
-    """What is learnt: every response of the assistant with its end, the last one only, or every token."""
+    """What is learned: every answer of the assistant with its end, the last one only, or every token."""
     reasoning: Literal["keep", "drop"] = "keep"
     """What answers think before they speak (<think>...</think>): keep learns it, also where the chat template leaves it
     out of past turns (each answer then follows the very prompt that generation gives); drop learns the answer alone."""
@@ -95,7 +95,7 @@ class DataOptions:
             bad.append(f"validation: a share lies between 0 and 1, not {self.validation}")
         bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if _below_one(getattr(self, name))]
         if bad:
-            raise Refusal("data-options", "data options that make no sense", found=bad)
+            raise Refusal("data-options", "data options that cannot be used", found=bad)
 
     @property
     def sources(self) -> tuple[Source, ...]:

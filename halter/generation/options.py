@@ -56,7 +56,7 @@ class GenerationOptions:
         }
         wrong = [f"{rule} ({getattr(self, rule.split()[0], '')!r})" for rule, kept in rules.items() if not kept]
         if wrong:
-            raise Refusal("generation-options", "options of generation that make no sense", found=wrong)
+            raise Refusal("generation-options", "options of generation that cannot be used", found=wrong)
 
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:

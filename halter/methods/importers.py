@@ -99,7 +99,7 @@ class Taking:
                 "this file does not hold one whole adapter for this model",
                 where=self.where,
                 found=wrong,
-                fix="see that the model is the adapter's (--model), and that every file of a parted adapter is given",
+                fix="see that the model is the adapter's (--model), and that all of its files are given",
             )
 
 

@@ -87,7 +87,7 @@ class Lora(Method):
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
             bad.append(f"loraplus_lr_ratio {self.loraplus_lr_ratio}: above 0")
         if bad:
-            raise Refusal("lora-options", "these options of LoRA make no sense", found=bad)
+            raise Refusal("lora-options", "these options of LoRA cannot be used", found=bad)
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
         targets.check_patterns(self.rank_pattern, "rank_pattern")
         targets.check_patterns(self.alpha_pattern, "alpha_pattern")

@@ -56,8 +56,8 @@ class LoreftAct(Act):
 
     def act(self, x: Any, y: Tensor) -> Tensor:
         h = y[self.at]
-        learnt = SOURCES[self.source](F.linear(h, self.weight, self.bias))
-        moved = h + (learnt - F.linear(h, self.rotation)) @ self.rotation
+        learned = SOURCES[self.source](F.linear(h, self.weight, self.bias))
+        moved = h + (learned - F.linear(h, self.rotation)) @ self.rotation
         return y.index_copy(0, self.at, dropout(moved, self.rate, self.key))
 
     def select(self, index: Tensor) -> LoreftAct:
@@ -194,7 +194,7 @@ class Loreft(Method):
         if not 0 <= self.dropout < 1:
             wrong.append(f"dropout {self.dropout}: a share below 1")
         if wrong:
-            raise Refusal("loreft-options", "these options of LoReFT make no sense", found=wrong)
+            raise Refusal("loreft-options", "these options of LoReFT cannot be used", found=wrong)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None or (self.layers is not None and layer not in self.layers):

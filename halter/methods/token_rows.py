@@ -2,7 +2,7 @@
 
     y = E'[token],   y = E' x at the head,   E' = E with the rows of ``tokens`` replaced by trained ones
 
-For tokens that the base never learnt (an end of turn, a new marker), beside any other method: a list of methods in the
+For tokens that the base never learned (an end of turn, a new marker), beside any other method: a list of methods in the
 recipe. Embeddings and head that are tied stay tied, unless it is asked otherwise.
 """
 

@@ -1,4 +1,4 @@
-"""Warm starts: what an earlier adapter learnt goes into a new one, as the same function, or is refused with the reason.
+"""Warm starts: what an earlier adapter learned goes into a new one, as the same function, or refused with the reason.
 
 Equal methods of equal options are copied. Low-rank pairs are also taken over
 

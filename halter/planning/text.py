@@ -37,7 +37,8 @@ def as_text(found: Answer) -> str:
 def _budget(found: Answer) -> list[str]:
     word = "fits" if found.fits else "does not fit"
     rows, length = found.largest.rows, found.largest.length
-    at_most = f"at most {rows} rows of {found.forecast.setting.length} tokens in one pass, or one row of {length}"
+    wanted = found.forecast.setting.length
+    at_most = f"at most {rows} rows of {wanted} tokens in one micro-batch, or one row of {length}"
     room = at_most if length else "not even one token"
     return [f"memory, {size(found.budget)} {found.budget_source}: training {word}; {room}"]
 
@@ -97,10 +98,10 @@ def _forecast(found: Forecast) -> list[str]:
     lines += [f"  {place}: {count:,}" for place, count in found.by_place.items()]
     on = "with" if s.checkpointing else "without"
     more = f", {s.passes} passes a step" if s.passes > 1 else ""
-    lines.append(f"training, {s.rows} rows of {s.length} tokens a pass{more}, {on} activation checkpointing:")
+    lines.append(f"training, {s.rows} rows of {s.length} tokens a micro-batch{more}, {on} activation checkpointing:")
     lines += _stack(found.training)
     lines += [
-        f"  a pass takes {size(found.plain_activations)} without activation checkpointing, "
+        f"  a micro-batch takes {size(found.plain_activations)} without activation checkpointing, "
         f"{size(found.checkpointed_activations)} with it",
         f"generation, one row of {s.length} tokens:",
         *_stack(found.generation),

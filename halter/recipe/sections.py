@@ -39,7 +39,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class ChecksOptions:
-    """Checks that a run may pass over."""
+    """Checks that are waived."""
 
     allow: tuple[str, ...] = ()
     """Ids of refusals that are waived, as they stand in square brackets at a refusal's end: base-differs,

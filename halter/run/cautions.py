@@ -74,7 +74,7 @@ def _of_steps(job: Job) -> Iterator[str]:
     rate, names = options.learning_rate, [choice.name for choice in job.recipe.methods]
     usual = min((usual_rate(name, job.config.dim) for name in names), default=0.0)
     if rate is not None and rate < TOO_LOW * usual:
-        yield f"train.learning_rate is {rate:g}: nothing will be learnt (the default here is {usual:.2g})"
+        yield f"train.learning_rate is {rate:g}: nothing will be learned (the default here is {usual:.2g})"
     for choice in job.recipe.methods:
         rank = getattr(choice.options, "r", None)
         if isinstance(rank, int) and rank > job.config.dim:

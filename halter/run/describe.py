@@ -20,7 +20,7 @@ def describe(job: Job, say: Say) -> None:
         say(f"rows: {line}")
     rows = recipe.train.rows_per_step
     share = f"{rows} rows" if rows else f"at most {recipe.train.tokens_per_step} tokens"
-    say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one pass")
+    say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one micro-batch")
     for choice in recipe.methods:
         say(f"method: {choice.name}{_options(choice.options)}")
     if recipe.defaults:

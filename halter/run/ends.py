@@ -46,7 +46,7 @@ def refuse_nothing_learnt(trainee: Trainee) -> None:
     """HalterError where no step at all reached the weights, so that there is nothing to save."""
     if trainee.step and trainee.guards.lost >= trainee.step:
         raise HalterError(
-            f"loss or gradient was not finite in all {trainee.step} steps; nothing was learnt and nothing is saved. "
+            f"loss or gradient was not finite in all {trainee.step} steps; nothing was learned and nothing is saved. "
             "Fix: a lower --learning-rate, --precision fp32, or another base; halter doctor looks at the base"
         )
 

@@ -120,7 +120,7 @@ def _with_row(need: Sizes, tokens: int, free: int) -> tuple[int, int]:
 
 
 def in_words(need: Sizes, device: torch.device, longest: int, micro_tokens: int) -> str:
-    """What a pass of the run takes beside what is free, by the plan of this one setting (2 s for Llama 3.1 8B)."""
+    """What a micro-batch takes beside what is free, by the plan of this one setting (2 s for Llama 3.1 8B)."""
     rows = max(1, micro_tokens // max(1, longest))
     if need.setting is None:
         return (
@@ -137,8 +137,8 @@ def smaller_pass(need: Sizes, device: torch.device, longest: int, micro_tokens: 
     if found is None or need.setting is None or found.bytes(1, longest) > free or found.bytes(rows, longest) <= free:
         return None
     most = longest * max(1, fit.most_rows(found, longest, int(free * MARGIN)))
-    what = f"a pass of {rows} rows of {longest} tokens takes {gib(found.bytes(rows, longest))} and {gib(free)} are free"
-    return most, f"{what} on {device}"
+    what = f"a micro-batch of {rows} rows of {longest} tokens takes {gib(found.bytes(rows, longest))}"
+    return most, f"{what} and {gib(free)} are free on {device}"
 
 
 def memory_problem(need: Sizes, device: torch.device, row: tuple[str, int]) -> Iterator[Refusal]:

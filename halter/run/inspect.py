@@ -33,7 +33,7 @@ class Token:
 
     id: int
     text: str
-    learnt: bool
+    learned: bool
     control: bool
 
 
@@ -48,9 +48,9 @@ class Row:
     eos: int
 
     @property
-    def learnt(self) -> int:
+    def learned(self) -> int:
         """Tokens that are targets."""
-        return sum(token.learnt for token in self.tokens)
+        return sum(token.learned for token in self.tokens)
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Census:
     doubled: int
     """Rows with a BOS right after a BOS."""
     controls: list[tuple[str, int, int]]
-    """(control token, how often it is there, how often learnt), most frequent first"""
+    """(control token, how often it is there, how often learned), most frequent first"""
     unended: int
-    """Rows whose last learnt token is none that ends a generation."""
-    pad_learnt: int
-    """How often the pad token is learnt."""
+    """Rows whose last learned token is none that ends a generation."""
+    pad_learned: int
+    """How often the pad token is learned."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Inspection:
         """For JSON."""
         from dataclasses import asdict
 
-        rows = [{**asdict(row), "learnt": row.learnt} for row in self.rows]
+        rows = [{**asdict(row), "learned": row.learned} for row in self.rows]
         report = self.job.data.report.as_dict()
         return {
             "stops": self.stops, "warnings": self.warnings, "report": report, "census": asdict(self.census),
@@ -173,12 +173,12 @@ def _find(job: Job, wanted: str) -> Example:
 
 
 def _row(tokenizer: Tokenizer, example: Example) -> Row:
-    ids, learnt = example.tokens.tolist(), example.supervised.tolist()
-    if learnt:
-        learnt[0] = False  # nothing comes before it that could predict it
+    ids, learned = example.tokens.tolist(), example.supervised.tolist()
+    if learned:
+        learned[0] = False  # nothing comes before it that could predict it
     controls = {control.id for control in tokenizer.controls}
     stream = tokenizer.stream(skip_control=False)
-    tokens = tuple(Token(i, stream.push(i) or tokenizer.token(i), flag, i in controls) for i, flag in zip(ids, learnt))
+    tokens = tuple(Token(i, stream.push(i) or tokenizer.token(i), flag, i in controls) for i, flag in zip(ids, learned))
     text = tokenizer.decode(ids, skip_control=False)
     return Row(example.origin, text, tokens, ids.count(tokenizer.bos_id), sum(i in tokenizer.stop_ids for i in ids))
 
@@ -188,7 +188,7 @@ def census(examples: Examples, tokenizer: Tokenizer) -> Census:
     size, bos = tokenizer.vocab_size, -1 if tokenizer.bos_id is None else tokenizer.bos_id
     places = np.linspace(0, len(examples) - 1, min(len(examples), MOST_COUNTED)).astype(np.int64)
     stops = np.isin(np.arange(size), list(tokenizer.stop_ids))
-    there, learnt = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    there, learned = np.zeros(size, np.int64), np.zeros(size, np.int64)
     begun, ended = Counter[int](), Counter[int]()
     doubled = unended = 0
     for start in range(0, len(places), BLOCK):
@@ -198,7 +198,7 @@ def census(examples: Examples, tokenizer: Tokenizer) -> Census:
         targets = np.concatenate([row.supervised for row in rows])
         targets[starts] = False  # nothing comes before them that could predict them
         there += np.bincount(tokens, minlength=size)
-        learnt += np.bincount(tokens[targets], minlength=size)
+        learned += np.bincount(tokens[targets], minlength=size)
         is_bos = tokens == bos
         begun.update(np.add.reduceat(is_bos.astype(np.int64), starts).tolist())
         ended.update(np.add.reduceat(stops[tokens].astype(np.int64), starts).tolist())
@@ -208,11 +208,11 @@ def census(examples: Examples, tokenizer: Tokenizer) -> Census:
         last = np.maximum.reduceat(np.where(targets, np.arange(len(tokens)), -1), starts)
         unended += int((~stops[tokens[last]]).sum())
     names = {control.id: control.text for control in tokenizer.controls}
-    found = [(names[i], int(there[i]), int(learnt[i])) for i in np.flatnonzero(there).tolist() if i in names]
+    found = [(names[i], int(there[i]), int(learned[i])) for i in np.flatnonzero(there).tolist() if i in names]
     pad = tokenizer.pad_id
     return Census(
         len(places), dict(sorted(begun.items())), dict(sorted(ended.items())), doubled,
-        sorted(found, key=lambda entry: -entry[1]), unended, 0 if pad is None or pad >= size else int(learnt[pad]),
+        sorted(found, key=lambda entry: -entry[1]), unended, 0 if pad is None or pad >= size else int(learned[pad]),
     )  # fmt: skip
 
 
@@ -228,13 +228,13 @@ def _steps(job: Job) -> Steps:
     data, options = job.data.train, job.recipe.train
     plan = job.plan(0)
     lengths, targets = data.lengths, data.targets
-    rows, tokens, learnt = [], [], []
+    rows, tokens, learned = [], [], []
     passes = longest = 0
     for step in plan:
         flat = [row for micro in step for row in micro]
         rows.append(len(flat))
         tokens.append(int(lengths[flat].sum()))
-        learnt.append(int(targets[flat].sum()))
+        learned.append(int(targets[flat].sum()))
         passes += len(step)
         longest += sum(int(lengths[micro].max()) * len(micro) for micro in step)
     warmup = schedule.warmup_steps(options.warmup_steps or 0.0, job.steps)
@@ -242,7 +242,7 @@ def _steps(job: Job) -> Steps:
     points = sorted({*np.linspace(0, job.steps - 1, min(POINTS, job.steps)).astype(int).tolist(), max(0, warmup - 1)})
     room = max(job.micro_tokens * passes, sum(tokens)) or 1
     return Steps(
-        job.steps, len(plan), passes, _spread(rows), _spread(tokens), _spread(learnt), job.micro_tokens,
+        job.steps, len(plan), passes, _spread(rows), _spread(tokens), _spread(learned), job.micro_tokens,
         sum(tokens) / room, 1 - sum(tokens) / (longest or 1), rate, warmup, options.lr_scheduler_type,
         [(step + 1, rate * share(step)) for step in points if step < job.steps],
     )  # fmt: skip

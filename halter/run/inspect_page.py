@@ -12,9 +12,9 @@ from halter.run.inspect import Inspection, Row, Steps
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --dim: #646b73; --paper: #fcfcfb; --card: #fff; --line: #e4e4e0;
-  --learnt: #cdeed6; --learnt-ink: #0b3d1f; --control: #4b5fbd; --bar: #3f9c62; --warn: #a4540a; --warn-bg: #fdf1e2; }
+  --learned: #cdeed6; --learned-ink: #0b3d1f; --control: #4b5fbd; --bar: #3f9c62; --warn: #a4540a; --warn-bg: #fdf1e2; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --dim: #989ea6; --paper: #16181a; --card: #1d2023;
-  --line: #2e3236; --learnt: #1c4a2d; --learnt-ink: #c9f2d5; --control: #9fb0ff; --bar: #58b97c; --warn: #f3b26b;
+  --line: #2e3236; --learned: #1c4a2d; --learned-ink: #c9f2d5; --control: #9fb0ff; --bar: #58b97c; --warn: #f3b26b;
   --warn-bg: #33261a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 68rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
@@ -29,7 +29,7 @@ p { margin: .25rem 0; } .dim { color: var(--dim); }
 details { margin: .75rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 .tokens { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin-top: .75rem; }
 .t { border-radius: 3px; padding: 1px 0; box-shadow: inset -1px 0 var(--line); color: var(--dim); }
-.l { background: var(--learnt); color: var(--learnt-ink); } .c { color: var(--control); font-weight: 600; }
+.l { background: var(--learned); color: var(--learned-ink); } .c { color: var(--control); font-weight: 600; }
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .3rem .75rem .3rem 0;
   border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; font-weight: 400; }
 th { color: var(--dim); } .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -96,11 +96,11 @@ def _shown(text: str) -> str:
 def _row(row: Row) -> str:
     spans = []
     for place, token in enumerate(row.tokens):
-        names = "t" + " l" * token.learnt + " c" * token.control
-        title = f"{place}: id {token.id}, {'learned' if token.learnt else 'not learned'}"
+        names = "t" + " l" * token.learned + " c" * token.control
+        title = f"{place}: id {token.id}, {'learned' if token.learned else 'not learned'}"
         end = "\n" if token.text.endswith("\n") else ""
         spans.append(f'<span class="{names}" title="{title}">{_shown(token.text)}</span>{end}')
-    summary = f"{len(row.tokens)} tokens, {row.learnt} learned, {row.bos} BOS, {row.eos} ends"
+    summary = f"{len(row.tokens)} tokens, {row.learned} learned, {row.bos} BOS, {row.eos} ends"
     text = "\n".join(visible(line) for line in lines_of(row.text))
     return (
         f'<details open><summary><b>{_shown(row.origin)}</b> <span class="dim">{summary}</span></summary>'
@@ -123,8 +123,8 @@ def _labels(found: Inspection) -> Iterable[tuple[str, str]]:
     for name, counts in (("BOS", census.bos), ("ends", census.eos)):
         for count, rows in list(counts.items())[:8]:
             yield f"rows with {count} {name}", f"{rows:,}"
-    for text, there, learnt in census.controls[:12]:
-        yield text, f"{there:,}, learned {learnt:,}"
+    for text, there, learned in census.controls[:12]:
+        yield text, f"{there:,}, learned {learned:,}"
     if report.validation_rows:
         yield "rows held out", f"{report.validation_rows:,}"
 
@@ -164,7 +164,7 @@ def _steps(steps: Steps) -> Iterable[tuple[str, str]]:
         ("learned tokens", steps.targets),
     ):
         yield f"{name} a step", f"{mean:,.1f} ({least:,} to {most:,})"
-    yield f"of a pass of {steps.micro_tokens:,} tokens filled", f"{steps.filled:.1%}"
+    yield f"of a micro-batch of {steps.micro_tokens:,} tokens filled", f"{steps.filled:.1%}"
     yield "padding, if every pass were padded to its longest row (here: none)", f"{steps.padding:.1%}"
 
 

@@ -60,7 +60,7 @@ def _rows(found: Inspection, look: Look) -> Iterator[Line]:
         yield []
         yield [
             (row.origin, HEADING),
-            (f"  {len(row.tokens)} tokens, {row.learnt} learned, {row.bos} BOS, {row.eos} ends", PLAIN),
+            (f"  {len(row.tokens)} tokens, {row.learned} learned, {row.bos} BOS, {row.eos} ends", PLAIN),
         ]
         for line in lines_of(row.text):
             yield [("  " + visible(line), PLAIN)]
@@ -72,9 +72,9 @@ def _tokens(row: Row, look: Look) -> Iterator[Line]:
     line: Line = [("  ", PLAIN)]
     used = 2
     for token in row.tokens:
-        kind = (LEARNT_CONTROL if token.control else LEARNT) if token.learnt else CONTROL if token.control else CONTEXT
+        kind = (LEARNT_CONTROL if token.control else LEARNT) if token.learned else CONTROL if token.control else CONTEXT
         text = visible(token.text)
-        text = f"[{text}]" if token.learnt and not look.colour else text
+        text = f"[{text}]" if token.learned and not look.colour else text
         if used + len(text) + 1 > look.width and used > 2:
             yield line
             line, used = [("  ", PLAIN)], 2
@@ -101,8 +101,8 @@ def _labels(found: Inspection) -> Iterator[Line]:
     some = "" if census.rows == report.kept else f" (of {census.rows:,} rows, evenly spread)"
     for name, counts in (("BOS tokens per row", census.bos), ("end tokens per row", census.eos)):
         yield _said(f"{name}: " + ", ".join(f"{n} ({rows:,} rows)" for n, rows in list(counts.items())[:8]) + some)
-    for text, there, learnt in census.controls[:8]:
-        yield _said(f"{visible(text)}: {there:,} times, {learnt:,} learned{some}")
+    for text, there, learned in census.controls[:8]:
+        yield _said(f"{visible(text)}: {there:,} times, {learned:,} learned{some}")
     if report.validation_rows:
         yield _said(f"held out: {report.validation_rows:,} rows, {report.validation_targets:,} learned tokens")
 
@@ -163,7 +163,7 @@ def _steps(found: Inspection) -> Iterator[Line]:
     ):
         yield _said(f"{name} a step: {mean:,.1f} on average ({least:,} to {most:,})")
     yield _said(
-        f"packing: passes of at most {steps.micro_tokens:,} tokens are {steps.filled:.1%} full, no padding "
+        f"packing: micro-batches of at most {steps.micro_tokens:,} tokens are {steps.filled:.1%} full, no padding "
         f"(padded to the longest row of each pass, {steps.padding:.1%} would be padding)"
     )
 

@@ -23,11 +23,11 @@ def warnings(job: Job, census: Census) -> list[str]:
         found.append(f"{census.doubled} of {census.rows} rows have a double BOS; the base has seen one at a time")
     if tokenizer.bos_id is not None and census.bos.get(0):
         found.append(f"{census.bos[0]} of {census.rows} rows have no BOS, with which every text of this base begins")
-    if census.pad_learnt:
+    if census.pad_learned:
         pad = tokenizer.token(tokenizer.pad_id or 0)
         found.append(
-            f"the pad token {pad} is learned {census.pad_learnt} times: it is also something else, probably the end of "
-            "a text. Halter never masks it; a tool that masks padding would teach this model never to stop"
+            f"the pad token {pad} is learned {census.pad_learned} times: it is also something else, probably the end "
+            "of a text. Halter never masks it; a tool that masks padding would teach this model never to stop"
         )
     if census.unended:
         found.append(

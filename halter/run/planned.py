@@ -124,5 +124,5 @@ def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, roomy: b
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)
     why = ", with freed memory kept, as there is room" if roomy and model.device.type == "cpu" else ""
-    said = f"{gib(planned)} planned for passes of {setting.tokens} tokens, {gib(own)} measured"
+    said = f"{gib(planned)} planned for micro-batches of {setting.tokens} tokens, {gib(own)} measured"
     return f"memory at its worst: {said}{why}"

@@ -55,7 +55,7 @@ class Scoring(TaskOptions):
         wrong = [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
         wrong += self.wrong_numbers()
         if wrong:
-            raise Refusal("evaluation-options", "options of an evaluation that make no sense", found=wrong)
+            raise Refusal("evaluation-options", "options of an evaluation that cannot be used", found=wrong)
 
 
 class ScoringKeywords(TypedDict, total=False):

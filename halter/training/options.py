@@ -20,7 +20,7 @@ class TrainOptions:
     """Options of one training run. Refusal ``train-options`` names every value that makes no sense."""
 
     objective: Literal["sft"] = "sft"
-    """What is learnt: sft is cross entropy on the supervised tokens."""
+    """What is learned: sft is cross entropy on the learned tokens."""
     learning_rate: float | None = None
     """Peak learning rate; not given: the method's default."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
@@ -40,7 +40,7 @@ class TrainOptions:
     gradient_accumulation_steps: int | None = None
     """Micro-batches of one step; goes with per_device_train_batch_size. Not given: 1."""
     micro_tokens: int | None = None
-    """Most tokens in one forward pass; less memory, the same gradient. Not given: chosen by the loop."""
+    """Most tokens of a micro-batch: less memory, the same gradient. Not given: chosen by the loop."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw"
     """adamw is torch's; the others are bitsandbytes' (states in 8 bit, or paged out to main memory on CUDA)."""
     adam_beta1: float = 0.9
@@ -104,7 +104,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         problems = [*self._numbers(), *self._step()]
         if problems:
-            raise Refusal("train-options", "training options that make no sense", found=problems)
+            raise Refusal("train-options", "training options that cannot be used", found=problems)
 
     @property
     def rows_per_step(self) -> int | None:

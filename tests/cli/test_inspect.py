@@ -54,15 +54,15 @@ def test_every_token_and_count_is_what_training_sees(model: str, tmp_path: Path)
     assert [row.origin for row in found.rows] == [f"{path}:{n}" for n in (1, 2, 3, 4)]
     for row, example in zip(found.rows, data):
         assert [token.id for token in row.tokens] == example.tokens.tolist()
-        assert [token.learnt for token in row.tokens] == example.supervised.tolist()
+        assert [token.learned for token in row.tokens] == example.supervised.tolist()
         assert "".join(token.text for token in row.tokens) == row.text
-        assert row.text.endswith("</s>") and row.tokens[-1].learnt and row.tokens[-1].control
-        assert (row.bos, row.eos, row.learnt) == (1, 1, example.targets)
+        assert row.text.endswith("</s>") and row.tokens[-1].learned and row.tokens[-1].control
+        assert (row.bos, row.eos, row.learned) == (1, 1, example.targets)
     everything = [int(token) for example in data for token in example.tokens]
-    learnt = [int(t) for e in data for t, s in zip(e.tokens[1:], e.supervised[1:]) if s]
+    learned = [int(t) for e in data for t, s in zip(e.tokens[1:], e.supervised[1:]) if s]
     for text, there, taught in found.census.controls:
         number = tokenizer.token_id(text)
-        assert (there, taught) == (everything.count(number), learnt.count(number))
+        assert (there, taught) == (everything.count(number), learned.count(number))
     assert found.census.rows == len(data) == 121 and found.census.bos == found.census.eos == {1: 121}
     assert sum(count for _, _, count in found.histogram) == 121
     for low, high, count in found.histogram:
@@ -75,10 +75,10 @@ def test_every_token_and_count_is_what_training_sees(model: str, tmp_path: Path)
 
 
 def test_a_first_token_is_never_learnt(model: str, tmp_path: Path) -> None:
-    """Rows given as tokens mark even their BOS; nothing before it could predict it, so it counts as not learnt."""
+    """Rows given as tokens mark even their BOS; nothing before it could predict it, so it counts as not learned."""
     found = look(model, write(tmp_path / "a.jsonl", [{"input_ids": [1, 5, 6, 2]}] * 3))
     assert ("<s>", 3, 0) in found.census.controls and ("</s>", 3, 3) in found.census.controls
-    assert [token.learnt for token in found.rows[0].tokens] == [False, True, True, True]
+    assert [token.learned for token in found.rows[0].tokens] == [False, True, True, True]
 
 
 def test_steps_and_schedule_are_those_of_the_run(model: str, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_nothing_of_the_data_acts(model: str, tmp_path: Path) -> None:
         attributes for tag, attributes in read.tags if tag == "span" and "t" in str(attributes.get("class")).split()
     ]
     assert len(tokens) == sum(len(row.tokens) for row in found.rows)
-    assert sum("l" in str(a["class"]).split() for a in tokens) == sum(row.learnt for row in found.rows)
+    assert sum("l" in str(a["class"]).split() for a in tokens) == sum(row.learned for row in found.rows)
     ids = [int(re.search(r"id (\d+)", str(a["title"]))[1]) for a in tokens]  # type: ignore[index]
     assert ids == [token.id for row in found.rows for token in row.tokens]
 
@@ -239,9 +239,9 @@ def test_colour_marks_learnt_tokens(model: str, tmp_path: Path) -> None:
     found = look(model, write(tmp_path / "a.jsonl", ROWS), rows=1)
     text = render(found, Look(colour=True))
     (row,) = found.rows
-    plain = [token for token in row.tokens if token.learnt and not token.control]
+    plain = [token for token in row.tokens if token.learned and not token.control]
     assert text.count(ANSI[LEARNT]) == len(plain)
-    assert "".join(visible(t.text) for t in row.tokens if t.learnt) in re.sub(r"\x1b\[[\d;]*m|\||\n {2}", "", text)
+    assert "".join(visible(t.text) for t in row.tokens if t.learned) in re.sub(r"\x1b\[[\d;]*m|\||\n {2}", "", text)
     assert all(len(line) <= 60 for line in _token_lines(render(found, Look(width=60))))
 
 

@@ -68,7 +68,7 @@ def test_it_can_be_waived(tmp_path: Path) -> None:
         ({"warmup_steps": 1000}, "train.warmup_steps is 1000 and the run has 2 steps"),
         ({"eval_steps": 10}, "train.eval_steps does nothing here"),
         ({"save_steps": 10}, "train.save_steps is 10 and the run has 2 steps"),
-        ({"learning_rate": 1e-9}, "train.learning_rate is 1e-09: nothing will be learnt"),
+        ({"learning_rate": 1e-9}, "train.learning_rate is 1e-09: nothing will be learned"),
     ],
 )
 def test_what_does_nothing_is_told(
