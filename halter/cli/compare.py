@@ -26,7 +26,7 @@ def command(
         str | None, typer.Option(help="Folder of the comparison; the same again goes on with it.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="On the embedded playground: ten minutes on two cores.")
+        bool, typer.Option("--quick", help="On the embedded playground: eight minutes on two cores.")
     ] = False,
 ) -> None:
     """Train several methods on the same rows with the same budget, learning rates chosen on validation rows, scores

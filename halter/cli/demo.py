@@ -1,4 +1,4 @@
-"""`halter demo`: a LLaMA adapted before your eyes, in under three minutes, without a checkpoint or data of your own."""
+"""`halter demo`: a LLaMA adapted before your eyes, in under a minute, without a checkpoint or data of your own."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from halter.errors import SHOWN_LINES, HalterError, Refusal
 from halter.telling import RED, loudness, painted, spelt, wrapped
 
 VERBS = {
-    "demo": "see a LLaMA adapted in three minutes, without model or data of your own",
+    "demo": "see a LLaMA adapted in a minute, without model or data of your own",
     "init": "write a recipe with every key explained",
     "inspect": "see what a recipe would train on, token by token, before a model is loaded",
     "train": "train an adapter, from a recipe or from flags alone",

@@ -57,7 +57,7 @@ def _threads(ground: Ground, output: Path, say: Say) -> threads.Threads:
 def tell_unwritable(say: Say) -> None:
     """Say before hours of training what cannot be written after them."""
     if find_spec("matplotlib") is None:
-        say(f"warning: no report page will be written, only record.json and the table: {install('report')}")
+        say(f"warning: no report page will be written, only record.json and the table; first: {install('report')}")
 
 
 def write_report(record: Mapping[str, Any], output: Path, say: Say) -> tuple[Path, ...]:
@@ -65,7 +65,8 @@ def write_report(record: Mapping[str, Any], output: Path, say: Say) -> tuple[Pat
     try:
         written = tuple(report.write(record, output))
     except Refusal as refusal:
-        say(f"no report: {refusal}")
+        again = f"python -m halter.comparison.report {output / 'record.json'} {output}"
+        say(f"no report page: {refusal}. Once that is there: {again}")
         return ()
     for path in written:
         say(f"report: {path}")

@@ -33,9 +33,7 @@ EXTRAS = {
     "eval": "ROUGE in halter evaluate, BLEU, and the public harness's tasks",
     "meta": "tokenizer.model files of Meta's folders (SentencePiece, tiktoken)",
     "report": "figures",
-    "serve": "an HTTP server",
     "track": "TensorBoard and Weights & Biases beside metrics.jsonl",
-    "vision": "pictures",
 }
 """{extra: what it brings}; a test holds it to the extras that the package declares."""
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"

@@ -64,7 +64,7 @@ def test_extras_are_those_of_the_package_and_what_is_missing_is_said(monkeypatch
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch>=2", *lines])
     found = doctor.extras()
     assert found["data"]["missing"] == ["datasets"] and found["track"]["missing"] == ["wandb"]
-    assert found["vision"]["missing"] == ["pillow", "torchvision"]
+    assert found["meta"]["missing"] == ["sentencepiece", "tiktoken", "protobuf"]
     text = doctor.as_text(doctor.report())
     assert f"missing wandb: {install('track')}" in text and "TensorBoard" in text
 
