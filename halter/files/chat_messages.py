@@ -50,6 +50,8 @@ def _problem(message: Any) -> str | None:
         return "has tool_calls that are no list of objects"
     for key in SWITCHES:
         if message.get(key, True) is not None and message.get(key, True) not in (True, False):
+            if isinstance(message[key], int | float):
+                return f"has {key} {message[key]!r}: a message is learned whole (1) or not at all (0)"
             return f"has {key} {message[key]!r} instead of true or false"
     return None
 

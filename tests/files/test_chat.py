@@ -560,7 +560,7 @@ def test_an_input_is_not_lost_in_templates_that_know_none(llama3: Tokenizer) -> 
         ([{"content": "x"}], "message 1: has the role None"),
         ([ASK, {"role": "x<|eot_id|>", "content": "x"}], "message 2: has the role 'x<|eot_id|>'"),
         ([{"role": "user", "content": 3}], "message 1: has content of type int"),
-        ([ASK | {"weight": 0.5}], "message 1: has weight 0.5"),
+        ([ASK | {"weight": 0.5}], "message 1: has weight 0.5: a message is learned whole (1) or not at all (0)"),
         ([{"role": "assistant", "content": None, "tool_calls": "f()"}], "message 1: has tool_calls"),
         ([{"role": "user", "content": "\ud800"}], "a half of a surrogate pair"),
         ([ASK | {"extra": {1, 2}}], "not JSON"),
