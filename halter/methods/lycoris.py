@@ -58,7 +58,7 @@ def check(options: Options, shape: ModelConfig, name: str, wrong: Sequence[str] 
     alphas = {"alpha": options.alpha or 0.0, **options.alpha_pattern}
     bad += [f"{key} {alpha}: a strength of 0 does nothing" for key, alpha in alphas.items() if alpha == 0]
     if bad:
-        raise Refusal("lycoris-options", f"these options of {name} make no sense", found=bad,
+        raise Refusal("lycoris-options", f"these options of {name} cannot be used", found=bad,
                       fix="give ranks from 1 up, and strengths other than 0")  # fmt: skip
     target, exclude = options.target_modules, options.exclude_modules
     targets.check(shape, target, exclude, options.layers, (*LINEARS, HEAD))
