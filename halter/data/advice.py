@@ -23,6 +23,11 @@ def columns_option(pairs: Mapping[str, str]) -> str:
     return "data.columns='{" + ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in pairs.items()) + "}'"
 
 
+def roles_option(roles: Mapping[str, str]) -> str:
+    """data.roles as it is typed on the command line."""
+    return "data.roles='{" + ", ".join(f"{_quoted(theirs)}: {ours}" for theirs, ours in roles.items()) + "}'"
+
+
 def _quoted(name: str) -> str:
     return name if name.replace("_", "").replace("-", "").isalnum() and not name[0].isdigit() else f'"{name}"'
 

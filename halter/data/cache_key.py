@@ -26,8 +26,8 @@ LARGE_BYTES = 64 << 20
 SETTLED_SECONDS = 2.0
 """A file written to more lately could change again without its time showing it."""
 LIBRARIES = ("tokenizers", "sentencepiece", "tiktoken", "jinja2", "pyarrow", "numpy")
-MATTER = ("columns", "row_template", "max_length", "on_long", "train_on", "reasoning", "template_date", "id_column",
-          "on_rejected")  # fmt: skip
+MATTER = ("columns", "roles", "row_template", "max_length", "on_long", "train_on", "reasoning", "template_date",
+          "id_column", "on_rejected")  # fmt: skip
 """Fields of DataOptions that decide what a row's tokens are."""
 
 Stamps = list[tuple[str, int, int, int]]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from halter.data import formats
 from halter.data.meaning import Canonical, Format, Row, plain_name
 from halter.data.options import DataOptions
-from halter.data.turns import BadRow
+from halter.data.turns import ROLES, BadRow, is_nan, listed, no_value
 from halter.errors import Refusal
 
 SLOT = re.compile(r"\{\{|\}\}|\{(\w[\w .-]*)\}")
 
 
 MOST_NAMED = 4
+NEAR = 0.7
+"""How alike a key that lacks and one that nobody reads must be for the one to be the other misspelt."""
+TALKING = {*formats.TALKS, "prompt", "completion"}
+PLAIN_ROLES = {"user", "assistant", "system", "tool", "human", "gpt", "function", "function_call", "observation"}
+"""Speakers about whom there is nothing to tell."""
 MARKS = ("label", "kto_tag", "desirable", "accepted", "is_correct", "correct", "is_good")
 """Columns that say of an answer whether people found it good, where their value is true or false."""
 
@@ -30,6 +35,7 @@ class Reader:
     columns: Mapping[str, str]
     row_template: str | None
     told: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, row: Row) -> Canonical:
         """What a row means; of several meanings the first. Raises BadRow."""
@@ -41,8 +47,34 @@ class Reader:
         if not self.form.needs & named.keys():
             has = ", ".join(list(row)[:MOST_NAMED]) or "no column"
             raise BadRow(f"missing key {', '.join(sorted(self.form.needs))} (has {has})")
-        meant = self.form.read(named)
+        try:
+            meant = self.form.read(self._cast(named))
+        except BadRow as fault:
+            raise BadRow(self._with_near(str(fault), row)) from None
         return meant if isinstance(meant, list) else [meant]
+
+    def _cast(self, row: Row) -> Row:
+        """The row with data.roles in the place of its own."""
+        if not self.roles:
+            return row
+        cast = {name.lower(): role for name, role in self.roles.items()}
+        changed = {}
+        for key in TALKING & row.keys():
+            turns = listed(row, key) if isinstance(row[key], str) and row[key].lstrip().startswith("[") else row[key]
+            if isinstance(turns, list):
+                changed[key] = [_spoken(said, cast) for said in turns]
+        return {**row, **changed}
+
+    def _with_near(self, fault: str, row: Row) -> str:
+        """A fault with what the row has in the place of a key that it lacks."""
+        key = fault.removeprefix("missing key ")
+        if key == fault or key not in self.form.needs | self.form.also | set(self.columns.values()):
+            return fault
+        known = self.form.needs | self.form.also
+        free = [name for name in row if plain_name(name) not in known and name not in self.columns.values()]
+        near = get_close_matches(key, free, 1, cutoff=NEAR)
+        has = ", ".join([*near, *(name for name in row if name not in near)][:MOST_NAMED]) or "no column"
+        return f"{fault} ({f'did you mean its {near[0]}? ' if near else ''}has {has})"
 
     def rejected(self, row: Row) -> str:
         """The mark by which people said that this row's answer is bad, "label: false"; '' where there is none."""
@@ -108,10 +140,30 @@ def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
                 where=where,
                 fix="name it, e.g. data.columns: {completion: answer}",
             )
-        return Reader(form, options.columns, options.row_template, "data.row_template is continued by the completion")
+        told = "data.row_template is continued by the completion"
+        return Reader(form, options.columns, options.row_template, told, options.roles)
     told, form = formats.recognise([_shown(row, options) for row in rows], where, set(options.columns), rows)
     named = ", ".join(f"{ours} = {theirs}" for ours, theirs in options.columns.items())
-    return Reader(form, options.columns, None, f"{told} ({named})" if named else told)
+    named = ", ".join(filter(None, [named, *_speakers(rows, options.roles)]))
+    return Reader(form, options.columns, None, f"{told} ({named})" if named else told, options.roles)
+
+
+def _speakers(rows: Sequence[Row], roles: Mapping[str, str]) -> list[str]:
+    """ "bot as assistant" for every speaker of these rows whose name says it in a word of its own."""
+    turns = (said for row in rows for key in row.keys() & TALKING if isinstance(row[key], list) for said in row[key])
+    spoken = (said.get("role") or said.get("from") for said in turns if isinstance(said, Mapping))
+    names = dict.fromkeys(name for name in spoken if isinstance(name, str) and name.lower() not in PLAIN_ROLES)
+    cast = ROLES | {name.lower(): role for name, role in roles.items()}
+    return [f"{name} as {cast[name.lower()]}" for name in names if name.lower() in cast]
+
+
+def _spoken(said: Any, cast: Mapping[str, str]) -> Any:
+    """A turn with the role that data.roles gives its speaker."""
+    if not isinstance(said, Mapping):
+        return said
+    key = "role" if said.get("role") is not None else "from"
+    who = said.get(key)
+    return {**said, key: cast[who.lower()]} if isinstance(who, str) and who.lower() in cast else said
 
 
 def _shown(row: Row, options: DataOptions) -> dict[str, Any]:
@@ -148,10 +200,8 @@ def _filled(template: str, row: Row) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
         found = row.get(match[1])
-        if found is None:
-            raise BadRow(f"missing key {match[1]}")
-        if not isinstance(found, str | int | float):
-            raise BadRow(f"wrong type of {match[1]}: {type(found).__name__}")
+        if not isinstance(found, str | int | float) or is_nan(found):
+            raise BadRow(no_value(row, match[1]))
         return str(found)
 
     return SLOT.sub(value, template)

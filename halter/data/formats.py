@@ -9,7 +9,18 @@ from typing import Any
 from halter.data.advice import columns_option, for_pairs, for_unknown
 from halter.data.layouts import SYSTEM, layouts
 from halter.data.meaning import Canonical, Format, Row
-from halter.data.turns import BadRow, answered, is_transcript, listed, tools_of, transcript, turn
+from halter.data.turns import (
+    BadRow,
+    answered,
+    guessed,
+    is_transcript,
+    listed,
+    no_value,
+    tools_of,
+    transcript,
+    turn,
+    unknown_roles,
+)  # fmt: skip
 from halter.errors import Refusal
 
 
@@ -187,6 +198,8 @@ def _chat(row: Row, column: str) -> Canonical:
     turns = transcript(value) if isinstance(value, str) and is_transcript(value) else listed(row, column)
     if len(turns) > 1 and all(isinstance(said, str) for said in turns):  # in turn, from the user on
         turns = [{"role": ("user", "assistant")[n % 2], "content": said} for n, said in enumerate(turns)]
+    if strange := guessed(turns):
+        raise BadRow(unknown_roles(strange))
     messages = [message for said in turns for message in turn(said)]
     if _system(row) and not any(message["role"] == "system" for message in messages):
         messages = _system(row) + messages
@@ -200,10 +213,8 @@ def _system(row: Row) -> list[dict[str, Any]]:
 
 def _string(row: Row, key: str) -> str:
     value = row.get(key)
-    if value is None:
-        raise BadRow(f"missing key {key}")
     if not isinstance(value, str):
-        raise BadRow(f"wrong type of {key}: {type(value).__name__}")
+        raise BadRow(no_value(row, key))
     return value
 
 

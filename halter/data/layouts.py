@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halter.data.meaning import Canonical, Format, Row
-from halter.data.turns import BadRow
+from halter.data.turns import BadRow, is_nan, no_value
 
 PAIRS: tuple[tuple[str, str], ...] = (
     ("instruction", "response"), ("question", "response"), ("query", "response"), ("prompt", "response"),
@@ -177,10 +177,10 @@ def words(row: Row, key: str, may_lack: bool = False) -> str:
     value = row.get(key)
     if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):  # PubMedQA of the hub
         value = value["contexts"]
-    if value is None:
+    if value is None or is_nan(value):
         if may_lack:
             return ""
-        raise BadRow(f"missing key {key}")
+        raise BadRow(no_value(row, key))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list) and all(isinstance(one, str) for one in value):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halter.data import cache
+from halter.data.advice import roles_option
 from halter.data.cache_key import files_of
 from halter.data.choose import hold_out, without
 from halter.data.encode import Encoder
@@ -26,6 +28,8 @@ from halter.files.tokenizer import Tokenizer
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
 
 TOO_LONG = "too long"
+GUESSED = re.compile(r"'([^']+)' \(as (\w+)\?\)")
+"""The speakers of data.turns.unknown_roles."""
 MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
 
@@ -73,9 +77,9 @@ def load_examples(
     report.cached += held_out.account.report.cached
     report.count(train, validation)
     if not len(train):
-        raise _nothing("no row is left to train on", report, options)
+        raise _nothing("no row is left to train on", report, options, tokenizer)
     if options.validation is not None and not len(validation):
-        raise _nothing("no row is left for the held-out loss", held_out.account.report, options)
+        raise _nothing("no row is left for the held-out loss", held_out.account.report, options, tokenizer)
     return Loaded(train, validation, report)
 
 
@@ -120,7 +124,7 @@ class _Load:
         return builder.store(), account
 
 
-def _nothing(what: str, report: DataReport, options: DataOptions) -> Refusal:
+def _nothing(what: str, report: DataReport, options: DataOptions, tokenizer: Tokenizer) -> Refusal:
     """Refusal ``no-rows``, with what became of the rows and what keeps them."""
     fates = (
         (
@@ -130,9 +134,10 @@ def _nothing(what: str, report: DataReport, options: DataOptions) -> Refusal:
         ),
         (report.long_dropped, f"longer than {options.max_length} tokens", "data.on_long=cut or split keeps them"),
         (report.notes["rejected_dropped"], "marked as bad answers", "data.on_rejected=learn learns them all the same"),
-        (len(report.faults), "not usable", "data.on_bad=stop names them all"),
+        (len(report.faults), "not usable", way_out(report.faults, report.rows, tokenizer)),
     )
     found = [f"{count} of {report.rows} rows are {words}" for count, words, _ in fates if count]
+    found += grouped(report.faults)
     fixes = [fix for count, _, fix in fates if count]
     fix = fixes[0] if fixes else "" if report.rows else "the files hold no row; give others"
     return Refusal("no-rows", what, found=found, fix=fix)
@@ -149,7 +154,7 @@ def _refuse(options: DataOptions, tokenizer: Tokenizer, accounts: list[Account])
             f"{len(faults)} of {rows} rows cannot be used",
             found=faults + long + empty,
             groups=grouped([*faults, *(Fault(one.origin, TOO_LONG) for one in long), *empty]),
-            fix=way_out(faults, tokenizer),
+            fix=way_out(faults, rows, tokenizer),
         )
     if long:
         raise Refusal(
@@ -175,12 +180,15 @@ def tools_fix(tokenizer: Tokenizer) -> str:
     return "no built-in template for this tokenizer has a place for tools: --template FILE.jinja with one that has"
 
 
-def way_out(faults: Sequence[Fault], tokenizer: Tokenizer) -> str:
-    """What to do where these rows keep a run from starting."""
-    ids = [fault.kind.startswith(DUPLICATE) for fault in faults]
-    keep = "data.id_column=null keeps rows whose ids repeat"
-    if all(ids):
-        return f"{keep}; data.on_bad=skip leaves them out"
-    more = f"; {keep}" if any(ids) else ""
-    more += f"; {tools_fix(tokenizer)}" if any(NO_TOOLS in fault.kind for fault in faults) else ""
-    return f"data.on_bad=skip (--on-bad skip) leaves them out and counts them{more}"
+def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
+    """What to do where these of so many rows keep a run from starting: what keeps them first; leaving them out is a way
+    only where others are left."""
+    kinds = [fault.kind for fault in faults]
+    roles = {name: role for kind in kinds for name, role in GUESSED.findall(kind)}
+    ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
+    ways += ["correct the key in the file"] if any("did you mean its" in kind for kind in kinds) else []
+    ways += ["data.id_column=null keeps rows whose ids repeat"] if any(k.startswith(DUPLICATE) for k in kinds) else []
+    ways += [tools_fix(tokenizer)] if any(NO_TOOLS in kind for kind in kinds) else []
+    if len(faults) < rows:
+        ways.append("data.on_bad=skip (--on-bad skip) leaves them out and counts them")
+    return "; ".join(ways) or "correct the rows in the file: there is none that can be used"

@@ -9,6 +9,8 @@ from typing import Literal
 
 from halter.errors import Refusal
 
+ROLES = ("user", "assistant", "system", "tool")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -54,6 +56,9 @@ class DataOptions:
     """Your columns for the ones Halter knows, such as {prompt: question, completion: answer} (written as they are) or
     {instruction: question, output: answer} (written by the chat template). A text with {column} in it is filled in.
     Not given: found by the names of your columns, and told."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Speakers of your conversations for those that Halter knows (user, assistant, system, tool), such as {customer:
+    user, agent: assistant}. Usual names (human, gpt, bot, ai, model and the like) are known."""
     row_template: str | None = None
     """How a row's columns make its prompt, such as "Q: {question} A:"; the completion comes from columns.completion."""
     max_length: int = 2048
@@ -93,6 +98,8 @@ class DataOptions:
         bad = []
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             bad.append(f"validation: a share lies between 0 and 1, not {self.validation}")
+        bad += [f"roles: {name} cannot be {role}, only {', '.join(ROLES)}" for name, role in self.roles.items()
+                if role not in ROLES]  # fmt: skip
         bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if _below_one(getattr(self, name))]
         if bad:
             raise Refusal("data-options", "data options that cannot be used", found=bad)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from halter.data.json_text import Twice, loads, repeated
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
 
@@ -145,7 +146,7 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
     if b"\0" in raw:
         return "NUL byte", None
     try:
-        row = json.loads(raw.decode("utf-8").rstrip())
+        row, twice = loads(raw.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1}", None
     except json.JSONDecodeError as error:
@@ -153,6 +154,8 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
         return f"broken JSON: {what} at character {error.pos + 1}", None
     except (ValueError, RecursionError) as error:
         return f"broken JSON: {type(error).__name__}", None
+    if twice:
+        return repeated(row), None
     row = row if isinstance(row, dict) else _as_row(row) or row
     if not isinstance(row, dict):
         return f"{type(row).__name__} instead of an object", None
@@ -188,7 +191,7 @@ def _json(path: Path) -> Iterator[Found]:
                 "data-unreadable", f"is one JSON value of more than {MOST_BYTES >> 30} GiB", where=str(path),
                 fix="write one object in every line (.jsonl)",
             )  # fmt: skip
-        value = json.loads(data.removeprefix(UTF8_MARK).decode("utf-8"))
+        value, twice = loads(data.removeprefix(UTF8_MARK).decode("utf-8"))
     except UnicodeDecodeError as error:
         yield Fault(str(path), f"invalid UTF-8 at byte {error.start + 1}")
         return
@@ -204,6 +207,9 @@ def _json(path: Path) -> Iterator[Found]:
     if isinstance(value, dict):
         lists = {key: v for key, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
         wrapped = len(lists) == 1 and not lists.keys() & LISTS_IN_ROWS
+        if wrapped and isinstance(value, Twice):
+            yield Fault(str(path), f"the key {value.key} stands twice in one object")
+            return
         value = next(iter(lists.values())) if wrapped else [value]
     if not isinstance(value, list):
         yield Fault(str(path), f"{type(value).__name__} instead of a list of objects")
@@ -212,6 +218,7 @@ def _json(path: Path) -> Iterator[Found]:
         origin = f"{path}[{number}]"
         row = row if isinstance(row, dict) else _as_row(row) or row
         kind = damage(row) if isinstance(row, dict) else f"{type(row).__name__} instead of an object"
+        kind = (repeated(row) if twice else "") or kind
         yield Fault(origin, kind) if kind else (origin, row)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from halter.data.json_text import loads, repeated
 
 CALL = "function_call"
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "developer": "system",
+    "bot": "assistant", "ai": "assistant", "chatbot": "assistant", "llm": "assistant", "prompter": "user",
     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "ipython": "tool",
     CALL: CALL, "tool_call": CALL,
 }  # fmt: skip
@@ -30,6 +33,21 @@ class BadRow(ValueError):
     """A row that does not hold what its format says; the text is the kind of fault."""
 
 
+def is_nan(value: Any) -> bool:
+    """Whether a value is a number that is none: what pandas writes where a table has a gap."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def no_value(row: Mapping[str, Any], key: str) -> str:
+    """What is wrong with a column that does not hold what it should."""
+    value = row.get(key)
+    if key not in row:
+        return f"missing key {key}"
+    if value is None or is_nan(value):
+        return f"{key} is {'null' if value is None else 'NaN'}"
+    return f"wrong type of {key}: {type(value).__name__}"
+
+
 def turn(said: Any) -> list[dict[str, Any]]:
     """One turn as messages: {from, value} or {role, content}, with tool_calls, a legacy function_call, or a speaker
     called function_call whose words are the call as JSON; a question with its answer, {human, assistant}, is two."""
@@ -44,9 +62,11 @@ def turn(said: Any) -> list[dict[str, Any]]:
     spoken = said.get("content") if said.get("content") is not None else said.get("value")
     extra = {key: value for key, value in said.items() if key in (*SWITCHES, "name", "tool_call_id", "input")}
     extra = {key: value for key, value in extra.items() if value is not None}
+    calls = said.get("tool_calls") or ([said[CALL]] if said.get(CALL) else None)
+    if spoken is None and not calls:
+        raise BadRow("content is null" if {"content", "value"} & said.keys() else "missing key content")
     if role == CALL:
         return [{"role": "assistant", "content": None, "tool_calls": _calls(_words(spoken)), **extra}]
-    calls = said.get("tool_calls") or ([said[CALL]] if said.get(CALL) else None)
     if calls:
         extra["tool_calls"] = _calls(calls)
     words = _words(spoken, may_lack=bool(calls))
@@ -54,6 +74,23 @@ def turn(said: Any) -> list[dict[str, Any]]:
     if role == "assistant" and thought and "</think>" not in (words or ""):
         words = f"<think>\n{thought.strip()}\n</think>\n\n{words or ''}"
     return [{"role": role, "content": words, **extra}]
+
+
+def unknown_roles(guesses: Mapping[Any, str]) -> str:
+    """The fault of {a role that is none: the one that it may be, or ''}."""
+    named = [f"{who!r}{f' (as {role}?)' if role else ''}" for who, role in guesses.items()]
+    return f"unknown role {', '.join(named)}"
+
+
+def guessed(turns: Sequence[Any]) -> dict[str, str]:
+    """{unknown role: the one that it may be}: who speaks first asks, and of two the other answers."""
+    who = [said.get("role") if said.get("role") is not None else said.get("from")
+           for said in turns if isinstance(said, Mapping)]  # fmt: skip
+    names = list(dict.fromkeys(name for name in who if isinstance(name, str)))
+    known = {ROLES[name.lower()] for name in names if name.lower() in ROLES}
+    free = [role for role in ("user", "assistant") if role not in known]
+    strange = [name for name in names if name.lower() not in ROLES]
+    return {name: free[min(n, len(free) - 1)] if free else "tool" for n, name in enumerate(strange)}
 
 
 def _exchange(said: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -94,10 +131,8 @@ def listed(row: Mapping[str, Any], key: str) -> list[Any]:
     value = row.get(key)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _json(value, key)
-    if value is None:
-        raise BadRow(f"missing key {key}")
     if not isinstance(value, list):
-        raise BadRow(f"wrong type of {key}: {type(value).__name__}")
+        raise BadRow(no_value(row, key))
     if not value:
         raise BadRow(f"empty {key}")
     return value
@@ -128,7 +163,7 @@ def _words(spoken: Any, may_lack: bool = False) -> Any:
     if spoken is None and may_lack:
         return None
     if not isinstance(spoken, str):
-        raise BadRow("missing key content" if spoken is None else f"wrong type of content: {type(spoken).__name__}")
+        raise BadRow(f"wrong type of content: {type(spoken).__name__}")
     return spoken
 
 
@@ -148,6 +183,9 @@ def _calls(calls: Any) -> list[dict[str, Any]]:
 
 def _json(text: str, key: str) -> Any:
     try:
-        return json.loads(text)
+        value, twice = loads(text)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"wrong type of {key}: not JSON") from error
+    if twice:
+        raise BadRow(f"{key}: {repeated(value)}")
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halter.data.json_text import loads, repeated
 from halter.data.sources import Fault, read_source
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
@@ -28,6 +28,8 @@ class Asked:
 
 
 STANDARD_INPUT = "-"
+REPEATED = "a key twice"
+"""The one column of a line that has a key twice: there is no prompt in it."""
 
 
 def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[Asked]:
@@ -43,8 +45,10 @@ def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[As
         lines = lines_of(sys.stdin.read() if path == STANDARD_INPUT else read_text(path))
         name = "standard input" if path == STANDARD_INPUT else path
         rows = [(f"{name}:{number}", _row_of(line, path)) for number, line in enumerate(lines, 1) if line.strip()]
-        asked = [_asked(origin, row, said) for origin, row in rows if (said := _prompt(row, columns)) is not None]
-        faults = [origin for origin, row in rows if _prompt(row, columns) is None]
+        held = [(origin, row, _prompt(row, columns)) for origin, row in rows]
+        asked = [_asked(origin, row, said) for origin, row, said in held if said is not None]
+        faults = [": ".join([origin, *row.values()] if REPEATED in row else [origin]) for origin, row, said in held
+                  if said is None]  # fmt: skip
     else:
         for found in read_source(path):
             prompt = None if isinstance(found, Fault) else _prompt(found[1], columns)
@@ -71,9 +75,9 @@ def _row_of(line: str, path: str) -> Mapping[str, Any]:
     """A line as a row: its own where standard input has JSON, else the line is the prompt."""
     if path == STANDARD_INPUT and line.lstrip().startswith("{"):
         with suppress(ValueError):
-            row = json.loads(line)
+            row, twice = loads(line)
             if isinstance(row, dict):
-                return row
+                return {REPEATED: repeated(row)} if twice else row
     return {"prompt": line}
 
 

@@ -139,9 +139,8 @@ def inspect(
     shown = [_find(job, origin) for origin in chosen] or [data[i] for i in range(min(rows, len(data)))]
     stops = []
     if stopping(report.faults, report.rows) and asked.on_bad == "stop":
-        stops.append(
-            f"{len(report.faults)} of {report.rows} rows cannot be used ({way_out(report.faults, job.tokenizer)})"
-        )
+        fix = way_out(report.faults, report.rows, job.tokenizer)
+        stops.append(f"{len(report.faults)} of {report.rows} rows cannot be used ({fix})")
     if report.long and asked.on_long == "stop":
         most = job.recipe.data.max_length
         stops.append(

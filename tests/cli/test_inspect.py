@@ -67,7 +67,7 @@ def test_every_token_and_count_is_what_training_sees(model: str, tmp_path: Path)
     assert sum(count for _, _, count in found.histogram) == 121
     for low, high, count in found.histogram:
         assert count == sum(low <= len(example.tokens) <= high for example in data)
-    assert found.faults == [("missing key output", 1, f"{path}:122")]
+    assert found.faults == [("missing key output (has instruction)", 1, f"{path}:122")]
     fix = "data.on_bad=skip (--on-bad skip) leaves them out and counts them"
     assert found.stops == [f"1 of 123 rows cannot be used ({fix})"]
     report = found.job.data.report

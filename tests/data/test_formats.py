@@ -93,23 +93,30 @@ def test_what_rows_mean(row: dict[str, Any], meaning: Canonical) -> None:
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"instruction": "Q", "output": ""}, "empty output"),
     ({"instruction": "Q", "output": " \n"}, "empty output"),
-    ({"instruction": "Q", "output": None}, "missing key output"),
+    ({"instruction": "Q", "output": None}, "output is null"),
+    ({"instruction": "Q", "output": float("nan")}, "output is NaN"),
+    ({"question": "Q", "answer": float("nan")}, "answer is NaN"),
     ({"instruction": "Q", "output": 42}, "wrong type of output: int"),
     ({"instruction": ["Q"], "output": "A"}, "wrong type of instruction: list"),
     ({"instruction": "Q", "output": "A", "input": 3}, "wrong type of input: int"),
     ({"instruction": "Q", "output": "A", "history": [["q"]]}, "history is no list of [question, answer]"),
     ({"conversations": "no"}, "wrong type of conversations: str"),
     ({"conversations": []}, "empty conversations"),
-    ({"conversations": None}, "missing key conversations"),
+    ({"conversations": None}, "conversations is null"),
     ({"conversations": ["hi"]}, "wrong type of a turn: str"),
-    ({"conversations": [{"from": "alien", "value": "x"}]}, "unknown role 'alien'"),
+    ({"conversations": [{"from": "alien", "value": "x"}]}, "unknown role 'alien' (as user?)"),
+    ({"messages": [{"role": "customer", "content": "x"}, {"role": "agent", "content": "y"}]},
+     "unknown role 'customer' (as user?), 'agent' (as assistant?)"),
+    ({"messages": [USER, {"role": "clerk", "content": "y"}]}, "unknown role 'clerk' (as assistant?)"),
     ({"conversations": [{"value": "x"}]}, "missing key role"),
     ({"conversations": [{"from": "human"}]}, "missing key content"),
     ({"conversations": [{"from": "human", "value": "Q"}]}, "missing answer of the assistant"),
     ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": " "}]}, "empty answer in message 2"),
     ({"conversations": [{"from": "function_call", "value": "{"}]}, "wrong type of function_call: not JSON"),
     ({"conversations": [{"from": "function_call", "value": "{}"}]}, "a tool call without a name"),
-    ({"messages": [USER, {"role": "assistant", "content": None}]}, "missing key content"),
+    ({"messages": [USER, {"role": "assistant", "content": None}]}, "content is null"),
+    ({"messages": '[{"role": "user", "role": "assistant", "content": "x"}]'},
+     "messages: the key role stands twice in one object"),
     ({"messages": [USER, ASSISTANT], "tools": "["}, "wrong type of tools: not JSON"),
     ({"messages": [USER, ASSISTANT], "tools": {"name": "x"}}, "wrong type of tools: not a list of objects"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "wrong type of content: parts other than text"),
@@ -219,7 +226,7 @@ def test_a_row_template_makes_the_prompt_and_never_reads_content_as_a_template()
         assert "answer, question" in str(caught.value)
     with pytest.raises(Refusal, match="what the completion is"):
         read(row, row_template="{question}")
-    with pytest.raises(BadRow, match="missing key question"):
+    with pytest.raises(BadRow, match="question is null"):
         options = DataOptions(train="x", row_template="{question}", columns={"completion": "answer"})
         understand([row], options, "x").read({"answer": "A", "question": None})
 

@@ -1,0 +1,43 @@
+"""JSON as rows have it: a key that stands twice in one object is kept in mind, where Python would drop the first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class Twice(dict[str, Any]):
+    """An object in which ``key`` stands more than once; only its last value is there."""
+
+    key = ""
+
+
+def loads(text: str) -> tuple[Any, bool]:
+    """(the value, whether an object in it is a Twice). Raises what json.loads does."""
+    found: list[Twice] = []
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        plain = dict(pairs)
+        if len(plain) == len(pairs):
+            return plain
+        names = [name for name, _ in pairs]
+        twice = Twice(plain)
+        twice.key = next(name for name in names if names.count(name) > 1)
+        found.append(twice)
+        return twice
+
+    return json.loads(text, object_pairs_hook=made), bool(found)
+
+
+def repeated(value: Any) -> str:
+    """What is wrong where an object of a value has a key twice, or ''."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, Twice):
+            return f"the key {part.key} stands twice in one object"
+        if isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return ""

@@ -1,0 +1,187 @@
+"""Rows that people typed or other programs wrote, with the mistakes of both: what is wrong is named as it is, and what
+the message says to do is done and works."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halter.cli import main
+from halter.data.columns import understand
+from halter.data.options import DataOptions
+from halter.data.sources import read_source
+from halter.errors import Refusal
+from halter.generation.inputs import read_prompts
+from halter.playground import base_folder
+
+ROW = {"instruction": "Who has the lamp?", "input": "", "output": "Ann."}
+TWICE = '{"instruction": "Who?", "output": "Ann.", "output": "Ben."}'
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def put(name: str, *rows: Any) -> str:
+    Path(name).write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return name
+
+
+def train(*more: str) -> int:
+    """The command as people type it, up to the first step."""
+    return main.run(["train", "--model", str(base_folder()), "--dry-run", *more])
+
+
+def said(capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    code = train(*more)
+    err = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 6, err
+    return err
+
+
+# A key that stands twice
+
+
+READERS = {
+    "jsonl": lambda: put("a.jsonl", ROW, TWICE),
+    "json": lambda: put("a.json", f"[{json.dumps(ROW)}, {TWICE}]"),
+    "a list in an object": lambda: put("a.json", f'{{"data": [{json.dumps(ROW)}, {TWICE}]}}'),
+    "objects in a row": lambda: put("a.json", ROW, TWICE),
+    "one list in a .jsonl": lambda: put("a.jsonl", f"[{json.dumps(ROW)},", f"{TWICE}]"),
+    "inside a turn": lambda: put(
+        "a.jsonl", ROW, '{"messages": [{"role": "user", "role": "assistant", "content": "output"}]}'
+    ),
+    "escaped": lambda: put("a.jsonl", ROW, '{"instruction": "Who?", "output": "Ann.", "ou\\u0074put": "Ben."}'),
+    "packed": lambda: packed("a.jsonl.gz", ROW, TWICE),
+}
+
+
+def packed(name: str, *rows: Any) -> str:
+    with gzip.open(name, "wb") as file:
+        file.write(Path(put("plain.jsonl", *rows)).read_bytes())
+    Path("plain.jsonl").unlink()
+    return name
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_key_that_stands_twice_is_named_in_every_file_of_json(kind: str) -> None:
+    found = list(read_source(READERS[kind]()))
+    faults = [str(one) for one in found if not isinstance(one, tuple)]
+    key = "role" if kind == "inside a turn" else "output"
+    assert len(found) == 2 and len(faults) == 1 and f"the key {key} stands twice" in faults[0]
+
+
+def test_a_wrapper_with_a_key_twice_loses_no_rows() -> None:
+    file = put("a.json", f'{{"data": [{json.dumps(ROW)}], "data": [{json.dumps(ROW)}]}}')
+    assert [str(one) for one in read_source(file)] == ["a.json: the key data stands twice in one object"]
+
+
+def test_a_key_that_stands_twice_stops_training_and_asking(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("a.jsonl", ROW, TWICE)
+    err = said(capsys, "--data", "a.jsonl")
+    assert "the key output stands twice in one object: 1 row, a.jsonl:2" in err
+    assert train("--data", "a.jsonl", "--on-bad", "skip") == 0  # as it says
+    put("ask.jsonl", '{"prompt": "a", "prompt": "b"}')
+    for name in ("ask.jsonl", "-"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(Path("ask.jsonl").read_text()))
+        with pytest.raises(Refusal, match="the key prompt stands twice"):
+            read_prompts(name)
+
+
+def test_two_objects_may_have_the_same_key() -> None:
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3
+    assert [row for _, row in read_source(put("a.jsonl", *rows))] == rows  # type: ignore[misc]
+    assert [row for _, row in read_source(put("a.json", json.dumps(rows)))] == rows  # type: ignore[misc]
+
+
+# Values and keys that are not what they should be
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ('"output": null', "output is null"),
+        ('"output": NaN', "output is NaN"),
+        ('"ouptut": "Ann."', "missing key output (did you mean its ouptut? has ouptut, instruction)"),
+        ('"x": "Ann."', "missing key output (has instruction, x)"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said_as_it_is(change: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put("a.jsonl", *[ROW] * 11, f'{{"instruction": "Who?", {change}}}')
+    err = said(capsys, "--data", "a.jsonl")
+    assert f"{told}: 1 row, a.jsonl:12" in err
+    assert ("correct the key in the file" in err) == ("did you mean" in told)
+    assert train("--data", "a.jsonl", "--on-bad", "skip") == 0
+
+
+def test_a_gap_of_pandas_is_not_learned_as_nan() -> None:
+    """pandas writes NaN where a table has a gap; in a context it is none, in an answer it is a fault."""
+    row = {"question": "Who?", "context": float("nan"), "answer": "Ann."}
+    assert understand([row], DataOptions(), "a").read(row).messages == [
+        {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."},
+    ]  # fmt: skip
+
+
+# Who speaks
+
+
+def talk(*speakers: str, key: str = "role") -> dict[str, Any]:
+    words = "content" if key == "role" else "value"
+    return {"messages": [{key: who, words: f"Lamp {n}."} for n, who in enumerate(speakers)]}
+
+
+@pytest.mark.parametrize("name", ["bot", "Bot", "ai", "chatbot", "llm"])
+def test_usual_names_of_the_assistant_are_read_and_that_is_told(name: str) -> None:
+    row = talk("user", name)
+    reader = understand([row], DataOptions(), "a")
+    assert [m["role"] for m in reader.read(row).messages or []] == ["user", "assistant"]
+    assert f"{name} as assistant" in reader.told and "user as" not in reader.told
+
+
+@pytest.mark.parametrize(
+    ("speakers", "mapping"),
+    [
+        (("customer", "agent"), "{customer: user, agent: assistant}"),
+        (("customer", "assistant"), "{customer: user}"),
+        (("user", "sales clerk"), '{"sales clerk": assistant}'),
+        (("system", "Alice", "Bob"), "{Alice: user, Bob: assistant}"),
+    ],
+)
+@pytest.mark.parametrize("key", ["role", "from"])
+def test_unknown_speakers_are_cast_as_the_message_says(
+    speakers: tuple[str, ...], mapping: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("a.jsonl", *[talk(*speakers, key=key)] * 3)
+    err = said(capsys, "--data", "a.jsonl")
+    assert f"data.roles='{mapping}'" in err and "on_bad" not in err, err
+    option = re.search(r"data\.roles='.*?'", err)
+    assert option is not None and train("--data", "a.jsonl", *shlex.split(option[0])) == 0
+    assert "as assistant" in capsys.readouterr().err or "assistant" in speakers
+
+
+def test_roles_in_the_json_text_of_a_table_are_cast_too() -> None:
+    row = {"messages": json.dumps(talk("customer", "agent")["messages"])}
+    options = DataOptions(roles={"customer": "user", "agent": "assistant"})
+    meant = understand([row], options, "a").read(row)
+    assert [message["role"] for message in meant.messages or []] == ["user", "assistant"]
+    with pytest.raises(Refusal, match="roles: agent cannot be clerk, only user, assistant, system, tool"):
+        DataOptions(roles={"agent": "clerk"})
+
+
+def test_where_no_row_can_be_used_the_message_does_not_send_in_a_circle(capsys: pytest.CaptureFixture[str]) -> None:
+    put("a.jsonl", *[{"instruction": "Who?", "output": None}] * 3)
+    assert "on_bad" not in said(capsys, "--data", "a.jsonl")
+    err = said(capsys, "--data", "a.jsonl", "--on-bad", "skip")
+    assert "on_bad" not in err and "output is null: 3 rows, a.jsonl:1-3" in err
