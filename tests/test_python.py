@@ -121,13 +121,17 @@ def test_doctor_returns_every_problem(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_compare_is_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = small.source(tmp_path / "source")
-    options: dict[str, Any] = {**small.OPTIONS, "methods": "lora", "seeds": 1, "search_trials": 1, "tokens": 300}
+    options: dict[str, Any] = {**small.OPTIONS, "methods": "lora,bitfit", "seeds": 1, "search_trials": 1, "tokens": 300}
     test = small.rows(tmp_path / "test.jsonl", 200, 9)
-    found = halter.compare(source, output=tmp_path / "out", test=test, **options)
+    said: list[str] = []
+    found = halter.compare(source, output=tmp_path / "out", test=test, say=said.append, **options)
+    assert [line.split(": ", 2)[2] for line in said if line.startswith("time:")] == [
+        "1 to go, at the pace of the 1 done so far"
+    ]
     assert capsys.readouterr().out == ""
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert found.folder == tmp_path / "out" and json.loads(json.dumps(found.as_dict())) == record
-    base, lora = found.rows
+    base, lora, _ = found.rows
     assert (base.trainable, lora.name, lora.status) == (0, "lora", "done") and lora.trainable > 0
     assert lora.test_loss == record["rows"][1]["mean"]["test_loss"] and lora.scores["exact_match"] >= 0
     assert all(path.is_file() for path in found.reports)

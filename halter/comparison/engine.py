@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from halter.files.writing import write_json
 from halter.model.storages import STORAGES
 from halter.numerics import allocation, denormals, threads
 from halter.run.prepare import Say
+from halter.training.progress import in_words
 
 
 @allocation.kept()
@@ -86,6 +88,7 @@ class Comparison:
         if self.options.task_names:
             task_manager(self.options)
         self.rows: dict[str, records.Row] = {}
+        self.took: list[float] = []  # seconds of each row
         targets = [example.targets for example in ground.test]
         self.noise = records.Noise(targets, self.options.resamples, self.options.seed)
 
@@ -97,8 +100,19 @@ class Comparison:
             before = self._base(precision)
             for contestant in self.entered:
                 if contestant.precision == precision and self.rows[contestant.name]["status"] == "done":
+                    began = time.monotonic()
                     self._row(contestant, before)
+                    self.took.append(time.monotonic() - began)
+                    self._foretell()
         return self.write()
+
+    def _foretell(self) -> None:
+        """How long the methods that are left take at the pace of those that were done."""
+        left = sum(self.rows[one.name]["status"] == "done" and not self.rows[one.name]["mean"] for one in self.entered)
+        if left:
+            done = len(self.took)
+            more = in_words(sum(self.took) / done * left)
+            self.say(f"time: about {more} more: {left} to go, at the pace of the {done} done so far")
 
     def write(self) -> dict[str, Any]:
         """record.json as it stands: rows that have been scored, or never will be."""
