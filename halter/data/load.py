@@ -16,12 +16,12 @@ from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
 from halter.data.row_files import EMPTY, Fault
 from halter.data.store import Store, joined
-from halter.data.tokenise import DUPLICATE, Account, Group, Pass
+from halter.data.tokenise import DUPLICATE, Account, Group, Pass, fitting, tools_fix
 from halter.data.told import grouped
 from halter.data.turns import UNANSWERED
 from halter.data.workers import useful
 from halter.errors import Refusal
-from halter.files.chat import LLAMA_3, ChatTemplate
+from halter.files.chat import ChatTemplate
 from halter.files.chat_render import NO_TOOLS
 from halter.files.tokenizer import Tokenizer
 
@@ -103,7 +103,7 @@ class _Load:
             self.account.refused += account.refused
         account = self.account
         if account.refused and len(account.refused) == len(account.report.faults) and not any(map(len, stores)):
-            raise account.refused[0]
+            raise fitting(account.refused[0], self.encoder.tokenizer)
         return Examples.of(joined(stores))
 
     def _group(self, group: Group, first: bool) -> tuple[Store, Account]:
@@ -171,13 +171,6 @@ def stopping(faults: Sequence[Fault], rows: int) -> bool:
     some thousand rows has a few, unless there are so many that another column may hold the answers."""
     unanswered = sum(one.kind.startswith(UNANSWERED) for one in faults)
     return unanswered < len(faults) or unanswered > MOST_UNANSWERED * rows
-
-
-def tools_fix(tokenizer: Tokenizer) -> str:
-    """Which template has a place for tools and can be written with this tokenizer."""
-    if all(tokenizer.token_id(token) is not None for token in LLAMA_3):
-        return "--template llama-3.1 or llama-3 has a place for tools"
-    return "no built-in template for this tokenizer has a place for tools: --template FILE.jinja with one that has"
 
 
 def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:

@@ -23,6 +23,9 @@ from halter.data.sources import left_out, open_source
 from halter.data.turns import BadRow
 from halter.data.workers import mapped
 from halter.errors import Refusal
+from halter.files.chat import LLAMA_3
+from halter.files.chat_render import NO_TOOLS
+from halter.files.tokenizer import Tokenizer
 
 HEAD = 100
 """Rows of a file that are looked at to find its format."""
@@ -180,7 +183,7 @@ class Pass:
                 raise
             account.refused.append(refusal)
             if len(account.refused) == HEAD and self.first and not len(builder):
-                raise
+                raise fitting(refusal, self.encoder.tokenizer) from None
             account.report.faults.append(Fault(read.origin, ": ".join((refusal.what, *refusal.found[:3]))))
             return
         account.report.as_they_stand += made.plain
@@ -198,6 +201,20 @@ class Pass:
         report.long_row(origin, length, options.on_long if pieces else "dropped")
         if options.on_long == "stop":
             self.account.too_long.append(Fault(origin, f"{length} tokens"))
+
+
+def tools_fix(tokenizer: Tokenizer) -> str:
+    """Which template has a place for tools and can be written with this tokenizer."""
+    if all(tokenizer.token_id(token) is not None for token in LLAMA_3):
+        return "--template llama-3.1 or llama-3 has a place for tools"
+    return "no built-in template for this tokenizer has a place for tools: --template FILE.jinja with one that has"
+
+
+def fitting(refusal: Refusal, tokenizer: Tokenizer) -> Refusal:
+    """A template's refusal with a way out that this tokenizer can go."""
+    if NO_TOOLS not in refusal.what:
+        return refusal
+    return Refusal(refusal.id, refusal.what, where=refusal.where, fix=tools_fix(tokenizer))
 
 
 def _place(origin: str, order: dict[str, int]) -> tuple[int, int]:

@@ -162,6 +162,10 @@ def test_a_template_with_tools_is_offered_where_it_can_be_written(own: Any, tmp_
     assert main.run([*words, "--template", "alpaca", "--model", str(own.base)]) == 2
     told = capsys.readouterr().out
     assert "no built-in template for this tokenizer" in told and "llama-3" not in told.partition("no built-in")[2], told
+    file.write_text((json.dumps(row) + "\n") * 100)  # all of them, so that the template itself is refused
+    assert main.run([*words, "--template", "alpaca", "--model", str(own.base)]) == 2
+    told = capsys.readouterr().err
+    assert "no built-in template for this tokenizer" in told and "llama-3" not in told, told
 
 
 @pytest.mark.parametrize(("empty", "code"), [(2, 0), (5, 2)])
