@@ -179,6 +179,8 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     kinds = [fault.kind for fault in faults]
     roles = {name: role for kind in kinds for name, role in GUESSED.findall(kind)}
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
+    if len(faults) >= rows and all(kind.startswith("broken JSON") for kind in kinds):
+        ways.append("write one JSON object a line and nothing between them")
     ways += ["correct the key in the file"] if any("did you mean its" in kind for kind in kinds) else []
     ways += ["data.id_column=null keeps rows whose ids repeat"] if any(k.startswith(DUPLICATE) for k in kinds) else []
     ways += [tools_fix(tokenizer)] if any(NO_TOOLS in kind for kind in kinds) else []

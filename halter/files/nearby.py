@@ -97,7 +97,11 @@ def no_such_folder(id: str, folder: Path, wanted: tuple[Kind, ...] = ("model", "
 
 def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
     if folder.exists():
-        return Refusal(id, "is a file, and a folder is needed", where=str(folder), fix=_choose(similar(folder, wanted)))
+        near = kind_of(folder.parent) in wanted and f"perhaps the folder that it lies in: {folder.parent}"
+        return Refusal(
+            id, "is a file, and a folder is needed", where=str(folder),
+            fix=near or _choose(similar(folder, wanted)) or "give the folder of a " + ", a ".join(wanted),
+        )  # fmt: skip
     return Refusal(
         id, "there is no such folder", where=str(folder),
         fix=_choose(similar(folder, wanted)) or "give the path of a folder that exists, from where you are",

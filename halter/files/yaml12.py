@@ -63,19 +63,26 @@ class Document:
         return f"{self.source}:{line}:{column}" if line else self.source
 
 
+A_RECIPE = "a recipe is a text file of YAML in UTF-8; halter init lora FILE writes one"
+
+
 def read(path: str | FilePath) -> Document:
     """The document in a file. Refusal ``yaml`` names file, line and column of what is wrong."""
     path = FilePath(path)
     try:
         raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     except OSError as error:
-        raise Refusal("yaml", f"cannot be read: {error.strerror}", where=str(path)) from error
+        from halter.files.nearby import similar  # which knows models and runs, and loads torch
+
+        near = similar(path, files=True)
+        fix = f"did you mean {near[0]}?" if near else f"give a file that exists; {A_RECIPE}"
+        raise Refusal("yaml", f"cannot be read: {error.strerror}", where=str(path), fix=fix) from error
     if raw is None:
-        raise Refusal("yaml", f"is larger than {MAX_BYTES} bytes", where=str(path))
+        raise Refusal("yaml", f"is larger than {MAX_BYTES} bytes", where=str(path), fix=A_RECIPE)
     try:
         return parse(raw.decode("utf-8"), source=str(path))
     except UnicodeDecodeError as error:
-        raise Refusal("yaml", f"is not UTF-8 at byte {error.start}", where=str(path)) from error
+        raise Refusal("yaml", f"is not UTF-8 at byte {error.start}", where=str(path), fix=A_RECIPE) from error
 
 
 def parse(text: str, source: str = "<text>") -> Document:

@@ -67,7 +67,8 @@ def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[As
             fix="say where it is, e.g. --columns '{prompt: COLUMN}'",
         )
     if not asked:
-        raise Refusal("input-empty", "there is no prompt in this file", where=path)
+        fix = "write prompts into it: text one a line (.txt), or rows with a prompt (.jsonl)"
+        raise Refusal("input-empty", "there is no prompt in this file", where=path, fix=fix)
     return asked
 
 
