@@ -71,14 +71,18 @@ def read(path: str | FilePath) -> Document:
     path = FilePath(path)
     try:
         raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         from halter.files.nearby import similar  # which knows models and runs, and loads torch
 
         near = similar(path, files=True)
         fix = f"did you mean {near[0]}?" if near else f"give a file that exists; {A_RECIPE}"
-        raise Refusal("yaml", f"cannot be read: {error.strerror}", where=str(path), fix=fix) from error
+        raise Refusal(
+            "yaml", f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path), fix=fix
+        ) from error
     if raw is None:
         raise Refusal("yaml", f"is larger than {MAX_BYTES} bytes", where=str(path), fix=A_RECIPE)
+    if b"\0" in raw:
+        raise Refusal("yaml", "is not text: it holds NUL bytes", where=str(path), fix=A_RECIPE)
     try:
         return parse(raw.decode("utf-8"), source=str(path))
     except UnicodeDecodeError as error:

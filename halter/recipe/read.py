@@ -49,6 +49,12 @@ def load(source: str | FilePath | Mapping[str, Any] | Recipe | None = None, over
     return recipe
 
 
+def no_sections(where: str) -> Refusal:
+    """Refusal ``recipe`` of a document that is no mapping."""
+    what = "a recipe is a mapping of sections: model, method, data, train"
+    return Refusal("recipe", what, where=where, fix="halter init lora FILE writes one")
+
+
 def load_tolerant(
     source: str | FilePath | Mapping[str, Any] | Recipe | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Recipe, Refusal | None]:
@@ -61,7 +67,7 @@ def load_tolerant(
         source = as_data(source)
     document = _document(source)
     if not isinstance(document.data, Mapping):
-        raise Refusal("recipe", "a recipe is a mapping of sections: model, method, data, train", where=document.source)
+        raise no_sections(document.source)
     gathered = gather(document, overrides)
     presets = [PRESETS.get(str(method["name"].value), {}) for method in gathered.methods]
     taken: dict[str, Default] = {}

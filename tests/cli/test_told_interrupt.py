@@ -91,8 +91,9 @@ def pressed_in_an_import(folder: Path, name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_an_import_is_never_left_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While something is written the interruption waits until the import is done; else the process ends at once."""
-    with pytest.raises(Ended):
+    with pytest.raises((Ended, KeyboardInterrupt)) as caught:
         pressed_in_an_import(tmp_path, "pressed_one", monkeypatch)
+    assert caught.type is Ended
     monkeypatch.setattr(entry, "_at_work", lambda: True)
     with pytest.raises(KeyboardInterrupt):
         pressed_in_an_import(tmp_path, "pressed_two", monkeypatch)
