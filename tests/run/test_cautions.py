@@ -167,7 +167,7 @@ def lost(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 
 def test_a_run_whose_every_step_was_lost_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost(monkeypatch, {1, 2})
-    with pytest.raises(HalterError, match="nothing was learnt and nothing is saved"):
+    with pytest.raises(HalterError, match="nothing was learned and nothing is saved"):
         halter.train(made(tmp_path), say=lambda _: None)
     assert not (tmp_path / "run/adapter").exists()
 
