@@ -97,12 +97,15 @@ def test_a_few_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) ->
 
 def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypatch) -> None:
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     refusal = Refusal("bad-rows", "many", found=range(30))
     refusal.folder = tmp_path / "run"
     assert keep_found(refusal).parent == tmp_path / "run"
     refusal.folder = tmp_path / "not-there"
-    assert keep_found(refusal).parent == tmp_path
+    assert keep_found(refusal).parent == tmp_path  # beside where the run folder was to be
+    refusal.folder = tmp_path / "no" / "not-there"
+    assert keep_found(refusal).parent == tmp_path / "tmp"
 
 
 def test_several_refusals_are_told_one_by_one(tmp_path, monkeypatch, capsys) -> None:

@@ -41,3 +41,20 @@ def repeated(value: Any) -> str:
         elif isinstance(part, list):
             left += part
     return ""
+
+
+def damage(value: Any) -> str:
+    """What is wrong with any of the texts inside a value, or ""."""
+    left = [value]
+    while left:  # no recursion: rows of strangers are nested as deeply as they like
+        part = left.pop()
+        if isinstance(part, str):
+            if "\0" in part:
+                return "NUL character"
+            if not part.isascii() and any("\ud800" <= c <= "\udfff" for c in part):
+                return "lone surrogate"
+        elif isinstance(part, dict):
+            left += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            left += part
+    return ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from halter.data import cache
 from halter.data.advice import roles_option
@@ -12,12 +15,13 @@ from halter.data.cache_key import files_of
 from halter.data.choose import hold_out, without
 from halter.data.encode import Encoder
 from halter.data.examples import Builder, Examples
+from halter.data.odd_files import LOOKED_BYTES, encoding_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
-from halter.data.row_files import EMPTY, Fault
+from halter.data.row_files import EMPTY, Fault, opened
 from halter.data.store import Store, joined
-from halter.data.tokenise import DUPLICATE, Account, Group, Pass, fitting, tools_fix
-from halter.data.told import grouped
+from halter.data.tokenise import DUPLICATE, NO_ROW, Account, Group, Pass, fitting, tools_fix
+from halter.data.told import grouped, place
 from halter.data.turns import UNANSWERED
 from halter.data.workers import useful
 from halter.errors import Refusal
@@ -137,9 +141,9 @@ def _nothing(what: str, report: DataReport, options: DataOptions, tokenizer: Tok
         (len(report.faults), "not usable", way_out(report.faults, report.rows, tokenizer)),
     )
     found = [f"{count} of {report.rows} rows are {words}" for count, words, _ in fates if count]
-    found += grouped(report.faults)
+    found += grouped(report.faults) + [line for line in report.said if NO_ROW in line]
     fixes = [fix for count, _, fix in fates if count]
-    fix = fixes[0] if fixes else "" if report.rows else "the files hold no row; give others"
+    fix = fixes[0] if fixes else "" if report.rows else "give a file with rows"
     return Refusal("no-rows", what, found=found, fix=fix)
 
 
@@ -173,6 +177,12 @@ def stopping(faults: Sequence[Fault], rows: int) -> bool:
     return unanswered < len(faults) or unanswered > MOST_UNANSWERED * rows
 
 
+def _as_utf8(path: Path) -> str:
+    with suppress(OSError, EOFError, zlib.error), opened(path) as file:
+        return encoding_way(path, file.read(LOOKED_BYTES))
+    return ""
+
+
 def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     """What to do where these of so many rows keep a run from starting: what keeps them first; leaving them out is a way
     only where others are left."""
@@ -184,6 +194,8 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     ways += ["correct the key in the file"] if any("did you mean its" in kind for kind in kinds) else []
     ways += ["data.id_column=null keeps rows whose ids repeat"] if any(k.startswith(DUPLICATE) for k in kinds) else []
     ways += [tools_fix(tokenizer)] if any(NO_TOOLS in kind for kind in kinds) else []
+    broken = [place(fault.origin)[0] for fault in faults if fault.kind.startswith("invalid UTF-8")]
+    ways += [way for name in list(dict.fromkeys(broken))[:1] if (way := _as_utf8(Path(name)))]
     if len(faults) < rows:
         ways.append("data.on_bad=skip (--on-bad skip) leaves them out and counts them")
     return "; ".join(ways) or "correct the rows in the file: there is none that can be used"

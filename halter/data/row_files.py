@@ -9,10 +9,13 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from halter.data.json_text import Twice, loads, repeated
+from halter.data import odd_files
+from halter.data.json_text import Twice, damage, loads, repeated
+from halter.data.odd_files import HEAD_LINES, SEPARATORS, recoded, wide
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
 
@@ -67,8 +70,9 @@ def read(path: Path) -> Iterator[Found]:
         raise Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=expected)
     try:
         with opened(path) as file:
-            if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-                raise Refusal("data-encoding", "this file is UTF-16", where=str(path), fix="save it as UTF-8")
+            if encoding := wide(file.read(4)):
+                what = f"this file is {encoding}"
+                raise Refusal("data-encoding", what, where=str(path), fix=recoded(path, encoding))
         if suffix in (".jsonl", ".ndjson"):
             yield from _json_lines(path)
         elif suffix == ".json":
@@ -164,23 +168,6 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
     return (fault, None) if fault else ("", row)
 
 
-def damage(value: Any) -> str:
-    """What is wrong with any of the texts inside a value, or ""."""
-    left = [value]
-    while left:  # no recursion: rows of strangers are nested as deeply as they like
-        part = left.pop()
-        if isinstance(part, str):
-            if "\0" in part:
-                return "NUL character"
-            if not part.isascii() and any("\ud800" <= c <= "\udfff" for c in part):
-                return "lone surrogate"
-        elif isinstance(part, dict):
-            left += [*part.keys(), *part.values()]
-        elif isinstance(part, list):
-            left += part
-    return ""
-
-
 def _json(path: Path) -> Iterator[Found]:
     """One list of objects, an object that holds one such list, or objects line by line."""
     try:
@@ -225,7 +212,12 @@ def _json(path: Path) -> Iterator[Found]:
 def _csv(path: Path, separator: str) -> Iterator[Found]:
     csv.field_size_limit(MAX_LINE_BYTES)
     with io.TextIOWrapper(opened(path), "utf-8-sig", newline="", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter=separator)
+        head = list(islice(file, HEAD_LINES))
+        found = odd_files.separator(head, separator)
+        if found != separator:
+            told = f"is separated by {SEPARATORS[found]}, not {SEPARATORS[separator]}, and read so"
+            yield Fault(str(path), told, harmless=True)
+        reader = csv.reader(chain(head, file), delimiter=found)
         names = next(reader, [])
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.data import row_files
+from halter.data.odd_files import near_a_missing_folder, refuse_no_data
 from halter.data.row_files import SUFFIXES, Fault, Found, suffix_of
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
@@ -48,8 +49,11 @@ def open_source(path: str) -> Iterator[Part]:
 
 
 def local_files(path: str) -> list[Path] | None:
-    """The files that a source is, or None for a hub id. Refusals ``data-missing``, ``data-split``."""
+    """The files that a source is, or None for a hub id. Refusals ``data-missing``, ``data-split``,
+    ``not-data``."""
     local = Path(path).expanduser()
+    if local.exists():
+        refuse_no_data(local)
     if local.is_dir():
         return _folder(local)
     if local.exists():
@@ -71,7 +75,7 @@ def _near(wanted: Path) -> str:
     """What may have been meant by a path that is not there."""
     beside = wanted.parent
     if not beside.is_dir():
-        return f"there is no folder {beside} either"
+        return near_a_missing_folder(wanted, SUFFIXES)
     names = sorted(entry.name for entry in beside.iterdir() if not entry.name.startswith("."))
     near = [name for name in names if name.split(".")[0] == wanted.name.split(".")[0]]
     near = near or get_close_matches(wanted.name, names, 1)

@@ -35,6 +35,7 @@ OF_A_ROW = ("messages-malformed", "template-failed", "template-drops-content", "
 DUPLICATE = "duplicate id"
 USUAL_IDS = "id"
 PARAGRAPHS = "plain text, no chat template; learned: all of it; a row is a paragraph (empty lines separate them)"
+NO_ROW = "holds no row"
 SHOWN = 3
 ALL_OVER = 200  # the sampling number of the limit over all sources
 
@@ -170,6 +171,9 @@ class Pass:
                 report.readings[name] = PARAGRAPHS if paragraphs else reader.told
                 report.ignored[name] = reader.ignored(columns)
             yield _Read(source, *one, reader)
+        if not report.sources[name]:
+            size = f" ({Path(name).stat().st_size} bytes)" if Path(name).is_file() else ""
+            report.said.append(f"{name} {NO_ROW}{size}")
 
     def _take(self, read: _Read, document: int, result: _Made | None) -> None:
         account, builder = self.account, self.builder

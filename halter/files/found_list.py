@@ -14,15 +14,16 @@ from halter.files import writing
 def keep_found(refusal: Refusal) -> Path | None:
     """Write all that was found, one a line; returns the file, None where all were shown or nothing can be written.
 
-    It lands in the run folder where the refusal knows one that exists, else in the folder of temporary files, and is
-    called halter-ID-DATE.txt.
+    It lands in the run folder where the refusal knows one that exists, beside the place where one was to be made, or
+    else in the folder of temporary files, and is called halter-ID-DATE.txt.
     """
     parts = refusal.parts or (refusal,)
     if all(part.whole() for part in parts):
         return None
     text = "\n".join(line for part in parts for line in _lines(part, len(parts) > 1)) + "\n"
     name = f"halter-{refusal.id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folders = [refusal.folder] if refusal.folder is not None and refusal.folder.is_dir() else []
+    wanted = [] if refusal.folder is None else [refusal.folder, refusal.folder.parent]
+    folders = [folder for folder in wanted if folder.is_dir()][:1]
     for folder in (*folders, Path(tempfile.gettempdir()), Path.cwd()):
         for ending in ("", *(f"-{n}" for n in range(2, 100))):
             try:

@@ -3,11 +3,14 @@ the message says to do is done and works."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -185,3 +188,122 @@ def test_where_no_row_can_be_used_the_message_does_not_send_in_a_circle(capsys: 
     assert "on_bad" not in said(capsys, "--data", "a.jsonl")
     err = said(capsys, "--data", "a.jsonl", "--on-bad", "skip")
     assert "on_bad" not in err and "output is null: 3 rows, a.jsonl:1-3" in err
+
+
+# Files that are not as they are called
+
+
+@pytest.mark.parametrize(("sign", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_a_table_with_another_separator_is_read_and_that_is_told(
+    sign: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("a.csv", "w", newline="") as file:  # Python's own writer, with quotes where a cell needs them
+        writer = csv.writer(file, delimiter=sign)
+        writer.writerow(["instruction", "output"])
+        rows = [["Say hi", "Hello, you"], ["Say no", f"No{sign} never,\nnever"], ["Say bye", 'He said "bye"']]
+        writer.writerows(rows)
+    found = [one[1] for one in read_source("a.csv") if isinstance(one, tuple)]
+    assert found == [dict(zip(("instruction", "output"), row)) for row in rows]
+    assert train("--data", "a.csv") == 0
+    assert f"a.csv is separated by {word}, not commas, and read so" in capsys.readouterr().err
+    Path("a.csv").rename("a.tsv")
+    assert len(list(read_source("a.tsv"))) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text\nOne; two\nThree; four\n",  # one column of sentences
+        "instruction,output\na;b,c;d\ne;f,g;h\n",
+        "a;b,output\n1,2\n3,4\n",
+        "text\n",
+    ],
+)
+def test_a_table_that_is_as_it_is_called_stays_so(text: str) -> None:
+    Path("a.csv").write_text(text)
+    plain = list(csv.DictReader(io.StringIO(text)))
+    assert [one[1] for one in read_source("a.csv") if isinstance(one, tuple)] == plain
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("latin-1", "a.jsonl"), ("cp1252", "a.csv"), ("cp1252", "a.json"), ("latin-1", "a.jsonl.gz"),
+     ("gb18030", "a.jsonl"), ("shift_jis", "a.jsonl"), ("utf-16", "a.jsonl"), ("utf-16-le", "a.jsonl"),
+     ("utf-16-be", "a.jsonl"), ("utf-32", "a.jsonl"), ("utf-16", "with space.jsonl")],
+)  # fmt: skip
+def test_a_text_in_another_encoding_keeps_its_rows_by_the_command_that_is_printed(
+    encoding: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = {"gb18030": "\u4f60\u597d\u4e16\u754c\u6211", "shift_jis": "\u3053\u3093\u306b\u3061\u306f"}.get(
+        encoding, "caf\xe9 na\xefve"
+    )
+    rows = [ROW, {**ROW, "output": word}, ROW]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = json.dumps(rows, ensure_ascii=False) if name.endswith(".json") else text
+    if name.endswith(".csv"):
+        text = f"instruction,output\nWho?,Ann.\nWhere?,{word}\nWhen?,Now.\n"
+    data = text.encode(encoding)
+    Path(name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    err = said(capsys, "--data", name)
+    command = re.search(r"((?:gunzip|iconv) .* > (\S*utf8\S*|'.*?')) and give (\S+|'.*?')[;.] ", err)
+    assert command is not None, err
+    subprocess.run(command[1], shell=True, check=True)
+    again = [one[1] for one in read_source(shlex.split(command[3])[0]) if isinstance(one, tuple)]
+    if encoding != "shift_jis":  # the first that fits is a guess among those of two bytes
+        assert len(again) == 3 and again[1]["output"] == word
+    else:
+        assert "SHIFT_JIS" in err
+    assert train("--data", shlex.split(command[3])[0]) == 0
+
+
+def test_a_file_of_two_encodings_is_not_turned_as_a_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    good = json.dumps({**ROW, "output": "caf\xe9"}, ensure_ascii=False).encode()
+    Path("a.jsonl").write_bytes(good + b"\n" + good.decode().encode("latin-1") + b"\n")
+    err = said(capsys, "--data", "a.jsonl")
+    assert "iconv" not in err and "mixes UTF-8 with another encoding" in err and "a.jsonl:2" in err
+
+
+def test_a_folder_of_a_model_or_an_adapter_is_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(base_folder(), "model")
+    assert "model: this is a model, not data" in said(capsys, "--data", "model")
+    assert "this is a file of a model, not data" in said(capsys, "--data", "model/config.json")
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
+    assert "adapter: this is an adapter, not data" in said(capsys, "--data", "adapter")
+    Path("rows").mkdir()
+    put("rows/a.jsonl", ROW)
+    Path("rows/params.json").write_text(json.dumps([ROW]))  # a folder of data may have one too
+    assert train("--data", "rows") == 0
+
+
+def test_an_empty_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("none.jsonl", "none.csv", "none.json.gz"):
+        Path(name).touch()
+    assert "none.jsonl holds no row (0 bytes)" in said(capsys, "--data", "none.jsonl")
+    put("a.jsonl", ROW)
+    assert train("--data", "a.jsonl", "--data", "none.csv") == 0
+    assert "none.csv holds no row (0 bytes)" in capsys.readouterr().err
+
+
+def test_a_path_whose_folder_is_not_there_is_answered_with_files_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "data").mkdir()
+    put("data/rows.jsonl", ROW)
+    monkeypatch.chdir(tmp_path / "here")
+    err = said(capsys, "--data", "../no/rows.jsonl")
+    meant = re.search(r"did you mean (\S+)\?", err)
+    assert meant is not None and train("--data", meant[1]) == 0
+    capsys.readouterr()
+    assert "below .. there are ../data/rows.jsonl" in said(capsys, "--data", "../no/such.jsonl")
+    Path("../data/rows.jsonl").unlink()
+    assert "paths count from" in said(capsys, "--data", "../no/such.jsonl")
+
+
+def test_the_whole_list_lies_beside_the_output_and_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    put("a.jsonl", ROW, *[{"instruction": "Who?", "output": None}] * 30)
+    err = said(capsys, "--data", "a.jsonl", "--output", "out")
+    listed = re.search(r"all of them are in (\S+?\.txt)", err)
+    assert listed is not None and Path(listed[1]).resolve().parent == tmp_path
+    assert len(Path(listed[1]).read_text().splitlines()) == 30
