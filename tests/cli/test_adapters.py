@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import bounds
@@ -244,10 +243,8 @@ def test_a_base_without_weights_takes_what_only_they_could_tell_apart(tmp_path: 
         load_adapter(tmp_path / "a", Decoder(model.config))
 
 
-def test_help_is_quick_and_second_words_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_needs_no_torch_and_second_words_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("list", "show", "diff", "combine", "compress", "convert"):
         assert f"Usage: halter adapters {word}" in said(capsys, word, "--help")
     code = "import sys, halter.cli.main as m; m.run(['--help']); assert 'torch' not in sys.modules"
-    started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - started < 3  # 0.3 s on a quiet machine; what counts is that torch is not there

@@ -21,16 +21,15 @@ from halter.files.extras import install
 from halter.run import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 20.0
 
 
-def test_the_machine_is_described_in_seconds() -> None:
+def test_the_machine_is_described() -> None:
     began = time.monotonic()
     command = [sys.executable, "-m", "halter", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     seconds = time.monotonic() - began
     print(f"doctor without a recipe: {seconds:.1f} s")
-    assert done.returncode == 0 and seconds < LIMIT_SECONDS, done.stderr
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["python"]["version"] == platform.python_version()
     assert found["versions"]["torch"] == torch.__version__ == metadata.version("torch")

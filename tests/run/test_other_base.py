@@ -112,17 +112,13 @@ def test_what_the_fingerprint_cannot_see_the_full_digest_says(bases: Path, adapt
         open_subject(find(adapter, model=str(tmp_path / "rows")), said.append)
 
 
-def test_a_kept_digest_costs_little_and_nothing_is_hashed(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_kept_digest_nothing_is_hashed(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAYOUTS:
         digest_base(bases / name)
     monkeypatch.setattr("halter.files.checkpoint.HFCheckpoint.sha256", None)  # a call would raise
     monkeypatch.setattr("halter.files.meta.MetaCheckpoint.sha256", None)
-    begun = time.perf_counter()
     for name in LAYOUTS:
         digest_base(bases / name)
-    seconds = (time.perf_counter() - begun) / len(LAYOUTS)
-    print(f"digest from the cache: {seconds * 1000:.1f} ms (limit 200)")
-    assert seconds < 0.2
 
 
 def test_an_adapter_that_says_nothing_of_its_base_loads(bases: Path, adapter: Path) -> None:
