@@ -15,7 +15,7 @@ from halter.cli.progress import Counter
 from halter.errors import Refusal
 from halter.files import folders, writing
 from halter.generation.engine import stream
-from halter.generation.inputs import Asked, read_prompts
+from halter.generation.inputs import Asked, asks_nothing, read_prompts
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, too_long, with_system
 from halter.generation.streaming import Generation
@@ -66,6 +66,7 @@ def command(
         folders.refuse_unwritable(output)
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
     asked += read_prompts(input, columns_of(asking.columns, "--columns")) if input is not None else []
+    tell_empty(asked)
     opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), tell, opening)
     rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
     adapter = None if asking.base else opened.adapter
@@ -89,6 +90,16 @@ def command(
         return
     writing.write_text(output, text)
     tell(f"{output}: {len(lines)} answers")
+
+
+def tell_empty(asked: Sequence[Asked]) -> None:
+    """Say which prompts ask nothing, as what is answered to them comes of the model alone."""
+    empty = [one.origin for one in asked if asks_nothing(one.prompt)]
+    if empty:
+        places = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+        which = f"{len(empty)} of {len(asked)} prompts are empty ({places})"
+        which = "the prompt is empty" if len(asked) == 1 else which
+        tell(f"note: {which}: what is answered comes from the model's own beginning, not from a question")
 
 
 Row = tuple[Asked, EncodedPrompt]

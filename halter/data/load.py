@@ -15,6 +15,7 @@ from halter.data.cache_key import files_of
 from halter.data.choose import hold_out, without
 from halter.data.encode import Encoder
 from halter.data.examples import Builder, Examples
+from halter.data.frames import for_long_rows
 from halter.data.odd_files import LOOKED_BYTES, encoding_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
@@ -81,9 +82,9 @@ def load_examples(
     report.cached += held_out.account.report.cached
     report.count(train, validation)
     if not len(train):
-        raise _nothing("no row is left to train on", report, options, tokenizer)
+        raise _nothing("no row is left to train on", report, encoder)
     if options.validation is not None and not len(validation):
-        raise _nothing("no row is left for the held-out loss", held_out.account.report, options, tokenizer)
+        raise _nothing("no row is left for the held-out loss", held_out.account.report, encoder)
     return Loaded(train, validation, report)
 
 
@@ -128,20 +129,22 @@ class _Load:
         return builder.store(), account
 
 
-def _nothing(what: str, report: DataReport, options: DataOptions, tokenizer: Tokenizer) -> Refusal:
+def _nothing(what: str, report: DataReport, encoder: Encoder) -> Refusal:
     """Refusal ``no-rows``, with what became of the rows and what keeps them."""
+    options, tokenizer = encoder.options, encoder.tokenizer
+    framed, shorter = for_long_rows(encoder, report) if report.long_dropped else ("", "")
     fates = (
         (
             report.overlap_dropped,
             "in data.validation too",
             "give another file, or a share of the rows: --validation 0.1",
         ),
-        (report.long_dropped, f"longer than {options.max_length} tokens", "data.on_long=cut or split keeps them"),
+        (report.long_dropped, f"longer than {options.max_length} tokens", shorter),
         (report.notes["rejected_dropped"], "marked as bad answers", "data.on_rejected=learn learns them all the same"),
         (len(report.faults), "not usable", way_out(report.faults, report.rows, tokenizer)),
     )
     found = [f"{count} of {report.rows} rows are {words}" for count, words, _ in fates if count]
-    found += grouped(report.faults) + [line for line in report.said if NO_ROW in line]
+    found += [framed] * bool(framed) + grouped(report.faults) + [line for line in report.said if NO_ROW in line]
     fixes = [fix for count, _, fix in fates if count]
     fix = fixes[0] if fixes else "" if report.rows else "give a file with rows"
     return Refusal("no-rows", what, found=found, fix=fix)

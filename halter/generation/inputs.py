@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,3 +114,12 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt | None:
     if found is None and isinstance(asked, list) and asked and all(isinstance(turn, str) for turn in asked):
         return [{"role": "user", "content": asked[0]}]
     return found
+
+
+def asks_nothing(prompt: Prompt) -> bool:
+    """Whether a prompt has no words: an empty text, or messages that say nothing but the system's."""
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    turns = [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, Sequence) else []
+    said = (turn.get(key) for turn in turns if turn.get("role") != "system" for key in ("content", "input"))
+    return bool(turns) and not any(value.strip() if isinstance(value, str) else value for value in said)

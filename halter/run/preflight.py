@@ -18,6 +18,7 @@ from halter.files.chat import ChatTemplate
 from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from halter.files.hub import resolve
 from halter.files.nearby import kind_of
+from halter.files.runs import RunFolder
 from halter.methods import adapter_files, storage, warm
 from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.decoder import Decoder
@@ -89,6 +90,8 @@ def examine(
     unusable = list(checks_machine.writable(recipe.output_dir or "runs"))
     findings.take(unusable)
     findings.looked += ["recipe", "this machine", "output folder"]
+    if recipe.output_dir is not None and not unusable:  # before hours of tokens
+        findings.attempt(RunFolder(recipe.output_dir).refuse_unless_usable, resume)
     job = _looked_at(recipe, findings, say, planned)
     if not unusable:
         findings.attempt(open_run, recipe if job is None else job.recipe, resume, None if job is None else job.steps)

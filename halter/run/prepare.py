@@ -29,6 +29,8 @@ from halter.training.defaults import Default, at_width
 from halter.training.loop import total_steps
 
 Say = Callable[[str], None]
+SMALL_BYTES = 4 << 20
+"""Data that is read although something else keeps the run from starting already."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
         if recipe.data.max_length != DataOptions().max_length:
             say(f"note: this base knows {config.context} positions, so data.max_length is {config.context}")
         recipe = replace(recipe, data=replace(recipe.data, max_length=config.context))
-    say("reading and tokenising the data ...")
+    if findings.problems and not _small(recipe.data):  # hours of tokens for a run that cannot start
+        findings.take(data_missing(recipe.data))
+        return None
+    if not findings.problems:
+        say("reading and tokenising the data ...")
     if template is None and recipe.data.template is not None:  # a problem already; the rows are looked at all the same
         fallback = tokenizer.chat_template or ChatTemplate.builtin("alpaca")
         data = load_rows(recipe, tokenizer, fallback, findings)
@@ -183,6 +189,20 @@ def load_rows(recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate | Non
     with suppress(Refusal):  # what follows from the first
         return load_examples(replace(options, on_bad="skip", on_long=long), tokenizer, template, seed)
     return None
+
+
+def _small(options: DataOptions) -> bool:
+    """Whether the data is read in a blink, so that what is wrong with it can be told with everything else."""
+    sources = [*(options.sources if options.train is not None else ())]
+    sources += [Source(options.validation)] if isinstance(options.validation, str) else []
+    size = 0
+    for path in (source.parts[0] for source in sources):
+        if not _lost(path):
+            files = local_files(path)
+            if files is None:  # of a hub
+                return False
+            size += sum(file.stat().st_size for file in files)
+    return size <= SMALL_BYTES
 
 
 def _lost(path: str) -> bool:

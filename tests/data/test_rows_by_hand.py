@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import pytest
 
 from halter.cli import main
 from halter.data.columns import understand
+from halter.data.load import load_examples
 from halter.data.options import DataOptions
 from halter.data.sources import read_source
 from halter.errors import Refusal
+from halter.files.chat import ChatTemplate
+from halter.files.tokenizer import Tokenizer
 from halter.generation.inputs import read_prompts
 from halter.playground import base_folder
 
@@ -307,3 +311,50 @@ def test_the_whole_list_lies_beside_the_output_and_is_named(capsys: pytest.Captu
     listed = re.search(r"all of them are in (\S+?\.txt)", err)
     assert listed is not None and Path(listed[1]).resolve().parent == tmp_path
     assert len(Path(listed[1]).read_text().splitlines()) == 30
+
+
+# What is told, and when
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--r", "0"], ["--method", "lroa"], ["--lr", "nan"], ["--output", "taken"], ["--template", "alpacca"]]
+)
+def test_what_has_nothing_to_do_with_data_is_refused_before_the_data_is_read(
+    wrong: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("a.jsonl", ROW)
+    Path("taken/adapter").mkdir(parents=True)
+    assert "reading and tokenising" not in said(capsys, "--data", "a.jsonl", *wrong)
+    monkeypatch.setattr("halter.run.prepare.SMALL_BYTES", 10)  # much data is not read at all
+    monkeypatch.setattr("halter.run.prepare.load_examples", None)
+    assert "reading and tokenising" not in said(capsys, "--data", "a.jsonl", *wrong)
+
+
+def test_an_empty_prompt_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    base = str(base_folder())
+    assert main.run(["generate", base, "--prompt", "", "--max-new-tokens", "1"]) == 0
+    assert "note: the prompt is empty" in capsys.readouterr().err
+    put("ask.jsonl", {"prompt": "Who?"}, {"prompt": " "}, {"instruction": ""}, {"instruction": "", "input": "Ann"})
+    assert main.run(["generate", base, "--input", "ask.jsonl", "--max-new-tokens", "1"]) == 0
+    assert "note: 2 of 4 prompts are empty (ask.jsonl:2, ask.jsonl:3)" in capsys.readouterr().err
+
+
+def test_rows_that_are_too_long_by_their_template_say_so(
+    own: Any,
+) -> None:
+    """A tokenizer of letters and a short context: most of a row is the template, and one is named that fits."""
+    tokenizer = Tokenizer.from_folder(own.letters, {})
+    rows = [{"instruction": "Tell a story with this word.", "input": word, "output": f"There was a {word}." * 3}
+            for word in ("cat", "dog")]  # fmt: skip
+    put("a.jsonl", *rows)
+    options = DataOptions(train="a.jsonl", max_length=256, cache=False)
+    with pytest.raises(Refusal) as caught:
+        load_examples(options, tokenizer, ChatTemplate.builtin("alpaca"))
+    long = next(line for line in caught.value.found if "template's (alpaca)" in line)
+    longest, told = map(int, re.findall(r"\d+", long))
+    whole = load_examples(replace(options, max_length=2048), tokenizer, ChatTemplate.builtin("alpaca")).train
+    bare = sum(len(tokenizer.encode(text)) for text in rows[0].values())
+    assert longest == len(whole[0].tokens) and abs(told - (longest - bare)) <= 3
+    meant = re.search(r"--template (\S+) writes about (\d+)", caught.value.fix)
+    assert meant is not None and int(meant[2]) < told
+    assert len(load_examples(options, tokenizer, ChatTemplate.builtin(meant[1])).train) == 2  # as it says
