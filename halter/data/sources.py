@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -14,6 +13,7 @@ from halter.data.odd_files import near_a_missing_folder, refuse_no_data
 from halter.data.row_files import SUFFIXES, Fault, Found, suffix_of
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
+from halter.files.offline import quick_offline
 
 __all__ = ["Fault", "Found", "open_source", "read_source"]
 
@@ -21,7 +21,6 @@ Part = tuple[str, Iterator[Found]]
 
 #: What Hugging Face's libraries write beside data, and what is read by people.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "license.txt", "readme.txt")
-ANSWER_SECONDS = 3.0
 HELD_OUT = ("test", "valid", "validation", "dev", "eval")
 
 
@@ -133,7 +132,7 @@ def _hub(name: str) -> Iterator[Found]:
         raise missing_extra("data", "data sets of the hub", name, error) from error
     repository, _, configuration = name.partition(":")
     try:
-        with _quick(repository):
+        with quick_offline(repository):
             rows: Any = datasets.load_dataset(repository, configuration or None, split="train")
     except Exception as error:  # the library's own and its transports' errors have no common class
         raise Refusal(
@@ -144,26 +143,3 @@ def _hub(name: str) -> Iterator[Found]:
         ) from error
     for number, row in enumerate(rows):
         yield f"{name}[{number}]", dict(row)
-
-
-@contextmanager
-def _quick(repository: str) -> Iterator[None]:
-    """Without a network the library tries for half a minute; where one question gets no answer it is told to look at
-    what is kept on this machine alone."""
-    import datasets
-    import huggingface_hub
-
-    constants: Any = huggingface_hub.constants
-    try:
-        huggingface_hub.HfApi().dataset_info(repository, timeout=ANSWER_SECONDS)
-        offline = False
-    except huggingface_hub.errors.HfHubHTTPError:  # it has answered
-        offline = False
-    except Exception:  # a transport's own
-        offline = True
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = (offline or one for one in before)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

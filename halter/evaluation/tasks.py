@@ -19,12 +19,15 @@ from halter.errors import Refusal
 from halter.evaluation.options import TaskOptions
 from halter.evaluation.score import Question, answers, likelihoods
 from halter.files.extras import missing_extra
+from halter.files.offline import quick_offline
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 
+ASKED = "openai/gsm8k"
+"""A data set of the hub, as good as any to see whether there is a way to it."""
 MOST_ANSWER = 256
 """Tokens of an answer where a task does not say: lm-eval's own default."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -178,11 +181,12 @@ def task_scores(judge: Judge, options: TaskOptions) -> tuple[dict[str, float], d
     manager, model = task_manager(options), harness_model(judge)
     library = _lm_eval()
     try:
-        found = library.simple_evaluate(
-            model=model, tasks=list(options.task_names), task_manager=manager, limit=options.task_limit,
-            num_fewshot=options.fewshot, bootstrap_iters=0, log_samples=False,
-            random_seed=None, numpy_random_seed=None, torch_random_seed=None,
-        )  # fmt: skip
+        with quick_offline(ASKED):
+            found = library.simple_evaluate(
+                model=model, tasks=list(options.task_names), task_manager=manager, limit=options.task_limit,
+                num_fewshot=options.fewshot, bootstrap_iters=0, log_samples=False,
+                random_seed=None, numpy_random_seed=None, torch_random_seed=None,
+            )  # fmt: skip
     except OSError as error:  # no network, no such file
         what = f"the rows of a task cannot be had: {error}"
         raise Refusal("task-data", what, where="--tasks", found=list(options.task_names)) from error

@@ -210,3 +210,22 @@ def test_the_scores_are_those_of_lm_evals_own_model(own_tasks: Path, judge: Judg
             else:
                 assert own.loglikelihood_rolling([request])[0] == pytest.approx(np.sum(answer), rel=1e-5, abs=1e-5)
     assert any(said), "some answer must hold a word"
+
+
+def test_rows_that_the_hub_has_and_no_network_brings_are_named(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own task, whose rows are on the hub: the question is asked once, and nothing is tried after it."""
+    pytest.importorskip("lm_eval")
+    import datasets
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def unreachable(_: Any, repository: str, timeout: float) -> None:
+        asked.append(repository)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(Refusal, match="the rows of a task cannot be had") as caught:
+        task_scores(judge, TaskOptions(tasks=("arc_easy",), task_limit=1))
+    assert caught.value.id == "task-data" and caught.value.found == ("arc_easy",) and len(asked) == 1
