@@ -293,3 +293,16 @@ def test_without_room_or_rights_it_goes_on_in_memory(
 def test_off_is_off(llama3: Tokenizer, tmp_path: Path, kept: Path) -> None:
     load(llama3, train=write(tmp_path / "a.jsonl", rows(60)), cache=False)
     assert not kept.exists()
+
+
+def test_an_account_that_was_changed_is_made_anew(llama3: Tokenizer, tmp_path: Path, kept: Path) -> None:
+    """Every digit of the manifest, which says what became of the rows, is guarded by its own digest."""
+    path = write(tmp_path / "a.jsonl", rows(25))
+    plain = told(load(llama3, train=path))
+    for digit in ("1", "7"):
+        (entry,) = kept.iterdir()
+        manifest = entry / cache_entry.MANIFEST
+        text = manifest.read_text()
+        assert '"rows": 25' in text
+        manifest.write_text(text.replace('"rows": 25', f'"rows": {digit}'))
+        assert told(load(llama3, train=path)) == plain
