@@ -115,7 +115,7 @@ def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) ->
     if files or not wanted:
         return near
     of_kind = [path for path in near if kind_of(path) in wanted] or [p for path in near for p in inside(path, wanted)]
-    return of_kind or ([path for path in _above(folder) if kind_of(path) in wanted] if near else [])
+    return of_kind or [path for path in _above(folder) if kind_of(path) in wanted and near] or near
 
 
 def _above(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ def script() -> str:
     [
         (["halter", "tr"], {"train"}),
         (["halter", "train", "--learn"], {"--learning-rate"}),
-        (["halter", "train", "--method", "lo"], {"lora", "loreft"}),
+        (["halter", "train", "--method", "lo"], {"loha", "lokr", "lora", "loreft"}),
         (["halter", "generate", "--temp"], {"--temperature", "--template"}),
         (["halter", "adapters", "comb"], {"combine"}),
         (["halter", "chat", "--qui"], {"--quiet"}),

@@ -136,6 +136,6 @@ def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:
 def test_a_template_without_tools_names_one_that_has_them(name: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(Refusal) as caught:
         ChatTemplate.builtin(name).encode(tokenizer, CALLED, tools=TOOLS)
-    assert "no place for tools" in caught.value.what and "--template llama-3.1" in caught.value.fix
+    assert "no place for tools" in caught.value.what and "llama-3.1" in caught.value.fix
     offered = ChatTemplate.named("llama-3.1").encode(tokenizer, CALLED, tools=TOOLS)
     assert any(offered.supervised)

@@ -77,7 +77,6 @@ def test_peft_reads_what_we_write_beside_a_method(sizes, methods, tmp_path):
     [
         ({}, [LORA, Full(("q_proj",))]),  # peft does not adapt what it saves whole
         ({"tied": True}, [LORA, Full(("embed_tokens",))]),  # one matrix for both
-        ({"tied": True}, [LORA, Rows((3,), where="head", keep_tied=False)]),
         (BIASED, [LORA, Bitfit("all-linear")]),  # biases beside the base's
         (BIASED, [LORA, Bitfit(("k_proj",), "base")]),  # neither all nor those of the pairs
         (BIASED, [Bitfit("all-linear", "base"), Dora(r=4)]),  # dora would scale them

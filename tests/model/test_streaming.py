@@ -104,7 +104,9 @@ def test_every_storage_learns_the_same(name, options, storage, buffers, checkpoi
 
 
 def test_no_storage_is_forgotten_here():
-    assert {kind for kind, _ in STORAGES.values()} == set(Linear.__subclasses__())
+    assert {kind for kind, _ in STORAGES.values()} == {
+        kind for kind in Linear.__subclasses__() if kind.__module__.startswith("halter.model.")
+    }
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -42,12 +42,12 @@ def trained(source):
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_a_run_ends_with_the_same_adapter(recipe, quantize, monkeypatch, capsys):
+def test_a_run_ends_with_the_same_adapter(recipe, quantize, monkeypatch):
     plain, losses, _ = trained(recipe("plain", {"quantize": quantize}))
     offload = {"quantize": quantize, "offload": "layers"}
     same, _, said = trained(recipe("on_cpu", offload, offload_activations=True))
     assert "offload: layers changes nothing on cpu" in said
-    assert "offload_activations changes nothing on cpu" in "".join(capsys.readouterr())
+    assert "offload_activations changes nothing on cpu" in said
     monkeypatch.setattr("halter.pretrained.load.streams", lambda *_: True)  # as on a GPU
     streamed, theirs, said = trained(recipe("streamed", offload, activation_checkpointing="on"))
     assert "of layers lie in CPU memory" in said and theirs == losses

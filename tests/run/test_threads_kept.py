@@ -167,10 +167,10 @@ def test_evaluate_takes_the_run_s_number(machine, recipe, tmp_path, monkeypatch,
     run = halter.train(recipe("run", max_steps=1), say=lambda _: None)
     machine(0.0)
     counts: list[int] = []
-    from halter.cli import evaluate as verb
+    from halter.run import scoring
 
-    scored = verb._scores
-    monkeypatch.setattr(verb, "_scores", lambda *a: (counts.append(torch.get_num_threads()), scored(*a))[1])
+    scored = scoring._scores
+    monkeypatch.setattr(scoring, "_scores", lambda *a: (counts.append(torch.get_num_threads()), scored(*a))[1])
     assert main.run(["evaluate", str(run), "--questions", "0"]) == 0
     assert main.run(["evaluate", str(run), "--questions", "0", "--threads", "2"]) == 0
     assert counts == [1, 2]
