@@ -40,7 +40,7 @@ class TokenRowsAct(Act):
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         if x.is_floating_point():  # the head: x hidden [N, dim], y logits [N, V]
             return y.index_add(1, self.ids, F.linear(x, self.moved).to(y.dtype))
-        place = torch.searchsorted(self.ids, x).clamp(max=len(self.ids) - 1)
+        place = torch.searchsorted(self.ids, x.contiguous()).clamp(max=len(self.ids) - 1)
         rows = self.rows[place]
         if self.table is not None:  # first the difference: beside nothing the row is itself, to the bit
             rows = rows + (y - self.table[place])
