@@ -1,4 +1,4 @@
-"""What must hold of any adapter, of one method or several, whatever its options: laws of test_pairs, test_option_sets."""
+"""What must hold of any adapter, of one method or several, whatever its options: test_pairs, test_option_sets."""
 
 from __future__ import annotations
 
