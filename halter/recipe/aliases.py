@@ -30,7 +30,7 @@ def _choice(table: dict[Any, Any], otherwise: str) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         known = value.lower() if isinstance(value, str) else value
         if isinstance(known, list | dict) or known not in table:
-            raise ValueError(otherwise)
+            raise ValueError(f"{otherwise}, found {value!r}")
         return table[known]
 
     return convert
@@ -56,6 +56,11 @@ _OFF_ON = _choice({True: "on", False: "off", "unsloth": "on"}, "expected true or
 _SCHEDULES = _choice(
     {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"},
     "expected constant, linear or cosine",
+)
+
+
+_WHEN = _choice(
+    {"steps": NOTHING, "epoch": NOTHING}, "data.validation is evaluated every train.eval_steps, else after every epoch"
 )
 
 
@@ -134,7 +139,14 @@ def _table() -> dict[str, Alias]:
     return table
 
 
-ALIASES = _table()
+CARRIED = {
+    "bias": Alias("method", "target_modules", _choice({"none": NOTHING}, "biases are trained by the method bitfit")),
+    "task_type": Alias("method", "name", _choice({"causal_lm": NOTHING}, "adapters here write text: CAUSAL_LM")),
+    "eval_strategy": Alias("train", "eval_steps", _WHEN),
+    "evaluation_strategy": Alias("train", "eval_steps", _WHEN),
+}
+"""What scripts for transformers and peft carry along, and what is so here anyway."""
+ALIASES = _table() | CARRIED
 """{another tool's key: Alias}."""
 
 

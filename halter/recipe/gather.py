@@ -18,6 +18,8 @@ COMMAND_LINE = "command line"
 SHORT = {"model": "path", "data": "train", "method": "name"}
 """`model: DIR` is `model: {path: DIR}`, and so on."""
 NOT_LOOSE = frozenset({"name", "path"})
+MOST_LISTED = 12
+"""Keys of a section that are listed to somebody whose own is near to none of them."""
 """Keys too general to be understood outside their section."""
 
 
@@ -273,5 +275,6 @@ def _unknown(keys: Path, options: type[Any] | None) -> str:
     close = get_close_matches(key, [*wider, *aliases], 1, cutoff=0.6)
     near = close[0] if close else ""
     near = near if near in wider or near not in ALIASES else ALIASES[near].key  # our own name for it
-    hint = f"; did you mean {near}?" if near else f"; there are: {', '.join(here)}"
+    few = f"; there are: {', '.join(here)}" if len(here) <= MOST_LISTED else ""
+    hint = f"; did you mean {near}?" if near else few
     return f"unknown key {key!r}" + (f" in {section}" if section else "") + hint

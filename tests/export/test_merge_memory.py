@@ -45,7 +45,7 @@ def merged(name, **sizes):
     return {"weights": sum(held.values()), "largest": max(held.values()), "more": peak[0] - before}
 merged("small", layers=1, dim=64, ffn_dim=64, vocab_size=64)  # what the libraries take once
 sizes = dict(dim=1024, ffn_dim=2816, vocab_size=4000)
-print(json.dumps([merged(str(layers), layers=layers, **sizes) for layers in (4, 12)]))
+print(json.dumps([merged(str(layers), layers=layers, **sizes) for layers in (4, 20)]))
 """
 
 

@@ -384,3 +384,24 @@ def test_the_nearest_name_of_a_loose_flag_is_ours(flag: str, near: str) -> None:
 
 def test_allow_is_understood_outside_its_section() -> None:
     assert load(LEAST, ["allow=disk-space"]).checks.allow == ("disk-space",)
+
+
+def test_what_hugging_face_scripts_carry_along_is_read_over_and_named_where_it_says_something_else(tmp_path):
+    file = tmp_path / "r.yaml"
+
+    def told(text: str) -> str:
+        file.write_text(text)
+        with pytest.raises(Refusal) as caught:
+            load(file)
+        return str(caught.value)
+
+    text = (
+        "model: a\ndata: b\nmethod: {name: lora, bias: none, task_type: CAUSAL_LM}\n"
+        "train: {evaluation_strategy: steps, eval_steps: 5}\n"
+    )
+    file.write_text(text)
+    assert load(file).methods[0].name == "lora" and load(file).train.eval_steps == 5
+    said = told(text.replace("none", "all").replace("CAUSAL_LM", "SEQ_CLS"))
+    assert "bitfit, found 'all'" in said and "CAUSAL_LM, found 'SEQ_CLS'" in said
+    said = told("model: a\ndata: b\ntrain: {zzzzz: 1, bf16: maybe}\n")
+    assert "found 'maybe'" in said and "there are" not in said
