@@ -2,68 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+MIB = 2**20
 PROBE = """
-import resource, sys, torch
+import json, re, torch
 from halter.numerics.allocation import _glibc, kept, reused
 if _glibc() is None:
-    print("no glibc"); sys.exit()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    print("null")
+    raise SystemExit
+def resident():  # exact, and the same whatever the size of the pages that the kernel hands out
+    return int(re.search(r"^Rss: +(\\d+) kB", open("/proc/self/smaps_rollup").read(), re.M)[1]) * 1024
+def returned(count, floats, every=1):  # bytes that go back when every n-th of these tensors is freed
+    held = [torch.ones(floats) for _ in range(count)]
+    before = resident()
+    held = [tensor for i, tensor in enumerate(held) if i % every]
+    return before - resident()
 def step():  # 512 tensors of 256 KiB, all freed at the end
-    before = faults()
-    held = [torch.ones(2**16) for _ in range(512)]
-    return faults() - before
-def steady():
+    return returned(512, 2**16)
+def gaps():  # 32 of 1 MiB each, and every second one is freed
+    return returned(32, 2**18, 2)
+def layers():  # one after the other, 64 MiB each: above glibc's own largest limit
+    return [returned(1, 2**24) for _ in range(8)][-1]
+said = {}
+with reused(2**60):
+    said["a pass where memory is short"] = layers()
+with kept(), reused(2**26):
+    said["a pass within kept"] = layers()
+with kept():
+    said["gaps"] = gaps()
+    with kept(roomy=True):
+        said["gaps where there is room"] = gaps()
+with reused(2**26):
+    said["a pass where there is room"] = layers()
+with kept(roomy=True):
+    said["layers where there is room"] = layers()
+with kept():
     for _ in range(3):
         step()
-    return step()
-def freed():
-    held = [torch.ones(2**18) for _ in range(32)]  # 1 MiB each, and every second one is freed
-    before = resident()
-    held = held[::2]
-    return before - resident()
-def large():  # a block of 64 MiB, above glibc's own largest limit
-    before = faults()
-    held = torch.ones(2**24)
-    return faults() - before
-def layers():  # a pass whose layers each want 64 MiB
-    return min(large() for _ in range(8))
-with reused(2**60):
-    passes = [layers()]
-with kept(), reused(2**26):
-    passes.append(layers())
-with kept():
-    gap = freed()
-    with kept(roomy=True):
-        inner = freed()
-with reused(2**26):
-    passes.append(layers())
-with kept(roomy=True):
-    again = min(large() for _ in range(8))  # one beside the next, until those freed are together large enough
-usual = steady()
-with kept():
-    steady()
-    quiet = step()
+    said["a step"] = step()
     inside = resident()
-print(usual, quiet, inside - resident(), gap, inner, again, *passes)
+said["the end"] = inside - resident()
+print(json.dumps(said))
 """
 
 
 def test_steps_do_not_fetch_their_memory_anew():
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout.split()
-    if done == ["no", "glibc"]:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout
+    returned = json.loads(done)
+    if returned is None:
         pytest.skip("this C library is not glibc")
-    usual, quiet, returned, gap, inner, again, *passes = map(int, done)
-    print(f"page faults a step: {usual} as usual, {quiet} with freed memory kept; given back: {returned:,} bytes")
-    assert quiet < 64  # of 32,768 pages that a step touches; as usual it is whatever glibc has learnt by chance
-    assert returned > 128 * 2**20 / 2
-    assert gap > 15 * 2**20  # sixteen of them, and no gap where they lay
-    assert inner < 2**20  # where there is room they stay
-    assert again < 64  # so do the largest, of 16,384 pages
-    short, within, roomy = passes
-    assert roomy < 64 and min(short, within) > 2**14 / 2  # reused where there is room, unless kept says otherwise
+    print({what: f"{size / MIB:.1f} MiB given back" for what, size in returned.items()})
+    assert returned["a step"] < 8 * MIB  # of 128
+    assert returned["the end"] > 64 * MIB
+    assert returned["gaps"] > 15 * MIB  # sixteen of them, and no gap where they lay
+    assert returned["gaps where there is room"] < MIB
+    assert returned["layers where there is room"] < 4 * MIB  # of 64
+    assert returned["a pass where there is room"] < 4 * MIB  # unless kept says otherwise
+    assert min(returned["a pass where memory is short"], returned["a pass within kept"]) > 60 * MIB
