@@ -69,7 +69,9 @@ class Ground:
         if rate is not None:
             train["learning_rate"] = rate
         quantize = contestant.precision if contestant.precision in STORAGES else None
-        dtype = {} if contestant.precision in ("auto", *STORAGES) else {"dtype": contestant.precision}
+        named = contestant.precision not in ("auto", *STORAGES)
+        dtype = {"dtype": contestant.precision} if named else {}
+        train = {k: v for k, v in train.items() if not (named and k == "precision")}  # the row's own counts
         model = {**recipes.as_data(self.job.recipe)["model"], **dtype, "quantize": quantize}
         sections = {"model": model, "method": contestant.method, "data": self.data_section(), "train": train}
         recipe = recipes.load({**sections, "checks": self.source.get("checks") or {}})
@@ -86,7 +88,7 @@ class Ground:
     def load_base(self, precision: str) -> Decoder:
         """The base as the precision says."""
         options = self.job.recipe.model
-        dtype = options.dtype if precision in ("auto", *STORAGES) else precision
+        dtype = self.job.recipe.dtype if precision in ("auto", *STORAGES) else precision
         storing = precision if precision in STORAGES else None
         return load_model(
             self.job.folder,

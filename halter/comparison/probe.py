@@ -50,8 +50,8 @@ def measure(path: str) -> dict[str, Any]:
     load_libraries(options.quantize, options.device)
     runtime = peak_memory_bytes()
     with allocation.kept(), denormals.flushed():
-        how = options.dtype, options.quantize, options.device
-        model = load_model(job.folder, *how, offload=options.offload, say=lambda _: None)
+        how = options.quantize, options.device
+        model = load_model(job.folder, job.recipe.dtype, *how, offload=options.offload, say=lambda _: None)
         trainee = new_trainee(job, new_adapter(job, model), lambda _: None)
         longest = max(range(len(job.data.train)), key=lambda row: int(job.data.train.lengths[row]))
         planned = job.plan(0)

@@ -72,11 +72,13 @@ class Runner:
 
     def define(self, kind: str, precision: str, job: Job | None = None, **more: Any) -> dict[str, Any]:
         """What defines a trial: base, rows, recipe, and how it is measured; ``job`` None: of the base alone."""
-        recipe = recipes.as_data((job or self.ground.job).recipe)
+        whole = (job or self.ground.job).recipe
+        recipe = recipes.as_data(whole)
         for section, key in ELSEWHERE:
             del recipe[section][key]
         for section in ("output_dir", "checks", *(() if job else ("train", "method"))):
             del recipe[section]
+        recipe["model"]["dtype"] = whole.dtype  # train.precision counts for the base alone, too
         if job is None:
             recipe["model"]["quantize"] = None
         known = {"base": self.ground.base_digest, "data": dict(self.ground.material.digests), "recipe": recipe}
@@ -114,14 +116,13 @@ class Runner:
         return job, adapter
 
     def _sizes(self, contestant: Contestant, job: Job, adapter: Adapter) -> Sizes:
-        width = self._dtype(contestant, job).itemsize
+        width = self._dtype(job).itemsize
         return sizes(job.recipe, job.config, adapter, width, _storage(contestant))
 
-    def _dtype(self, contestant: Contestant, job: Job) -> torch.dtype:
+    def _dtype(self, job: Job) -> torch.dtype:
         """What the base computes in."""
-        asked = contestant.precision if contestant.precision not in STORAGES else job.recipe.model.dtype
         stored = getattr(torch, job.config.dtype, torch.float32)
-        return choose_dtype(asked, stored, self.device, lambda _: None)
+        return choose_dtype(job.recipe.dtype, stored, self.device, lambda _: None)
 
     def memory(self, contestant: Contestant, job: Job) -> Trial:
         """Bytes planned by part, and the peak of the first steps in a fresh process, best asked for before this one
@@ -149,7 +150,7 @@ class Runner:
         rows = max(micros, key=lambda micro: int(lengths[list(micro)].sum()))
         methods = tuple(choice.options for choice in job.recipe.methods)
         setting = Setting(
-            job.recipe.model.path, job.config, methods, self._dtype(contestant, job), _storage(contestant),
+            job.recipe.model.path, job.config, methods, self._dtype(job), _storage(contestant),
             job.recipe.train.optimizer, rows=len(rows), length=-(-int(lengths[list(rows)].sum()) // len(rows)),
             passes=max(len(step) for step in job.plan(0)), device=self.device.type,
         )  # fmt: skip

@@ -26,6 +26,7 @@ from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
     DEFAULT_METHOD,
+    PRECISIONS,
     SECTIONS,
     ChecksOptions,
     MethodChoice,
@@ -94,6 +95,7 @@ def load_tolerant(
     sections = {name: empty[name] if section is None else section for name, section in sections.items()}
     sections["train"], more = with_defaults(sections["train"], read[0].name if read else DEFAULT_METHOD)
     taken |= {f"train.{key}": default for key, default in more.items()}
+    _one_dtype(sections["model"], sections["train"], gathered)
     recipe = Recipe(
         methods=tuple(read),
         output_dir=None if output is None else output.value,
@@ -104,6 +106,15 @@ def load_tolerant(
     )
     refusal = _refusal(gathered, document) if gathered.problems else None
     return (recipe, refusal) if source is None or isinstance(source, Mapping) else _foreign(recipe, refusal, document)
+
+
+def _one_dtype(model: ModelOptions, train: TrainOptions, gathered: Gathered) -> None:
+    """The base is held in what it computes in, so model.dtype and train.precision may not name two."""
+    asked = PRECISIONS.get(train.precision, model.dtype)
+    if model.dtype not in ("auto", asked):
+        where = gathered.sections["train"]["precision"].where()
+        what = f"is {train.precision} and model.dtype is {model.dtype}; the base is held in what it computes in"
+        gathered.problem(where, f"train.precision {what}: leave one of the two out")
 
 
 def _foreign(recipe: Recipe, refusal: Refusal | None, document: Document) -> tuple[Recipe, Refusal | None]:

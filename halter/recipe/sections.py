@@ -85,6 +85,15 @@ class Recipe:
         """The first method."""
         return self.methods[0]
 
+    @property
+    def dtype(self) -> str:
+        """What the base is held and computed in: train.precision where it names one, else model.dtype, which may be
+        auto; a recipe in which the two name different ones is refused."""
+        return PRECISIONS.get(self.train.precision, self.model.dtype)
+
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""train.precision in the words of model.dtype."""
 
 SECTIONS: dict[str, type[Any]] = {
     "model": ModelOptions,

@@ -26,7 +26,6 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 REPEATABLE = (":4096:8", ":16:8")
 """Values of cuBLAS' workspace with which its products are the same bits every time (NVIDIA's cuBLAS documentation,
 results reproducibility)."""
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CHECKPOINTS = 3
 """So many checkpoints must find room: those kept, and one being written."""
 
@@ -47,22 +46,13 @@ def repeatable_workspace(recipe: Recipe) -> None:
 
 
 def machine(recipe: Recipe) -> Iterator[Refusal]:
-    """Refusals ``device-missing``, ``precision-conflict``, ``optimizer-unavailable``, ``missing-extra``,
-    ``no-validation``."""
+    """Refusals ``device-missing``, ``optimizer-unavailable``, ``missing-extra``, ``no-validation``."""
     device: torch.device | None = None
     try:
         device = choose_device(recipe.model.device)
     except Refusal as refusal:
         yield refusal
     options = recipe.train
-    asked = PRECISIONS.get(options.precision)
-    if asked is not None and recipe.model.dtype not in ("auto", asked):
-        yield Refusal(
-            "precision-conflict",
-            f"model.dtype is {recipe.model.dtype} and train.precision is {options.precision}: the base is held in what "
-            "it computes in, so only one can be",
-            fix="leave one of the two out",
-        )
     yield from _optimizer(options, "cpu" if device is None else device.type)
     packages = {"tensorboard": "tensorboard", "wandb": "wandb"}
     missing = [name for name in options.report_to if find_spec(packages[name]) is None]

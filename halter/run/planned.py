@@ -18,7 +18,7 @@ from halter.planning.dry import dry_adapter
 from halter.planning.setting import shape_of
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.recipe import Recipe, load
-from halter.run import checks_machine, estimate
+from halter.run import estimate
 from halter.run.checks_machine import gib
 from halter.run.prepare import Job
 from halter.training import memory
@@ -41,8 +41,7 @@ def from_recipe(recipe: Recipe) -> Setting:
     """The passes of a recipe whose every row is ``data.max_length`` tokens long, the most there can be."""
     shape = shape_of(recipe.model.path, recipe.model.revision)
     device = choose_device(recipe.model.device)
-    asked = checks_machine.PRECISIONS.get(recipe.train.precision, recipe.model.dtype)
-    dtype = choose_dtype(asked, getattr(torch, shape.dtype, torch.float32), device, lambda _: None)
+    dtype = choose_dtype(recipe.dtype, getattr(torch, shape.dtype, torch.float32), device, lambda _: None)
     length = min(recipe.data.max_length, shape.context)
     options = recipe.train
     micro = options.micro_tokens or memory.micro_tokens(shape)

@@ -171,10 +171,9 @@ def _planned(recipe: Recipe, base: Base, findings: Findings) -> Adapter | None:
 
 def _width(recipe: Recipe, checkpoint: Checkpoint, base: Base) -> int:
     """Bytes of a number that the base is held in."""
-    asked = checks_machine.PRECISIONS.get(recipe.train.precision, recipe.model.dtype)
     said = any(checkpoint.config.get(key) for key in ("torch_dtype", "dtype"))
     stored = getattr(torch, base.config.dtype, torch.float32) if said else dtype_of(checkpoint)
-    return choose_dtype(asked, stored, _device(recipe), lambda _: None).itemsize
+    return choose_dtype(recipe.dtype, stored, _device(recipe), lambda _: None).itemsize
 
 
 def _device(recipe: Recipe) -> torch.device:

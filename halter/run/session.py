@@ -191,8 +191,7 @@ def _begin(job: Job, model: Decoder, say: Say) -> Trainee:
 
 def _load_base(job: Job, say: Say) -> Decoder:
     options = job.recipe.model
-    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(job.recipe.train.precision, options.dtype)
-    return load_model(job.folder, dtype, options.quantize, options.device, offload=options.offload, say=say)
+    return load_model(job.folder, job.recipe.dtype, options.quantize, options.device, offload=options.offload, say=say)
 
 
 def new_adapter(job: Job, model: Decoder, say: Say = lambda _: None) -> Adapter:

@@ -37,7 +37,7 @@ PLANTED = {
     "disk space": ("disk-space", "4 checkpoints"),
     "no write permission": ("output-not-writable", "taken.txt"),
     "unknown device": ("device-missing", "cuda:99"),
-    "precision against dtype": ("precision-conflict", "float32"),
+    "precision against dtype": ("recipe", "train.precision is bf16 and model.dtype is float32"),
     "templates that disagree": ("template-differs", "the checkpoint's own"),
     "row with nothing to learn": ("bad-rows", "chat.jsonl:3"),
     "double BOS": ("double-bos", "tokens.jsonl:2"),
@@ -362,7 +362,6 @@ def test_machine_checks(good: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids(good(train__optimizer="paged_adamw_32bit")) == []  # torch's on a CPU
     assert ids(good(train__early_stopping_patience=1)) == ["no-validation"]
     assert ids(good(model__dtype="bfloat16", train__precision="bf16")) == []
-    assert ids(good(model__dtype="bfloat16", train__precision="fp32")) == ["precision-conflict"]
 
 
 def test_deterministic_sets_cublas_before_cuda_starts(good: Any, monkeypatch: pytest.MonkeyPatch) -> None:

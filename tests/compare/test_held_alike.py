@@ -1,0 +1,110 @@
+"""What train, compare, its measurement of memory and plan hold the base in is alike, whatever a recipe says of it."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halter import recipe as recipes
+from halter.comparison import probe
+from halter.comparison.ground import Contestant, lay
+from halter.comparison.runner import Runner
+from halter.errors import Refusal
+from halter.model.decoder import Decoder
+from halter.pretrained import load
+from halter.run import planned, session
+from halter.run.prepare import prepare
+from tests.compare import small
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SAID = [(d, p) for d in DTYPES for p in PRECISIONS if "auto" in (d, p) or PRECISIONS[p] == d]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe whose base is stored in this dtype."""
+    made = small.source(tmp_path_factory.mktemp(request.param))
+    config = Path(made["model"]["path"], "config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "torch_dtype": request.param}))
+    return made
+
+
+def asking(source: dict[str, Any], dtype: str, precision: str, quantize: str | None = None) -> dict[str, Any]:
+    model = {**source["model"], "quantize": quantize, "dtype": dtype}
+    return {**source, "model": model, "train": {**source["train"], "precision": precision}}
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [pair for pair in product(DTYPES, PRECISIONS) if pair not in SAID])
+def test_a_recipe_that_names_two_is_refused(dtype: str, precision: str) -> None:
+    said = {"model": {"path": "m", "dtype": dtype}, "data": {"train": "rows"}, "train": {"precision": precision}}
+    with pytest.raises(
+        Refusal, match=f"is {precision} and model.dtype is {dtype}.*: leave one of the two out"
+    ):
+        recipes.load(said)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize(("dtype", "precision"), SAID)
+def test_what_a_recipe_says_of_the_base_holds_everywhere(
+    source: dict[str, Any], dtype: str, precision: str, quantize: str | None, tmp_path: Path
+) -> None:
+    said = asking(source, dtype, precision, quantize)
+    wanted = {name for name in (dtype, PRECISIONS[precision]) if name != "auto"}
+    row = Contestant("lora", {"name": "lora"}, quantize or "auto")
+    ground = lay(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
+    job = ground.job_for(row, None, 0, ground.tokens)
+    recipe = recipes.load({**said, "method": row.method})
+    trained = session._load_base(prepare(recipe, lambda _: None), lambda _: None).dtype
+    if wanted:
+        assert {str(trained).removeprefix("torch.")} == wanted
+    held = [ground.load_base(row.precision).dtype, Runner(ground, print, print)._dtype(job)]
+    assert [*held, planned.from_recipe(recipe).dtype] == [trained] * 3
+    assert session._load_base(job, lambda _: None).dtype == trained, "the row's recipe, run by itself"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_that_names_its_own_dtype_has_it(source: dict[str, Any], precision: str, tmp_path: Path) -> None:
+    said = asking(source, "auto", precision)
+    for name in ("float32", "bfloat16"):
+        row = Contestant("lora", {"name": "lora"}, name)
+        ground = lay(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
+        job = ground.job_for(row, None, 0, ground.tokens)
+        wanted = getattr(torch, name)
+        assert session._load_base(job, lambda _: None).dtype == wanted
+        assert [ground.load_base(name).dtype, Runner(ground, print, print)._dtype(job)] == [wanted] * 2
+
+
+def test_memory_is_measured_in_what_is_trained(
+    source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    plain = load.load_model
+
+    def watched(*given: Any, **named: Any) -> Decoder:
+        model = plain(*given, **named)
+        seen.append(model.dtype)
+        return model
+
+    monkeypatch.setattr(load, "load_model", watched)
+    recipe = {**asking(source, "auto", "fp32"), "method": {"name": "lora"}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipes.dump(recipes.load({**recipe, "train": {**recipe["train"], "max_steps": 1}})))
+    probe.measure(str(path))
+    assert seen == [torch.float32]
+
+
+def test_results_of_another_precision_are_not_taken(source: dict[str, Any], tmp_path: Path) -> None:
+    found = []
+    for precision in ("auto", "fp32", "bf16"):
+        said = asking(source, "auto", precision)
+        ground = lay(said, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
+        job = ground.job_for(Contestant("lora", {"name": "lora"}, "auto"), None, 0, ground.tokens)
+        made = Runner(ground, print, print)
+        found += [json.dumps(made.define(kind, "auto", asked)) for kind, asked in (("base", None), ("run", job))]
+    assert len(set(found)) == len(found)
