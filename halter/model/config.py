@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from math import prod
@@ -14,18 +15,8 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.model.config_limits import unfit
 from halter.model.places import ATTENTION_LINEARS, LINEARS, NORMS, path
+from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
 from halter.numerics import rope
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Scaling of rotary frequencies: ``linear`` (position interpolation) or ``llama3`` (numerics.rope)."""
-
-    kind: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
 
 
 @dataclass(frozen=True)
@@ -60,10 +51,11 @@ class ModelConfig:
                 "model-unsupported",
                 "this checkpoint's config.json asks for what the LLaMA decoder does not do",
                 found=problems,
-                expected="model_type llama with silu, default, linear or llama3 rotary scaling, plain RMSNorm",
+                expected=f"model_type llama with silu, {_listed(NEEDED)} rotary scaling, plain RMSNorm",
             )
         heads = int(config["num_attention_heads"])
-        theta, scaling = _rope(config)
+        context = int(config.get("max_position_embeddings") or 2048)
+        theta, scaling = read_rope(config, context)
         eos = config.get("eos_token_id")
         return cls(
             layers=int(config["num_hidden_layers"]),
@@ -73,7 +65,7 @@ class ModelConfig:
             head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
             ffn_dim=int(config["intermediate_size"]),
             vocab_size=int(config["vocab_size"]),
-            context=int(config.get("max_position_embeddings") or 2048),
+            context=context,
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=float(1e-6 if (eps := config.get("rms_norm_eps")) is None else eps),
@@ -89,15 +81,6 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """A config.json that both old and new transformers read."""
         eos = list(self.eos_token_ids)
-        scaling = None
-        if self.rope_scaling is not None:
-            scaling = {"rope_type": self.rope_scaling.kind, "factor": self.rope_scaling.factor}
-            if self.rope_scaling.kind == "llama3":
-                scaling |= {
-                    "low_freq_factor": self.rope_scaling.low_freq_factor,
-                    "high_freq_factor": self.rope_scaling.high_freq_factor,
-                    "original_max_position_embeddings": self.rope_scaling.original_context,
-                }
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -111,7 +94,7 @@ class ModelConfig:
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.context,
             "rope_theta": self.rope_theta,
-            "rope_scaling": scaling,
+            "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_hf(),
             "rms_norm_eps": self.norm_eps,
             "tie_word_embeddings": self.tied,
             "attention_bias": self.attention_bias,
@@ -175,32 +158,7 @@ class ModelConfig:
     def frequencies(self) -> Tensor:
         """Rotary frequencies float32 [head_dim / 2], scaled as the checkpoint says."""
         plain = rope.inverse_frequencies(self.head_dim, self.rope_theta)
-        scaling = self.rope_scaling
-        if scaling is None:
-            return plain
-        if scaling.kind == "linear":
-            return rope.linear_scaling(plain, scaling.factor)
-        return rope.llama3_scaling(
-            plain, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context
-        )
-
-
-def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before)."""
-    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rules.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    kind = rules.get("rope_type") or rules.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", float(rules["factor"]))
-    return theta, RopeScaling(
-        "llama3",
-        float(rules["factor"]),
-        float(rules["low_freq_factor"]),
-        float(rules["high_freq_factor"]),
-        int(rules["original_max_position_embeddings"]),
-    )
+        return plain if self.rope_scaling is None else self.rope_scaling.frequencies(plain, self.rope_theta)
 
 
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -216,29 +174,22 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
         problems.append(f"hidden_act {config['hidden_act']!r}")
     if config.get("attention_dropout") or config.get("sliding_window"):
         problems.append("attention_dropout or sliding_window")
-    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rules = rules if isinstance(rules, dict) else {}
-    rope_kind = str(rules.get("rope_type") or rules.get("type") or "default")
-    needs = {"default": (), "linear": ("factor",)}
-    llama3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    needs["llama3"] = llama3  # type: ignore[assignment]
-    if rope_kind not in needs:
-        problems.append(f"rope scaling {rope_kind!r}")
-    else:
-        problems += [f"rope scaling without {key}" for key in needs[rope_kind] if rules.get(key) is None]
-    if rules.get("partial_rotary_factor", 1.0) != 1.0 or config.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append("partial_rotary_factor")
+    problems += faults(config)
     if not problems:
         heads, kv = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
         if heads < 1 or kv < 1 or heads % kv:
             problems.append(f"{heads} heads over {kv} key heads")
         if (config.get("head_dim") or config["hidden_size"] // heads) % 2:
             problems.append("a head_dim that is odd")
-        if rope_kind == "llama3" and rules["low_freq_factor"] >= rules["high_freq_factor"]:
-            problems.append(f"low_freq_factor {rules['low_freq_factor']} not below high_freq_factor")
+        problems += disorders(config)
         if not config.get("head_dim") and config["hidden_size"] % heads:
             problems.append(f"hidden_size {config['hidden_size']} over {heads} heads without head_dim")
     return problems
+
+
+def _listed(kinds: Iterable[str]) -> str:
+    *first, last = kinds
+    return f"{', '.join(first)} or {last}"
 
 
 def _presets() -> dict[str, dict[str, Any]]:

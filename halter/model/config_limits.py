@@ -14,6 +14,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "intermediate_size": (1, 1 << 22),
     "vocab_size": (1, 1 << 24),
     "max_position_embeddings": (1, 1 << 31),
+    "original_max_position_embeddings": (1, 1 << 31),
 }
 """{key: (least, most)}, both allowed; the largest LLaMA has 126 layers of 16,384 with 128 heads. 0 is "not given"."""
 FLOATS: dict[str, tuple[float, float]] = {"rope_theta": (1.0, 1e12), "rms_norm_eps": (0.0, 1.0)}
@@ -23,6 +24,11 @@ ROPE: dict[str, tuple[float, float]] = {
     "low_freq_factor": (1e-3, 1e6),
     "high_freq_factor": (1e-3, 1e6),
     "original_max_position_embeddings": (1, 1 << 31),
+    "beta_fast": (0.0, 1e6),
+    "beta_slow": (0.0, 1e6),
+    "attention_factor": (1e-3, 1e3),
+    "mscale": (0.0, 1e3),
+    "mscale_all_dim": (0.0, 1e3),
 }
 SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 MAX_ID, MAX_IDS = (1 << 24) - 1, 256
@@ -43,6 +49,8 @@ def unfit(config: Mapping[str, Any]) -> list[str]:
             continue
         wrong += [f"{section}.{fault}" for fault in _floats(rules, ROPE)]
         wrong += [f"{section}.{k} {_short(rules[k])}" for k in ("rope_type", "type") if not _text(rules.get(k))]
+        if not isinstance(rules.get("truncate"), bool | None):
+            wrong.append(f"{section}.truncate {_short(rules['truncate'])}")
     wrong += [f"{key} {_short(config[key])}" for key in SWITCHES if not isinstance(config.get(key), bool | None)]
     wrong += [
         f"{key} {_short(config[key])}" for key in ("torch_dtype", "dtype", "hidden_act") if not _text(config.get(key))

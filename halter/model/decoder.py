@@ -18,6 +18,7 @@ from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
 from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, Sublayer, path, run_at
+from halter.model.rotation import rotations
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
 from halter.numerics import rope
@@ -201,7 +202,7 @@ class Decoder(nn.Module):
         first, h = entered or (0, run_at(acts and acts.embed_tokens, self.embed_tokens, tokens))
         h, rows = surrounded(h, segments, acts, cache)
         inside = rows.index(wanted)
-        rotation = rope.angles(rows.alone.positions, self.frequencies.to(h.device), self.rotation_dtype)
+        rotation = rotations(self.config, rows.alone, self.frequencies.to(h.device), self.rotation_dtype)
         tails = None
         with keeping(self.keepers):
             for index, block in list(enumerate(self.layers))[first:]:

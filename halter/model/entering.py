@@ -9,8 +9,8 @@ from torch import Tensor
 
 from halter.model.decoder import Block, Decoder
 from halter.model.places import NOTHING
+from halter.model.rotation import rotations
 from halter.model.segments import Segments
-from halter.numerics import rope
 
 
 @torch.no_grad()
@@ -23,12 +23,12 @@ def entering(model: Decoder, layer: int, rows: Sequence[Tensor]) -> list[Tensor]
     """
     segments = [Segments.packed([len(tokens)], model.device) for tokens in rows]
     frequencies = model.frequencies.to(model.device)
-    rotations = [rope.angles(one.positions, frequencies, model.rotation_dtype) for one in segments]
+    turned = [rotations(model.config, one, frequencies, model.rotation_dtype) for one in segments]
     states = [model.embed_tokens(tokens.to(model.device)) for tokens in rows]
 
     def through(block: Block) -> list[Tensor]:
         return [
-            block(h, NOTHING, rotation, one, None) for h, rotation, one in zip(states, rotations, segments, strict=True)
+            block(h, NOTHING, rotation, one, None) for h, rotation, one in zip(states, turned, segments, strict=True)
         ]
 
     for index in range(layer):

@@ -7,15 +7,17 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
+from halter.model.rotation import within
 
 
 def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
     """(B, T) of ``tokens`` int64 [B, T]. Refusals: ``tokens-wanted`` for anything else, ``tokens-too-long``, rows
-    beyond the context that the model was trained with, and ``token-ids``, ids outside of its vocabulary (on a CPU;
-    elsewhere looking would wait for it)."""
+    beyond the context that the model was trained with (``dynamic-rotation`` where that is why), and ``token-ids``, ids
+    outside of its vocabulary (on a CPU; elsewhere looking would wait for it)."""
     if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise _not_tokens(tokens)
     if tokens.shape[1] > config.context:
+        within(config, tokens.shape[1])
         what = f"rows of {tokens.shape[1]} tokens; the model has learned positions up to {config.context}"
         fix = "cut the rows, or load the model with a larger max_position_embeddings in its config.json"
         raise Refusal("tokens-too-long", what, fix=fix)

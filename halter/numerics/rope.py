@@ -34,14 +34,53 @@ def llama3_scaling(frequencies: Tensor, factor: float, low: float, high: float, 
     return torch.where((turns >= low) & (turns <= high), blended, scaled)
 
 
-def angles(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for ``positions`` int64 [N]: two tensors [N, 1, head_dim] in ``dtype``.
+def yarn_scaling(
+    frequencies: Tensor, theta: float, factor: float, turns: tuple[float, float], original: int, truncate: bool = True
+) -> Tensor:
+    """YaRN's scaling (arXiv 2309.00071, section 3.2): frequencies of at least ``turns[0]`` turns within ``original``
+    tokens kept, of at most ``turns[1]`` divided by ``factor``, the share between rising evenly with the index.
+
+    ``truncate`` lets the ramp begin and end at whole indexes, as the authors' code does. As there, the ramp's end is
+    held below head_dim, not below the number of frequencies. float32 [head_dim / 2] in and out.
+    """
+    head_dim = 2 * len(frequencies)
+
+    def index(count: float) -> float:  # of the frequency that turns so often; a wave's length is 2 pi / frequency
+        return head_dim * math.log(original / (count * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = index(turns[0]), index(turns[1])
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    width = last - first or 0.001
+    indexes = torch.arange(len(frequencies), dtype=torch.float32, device=frequencies.device)
+    divided = ((indexes - first) / width).clamp(0, 1)
+    return frequencies / factor * divided + frequencies * (1 - divided)
+
+
+def yarn_stretch(factor: float, mscale: float | None = None, all_dim: float | None = None) -> float:
+    """What YaRN multiplies rotated queries and keys by: 0.1 ln(factor) + 1, the root of the paper's 1 / t.
+
+    With both, DeepSeek's ``mscale`` and ``mscale_all_dim``, the ratio of two such terms; one alone counts for nothing.
+    """
+
+    def term(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    return term(mscale) / term(all_dim) if mscale and all_dim else term(1.0)
+
+
+def angles(positions: Tensor, frequencies: Tensor, dtype: torch.dtype, stretch: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for ``positions`` int64 [N], times ``stretch``: two tensors [N, 1, head_dim] in ``dtype``.
 
     Computed in float32 and cast afterwards, which is what transformers does; pass float32 for Meta's rounding.
     """
     angle = positions.to(torch.float32)[:, None] * frequencies[None, :]
     both = torch.cat((angle, angle), dim=-1)[:, None, :]
-    return both.cos().to(dtype), both.sin().to(dtype)
+    cosine, sine = both.cos(), both.sin()
+    if stretch != 1.0:
+        cosine, sine = cosine * stretch, sine * stretch
+    return cosine.to(dtype), sine.to(dtype)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

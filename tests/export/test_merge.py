@@ -16,6 +16,7 @@ from halter.export.gap import gap
 from halter.export.requantise import merge_quantised
 from halter.methods.adapter import adapt
 from halter.methods.method import Method, find
+from halter.model.config import RopeScaling
 from halter.model.nf4_linear import NF4Linear
 from halter.model.places import LINEARS, path
 from halter.pretrained.load import load_model
@@ -30,6 +31,8 @@ CASES = [
     ("lora", {"r": 4}, {"attention_bias": True, "mlp_bias": True, "tied": True}),
     ("full", {}, {"attention_bias": True, "mlp_bias": True}),
     ("full", {}, {"tied": True}),
+    ("lora", {"r": 4}, {"rope_scaling": RopeScaling("yarn", 4.0, original_context=16, mscale=0.7, mscale_all_dim=1.0)}),
+    ("lora", {"r": 4}, {"rope_scaling": RopeScaling("dynamic", 4.0)}),
 ]
 
 

@@ -96,8 +96,8 @@ def test_what_is_not_supported_is_named():
     for change, named in (
         ({"model_type": "qwen2"}, "qwen2"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"num_key_value_heads": 3}, "4 heads over 3"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
