@@ -18,7 +18,7 @@ from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
 from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, Sublayer, path, run_at
-from halter.model.rotation import rotations
+from halter.model.rotation import Rotation, rotations
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
 from halter.numerics import rope
@@ -39,7 +39,6 @@ class Identity(Protocol):
         """Why these weights are not those that an adapter's facts name as its base; [] if nothing speaks against."""
 
 
-Rotation = tuple[Tensor, Tensor]
 Store = tuple[Cache, int]
 Tails = tuple[Segments, Tensor]
 

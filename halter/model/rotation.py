@@ -16,6 +16,7 @@ from halter.numerics import rope
 if TYPE_CHECKING:
     from halter.model.config import ModelConfig
 
+Rotation = tuple[Tensor, Tensor]
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -138,9 +139,7 @@ def disorders(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def rotations(
-    config: ModelConfig, segments: Segments, frequencies: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rotations(config: ModelConfig, segments: Segments, frequencies: Tensor, dtype: torch.dtype) -> Rotation:
     """Cosines and sines of a batch's tokens (rope.angles), as this model's heads are rotated.
 
     Refusal ``dynamic-rotation`` as of ``within``, where something is computed (a plan's rows are of any length).
