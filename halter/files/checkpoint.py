@@ -205,7 +205,7 @@ def _no_weights(folder: Path) -> Refusal:
     if pickles:
         return Refusal(
             "pickle-weights",
-            "the weights here are pickles, and opening a pickle can run whatever code it carries",
+            "these weights are pickle files, and opening one can run whatever code it carries",
             where=str(folder),
             found=pickles,
             expected="safetensors, or Meta's consolidated.NN.pth with params.json",

@@ -128,7 +128,7 @@ def _in_use(folder: Path, holder: dict[str, Any]) -> Refusal:
     who = f"process {pid} on {host}, since {holder.get('since')}," if known else "another process"
     return Refusal(
         "run-in-use",
-        f"{who} is at work in this folder",
+        f"{who} is using this folder",
         where=str(folder),
         fix="wait until it has ended, or end it, or give another --output",
     )

@@ -151,7 +151,7 @@ class Adapter(nn.Module):
         return sum(p.numel() for p in self.trainable().values())
 
     def groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: a method's own where it has some, else one; vectors get no weight decay (timm's rule)."""
+        """Optimizer groups: a method's own where it has some, else one; one dimension, no decay (timm's rule)."""
         groups: list[dict[str, Any]] = []
         for part, method in enumerate(self.methods):
             named = {

@@ -34,7 +34,7 @@ def bytes_of(words: str) -> int:
     """``8GB``, ``7.5 GiB``, ``800MB`` as bytes. Refusal ``memory-amount``."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", words.lower())
     if not found or found[2] not in UNITS or float(found[1]) <= 0:
-        raise Refusal("memory-amount", f"{words!r} is no amount of memory", expected="such as 8GB, 7.5GiB or 800MB")
+        raise Refusal("memory-amount", f"{words!r} is not read as memory", expected="such as 8GB, 7.5GiB or 800MB")
     return int(float(found[1]) * UNITS[found[2]])
 
 

@@ -118,7 +118,7 @@ def find(named: str | Path | None = None, *, model: str | None = None, adapter: 
         base = model or named
         if base is None:
             raise Refusal(
-                "nothing-named", "nothing to ask is named", fix="give a run folder, an adapter folder, or --model"
+                "nothing-named", "no model is named", fix="give a run folder, an adapter folder, or --model"
             )
         return Subject(str(base))
     other = str(named) if named is not None and tuned is not named else None
@@ -227,7 +227,7 @@ def _compare_tokenizers(subject: Subject, tokenizer: Tokenizer, say: Say, allow:
             "tokenizer-differs",
             what,
             where=subject.base,
-            found=[f"its digest is {tokenizer.digest[:16]}..., the adapter's had {str(trained_on)[:16]}..."],
+            found=[f"this one's SHA-256 is {tokenizer.digest[:16]}..., the adapter's had {str(trained_on)[:16]}..."],
             fix="give the folder that the adapter was trained on (--model)",
             waivable=True,
         )

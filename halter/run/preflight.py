@@ -283,7 +283,7 @@ def _adapter_facts(choice: MethodChoice, model: Decoder, base: Base, findings: F
                 "tokenizer-differs",
                 "init_from names an adapter that was trained with another tokenizer",
                 where=str(folder),
-                found=[f"its digest is {str(digest)[:16]}..., this one's {base.tokenizer.digest[:16]}..."],
+                found=[f"its SHA-256 is {str(digest)[:16]}..., this one's {base.tokenizer.digest[:16]}..."],
                 fix="give the base that it was trained on",
                 waivable=True,
             )
