@@ -22,6 +22,9 @@ from halter.pretrained.load import load_config
 from halter.run.opening import OpenOptions, find, open_subject
 from halter.telling import tell
 
+Kind = Literal["16bit", "int8", "nf4"]
+KINDS: dict[str, Kind] = {"16bit": "16bit", "int8": "int8", "nf4": "nf4"}
+
 
 @with_options(opening=OpenOptions())
 def command(
@@ -33,8 +36,12 @@ def command(
         typer.Option(help="For an adapter trained on a quantised base: what it is merged into."),
     ] = "original",
     into: Annotated[
-        Literal["16bit", "int8", "nf4"],
-        typer.Option(help="int8 and nf4 write 8-bit and 4-bit weights, and say how much of the update is lost."),
+        str,
+        typer.Option(
+            metavar="<16bit|int8|nf4>",
+            help="int8 and nf4 write 8-bit and 4-bit weights, and say how much of the update is lost. For GGUF merge "
+            "into 16bit and give the folder to llama.cpp's convert_hf_to_gguf.py.",
+        ),
     ] = "16bit",
     allow_gap: Annotated[
         bool, typer.Option("--allow-gap", help="Write the folder even if it differs from base + adapter.")
@@ -44,6 +51,11 @@ def command(
     """Merge an adapter into 16-bit weights, and prove that the merged model answers as base + adapter does."""
     if output is None:
         raise Refusal("usage", "merge needs a folder to write", fix="--output FOLDER")
+    if into not in KINDS:
+        gguf = f"leave --into out; llama.cpp's convert_hf_to_gguf.py makes GGUF of {output}"
+        raise Refusal("usage", f"--into {into}: merge writes no such weights", expected=", ".join(KINDS),
+                      fix=gguf if into.lower() == "gguf" else "name one of these")  # fmt: skip
+    kind = KINDS[into]
     subject = find(run, model=opening.model, adapter=opening.adapter)
     if subject.adapter is None:
         if run is not None:
@@ -58,8 +70,8 @@ def command(
     assert opened.adapter is not None
     source = resolve(subject.base, subject.revision)
     tell(f"merging into {output} ...")
-    if into != "16bit":
-        survival = merge_quantised(opened.model, opened.adapter, output, into, base=base, source=source)
+    if kind != "16bit":
+        survival = merge_quantised(opened.model, opened.adapter, output, kind, base=base, source=source)
         record: dict[str, object] = {**asdict(survival), "folder": output, "survival": survival.mean}
         words = str(survival)
     else:

@@ -211,8 +211,16 @@ def held_out_rows(
         say(f"rows: {line}")
     if loaded.report.long_dropped:
         left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
-        say(f"warning: {left} and are not scored; --on-long cut takes their beginnings")
+        say(f"warning: {left} and are not scored; {_kept_by(policy, known.max_length, opened.model.config.context)}")
     return loaded.train, str(loaded.report)
+
+
+def _kept_by(policy: str, length: int, context: int) -> str:
+    """What keeps rows that are too long; where they are cut already, what is asked leaves an answer no room."""
+    if policy == "drop":
+        return "--on-long cut takes their beginnings"
+    longer = f"; --max-length {context} is all that this model reads" if length < context else ""
+    return f"what is asked fills that by itself{longer}"
 
 
 def _head(opened: Opened, data: str | Path | None, account: str) -> dict[str, Any]:

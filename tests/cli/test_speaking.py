@@ -407,3 +407,21 @@ def test_evaluate_takes_columns(capsys: pytest.CaptureFixture[str], run: Path, t
     assert reports[0]["rows"] == 3 and reports[0]["base"] == reports[1]["base"]
     code, _, err = typed(capsys, *words, "--output", tmp_path / "x", "train.seed=3")
     assert code == 2 and "data.KEY=VALUE" in err
+
+
+@pytest.mark.parametrize(("policy", "hint"), [("drop", "--on-long cut takes"), ("cut", "what is asked fills that")])
+def test_rows_that_cutting_does_not_help_are_not_told_to_cut(
+    capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path, policy: str, hint: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"instruction": ASK * 400, "output": "It ran."}, {"instruction": ASK, "output": "It sat."}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("evaluate", run, "--data", file, "--questions", 0, "--on-long", policy, "--output", tmp_path / "out")
+    code, _, err = typed(capsys, *words)
+    assert code == 0 and "1 of 2 rows have more than" in err
+    assert hint in err and err.count("--on-long") == (policy == "drop")
+
+
+def test_gguf_is_answered_with_what_writes_it(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
+    code, _, err = typed(capsys, "merge", run, "--output", tmp_path / "merged", "--into", "gguf")
+    assert code == 2 and "convert_hf_to_gguf.py" in err and not (tmp_path / "merged").exists()
