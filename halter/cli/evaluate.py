@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from halter.cli.flags import with_options
 from halter.cli.progress import Counter
-from halter.errors import Refusal
 from halter.files.extras import install
 from halter.generation.options import GenerationOptions
 from halter.run.opening import OpenOptions
 from halter.run.scoring import Scoring, evaluate
+from halter.run.words import subject_and_keys
 from halter.telling import tell
 
 MEASURES = {
@@ -46,10 +45,7 @@ def command(
 ) -> None:
     """Held-out loss, exact match, F1, ROUGE, BLEU and chrF of a run, its base beside its adapter; every answer in a
     file. With --tasks also, or without rows only, tasks of lm-eval."""
-    named = [word for word in words or () if "=" not in word or Path(word).exists()]
-    if len(named) > 1:
-        raise Refusal("usage", "more than one run, adapter or model", found=named, fix="evaluate them one by one")
-    keys = [word for word in words or () if word not in named]
+    run, keys = subject_and_keys(words)
     counters: dict[str, Counter] = {}
     with ExitStack() as stack:
 
@@ -59,7 +55,6 @@ def command(
             counters[side].done(done)
 
         given: dict[str, Any] = vars(scoring) | vars(opening) | vars(options)
-        run = named[0] if named else None
         found = evaluate(run, data, keys, output=output, progress=progress, **given)
     report = found.report
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))

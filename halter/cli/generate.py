@@ -12,6 +12,7 @@ import typer
 
 from halter.cli.flags import with_options
 from halter.cli.progress import Counter
+from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.files import folders, writing
 from halter.generation.engine import stream
@@ -20,7 +21,7 @@ from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, too_long, with_system
 from halter.generation.streaming import Generation
 from halter.run.opening import Opened, OpenOptions, find, open_subject
-from halter.run.words import columns_of
+from halter.run.words import data_options, subject_and_keys
 from halter.telling import tell
 
 
@@ -37,7 +38,8 @@ class Asking:
     base: bool = False
     """Leave the adapter out."""
     columns: str | None = None
-    """Where rows have their prompt, e.g. '{instruction: question, input: context}'."""
+    """Where rows have their prompt, e.g. '{instruction: question, input: context}'; not given: as in the run's
+    training."""
     on_long: Literal["refuse", "skip", "cut"] = "refuse"
     """Prompts that do not fit into the model's context with max_new_tokens: refuse only those that leave no room at
     all, skip (counted), or cut their beginning (counted)."""
@@ -48,7 +50,14 @@ def command(
     asking: Asking,
     options: GenerationOptions,
     opening: OpenOptions,
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or model.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN data.KEY=VALUE",
+            help="Run folder, adapter folder, or model; and how rows are read where not as in its training: "
+            "data.roles=..., data.columns=..., data.row_template=...",
+        ),
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to ask; may be given several times.")] = None,
     input: Annotated[
         str | None,
@@ -65,9 +74,19 @@ def command(
     if output is not None:
         folders.refuse_unwritable(output)
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
-    asked += read_prompts(input, columns_of(asking.columns, "--columns")) if input is not None else []
+    run, keys = subject_and_keys(words)
+    if asking.columns is not None:
+        keys.append(f"data.columns={asking.columns}")
+    if keys and input is None:
+        raise Refusal(
+            "usage", "there are no rows that these words could say anything of", found=keys, fix="--input FILE"
+        )
+    subject = find(run, model=opening.model, adapter=opening.adapter)
+    trained = subject.recipe.data if subject.recipe is not None else DataOptions()
+    how = data_options(keys, trained, of=("columns", "roles", "row_template"))
+    asked += read_prompts(input, how) if input is not None else []
     tell_empty(asked)
-    opened = open_subject(find(run, model=opening.model, adapter=opening.adapter), tell, opening)
+    opened = open_subject(subject, tell, opening)
     rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
     adapter = None if asking.base else opened.adapter
     if len(rows) == asking.n == 1 and not rows[0][0].later and output is None and not as_json:

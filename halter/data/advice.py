@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ TALKS = ("conversations", "messages", "conversation", "prompt", "history")
 NO_TEXT = {"id", "idx", "index", "url", "license", "lang", "language", "split", "date", "hash", "model", "file"}
 """Words of columns that are about a row and not in it."""
 MOST = 12
+GUESSED = re.compile(r"'([^']+)' \(as (\w+)\?\)")
 
 
 def columns_option(pairs: Mapping[str, str]) -> str:
@@ -26,6 +28,11 @@ def columns_option(pairs: Mapping[str, str]) -> str:
 def roles_option(roles: Mapping[str, str]) -> str:
     """data.roles as it is typed on the command line."""
     return "data.roles='{" + ", ".join(f"{_quoted(theirs)}: {ours}" for theirs, ours in roles.items()) + "}'"
+
+
+def roles_guessed(faults: Iterable[str]) -> dict[str, str]:
+    """{speaker: the role that it may have} of faults as data.turns.unknown_roles words them."""
+    return {name: role for fault in faults for name, role in GUESSED.findall(fault)}
 
 
 def _quoted(name: str) -> str:

@@ -48,22 +48,10 @@ class Reader:
             has = ", ".join(list(row)[:MOST_NAMED]) or "no column"
             raise BadRow(f"missing key {', '.join(sorted(self.form.needs))} (has {has})")
         try:
-            meant = self.form.read(self._cast(named))
+            meant = self.form.read(cast(named, self.roles))
         except BadRow as fault:
             raise BadRow(self._with_near(str(fault), row)) from None
         return meant if isinstance(meant, list) else [meant]
-
-    def _cast(self, row: Row) -> Row:
-        """The row with data.roles in the place of its own."""
-        if not self.roles:
-            return row
-        cast = {name.lower(): role for name, role in self.roles.items()}
-        changed = {}
-        for key in TALKING & row.keys():
-            turns = listed(row, key) if isinstance(row[key], str) and row[key].lstrip().startswith("[") else row[key]
-            if isinstance(turns, list):
-                changed[key] = [_spoken(said, cast) for said in turns]
-        return {**row, **changed}
 
     def _with_near(self, fault: str, row: Row) -> str:
         """A fault with what the row has in the place of a key that it lacks."""
@@ -153,17 +141,46 @@ def _speakers(rows: Sequence[Row], roles: Mapping[str, str]) -> list[str]:
     turns = (said for row in rows for key in row.keys() & TALKING if isinstance(row[key], list) for said in row[key])
     spoken = (said.get("role") or said.get("from") for said in turns if isinstance(said, Mapping))
     names = dict.fromkeys(name for name in spoken if isinstance(name, str) and name.lower() not in PLAIN_ROLES)
-    cast = ROLES | {name.lower(): role for name, role in roles.items()}
-    return [f"{name} as {cast[name.lower()]}" for name in names if name.lower() in cast]
+    known = ROLES | {name.lower(): role for name, role in roles.items()}
+    return [f"{name} as {known[name.lower()]}" for name in names if name.lower() in known]
 
 
-def _spoken(said: Any, cast: Mapping[str, str]) -> Any:
+def asked_row(row: Row, options: DataOptions) -> tuple[dict[str, Any], set[str]]:
+    """A row that need not have an answer, with its columns and speakers as data.columns, data.row_template and
+    data.roles name them, and those of its columns that they chose. Raises BadRow."""
+    named = _plain({key: value for key, value in row.items() if key not in options.columns.values()})
+    chosen = set()
+    for ours, theirs in options.columns.items():
+        if theirs in row or (_is_template(theirs) and row.keys() >= set(_slots(theirs))):
+            named[ours] = row[theirs] if theirs in row else _filled(theirs, row)
+            chosen.add(ours)
+    template = options.row_template
+    if template is not None and {**named, **row}.keys() >= set(_slots(template)):
+        named["prompt"] = _filled(template, {**named, **row})
+        chosen.add("prompt")
+    return dict(cast(named, options.roles)), chosen
+
+
+def cast(row: Row, roles: Mapping[str, str]) -> Row:
+    """The row with the roles of data.roles in the place of its own."""
+    if not roles:
+        return row
+    known = {name.lower(): role for name, role in roles.items()}
+    changed = {}
+    for key in TALKING & row.keys():
+        turns = listed(row, key) if isinstance(row[key], str) and row[key].lstrip().startswith("[") else row[key]
+        if isinstance(turns, list):
+            changed[key] = [_spoken(said, known) for said in turns]
+    return {**row, **changed}
+
+
+def _spoken(said: Any, known: Mapping[str, str]) -> Any:
     """A turn with the role that data.roles gives its speaker."""
     if not isinstance(said, Mapping):
         return said
     key = "role" if said.get("role") is not None else "from"
     who = said.get(key)
-    return {**said, key: cast[who.lower()]} if isinstance(who, str) and who.lower() in cast else said
+    return {**said, key: known[who.lower()]} if isinstance(who, str) and who.lower() in known else said
 
 
 def _shown(row: Row, options: DataOptions) -> dict[str, Any]:

@@ -26,6 +26,11 @@ from halter.errors import Refusal
 
 def alpaca(row: Row) -> Canonical:
     """instruction, input?, output, system?, history? (pairs of earlier turns)."""
+    return Canonical([*instructed(row), {"role": "assistant", "content": _answer(row, "output")}])
+
+
+def instructed(row: Row) -> list[dict[str, Any]]:
+    """The messages of an instruction, up to its answer."""
     messages = _system(row)
     for pair in listed(row, "history") if row.get("history") else ():
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(said, str) for said in pair)):
@@ -34,7 +39,7 @@ def alpaca(row: Row) -> Canonical:
     user = {"role": "user", "content": _string(row, "instruction")}
     if row.get("input") is not None and _string(row, "input").strip():
         user["input"] = row["input"]
-    return Canonical([*messages, user, {"role": "assistant", "content": _answer(row, "output")}])
+    return [*messages, user]
 
 
 def sharegpt(row: Row) -> Canonical:
@@ -147,7 +152,7 @@ def recognise(
         name = find(columns, where, chosen)
         if name and name != WEAKEST or (name and name in chosen):
             return _told(name, row), FORMATS[name]
-        talk = next((column for column in TALKS if _is_talk(row.get(column), column)), None)
+        talk = next((column for column in TALKS if is_talk(row.get(column), column)), None)
         if talk is not None:
             return TALK.format(talk), Format(Talk(talk), frozenset({talk}), ALSO)
         other = next(layouts(columns, row), None)
@@ -161,7 +166,8 @@ def recognise(
     raise Refusal("data-format", what, where=where, found=there, expected=known, fix=for_unknown(spelt))
 
 
-def _is_talk(value: Any, column: str) -> bool:
+def is_talk(value: Any, column: str) -> bool:
+    """Whether a column of this name holds a conversation in this value."""
     if not isinstance(value, list) or not value:
         return False
     # A list of texts is a dialogue, except mt_bench's turns: questions that follow one another.
@@ -193,7 +199,8 @@ def _turns(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _chat(row: Row, column: str) -> Canonical:
+def conversation(row: Row, column: str) -> list[dict[str, Any]]:
+    """The messages of a conversation, in whatever spelling its column has it, after the row's system message."""
     value = row.get(column)
     turns = transcript(value) if isinstance(value, str) and is_transcript(value) else listed(row, column)
     if len(turns) > 1 and all(isinstance(said, str) for said in turns):  # in turn, from the user on
@@ -203,7 +210,11 @@ def _chat(row: Row, column: str) -> Canonical:
     messages = [message for said in turns for message in turn(said)]
     if _system(row) and not any(message["role"] == "system" for message in messages):
         messages = _system(row) + messages
-    return Canonical(answered(messages), tools_of(row))
+    return messages
+
+
+def _chat(row: Row, column: str) -> Canonical:
+    return Canonical(answered(conversation(row, column)), tools_of(row))
 
 
 def _system(row: Row) -> list[dict[str, Any]]:

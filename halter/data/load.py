@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halter.data import cache
-from halter.data.advice import roles_option
+from halter.data.advice import roles_guessed, roles_option
 from halter.data.cache_key import files_of
 from halter.data.choose import hold_out, without
 from halter.data.encode import Encoder
@@ -33,8 +32,6 @@ from halter.files.tokenizer import Tokenizer
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
 
 TOO_LONG = "too long"
-GUESSED = re.compile(r"'([^']+)' \(as (\w+)\?\)")
-"""The speakers of data.turns.unknown_roles."""
 MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
 
@@ -190,7 +187,7 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     """What to do where these of so many rows keep a run from starting: what keeps them first; leaving them out is a way
     only where others are left."""
     kinds = [fault.kind for fault in faults]
-    roles = {name: role for kind in kinds for name, role in GUESSED.findall(kind)}
+    roles = roles_guessed(kinds)
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
     if len(faults) >= rows and all(kind.startswith("broken JSON") for kind in kinds):
         ways.append("write one JSON object a line and nothing between them")

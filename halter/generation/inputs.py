@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halter.data.advice import roles_guessed, roles_option
+from halter.data.columns import asked_row
+from halter.data.formats import TALKS, conversation, instructed, is_talk
 from halter.data.json_text import loads, repeated
+from halter.data.options import DataOptions
 from halter.data.sources import Fault, read_source
+from halter.data.turns import ROLES, BadRow, is_transcript, listed
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
 from halter.generation.prompts import Prompt
@@ -28,43 +33,52 @@ class Asked:
 
 
 STANDARD_INPUT = "-"
-REPEATED = "a key twice"
-"""The one column of a line that has a key twice: there is no prompt in it."""
+ASKING = ("prompt", "instruction", "question", "text")
+"""Columns whose words ask."""
+NAMED_TALKS = ("messages", "conversations")
+"""Columns that hold a conversation also where it is written as text."""
 
 
-def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[Asked]:
+def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
     """The prompts of a file: lines of a .txt file, else rows (jsonl, json, csv, parquet; see ``prompt_of``).
 
-    ``-`` is standard input, one prompt a line, which may be a row in JSON. ``columns`` {ours: theirs} says where a row
-    has what ``prompt_of`` looks for. Refusals: ``input-rows`` names every row that cannot be used, ``input-empty`` a
-    file without any.
+    ``-`` is standard input, one prompt a line, which may be a row in JSON. ``options`` say by columns, roles and
+    row_template how rows are read, as in training. Refusals: ``input-rows`` names every row that cannot be used,
+    ``input-empty`` a file without any.
     """
-    asked: list[Asked] = []
-    faults: list[str] = []
+    options = options or DataOptions()
+    found: list[tuple[str, Mapping[str, Any]] | Fault]
     if path == STANDARD_INPUT or Path(path).suffix.lower() == ".txt":
         lines = lines_of(sys.stdin.read() if path == STANDARD_INPUT else read_text(path))
         name = "standard input" if path == STANDARD_INPUT else path
-        rows = [(f"{name}:{number}", _row_of(line, path)) for number, line in enumerate(lines, 1) if line.strip()]
-        held = [(origin, row, _prompt(row, columns)) for origin, row in rows]
-        asked = [_asked(origin, row, said) for origin, row, said in held if said is not None]
-        faults = [": ".join([origin, *row.values()] if REPEATED in row else [origin]) for origin, row, said in held
-                  if said is None]  # fmt: skip
+        found = [_line(f"{name}:{number}", line, path) for number, line in enumerate(lines, 1) if line.strip()]
     else:
-        for found in read_source(path):
-            prompt = None if isinstance(found, Fault) else _prompt(found[1], columns)
-            if isinstance(found, Fault):
-                faults.append(str(found))
-            elif prompt is None:
-                faults.append(f"{found[0]}: columns {', '.join(found[1])}")
-            else:
-                asked.append(_asked(found[0], found[1], prompt))
+        found = list(read_source(path))
+    asked: list[Asked] = []
+    faults: list[str] = []
+    for one in found:
+        if isinstance(one, Fault):
+            faults.append(str(one))
+            continue
+        origin, row = one
+        try:
+            prompt = prompt_of(row, options)
+        except BadRow as fault:
+            faults.append(f"{origin}: {fault}")
+            continue
+        if prompt is None:
+            faults.append(f"{origin}: columns {', '.join(row)}")
+        else:
+            asked.append(_asked(origin, row, prompt, options))
     if faults:
+        roles = roles_guessed(faults)
+        way = f"say who speaks: {roles_option(roles)}" if roles else ""
         raise Refusal(
             "input-rows",
             "these rows hold no prompt",
             found=faults,
-            expected="prompt, messages, instruction (with input), question, turns, or text",
-            fix="say where it is, e.g. --columns '{prompt: COLUMN}'",
+            expected="prompt, messages, conversations, instruction (with input), question, turns, or text",
+            fix=way or "say where it is, e.g. --columns '{prompt: COLUMN}'",
         )
     if not asked:
         fix = "write prompts into it: text one a line (.txt), or rows with a prompt (.jsonl)"
@@ -72,48 +86,78 @@ def read_prompts(path: str, columns: Mapping[str, str] | None = None) -> list[As
     return asked
 
 
-def _row_of(line: str, path: str) -> Mapping[str, Any]:
+def _line(origin: str, line: str, path: str) -> tuple[str, Mapping[str, Any]] | Fault:
     """A line as a row: its own where standard input has JSON, else the line is the prompt."""
     if path == STANDARD_INPUT and line.lstrip().startswith("{"):
         with suppress(ValueError):
             row, twice = loads(line)
             if isinstance(row, dict):
-                return {REPEATED: repeated(row)} if twice else row
-    return {"prompt": line}
+                return Fault(origin, repeated(row)) if twice else (origin, row)
+    return origin, {"prompt": line}
 
 
-def _prompt(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> Prompt | None:
-    if not columns:
-        return prompt_of(row)
-    return prompt_of({ours: row[theirs] for ours, theirs in columns.items() if theirs in row})
+def _asked(origin: str, row: Mapping[str, Any], prompt: Prompt, options: DataOptions) -> Asked:
+    turns: Any = asked_row(row, options)[0].get("turns")
+    first = [{"role": "user", "content": turns[0]}] if _questions(turns) else None
+    return Asked(origin, row, prompt, tuple(turns[1:]) if first and prompt == first else ())
 
 
-def _asked(origin: str, row: Mapping[str, Any], prompt: Prompt) -> Asked:
-    turns = row.get("turns") if isinstance(prompt, list) and prompt_of({**row, "turns": None}) is None else None
-    return Asked(origin, row, prompt, tuple(turns[1:]) if turns else ())
-
-
-def prompt_of(row: Mapping[str, Any]) -> Prompt | None:
-    """What a row asks: ``messages`` up to the last one that is not the assistant's, ``prompt``, ``instruction`` with
-    ``input`` (and ``system``), ``question``, ``text``, or the first of several ``turns``; None where it has none of
-    them."""
-    messages = row.get("messages")
-    if isinstance(row.get("prompt"), list):
-        messages = row["prompt"]
-    if isinstance(messages, list):
-        turns = list(messages)
-        while turns and turns[-1].get("role") == "assistant":
-            turns.pop()
-        return turns or None
-    if isinstance(row.get("instruction"), str):
-        turn = {"role": "user", "content": row["instruction"]}
-        turn |= {"input": row["input"]} if row.get("input") else {}
-        return [*([{"role": "system", "content": row["system"]}] if row.get("system") else []), turn]
-    found = next((row[key] for key in ("prompt", "question", "text") if isinstance(row.get(key), str)), None)
-    asked = row.get("turns")
-    if found is None and isinstance(asked, list) and asked and all(isinstance(turn, str) for turn in asked):
-        return [{"role": "user", "content": asked[0]}]
+def prompt_of(row: Mapping[str, Any], options: DataOptions | None = None) -> Prompt | None:
+    """What a row asks, read as training reads it (columns, speakers, conversations): its conversation up to the last
+    message that is not the assistant's, ``instruction`` with ``input`` (and ``system``, ``history``), ``prompt``,
+    ``question``, ``text``, or the first of several ``turns``; None where it has none of them. What ``options`` choose
+    goes before. Raises BadRow."""
+    named, chosen = asked_row(row, options or DataOptions())
+    if chosen & {*TALKS, *ASKING}:
+        named = {key: value for key, value in named.items() if key in chosen or key not in {*TALKS, *ASKING}}
+    talk = _talk(named, ("prompt", *NAMED_TALKS))
+    if talk is not None:
+        return talk or None
+    if isinstance(named.get("instruction"), str):
+        return instructed(named)
+    if isinstance(named.get("prompt"), str):
+        return str(named["prompt"])
+    talk = _talk(named, TALKS)
+    if talk:
+        return talk
+    found = next((named[key] for key in ("question", "text") if isinstance(named.get(key), str)), None)
+    questions: Any = named.get("turns")
+    if found is None and _questions(questions):
+        return [{"role": "user", "content": questions[0]}]
     return found
+
+
+def _questions(turns: Any) -> bool:
+    return isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) for turn in turns)
+
+
+def _talk(row: Mapping[str, Any], columns: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The first conversation in these columns without the answers at its end; None where none of them holds one."""
+    column = next((name for name in columns if _holds_talk(row.get(name), name)), None)
+    if column is None:
+        return None
+    turns = row[column]
+    if isinstance(turns, str) and not is_transcript(turns):
+        turns = listed(row, column)
+    if isinstance(turns, list):  # an answer that is to come may stand there empty
+        turns = turns[: next((n for n in range(len(turns), 0, -1) if not _answers(turns[n - 1])), 0)]
+        if not turns:
+            return []
+    messages = conversation({**row, column: turns}, column)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return messages
+
+
+def _holds_talk(value: Any, column: str) -> bool:
+    if column in NAMED_TALKS and isinstance(value, str):
+        return value.lstrip().startswith("[") or is_transcript(value)
+    return is_talk(value, column) and (column != "prompt" or isinstance(value[0], Mapping))
+
+
+def _answers(said: Any) -> bool:
+    who = (said.get("role") or said.get("from")) if isinstance(said, Mapping) else None
+    return isinstance(who, str) and ROLES.get(who.lower()) == "assistant"
 
 
 def asks_nothing(prompt: Prompt) -> bool:

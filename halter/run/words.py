@@ -1,31 +1,29 @@
-"""Words of a command line that are written in YAML: where rows have their columns, and keys of the recipe's data."""
+"""Words of a command line: what is asked, and keys of the recipe's data section."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 from halter.data.options import DataOptions
 from halter.errors import Refusal
-from halter.files.yaml12 import parse
 
 EXAMPLE = "'{instruction: question, output: answer}'"
 
 
-def columns_of(written: str | None, flag: str) -> Mapping[str, str]:
-    """{our column: theirs} as it was typed, {} where nothing was. Refusal ``usage``."""
-    if written is None:
-        return {}
-    data = parse(f"columns: {written}", flag).data.get("columns")
-    if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
-        raise Refusal("usage", f"{written!r} does not say which column is which", where=flag, expected=EXAMPLE)
-    return {str(key): str(value) for key, value in data.items()}
+def subject_and_keys(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """What is named (run, adapter or model), and the words KEY=VALUE beside it. Refusal ``usage`` for two named."""
+    named = [word for word in words or () if "=" not in word or Path(word).exists()]
+    if len(named) > 1:
+        raise Refusal("usage", "more than one run, adapter or model", found=named, fix="name them one by one")
+    return (named[0] if named else None), [word for word in words or () if word not in named]
 
 
-def data_options(words: Sequence[str], known: DataOptions) -> DataOptions:
-    """``known`` with the keys of the recipe's data section that are given as data.KEY=VALUE. Refusals ``usage``, and
-    those of a recipe."""
-    names = {field.name for field in fields(DataOptions)} - {"train", "validation"}
+def data_options(words: Sequence[str], known: DataOptions, of: Sequence[str] | None = None) -> DataOptions:
+    """``known`` with the keys of the recipe's data section that are given as data.KEY=VALUE; ``of``: those that may be.
+    Refusals ``usage``, and those of a recipe."""
+    names = set(of) if of else {field.name for field in fields(DataOptions)} - {"train", "validation"}
     given = [word.partition("=")[0].removeprefix("--").removeprefix("data.").replace("-", "_") for word in words]
     strange = [word for word, name in zip(words, given, strict=True) if "=" not in word or name not in names]
     if strange:

@@ -384,6 +384,43 @@ def test_generate_reads_standard_input_and_columns(
     assert code == 0 and len(out.splitlines()) == 2 and "cut: 1 of 2" in err
 
 
+def test_generate_reads_rows_by_the_roles_of_the_training(
+    capsys: pytest.CaptureFixture[str], run: Path, model: Path, tmp_path: Path
+) -> None:
+    """The run's data.roles, and data.roles on the command line, give the answer that the known roles give."""
+    asked = [("user", ASK), ("assistant", "Once."), ("user", "Go on.")]
+    strange = {"user": "customer", "assistant": "agent"}
+    for name, names in (("known", {}), ("strange", strange)):
+        talk = [{"role": names.get(who, who), "content": said} for who, said in asked]
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"messages": talk}), "utf-8")
+        talk.append({"role": names.get("assistant", "assistant"), "content": "The end."})
+        (tmp_path / f"train-{name}.jsonl").write_text(json.dumps({"messages": talk}) + "\n", "utf-8")
+    recipe = {
+        "model": {"path": str(model)}, "method": {"name": "lora", "r": 4}, "output_dir": str(tmp_path / "run"),
+        "data": {"train": str(tmp_path / "train-strange.jsonl"), "template": "alpaca", "roles":
+                 {theirs: ours for ours, theirs in strange.items()}},
+        "train": {"max_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "sample_prompts": []},
+    }  # fmt: skip
+    halter.train(recipe, say=lambda _: None)
+    short = ["--max-new-tokens", 8, "--json"]
+
+    def answer(*words: object) -> str:
+        code, out, err = typed(capsys, "generate", *words, *short)
+        assert code == 0, err
+        return str(json.loads(out)["answer"])
+
+    wanted = answer(tmp_path / "run", "--input", tmp_path / "known.jsonl")
+    assert wanted == answer(tmp_path / "run", "--input", tmp_path / "strange.jsonl")
+    assert wanted == answer(tmp_path / "run" / "adapter", "--input", tmp_path / "strange.jsonl")
+    code, _, err = typed(capsys, "generate", run, "--input", tmp_path / "strange.jsonl", *short)
+    assert code == 2 and (said := "data.roles='{customer: user, agent: assistant}'") in err
+    roles = said.replace("'", "")
+    by_roles = answer(run, roles, "--input", tmp_path / "strange.jsonl")
+    assert by_roles == answer(run, "--input", tmp_path / "known.jsonl")
+    for words in ([run, "data.max_length=4", "--input", tmp_path / "known.jsonl"], [run, roles, "--prompt", "Hi"]):
+        assert typed(capsys, "generate", *words)[0] == 2
+
+
 def test_generate_gives_several_answers_and_begins_them(capsys: pytest.CaptureFixture[str], run: Path) -> None:
     words = ["generate", run, "--prompt", ASK, "--max-new-tokens", 8, "--json"]
     code, out, _ = typed(capsys, *words, "--n", 3, "--temperature", 1, "--system", "Be brief.", "--prefill", "Once")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from halter.data.columns import understand
+from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.generation.inputs import prompt_of, read_prompts
 
@@ -26,6 +29,9 @@ USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content
         ({"question": "Why?", "text": "no"}, "Why?"),
         ({"text": "Once"}, "Once"),
         ({"story": "Once"}, None),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": ""}]}, [USER]),
+        ({"chat": ["Hi", "Hello", "Hi"]}, [USER, ANSWER, USER]),
+        ({"turns": ["Hi", "And?"]}, [USER]),
     ],
 )  # fmt: skip
 def test_prompt_of(row: dict[str, Any], prompt: Any) -> None:
@@ -55,3 +61,55 @@ def test_lines_of_a_text_file(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         read_prompts(str(file))
     assert refusal.value.id == "input-empty"
+
+
+def talk(*said: tuple[str, str], who: str = "role", what: str = "content") -> list[dict[str, str]]:
+    return [{who: speaker, what: words} for speaker, words in said]
+
+
+CAST = {"customer": "user", "Agent": "assistant", "boss": "system"}
+CALL = [("boss", "Be kind."), ("Customer", "Hi"), ("AGENT", "Hello"), ("customer", "Why?"), ("agent", "So.")]
+ALIKE: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"messages": talk(*CALL)}, {"roles": CAST}),
+    ({"messages": json.dumps(talk(*CALL))}, {"roles": CAST}),
+    ({"conversations": talk(*CALL, who="from", what="value"), "system_prompt": "unused"}, {"roles": CAST}),
+    ({"conversations": talk(*CALL[1:]), "system_prompt": "Be brief."}, {"roles": CAST}),
+    ({"dialogue": talk(*CALL)}, {"roles": CAST}),
+    ({"log": talk(*CALL), "text": "other"}, {"roles": CAST, "columns": {"messages": "log"}}),
+    ({"Messages": talk(("human", "Hi"), ("developer", "Now"), ("bot", "Hello"))}, {}),
+    ({"messages": [{"human": "Hi", "assistant": "Hello"}, {"human": "Why?", "assistant": "So."}]}, {}),
+    ({"messages": talk(("bot", "So."), ("user", "Hi"))}, {"roles": {"bot": "user", "user": "assistant"}}),
+    ({"Instruction": "Add.", "input": "1 2", "output": "3", "history": [["Hi", "Hello"]], "system": "Be."}, {}),
+    ({"q": "Add.", "input": "1 2", "a": "3"}, {"columns": {"instruction": "q", "output": "a"}}),
+    ({"a": "Add.", "b": "1", "c": "2", "text": "no"},
+     {"columns": {"instruction": "{a} {b}", "output": "c"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "given"), ALIKE)
+def test_a_row_asks_what_it_asked_in_training(row: dict[str, Any], given: dict[str, Any]) -> None:
+    """With the same columns and roles: the messages before the last answer, whether that answer is there or not."""
+    options = DataOptions(**given)
+    trained = understand([row], options, "here").read(row).messages
+    assert trained is not None and trained[-1]["role"] == "assistant"
+    assert prompt_of(row, options) == trained[:-1]
+    unanswered = {key: value for key, value in row.items() if key not in ("output", "a" if "q" in row else "", "c")}
+    assert prompt_of(unanswered, options) == trained[:-1]
+
+
+def test_a_row_template_asks_as_in_training() -> None:
+    row = {"question": "Why?", "answer": "So.", "messages": [USER]}
+    options = DataOptions(columns={"completion": "answer"}, row_template="Q: {question} A:")
+    assert prompt_of(row, options) == understand([row], options, "here").read(row).prompt == "Q: Why? A:"
+    assert prompt_of({"prompt": "as it is"}, options) == "as it is"
+
+
+def test_speakers_that_nobody_knows_are_named_with_what_to_say(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"messages": talk(*CALL[1:4])}) + "\n", "utf-8")
+    with pytest.raises(Refusal) as refusal:
+        read_prompts(str(file))
+    assert refusal.value.id == "input-rows" and "unknown role 'Customer' (as user?)" in refusal.value.found[0]
+    assert "data.roles='{Customer: user, AGENT: assistant" in str(refusal.value)
+    read = read_prompts(str(file), DataOptions(roles=CAST))
+    assert [one.prompt for one in read] == [[USER, ANSWER, {"role": "user", "content": "Why?"}]]
