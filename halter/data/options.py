@@ -9,7 +9,7 @@ from typing import Literal
 
 from halter.errors import Refusal
 
-ROLES = ("user", "assistant", "system", "tool")
+ROLES = ("user", "assistant", "system", "tool", "function_call")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class DataOptions:
     {instruction: question, output: answer} (written by the chat template). A text with {column} in it is filled in.
     Not given: found by the names of your columns, and told."""
     roles: dict[str, str] = field(default_factory=dict)
-    """Speakers of your conversations for those that Halter knows (user, assistant, system, tool), such as {customer:
-    user, agent: assistant}. Usual names (human, gpt, bot, ai, model and the like) are known."""
+    """Speakers of your conversations for those that Halter knows (user, assistant, system, tool, and function_call,
+    whose words are the assistant's call of a tool as JSON), such as {customer: user, agent: assistant}. Usual names
+    (human, gpt, bot, ai, model and the like) are known."""
     row_template: str | None = None
     """How a row's columns make its prompt, such as "Q: {question} A:"; the completion comes from columns.completion."""
     max_length: int = 2048

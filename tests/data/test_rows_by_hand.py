@@ -183,7 +183,7 @@ def test_roles_in_the_json_text_of_a_table_are_cast_too() -> None:
     options = DataOptions(roles={"customer": "user", "agent": "assistant"})
     meant = understand([row], options, "a").read(row)
     assert [message["role"] for message in meant.messages or []] == ["user", "assistant"]
-    with pytest.raises(Refusal, match="roles: agent cannot be clerk, only user, assistant, system, tool"):
+    with pytest.raises(Refusal, match="agent cannot be clerk, only user, assistant, system, tool, function_call"):
         DataOptions(roles={"agent": "clerk"})
 
 

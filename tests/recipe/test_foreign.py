@@ -17,6 +17,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from transformers import TrainingArguments
 
 from halter.cli import main
+from halter.data.columns import understand
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.recipe import Recipe, load
@@ -216,6 +217,97 @@ def test_the_names_of_dataset_info_are_files_with_their_columns(own: Own, tmp_pa
     assert pairs.stops
     lost = read(llama_factory.TOOL, dataset="nobody", dataset_dir=places["info"])
     assert "nobody" in lost.needs["data.train"]
+
+
+ASKED = [{"role": "system", "content": "Be."}, {"role": "user", "content": "Hi"}]
+ANSWERED = [*ASKED, {"role": "assistant", "content": "Hello"}]
+
+
+def talk(key: str, what: str, *speakers: str) -> list[dict[str, str]]:
+    return [{key: who, what: said["content"]} for who, said in zip(speakers, ANSWERED, strict=True)]
+
+
+def read_as(tool: Tool, row: dict[str, Any], **given: Any) -> Any:
+    """The messages of a row by what a recipe of that tool becomes."""
+    recipe = load(as_data(read(tool, **given)))
+    return understand([row], recipe.data, "here").read(row)
+
+
+def dataset(**entry: Any) -> dict[str, Any]:
+    return {"dataset_dir": {"tales": {"file_name": "f.jsonl", "formatting": "sharegpt", **entry}}}
+
+
+TAGGED = {"role_tag": "role", "content_tag": "content", "user_tag": "Customer", "assistant_tag": "agent",
+          "system_tag": "boss", "observation_tag": "till", "function_tag": "order"}  # fmt: skip
+
+
+def test_the_speakers_of_dataset_info_are_the_ones_here() -> None:
+    row = {"log": talk("role", "content", "boss", "Customer", "agent")}
+    given = dataset(columns={"messages": "log"}, tags=TAGGED)
+    assert read_as(llama_factory.TOOL, row, **given).messages == ANSWERED
+    call = '{"name": "count", "arguments": {}}'
+    said = [("Customer", "How many?"), ("order", call), ("till", "3"), ("agent", "Three.")]
+    row = {"log": [{"role": who, "content": words} for who, words in said]}
+    read_so = read_as(llama_factory.TOOL, row, **given).messages
+    assert [one["role"] for one in read_so] == ["user", "assistant", "tool", "assistant"]
+    assert read_so[1]["tool_calls"][0]["function"] == {"name": "count", "arguments": {}}
+    made = read(llama_factory.TOOL, **given)
+    assert "Customer is the user" in made.why["data", "roles"] and not made.lost
+    assert "data.roles" not in meant(llama_factory.TOOL, **dataset(tags={"user_tag": "user", "assistant_tag": "gpt"}))
+    turned = dataset(tags={"user_tag": "gpt", "assistant_tag": "human"})
+    assert meant(llama_factory.TOOL, **turned)["data.roles"] == {"gpt": "user", "human": "assistant"}
+    row = {"conversations": talk("from", "value", "system", "gpt", "human")}
+    assert read_as(llama_factory.TOOL, row, **turned).messages == ANSWERED
+
+
+def test_the_columns_beside_a_conversation_are_read_too() -> None:
+    row = {"talk": talk("from", "value", "system", "human", "gpt")[1:], "who": "Be.", "can": [{"name": "count"}]}
+    found = read_as(llama_factory.TOOL, row, **dataset(columns={"messages": "talk", "system": "who", "tools": "can"}))
+    assert found.messages == ANSWERED and found.tools[0]["function"] == {"name": "count"}
+    source = {"path": "f.jsonl", "type": "chat_template", "field_messages": "talk", "field_system": "who",
+              "field_tools": "can"}  # fmt: skip
+    found = read_as(axolotl.TOOL, row, datasets=[source])
+    assert found.messages == ANSWERED and found.tools[0]["function"] == {"name": "count"}
+
+
+def test_the_roles_of_axolotl_are_the_ones_here() -> None:
+    source = {"path": "f.jsonl", "type": "chat_template", "message_property_mappings": {"role": "from", "content":
+              "value"}, "roles": {"user": ["customer"], "assistant": ["agent", "clerk"], "system": ["boss"]},
+              "roles_to_train": ["agent"]}  # fmt: skip
+    row = {"messages": talk("from", "value", "boss", "customer", "clerk")}
+    assert read_as(axolotl.TOOL, row, datasets=[source]).messages == ANSWERED
+    assert not read(axolotl.TOOL, datasets=[source]).lost
+    assert "data.roles" not in meant(axolotl.TOOL, datasets=[{**source, "roles": {"user": ["human", "user"]}}])
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "lost"),
+    [
+        (llama_factory.TOOL, dataset(tags={"role_tag": "speaker"}), "dataset tales, tags.role_tag"),
+        (llama_factory.TOOL, dataset(tags={"content_tag": "role"}), "dataset tales, tags.content_tag"),
+        (llama_factory.TOOL, dataset(tags={"mask_tag": "learn"}), "dataset tales, tags.mask_tag"),
+        (llama_factory.TOOL, dataset(columns={"images": "pictures"}), "dataset tales, columns.images"),
+        (axolotl.TOOL, {"message_property_mappings": {"role": "speaker"}}, "datasets.message_property_mappings.role"),
+        (axolotl.TOOL, {"message_property_mappings": {"name": "who"}}, "datasets.message_property_mappings.name"),
+        (axolotl.TOOL, {"message_field_role": "speaker"}, "datasets.message_field_role"),
+        (axolotl.TOOL, {"message_field_training": "learn"}, "datasets.message_field_training"),
+        (axolotl.TOOL, {"roles": {"referee": ["judge"]}}, "datasets.roles.referee"),
+        (axolotl.TOOL, {"roles": {"user": "customer"}}, "datasets.roles.user"),
+        (axolotl.TOOL, {"roles_to_train": ["user"]}, "datasets.roles_to_train"),
+        (axolotl.TOOL, {"field_thinking": "mind"}, "datasets.field_thinking"),
+    ],
+)  # fmt: skip
+def test_what_of_a_conversation_has_no_equal_is_named(tool: Tool, given: dict[str, Any], lost: str) -> None:
+    if tool is axolotl.TOOL:
+        given = {"datasets": [{"path": "f.jsonl", "type": "chat_template", **given}]}
+    assert set(read(tool, **given).lost) == {lost}
+
+
+def test_speakers_whose_role_differs_between_data_sets_are_asked_for() -> None:
+    sets = {"tales": {"file_name": "f.jsonl", "formatting": "sharegpt", "tags": {"user_tag": "gpt", "assistant_tag":
+            "human"}}, "more": {"file_name": "g.jsonl", "formatting": "sharegpt"}}  # fmt: skip
+    mixed = read(llama_factory.TOOL, dataset="tales,more", dataset_dir=sets)
+    assert "gpt" in mixed.needs["data.roles"] and "roles" not in mixed.values["data"]
 
 
 @pytest.mark.parametrize("name", foreign_recipes.NAMES)

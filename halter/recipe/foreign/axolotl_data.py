@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halter.data import options
+from halter.data.turns import ROLES, SWITCHES
 from halter.recipe.foreign import common, rows
 from halter.recipe.foreign.tables import Reading, Unlike, word
 
@@ -13,20 +15,22 @@ OWN = ("tokenizer_default", "", None)
 """Templates that are the checkpoint's own."""
 KINDS = ("json", "jsonl", "csv", "parquet", "text", "arrow")
 KNOWN = frozenset({"path", "type", "data_files", "ds_type", "name", "split", "trust_remote_code", "chat_template",
-                   "field", "field_messages", "message_property_mappings", "message_field_role",
-                   "message_field_content", "roles_to_train", "train_on_eos", "revision", "conversation",
+                   "field", "message_property_mappings", "message_field_role", "message_field_content",
+                   "message_field_training", "roles_to_train", "train_on_eos", "revision", "conversation",
                    "chat_template_jinja", "roles"})  # fmt: skip
 USUAL: dict[str, tuple[Any, ...]] = {
-    "split": ("train",), "roles_to_train": (["assistant"], ["gpt"], ["assistant", "gpt"], ["gpt", "assistant"]),
-    "train_on_eos": ("turn",), "roles": ({},), "revision": ("main",),
+    "split": ("train",), "train_on_eos": ("turn",), "revision": ("main",),
 }  # fmt: skip
 """Values of a source's keys that ask for what happens here anyway."""
-SAID = frozenset({"role", "from", "content", "value"})
+SAID = {"role": ("role", "from"), "content": ("content", "value")}
+"""The keys of a turn under which what it says, and who, is found here."""
+FIELDS = {"field_messages": ("messages", "conversations"), "field_system": ("system",), "field_tools": ("tools",)}
+"""{a key that names a column: the names under which it is found anyway}."""
 
 
 def together(reading: Reading) -> None:
     """The sources, their columns, and the template; held-out rows."""
-    named, templates = [], []
+    named, templates, cast = [], [], []
     sources = _listed(reading, "datasets")
     found = []
     for one in sources:
@@ -34,8 +38,10 @@ def together(reading: Reading) -> None:
         columns, template = _kind(reading, one)
         named.append(columns)
         templates.append(template)
+        cast.append(_speakers(reading, one))
     rows.give(reading, "datasets", found)
     rows.columns(reading, "datasets", named)
+    rows.roles(reading, "datasets", cast)
     _template(reading, [one for one in templates if one is not None])
     tests = _listed(reading, "test_datasets")
     share = reading.number("val_set_size", 0)
@@ -73,7 +79,7 @@ def _path(reading: Reading, one: Mapping[str, Any]) -> str:
         if one.get(key) is not None and one[key] not in usual:
             reading.lose(f"datasets.{key}", f"{one[key]} has no equal here")
     for key in one:
-        if key not in KNOWN and not str(key).startswith("field_") and one[key] is not None:
+        if key not in KNOWN and key not in FIELDS and one[key] is not None and key != f"field_{one[key]}":
             reading.lose(f"datasets.{key}", "has no equal here")
     return rows.exists(path, reading.folder)
 
@@ -88,13 +94,11 @@ def _kind(reading: Reading, one: Mapping[str, Any]) -> tuple[dict[str, str], Any
     if head == "alpaca":
         return {}, "alpaca"
     if head in ("chat_template", "sharegpt"):
-        messages = one.get("field_messages") or ("conversations" if head == "sharegpt" else "messages")
-        said = one.get("message_property_mappings") or {}
-        odd = [f"{k}: {v}" for k, v in said.items() if v not in SAID] if isinstance(said, Mapping) else [str(said)]
-        odd += [str(one[k]) for k in ("message_field_role", "message_field_content") if one.get(k, "role") not in SAID]
-        if odd:
-            reading.lose("datasets.message_property_mappings", f"turns whose keys are {', '.join(odd)} are not read")
-        columns = {} if messages in ("messages", "conversations") else {"messages": word(messages)}
+        _turns(reading, one)
+        columns = {}
+        for key, found in FIELDS.items():
+            if one.get(key) and one[key] not in found:
+                columns[found[0]] = word(one[key])
         return columns, one.get("chat_template") or ("vicuna" if one.get("conversation") == "vicuna_v1.1" else None)
     if head in ("completion", "pretrain"):
         field = one.get("field") or "text"
@@ -102,6 +106,47 @@ def _kind(reading: Reading, one: Mapping[str, Any]) -> tuple[dict[str, str], Any
     if head:
         reading.need("data.columns", f"what is asked and what is learned of the rows that Axolotl reads as {kind}")
     return {}, None
+
+
+def _turns(reading: Reading, one: Mapping[str, Any]) -> None:
+    """What a turn's keys are called; those that are not read are told one by one."""
+    said = one.get("message_property_mappings") or {}
+    if not isinstance(said, Mapping):
+        reading.lose("datasets.message_property_mappings", f"{said}: expected a mapping")
+        said = {}
+    asked = {f"datasets.message_property_mappings.{key}": (key, said[key]) for key in said}
+    asked |= {f"datasets.message_field_{key}": (key, one[f"message_field_{key}"])
+              for key in SAID if one.get(f"message_field_{key}") is not None}  # fmt: skip
+    for theirs, (key, value) in asked.items():
+        if value not in SAID.get(key, (key,)):
+            reading.lose(theirs, f"{value}: a turn's {key} stands here under {' or '.join(SAID.get(key, (key,)))}")
+    switch = one.get("message_field_training")
+    if switch is not None and switch not in SWITCHES:
+        reading.lose("datasets.message_field_training", f"{switch}: it stands here under {' or '.join(SWITCHES)}")
+
+
+def _speakers(reading: Reading, one: Mapping[str, Any]) -> dict[str, str]:
+    """{a speaker's name: our role} of a source's roles, {role: its names}; and whether those that are learned there
+    are the ones here."""
+    held = one.get("roles") or {}
+    cast: dict[str, str] = {}
+    for role, names in held.items() if isinstance(held, Mapping) else ():
+        ours = ROLES.get(str(role).lower())
+        if ours not in options.ROLES or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            reading.lose(
+                f"datasets.roles.{role}", f"{names}: roles here are {', '.join(options.ROLES)}, each with names"
+            )
+            continue
+        cast |= dict.fromkeys(names, ours)
+    if held and not isinstance(held, Mapping):
+        reading.lose("datasets.roles", f"{held}: expected a mapping")
+    learned = one.get("roles_to_train")
+    if learned is not None:
+        known = ROLES | {name.lower(): role for name, role in cast.items()}
+        asked = {known.get(str(name).lower()) for name in (learned if isinstance(learned, list) else [learned])}
+        if asked != {"assistant"}:
+            reading.lose("datasets.roles_to_train", f"{learned}: the assistant's answers are learned here")
+    return cast
 
 
 def _own(reading: Reading, kind: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from halter.recipe.foreign.tables import Reading, Unlike, whole, word, words
 INFO = "dataset_info.json"
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 """{LLaMA-Factory's word for a column: ours}; its value names the file's own column."""
+TALK = ("messages", "system", "tools")
+"""Its words for the columns of a conversation."""
 TAGS = {"role_tag": ("from", "role"), "content_tag": ("value", "content")}
+"""The keys of a turn that are read here as what its tag says."""
+SPEAKERS = {"user_tag": ("user", "human"), "assistant_tag": ("assistant", "gpt"), "system_tag": ("system", "system"),
+            "observation_tag": ("tool", "observation"), "function_tag": ("function_call", "function_call")}  # fmt: skip
+"""{its tag of a speaker: (our role, the tag's default)}."""
 PAIRS_OF = ("chosen", "rejected")
 
 
@@ -64,9 +70,28 @@ def columns(reading: Reading, theirs: str, found: list[dict[str, str]]) -> None:
         reading.take(theirs, "data", "columns", found[0], "the names of this data's columns")
 
 
+def roles(reading: Reading, theirs: str, found: Sequence[Mapping[str, str]]) -> None:
+    """Speakers of all the sources, {name: our role}; they are one mapping here, which holds what is not read so anyway.
+    One that two sources give different roles is asked for."""
+    cast: dict[str, str] = {}
+    twice = []
+    for one in found:
+        for name, role in one.items():
+            if cast.setdefault(name.lower(), role) != role:
+                twice.append(name)
+    spelt = {name.lower(): name for one in found for name in one}
+    odd = {spelt[name]: role for name, role in cast.items() if ROLES.get(name) != role}
+    if twice:
+        reading.need("data.roles", f"the data sets of this recipe give {', '.join(dict.fromkeys(twice))} different "
+                     "roles; train on files whose speakers are called alike")  # fmt: skip
+    elif odd:
+        told = ", ".join(f"{name} is the {role}" for name, role in odd.items())
+        reading.take(theirs, "data", "roles", odd, told)
+
+
 def llama_factory(reading: Reading, key: str, info: Mapping[str, Any] | None, base: str) -> list[dict[str, Any]]:
     """The sources that names of dataset_info.json mean."""
-    sources, named = [], []
+    sources, named, cast = [], [], []
     for name in words(reading.given[key]):
         entry = info.get(name) if isinstance(info, Mapping) else None
         if not isinstance(entry, Mapping):
@@ -77,8 +102,10 @@ def llama_factory(reading: Reading, key: str, info: Mapping[str, Any] | None, ba
         if source is not None:
             sources.append(source)
             named.append(_columns(reading, name, entry))
+            cast.append(_speakers(name, entry))
     if key == "dataset":
         columns(reading, key, named)
+        roles(reading, key, cast)
     return sources
 
 
@@ -105,14 +132,34 @@ def _columns(reading: Reading, name: str, entry: Mapping[str, Any]) -> dict[str,
     tags = entry.get("tags") or {}
     if not isinstance(theirs, Mapping) or not isinstance(tags, Mapping):
         raise Unlike(f"{INFO}: columns and tags of {name} are mappings")
-    odd = [f"{k}: {v}" for k, v in tags.items() if v not in TAGS.get(k, ()) and str(v).lower() not in ROLES]
-    if odd:
-        reading.lose(f"dataset {name}", f"tags that are not read: {', '.join(odd)}")
-    if entry.get("formatting", "alpaca") != "alpaca":
-        return {"conversations": word(theirs["messages"])} if theirs.get("messages", "conversations") not in (
-            "conversations", "messages") else {}  # fmt: skip
+    for tag, value in tags.items():
+        if value is not None and tag not in SPEAKERS and value not in TAGS.get(tag, ()):
+            what = (
+                f"a turn's {tag.removesuffix('_tag')} stands here under {' or '.join(TAGS[tag])}" if tag in TAGS else ""
+            )
+            reading.lose(f"dataset {name}, tags.{tag}", f"{value}: {what or 'has no equal here'}")
+    talks = entry.get("formatting", "alpaca") != "alpaca"
+    for key, value in theirs.items():
+        if value and key not in (TALK if talks else ALPACA):
+            reading.lose(f"dataset {name}, columns.{key}", f"{value}: has no equal here")
+    if talks:
+        named = {key: word(theirs[key]) for key in TALK if theirs.get(key) and theirs[key] != key}
+        if "messages" in named:
+            named["conversations"] = named.pop("messages")
+        return {ours: column for ours, column in named.items() if ours != column}
     named = {ours: word(theirs[key]) for key, ours in ALPACA.items() if theirs.get(key)}
     return named if any(ours != column for ours, column in named.items()) else {}
+
+
+def _speakers(name: str, entry: Mapping[str, Any]) -> dict[str, str]:
+    """{a speaker's name: our role} of an entry's tags; its defaults count beside them, as there."""
+    if entry.get("formatting", "alpaca") == "alpaca":
+        return {}
+    tags = entry.get("tags") or {}
+    given = {tag: tags.get(tag) or otherwise for tag, (_, otherwise) in SPEAKERS.items()}
+    if not all(isinstance(value, str) for value in given.values()):
+        raise Unlike(f"{INFO}: the tags of {name} are words")
+    return {given[tag]: role for tag, (role, _) in SPEAKERS.items()}
 
 
 def info_of(reading: Reading) -> tuple[Mapping[str, Any] | None, str]:
