@@ -19,11 +19,16 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Alias:
-    """Another name of section.key. ``convert`` raises ValueError for what Halter does not do."""
+    """Another name of section.key. ``convert`` raises ValueError for what Halter does not do, and for a name that tools
+    give different meanings."""
 
     section: str
     key: str
     convert: Callable[[Any], Any] = _same
+    beside: tuple[str, Any] | None = None
+    """(key of the same section, value) that the name means too, where that key is not given."""
+    remark: str = ""
+    """What the tools that have this name mean by it, where that may differ from what it is read as."""
 
 
 def _choice(table: dict[Any, Any], otherwise: str) -> Callable[[Any], Any]:
@@ -72,6 +77,13 @@ def _refuse_true(reason: str) -> Callable[[Any], Any]:
     return _choice({False: NOTHING}, reason)
 
 
+def _two_meanings(value: Any) -> Any:
+    raise ValueError(
+        "mlx-lm writes its adapter there, other tools begin with the one that lies there; say which: "
+        f"output_dir: {value} or method.init_from: {value}"
+    )
+
+
 def _share(value: Any) -> Any:
     if value == 0:
         return NOTHING
@@ -90,12 +102,11 @@ def _table() -> dict[str, Alias]:
         ("method", "dropout"): "lora_dropout",
         ("method", "rslora"): "use_rslora peft_use_rslora",
         ("method", "layers"): "layers_to_transform peft_layers_to_transform",
-        ("method", "init_from"): "adapter_name_or_path lora_model_dir adapter_path",
+        ("method", "init_from"): "adapter_name_or_path lora_model_dir",
         ("data", "train"): "dataset dataset_path data_path train_file",
         ("data", "validation"): "validation_file eval_file eval_dataset val_dataset",
-        ("data", "max_length"): "cutoff_len sequence_len max_seq_length max_seq_len model_max_length",
+        ("data", "max_length"): "sequence_len",
         ("data", "packing"): "sample_packing",
-        ("data", "limit"): "max_samples",
         ("data", "template"): "chat_template",
         ("train", "learning_rate"): "lr",
         ("train", "num_train_epochs"): "num_epochs epochs",
@@ -103,11 +114,15 @@ def _table() -> dict[str, Alias]:
         ("train", "per_device_train_batch_size"): "micro_batch_size",
         ("train", "gradient_accumulation_steps"): "gradient_accumulation grad_accumulation_steps",
         ("train", "max_grad_norm"): "gradient_clipping gradient_clip",
-        ("train", "max_steps"): "iters",
         ("train", "offload_activations"): "enable_activation_offloading activation_offloading",
         ("", "output_dir"): "output out_dir",
     }
     table = {name: Alias(*place) for place, listed in one_name.items() for name in listed.split()}
+    for name in ("cutoff_len", "max_seq_length", "max_seq_len", "model_max_length"):  # of tools that shorten long rows
+        table[name] = Alias("data", "max_length", beside=("on_long", "cut"))
+    table["max_samples"] = Alias("data", "limit", remark="LLaMA-Factory: of each source; here of all of them together")
+    table["iters"] = Alias("train", "max_steps", remark="mlx-lm counts micro-batches, and these are steps")
+    table["adapter_path"] = Alias("method", "init_from", _two_meanings)
     for name in ("lora_target_modules", "lora_target", "lora_modules"):
         table[name] = Alias("method", "target_modules", _targets)
     for name in ("adapter", "finetuning_type", "peft_type", "tuner_type"):
@@ -131,7 +146,9 @@ def _table() -> dict[str, Alias]:
         "train_on_prompt": Alias(
             "data", "train_on", _choice({True: "all", False: "responses"}, "expected true or false")
         ),
-        "mask_prompt": Alias("data", "train_on", _choice({True: "responses", False: "all"}, "expected true or false")),
+        "mask_prompt": Alias(
+            "data", "train_on", _choice({True: "last_response", False: "all"}, "expected true or false")
+        ),
         "val_set_size": Alias("data", "validation", _share),
         "val_size": Alias("data", "validation", _share),
         "resume_from_checkpoint": Alias("train", "seed", _refuse_true("resuming is asked for with --resume")),

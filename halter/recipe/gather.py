@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -82,7 +82,21 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
             result.problem(given.where(), _unknown(keys, options))
         elif (place.section, place.key) != ("method", "name"):
             _put(result, place, keys, given)
+    for place, _, given in placed:
+        _put_beside(result, place, given)
     return result
+
+
+def _put_beside(result: Gathered, place: Alias | None, given: Given) -> None:
+    """What another tool's key means beside its own value, where nobody says otherwise."""
+    if place is None or place.beside is None:
+        return
+    key, value = place.beside
+    target = result.sections[place.section]
+    if key not in target and target.get(place.key, given).name == given.name:
+        target[key] = replace(given, value=value)
+        full = f"{place.section}.{key}"
+        result.notes.append(f"{given.where()}: {given.name} also means {full}: {value}; give {full} for something else")
 
 
 def _flat(document: Document, methods: list[dict[str, Given]]) -> Iterator[tuple[Path, Given]]:
@@ -222,7 +236,8 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
     full = f"{place.section}.{place.key}".strip(".")
     own_name = given.override and not section and key == place.key  # --max-length is data.max_length's own flag
     if (section != place.section or key != place.key) and not own_name:
-        result.notes.append(f"{given.where()}: {given.name} is read as {full}")
+        remark = f" ({place.remark})" if place.remark else ""
+        result.notes.append(f"{given.where()}: {given.name} is read as {full}{remark}")
     if value is NOTHING:
         return
     value = TOLERATED.get((place.section, place.key), lambda v: v)(value)

@@ -18,6 +18,8 @@ from halter.methods.method import find, names
 from halter.recipe import Recipe, as_data, commented, dump, json_schema, load, load_tolerant
 from halter.recipe.aliases import ALIASES
 from halter.recipe.fields import keys_of, words
+from halter.recipe.foreign.convert import TOOLS, convert
+from halter.recipe.foreign.tables import Read, Tool
 from halter.recipe.sections import SECTIONS, method_names
 from halter.training.defaults import METHOD, TRAIN
 from halter.training.options import TrainOptions
@@ -151,6 +153,37 @@ def test_a_flat_recipe_of_another_tool_is_read_with_a_note_for_each_name(tmp_pat
     named = text.count("\n") - 1  # output_dir is at home at the top
     assert len(recipe.notes) == named + 1 and "halter init --from" in recipe.notes[-1]  # whose defaults do not count
     assert any(n.endswith(":4:1: lora_r is read as method.r") for n in recipe.notes)
+
+
+@pytest.mark.parametrize("name", ["cutoff_len", "max_seq_length", "max_seq_len", "model_max_length", "sequence_len"])
+def test_another_tools_length_does_with_long_rows_what_that_tool_does(name: str) -> None:
+    """As halter init --from reads it; Axolotl alone leaves long rows out."""
+    wanted = "drop" if name == "sequence_len" else "cut"
+    for asked in ({name: 256}, {"data": {"train": "f.jsonl", name: 256}}):
+        recipe = load({"model": "m", "data": "f.jsonl", **asked})
+        assert (recipe.data.max_length, recipe.data.on_long) == (256, wanted)
+        assert any("data.on_long: cut" in note for note in recipe.notes) == (wanted == "cut")
+    recipe = load({"model": "m", "data": "f.jsonl", name: 256, "on_long": "stop"})
+    assert recipe.data.on_long == "stop" and not any("also means" in note for note in recipe.notes)
+    assert load({"model": "m", "data": "f.jsonl", name: 256}, ["max_length=9"]).data.max_length == 9
+
+
+def test_a_name_of_two_meanings_is_refused_with_both() -> None:
+    with pytest.raises(Refusal, match="output_dir: out or method.init_from: out"):
+        load({"model": "m", "data": "f.jsonl", "adapter_path": "out"})
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_another_tools_key_is_read_alike_by_itself_and_in_that_tools_recipe(tool: Tool) -> None:
+    for name, entry in tool.keys.items():
+        if name in ALIASES and isinstance(entry, Read) and name != "adapter_path":  # which is refused
+            assert (ALIASES[name].section, ALIASES[name].key) == (entry.section, entry.key), name
+    for name, value, key in (("mask_prompt", True, "train_on"), ("train_on_inputs", True, "train_on"),
+                             ("max_seq_length", 64, "on_long"), ("cutoff_len", 64, "on_long"),
+                             ("sequence_len", 64, "on_long")):  # fmt: skip
+        if name in tool.keys:
+            theirs = convert(tool, {"model": "m", name: value}, "theirs.yaml").values["data"][key]
+            assert getattr(load({"model": "m", "data": "f.jsonl", name: value}).data, key) == theirs, name
 
 
 def test_every_alias_leads_to_a_real_key_and_hides_none() -> None:
