@@ -226,11 +226,14 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0,
     """A fresh adapter for ``base``: a method's name with its options, a Method, or several to be trained together.
 
     A Method says to an editor which options there are: ``adapt(model, Lora(r=16))``, from halter.methods.lora.
-    Refusal ``unknown-option`` names options that the method does not have, and those it has.
+    Refusal ``unknown-option`` names options that the method does not have, and those it has;
+    ``learns-nothing`` a strength of 0.
     """
     if isinstance(method, str):
         kind = find(method)
         refuse_unknown(options, [field.name for field in fields(kind) if field.init], method)
         method = kind(**options)
     methods = [method] if isinstance(method, Method) else list(method)
+    for one in methods:
+        one.check_new(base.config)
     return Adapter(base.config, methods, seed).start(base)

@@ -120,9 +120,11 @@ class BottleneckMethod(Method):
     def check(self, shape: ModelConfig) -> None:
         bad = [place for place in self.places if place not in PLACES]
         bad += [f"bottleneck_size {self.bottleneck_size}"] if self.bottleneck_size < 1 else []
-        bad += ["scale 0: what is added would be nothing, whatever is learned"] if self.scale == 0 else []
         if bad or not self.places:
             raise Refusal("bottleneck-options", "no such bottleneck", found=bad, expected=", ".join(PLACES))
+
+    def idle(self) -> list[str]:
+        return ["scale 0"] if self.scale == 0 else []
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return {} if layer is None else {place: Bottleneck(shape.dim, self) for place in self.places}

@@ -194,6 +194,9 @@ class Dora(Method):
     def check(self, shape: ModelConfig) -> None:
         self._pair().check(shape)
 
+    def idle(self) -> list[str]:
+        return self._pair().idle()
+
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
         return {place: self._piece(shape, layer, place) for place in places}

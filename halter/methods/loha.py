@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.methods import lycoris
+from halter.methods.lora import zero_strengths
 from halter.methods.lycoris import draw
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
@@ -104,6 +105,9 @@ class Loha(Method):
 
     def check(self, shape: ModelConfig) -> None:
         lycoris.check(self, shape, "loha")
+
+    def idle(self) -> list[str]:
+        return zero_strengths(self.alpha, self.alpha_pattern)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return lycoris.build(self, shape, layer, Hadamard)

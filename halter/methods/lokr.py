@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.methods import lycoris
+from halter.methods.lora import zero_strengths
 from halter.methods.lycoris import draw
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
@@ -128,6 +129,9 @@ class Lokr(Method):
         factor = self.decompose_factor
         wrong = [f"decompose_factor {factor}: above 0"] if factor is not None and factor < 1 else []
         lycoris.check(self, shape, "lokr", wrong)
+
+    def idle(self) -> list[str]:
+        return zero_strengths(self.alpha, self.alpha_pattern)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return lycoris.build(self, shape, layer, self._piece)

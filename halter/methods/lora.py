@@ -11,7 +11,7 @@ low_rank.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,6 +25,12 @@ from halter.model.config import ModelConfig
 from halter.model.places import LINEARS, path
 
 TABLE_RATE = 1e-6  # of LoRA+ for the embedding's pair, whatever the rest learns at
+
+
+def zero_strengths(alpha: float | None, alpha_pattern: Mapping[str, float]) -> list[str]:
+    """The strengths of a pair that are 0, "alpha 0.0"."""
+    strengths = {"alpha": alpha, **{f"alpha_pattern {name}": value for name, value in alpha_pattern.items()}}
+    return [f"{name} {value:g}" for name, value in strengths.items() if value == 0]
 
 
 def whole(value: float) -> float | int:
@@ -80,8 +86,6 @@ class Lora(Method):
         bad = [f"{k} {v}: a rank is at least 1" for k, v in ranks.items() if v < 1]
         if self.init == "orthogonal":
             bad += [f"{k} {v}: init orthogonal needs an even rank" for k, v in ranks.items() if v % 2]
-        strengths = {"alpha": self.alpha, **{f"alpha_pattern {k}": v for k, v in self.alpha_pattern.items()}}
-        bad += [f"{k} {v}: the update would be nothing, whatever is learned" for k, v in strengths.items() if v == 0]
         if not 0 <= self.dropout < 1:
             bad.append(f"dropout {self.dropout}: a share below 1")
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
@@ -95,6 +99,9 @@ class Lora(Method):
         if self.lora_bias and "embed_tokens" in outer:
             what = "the embeddings' pair has no bias: rows of a table are looked up"
             raise Refusal("lora-options", what, found=["lora_bias with embed_tokens"])
+
+    def idle(self) -> list[str]:
+        return zero_strengths(self.alpha, self.alpha_pattern)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)

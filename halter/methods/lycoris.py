@@ -55,11 +55,9 @@ def check(options: Options, shape: ModelConfig, name: str, wrong: Sequence[str] 
     """Refusals ``lycoris-options``, with what else is ``wrong``, and those of targets.check."""
     ranks = {"r": options.r, **options.rank_pattern}
     bad = [*wrong, *(f"{key} {rank}: a rank is at least 1" for key, rank in ranks.items() if rank < 1)]
-    alphas = {"alpha": options.alpha or 0.0, **options.alpha_pattern}
-    bad += [f"{key} {alpha}: a strength of 0 does nothing" for key, alpha in alphas.items() if alpha == 0]
     if bad:
         raise Refusal("lycoris-options", f"these options of {name} cannot be used", found=bad,
-                      fix="give ranks from 1 up, and strengths other than 0")  # fmt: skip
+                      fix="give ranks from 1 up")  # fmt: skip
     target, exclude = options.target_modules, options.exclude_modules
     targets.check(shape, target, exclude, options.layers, (*LINEARS, HEAD))
     targets.check_patterns(options.rank_pattern, "rank_pattern")

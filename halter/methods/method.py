@@ -133,6 +133,17 @@ class Method:
     def check(self, shape: ModelConfig) -> None:
         """Refuse options that make no sense on this model, before anything is built."""
 
+    def idle(self) -> list[str]:
+        """Options by which what is learned counts for nothing: an adapter that has them is read, none begins so."""
+        return []
+
+    def check_new(self, shape: ModelConfig) -> None:
+        """What ``check`` refuses, and a training that could change nothing."""
+        self.check(shape)
+        if idle := self.idle():
+            what = "with these options nothing that is learned would count"
+            raise Refusal("learns-nothing", what, found=idle, fix="give a strength other than 0, or leave it out")
+
     def named(self, tokenizer: Tokenizer) -> Method:
         """The same with ids for tokens that the options name by their text. Refusal ``token-unknown``."""
         return self
@@ -166,7 +177,7 @@ class Method:
     def told(self, shape: ModelConfig) -> list[str]:
         """What the reader of another program's file with these options has to tell: where it is not Halter's default
         that is computed."""
-        return []
+        return [f"{option}: the update that it scales is nothing" for option in self.idle()]
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         """The method's part of adapter_config.json."""

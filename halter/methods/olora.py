@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from halter.methods.method import Method, Piece
-from halter.methods.shifted import build_shifted, check_shifted, from_plain, plain_config, to_plain
+from halter.methods.shifted import build_shifted, check_shifted, from_plain, pair, plain_config, to_plain
 from halter.model.config import ModelConfig
 
 
@@ -57,6 +57,9 @@ class Olora(Method):
 
     def check(self, shape: ModelConfig) -> None:
         check_shifted(self, shape)
+
+    def idle(self) -> list[str]:
+        return pair(self).idle()
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return build_shifted(self, shape, layer, orthonormal_start)

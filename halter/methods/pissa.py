@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from halter.methods.method import Method, Piece
-from halter.methods.shifted import build_shifted, check_shifted, from_plain, plain_config, to_plain
+from halter.methods.shifted import build_shifted, check_shifted, from_plain, pair, plain_config, to_plain
 from halter.model.config import ModelConfig
 
 SEED = 0  # of the fast decomposition, so that a run can be repeated
@@ -69,6 +69,9 @@ class Pissa(Method):
 
     def check(self, shape: ModelConfig) -> None:
         check_shifted(self, shape)
+
+    def idle(self) -> list[str]:
+        return pair(self).idle()
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return build_shifted(self, shape, layer, partial(singular_start, niter=self.niter))

@@ -131,7 +131,7 @@ def with_passes(job: Job, micro: int, why: str) -> Job:
 def fit(choice: MethodChoice, base: Base) -> MethodChoice:
     """A method with its tokens' names as ids, checked against the base. Refusals as the method's own."""
     options = choice.options.named(base.tokenizer)
-    options.check(base.config)
+    options.check_new(base.config)
     return replace(choice, options=options)
 
 

@@ -48,6 +48,41 @@ def test_peft_reads_what_we_write(options, tmp_path):
         bounds.assert_same(model(TOKENS, adapter=adapter), theirs(TOKENS).logits)
 
 
+NOTHING = [
+    ("lora", lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=0, target_modules=["q_proj"])),
+    ("lora", lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "o_proj", "embed_tokens"],
+                                     alpha_pattern={"o_proj": 0})),
+    ("dora", lambda: peft.LoraConfig(task_type="CAUSAL_LM", lora_alpha=0, target_modules=["v_proj"], use_dora=True)),
+    ("loha", lambda: peft.LoHaConfig(task_type="CAUSAL_LM", r=4, alpha=0, target_modules=["q_proj"])),
+    ("lokr", lambda: peft.LoKrConfig(task_type="CAUSAL_LM", r=4, alpha=0, target_modules=["q_proj"])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "config"), NOTHING)
+def test_a_strength_of_nothing_is_read_as_peft_reads_it_and_told(name, config, tmp_path):
+    """peft loads it; the update is then zero, and Halter says so. No training here begins that way."""
+    model = tiny.decoder()
+    theirs = peft.get_peft_model(tiny.peer(model), config()).eval()
+    with torch.no_grad():
+        for parameter in (p for p in theirs.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) / 4)
+    theirs.save_pretrained(tmp_path / "theirs")
+    heard = []
+    adapter = load_adapter(tmp_path / "theirs", model, say=heard.append)
+    opened = peft.PeftModel.from_pretrained(tiny.peer(model), tmp_path / "theirs").eval()
+    with torch.no_grad():
+        ours = model(TOKENS, adapter=adapter)
+        bounds.assert_same(ours, opened(TOKENS).logits)
+        if name != "dora" and "alpha_pattern" not in str(heard):
+            assert torch.equal(ours, model(TOKENS))
+    assert adapter.methods[0].name() == name and any("0: the update that it scales is nothing" in one for one in heard)
+    adapter.save(tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS, adapter=load_adapter(tmp_path / "ours", model)), ours)
+    with pytest.raises(Refusal, match="learns-nothing"):
+        adapt(model, adapter.methods[0])
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_we_read_what_peft_writes(options, tmp_path):
     model = tiny.decoder()
