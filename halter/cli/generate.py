@@ -20,7 +20,7 @@ from halter.generation.inputs import Asked, asks_nothing, read_prompts
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, too_long, with_system
 from halter.generation.streaming import Generation
-from halter.run.opening import Opened, OpenOptions, find, open_subject
+from halter.run.opening import Opened, OpenOptions, Subject, find, open_subject
 from halter.run.words import data_options, subject_and_keys
 from halter.telling import tell
 
@@ -75,16 +75,8 @@ def command(
         folders.refuse_unwritable(output)
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
     run, keys = subject_and_keys(words)
-    if asking.columns is not None:
-        keys.append(f"data.columns={asking.columns}")
-    if keys and input is None:
-        raise Refusal(
-            "usage", "there are no rows that these words could say anything of", found=keys, fix="--input FILE"
-        )
     subject = find(run, model=opening.model, adapter=opening.adapter)
-    trained = subject.recipe.data if subject.recipe is not None else DataOptions()
-    how = data_options(keys, trained, of=("columns", "roles", "row_template"))
-    asked += read_prompts(input, how) if input is not None else []
+    asked += _rows_of(input, subject, keys, asking)
     tell_empty(asked)
     opened = open_subject(subject, tell, opening)
     rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
@@ -109,6 +101,17 @@ def command(
         return
     writing.write_text(output, text)
     tell(f"{output}: {len(lines)} answers")
+
+
+def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking) -> list[Asked]:
+    """The prompts of a file, read as in the subject's training but for ``keys``."""
+    keys = keys if asking.columns is None else [*keys, f"data.columns={asking.columns}"]
+    if path is not None:
+        trained = subject.recipe.data if subject.recipe is not None else DataOptions()
+        return read_prompts(path, data_options(keys, trained, of=("columns", "roles", "row_template")))
+    if keys:
+        raise Refusal("usage", "these words say how rows are read, and there are none", found=keys, fix="--input FILE")
+    return []
 
 
 def tell_empty(asked: Sequence[Asked]) -> None:

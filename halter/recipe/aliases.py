@@ -118,11 +118,6 @@ def _table() -> dict[str, Alias]:
         ("", "output_dir"): "output out_dir",
     }
     table = {name: Alias(*place) for place, listed in one_name.items() for name in listed.split()}
-    for name in ("cutoff_len", "max_seq_length", "max_seq_len", "model_max_length"):  # of tools that shorten long rows
-        table[name] = Alias("data", "max_length", beside=("on_long", "cut"))
-    table["max_samples"] = Alias("data", "limit", remark="LLaMA-Factory: of each source; here of all of them together")
-    table["iters"] = Alias("train", "max_steps", remark="mlx-lm counts micro-batches, and these are steps")
-    table["adapter_path"] = Alias("method", "init_from", _two_meanings)
     for name in ("lora_target_modules", "lora_target", "lora_modules"):
         table[name] = Alias("method", "target_modules", _targets)
     for name in ("adapter", "finetuning_type", "peft_type", "tuner_type"):
@@ -163,7 +158,18 @@ CARRIED = {
     "evaluation_strategy": Alias("train", "eval_steps", _WHEN),
 }
 """What scripts for transformers and peft carry along, and what is so here anyway."""
-ALIASES = _table() | CARRIED
+SHORTENED = dict.fromkeys(
+    ("cutoff_len", "max_seq_length", "max_seq_len", "model_max_length"),
+    Alias("data", "max_length", beside=("on_long", "cut")),
+)
+"""Lengths of tools that shorten longer rows."""
+DIFFERING = {
+    "max_samples": Alias("data", "limit", remark="LLaMA-Factory: of each source; here of all of them together"),
+    "iters": Alias("train", "max_steps", remark="mlx-lm counts micro-batches, and these are steps"),
+    "adapter_path": Alias("method", "init_from", _two_meanings),
+}
+"""What is not the same in every tool."""
+ALIASES = _table() | SHORTENED | DIFFERING | CARRIED
 """{another tool's key: Alias}."""
 
 

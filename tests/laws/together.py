@@ -146,6 +146,7 @@ def option_sets(name):
     def accepts(values):
         own = {key: value for key, value in values.items() if key != BASE}
         try:
+            kind(**own).check_new(model(values[BASE]).config)
             Adapter(model(values[BASE]).config, [kind(**own)])
         except Refusal:
             return False
