@@ -54,7 +54,8 @@ def refuse_nothing_learnt(trainee: Trainee) -> None:
 def result(trainee: Trainee, seconds: float) -> str:
     """What became of the run, in a few words: the steps, their last losses' median and the time."""
     losses = trainee.guards.losses[-LAST:]
-    end = f", loss {median(losses):.4f}" if losses else ""
+    of = f", the median of the last {len(losses)}" if len(losses) > 1 else ""
+    end = f", loss {median(losses):.4f}{of}" if losses else ""
     spent = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     return f" ({trainee.step} steps{end}, {spent})"
 
@@ -72,6 +73,6 @@ def last_words(trainee: Trainee) -> Iterator[str]:
         end = median(guards.losses[-LAST:])
         if end > WORSE * guards.first and end > guards.first + NATS:
             yield (
-                f"warning: the loss began at {guards.first:.4f} and ended at {end:.4f}: training made the model worse; "
-                "lower train.learning_rate"
+                f"warning: the loss began at {guards.first:.4f} and ended near {end:.4f}: training made the model "
+                "worse; lower train.learning_rate"
             )
