@@ -118,7 +118,7 @@ class HFCheckpoint:
                 f"this checkpoint is stored quantised ({method or 'method unknown'})",
                 where=str(self.folder),
                 found=named,
-                expected="16- or 32-bit weights, or NF4 or 8 bits as bitsandbytes saves them",
+                expected="16- or 32-bit weights, or NF4, FP4 or 8 bits as bitsandbytes saves them",
                 fix="take the unquantised checkpoint, and quantize: nf4 or int8 to quantise it while loading",
             )
 

@@ -60,25 +60,29 @@ def is_ignored(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq") or name == "rope.freqs"
 
 
-BNB_STATE = ".quant_state.bitsandbytes__nf4"
-BNB_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "quant_state.bitsandbytes__nf4")
+BNB_STATES: dict[Literal["nf4", "fp4"], str] = {
+    "nf4": "quant_state.bitsandbytes__nf4",
+    "fp4": "quant_state.bitsandbytes__fp4",
+}
+BNB_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+"""Of a 4-bit linear layer, beside its weight and its state."""
 BNB_SCALE, BNB_FORMAT = "SCB", "weight_format"
 """Of an 8-bit linear layer, beside its weight: one scale for each row, and how the weight lies (0: in rows)."""
-_FOREIGN_PARTS = (".quant_state.bitsandbytes__fp4", ".qweight", ".qzeros", ".weight_scale")
+_FOREIGN_PARTS = (".qweight", ".qzeros", ".weight_scale")
 
 
 def bnb_groups(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What bitsandbytes saved in NF4 or in 8 bits, by weight: {canonical name: {"weight": name, "weight.absmax": name,
+    """What bitsandbytes saved in 4 or in 8 bits, by weight: {canonical name: {"weight": name, "weight.absmax": name,
     ...}}, in 8 bits {"weight": name, "SCB": name, ...}.
 
     The inner keys are what ``from_bitsandbytes`` of the storage (``storage_of``) takes.
     """
     known = set(names)
     groups = {}
-    for state in sorted(n for n in known if n.endswith(BNB_STATE)):
-        weight = state.removesuffix(BNB_STATE)
-        parts = {f"weight.{part}": f"{weight}.{part}" for part in BNB_PARTS if f"{weight}.{part}" in known}
-        groups[weight] = {"weight": weight, **parts}
+    for state in BNB_STATES.values():
+        for weight in sorted(n.removesuffix(f".{state}") for n in known if n.endswith(f".{state}")):
+            named = [part for part in (*BNB_PARTS, state) if f"{weight}.{part}" in known]
+            groups[weight] = {"weight": weight, **{f"weight.{part}": f"{weight}.{part}" for part in named}}
     for scale in sorted(n for n in known if n.endswith(f".{BNB_SCALE}")):
         layer = scale.removesuffix(BNB_SCALE)
         parts = {part: layer + part for part in (BNB_SCALE, BNB_FORMAT) if layer + part in known}
@@ -86,11 +90,11 @@ def bnb_groups(names: Iterable[str]) -> dict[str, dict[str, str]]:
     return groups
 
 
-def storage_of(group: Mapping[str, str]) -> Literal["nf4", "int8"]:
+def storage_of(group: Mapping[str, str]) -> Literal["nf4", "fp4", "int8"]:
     """How a weight of ``bnb_groups`` is stored."""
-    return "int8" if BNB_SCALE in group else "nf4"
+    return next((kind for kind, state in BNB_STATES.items() if f"weight.{state}" in group), "int8")
 
 
 def other_quantisation(names: Iterable[str]) -> list[str]:
-    """Names that give away a quantised storage which Halter does not read (fp4, GPTQ, AWQ, fp8)."""
+    """Names that give away a quantised storage which Halter does not read (GPTQ, AWQ, fp8)."""
     return [name for name in names if name.endswith(_FOREIGN_PARTS)]

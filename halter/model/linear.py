@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ class Linear(nn.Module):
     counts those who are generating with it (model.packing): a few rows then go by the way that is quick here.
     """
 
-    storage: ClassVar[str]
+    storage: str
     bias: Tensor | None
 
     def __init__(self, in_features: int, out_features: int) -> None:

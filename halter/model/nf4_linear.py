@@ -14,15 +14,14 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.model.linear import Linear
 from halter.numerics import nf4, nf4_packed
-from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested
+from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested, Table
 from halter.numerics.nf4_kernels import dequantise
 from halter.numerics.nf4_product import product
 
-_STATE = "weight.quant_state.bitsandbytes__nf4"
-
 
 class NF4Linear(Linear):
-    """y = x W^T + b, W in NF4 (numerics.nf4); only dL/dx flows backward. Computed in x's dtype."""
+    """y = x W^T + b, W in NF4, or in FP4 as a checkpoint had it (numerics.nf4); only dL/dx flows backward. Computed in
+    x's dtype."""
 
     storage = "nf4"
     codes: Tensor
@@ -32,7 +31,7 @@ class NF4Linear(Linear):
 
     def __init__(self, data: NF4, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(data.shape[1], data.shape[0])
-        self._dtype = dtype
+        self._dtype, self.storage, self.table = dtype, data.table, data.table
         nested = data.absmax if isinstance(data.absmax, Nested) else None
         self.register_buffer("codes", data.codes, persistent=False)
         absmax = nested.absmax if isinstance(nested, Nested) else data.absmax
@@ -73,14 +72,15 @@ class NF4Linear(Linear):
     ) -> NF4Linear:
         """From the tensors that bitsandbytes saves for a weight: "weight", "weight.absmax", "weight.quant_map", with
         double quantisation "weight.nested_absmax" and "weight.nested_quant_map", and
-        "weight.quant_state.bitsandbytes__nf4" (JSON in uint8).
+        "weight.quant_state.bitsandbytes__nf4", or __fp4 (JSON in uint8).
 
-        Refusal ``nf4-state`` where that is not NF4 with blocks of 64 (and 256), or not of this shape.
+        Refusal ``nf4-state`` where that is not this storage with blocks of 64 (and 256), or not of this shape.
         """
-        state = json.loads(bytes(tensors[_STATE].cpu().numpy()))
+        table: Table = "fp4" if _state_key("fp4") in tensors else "nf4"
+        state = json.loads(bytes(tensors[_state_key(table)].cpu().numpy()))
         wrong = [
             f"{key} {state.get(key)!r}, not {wanted!r}"
-            for key, wanted in (("quant_type", "nf4"), ("blocksize", BLOCK), ("shape", list(shape)))
+            for key, wanted in (("quant_type", table), ("blocksize", BLOCK), ("shape", list(shape)))
             if state.get(key) != wanted
         ]
         packed = tensors["weight"].view(torch.uint8).view(-1, 1)  # the codes may be filed under any dtype
@@ -93,26 +93,27 @@ class NF4Linear(Linear):
             absmax = Nested(codes, tensors["weight.nested_absmax"], offset)
             if not torch.allclose(tensors["weight.nested_quant_map"].cpu(), nf4.dynamic_map(), atol=1e-7):
                 wrong.append("another 8-bit map")
-        if not torch.allclose(tensors["weight.quant_map"].cpu(), nf4.codebook(), atol=1e-7):
+        if not torch.allclose(tensors["weight.quant_map"].cpu(), nf4.codebook(table=table), atol=1e-7):
             wrong.append("another 4-bit codebook")
         if wrong:
             raise Refusal("nf4-state", "4-bit weights of a kind that is not read", found=wrong)
-        return cls(NF4(packed, absmax, tuple(shape)), bias, compute_dtype)
+        return cls(NF4(packed, absmax, tuple(shape), table), bias, compute_dtype)
 
     def to_bitsandbytes(self) -> dict[str, Tensor]:
         """What ``from_bitsandbytes`` reads, and bitsandbytes and transformers as well."""
         state: dict[str, Any] = {
-            "quant_type": "nf4",
+            "quant_type": self.table,
             "blocksize": BLOCK,
             "dtype": str(self._dtype).removeprefix("torch."),
             "shape": [self.out_features, self.in_features],
         }
         absmax = self.absmax if self.absmax_codes is None else self.absmax_codes
-        tensors = {"weight": self.codes, "weight.absmax": absmax, "weight.quant_map": nf4.codebook().clone()}
+        book = nf4.codebook(table=self.table).clone()
+        tensors = {"weight": self.codes, "weight.absmax": absmax, "weight.quant_map": book}
         if self.absmax_codes is not None and self.offset is not None:
             state |= {"nested_blocksize": BLOCK2, "nested_dtype": "float32", "nested_offset": float(self.offset)}
             tensors |= {"weight.nested_absmax": self.absmax, "weight.nested_quant_map": nf4.dynamic_map().clone()}
-        tensors[_STATE] = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+        tensors[_state_key(self.table)] = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
         return tensors
 
     @property
@@ -120,7 +121,7 @@ class NF4Linear(Linear):
         """The stored form."""
         nested = self.absmax_codes is not None and self.offset is not None
         absmax = Nested(self.absmax_codes, self.absmax, self.offset) if nested else self.absmax  # type: ignore[arg-type]
-        return NF4(self.codes, absmax, (self.out_features, self.in_features))
+        return NF4(self.codes, absmax, (self.out_features, self.in_features), self.table)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,3 +162,7 @@ class NF4Linear(Linear):
 
     def rows(self, index: Tensor) -> Tensor:
         return nf4.rows(self.data, index.reshape(-1), self._dtype).unflatten(0, index.shape)
+
+
+def _state_key(table: Table) -> str:
+    return f"weight.quant_state.bitsandbytes__{table}"

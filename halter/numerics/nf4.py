@@ -1,4 +1,5 @@
-"""NF4: 4-bit storage with a normal-float codebook (QLoRA, Dettmers et al., arXiv 2305.14314), in plain torch.
+"""NF4: 4-bit storage with a normal-float codebook (QLoRA, Dettmers et al., arXiv 2305.14314), in plain torch. FP4 is
+the same with another codebook, bitsandbytes' 4-bit floats (``Table``): it is read, and nothing is quantised to it.
 
     w ~ code[index] * absmax            one absmax for each block of 64 values in row-major order
 
@@ -13,18 +14,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from halter.errors import Refusal
 
+Table = Literal["nf4", "fp4"]
 BLOCK, BLOCK2 = 64, 256
 CODES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+FP4_CODES = tuple(m / 12 for m in _MAGNITUDES) + tuple(-m / 12 for m in _MAGNITUDES)
+"""A sign, two bits of exponent and one of mantissa, the least one subnormal, over the largest: not ascending."""
 _CHUNK = 2**17  # values at a time: half a megabyte in float32, which stays in a core's own cache
 _CHUNK_ELSEWHERE = 2**24  # on accelerators, where starting a kernel is what costs
 _CELLS, _UNSURE = 4096, 255
@@ -42,11 +48,12 @@ class Nested:
 @dataclass(frozen=True)
 class NF4:
     """A quantised tensor: codes uint8 [ceil(n / 2), 1], the first value of a byte in its high half; absmax float32
-    [ceil(n / 64)] or nested; ``shape`` of the tensor that it was."""
+    [ceil(n / 64)] or nested; ``shape`` of the tensor that it was; ``table``, what its codes stand for."""
 
     codes: Tensor
     absmax: Tensor | Nested
     shape: tuple[int, ...]
+    table: Table = "nf4"
 
     @property
     def nbytes(self) -> int:
@@ -57,9 +64,9 @@ class NF4:
 
 
 @cache
-def codebook(device: str = "cpu") -> Tensor:
-    """The 16 values, float32, ascending."""
-    return torch.tensor(CODES, dtype=torch.float32, device=device)
+def codebook(device: str = "cpu", table: Table = "nf4") -> Tensor:
+    """The 16 values by code, float32; NF4's ascend."""
+    return torch.tensor(FP4_CODES if table == "fp4" else CODES, dtype=torch.float32, device=device)
 
 
 @cache
@@ -75,10 +82,10 @@ def dynamic_map(device: str = "cpu") -> Tensor:
 
 
 @cache
-def _pairs(device: str) -> Tensor:
+def _pairs(device: str, table: Table) -> Tensor:
     """int64 [256]: the bits of the two float32 values that a byte stands for, so that one look-up finds both."""
-    byte, table = torch.arange(256), codebook()
-    return torch.stack((table[byte >> 4], table[byte & 15]), dim=1).view(torch.int64).view(-1).to(device)
+    byte, values = torch.arange(256), codebook(table=table)
+    return torch.stack((values[byte >> 4], values[byte & 15]), dim=1).view(torch.int64).view(-1).to(device)
 
 
 @cache
@@ -196,13 +203,13 @@ def absmax_of(data: NF4) -> Tensor:
 
 def dequantise(data: NF4, dtype: torch.dtype) -> Tensor:
     """code * absmax in float32, cast to ``dtype``: the tensor in its old shape."""
-    return expand(data.codes, absmax_of(data), data.shape, dtype)
+    return expand(data.codes, absmax_of(data), data.shape, dtype, data.table)
 
 
-def expand(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def expand(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: Table = "nf4") -> Tensor:
     """``dequantise`` of codes uint8 (contiguous, any shape) with absmax float32 [blocks]."""
     count, bytes_ = prod(shape), codes.reshape(-1)
-    pairs = _pairs(str(codes.device))
+    pairs = _pairs(str(codes.device), table)
     values = torch.empty(count, dtype=dtype, device=codes.device)
     for start in range(0, count, _chunk(codes)):
         end = min(start + _chunk(codes), count)
@@ -221,5 +228,5 @@ def rows(data: NF4, index: Tensor, dtype: torch.dtype) -> Tensor:
     positions = index[:, None] * width + torch.arange(width, device=index.device)
     byte = data.codes.view(-1)[positions >> 1].int()
     half = torch.where(positions % 2 == 0, byte >> 4, byte & 15)
-    table = codebook(str(data.codes.device))
-    return (table[half] * absmax_of(data)[positions // BLOCK]).to(dtype)
+    values = codebook(str(data.codes.device), data.table)
+    return (values[half] * absmax_of(data)[positions // BLOCK]).to(dtype)

@@ -1,4 +1,4 @@
-"""bitsandbytes' kernels for NF4, where they can be imported and know the device; plain torch everywhere else.
+"""bitsandbytes' kernels for NF4 and FP4, where they can be imported and know the device; plain torch everywhere else.
 
 Only its functional kernels are used, never its modules (docs/decisions.md), and on a device only after they gave plain
 torch's numbers for a small tensor. HALTER_NF4=torch switches them off, HALTER_NF4=bitsandbytes makes their absence an
@@ -11,16 +11,18 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from functools import cache
+from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from halter.errors import Refusal
 from halter.numerics import nf4
-from halter.numerics.nf4 import BLOCK, NF4
+from halter.numerics.nf4 import BLOCK, NF4, Table
 
 _DEVICES = ("cpu", "cuda", "xpu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -80,34 +82,37 @@ def usable(device: str) -> bool:
 @cache
 def _agrees(device: str) -> bool:
     weight = torch.linspace(-2, 3, 33 * BLOCK + 10, device=device).roll(5)
-    data = nf4.quantise(weight, double=False)
-    for dtype in _DTYPES:
-        theirs = _kernel(data.codes, nf4.absmax_of(data), data.shape, dtype)
+    made = nf4.quantise(weight, double=False)
+    for dtype, table in product(_DTYPES, get_args(Table)):
+        data = replace(made, table=table)
+        theirs = _kernel(data.codes, nf4.absmax_of(data), data.shape, dtype, table)
         if not torch.allclose(theirs, nf4.dequantise(data, dtype), rtol=0.01, atol=0.0):
-            warnings.warn(f"bitsandbytes reads NF4 in another way on {device}; plain torch is used", stacklevel=2)
+            warnings.warn(
+                f"bitsandbytes reads {table.upper()} in another way on {device}; plain torch is used", stacklevel=2
+            )
             return False
     return True
 
 
-def _kernel(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _kernel(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: Table) -> Tensor:
     """As one flat row: given a matrix, its CPU kernel begins a new block with every row."""
     made = torch.ops.bitsandbytes.dequantize_4bit.default(
-        codes.reshape(-1, 1), absmax, BLOCK, "nf4", (prod(shape),), dtype
+        codes.reshape(-1, 1), absmax, BLOCK, table, (prod(shape),), dtype
     )
     return made.view(shape)
 
 
 def dequantise(data: NF4, dtype: torch.dtype) -> Tensor:
     """numerics.nf4.dequantise by the fastest means there is; equal to it, rounding of the 16-bit product included."""
-    return expand(data.codes, nf4.absmax_of(data), data.shape, dtype)
+    return expand(data.codes, nf4.absmax_of(data), data.shape, dtype, data.table)
 
 
-def expand(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def expand(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: Table = "nf4") -> Tensor:
     """numerics.nf4.expand by the fastest means there is.
 
     An odd number of values goes to plain torch: bitsandbytes would compile code for it on the spot.
     """
     count = prod(shape)
     if dtype in _DTYPES and count and count % 2 == 0 and usable(codes.device.type):
-        return _kernel(codes, absmax, shape, dtype)
-    return nf4.expand(codes, absmax, shape, dtype)
+        return _kernel(codes, absmax, shape, dtype, table)
+    return nf4.expand(codes, absmax, shape, dtype, table)

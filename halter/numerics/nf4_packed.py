@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halter.numerics import nf4, nf4_kernels, nf4_product
 from halter.numerics.choice import Choice, pick, rows_of
-from halter.numerics.nf4 import BLOCK, NF4
+from halter.numerics.nf4 import BLOCK, NF4, Table
 
 FEW = (1, 4, 8, 16)  # rows of x for which it is measured; more are not asked about
 ROWS = FEW[-1]
@@ -26,10 +26,11 @@ _SHAPE = (2048, 2048)  # of the weight measured with
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """codes uint8 [out, in / 2]; absmax bf16 [in / 64, out]. 4.25 bits a weight."""
+    """codes uint8 [out, in / 2]; absmax bf16 [in / 64, out]; what the codes stand for. 4.25 bits a weight."""
 
     codes: Tensor
     absmax: Tensor
+    table: Table
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +52,7 @@ def pack(data: NF4) -> Packed | None:
     even, odd = low >> 4 | high & 0xF0, low & 15 | high << 4
     codes = torch.stack((even, odd), -1).view(out, width // 2)
     absmax = nf4.absmax_of(data).view(out, width // BLOCK).t().to(torch.bfloat16).contiguous()
-    return Packed(codes, absmax)
+    return Packed(codes, absmax, data.table)
 
 
 def nbytes_of(shape: tuple[int, ...]) -> int:
@@ -98,5 +99,5 @@ def product(x: Tensor, packed: Packed) -> Tensor:
     """x bf16 [..., in] -> bf16 [..., out], summed in float32; the absmax are rounded to bf16, the codes' values not."""
     out, half = packed.codes.shape
     return torch.ops.bitsandbytes.gemv_4bit.default(
-        x.contiguous(), packed.codes, (out, 2 * half), packed.absmax, nf4.codebook(), BLOCK
+        x.contiguous(), packed.codes, (out, 2 * half), packed.absmax, nf4.codebook(table=packed.table), BLOCK
     )

@@ -1,4 +1,4 @@
-"""x W^T with W in NF4: dequantised a piece at a time, forward and again backward, and never kept.
+"""x W^T with W in NF4 or FP4: dequantised a piece at a time, forward and again backward, and never kept.
 
 One operation that the compiler does not look into: it would otherwise find the two dequantisations equal and store the
 dense weight between them. On a CPU a piece is small enough for the allocator to hand the same memory out again; a whole
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halter.numerics import nf4, nf4_kernels
-from halter.numerics.nf4 import BLOCK, NF4, Nested
+from halter.numerics.nf4 import BLOCK, NF4, Nested, Table
 from halter.numerics.operations import operation
 
 PIECE_BYTES = 16 * 2**20  # of dequantised weight
@@ -28,50 +28,58 @@ def product(x: Tensor, data: NF4, bias: Tensor | None = None) -> Tensor:
     """
     a = data.absmax
     scales = [a.codes, a.absmax, a.offset] if isinstance(a, Nested) else [a]
-    return _nf4_product(x, data.codes, scales, list(data.shape), bias, False)
+    return _nf4_product(x, data.codes, scales, list(data.shape), bias, False, data.table)
 
 
-def _empty(x, codes, scales, shape, bias, transposed):  # type: ignore[no-untyped-def]
+def _empty(x, codes, scales, shape, bias, transposed, table):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], shape[1] if transposed else shape[0])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, codes, scales, ctx.shape, _, ctx.transposed = inputs
+    _, codes, scales, ctx.shape, _, ctx.transposed, ctx.table = inputs
     ctx.save_for_backward(codes, *scales)  # a base that is streamed must know who comes back for its buffers
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     codes, *scales = ctx.saved_tensors
-    dx = _nf4_product(grad, codes, scales, ctx.shape, None, not ctx.transposed) if ctx.needs_input_grad[0] else None
-    return dx, None, [None] * len(scales), None, None, None
+    how = ctx.shape, None, not ctx.transposed, ctx.table
+    dx = _nf4_product(grad, codes, scales, *how) if ctx.needs_input_grad[0] else None
+    return dx, None, [None] * len(scales), None, None, None, None
 
 
 @operation(fake=_empty, setup=_keep, backward=_backward)
 def _nf4_product(
-    x: Tensor, codes: Tensor, scales: Sequence[Tensor], shape: Sequence[int], bias: Tensor | None, transposed: bool
+    x: Tensor,
+    codes: Tensor,
+    scales: Sequence[Tensor],
+    shape: Sequence[int],
+    bias: Tensor | None,
+    transposed: bool,
+    table: str,
 ) -> Tensor:
     """x W^T + bias, or x W where ``transposed``."""
     out, width = shape
+    kind: Table = "fp4" if table == "fp4" else "nf4"  # an operation takes no Literal
     absmax = nf4.absmax_of(NF4(codes, Nested(*scales) if len(scales) > 1 else scales[0], (out, width)))
     flat = x.reshape(-1, x.shape[-1])
     if width % BLOCK:  # blocks reach over the ends of rows, and no part can be cut out
-        weight = nf4_kernels.expand(codes, absmax, (out, width), x.dtype)
+        weight = nf4_kernels.expand(codes, absmax, (out, width), x.dtype, kind)
         y = flat @ weight if transposed else F.linear(flat, weight, bias)
     elif transposed:
-        y = _by_columns(flat, codes.view(out, -1), absmax.view(out, -1))
+        y = _by_columns(flat, codes.view(out, -1), absmax.view(out, -1), kind)
     else:
-        y = _by_rows(flat, codes.view(out, -1), absmax.view(out, -1), bias)
+        y = _by_rows(flat, codes.view(out, -1), absmax.view(out, -1), bias, kind)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _by_rows(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:
+def _by_rows(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, table: Table) -> Tensor:
     """x W^T: each piece is some rows of W and gives the same columns of the result."""
     out, width = len(codes), x.shape[1]
     step = _piece(x, out, width, 32)
     y = x.new_empty(len(x), out if step < out else 0)
     for a in range(0, out, step):
         b = min(a + step, out)
-        weight = nf4_kernels.expand(codes[a:b], absmax[a:b].reshape(-1), (b - a, width), x.dtype)
+        weight = nf4_kernels.expand(codes[a:b], absmax[a:b].reshape(-1), (b - a, width), x.dtype, table)
         part = F.linear(x, weight, None if bias is None else bias[a:b])
         if step >= out:
             return part
@@ -79,7 +87,7 @@ def _by_rows(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -> T
     return y
 
 
-def _by_columns(x: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+def _by_columns(x: Tensor, codes: Tensor, absmax: Tensor, table: Table) -> Tensor:
     """x W: each piece is some columns of W, so that no sum is rounded half way."""
     out, width = len(codes), 2 * codes.shape[1]
     step = _piece(x, width, out, BLOCK)
@@ -87,7 +95,7 @@ def _by_columns(x: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
     for a in range(0, width, step):
         b = min(a + step, width)
         scale = absmax[:, a // BLOCK : b // BLOCK].reshape(-1)
-        weight = nf4_kernels.expand(codes[:, a // 2 : b // 2].contiguous(), scale, (out, b - a), x.dtype)
+        weight = nf4_kernels.expand(codes[:, a // 2 : b // 2].contiguous(), scale, (out, b - a), x.dtype, table)
         part = x @ weight
         if step >= width:
             return part

@@ -14,7 +14,7 @@ from halter.methods.method import Method
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import LINEARS
-from halter.model.storages import STORAGES
+from halter.model.storages import STORED
 from halter.model.streaming import bytes_apart
 
 CONSTANTS = ("absmax", "absmax_codes", "offset")
@@ -42,7 +42,7 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> De
         for layer in range(shape.layers):
             for place in LINEARS:
                 bias = base.module(layer, place).bias
-                made = STORAGES[quantize].dry(shape.weight_shape(place), bias, dtype)  # type: ignore[arg-type]
+                made = STORED[quantize].dry(shape.weight_shape(place), bias, dtype)  # type: ignore[arg-type]
                 base.set_linear(layer, place, made)
     return base
 

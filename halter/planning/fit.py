@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from halter.errors import Refusal
 from halter.methods.method import Method, find, names
-from halter.model.storages import Quantize
+from halter.model.storages import Held, Quantize
 from halter.planning.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
 from halter.planning.forecast import STATE_BYTES
 from halter.planning.setting import Setting
@@ -144,7 +144,7 @@ class Choice:
     """One way to train within a budget; ``operations`` for one token, None where what stands is too much by itself."""
 
     method: str
-    quantize: Quantize | None
+    quantize: Held | None
     checkpointing: bool
     trainable: int
     need: int

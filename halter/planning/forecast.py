@@ -135,7 +135,7 @@ def _packed(setting: Setting) -> int:
     """What generating on this machine lays out anew, as model.packing does where memory allows."""
     takes = (
         not setting.offload
-        and setting.quantize == "nf4"
+        and setting.quantize in ("nf4", "fp4")
         and setting.device == "cpu"
         and setting.dtype == torch.bfloat16
     )

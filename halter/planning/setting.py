@@ -12,7 +12,7 @@ from halter.files.checkpoint import read_config
 from halter.files.hub import resolve
 from halter.methods.method import Method
 from halter.model.config import ModelConfig, preset, preset_names
-from halter.model.storages import Quantize
+from halter.model.storages import Held
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Setting:
     shape: ModelConfig
     methods: tuple[Method, ...]
     dtype: torch.dtype
-    quantize: Quantize | None = None
+    quantize: Held | None = None
     """How the linear layers are held; None: in ``dtype``."""
     optimizer: str = "adamw"
     checkpointing: bool = False

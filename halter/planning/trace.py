@@ -145,12 +145,14 @@ def _attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) 
     return repeated + wide + row, 10 * heads * width * _pairs(spans, causal)
 
 
-def _nf4_product(x: Tensor, codes: Tensor, scales: Any, shape: Any, *rest: Any) -> tuple[int, int]:
+def _nf4_product(
+    x: Tensor, codes: Tensor, scales: Any, shape: Any, bias: Any, transposed: bool, table: str
+) -> tuple[int, int]:
     """The same of a product with a 4-bit weight: its scales in 32 bits, one dequantised piece, what the piece gives."""
     numbers, rows = shape[0] * shape[1], x.numel() // x.shape[-1]
     piece = min(nf4_product.PIECE_BYTES, numbers * x.itemsize)
     share = piece / (numbers * x.itemsize)
-    part = int(rows * (shape[1] if rest[-1] else shape[0]) * x.itemsize * share) if share < 1 else 0
+    part = int(rows * (shape[1] if transposed else shape[0]) * x.itemsize * share) if share < 1 else 0
     return 4 * numbers // nf4.BLOCK + piece + part, 2 * rows * numbers
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import prod
+from typing import Literal
 
 import torch
 
 from halter.errors import Refusal
 from halter.files.checkpoint import Checkpoint
-from halter.files.names import BNB_FORMAT, BNB_PARTS, BNB_SCALE, storage_of
-from halter.model.storages import STORAGES, Quantize
+from halter.files.names import BNB_FORMAT, BNB_SCALE, BNB_STATES, storage_of
+from halter.model.storages import STORAGES, Held
 
-_STATE = f"weight.{BNB_PARTS[-1]}"
-_ALWAYS = ("weight", "weight.absmax", "weight.quant_map", _STATE)
+_ALWAYS = ("weight", "weight.absmax", "weight.quant_map")
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 _BLOCK, _NESTED_BLOCK = 64, 256
 
 
-def storing(checkpoint: Checkpoint, asked: str | None) -> Quantize | None:
+def storing(checkpoint: Checkpoint, asked: str | None) -> Held | None:
     """How the linear layers are held: as they are stored where that is in few bits, else as ``asked``.
 
     Refusals ``unknown-quantisation``, and ``quantisation-differs`` where they are stored in another way than asked.
@@ -44,7 +44,10 @@ def faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, .
 
     Only some hundred bytes are read; of what is large, sizes and dtypes are compared.
     """
-    return (_int8_faults if storage_of(group) == "int8" else _nf4_faults)(checkpoint, group, shape)
+    stored = storage_of(group)
+    return (
+        _int8_faults(checkpoint, group, shape) if stored == "int8" else _4_bit_faults(checkpoint, group, shape, stored)
+    )
 
 
 def _int8_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
@@ -64,20 +67,23 @@ def _int8_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[
     return found
 
 
-def _nf4_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
+def _4_bit_faults(
+    checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...], stored: Literal["nf4", "fp4"]
+) -> list[str]:
     specs = checkpoint.names()
     nested = any(part in group for part in _NESTED)
     lacking = [part for part in (*_ALWAYS, *(_NESTED if nested else ())) if group.get(part) not in specs]
     if lacking:
         return [f"lacks {', '.join(lacking)}"]
-    state_spec = specs[group[_STATE]]
+    name = group[f"weight.{BNB_STATES[stored]}"]
+    state_spec = specs[name]
     try:
-        state = json.loads(bytes(checkpoint.read(group[_STATE]).numpy())) if state_spec.nbytes < 1 << 16 else None
+        state = json.loads(bytes(checkpoint.read(name).numpy())) if state_spec.nbytes < 1 << 16 else None
     except ValueError:
         state = None
     if not isinstance(state, dict):
         return ["has a state that is not a JSON object"]
-    wanted = {"quant_type": "nf4", "blocksize": _BLOCK, "shape": list(shape)}
+    wanted = {"quant_type": stored, "blocksize": _BLOCK, "shape": list(shape)}
     wanted |= {"nested_blocksize": _NESTED_BLOCK} if nested else {}
     found = [f"is {key} {state.get(key)!r}, not {value!r}" for key, value in wanted.items() if state.get(key) != value]
     if nested and not isinstance(state.get("nested_offset"), float | int):

@@ -20,7 +20,7 @@ from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig, preset_names, preset_repository
 from halter.model.decoder import Decoder
 from halter.model.places import LINEARS, is_layer, path
-from halter.model.storages import BITS, STORAGES, Quantize, quantised
+from halter.model.storages import BITS, STORED, Quantize, quantised
 from halter.model.streaming import bytes_apart
 from halter.pretrained.bnb import faults, storing
 from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
@@ -270,7 +270,7 @@ def _place(
     if group:
         parts = {key: checkpoint.read(part).to(device) for key, part in group.items()}
         shape = tuple(model.expected()[name])
-        made = STORAGES[storage_of(group)].from_bitsandbytes(parts, shape, bias, model.dtype)
+        made = STORED[storage_of(group)].from_bitsandbytes(parts, shape, bias, model.dtype)
         model.set_linear(*linear, made.to(home))
     elif quantize:
         weight = _dense(checkpoint, name, model.dtype, device)

@@ -43,9 +43,7 @@ def asking(source: dict[str, Any], dtype: str, precision: str, quantize: str | N
 @pytest.mark.parametrize(("dtype", "precision"), [pair for pair in product(DTYPES, PRECISIONS) if pair not in SAID])
 def test_a_recipe_that_names_two_is_refused(dtype: str, precision: str) -> None:
     said = {"model": {"path": "m", "dtype": dtype}, "data": {"train": "rows"}, "train": {"precision": precision}}
-    with pytest.raises(
-        Refusal, match=f"is {precision} and model.dtype is {dtype}.*: leave one of the two out"
-    ):
+    with pytest.raises(Refusal, match=f"is {precision} and model.dtype is {dtype}.*: leave one of the two out"):
         recipes.load(said)
 
 

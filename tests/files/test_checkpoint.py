@@ -156,9 +156,9 @@ def test_other_quantisations_are_refused_by_name(single: Path, tmp_path: Path, r
 def test_quantised_names_are_refused_without_a_config(single: Path, tmp_path: Path) -> None:
     folder = copy_of(single, tmp_path)
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__fp4"] = torch.zeros(3, dtype=torch.uint8)
+    tensors["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(3, dtype=torch.uint8)
     save_file(tensors, folder / "model.safetensors")
-    assert "bitsandbytes__fp4" in refused(folder).found[0]
+    assert "up_proj.qweight" in refused(folder).found[0]
 
 
 def test_nf4_parts_are_grouped_by_weight(single: Path, tmp_path: Path) -> None:

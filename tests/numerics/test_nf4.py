@@ -202,3 +202,21 @@ def test_chunks_change_nothing(monkeypatch):
     assert torch.equal(whole.codes, parts.codes) and isinstance(parts, NF4)
     assert torch.equal(nf4.absmax_of(whole), nf4.absmax_of(parts))
     assert torch.equal(nf4.dequantise(whole, torch.bfloat16), dense)
+
+
+@pytest.mark.parametrize("table", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_tables_dequantise_as_bitsandbytes_does(table, dtype):
+    """Plain torch and whatever is quickest here, on bitsandbytes' own codes; an odd number of values as well."""
+    for shape in ((96, 64), (7, 33)):
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        codes, state = bnb.quantize_4bit(weight, quant_type=table)
+        data = NF4(codes, state.absmax, shape, table)
+        state.dtype = dtype
+        want = bnb.dequantize_4bit(codes, state) if weight.numel() % 2 == 0 else nf4.dequantise(data, dtype)
+        assert torch.equal(nf4.dequantise(data, dtype), want)
+        assert torch.equal(nf4_kernels.dequantise(data, dtype), want)
+        values = nf4.codebook(table=table)
+        halves = torch.stack((codes.view(-1) >> 4, codes.view(-1) & 15), 1).view(-1)[: weight.numel()].long()
+        exact = (values[halves] * state.absmax.repeat_interleave(64)[: weight.numel()]).view(shape)
+        assert torch.equal(nf4.dequantise(data, torch.float32), exact)

@@ -83,7 +83,7 @@ def test_the_custom_operation_is_well_formed():
     data, _ = made(8, 64)
     a = data.absmax
     x = torch.randn(3, 64, requires_grad=True)
-    inputs = (x, data.codes, [a.codes, a.absmax, a.offset], [8, 64], None, False)
+    inputs = (x, data.codes, [a.codes, a.absmax, a.offset], [8, 64], None, False, "nf4")
     torch.library.opcheck(nf4_product._nf4_product, inputs)
 
 
