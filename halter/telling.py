@@ -50,11 +50,18 @@ def painted(text: str, colour: str) -> str:
     return f"{colour}{word}{PLAIN}{space}{rest}"
 
 
+def columns() -> int:
+    """The width of the terminal, where standard error is one."""
+    return max(20, shutil.get_terminal_size((100, 24)).columns - 1)
+
+
 def wrapped(text: str) -> str:
     """Each line folded between words to a terminal's width; as it is elsewhere, so that programs read whole lines."""
-    if not sys.stderr.isatty():
-        return text
-    width = max(20, shutil.get_terminal_size((100, 24)).columns - 1)
+    return folded(text, columns()) if sys.stderr.isatty() else text
+
+
+def folded(text: str, width: int) -> str:
+    """Each line folded between words to this width."""
     folds = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
     return "\n".join(textwrap.fill(line, width, subsequent_indent="  ", **folds) for line in text.split("\n"))  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,7 +103,7 @@ def combine(
     place = _needed(output, "combine")
     numbers = [1.0] * len(folders) if weights is None else _numbers(weights)
     adapters = [shelf.open_without_weights(folder, model) for folder in folders]
-    made, report = combined(adapters, numbers, options)
+    made, report = combined(adapters, numbers, options, folders)
     made.facts["combined"]["of"] = [str(folder) for folder in folders]
     made.save(place)
     print(json.dumps({"folder": place, **asdict(report)}, indent=2) if as_json else f"{report}\nadapter: {place}")
@@ -174,6 +175,7 @@ def convert(
 
 def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple[Any, list[str], list[str], str]:
     """(adapter, what was lost, what is told of its reading, what it was)."""
+    from halter.files.nearby import no_such_source
     from halter.methods.importers import import_adapter
     from halter.pretrained.load import load_config
     from halter.run import shelf
@@ -183,6 +185,9 @@ def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple
             raise Refusal("usage", "options of imports belong to files, and this is a folder", where=source[0])
         adapter = shelf.open_without_weights(source[0], model)
         return adapter, [], adapter.notes, " + ".join(method.name() for method in adapter.methods)
+    for name in source:
+        if not os.path.lexists(name):
+            raise no_such_source(Path(name))
     if model is None:
         raise Refusal("base-unknown", "a file of another program does not say its base", fix="give --model")
     made = import_adapter(source, load_config(model), options)

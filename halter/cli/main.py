@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from halter import __version__
 from halter.cli.entry import INTERRUPTED, begin, started
-from halter.errors import SHOWN_LINES, HalterError, Refusal
+from halter.errors import HalterError, Refusal
 from halter.telling import RED, loudness, painted, spelt, wrapped
 
 VERBS = {
@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        return _report(error, debug)
+        return _report(error, debug, verbose)
 
 
 def overview() -> str:
@@ -88,7 +88,7 @@ def overview() -> str:
             *lines,
             "",
             "halter COMMAND --help says more. Every command takes --quiet (warnings and results only), --verbose",
-            "(where each default comes from too) and --debug (the traceback of a failure).",
+            "(where each default comes from, every mistake in full) and --debug (the traceback of a failure).",
             "--version shows the version.",
         ]
     )
@@ -149,7 +149,7 @@ def _terminated(signum: int, frame: Any) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
-def _report(error: Exception, debug: bool) -> int:
+def _report(error: Exception, debug: bool, verbose: bool) -> int:
     if debug:
         import traceback
 
@@ -162,7 +162,11 @@ def _report(error: Exception, debug: bool) -> int:
         _say(str(error))
         return error.exit_code
     if isinstance(error, Refusal):
-        _say(_paragraphs(error))
+        from halter.cli.brief import message
+        from halter.files.found_list import keep_found
+
+        kept = keep_found(error)
+        _say(message(error, None if kept is None else str(kept), verbose))
         return Refusal.exit_code
     what = str(error) if isinstance(error, HalterError) else f"{type(error).__name__}: {error}"
     # Whoever has a run folder writes the traceback there and says so in a note.
@@ -170,28 +174,6 @@ def _report(error: Exception, debug: bool) -> int:
     hint = [] if debug or notes else ["--debug shows the traceback"]
     _say(". ".join(part.rstrip(". ") for part in [what, *notes, *hint]) + ".")
     return 1
-
-
-def _paragraphs(refusal: Refusal) -> str:
-    """The refusal in one paragraph, several in several; long lists stand one a line, the first few."""
-    from halter.files.found_list import keep_found
-
-    lines = [f"{refusal.what}:"] if refusal.parts else []
-    kept = keep_found(refusal)
-    place = f"; all of them are in {kept}" if kept is not None else ""
-    lines += [("- " if refusal.parts else "") + _paragraph(part, place) for part in refusal.parts or (refusal,)]
-    return "\n".join(lines)
-
-
-def _paragraph(refusal: Refusal, place: str) -> str:
-    items = refusal.groups
-    if not items:
-        if not refusal.many():
-            return refusal.paragraph() + ("" if refusal.whole() else f"\n{place.removeprefix('; ').capitalize()}")
-        more = len(refusal.found) - SHOWN_LINES
-        items = refusal.found if more <= 1 else (*refusal.found[:SHOWN_LINES], f"and {more} more")
-    items = (*items[:-1], items[-1] + (place if not refusal.whole() else ""))
-    return refusal.paragraph("Found:" + "".join(f"\n  {item}" for item in items) + "\n").replace("\n. ", "\n")
 
 
 def _say(text: str) -> None:

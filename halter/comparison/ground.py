@@ -13,6 +13,8 @@ from halter.comparison.material import Material, split
 from halter.comparison.options import CompareOptions
 from halter.data.example import Example
 from halter.data.load import load_examples
+from halter.errors import HalterError
+from halter.files.folders import discard
 from halter.model.decoder import Decoder
 from halter.model.storages import STORAGES
 from halter.pretrained.digest import digest_base
@@ -102,7 +104,18 @@ class Ground:
 
 def lay(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Ground:
     """Read and encode everything once. ``source``: the recipe as a mapping, without `compare` and `method`; ``first``:
-    a method section. Refusals as of the recipe, the data, the base's folder, and ``compare-data``."""
+    a method section. Refusals as of the recipe, the data, the base's folder, and ``compare-data``; after one nothing is
+    left of the data, so that the same folder is free for the next try."""
+    fresh = not (folder / "data").exists()
+    try:
+        return _laid(source, first, options, folder, say)
+    except HalterError:
+        if fresh and (folder / "data").exists():
+            discard(folder / "data")
+        raise
+
+
+def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Ground:
     recipe = recipes.load({**source, "method": first})
     material = split(recipe.data, options, folder / "data", say)
     train, validation = (str(material.files[part]) for part in ("train", "validation"))

@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -75,15 +76,20 @@ class CombineReport:
 
 
 def combine(
-    adapters: Sequence[Adapter], weights: Sequence[float], options: CombineOptions | None = None
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    options: CombineOptions | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[Adapter, CombineReport]:
-    """sum_i weights[i] * adapters[i] as one LoRA adapter of scale 1, on the CPU, and what became of it.
+    """sum_i weights[i] * adapters[i] as one LoRA adapter of scale 1, on the CPU, and what became of it. ``names``: what
+    the adapters are called in messages.
 
     An adapter that does not act at a place brings nothing there: in TIES it has no voice, as in PEFT. Refusals:
     ``not-low-rank`` (naming places), ``bases-differ``, ``combine-options``.
     """
     options = options or CombineOptions()
     _check(adapters, weights, options)
+    _refuse_other_bases(adapters, names or [f"adapter {i}" for i in range(1, len(adapters) + 1)])
     tables = [pairs_of(adapter) for adapter in adapters]
     shape = adapters[0].shape
     made: dict[str, Pair] = {}
@@ -144,14 +150,35 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Combi
         bad.append(f"density {options.density}; a share is above 0 and at most 1")
     if bad:
         raise Refusal("combine-options", "adapters cannot be combined like this", found=bad)
-    first = adapters[0]
-    apart = [f"adapter {i}: another model's shape" for i, a in enumerate(adapters, 1) if a.shape != first.shape]
-    for kind in ("digest", "fingerprint"):
-        known = [(i, d) for i, a in enumerate(adapters, 1) if (d := (a.facts.get("base") or {}).get(kind))]
-        apart += [f"adapter {i}: base's {kind} {d[:12]}, not {known[0][1][:12]}" for i, d in known if d != known[0][1]]
-    if apart:
-        fix = "combine adapters of one base; halter adapters list FOLDER names each one's"
-        raise Refusal("bases-differ", "these adapters were not trained over one base", found=apart, fix=fix)
+
+
+def _refuse_other_bases(adapters: Sequence[Adapter], names: Sequence[str]) -> None:
+    """Refusal ``bases-differ``, with each base and the adapters that were trained over it."""
+    facts = [adapter.facts.get("base") or {} for adapter in adapters]
+    marks = [[one[kind] for one in facts if one.get(kind)] for kind in ("digest", "fingerprint")]
+    if len({adapter.shape for adapter in adapters}) == 1 and all(len(set(mark)) <= 1 for mark in marks):
+        return
+    by_base: dict[str, list[str]] = {}
+    for adapter, one, name in zip(adapters, facts, names, strict=True):
+        called = Path(str(one.get("name") or "a base that is not recorded")).name
+        known = [str(one[kind])[:12] for kind in ("digest", "fingerprint") if one.get(kind)][:1]
+        told = f"{' '.join([called, *known])} ({adapter.shape.dim} wide, {adapter.shape.layers} layers)"
+        by_base.setdefault(told, []).append(name)
+    most = max(by_base, key=lambda told: len(by_base[told]))
+    others = [name for told, those in by_base.items() if told != most for name in those]
+    found = [f"{_few(those)} over {told}" for told, those in by_base.items()]
+    raise Refusal(
+        "bases-differ",
+        "these adapters were not trained over one base, and what one adds to its own means nothing in another",
+        found=found,
+        groups=found if len(found) <= 3 else [*found[:3], f"and {len(found) - 3} more"],
+        fix=f"leave out {_few(others)}, or train anew over {most}" if others else "combine adapters of one base",
+    )
+
+
+def _few(several: Sequence[str]) -> str:
+    names = list(dict.fromkeys(several))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _agreed(adapters: Sequence[Adapter], name: str) -> bool:

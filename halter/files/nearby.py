@@ -108,6 +108,13 @@ def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
     )  # fmt: skip
 
 
+def no_such_source(path: Path) -> Refusal:
+    """Refusal ``source-missing`` of an adapter that is not there: a folder, or a file of another program."""
+    fix = _choose(similar(path, ("adapter", "run")) or similar(path, files=True))
+    what = "there is no such file or folder"
+    return Refusal("source-missing", what, where=str(path), fix=fix or "give an adapter, a run or an adapter's file")
+
+
 def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) -> list[Path]:
     """Neighbours whose names are near to this one's, the nearest first; of those ``wanted`` where there are any."""
     names = {path.name: path for path in children(folder.parent, files)}

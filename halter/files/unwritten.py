@@ -22,8 +22,8 @@ _KINDS: dict[int, tuple[str, str]] = {
     errno.EACCES: ("not-permitted", f"{_ELSEWHERE}, or get the right to write there"),
     errno.EPERM: ("not-permitted", f"{_ELSEWHERE}, or get the right to write there"),
     errno.ENAMETOOLONG: ("name-too-long", f"give a shorter name: at most {LONGEST} bytes between two slashes"),
-    errno.ENOTDIR: ("not-a-folder", "a part of this path is a file: name another place"),
-    errno.EEXIST: ("not-a-folder", "a part of this path is a file: name another place"),
+    errno.ENOTDIR: ("not-a-folder", "name another place, or move what is there"),
+    errno.EEXIST: ("not-a-folder", "name another place, or move what is there"),
     errno.EISDIR: ("is-a-folder", "name a file in it"),
     errno.ENOENT: ("folder-gone", "the folder was removed while it was written to: give the command again"),
     errno.EMFILE: ("too-many-files", "raise the limit on open files (ulimit -n)"),
@@ -54,7 +54,18 @@ def unwritten(path: Path | str | None, error: OSError, what: str = "could not be
     if id == "disk-full" and path is not None:
         fix = fix.replace("make room", f"make room ({_free(Path(path))})", 1)
     told = "" if path is None else str(_plain(Path(path)))
-    return Unwritten(id, f"{what}: {error.strerror or error}", where=told, fix=fix)
+    why = error.strerror or str(error)
+    if id == "not-a-folder":
+        file = None if path is None else _in_the_way(Path(path))
+        kind = "not a folder" if file is None or not file.is_file() else "a file, not a folder"
+        why = f"{file or 'a part of this path'} is {kind}"
+    return Unwritten(id, f"{what}: {why}", where=told, fix=fix)
+
+
+def _in_the_way(path: Path) -> Path | None:
+    """The part of a path that is there and no folder."""
+    above = [*reversed(path.parents), path]
+    return next((part for part in above if os.path.lexists(part) and not os.path.isdir(part)), None)
 
 
 def of_system(error: OSError) -> Unwritten | None:

@@ -22,7 +22,7 @@ from halter.recipe.fields import Key, found, keys_of, strangers, words
 from halter.recipe.foreign.convert import convert, recognise
 from halter.recipe.foreign.written import command
 from halter.recipe.foreign.written import refusal as foreign_recipe
-from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
+from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather, readings
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
     DEFAULT_METHOD,
@@ -99,7 +99,7 @@ def load_tolerant(
     recipe = Recipe(
         methods=tuple(read),
         output_dir=None if output is None else output.value,
-        notes=tuple(gathered.notes),
+        notes=(*readings(gathered.renamed), *gathered.notes),
         defaults=taken,
         given=_given(gathered),
         **sections,

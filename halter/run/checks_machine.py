@@ -84,15 +84,17 @@ def _optimizer(options: TrainOptions, device: str) -> Iterator[Refusal]:
 
 
 def writable(folder: str | Path) -> Iterator[Refusal]:
-    """Refusal ``output-not-writable`` where the folder could not be made; a small one is made beside it and removed."""
+    """Refusal ``output-not-writable`` where the folder could not be made, ``not-a-folder`` where a file stands in the
+    way; a small one is made beside it and removed."""
     place = Path(folder).expanduser()
     try:
         with suppress(_ItWorks), folders.new_folder(nearest(place) / f".halter-{secrets.token_hex(4)}"):
             raise _ItWorks
         folders.try_out(place)
     except Unwritten as error:
-        why = error.what.rpartition(": ")[2]
-        yield Refusal("output-not-writable", f"the run folder cannot be made: {why}", where=str(folder), fix=error.fix)
+        why = error.what.partition(": ")[2]
+        id = error.id if error.id == "not-a-folder" else "output-not-writable"
+        yield Refusal(id, f"the run folder cannot be made: {why}", where=str(folder), fix=error.fix)
 
 
 class _ItWorks(Exception):

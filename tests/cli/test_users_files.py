@@ -48,7 +48,7 @@ WRITERS: dict[str, list[str]] = {
 WRITE_NOTHING = {"init --output", "doctor --output", "playground action"}
 """Options of the same names that only say where a run will write."""
 
-TAKEN = ("already-exists", "not-a-run", "run-finished", "not-a-comparison", "output-not-writable")
+TAKEN = ("already-exists", "not-a-run", "run-finished", "not-a-comparison", "not-a-folder")
 
 
 @pytest.fixture(scope="module")

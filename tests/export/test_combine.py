@@ -294,3 +294,19 @@ def test_facts_that_all_agree_on_go_along():
     made, _ = combine(adapters, [1.0, 1.0])
     assert made.facts["base"] == {"name": "x", "digest": "d"} and set(made.facts) == {"base", "combined"}
     assert made.facts["combined"]["weights"] == [1.0, 1.0]
+
+
+def test_each_base_is_named_with_its_adapters_and_following_the_advice_works():
+    model, names = tiny.decoder(), [f"runs/{c}" for c in "abcdefg"]
+    adapters = [lora(model, n) for n in range(7)]
+    for adapter, base in zip(adapters, "xyxxzxw", strict=True):
+        adapter.facts["base"] = {"name": f"some/where/{base}", "digest": base * 64}
+    with pytest.raises(Refusal) as caught:
+        combine(adapters, [1.0] * 7, names=names)
+    told = str(caught.value)
+    assert "runs/a, runs/c, runs/d and 1 more over x xxxxxxxxxxxx" in told and "; and 1 more" in told
+    assert "leave out runs/b, runs/e, runs/g, or train anew over x " in told and len(caught.value.found) == 4
+    kept = [adapter for adapter, name in zip(adapters, names, strict=True) if name not in caught.value.fix]
+    assert combine(kept, [1.0] * len(kept))[1].error == 0
+    with pytest.raises(Refusal, match="adapter 1 over x.*adapter 2 over y"):
+        combine(adapters[:2], [1.0, 1.0])

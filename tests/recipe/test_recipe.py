@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml as yaml11
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from halter import telling
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.methods.method import find, names
@@ -138,7 +140,7 @@ output_dir: out
 """
 
 
-def test_a_flat_recipe_of_another_tool_is_read_with_a_note_for_each_name(tmp_path: Path) -> None:
+def test_a_flat_recipe_of_another_tool_is_read_and_one_note_tells_every_name(tmp_path: Path) -> None:
     text = AXOLOTL.replace("datasets_are_elsewhere: false", "dataset: f.jsonl").replace("optimizer:", "optim:")
     recipe = load(write(tmp_path, text))
     options = recipe.method.options
@@ -150,9 +152,34 @@ def test_a_flat_recipe_of_another_tool_is_read_with_a_note_for_each_name(tmp_pat
         activation_checkpointing="on",
     )  # fmt: skip
     assert recipe.output_dir == "out"
-    named = text.count("\n") - 1  # output_dir is at home at the top
-    assert len(recipe.notes) == named + 1 and "halter init --from" in recipe.notes[-1]  # whose defaults do not count
-    assert any(n.endswith(":4:1: lora_r is read as method.r") for n in recipe.notes)
+    assert len(recipe.notes) == 2 and "halter init --from" in recipe.notes[-1]  # whose defaults do not count
+    named = [line.partition(":")[0] for line in text.splitlines() if not line.startswith("output_dir")]
+    assert f"{len(named)} keys are read" in recipe.notes[0] and "lora_r is method.r; " in recipe.notes[0]
+    assert "micro_batch_size is train.per_device_train_batch_size; " in recipe.notes[0]
+    assert "in train gradient_accumulation_steps, learning_rate" in recipe.notes[0]
+    assert all(re.search(rf"\b{name}\b", recipe.notes[0]) for name in named)
+
+
+def test_keys_of_other_tools_are_told_one_by_one_where_they_are_few_and_in_six_lines_where_they_are_ten(
+    tmp_path: Path,
+) -> None:
+    keys = {
+        "model_name_or_path": "org/model", "dataset": "f.jsonl", "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1,
+        "max_seq_length": 64, "num_train_epochs": 1, "learning_rate": 0.001, "warmup_ratio": 0.1, "seed": 3,
+    }  # fmt: skip
+    for count in range(2, len(keys) + 1):
+        some = dict(list(keys.items())[:count])
+        file = tmp_path / f"{count}.yaml"
+        file.write_text("".join(f"{key}: {value}\n" for key, value in some.items()))
+        notes = [note for note in load(file).notes if "halter init --from" not in note]
+        if count < 4:
+            assert [n.rpartition(": ")[2].partition(" is read as ")[0] for n in notes] == list(some), notes
+        else:
+            assert len(notes) == 1 and all(re.search(rf"\b{key}\b", notes[0]) for key in some)
+            assert len(telling.folded(f"note: {notes[0]}", 100).split("\n")) <= 6 and "lora_r is method.r" in notes[0]
+    flags = ["model_name_or_path=org/m", "dataset=f.jsonl", "lora_r=4", "lora_alpha=8", "max_seq_length=64"]
+    (note,) = load(None, flags).notes
+    assert note.startswith("command line: 5 keys are read") and all(flag.partition("=")[0] in note for flag in flags)
 
 
 @pytest.mark.parametrize("name", ["cutoff_len", "max_seq_length", "max_seq_len", "model_max_length", "sequence_len"])

@@ -35,7 +35,7 @@ PLANTED = {
     "targets matching nothing": ("targets-match-nothing", "did you mean q_proj"),
     "longest row that does not fit": ("row-memory", "chat.jsonl:"),
     "disk space": ("disk-space", "4 checkpoints"),
-    "no write permission": ("output-not-writable", "taken.txt"),
+    "no write permission": ("not-a-folder", "taken.txt is a file"),
     "unknown device": ("device-missing", "cuda:99"),
     "precision against dtype": ("recipe", "train.precision is bf16 and model.dtype is float32"),
     "templates that disagree": ("template-differs", "the checkpoint's own"),
