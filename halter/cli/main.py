@@ -149,7 +149,7 @@ def _terminated(signum: int, frame: Any) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
-def _report(error: Exception, debug: bool, verbose: bool) -> int:
+def _report(error: Exception, debug: bool, verbose: bool = False) -> int:
     if debug:
         import traceback
 
