@@ -21,8 +21,6 @@ NOT_LOOSE = frozenset({"name", "path"})
 """Keys too general to be understood outside their section."""
 MOST_LISTED = 12
 """Keys of a section that are listed to somebody whose own is near to none of them."""
-MANY_RENAMED = 4
-"""Keys of other tools from which on they are told in one note."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Gathered:
     sections: dict[str, dict[str, Given]] = field(default_factory=lambda: {name: {} for name in ("", *SECTIONS)})
     methods: list[dict[str, Given]] = field(default_factory=lambda: [{}])
     mistakes: list[tuple[str, str]] = field(default_factory=list)
-    renamed: list[tuple[Given, str]] = field(default_factory=list)
-    """What was read as another key than it was written as: (as written, section.key)."""
+    renamed: list[tuple[Given, str, str]] = field(default_factory=list)
+    """What was read as another key than it was written as: (as written, section.key, a remark)."""
     notes: list[str] = field(default_factory=list)
 
     def problem(self, where: str, what: str) -> None:
@@ -240,12 +238,8 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
     full = f"{place.section}.{place.key}".strip(".")
     own_name = given.override and not section and key == place.key  # --max-length is data.max_length's own flag
     if (section != place.section or key != place.key) and not own_name:
-<<<<<<< HEAD
         remark = f" ({place.remark})" if place.remark else ""
-        result.notes.append(f"{given.where()}: {given.name} is read as {full}{remark}")
-=======
-        result.renamed.append((given, full))
->>>>>>> eb7483f (Several mistakes at once are told in six lines, each with its id; keys of other tools in one note; the file in an output's way is named; adapters of two bases by name; a refused comparison leaves its folder free)
+        result.renamed.append((given, full, remark))
     if value is NOTHING:
         return
     value = TOLERATED.get((place.section, place.key), lambda v: v)(value)
@@ -268,23 +262,6 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
             )
         value = {**outer, name: value}
     target[place.key] = Given(value, given.document, given.path, given.name, given.override)
-
-
-def readings(renamed: Sequence[tuple[Given, str]]) -> list[str]:
-    """Notes of what was read as another key: a sentence a key, and one for the whole file where they are many."""
-    notes = []
-    sources = [COMMAND_LINE if given.override else given.document.source for given, _ in renamed]
-    for source in dict.fromkeys(sources):
-        here = [one for one, of in zip(renamed, sources, strict=True) if of == source]
-        if len(here) < MANY_RENAMED:
-            notes += [f"{given.where()}: {given.name} is read as {full}" for given, full in here]
-            continue
-        told = [f"{given.name} is {full}" for given, full in here if full.rpartition(".")[2] != given.name]
-        for section in dict.fromkeys(full.rpartition(".")[0] for _, full in here):
-            same = [given.name for given, full in here if full == f"{section}.{given.name}"]
-            told += [f"in {section} {', '.join(same)}"] if same else []
-        notes.append(f"{source}: {len(here)} keys are read as other tools have them: {'; '.join(told)}")
-    return notes
 
 
 def _type(result: Gathered, place: Alias, index: int) -> Any:

@@ -22,7 +22,8 @@ from halter.recipe.fields import Key, found, keys_of, strangers, words
 from halter.recipe.foreign.convert import convert, recognise
 from halter.recipe.foreign.written import command
 from halter.recipe.foreign.written import refusal as foreign_recipe
-from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather, readings
+from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
+from halter.recipe.readings import readings
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
     DEFAULT_METHOD,
@@ -105,7 +106,7 @@ def load_tolerant(
         **sections,
     )
     refusal = _refusal(gathered, document) if gathered.problems else None
-    return (recipe, refusal) if source is None or isinstance(source, Mapping) else _foreign(recipe, refusal, document)
+    return (recipe, refusal) if isinstance(source, Mapping | None) else _foreign(recipe, refusal, document)
 
 
 def _one_dtype(model: ModelOptions, train: TrainOptions, gathered: Gathered) -> None:
@@ -120,8 +121,7 @@ def _one_dtype(model: ModelOptions, train: TrainOptions, gathered: Gathered) -> 
 def _foreign(recipe: Recipe, refusal: Refusal | None, document: Document) -> tuple[Recipe, Refusal | None]:
     """A file of another tool that cannot be read as it is: its reading in six lines in place of every mistake; one that
     can: a note that the tool's own defaults do not count."""
-    tool = recognise(document.data)
-    if tool is None:
+    if (tool := recognise(document.data)) is None:
         return recipe, refusal
     if refusal is not None:
         raise foreign_recipe(convert(tool, document.data, document.source))

@@ -97,7 +97,7 @@ def test_every_problem_is_printed_with_id_and_remedy(
     monkeypatch.chdir(tmp_path)
     given = [*arguments(own, tmp_path), "--lora-rnk", "3", "--target-modules", "[query]", "--allow", "disk-spcae"]
     told = (("recipe", "did you mean r?"), ("targets-match-nothing", "q_proj"), ("waiver-unknown", "disk-space"))
-    assert main.run(given) == 2
+    assert main.run([*given, "--verbose"]) == 2
     err = capsys.readouterr().err
     assert "3 mistakes" in err and all(f"[{id}]" in err and word in err for id, word in told)
     assert main.run([*given, "--json"]) == 2
