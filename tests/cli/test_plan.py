@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import halter
 from halter.cli import main
+from halter.recipe import as_data
+from halter.run import planned
 
 
 def test_a_preset_is_planned_from_flags_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,3 +72,22 @@ def test_the_survey_s_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(found["presets"]) == preset_names() and "llama-3.1-405b" in found["presets"]
     assert main.run(["plan", "--table"]) == 0
     assert "about 2.5M, 0.036 %; true is 4,194,304 (0.0622%)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on", ["rtx-4090", "h100-sxm", None])
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "llama-3.1-8b", "llama-2-13b"])
+def test_the_command_and_halter_plan_ask_the_same_question(model, on, monkeypatch, capsys):
+    """Both go through one function: the same recipe, budget and device reach it, with the same defaults."""
+    asked = []
+    answer = SimpleNamespace(as_dict=dict)
+    monkeypatch.setattr(planned, "plan", lambda *given, tell: asked.append(given) or answer)
+    for method, more in (("lora", []), ("qlora", ["method.r=8"]), ("full", ["data.max_length=512"])):
+        where = ["--on", on] if on else ["--memory", "8GB"]
+        assert main.run(["plan", "--model", model, "--method", method, "--json", *where, *more]) == 0
+        named = {"on": on} if on else {"memory": "8GB"}
+        halter.plan({"model": model, "method": method}, more, **named)
+        halter.plan(overrides=[f"model.path={model}", f"method.name={method}", *more], **named)
+    capsys.readouterr()
+    for n in range(0, len(asked), 3):
+        first, *others = ((as_data(recipe), *rest) for recipe, *rest in asked[n : n + 3])
+        assert all(other == first for other in others)

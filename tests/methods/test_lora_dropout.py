@@ -7,7 +7,11 @@ import tiny
 import torch
 
 from halter.methods.adapter import adapt
+from halter.methods.dora import Dora
+from halter.methods.lora import Lora
+from halter.model.places import run_at
 from halter.model.segments import Segments
+from halter.numerics.dropout import dropout, key
 
 RATE = 0.25
 X = torch.randn(200, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -70,3 +74,32 @@ def test_a_fresh_adapter_with_dropout_is_the_base(key):
     with torch.no_grad():
         got = model.hidden(torch.arange(20), segments, adapter.bind(model, segments, key))
         assert torch.equal(got, model.hidden(torch.arange(20), segments))
+
+
+@pytest.mark.parametrize("order", [("lora", "dora"), ("dora", "lora")])
+def test_dora_under_dropout_joined_with_lora_is_pefts_equation(order):
+    """peft's form, in float64, output and gradients: a DoRA under dropout adds (g - 1) W x' + g s B A x' of its own
+    dropped x' to what comes to it, whatever that is; a LoRA adds s B A x'' of another mask."""
+    model = tiny.decoder(dtype=torch.float64)
+    kinds = {"lora": Lora(r=3, alpha=4.0, dropout=0.3, target_modules=["q_proj"]),
+             "dora": Dora(r=2, alpha=3.0, dropout=0.4, target_modules=["q_proj"])}  # fmt: skip
+    both = adapt(model, [kinds[name] for name in order]).double()
+    tiny.jitter(both, 0.3)
+    weight = model.module(0, "q_proj").weight()
+    base = X @ weight.T
+    got = run_at(act_of(both, model, 0, "q_proj", 7), model.module(0, "q_proj"), X)
+    want = base
+    pieces = [slot.piece for slot in both.slots if (slot.layer, slot.place) == (0, "q_proj")]
+    for part, (name, piece) in enumerate(zip(order, pieces, strict=True)):
+        scale = kinds[name].alpha / kinds[name].r
+        dropped = dropout(X, kinds[name].dropout, key(key(7, part), 0, "q_proj"))
+        low = scale * dropped @ piece.a.T @ piece.b.T
+        if name == "dora":
+            gain = piece.magnitude / (weight + scale * piece.b @ piece.a).norm(dim=1).detach()
+            low = (gain - 1) * (dropped @ weight.T) + gain * low
+        want = want + low
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    parameters = [p for piece in pieces for p in piece.parameters()]
+    ours, theirs = (torch.autograd.grad(made.square().sum(), parameters) for made in (got, want))
+    for mine, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-11, atol=1e-11)
