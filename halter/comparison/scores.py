@@ -12,7 +12,8 @@ from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.choices import Ballot, ballot
 from halter.evaluation.options import TaskOptions
-from halter.evaluation.score import Question, answers, held_out, held_out_loss, question
+from halter.evaluation.questions import Question, question
+from halter.evaluation.score import answers, held_out, held_out_loss
 from halter.evaluation.tasks import Judge, task_scores
 from halter.evaluation.texts import ROUGE, exact_match, rouge
 from halter.files.tokenizer import Tokenizer

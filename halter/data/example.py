@@ -15,6 +15,8 @@ class Example:
     tokens: np.ndarray
     supervised: np.ndarray
     origin: str = ""
+    answer: str = ""
+    """The last answer as the row's file has it, where somebody has looked because the tokens do not say all of it."""
 
     @property
     def targets(self) -> int:

@@ -11,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from halter.data import doubts
 from halter.data.choose import sample
 from halter.data.columns import Reader, understand
 from halter.data.encode import Encoder
@@ -82,6 +83,7 @@ class _Made:
     rows: list[tuple[int, list[Example]]]
     plain: bool
     notes: dict[str, int]
+    pairs: tuple[doubts.Pair, ...] = ()
 
 
 class Pass:
@@ -102,6 +104,7 @@ class Pass:
         self.encoder, self.seed, self.builder, self.first, self.workers = encoder, seed, builder, first, workers
         self.account = Account()
         self._progress = progress
+        self._ends, self._contradictions = doubts.end_marks(encoder.tokenizer), doubts.Contradictions()
 
     def run(self, group: Group) -> Account:
         """Every row that can be used, encoded."""
@@ -113,6 +116,7 @@ class Pass:
                 if self._progress is not None and document % HEAD == 0:
                     self._progress(document)
                 self._take(row, document, result)
+        self.account.report.notes.update(self._contradictions.notes())
         # Some faults are seen when a row is read and some when it is encoded, which may be a while later.
         order = {name: place for place, name in enumerate(self.account.report.sources)}
         self.account.report.faults.sort(key=lambda fault: _place(fault.origin, order))
@@ -126,13 +130,16 @@ class Pass:
         if mark and self.encoder.options.on_rejected == "drop":
             return _Made([], False, {"rejected_dropped": 1})
         notes = Counter[str](rejected_learned=1 if mark else 0)
-        rows, plain = [], False
+        rows, plain, pairs = [], False, []
         for meant in read.reader.every(read.row):
             examples, told = self.encoder.examples(meant, read.origin)
             rows += [(len(example.tokens), self.encoder.fitted(example, meant)) for example in examples]
             notes.update(told)
+            notes.update(doubts.of_row(meant, read.row, self._ends))
+            pairs += [pair] if (pair := doubts.pair(meant)) is not None else []
             plain |= meant.messages is None
-        return _Made(rows, plain, +notes)
+        notes.update(doubts.unknown([piece for _, pieces in rows for piece in pieces], self.encoder.tokenizer))
+        return _Made(rows, plain, +notes, tuple(pairs))
 
     def _source(self, number: int, source: Source) -> Iterator[_Read]:
         path, limit = source.parts
@@ -192,6 +199,7 @@ class Pass:
             return
         account.report.as_they_stand += made.plain
         account.report.notes.update(made.notes)
+        self._contradictions.add(made.pairs)
         for length, pieces in made.rows:
             self._count_long(read.origin, length, len(pieces))
             for piece in pieces:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from halter.data.row_files import Fault
+
+if TYPE_CHECKING:
+    from halter.data.report import DataReport
 
 PLACE = re.compile(r"(.*?)(?::(\d+)|\[(\d+)\])", re.DOTALL)
 DIFFERS = re.compile(r" at (byte|character) \d+| in message \d+|(?<=duplicate id) .*")
@@ -28,10 +32,31 @@ NOTES: dict[str, str] = {
     "content_cut": "{n} messages are written in part only by the chat template: halter inspect shows what is left",
     "last_turn_unlearned": "{n} conversations do not end with the assistant: what stands after its last answer is "
     "not learned",
+    "unknown": "{n} tokens of answers, in {unknown_rows} rows, are <unk>: the tokenizer has no token for what stands "
+    "there, so the model can neither learn nor say it",
+    "templated": "{n} rows hold the marks of a chat template already (### Instruction:, [INST], <|im_start|> and the "
+    "like), and the template is put around them once more: give rows without them, or learn these as they stand "
+    "(data.columns='{{prompt: ..., completion: ...}}')",
+    "ended": "{n} answers end in the name of an end (</s>, <|im_end|>, <|eot_id|> and the like), which is text there, "
+    "letter by letter, before the end itself: take it out of the rows",
+    "swapped_user": "in {n} conversations the assistant speaks first and the user last: are the roles swapped? "
+    "data.roles='{{user: assistant, assistant: user}}' swaps them back",
+    "swapped_human": "in {n} conversations the assistant speaks first and the user last: are the roles swapped? "
+    "data.roles='{{human: assistant, gpt: user}}' swaps them back",
+    "echoed": "in {n} rows the answer is the question word for word: is one column given for both?",
+    "contradicting": "{n} rows ask what another row asks and want another answer ({contradicted} questions)",
 }
 """{what was met: its sentence}; ``Rows.notes`` and ``DataReport.notes`` count by these names."""
-ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids"})
+ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids", "contradicting"})
 """What the user asked for, or what costs nothing: told, and no warning."""
+ENOUGH = {
+    "templated": 0.05, "ended": 0.05, "swapped_user": 0.5, "swapped_human": 0.5, "echoed": 0.5, "contradicting": 0.01,
+}  # fmt: skip
+"""Share of the rows from which on it is no accident; what is not named here is told from the first on."""
+SCORED = ("unknown", "templated", "ended", "swapped_user", "swapped_human", "echoed")
+"""What is told of rows that are scored, too."""
+MANY_UNKNOWN = 0.001
+"""Share of the learned tokens from which on <unk> is worth a word: a rare character stands in every large file."""
 
 
 SHOWN, GROUPS = 3, 3
@@ -93,7 +118,30 @@ def readings(readings: Mapping[str, str], ignored: Mapping[str, Sequence[str]]) 
     return told
 
 
-def notes(counts: Mapping[str, int], aside: bool) -> list[str]:
+def notes(report: DataReport, aside: bool) -> list[str]:
     """The sentences that are no warnings (``aside``), or those that are."""
-    return [text.format(n=f"{counts[name]:,}") for name, text in NOTES.items()
-            if counts.get(name) and (name in ASIDE) == aside]  # fmt: skip
+    return [NOTES[name].format_map(_Counted(report.notes, name)) for name in NOTES
+            if (name in ASIDE) == aside and _told_of(report, name)]  # fmt: skip
+
+
+def doubts(report: DataReport) -> list[str]:
+    """The warnings that matter where rows are scored and nothing is learned."""
+    return [NOTES[name].format_map(_Counted(report.notes, name)) for name in SCORED if _told_of(report, name)]
+
+
+def _told_of(report: DataReport, name: str) -> bool:
+    count = report.notes[name]
+    if name == "unknown":
+        return count > MANY_UNKNOWN * (report.targets + report.validation_targets)
+    return count > 0 and count >= ENOUGH.get(name, 0.0) * (report.rows - report.left_out)
+
+
+class _Counted(dict[str, str]):
+    """Counts as they are written, ``n`` the one that the sentence is about."""
+
+    def __init__(self, counts: Mapping[str, int], name: str) -> None:
+        super().__init__({"n": f"{counts[name]:,}"})
+        self._counts = counts
+
+    def __missing__(self, key: str) -> str:
+        return f"{self._counts[key]:,}"

@@ -11,7 +11,8 @@ import numpy as np
 
 from halter.data.example import Example
 from halter.errors import Refusal
-from halter.evaluation.score import Question, held_out, question
+from halter.evaluation.questions import Question, question
+from halter.evaluation.score import held_out
 from halter.evaluation.texts import exact_match
 from halter.files.tokenizer import Tokenizer
 from halter.methods.adapter import Adapter

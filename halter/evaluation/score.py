@@ -13,19 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
 from halter.errors import Refusal
+from halter.evaluation.questions import Question, question
 from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, token_f1, translation
 from halter.files import disk, writing
 from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import MAX_ROWS, Engine, Request
 from halter.generation.options import GenerationOptions
-from halter.generation.prompts import EncodedPrompt
 from halter.generation.streaming import Generation
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
@@ -51,14 +50,6 @@ class HeldOut:
     @property
     def perplexity(self) -> float:
         return perplexity(self.loss)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A row's last response, to be generated: what comes before it, and the text that is wanted."""
-
-    prompt: EncodedPrompt
-    wanted: str
 
 
 def held_out_loss(
@@ -155,24 +146,6 @@ def _logits(model: Decoder, hidden: Tensor, acts: Acts | None, index: Tensor) ->
         yield start, model.head(states, here)
 
 
-def question(example: Example, tokenizer: Tokenizer) -> Question | None:
-    """The question that a row asks, or None for a row without a prompt (plain text) or without a response."""
-    learnt = np.flatnonzero(example.supervised)
-    if not len(learnt):
-        return None
-    end = int(learnt[-1]) + 1
-    unlearnt = np.flatnonzero(~example.supervised[:end])
-    start = int(unlearnt[-1]) + 1 if len(unlearnt) else 0
-    prompt = tuple(example.tokens[:start].tolist())
-    if prompt in ((), (tokenizer.bos_id,)):
-        return None
-    wanted = example.tokens[start:end].tolist()
-    controls = {control.id for control in tokenizer.controls}
-    stops = (wanted[-1],) if wanted[-1] in controls else ()  # a template's end of turn need not be a stop of the model
-    text = tokenizer.decode(id for id in wanted if id not in (*tokenizer.stop_ids, *stops))
-    return Question(EncodedPrompt(prompt, continues=False, stop_ids=stops), text)
-
-
 def evaluate(
     model: Decoder,
     tokenizer: Tokenizer,
@@ -201,7 +174,7 @@ def evaluate(
     if predictions is not None:
         disk.refuse_existing(predictions)
     sides = {"base": None} if adapter is None else {"base": None, "adapter": adapter}
-    asked = [(row, q) for row, e in enumerate(examples) if (q := question(e, tokenizer)) is not None][:questions]
+    asked = [(row, q) for row, e in enumerate(examples) if (q := question(e, tokenizer))][:questions]
     report: dict[str, Any] = {"rows": len(examples), "answers": len(asked), "strict": strict}
     said: dict[str, list[Generation]] = {}
     losses: dict[str, HeldOut] = {}

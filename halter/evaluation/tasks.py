@@ -17,7 +17,8 @@ import numpy as np
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.options import TaskOptions
-from halter.evaluation.score import Question, answers, likelihoods
+from halter.evaluation.questions import Question
+from halter.evaluation.score import answers, likelihoods
 from halter.files.extras import missing_extra
 from halter.files.offline import quick_offline
 from halter.files.tokenizer import Tokenizer

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
+from unicodedata import category
 
 from halter.files.extras import missing_extra
 
@@ -53,9 +54,14 @@ def token_f1(answer: str, wanted: str) -> float:
     SQuAD's measure (Rajpurkar et al. 2016), but for the articles, which only English has.
     """
     said, meant = Counter(WORD.findall(answer.lower())), Counter(WORD.findall(wanted.lower()))
-    if not said or not meant:
-        return float(said == meant)
+    if not said and not meant:  # emoji, or marks of what a tokenizer does not know: no words, and something said
+        return float(_symbols(answer) == _symbols(wanted))
     return 2 * (said & meant).total() / (said.total() + meant.total())
+
+
+def _symbols(text: str) -> list[str]:
+    """The characters of a text that are no white space and no punctuation."""
+    return [char for char in text if not char.isspace() and not category(char).startswith("P")]
 
 
 def last_number(text: str) -> Decimal | None:

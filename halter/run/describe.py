@@ -28,9 +28,9 @@ def describe(job: Job, say: Say) -> None:
         say(f"defaults: {values} (--verbose and recipe.yaml say where each comes from)")
     for key, default in recipe.defaults.items():
         say(f"default: {key} = {default.value} ({default.source})")
-    for line in (*report.said, *told.notes(report.notes, aside=True)):
+    for line in (*report.said, *told.notes(report, aside=True)):
         say(f"note: {line}")
-    for line in (*told.notes(report.notes, aside=False), *lost_rows(job), *cautions(job)):
+    for line in (*told.notes(report, aside=False), *lost_rows(job), *cautions(job)):
         say(f"warning: {line}")
 
 

@@ -36,5 +36,5 @@ def warnings(job: Job, census: Census) -> list[str]:
         )
     if template is not None and template.asks_date and job.recipe.data.template_date is None:
         found.append("the chat template asks for a date and none is pinned: give data.template_date")
-    notes = job.data.report.notes
-    return found + told.notes(notes, aside=False) + told.notes(notes, aside=True) + lost_rows(job, MANY)
+    report = job.data.report
+    return found + told.notes(report, aside=False) + told.notes(report, aside=True) + lost_rows(job, MANY)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-from halter.data import told
+from halter.data import again, told
+from halter.data.example import Example
 from halter.data.load import Examples, load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal
-from halter.evaluation import score
+from halter.evaluation import questions, score
 from halter.evaluation.choices import choice_report
 from halter.evaluation.options import TaskKeywords, TaskOptions
 from halter.evaluation.tasks import Judge, task_manager, task_scores
@@ -163,7 +164,8 @@ def evaluate(
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
         report = _head(opened, data, account)
-        report |= _scores(opened, rows, scoring, generation, folder, progress) if rows else _NOTHING
+        scored = with_answers(opened, data, keys, rows)
+        report |= _scores(opened, scored, scoring, generation, folder, progress) if rows else _NOTHING
         if scoring.task_names:
             _add_tasks(report, opened, scoring, say)
         if folder is not None:
@@ -190,8 +192,7 @@ def held_out_rows(
     """The rows to score, made into tokens as in training but for ``keys`` of the data section, and what became of them.
     A merged model and its run get the same rows."""
     limit, recipe = scoring.limit, opened.subject.recipe
-    known = recipe.data if recipe is not None else DataOptions(max_length=opened.model.config.context)
-    known = data_options(keys, known) if keys else known
+    known = _known(opened, keys)
     seed = 0 if recipe is None else recipe.train.seed
     if data is None:
         if known.validation is None and scoring.task_names:
@@ -209,10 +210,30 @@ def held_out_rows(
     say(f"rows: {loaded.report}")
     for line in told.readings(loaded.report.readings, loaded.report.ignored):
         say(f"rows: {line}")
+    for line in told.doubts(loaded.report):
+        say(f"warning: {line}")
     if loaded.report.long_dropped:
         left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
         say(f"warning: {left} and are not scored; {_kept_by(policy, known.max_length, opened.model.config.context)}")
     return loaded.train, str(loaded.report)
+
+
+def _known(opened: Opened, keys: Sequence[str]) -> DataOptions:
+    """The data section that rows are read by."""
+    recipe = opened.subject.recipe
+    known = recipe.data if recipe is not None else DataOptions(max_length=opened.model.config.context)
+    return data_options(keys, known) if keys else known
+
+
+def with_answers(opened: Opened, data: str | Path | None, keys: Sequence[str], rows: Examples) -> Sequence[Example]:
+    """The rows, with the answer as its file has it where the tokenizer does not know all of it."""
+    lost = {one.origin for one in rows if not questions.knows_all(one, opened.tokenizer)}
+    known = _known(opened, keys)
+    if not lost:
+        return rows
+    options = known if data is None else replace(known, train=str(data), validation=None)
+    found = again.answers(options, lost)
+    return [replace(row, answer=found.get(row.origin, "")) for row in rows]
 
 
 def _kept_by(policy: str, length: int, context: int) -> str:
@@ -237,7 +258,7 @@ def _head(opened: Opened, data: str | Path | None, account: str) -> dict[str, An
 
 def _scores(
     opened: Opened,
-    rows: Examples,
+    rows: Sequence[Example],
     scoring: Scoring,
     options: GenerationOptions,
     folder: Path | None,

@@ -125,13 +125,13 @@ def test_answers_marked_as_bad_are_not_learned_unless_asked_for(tokenizer: Token
         rows = [{"messages": [talk[0], {**talk[1], "content": f"A{n}"}], mark: n % 2 == 0} for n in range(10)]
         path = write(tmp_path / f"{mark}.jsonl", rows)
         found = load(tokenizer, path)
-        assert len(found.train) == 5 and found.report.notes == {"rejected_dropped": 5}
+        assert len(found.train) == 5 and found.report.notes["rejected_dropped"] == 5
         assert "5 marked as bad answers left out" in str(found.report)
         assert all(int(found.train.origin(n).rsplit(":", 1)[1]) % 2 for n in range(5))
-        (sentence,) = told.notes(found.report.notes, aside=False)
+        (sentence,) = told.notes(found.report, aside=False)
         assert sentence.startswith("5 rows are left out") and "data.on_rejected=learn" in sentence
         learned = load(tokenizer, path, on_rejected="learn")
-        assert len(learned.train) == 10 and learned.report.notes == {"rejected_learned": 5}
+        assert len(learned.train) == 10 and learned.report.notes["rejected_learned"] == 5
         with pytest.raises(Refusal, match=f"marked as bad .{mark}: false.: 5 rows"):
             load(tokenizer, path, on_rejected="stop")
     csv = tmp_path / "kto.csv"

@@ -18,7 +18,7 @@ from halter.data.formats import Canonical
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation.choices import choice_report, variants
-from halter.evaluation.score import question
+from halter.evaluation.questions import question
 from halter.files.chat import ChatTemplate
 from halter.files.chat_rows import encode_pair
 from halter.files.tokenizer import Tokenizer

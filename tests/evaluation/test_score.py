@@ -15,7 +15,8 @@ from own_data import Own
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation import score
-from halter.evaluation.score import evaluate, held_out, held_out_loss, question
+from halter.evaluation.questions import question
+from halter.evaluation.score import evaluate, held_out, held_out_loss
 from halter.evaluation.texts import exact_match, rouge
 from halter.files.tokenizer import Tokenizer
 from halter.methods.adapter import adapt

@@ -1,0 +1,107 @@
+"""What is seldom meant in a row that can be used. It is told where enough of the rows have it (data.told)."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Collection, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from halter.data.example import Example
+from halter.data.meaning import Canonical
+from halter.files.chat_marks import begun, ended
+from halter.files.tokenizer import Tokenizer
+
+Pair = tuple[int, int]
+
+
+def end_marks(tokenizer: Tokenizer) -> frozenset[str]:
+    """This tokenizer's own names of ends, as they might be typed."""
+    names = (tokenizer.token(id) for id in tokenizer.stop_ids if id < tokenizer.vocab_size)
+    return frozenset(name for name in names if len(name) > 2 and name[0] in "<[")
+
+
+def of_row(meant: Canonical, row: Mapping[str, Any], ends: Collection[str]) -> Counter[str]:
+    """The names in data.told of what looks wrong in one row."""
+    found = Counter[str]()
+    learned = [meant.completion or meant.text or ""]
+    if meant.messages is not None:
+        spoken = [(m["role"], m["content"]) for m in meant.messages if isinstance(m.get("content"), str)]
+        learned = [text for role, text in spoken if role == "assistant"]
+        found["templated"] = any(begun(text) for _, text in spoken)
+        roles = [m["role"] for m in meant.messages if m["role"] != "system"]
+        if roles and roles[0] == "assistant" and roles[-1] == "user":
+            found["swapped_human" if _speaks(row, "human") else "swapped_user"] = 1
+    found["ended"] = any(ended(text, ends) for text in learned)
+    asked, answer = question(meant)
+    found["echoed"] = bool(answer.strip()) and answer.strip() == asked.strip()
+    return +Counter({name: int(count) for name, count in found.items()})
+
+
+def _speaks(row: Mapping[str, Any], name: str) -> bool:
+    """Whether somebody in a conversation of ShareGPT's spelling is called so."""
+    turns = (said for value in row.values() if isinstance(value, list) for said in value if isinstance(said, Mapping))
+    return any(str(said.get("from")).lower() == name for said in turns)
+
+
+def question(meant: Canonical) -> tuple[str, str]:
+    """(the last thing asked, the answer to it) as texts; ('', '') where a row asks nothing."""
+    if meant.messages is None:
+        return meant.prompt or "", meant.completion or ""
+    place = max((n for n, m in enumerate(meant.messages) if m["role"] == "assistant"), default=0)
+    before, answer = meant.messages[:place], meant.messages[place]["content"] if meant.messages else ""
+    asked: dict[str, Any] = next((m for m in reversed(before) if m["role"] == "user"), {})
+    words = [text for text in (asked.get("content"), asked.get("input")) if isinstance(text, str)]
+    return "\n".join(words), answer if isinstance(answer, str) else ""
+
+
+def pair(meant: Canonical) -> Pair | None:
+    """(digest of everything before the last answer, digest of that answer); None where a row asks nothing."""
+    if meant.messages is None:
+        return (_digest(meant.prompt), _digest(meant.completion)) if meant.prompt and meant.completion else None
+    place = max((n for n, m in enumerate(meant.messages) if m["role"] == "assistant"), default=0)
+    if not place:
+        return None
+    before = json.dumps([meant.messages[:place], meant.tools], sort_keys=True, default=str)
+    return _digest(before), _digest(json.dumps(meant.messages[place], sort_keys=True, default=str))
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+class Contradictions:
+    """Rows that ask the same and want different answers; 16 bytes a row are held."""
+
+    def __init__(self) -> None:
+        self._asked, self._wanted = array("Q"), array("Q")
+
+    def add(self, pairs: Collection[Pair]) -> None:
+        """One more row's."""
+        for asked, wanted in pairs:
+            self._asked.append(asked)
+            self._wanted.append(wanted)
+
+    def notes(self) -> Counter[str]:
+        """How many rows, of how many questions."""
+        both = np.array([self._asked, self._wanted], np.uint64).T
+        if not len(both):
+            return Counter()
+        different = np.unique(both, axis=0)[:, 0]
+        questions, answers = np.unique(different, return_counts=True)
+        several = questions[answers > 1]
+        rows = int(np.isin(both[:, 0], several).sum())
+        return +Counter(contradicting=rows, contradicted=len(several))
+
+
+def unknown(examples: Collection[Example], tokenizer: Tokenizer) -> Counter[str]:
+    """How many learned tokens say only that the tokenizer does not know a character, and in how many rows."""
+    mark = tokenizer.unk_id
+    if mark is None or mark == tokenizer.bos_id or mark in tokenizer.stop_ids:
+        return Counter()
+    counts = [int((one.supervised[1:] & (one.tokens[1:] == mark)).sum()) for one in examples]
+    return +Counter(unknown=sum(counts), unknown_rows=sum(map(bool, counts)))
