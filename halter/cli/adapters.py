@@ -73,8 +73,8 @@ def show(
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Adapter or run folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Adapter or run folder.")],
+    a: Annotated[str, typer.Argument(metavar="FOLDER", help="Adapter or run folder.")],
+    b: Annotated[str, typer.Argument(metavar="OTHER", help="The one that it is compared with.")],
     model: Model = None,
     as_json: Json = False,
 ) -> None:

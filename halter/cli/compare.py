@@ -32,11 +32,13 @@ def command(
     """Train several methods on the same rows with the same budget, learning rates chosen on validation rows, scores
     taken on test rows, and write a report. Interrupted, the same command goes on; no finished trial is run twice.
     Every key of a recipe is also a flag, as for halter train: --template alpaca, --max-length 512."""
+    from halter.cli.strays import refuse_unreadable
     from halter.cli.train import split
     from halter.comparison.whole import compare
     from halter.telling import tell
 
     recipe, overrides = split(arguments or [])
+    refuse_unreadable(recipe)
     given: dict[str, Any] = vars(options)
     found = compare(recipe, overrides, model=model, train=train, output=output, quick=quick, **given)
     print(_table(found.record))

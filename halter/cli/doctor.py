@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from halter.cli.strays import refuse_unreadable
 from halter.cli.train import SETTINGS as SETTINGS
 from halter.cli.train import Data, Methods, as_overrides, begun, split
 from halter.errors import together
@@ -33,6 +34,7 @@ def command(
     )
     if resume and recipe is None and model is None and not data:
         recipe = begun(output)
+    refuse_unreadable(recipe)
     from halter.run.asked import doctor
 
     found = doctor(recipe, overrides, resume=resume)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from halter.cli.strays import refuse_unreadable
 from halter.cli.train import NEEDS, Data, Methods, as_overrides, split
 from halter.cli.train import SETTINGS as SETTINGS
 from halter.errors import Refusal
@@ -39,15 +40,16 @@ def command(
 
     Exit code 2 where training would stop because of rows.
     """
-    from halter.run.asked import inspect
-    from halter.run.inspect_text import Look, render
-
     recipe, overrides = split(arguments or [], data)
     overrides = as_overrides({"model.path": model, "data.train": data, "method.name": method}) + overrides
+    refuse_unreadable(recipe)
     if recipe is None and not overrides:
         raise Refusal(
             "nothing-to-train", "there is nothing to inspect", fix=NEEDS.replace("halter train", "halter inspect")
         )
+    from halter.run.asked import inspect
+    from halter.run.inspect_text import Look, render
+
     if html is not None:
         from halter.files.disk import refuse_existing
         from halter.files.folders import try_out

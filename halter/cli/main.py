@@ -123,11 +123,23 @@ def _verb(name: str, arguments: list[str]) -> int:
     except typer.Abort as error:  # typer's name for Ctrl-C and for the end of input
         raise KeyboardInterrupt from error
     except usage as error:
-        fix = f"halter {name} --help lists flags and arguments"
-        raise Refusal("usage", error.format_message(), fix=fix) from error
+        what = error.format_message().replace("Value error, ", "")  # pydantic's own words before ours
+        raise Refusal("usage", what, fix=_typed(error, f"halter {name}")) from error
     if result == INTERRUPTED:  # what typer makes of Ctrl-C while a command runs
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
+
+
+def _typed(error: Any, command: str) -> str:
+    """How the command that this mistake of typer's was made in is typed; of one with second words, that one."""
+    context = getattr(error, "ctx", None)
+    command = command if context is None else context.command_path
+    lists = f"{command} --help lists flags and arguments"
+    param = getattr(error, "param", None)
+    if context is None or getattr(param, "param_type_name", "") != "argument":
+        return lists
+    words = [one.metavar or one.name.upper() for one in context.command.params if one.param_type_name == "argument"]
+    return f"it is typed {' '.join([command, *words])}; {lists}"
 
 
 def built(name: str) -> Any:

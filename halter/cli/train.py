@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from halter.cli.strays import refuse_stray, refuse_unreadable
 from halter.errors import Refusal
 
 SETTINGS = {"ignore_unknown_options": True}
-RECIPES = (".yaml", ".yml", ".json")
 
 NEEDS = (
     "halter train --model DIR --data FILE --method lora --output OUT, or halter train recipe.yaml; "
@@ -56,6 +56,7 @@ def command(
     )
     if resume and recipe is None and model is None:  # --data: the same rows may lie elsewhere by now
         recipe = begun(output)
+    refuse_unreadable(recipe)
     if recipe is None and not overrides:
         raise Refusal("nothing-to-train", "training needs a model and data", fix=NEEDS)
     from halter.run import train
@@ -109,29 +110,10 @@ def split(arguments: list[str], data: Sequence[str] | None = None) -> tuple[str 
             overrides.append(word.removeprefix("--"))
         elif _is_override(word):
             overrides.append(word)
-        elif recipe is not None:
-            raise Refusal("usage", f"two recipes: {recipe} and {word}", expected="one recipe and KEY=VALUE")
         else:
-            _refuse_stray(word, flag, overrides, data or ())
+            refuse_stray(word, rest, flag, overrides, data or (), recipe)
             recipe = word
     return recipe, overrides
-
-
-def _refuse_stray(word: str, flag: str, overrides: list[str], data: Sequence[str]) -> None:
-    """Refusal ``usage`` for a word that stands where a recipe would, and is meant for the flag before it."""
-    path = Path(word)
-    if path.suffix.lower() in RECIPES:
-        return
-    if data and (path.exists() or path.suffix):
-        again = " ".join(f"--data {one}" for one in (*data, word))
-        raise Refusal("usage", f"{word} is no recipe (a file that ends in .yaml)", fix=f"name every data file: {again}")
-    if flag and not path.is_file():
-        value = overrides[-1].partition("=")[2]
-        raise Refusal(
-            "usage",
-            f"{word} stands after {flag} {value} and is no recipe (a file that ends in .yaml)",
-            fix=f"a flag takes one word; for a list give it again: {flag} {value} {flag} {word}",
-        )
 
 
 def _is_override(word: str) -> bool:

@@ -19,7 +19,6 @@ from halter.files.folders import set_aside
 from halter.files.reading import read_json
 from halter.recipe.fields import keys_of
 from halter.recipe.gather import gather
-from halter.recipe.read import no_sections
 
 SECTION, VARIANTS = "compare", "variants"
 LISTS = ("methods", "precisions", "tasks")
@@ -49,7 +48,7 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     path = "recipe" if isinstance(source, Mapping) else source
     data = source if isinstance(source, Mapping) else yaml12.read(source).data
     if not isinstance(data, Mapping):
-        raise no_sections(str(path))
+        raise yaml12.no_sections(str(path))
     document = dict(data)
     section = document.pop(SECTION, None) or {}
     if not isinstance(section, Mapping):

@@ -13,9 +13,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from halter.errors import HalterError, Refusal
 from halter.files.disk import leftovers
@@ -23,8 +21,10 @@ from halter.files.folders import discard, new_folder, rename, set_aside
 from halter.files.manifest import MANIFEST, check_manifest, write_manifest
 from halter.files.own_files import OURS, RECIPE, OwnFiles
 from halter.files.reading import read_json
-from halter.files.tensors import read_tensors
 from halter.files.writing import append_line, write_json, write_tensors
+
+if TYPE_CHECKING:  # whoever only asks what a folder is need not wait for torch
+    from torch import Tensor
 
 THREADS = "threads.json"
 _CHECKPOINT, _BEST = re.compile(r"step-(\d{7})"), re.compile(r"best-(\d{7})")
@@ -174,6 +174,8 @@ class RunFolder:
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The adapter of ``save_best``. Refusal ``damaged-checkpoint``."""
         folder = self._best(step)
+        from halter.files.tensors import read_tensors
+
         check_manifest(folder, _DAMAGED, "train.load_best_model_at_end=false does without it")
         return read_tensors(folder / f"{ADAPTER}.safetensors")
 
@@ -209,6 +211,8 @@ class RunFolder:
     def load_checkpoint(self, folder: Path) -> Checkpoint:
         """Read a checkpoint after checking every byte against its manifest. Refusal ``damaged-checkpoint`` names the
         files that are not what was written."""
+        from halter.files.tensors import read_tensors
+
         alone = not any(place < folder for _, place in self.checkpoints())
         again = f"begin again in a new folder: --output {self.path}-2"
         names = check_manifest(folder, _DAMAGED, again if alone else _REMEDY)

@@ -28,6 +28,7 @@ from ruamel.yaml.events import (
 )
 
 from halter.errors import Refusal
+from halter.files.yaml_faults import way_out
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -89,6 +90,12 @@ def read(path: str | FilePath) -> Document:
         raise Refusal("yaml", f"is not UTF-8 at byte {error.start}", where=str(path), fix=A_RECIPE) from error
 
 
+def no_sections(where: str) -> Refusal:
+    """Refusal ``recipe`` of a document that is no mapping."""
+    what = "a recipe is a mapping of sections: model, method, data, train"
+    return Refusal("recipe", what, where=where, fix="halter init lora FILE writes one")
+
+
 def parse(text: str, source: str = "<text>") -> Document:
     """The document in a text of at most MAX_BYTES; an empty one holds {}. Refusal ``yaml``."""
     if len(text) > MAX_BYTES:
@@ -99,7 +106,8 @@ def parse(text: str, source: str = "<text>") -> Document:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise Refusal("yaml", f"not valid YAML: {what}", where=where) from error
+        fix = way_out(text.splitlines(), what, mark.line if mark else 0)
+        raise Refusal("yaml", f"not valid YAML: {what}", where=where, fix=fix) from error
 
 
 def scalar(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -13,14 +14,11 @@ from halter.files.yaml12 import Document, Path, flow, parse
 from halter.recipe.aliases import ALIASES, NOTHING, TOLERATED, Alias
 from halter.recipe.fields import keys_of, takes_several
 from halter.recipe.sections import BESIDE_OPTIONS, DEFAULT_METHOD, SECTIONS, method_class, method_names
+from halter.recipe.unknown import NOT_LOOSE, unknown
 
 COMMAND_LINE = "command line"
 SHORT = {"model": "path", "data": "train", "method": "name"}
 """`model: DIR` is `model: {path: DIR}`, and so on."""
-NOT_LOOSE = frozenset({"name", "path"})
-"""Keys too general to be understood outside their section."""
-MOST_LISTED = 12
-"""Keys of a section that are listed to somebody whose own is near to none of them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
         options = _options(result, keys)
         place = _place(keys, options)
         if place is None:
-            result.problem(given.where(), _unknown(keys, options))
+            section, _, key, _ = _split(keys)
+            result.problem(given.where(), unknown(section, key, _name(result, keys), _keys))
         elif (place.section, place.key) != ("method", "name"):
             _put(result, place, keys, given)
     for place, _, given in placed:
@@ -213,8 +212,15 @@ def _place(keys: Path, options: type[Any] | None) -> Alias | None:
 
 def _options(result: Gathered, keys: Path) -> type[Any] | None:
     """The options of the method that a key may belong to; None where the method's name is unknown."""
-    name = result.methods[_split(keys)[1]]["name"].value
-    return method_class(name) if isinstance(name, str) and name in method_names() else None
+    name = _name(result, keys)
+    return method_class(name) if name else None
+
+
+def _name(result: Gathered, keys: Path) -> str:
+    """The name of the method that a key may belong to, '' where there is no such method."""
+    given = result.methods[_split(keys)[1]].get("name")
+    name = None if given is None else given.value
+    return name if isinstance(name, str) and name in method_names() else ""
 
 
 def _check_method(result: Gathered, method: dict[str, Given], index: int) -> None:
@@ -242,7 +248,7 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
         result.renamed.append((given, full, remark))
     if value is NOTHING:
         return
-    value = TOLERATED.get((place.section, place.key), lambda v: v)(value)
+    value = _word_for_null(TOLERATED.get((place.section, place.key), lambda v: v)(value), _type(result, place, index))
     before = target.get(place.key)
     if before is not None and before.name in ALIASES and given.name in ALIASES and None in (value, before.value):
         value = before.value if value is None else value  # load_in_4bit: false beside load_in_8bit: true
@@ -270,6 +276,15 @@ def _type(result: Gathered, place: Alias, index: int) -> Any:
     return keys_of(options)[place.key].type if options and place.key in keys_of(options) else None
 
 
+def _word_for_null(value: Any, kind: Any) -> Any:
+    """null for the word none, as generate --quantize has it, where a key takes null and no word but those it lists."""
+    if not (isinstance(value, str) and value.lower() == "none") or type(None) not in typing.get_args(kind):
+        return value
+    arms = typing.get_args(kind)
+    listed = [word for arm in arms if typing.get_origin(arm) is typing.Literal for word in typing.get_args(arm)]
+    return value if str in arms or value in listed else None
+
+
 def _added(first: Any, second: Any, kind: Any) -> list[Any] | dict[str, Any] | None:
     """What a key that was given twice on the command line holds in all; None where it takes one value."""
     if isinstance(first, Mapping) and isinstance(second, Mapping) and not first.keys() & second.keys():
@@ -277,21 +292,3 @@ def _added(first: Any, second: Any, kind: Any) -> list[Any] | dict[str, Any] | N
     if not takes_several(kind) or isinstance(first, Mapping) or isinstance(second, Mapping):
         return None
     return [item for one in (first, second) for item in (one if isinstance(one, list) else [one])]
-
-
-def _unknown(keys: Path, options: type[Any] | None) -> str:
-    section, _, key, _ = _split(keys)
-    here = _keys(section, options) if section else ["output_dir", *SECTIONS, "method"]
-    for home in (*SECTIONS, "method"):
-        alias = ALIASES.get(key)
-        known = alias.section == home if alias else key in _keys(home, options)
-        if home != section and known and (key not in NOT_LOOSE):
-            return f"unknown key {key!r} in {section or 'the recipe'}; it belongs in {home}"
-    aliases = [name for name, alias in ALIASES.items() if not section or alias.section == section]
-    wider = here if section else [*here, *(k for s in (*SECTIONS, "method") for k in _keys(s, options))]
-    close = get_close_matches(key, [*wider, *aliases], 1, cutoff=0.6)
-    near = close[0] if close else ""
-    near = near if near in wider or near not in ALIASES else ALIASES[near].key  # our own name for it
-    few = f"; there are: {', '.join(here)}" if len(here) <= MOST_LISTED else ""
-    hint = f"; did you mean {near}?" if near else few
-    return f"unknown key {key!r}" + (f" in {section}" if section else "") + hint

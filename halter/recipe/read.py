@@ -35,6 +35,7 @@ from halter.recipe.sections import (
     Recipe,
     method_class,
 )
+from halter.recipe.unknown import way_out
 from halter.recipe.write import as_data, plain
 from halter.training.defaults import METHOD, PRESETS, RIVALS, Default, with_defaults
 from halter.training.options import TrainOptions
@@ -51,12 +52,6 @@ def load(source: str | FilePath | Mapping[str, Any] | Recipe | None = None, over
     return recipe
 
 
-def no_sections(where: str) -> Refusal:
-    """Refusal ``recipe`` of a document that is no mapping."""
-    what = "a recipe is a mapping of sections: model, method, data, train"
-    return Refusal("recipe", what, where=where, fix="halter init lora FILE writes one")
-
-
 def load_tolerant(
     source: str | FilePath | Mapping[str, Any] | Recipe | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Recipe, Refusal | None]:
@@ -69,7 +64,7 @@ def load_tolerant(
         source = as_data(source)
     document = _document(source)
     if not isinstance(document.data, Mapping):
-        raise no_sections(document.source)
+        raise yaml12.no_sections(document.source)
     gathered = gather(document, overrides)
     presets = [PRESETS.get(str(method["name"].value), {}) for method in gathered.methods]
     taken: dict[str, Default] = {}
@@ -288,7 +283,7 @@ def _repeat(error: Refusal, section: str, given: Mapping[str, Given], gathered: 
 
 def _refusal(gathered: Gathered, document: Document) -> Refusal:
     problems = gathered.problems
-    fix = "halter init METHOD writes a recipe with every key explained"
+    fix = way_out(problems, document.source == COMMAND_LINE)
     if len(problems) == 1:
         return Refusal("recipe", problems[0], fix=fix)
     where = document.source if document.source != COMMAND_LINE else ""

@@ -1,0 +1,42 @@
+"""What to do about a text that is not YAML, by the line at which a reader gave up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_KEY = re.compile(r"( *)(?:- +)*[\w.-]+:(?: +(.*))?$")
+
+
+def way_out(lines: Sequence[str], what: str, number: int) -> str:
+    """The way out of the mistake that a reader calls ``what`` in line ``number``, counted from 0."""
+    line = lines[number] if number < len(lines) else ""
+    lead = line[: len(line) - len(line.lstrip())]
+    if "\t" in lead or "\\t" in what:
+        return "indent with spaces: YAML takes no tabs for it"
+    key, above = _KEY.match(line), _key_above(lines, number)
+    if key and above is not None:
+        other, value, at = above
+        if len(key[1]) > other and value:
+            return f"line {number + 1} is indented by {len(key[1])} and line {at + 1} above it by {other}: indent alike"
+        if len(key[1]) < other and len(key[1]) not in _indents(lines, number):
+            return f"line {number + 1} is indented by {len(key[1])}, as no key above is: indent one section's alike"
+    if "mapping values" in what:
+        return 'put a value that holds a colon and a space into quotes, as in key: "a: b"'
+    if "cannot start any token" in what:
+        return 'put a value that begins with this character into quotes, as in key: "@a"'
+    if any(word in what for word in ("flow", "quoted", "',' or", "end of stream")):
+        return "close what is opened above: [ ] or { } or quotes"
+    return "write key: value, the keys of a section indented alike below it; halter init lora FILE writes a recipe"
+
+
+def _key_above(lines: Sequence[str], number: int) -> tuple[int, str, int] | None:
+    """(indent, value, line) of the nearest key above a line."""
+    for at in range(min(number, len(lines)) - 1, -1, -1):
+        if match := _KEY.match(lines[at]):
+            return len(match[1]), (match[2] or "").strip(), at
+    return None
+
+
+def _indents(lines: Sequence[str], number: int) -> set[int]:
+    return {len(match[1]) for line in lines[:number] if (match := _KEY.match(line))}

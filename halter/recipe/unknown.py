@@ -1,0 +1,78 @@
+"""What is said of a key that is unknown or missing: where it belongs, which methods have it, or which key was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from halter.recipe.aliases import ALIASES
+from halter.recipe.sections import SECTIONS, method_class, method_names
+
+NOT_LOOSE = frozenset({"name", "path"})
+"""Keys too general to be understood outside their section."""
+MOST_LISTED = 12
+"""Keys of a section that are listed to somebody whose own is near to none of them."""
+SHORTEST = 3
+"""Letters from which on a key can be near to another: of fewer any two are alike."""
+
+Keys = Callable[[str, type[Any] | None], list[str]]
+
+
+def unknown(section: str, key: str, method: str, keys: Keys) -> str:
+    """``key`` of ``section`` ('' for a loose one), which ``method`` does not take ('' where no such method is known).
+
+    ``keys`` lists those of a section. What is named as meant is always one that could stand there.
+    """
+    options = method_class(method) if method else None
+    here = keys(section, options) if section else ["output_dir", *SECTIONS, "method"]
+    alias = ALIASES.get(key)
+    for home in (*SECTIONS, "method"):
+        known = alias.section == home and alias.key in keys(home, options) if alias else key in keys(home, options)
+        if home != section and known and key not in NOT_LOOSE:
+            return f"unknown key {key!r} in {section or 'the recipe'}; it belongs in {home}"
+    what = f"unknown key {key!r}" + (f" in {section}" if section else "")
+    others = _methods_with(alias.key if alias and alias.section == "method" else key)
+    if method and others and section in ("", "method"):
+        own = ", ".join(keys("method", options)[2:])
+        return f"{what}: {method} has no such option ({_some(others)} have it); it has {own or 'none'}"
+    near = _near(section, key, here, options, keys)
+    few = f"; there are: {', '.join(here)}" if len(here) <= MOST_LISTED else ""
+    return what + (f"; did you mean {near}?" if near else few)
+
+
+def _near(section: str, key: str, here: Sequence[str], options: type[Any] | None, keys: Keys) -> str:
+    """The nearest key that could stand where this one does, under our own name for it; '' where none is near."""
+    if len(key) < SHORTEST:
+        return ""
+    usable = {name: name for name in here}
+    if not section:
+        usable |= {name: name for home in (*SECTIONS, "method") for name in keys(home, options)}
+    for name, alias in ALIASES.items():
+        if section in ("", alias.section) and alias.key in keys(alias.section, options):
+            usable.setdefault(name, alias.key)
+    close = [usable[name] for name in get_close_matches(key, usable, 3, cutoff=0.6) if usable[name] != key]
+    return close[0] if close else ""
+
+
+def _methods_with(key: str) -> list[str]:
+    """The methods that have this option."""
+    return [name for name in method_names() if key in method_class(name).__dataclass_fields__]
+
+
+def _some(names: Sequence[str]) -> str:
+    """lora, dora and 5 others."""
+    first = [name for name in ("lora", *names) if name in names]
+    shown = list(dict.fromkeys(first))[:3]
+    rest = len(names) - len(shown)
+    if rest:
+        return f"{', '.join(shown)} and {rest} more"
+    return " and ".join(shown) if len(shown) < 3 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def way_out(problems: Sequence[str], typed: bool) -> str:
+    """What to do where these keep a recipe from being one; ``typed``: there is no file, only flags."""
+    fix = "halter init METHOD writes a recipe with every key explained"
+    lacking = {"--model DIR": "model.path is needed", "--data FILE": "data.train is needed"}
+    flags = [flag for flag, start in lacking.items() if any(problem.startswith(start) for problem in problems)]
+    return f"add {' '.join(flags)}; {fix}" if typed and len(flags) == len(problems) else fix

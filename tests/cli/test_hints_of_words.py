@@ -1,0 +1,203 @@
+"""Words of a command or a recipe that are none: what is named as meant could stand there, and what is printed works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playground_run import finished, write_rows
+
+from halter.cli import main, strays
+from halter.errors import Refusal
+from halter.files import yaml12
+from halter.playground import base_folder
+from halter.recipe import load
+from halter.recipe.aliases import ALIASES
+from halter.recipe.fields import keys_of
+from halter.recipe.sections import SECTIONS, method_class, method_names
+
+BASE = str(base_folder())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    finished(folder, "runs/mine")
+    write_rows(folder / "rows.jsonl", 4)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(place)
+    yield
+
+
+def said(capsys: Any, *words: str) -> str:
+    code = main.run(list(words))
+    err = str(capsys.readouterr().err)
+    assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 6, err
+    return err
+
+
+def refused(method: str, *given: str) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        load({"model": "a", "data": "b", "method": method}, given)
+    return caught.value
+
+
+def usable(method: str) -> set[str]:
+    """Every key that a loose flag of a recipe with this method may be."""
+    sections = [*SECTIONS.values(), method_class(method)]
+    return {key for section in sections for key in keys_of(section)} | {"method", "output_dir", "init_from", *SECTIONS}
+
+
+EVERY_KEY = sorted({key for name in method_names() for key in keys_of(method_class(name))} | ALIASES.keys())
+
+
+@pytest.mark.parametrize("method", ["full", "prefix_tuning", "ia3", "lora", "bitfit", "loreft"])
+def test_no_key_is_named_as_meant_that_would_be_refused_in_its_turn(method: str) -> None:
+    """Every other method's options and every alias: what is refused is never suggested, nor what this method lacks."""
+    met = 0
+    for key in EVERY_KEY:
+        for given in (f"{key}=8", f"method.{key}=8"):
+            try:
+                load({"model": "a", "data": "b", "method": method}, [given])
+            except Refusal as refusal:
+                for near in re.findall(r"did you mean (\w+)\?", str(refusal)):
+                    assert near != key and near in usable(method), (given, str(refusal))
+                met += "unknown key" in str(refusal)
+    assert met > 20
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "told"),
+    [
+        ("full", "r=8", "full has no such option (lora, dora, "),
+        ("prefix_tuning", "method.alpha=8", "it has num_virtual_tokens, "),
+        ("prefix_tuning", "lora_alpha=8", "prefix_tuning has no such option (lora, "),
+        ("lora", "method.alhpa=8", "did you mean alpha?"),
+        ("lora", "learning_rte=8", "did you mean learning_rate?"),
+        ("lora", "method.lora_alhpa=8", "did you mean alpha?"),
+    ],
+)
+def test_an_option_of_another_method_is_named_as_one(method: str, given: str, told: str) -> None:
+    assert told in str(refused(method, given))
+
+
+def test_a_key_too_short_to_be_near_to_any_names_none() -> None:
+    assert "did you mean" not in str(refused("lora", "x=8")) and "did you mean" not in str(refused("lora", "lt=8"))
+
+
+FEW = "--max-steps 1 --per-device-train-batch-size 2 --r 2"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("{base} rows.jsonl", "--model {base} --data rows.jsonl"),
+        ("{base} --data rows.jsonl", "--model {base}"),
+        ("rows.jsonl --model {base}", "--data rows.jsonl"),
+        ("--model {base} --data rows.jsonl train.seed 3", "train.seed=3"),
+        ("--model {base} --data rows.jsonl seed 3", "seed=3"),
+    ],
+)
+def test_a_stray_word_is_typed_as_the_hint_says(
+    words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, told = words.format(base=BASE), told.format(base=BASE)
+    err = said(capsys, "train", *words.split())
+    assert f": {told}. [usage]" in err, err
+    stray = [word for word in shlex.split(told) if not word.startswith("--") and "=" not in word]
+    stray += told.split("=") if "=" in told else []
+    rest = [word for word in words.split() if word not in stray or words.split().index(word) and "=" not in told]
+    rest = [] if told.count("--") == 2 else rest
+    assert main.run(["train", *rest, *told.split(), *FEW.split(), "--output", str(tmp_path / "out")]) == 0
+
+
+def test_other_stray_words_name_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--resume --output runs/mine goes on with it" in said(capsys, "train", "runs/mine")
+    assert "runs/mine/recipe.yaml is the recipe of a run" in said(capsys, "train", "runs/mine")
+    assert "keep one of them" in said(capsys, "train", "a.yaml", "b.yaml")
+    assert "b.jsonl" in said(capsys, "train", "--model", BASE, "--data", "rows.jsonl", "b.jsonl")
+
+
+def test_the_sections_that_a_stray_word_may_name_are_those_of_a_recipe() -> None:
+    assert set(strays._SECTIONS) == {*SECTIONS, "method"}
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [("", "--model DIR --data FILE"), (f"--model {BASE}", "--data FILE"), ("--data rows.jsonl", "--model DIR")],
+)
+def test_what_is_lacking_is_named_as_a_flag(words: str, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = said(capsys, "train", "--r", "2", *words.split())
+    assert f"Fix: add {flags}; " in err, err
+
+
+def test_the_help_that_is_named_is_that_of_the_very_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("diff runs/mine", "compress runs/mine --bits 2 --output x", "convert", "convert runs/mine --nope"):
+        err = said(capsys, "adapters", *words.split())
+        command = re.search(r"halter (adapters \w+ --help) lists", err)
+        assert command is not None and "Value error" not in err, err
+        assert main.run(command[1].split()) == 0
+        assert f"halter adapters {words.split()[0]}" in capsys.readouterr().out
+    err = said(capsys, "adapters", "diff", "runs/mine")
+    assert "it is typed halter adapters diff FOLDER OTHER" in err
+    assert main.run(["adapters", "diff", "runs/mine", "runs/mine"]) == 0
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+def test_none_is_null_where_a_key_takes_no_other_words(word: str) -> None:
+    recipe = load({"model": {"path": "a", "quantize": word if word != "null" else None}, "data": "b"})
+    assert recipe.model.quantize is None
+    given = [f"quantize={word}", f"max_steps={word}", f"layers={word}", f"limit={word}"]
+    recipe = load({"model": "a", "data": "b"}, given)
+    assert recipe.model.quantize is recipe.train.max_steps is recipe.data.limit is None
+
+
+def test_none_stays_a_word_where_words_are_taken() -> None:
+    assert load({"model": "a", "data": "b"}, ["output_dir=none"]).output_dir == "none"
+    assert load({"model": "a", "data": "b"}, ["offload=none"]).model.offload == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model:\n\tpath: a\n", "indent with spaces"),
+        ("method:\n  name: lora\n   r: 8\n", "line 3 is indented by 3 and line 2 above it by 2"),
+        ("data:\n    train: a\n  limit: 3\n", "line 3 is indented by 2, as no key above is"),
+        ("data:\n  train: a: b\n", "quotes"),
+        ("data: [a, b\nmodel: x\n", "close what is opened above"),
+        ("model: 'a\n", "close what is opened above"),
+        ("model: @a\n", "into quotes"),
+        ("model\ndata: b\n", "quotes"),
+        ("- a\nb: c\n", "halter init lora FILE writes a recipe"),
+    ],
+)
+def test_a_recipe_that_is_no_yaml_says_what_to_do(text: str, told: str) -> None:
+    with pytest.raises(Refusal, match="not valid YAML") as caught:
+        yaml12.parse(text, "r.yaml")
+    assert told in caught.value.fix and re.match(r"r\.yaml:\d+:\d+", caught.value.where)
+
+
+def test_a_recipe_that_is_no_yaml_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    (tmp_path / "tab.yaml").write_text("model:\n\tpath: a\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    for verb in ("train", "doctor", "inspect"):
+        for name in ("tab.yaml", "list.yaml", "not-there.yaml"):
+            code = (
+                "import sys\nfrom halter.cli import main\n"
+                f"code = main.run([{verb!r}, {str(tmp_path / name)!r}])\n"
+                "assert code == 2 and 'torch' not in sys.modules, sorted(sys.modules)"
+            )
+            ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert ended.returncode == 0, (verb, name, ended.stderr)
+            assert "halter: " in ended.stderr
