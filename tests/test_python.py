@@ -24,7 +24,8 @@ from halter.generation.options import GenerationOptions
 from halter.playground import base_folder
 from halter.recipe.fields import keys_of
 from halter.run.opening import OpenKeywords, OpenOptions
-from halter.run.scoring import EvaluateKeywords, Scoring
+from halter.run.scored import Scoring
+from halter.run.scoring import EvaluateKeywords
 from tests.compare import small
 
 BASE = str(base_folder())

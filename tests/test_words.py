@@ -85,7 +85,7 @@ def _notes(tree: ast.Module, name: str) -> set[tuple[int, str]]:
     return found
 
 
-HELPING = {"halter/run/opening.py", "halter/run/scoring.py", "halter/recipe/sections.py"} | {
+HELPING = {"halter/run/opening.py", "halter/run/scored.py", "halter/recipe/sections.py"} | {
     p.relative_to(ROOT).as_posix() for p in (ROOT / "halter" / "methods").glob("*.py")
 }
 """Files beside options.py whose dataclasses become flags, keys and help."""

@@ -220,7 +220,7 @@ def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
 def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tuple[Any, Any]:
     """The base with the adapter on it, and rows to score."""
     from halter.run.opening import OpenOptions, find, open_subject
-    from halter.run.scoring import Scoring, held_out_rows
+    from halter.run.scored import Scoring, held_out_rows
     from halter.run.shelf import adapter_place
 
     chosen = OpenOptions(model=model)

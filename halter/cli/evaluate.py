@@ -14,7 +14,8 @@ from halter.cli.progress import Counter
 from halter.files.extras import install
 from halter.generation.options import GenerationOptions
 from halter.run.opening import OpenOptions
-from halter.run.scoring import Scoring, evaluate
+from halter.run.scored import Scoring
+from halter.run.scoring import evaluate
 from halter.run.words import subject_and_keys
 from halter.telling import tell
 
@@ -37,7 +38,12 @@ def command(
             help="Run folder, adapter folder, or model; and keys of a recipe's data section, as data.columns=...",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Held-out rows; not given: the validation rows of the run.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Held-out rows; - is standard input, one in JSON a line; not given: the validation rows of the run."
+        ),
+    ] = None,
     output: Annotated[
         str | None, typer.Option(help="New folder for report and answers; not given: in the run folder.")
     ] = None,

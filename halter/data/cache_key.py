@@ -13,7 +13,7 @@ from pathlib import Path
 
 from halter.data import row_files
 from halter.data.encode import Encoder
-from halter.data.sources import local_files
+from halter.data.sources import STANDARD_INPUT, local_files
 from halter.data.tokenise import Group
 from halter.errors import HalterError
 from halter.files.caches import cache_folder
@@ -35,10 +35,10 @@ Stamps = list[tuple[str, int, int, int]]
 
 
 def files_of(group: Group) -> list[Path] | None:
-    """Every file that the group is read from; None where one of its sources is no local file or folder."""
+    """Every file that the group is read from; None where one of its sources is none."""
     found = []
     for _, source in group.sources:
-        files = local_files(source.parts[0])
+        files = None if source.parts[0] == STANDARD_INPUT else local_files(source.parts[0])
         if files is None:
             return None
         found += files
@@ -75,6 +75,7 @@ def key_of(encoder: Encoder, group: Group, seed: int, files: Stamps) -> str:
             tokenizer.eos_id, tokenizer.pad_id, [(c.text, c.id) for c in tokenizer.controls],
         ],
         "template": None if template is None else template.digest,
+        "system": encoder.system,
     }  # fmt: skip
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -10,7 +10,7 @@ import numpy as np
 from halter.data.example import Example
 from halter.data.formats import Canonical
 from halter.data.options import DataOptions
-from halter.data.turns import BadRow
+from halter.data.turns import BadRow, under_system
 from halter.errors import Refusal
 from halter.files.chat import BUILTIN, ChatTemplate
 from halter.files.chat_rows import Rows, encode_pair, encode_text
@@ -24,6 +24,8 @@ class Encoder:
     options: DataOptions
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    system: str | None = None
+    """The system message of every conversation, in place of one that a row has."""
 
     def examples(self, meant: Canonical, origin: str) -> tuple[list[Example], dict[str, int]]:
         """Tokens and targets of a row, which may be several rows to train on, and what is to be told of it (data.told).
@@ -58,7 +60,7 @@ class Encoder:
             )
         return self.template.rows(
             self.tokenizer,
-            meant.messages,
+            meant.messages if self.system is None else under_system(meant.messages, self.system),
             tools=meant.tools,
             date=self.options.template_date,
             on_responses="last" if self.options.train_on == "last_response" else "all",

@@ -53,14 +53,16 @@ def load_examples(
     template: ChatTemplate | None,
     seed: int = 0,
     progress: Progress | None = None,
+    system: str | None = None,
 ) -> Loaded:
     """Read, check, encode and split, or take what the cache has. ``progress`` is told the number of rows encoded so
-    far, now and then; rows from the cache are not encoded.
+    far, now and then; rows from the cache are not encoded. ``system``: the system message of every conversation.
+    A source called ``-`` is standard input, read once.
 
     Refusals: ``bad-rows`` and ``long-rows`` name every culprit of all sources, ``no-rows``, ``data-changed``; and those
     of sources, formats and the template.
     """
-    encoder = Encoder(options, tokenizer, template)
+    encoder = Encoder(options, tokenizer, template, system)
     load = _Load(encoder, seed, progress)
     train = load.rows(options.sources, options.limit)
     held_out = _Load(encoder, seed, progress)

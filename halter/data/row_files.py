@@ -110,15 +110,24 @@ def _json_lines(path: Path) -> Iterator[Found]:
         yield from _json(path)
         return
     with opened(path) as file:
-        for number, raw, fault in _lines(file):
-            origin = f"{path}:{number}"
-            if not fault and not raw.strip():
-                yield Fault(origin, EMPTY, harmless=True)
-                continue
-            row = None
-            if not fault:
-                fault, row = _row(raw)
-            yield Fault(origin, fault) if row is None else (origin, row)
+        yield from _rows_by_line(str(path), file)
+
+
+def read_lines(name: str, text: bytes) -> Iterator[Found]:
+    """Rows of a text that has one in JSON a line, as those of a .jsonl file called ``name``."""
+    return _rows_by_line(name, io.BytesIO(text))
+
+
+def _rows_by_line(name: str, file: BinaryIO) -> Iterator[Found]:
+    for number, raw, fault in _lines(file):
+        origin = f"{name}:{number}"
+        if not fault and not raw.strip():
+            yield Fault(origin, EMPTY, harmless=True)
+            continue
+        row = None
+        if not fault:
+            fault, row = _row(raw)
+        yield Fault(origin, fault) if row is None else (origin, row)
 
 
 def _is_one_list(path: Path) -> bool:

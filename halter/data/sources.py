@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import chain
@@ -21,12 +22,15 @@ Part = tuple[str, Iterator[Found]]
 
 #: What Hugging Face's libraries write beside data, and what is read by people.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "license.txt", "readme.txt")
+STANDARD_INPUT = "-"
 HELD_OUT = ("test", "valid", "validation", "dev", "eval")
 
 
 def read_source(path: str) -> Iterator[Found]:
     """(origin, row) of every row of a file, a folder of files or a hub id, or a Fault in its place; empty lines are
     passed over. Refusals as in ``open_source``."""
+    if path == STANDARD_INPUT:
+        local_files(path)
     rows = chain.from_iterable(rows for _, rows in open_source(path))
     return (found for found in rows if not (isinstance(found, Fault) and found.harmless))
 
@@ -36,9 +40,13 @@ def open_source(path: str) -> Iterator[Part]:
 
     Of a folder whose file names tell a training part from a held-out one, only the training part is taken; its text
     files only where it holds nothing else. A hub id is ``org/name`` or ``org/name:configuration``, its split "train".
+    ``-`` is standard input, a row in JSON a line.
     Refusals: ``data-missing``, ``data-suffix`` (a kind of file that is not read), ``data-unreadable``,
     ``data-encoding``, ``data-split``, ``hub-dataset``, ``extra-missing``.
     """
+    if path == STANDARD_INPUT:
+        yield "standard input", row_files.read_lines("standard input", standard_input().encode("utf-8", "replace"))
+        return
     files = local_files(path)
     if files is None:
         yield path, _hub(path)
@@ -47,9 +55,25 @@ def open_source(path: str) -> Iterator[Part]:
             yield str(file), row_files.read(file)
 
 
+_heard: list[tuple[object, str]] = []
+"""What was read of a standard input, which has it no more."""
+
+
+def standard_input() -> str:
+    """All that comes by standard input, the same text whenever it is asked for."""
+    if not _heard or _heard[0][0] is not sys.stdin:
+        _heard[:] = [(sys.stdin, sys.stdin.read())]
+    return _heard[0][1]
+
+
 def local_files(path: str) -> list[Path] | None:
     """The files that a source is, or None for a hub id. Refusals ``data-missing``, ``data-split``,
     ``not-data``."""
+    if path == STANDARD_INPUT:
+        raise Refusal(
+            "data-missing", "standard input is gone once it is read, and these rows are read again later", where=path,
+            fix="write them to a file (halter evaluate and halter generate do read standard input)",
+        )  # fmt: skip
     local = Path(path).expanduser()
     if local.exists():
         refuse_no_data(local)

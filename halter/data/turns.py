@@ -29,6 +29,12 @@ UNANSWERED = "empty "
 """How the faults of rows begin whose answer is there and says nothing."""
 
 
+def under_system(messages: Sequence[Mapping[str, Any]], system: str) -> list[dict[str, Any]]:
+    """The conversation with this system message ahead of it; one that it has is replaced."""
+    spoken = [dict(message) for message in messages if message.get("role") != "system"]
+    return [{"role": "system", "content": system}, *spoken]
+
+
 class BadRow(ValueError):
     """A row that does not hold what its format says; the text is the kind of fault."""
 

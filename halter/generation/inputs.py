@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from halter.data.columns import asked_row
 from halter.data.formats import TALKS, conversation, instructed, is_talk
 from halter.data.json_text import loads, repeated
 from halter.data.options import DataOptions
-from halter.data.sources import Fault, read_source
+from halter.data.sources import STANDARD_INPUT, Fault, read_source, standard_input
 from halter.data.turns import ROLES, BadRow, is_transcript, listed
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
@@ -32,7 +31,6 @@ class Asked:
     """What is asked after the answer, turn by turn, each with the answers before it (MT-Bench's ``turns``)."""
 
 
-STANDARD_INPUT = "-"
 ASKING = ("prompt", "instruction", "question", "text")
 """Columns whose words ask."""
 NAMED_TALKS = ("messages", "conversations")
@@ -49,7 +47,7 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
     options = options or DataOptions()
     found: list[tuple[str, Mapping[str, Any]] | Fault]
     if path == STANDARD_INPUT or Path(path).suffix.lower() == ".txt":
-        lines = lines_of(sys.stdin.read() if path == STANDARD_INPUT else read_text(path))
+        lines = lines_of(standard_input() if path == STANDARD_INPUT else read_text(path))
         name = "standard input" if path == STANDARD_INPUT else path
         found = [_line(f"{name}:{number}", line, path) for number, line in enumerate(lines, 1) if line.strip()]
     else:

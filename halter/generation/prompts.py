@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from halter.data.turns import under_system
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
@@ -128,12 +129,16 @@ def with_system(prompt: Prompt, system: str, template: Template) -> list[dict[st
     elif not isinstance(prompt, str | EncodedPrompt):
         items: list[Any] = list(prompt)
         if all(isinstance(turn, Mapping) for turn in items) and (items or template is not None):
-            turns = [dict(turn) for turn in items if turn.get("role") != "system"]
+            turns = items
     if turns is None:
-        what = "there is no place for a system message: without a chat template the prompt is used word for word"
-        fix = "give --template (llama-3, alpaca, ...), or write it into the prompt"
-        raise Refusal("system-unused", what, fix=fix)
-    return [{"role": "system", "content": system}, *turns]
+        raise system_unused()
+    return under_system(turns, system)
+
+
+def system_unused(why: str = "without a chat template the prompt is used word for word") -> Refusal:
+    """Refusal ``system-unused``: nothing that is asked has a place for a system message."""
+    fix = "give --template (llama-3, alpaca, ...), or write it into the prompt"
+    return Refusal("system-unused", f"there is no place for a system message: {why}", fix=fix)
 
 
 def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:

@@ -117,9 +117,7 @@ def find(named: str | Path | None = None, *, model: str | None = None, adapter: 
     if tuned is None:
         base = model or named
         if base is None:
-            raise Refusal(
-                "nothing-named", "no model is named", fix="give a run folder, an adapter folder, or --model"
-            )
+            raise Refusal("nothing-named", "no model is named", fix="give a run folder, an adapter folder, or --model")
         return Subject(str(base))
     other = str(named) if named is not None and tuned is not named else None
     return _tuned(Path(tuned), model or other)

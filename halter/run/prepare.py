@@ -170,9 +170,9 @@ def data_missing(options: DataOptions) -> list[Refusal]:
 def load_rows(recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate | None, findings: Findings) -> Loaded | None:
     """The rows, and where some cannot be used or found, those that can."""
     options, seed = recipe.data, recipe.train.seed
+    lost = data_missing(options)
+    findings.take(lost)
     if not findings.strict:
-        lost = data_missing(options)
-        findings.take(lost)
         there = tuple(s for s in options.sources if not _lost(s.parts[0])) if options.train is not None else ()
         if not there:
             return None

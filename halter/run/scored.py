@@ -1,0 +1,155 @@
+"""Which rows an evaluation scores: its options, and the rows as the run's training would have read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from halter.data import again, told
+from halter.data.example import Example
+from halter.data.load import DataReport, Examples, load_examples
+from halter.data.options import DataOptions
+from halter.errors import Refusal
+from halter.evaluation import questions
+from halter.evaluation.options import TaskOptions
+from halter.generation.prompts import system_unused
+from halter.run.opening import Opened
+from halter.run.prepare import Say
+from halter.run.words import data_options
+from halter.telling import tell
+
+
+@dataclass(frozen=True)
+class Scoring(TaskOptions):
+    """What is scored, and how."""
+
+    limit: int | None = None
+    """Rows taken at most."""
+    questions: int | None = None
+    """Rows answered at most (the loss is over all); 0: none."""
+    strict: bool = False
+    """Exact match to the character, white space too."""
+    choices: tuple[str, ...] = ()
+    """An answer that a question can have; with all of them given, the one with the lowest loss is taken as chosen, and
+    the share of right ones is the choice accuracy."""
+    on_long: Literal["drop", "cut"] | None = None
+    """Rows above max_length; not given: as in the run's training, else drop."""
+    max_length: int | None = None
+    """Most tokens of a row; not given: as in the run's training, else the model's context."""
+    columns: str | None = None
+    """Where rows have what is asked and wanted, e.g. '{instruction: question, output: answer}'; not given: as in the
+    run's training."""
+    system: str | None = None
+    """System message of every row that is asked by a chat template, in place of one that it has."""
+
+    def __post_init__(self) -> None:
+        least = {"limit": 1, "questions": 0, "max_length": 1}
+        given = {name: getattr(self, name) for name in least}
+        wrong = [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
+        wrong += self.wrong_numbers()
+        if wrong:
+            raise Refusal("evaluation-options", "options of an evaluation that cannot be used", found=wrong)
+
+
+class ScoringKeywords(TypedDict, total=False):
+    """What Scoring has beside TaskOptions, as keyword arguments for editors; a test holds them alike."""
+
+    limit: int | None
+    questions: int | None
+    strict: bool
+    choices: Sequence[str]
+    on_long: Literal["drop", "cut"] | None
+    max_length: int | None
+    columns: str | None
+    system: str | None
+
+
+def held_out_rows(
+    opened: Opened, data: str | Path | None, scoring: Scoring, keys: Sequence[str] = (), say: Say = tell
+) -> tuple[Examples, str]:
+    """The rows to score, made into tokens as in training but for ``keys`` of the data section, and what became of them.
+    A merged model and its run get the same rows."""
+    limit, recipe = scoring.limit, opened.subject.recipe
+    known = _known(opened, keys)
+    seed = 0 if recipe is None else recipe.train.seed
+    if scoring.system is not None and opened.template is None:
+        raise system_unused()
+    if data is None:
+        if known.validation is None and scoring.task_names:
+            if scoring.system is not None:
+                raise system_unused("tasks are asked as lm-eval writes them")
+            return Examples([]), "no rows, tasks alone"
+        if known.validation is None:
+            raise Refusal("no-data", "there are no rows to score", fix="give --data FILE")
+        held = _validation(opened, known, scoring.system, seed, say)
+        count = len(held) if limit is None else min(limit, len(held))
+        return Examples([held[i] for i in range(count)]), f"{count} of {len(held)} validation rows"
+    known = replace(known, max_length=min(scoring.max_length or known.max_length, opened.model.config.context))
+    policy = scoring.on_long or ("cut" if known.on_long in ("cut", "split") else "drop")
+    options = replace(known, train=str(data), validation=None, limit=limit, on_long=policy)
+    loaded = load_examples(options, opened.tokenizer, opened.template, seed, system=scoring.system)
+    _refuse_system_unused(scoring.system, loaded.report, say)
+    say(f"rows: {loaded.report}")
+    for line in told.readings(loaded.report.readings, loaded.report.ignored):
+        say(f"rows: {line}")
+    for line in told.doubts(loaded.report):
+        say(f"warning: {line}")
+    if loaded.report.long_dropped:
+        left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
+        say(f"warning: {left} and are not scored; {_kept_by(policy, known.max_length, opened.model.config.context)}")
+    return loaded.train, str(loaded.report)
+
+
+def _known(opened: Opened, keys: Sequence[str]) -> DataOptions:
+    """The data section that rows are read by."""
+    recipe = opened.subject.recipe
+    known = recipe.data if recipe is not None else DataOptions(max_length=opened.model.config.context)
+    return data_options(keys, known) if keys else known
+
+
+def with_answers(opened: Opened, data: str | Path | None, keys: Sequence[str], rows: Examples) -> Sequence[Example]:
+    """The rows, with the answer as its file has it where the tokenizer does not know all of it."""
+    lost = {one.origin for one in rows if not questions.knows_all(one, opened.tokenizer)}
+    known = _known(opened, keys)
+    if not lost:
+        return rows
+    options = known if data is None else replace(known, train=str(data), validation=None)
+    found = again.answers(options, lost)
+    return [replace(row, answer=found.get(row.origin, "")) for row in rows]
+
+
+def _validation(opened: Opened, known: DataOptions, system: str | None, seed: int, say: Say) -> Examples:
+    """The run's validation rows. A share of them was drawn by what rows hold, so with another system message the rows
+    are first found as they were in training, and then encoded anew: those that were learned are never scored."""
+    held = load_examples(known, opened.tokenizer, opened.template, seed).validation
+    if system is None:
+        return held
+    origins = {held[i].origin for i in range(len(held))}
+    anew = replace(known, validation=None)
+    if isinstance(known.validation, str):
+        anew = replace(anew, train=known.validation, limit=None)
+    loaded = load_examples(anew, opened.tokenizer, opened.template, seed, system=system)
+    _refuse_system_unused(system, loaded.report, say)
+    found = [row for row in (loaded.train[i] for i in range(len(loaded.train))) if row.origin in origins]
+    if len(found) < len(held):
+        say(f"warning: {len(held) - len(found)} of {len(held)} validation rows are too long with this system message")
+    return Examples(found)
+
+
+def _refuse_system_unused(system: str | None, report: DataReport, say: Say) -> None:
+    """Refusal ``system-unused`` where no row is asked by the template; where some are not, their number is told."""
+    plain, rows = report.as_they_stand, report.rows
+    if system is not None and plain >= rows:
+        raise system_unused("these rows are plain text, which no chat template writes")
+    if system is not None and plain:
+        say(f"note: {plain} of {rows} rows are plain text, without the system message")
+
+
+def _kept_by(policy: str, length: int, context: int) -> str:
+    """What keeps rows that are too long; where they are cut already, what is asked leaves an answer no room."""
+    if policy == "drop":
+        return "--on-long cut takes their beginnings"
+    longer = f"; --max-length {context} is all that this model reads" if length < context else ""
+    return f"what is asked fills that by itself{longer}"
