@@ -84,8 +84,8 @@ class RopeScaling:
 
 
 def read_rope(config: Mapping[str, Any], context: int) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) of a config.json in which ``faults`` finds nothing: from ``rope_parameters`` (transformers 5) or
-    from ``rope_theta`` and ``rope_scaling`` (before)."""
+    """(theta, scaling) of a config.json in which ``faults`` finds nothing: from ``rope_theta`` and ``rope_scaling``
+    (before transformers 5), else from ``rope_parameters``."""
     rules = _rules(config)
     theta = float(rules.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = _kind(rules)
@@ -170,7 +170,7 @@ def within(config: ModelConfig, length: int) -> None:
 
 
 def _rules(config: Mapping[str, Any]) -> dict[str, Any]:
-    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rules = config.get("rope_scaling") or config.get("rope_parameters") or {}  # where there are both, as transformers
     return rules if isinstance(rules, dict) else {}
 
 

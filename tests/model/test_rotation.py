@@ -103,6 +103,16 @@ def test_frequencies_and_stretch_are_those_of_transformers(rules, theta, newer, 
     assert again.attention_scaling == pytest.approx(rotary.attention_scaling, rel=1e-6)
 
 
+@pytest.mark.parametrize("kinds", [("yarn", "linear"), ("linear", "yarn")])
+def test_of_two_spellings_the_one_that_transformers_takes_counts(kinds):
+    both = {name: {"rope_type": kind, "factor": 3.0, "rope_theta": 5e4 + 1e4 * (name == "rope_scaling")}
+            for name, kind in zip(("rope_scaling", "rope_parameters"), kinds, strict=True)}  # fmt: skip
+    config = written({"kind": "linear", "factor": 2.0}, 1e4, False) | {"head_dim": 64} | both
+    shape, rotary = ModelConfig.from_hf(config), LlamaRotaryEmbedding(theirs(config))
+    assert shape.rope_scaling.kind == kinds[0]
+    torch.testing.assert_close(shape.frequencies(), rotary.inv_freq, rtol=1e-5, atol=0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.one_of(yarns, dynamics), st.sampled_from([1e4, 5e5]), st.booleans(), st.integers(2, 128))
 @example({"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 1e4, True, 128)
