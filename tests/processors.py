@@ -62,10 +62,17 @@ COMPUTES = [
 """What computes. Files, templates, refusals and the command line do not."""
 LEFT_OUT = [
     "tests/laws/test_dropped_in.py",  # runs the laws again for one more method
-    "tests/numerics/test_allocation.py",  # counts page faults
+    "tests/numerics/test_allocation.py", "tests/export/test_merge_memory.py",  # bytes, of whatever numbers
+    "tests/training/test_load_libraries.py", "tests/training/test_guards.py",
     "tests/playground/test_base.py::test_held_out_loss_is_the_published_one",
 ]
 """Slow, and nothing in it that a kernel decides."""
+SWEEPS = [
+    "tests/laws", "tests/methods/test_pairs_by_equation.py", "tests/methods/test_peft_matrix.py",
+    "tests/evaluation/test_lm_eval.py",
+]  # fmt: skip
+"""Most of the time: the same promise over many methods and options. They run under as few of the settings as hold every
+value (``enough``), the rest under all."""
 
 
 class NotShown(Exception):
@@ -240,6 +247,14 @@ def covering(values: Mapping[str, Sequence[str]], runs: int = RUNS) -> list[dict
     return [settings[i] for i in sorted(best)]
 
 
+def enough(settings: Sequence[Mapping[str, str]]) -> list[int]:
+    """Which of ``settings``, from 1 on, hold every value that all of them hold: as few as can be, the first such."""
+    single = [{part for part in parts(setting) if len(part) == 1} for setting in settings]
+    whole = set().union(*single)
+    sizes = (chosen for size in range(1, len(settings) + 1) for chosen in combinations(range(len(settings)), size))
+    return [at + 1 for at in next(chosen for chosen in sizes if set().union(*(single[at] for at in chosen)) == whole)]
+
+
 def parts(setting: Mapping[str, str]) -> set[frozenset[tuple[str, str]]]:
     """The single values and the pairs of values that a setting holds."""
     items = list(setting.items())
@@ -264,10 +279,15 @@ class Result:
     good: bool = False
 
 
-def run_tests(setting: Mapping[str, str], seen: Seen, paths: Sequence[str], log: Path) -> Result:
+def what_computes(sweeps: bool) -> list[str]:
+    """The tests of one setting, as words for pytest."""
+    left = [word for path in LEFT_OUT for word in ("--deselect", path)]
+    return [*COMPUTES, *left, *([] if sweeps else [f"--ignore={path}" for path in SWEEPS])]
+
+
+def run_tests(setting: Mapping[str, str], seen: Seen, chosen: Sequence[str], log: Path) -> Result:
     """Run the tests under ``setting``; every process of theirs must observe what the probe ``seen`` observed."""
     result = Result(dict(setting), [])
-    chosen = list(paths) or [*COMPUTES, *(word for path in LEFT_OUT for word in ("--deselect", path))]
     workers = os.environ.get("WORKERS") or str(os.cpu_count() or 1)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "processors", "-n", workers, "--dist", "loadfile", *chosen]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -350,7 +370,8 @@ def main() -> int:
         if asked.list:
             results.append(Result(setting, evidence, good=True))
             continue
-        result = run_tests(setting, seen, asked.paths, log := logs / f"{number}.log")
+        chosen = asked.paths or what_computes(number in enough(settings))
+        result = run_tests(setting, seen, chosen, log := logs / f"{number}.log")
         result.evidence = evidence
         results.append(result)
         print(f"    {result.said}; {result.cpu:.0f} s of CPU, {result.wall:.0f} s", flush=True)

@@ -28,6 +28,9 @@ def test_eight_settings_hold_every_value_and_as_many_pairs_as_eight_can(processo
     assert named - {f"{n}={v}" for s in settings for n, v in s.items()} == set(reasons)
     pairs = {pair for setting in settings for pair in combinations(setting.items(), 2)}
     assert len(pairs) == 8 * 6  # no pair twice, which is the most
+    few = [settings[number - 1] for number in processors.enough(settings)]
+    assert {part for s in few for part in s.items()} == {part for s in settings for part in s.items()}
+    assert len(few) <= 5
 
 
 def test_what_a_processor_lacks_is_told_with_the_reason():
@@ -71,5 +74,6 @@ def test_the_processes_of_the_tests_must_be_what_the_probe_was(plain, tmp_path, 
 
 
 def test_what_computes_is_there():
-    for path in [*processors.COMPUTES, *processors.LEFT_OUT]:
+    for path in [*processors.COMPUTES, *processors.LEFT_OUT, *processors.SWEEPS]:
         assert Path(processors.ROOT, path.split("::")[0]).exists(), path
+    assert set(processors.what_computes(True)) < set(processors.what_computes(False))

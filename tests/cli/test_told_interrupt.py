@@ -19,9 +19,10 @@ from halter.files.writing import write_text
 from halter.recipe import dump, load
 
 START = (
-    "import sys, halter; print('begun', flush=True); sys.argv[0] = 'halter'; "
-    "from halter.cli.entry import entry; entry()"
+    "import sys; sys.argv[0] = 'halter'; from halter.cli import entry; entry.begin(); "
+    "print('begun', flush=True); entry.entry()"
 )
+"""What the console script does. It tells when Ctrl-C is the command's: before, it is Python's own."""
 
 
 def words_of(folder: Path) -> list[list[str]]:
