@@ -133,7 +133,7 @@ def _encoded(opened: Opened, asked: Sequence[Asked], asking: Asking) -> list[Row
     for one in asked:
         prompt = one.prompt if asking.system is None else with_system(one.prompt, asking.system, opened.template)
         how = (opened.template, opened.template_date, asking.prefill)
-        rows.append((one, encode_prompt(opened.tokenizer, prompt, *how)))
+        rows.append((one, encode_prompt(opened.tokenizer, prompt, *how, tools=one.tools)))
     return rows
 
 

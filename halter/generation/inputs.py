@@ -12,9 +12,10 @@ from halter.data.advice import roles_guessed, roles_option
 from halter.data.columns import asked_row
 from halter.data.formats import TALKS, conversation, instructed, is_talk
 from halter.data.json_text import loads, repeated
+from halter.data.layouts import layouts
 from halter.data.options import DataOptions
 from halter.data.sources import STANDARD_INPUT, Fault, read_source, standard_input
-from halter.data.turns import ROLES, BadRow, is_transcript, listed
+from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
 from halter.generation.prompts import Prompt
@@ -29,6 +30,8 @@ class Asked:
     prompt: Prompt
     later: tuple[str, ...] = ()
     """What is asked after the answer, turn by turn, each with the answers before it (MT-Bench's ``turns``)."""
+    tools: list[Any] | None = None
+    """The row's tools, for the template; only a conversation has a place for them."""
 
 
 ASKING = ("prompt", "instruction", "question", "text")
@@ -97,14 +100,15 @@ def _line(origin: str, line: str, path: str) -> tuple[str, Mapping[str, Any]] | 
 def _asked(origin: str, row: Mapping[str, Any], prompt: Prompt, options: DataOptions) -> Asked:
     turns: Any = asked_row(row, options)[0].get("turns")
     first = [{"role": "user", "content": turns[0]}] if _questions(turns) else None
-    return Asked(origin, row, prompt, tuple(turns[1:]) if first and prompt == first else ())
+    later = tuple(turns[1:]) if first and prompt == first else ()
+    return Asked(origin, row, prompt, later, None if isinstance(prompt, str) else tools_of(row))
 
 
 def prompt_of(row: Mapping[str, Any], options: DataOptions | None = None) -> Prompt | None:
     """What a row asks, read as training reads it (columns, speakers, conversations): its conversation up to the last
     message that is not the assistant's, ``instruction`` with ``input`` (and ``system``, ``history``), ``prompt``,
-    ``question``, ``text``, or the first of several ``turns``; None where it has none of them. What ``options`` choose
-    goes before. Raises BadRow."""
+    ``question`` with its context or choices, ``text``, or the first of several ``turns``; None where it has none of
+    them. What ``options`` choose goes before. Raises BadRow."""
     named, chosen = asked_row(row, options or DataOptions())
     if chosen & {*TALKS, *ASKING}:
         named = {key: value for key, value in named.items() if key in chosen or key not in {*TALKS, *ASKING}}
@@ -118,11 +122,30 @@ def prompt_of(row: Mapping[str, Any], options: DataOptions | None = None) -> Pro
     talk = _talk(named, TALKS)
     if talk:
         return talk
+    laid = _laid_out(named)
+    if laid is not None:
+        return laid
     found = next((named[key] for key in ("question", "text") if isinstance(named.get(key), str)), None)
     questions: Any = named.get("turns")
     if found is None and _questions(questions):
         return [{"role": "user", "content": questions[0]}]
     return found
+
+
+def _laid_out(row: Mapping[str, Any]) -> Prompt | None:
+    """What a row asks whose columns training knows by the answer beside them (a question with its context, with
+    choices), which need not be there yet; None where it is no such row, or where something in it lacks."""
+    for whole in (row, {**row, "answer": "-"}):
+        _, form = next(layouts(set(whole), whole), ("", None))
+        if form is None:
+            continue
+        with suppress(BadRow):
+            meant = form.read(whole)
+            messages = [] if isinstance(meant, list) else (meant.messages or [])[:-1]
+            plain = len(messages) == 1 and messages[0].keys() == {"role", "content"}
+            if messages:
+                return str(messages[0]["content"]) if plain else messages
+    return None
 
 
 def _questions(turns: Any) -> bool:

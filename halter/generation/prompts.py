@@ -52,14 +52,19 @@ def as_list(prompts: Prompts) -> list[Prompt]:
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, prompt: Prompt, template: Template = None, date: str | None = None, prefill: str = ""
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    template: Template = None,
+    date: str | None = None,
+    prefill: str = "",
+    tools: Sequence[Any] | None = None,
 ) -> EncodedPrompt:
     """Ids of a prompt, and of ``prefill``, with which its answer begins.
 
     A string is used as it stands, after BOS; with ``template`` (a built-in one's name, or a template) it is one user
     turn. A conversation goes through ``template`` or the tokenizer's own; ``date`` (YYYY-MM-DD) is for those that ask
-    what day it is. One that ends with the assistant's words is continued there. Refusals ``no-chat-template``, and
-    ``prefill-tokens`` for a text before which token ids stand.
+    what day it is, ``tools`` for those that have a place for them. One that ends with the assistant's words is
+    continued there. Refusals ``no-chat-template``, and ``prefill-tokens`` for a text before which token ids stand.
     """
     if isinstance(prompt, EncodedPrompt):
         return prompt
@@ -87,9 +92,9 @@ def encode_prompt(
     begun = ""
     if messages[-1].get("role") == "assistant" and isinstance(messages[-1].get("content"), str):
         begun = messages.pop()["content"]
-    tokens = template.encode(tokenizer, messages, add_generation_prompt=True, date=date).tokens
+    tokens = template.encode(tokenizer, messages, tools=tools, add_generation_prompt=True, date=date).tokens
     if begun + prefill:
-        tokens += _begun(tokenizer, template, messages, begun + prefill, tokens, date)
+        tokens += _begun(tokenizer, template, messages, begun + prefill, tokens, date, tools)
     return EncodedPrompt(tuple(tokens), continues=bool(begun + prefill), stop_ids=turn_end(tokenizer, template))
 
 
@@ -100,12 +105,14 @@ def _begun(
     words: str,
     prompt: Sequence[int],
     date: str | None,
+    tools: Sequence[Any] | None,
 ) -> list[int]:
     """Ids of an answer's first ``words``, as a training row has them after ``prompt``.
 
     The template may put white space before an answer or take it away after one; what it takes away is added again.
     """
-    row = template.encode(tokenizer, [*messages, {"role": "assistant", "content": words}], date=date).tokens
+    answered = [*messages, {"role": "assistant", "content": words}]
+    row = template.encode(tokenizer, answered, tools=tools, date=date).tokens
     rest = row[len(prompt) :] if row[: len(prompt)] == list(prompt) else []
     wanted, length, said = words.strip(), 0, ""
     for end in range(1, len(rest) + 1):

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_tokenizers
 
 from halter.data.columns import understand
 from halter.data.options import DataOptions
 from halter.errors import Refusal
+from halter.files.chat import ChatTemplate
+from halter.files.tokenizer import Tokenizer
 from halter.generation.inputs import prompt_of, read_prompts
+from halter.generation.prompts import encode_prompt
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
@@ -26,7 +30,12 @@ USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content
         ({"instruction": "Add.", "input": "1 2", "output": "3"}, [{"role": "user", "content": "Add.", "input": "1 2"}]),
         ({"instruction": "Go.", "input": ""}, [{"role": "user", "content": "Go."}]),
         ({"instruction": "Hi", "system": "Be."}, [{"role": "system", "content": "Be."}, USER]),
-        ({"question": "Why?", "text": "no"}, "Why?"),
+        ({"question": "Why?"}, "Why?"),
+        ({"question": "Why?", "context": "So."}, [{"role": "user", "content": "Why?", "input": "So."}]),
+        ({"question": "Why?", "context": "So.", "answer": None}, [{"role": "user", "content": "Why?", "input": "So."}]),
+        ({"query": "Why?", "system_prompt": "Be."}, [
+            {"role": "system", "content": "Be."}, {"role": "user", "content": "Why?"}]),
+        ({"question": "Which?", "choices": ["a", "b"], "answer": 1}, "Which?\nA. a\nB. b"),
         ({"text": "Once"}, "Once"),
         ({"story": "Once"}, None),
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": ""}]}, [USER]),
@@ -113,3 +122,18 @@ def test_speakers_that_nobody_knows_are_named_with_what_to_say(tmp_path: Path) -
     assert "data.roles='{Customer: user, AGENT: assistant" in str(refusal.value)
     read = read_prompts(str(file), DataOptions(roles=CAST))
     assert [one.prompt for one in read] == [[USER, ANSWER, {"role": "user", "content": "Why?"}]]
+
+
+def test_tools_of_a_row_are_shown_as_in_training(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}]
+    row = {"messages": [USER, ANSWER], "tools": tools}
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(row) + "\n", "utf-8")
+    (asked,) = read_prompts(str(file))
+    tiny_tokenizers.llama3(tmp_path)
+    tokenizer, template = Tokenizer.from_folder(tmp_path, {}), ChatTemplate.builtin("llama-3.1")
+    for prefill in ("", "Hel"):
+        put = encode_prompt(tokenizer, asked.prompt, template, "2024-07-26", prefill, asked.tools)
+        trained = template.encode(tokenizer, [USER, ANSWER], tools=tools, date="2024-07-26")
+        whole = tokenizer.decode(trained.tokens, skip_control=False)
+        assert "adds" in whole and whole.startswith(tokenizer.decode(put.tokens, skip_control=False))
