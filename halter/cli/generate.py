@@ -18,7 +18,7 @@ from halter.files import folders, writing
 from halter.generation.engine import stream
 from halter.generation.inputs import Asked, asks_nothing, read_prompts
 from halter.generation.options import GenerationOptions
-from halter.generation.prompts import EncodedPrompt, encode_prompt, too_long, with_system
+from halter.generation.prompts import EncodedPrompt, encode_prompt, told_of_marks, too_long, with_system
 from halter.generation.streaming import Generation
 from halter.run.opening import Opened, OpenOptions, Subject, find, open_subject
 from halter.run.words import data_options, subject_and_keys
@@ -79,6 +79,8 @@ def command(
     asked += _rows_of(input, subject, keys, asking)
     tell_empty(asked)
     opened = open_subject(subject, tell, opening)
+    if marked := told_of_marks([one.prompt for one in asked], opened.template):
+        tell(marked)
     rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
     adapter = None if asking.base else opened.adapter
     if len(rows) == asking.n == 1 and not rows[0][0].later and output is None and not as_json:

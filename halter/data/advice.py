@@ -13,6 +13,8 @@ ASKING = ("instruction", "question", "query", "prompt", "problem", "input", "tex
           "document", "context", "dialogue")  # fmt: skip
 ANSWERING = ("output", "answer", "response", "completion", "solution", "target", "label", "summary", "reply",
              "translation", "chosen", "caption")  # fmt: skip
+QUESTIONS = {"instruction", "question", "query", "prompt", "problem", "input", "context", "system"}
+"""Columns that no answer stands in."""
 TALKS = ("conversations", "messages", "conversation", "prompt", "history")
 NO_TEXT = {"id", "idx", "index", "url", "license", "lang", "language", "split", "date", "hash", "model", "file"}
 """Words of columns that are about a row and not in it."""
@@ -53,6 +55,11 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
     texts = [key for key in texts if not NO_TEXT & set(plain_name(key).split("_"))]
     if not texts:
         return "no column holds text: give rows with messages, with instruction and output, or with text"
+    if all(plain_name(text) in QUESTIONS for text in texts):
+        return (
+            f"{' and '.join(texts)} holds what is asked, and no column what is answered: add a column of answers "
+            "(output); without answers, halter generate --input asks such rows"
+        )
     if len(texts) == 1:
         return f"to learn all of {texts[0]} as plain text, {columns_option({'text': texts[0]})}"
     answer = _named(texts, ANSWERING) or texts[-1]
@@ -70,8 +77,8 @@ def _named(columns: Iterable[str], known: Sequence[str]) -> str:
     return ""
 
 
-def for_pairs(row: Mapping[str, Any]) -> str:
-    """How the chosen answers of this very row can be learned."""
+def for_pairs(row: Mapping[str, Any], templated: bool = False) -> str:
+    """How the chosen answers of this very row can be learned, in the template where one was asked for."""
     chosen = next((value for key, value in row.items() if plain_name(key) == "chosen"), None)
     names = {plain_name(key): key for key in row}
     column = names.get("chosen", "chosen")
@@ -84,6 +91,6 @@ def for_pairs(row: Mapping[str, Any]) -> str:
     if talk:
         return columns_option({"prompt": talk, "completion": column})
     if asks and isinstance(chosen, str):
-        raw = plain_name(asks) == "prompt"
+        raw = plain_name(asks) == "prompt" and not templated
         return columns_option({"prompt" if raw else "instruction": asks, "completion" if raw else "output": column})
     return columns_option({"messages" if isinstance(chosen, list) else "text": column})

@@ -23,6 +23,8 @@ NEAR = 0.7
 TALKING = {*formats.TALKS, "prompt", "completion"}
 PLAIN_ROLES = {"user", "assistant", "system", "tool", "human", "gpt", "function", "function_call", "observation"}
 """Speakers about whom there is nothing to tell."""
+ASKED, LEARNED = ("instruction", "input", "prompt"), ("output", "completion")
+"""Our names of columns that are asked, and of those that are learned."""
 MARKS = ("label", "kto_tag", "desirable", "accepted", "is_correct", "correct", "is_good")
 """Columns that say of an answer whether people found it good, where their value is true or false."""
 
@@ -119,6 +121,14 @@ def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
             found=[f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()],
             expected=f"of {', '.join(known)}",
         )
+    if twice := _asked_and_learned(options.columns):
+        raise Refusal(
+            "data-columns",
+            f"data.columns gives one column, {twice}, both for what is asked and for what is learned",
+            where=where,
+            found=[f"{ours}: {theirs}" for ours, theirs in options.columns.items()],
+            fix="name the column that holds what is asked, and the one that holds the answer",
+        )
     if options.row_template is not None:
         form = formats.FORMATS["prompt_completion"]
         if "completion" not in options.columns and not any("completion" in _plain(row) for row in rows):
@@ -130,10 +140,23 @@ def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
             )
         told = "data.row_template is continued by the completion"
         return Reader(form, options.columns, options.row_template, told, options.roles)
-    told, form = formats.recognise([_shown(row, options) for row in rows], where, set(options.columns), rows)
+    shown = [_shown(row, options) for row in rows]
+    told, form = formats.recognise(shown, where, set(options.columns), rows, options.template is not None)
     named = ", ".join(f"{ours} = {theirs}" for ours, theirs in options.columns.items())
     named = ", ".join(filter(None, [named, *_speakers(rows, options.roles)]))
     return Reader(form, options.columns, None, f"{told} ({named})" if named else told, options.roles)
+
+
+def _asked_and_learned(columns: Mapping[str, str]) -> str:
+    """The column that is named for both; '' where there is none."""
+    learned = {_whole(theirs) for ours, theirs in columns.items() if ours in LEARNED}
+    asked = [_whole(theirs) for ours, theirs in columns.items() if ours in ASKED]
+    return next((theirs for theirs in asked if theirs in learned), "")
+
+
+def _whole(theirs: str) -> str:
+    """The column that a template of nothing else stands for."""
+    return _slots(theirs)[0] if _slots(theirs) and theirs == f"{{{_slots(theirs)[0]}}}" else theirs
 
 
 def _speakers(rows: Sequence[Row], roles: Mapping[str, str]) -> list[str]:

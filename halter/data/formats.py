@@ -131,12 +131,17 @@ def find(columns: Set[str], where: str, chosen: Set[str] = frozenset()) -> str:
 
 
 def recognise(
-    rows: Sequence[Row], where: str, chosen: Set[str] = frozenset(), spelt: Sequence[Row] | None = None
+    rows: Sequence[Row],
+    where: str,
+    chosen: Set[str] = frozenset(),
+    spelt: Sequence[Row] | None = None,
+    templated: bool = False,
 ) -> tuple[str, Format]:
     """(reading in words, format) of a file by the first of its rows whose columns say so.
 
-    Columns are as plain_name has them, and in ``spelt`` as the file has them. Refusals ``data-format``,
-    ``data-ambiguous``, ``data-preference`` name the columns and a way out.
+    Columns are as plain_name has them, and in ``spelt`` as the file has them. ``templated``: a template was asked for,
+    and a way out keeps it. Refusals ``data-format``, ``data-ambiguous``, ``data-preference`` name the columns and a
+    way out.
     """
     spelt = rows if spelt is None else spelt
     for row, raw in zip(rows, spelt):
@@ -147,7 +152,7 @@ def recognise(
                 "these rows are pairs of a chosen and a rejected answer; training here learns single answers",
                 where=where,
                 found=sorted(raw),
-                fix=f"to learn the chosen answers alone, {for_pairs(raw)}",
+                fix=f"to learn the chosen answers alone, {for_pairs(raw, templated)}",
             )
         name = find(columns, where, chosen)
         if name and name != WEAKEST or (name and name in chosen):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from halter.data import cache
+from halter.data import cache, formats
 from halter.data.advice import roles_guessed, roles_option
 from halter.data.cache_key import files_of
 from halter.data.choose import hold_out, without
 from halter.data.encode import Encoder
 from halter.data.examples import Builder, Examples
 from halter.data.frames import for_long_rows
+from halter.data.meaning import plain_name
 from halter.data.odd_files import LOOKED_BYTES, encoding_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
@@ -32,6 +34,9 @@ from halter.files.tokenizer import Tokenizer
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
 
 TOO_LONG = "too long"
+MORE_COLUMNS = re.compile(r"\d+ columns instead of \d+")
+OTHER_KEYS = re.compile(r"missing key .*\(has ([^()?]+)\)$")
+"""The fault of a row that lacks a key and whose others are these; one that may be misspelt is asked about."""
 MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
 
@@ -185,6 +190,14 @@ def _as_utf8(path: Path) -> str:
     return ""
 
 
+def _of_other_layout(kind: str) -> bool:
+    """Whether a row lacks a key because it is of another format than the first ones."""
+    found = OTHER_KEYS.search(kind)
+    with suppress(Refusal):  # columns of several formats
+        return found is not None and formats.find({plain_name(key) for key in found[1].split(", ")}, "") != ""
+    return False
+
+
 def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     """What to do where these of so many rows keep a run from starting: what keeps them first; leaving them out is a way
     only where others are left."""
@@ -193,6 +206,10 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
     if len(faults) >= rows and all(kind.startswith("broken JSON") for kind in kinds):
         ways.append("write one JSON object a line and nothing between them")
+    if any(MORE_COLUMNS.fullmatch(kind) for kind in kinds):
+        ways.append("put fields that hold commas into double quotes (csv writers do)")
+    if any(map(_of_other_layout, dict.fromkeys(kinds))):
+        ways.append("put the rows of each layout into a file of their own and give each: --data A --data B")
     ways += ["correct the key in the file"] if any("did you mean its" in kind for kind in kinds) else []
     ways += ["data.id_column=null keeps rows whose ids repeat"] if any(k.startswith(DUPLICATE) for k in kinds) else []
     ways += [tools_fix(tokenizer)] if any(NO_TOOLS in kind for kind in kinds) else []

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ PACKED = ".gz"
 """What may follow a suffix: the same, packed."""
 MOST_BYTES = 4 << 30
 """Of a file that is read as one JSON value; a packed one says nothing about its size."""
+GAPS = ("NaN", "nan")
+"""What pandas' users have it write into a table where it has no value; it is no answer, here as in JSON."""
 UTF8_MARK = b"\xef\xbb\xbf"
 #: Columns that are lists of objects in one row, so that a file holding one of these alone is one row.
 LISTS_IN_ROWS = {"messages", "conversations", "tools", "prompt", "completion"}
@@ -247,7 +250,7 @@ def _csv(path: Path, separator: str) -> Iterator[Found]:
             elif kind := damage(values):
                 yield Fault(origin, "invalid UTF-8" if kind == "lone surrogate" else kind)
             else:
-                yield origin, dict(zip(names, values))
+                yield origin, {name: math.nan if value in GAPS else value for name, value in zip(names, values)}
 
 
 def _text(path: Path) -> Iterator[Found]:

@@ -140,6 +140,8 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Combi
     bad = [f"weight {w}" for w in weights if not math.isfinite(w)]
     if len(weights) != len(adapters) or not adapters:
         bad.append(f"{len(weights)} weights for {len(adapters)} adapters")
+    if weights and not any(weights):
+        bad.append("every weight is 0, so nothing would be left")
     if options.rank is not None and options.rank < 1:
         bad.append(f"rank {options.rank}")
     if options.rank is not None and options.mode == "cat":

@@ -36,6 +36,17 @@ class Run:
     ids: list[int]
 
 
+FEW = 0.75
+"""Share of the embedding's rows below which a tokenizer's entries are too few for rows that only round its size up."""
+
+
+def other_vocabulary(entries: int, rows: int) -> str:
+    """What is said of a tokenizer of so many entries beside an embedding of so many rows; '' where they may fit."""
+    if entries >= FEW * rows:
+        return ""
+    return f"the tokenizer knows {entries:,} tokens and the model has {rows:,}: they hardly belong together"
+
+
 class Tokenizer:
     """Text to ids and back. Ids are Python ints; nothing here pads, truncates or adds BOS and EOS.
 

@@ -18,8 +18,17 @@ from halter.errors import HalterError, Refusal
 from halter.files.measured import Measured
 from halter.files.tokenizer import Tokenizer
 from halter.generation.beginnings import shared
+from halter.generation.belonging import tell_others
 from halter.generation.options import GenerationOptions
-from halter.generation.prompts import AnswerKeywords, EncodedPrompt, Prompts, as_list, check_prompts, encode_prompt
+from halter.generation.prompts import (
+    AnswerKeywords,
+    EncodedPrompt,
+    Prompts,
+    as_list,
+    check_prompts,
+    encode_prompt,
+    told_of_marks,
+)
 from halter.generation.streaming import Answer, Generation, Piece
 from halter.methods.adapter import Adapter
 from halter.methods.mixed import Mixed
@@ -32,6 +41,7 @@ from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
 from halter.numerics.sampling import draw, penalise, uniform
+from halter.telling import tell
 
 MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
 PREFILL_TOKENS = 4096  # of prompts in one step; bounds the activations' memory
@@ -80,6 +90,8 @@ def stream(
     if beyond:
         what = "stop_ids names ids that are not in the vocabulary"
         raise Refusal("generation-options", what, found=beyond, expected=f"0 to {model.config.vocab_size - 1}")
+    if marked := told_of_marks(as_list(prompts), template):
+        tell(marked)
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in as_list(prompts)]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     requests = [
@@ -139,6 +151,7 @@ class Engine:
         self, model: Decoder, tokenizer: Tokenizer, requests: Sequence[Request], max_rows: int = MAX_ROWS
     ) -> None:
         check_prompts([r.prompt for r in requests], model.config.context, model.config.vocab_size)
+        tell_others(model, tokenizer, [r.adapter for r in requests])
         self.model = model
         distinct = {id(r.adapter): r.adapter for r in requests if r.adapter is not None}
         self._adapters = list(distinct.values())

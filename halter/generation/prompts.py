@@ -11,6 +11,7 @@ from torch import Tensor
 from halter.data.turns import under_system
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
+from halter.files.chat_marks import begun
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
 
@@ -146,6 +147,27 @@ def system_unused(why: str = "without a chat template the prompt is used word fo
     """Refusal ``system-unused``: nothing that is asked has a place for a system message."""
     fix = "give --template (llama-3, alpaca, ...), or write it into the prompt"
     return Refusal("system-unused", f"there is no place for a system message: {why}", fix=fix)
+
+
+def told_of_marks(prompts: Sequence[Prompt], template: Template) -> str:
+    """A note where prompts hold the marks of a template and one is put around them; '' where it need not be said."""
+    put = [one for one in prompts if not isinstance(one, str) or template is not None]
+    marks = [mark for one in put if (mark := begun("\n".join(_spoken(one))))]
+    if not marks:
+        return ""
+    which = "the prompt holds" if len(prompts) == 1 else f"{len(marks)} of {len(prompts)} prompts hold"
+    return (
+        f"note: {which} the marks of a chat template ({marks[0]}), and a template is put around that all the "
+        "same: ask in plain words, or without a template (--template raw)"
+    )
+
+
+def _spoken(prompt: Prompt) -> list[str]:
+    """The texts of a prompt; none of one that is token ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    items: list[Any] = [] if isinstance(prompt, EncodedPrompt) else list(prompt)
+    return [turn["content"] for turn in items if isinstance(turn, Mapping) and isinstance(turn.get("content"), str)]
 
 
 def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:

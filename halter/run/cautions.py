@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from halter.errors import Refusal
 from halter.files.caches import cache_folder
+from halter.files.tokenizer import other_vocabulary
 from halter.recipe import Recipe
 from halter.run.checks_machine import gib, nearest
 from halter.run.prepare import Job
@@ -21,6 +23,8 @@ from halter.training.defaults import at_width, with_defaults
 from halter.training.options import TrainOptions
 from halter.training.schedule import warmup_steps
 
+MUCH = 4.0
+"""Times the default's scale from which on alpha is named where training made the model worse."""
 TOO_HIGH, TOO_LOW = 50.0, 1e-4
 """Times the method's own learning rate at the model's width: above the first no method here has ever learnt (the search
 of ``halter compare`` goes to 16), below the second nothing moves."""
@@ -60,7 +64,68 @@ def rate_problem(recipe: Recipe, dim: int) -> Iterator[Refusal]:
 
 def cautions(job: Job) -> list[str]:
     """One sentence for each setting of the job that does nothing, or hardly what was meant."""
-    return [*_of_steps(job), *_of_evaluation(job.recipe), *of_environment()]
+    found = [*of_vocabulary(job), *_of_steps(job), *_of_strength(job), *_of_shares(job)]
+    return [*found, *_of_evaluation(job.recipe), *of_environment()]
+
+
+def of_vocabulary(job: Job) -> Iterator[str]:
+    """Whether the tokenizer is of another model than the embedding: rows that only round its size up are few."""
+    told = other_vocabulary(job.tokenizer.vocab_size, job.config.vocab_size)
+    if told:
+        yield f"{told}: what is learned will be nonsense"
+
+
+def strength(job: Job) -> tuple[str, float]:
+    """(the method, times) whose alpha scales its update most, beside its default at the same rank."""
+    times = [(choice.name, _scale(choice.options)) for choice in job.recipe.methods]
+    return max(times, key=lambda pair: pair[1], default=("", 1.0))
+
+
+def _scale(options: Any) -> float:
+    alpha, r = getattr(options, "alpha", None), getattr(options, "r", None)
+    if not isinstance(alpha, int | float) or not isinstance(r, int) or r < 1:
+        return 1.0
+    usual = type(options)(r=r).alpha / r
+    scale = alpha / (math.sqrt(r) if getattr(options, "rslora", False) else r)
+    return abs(scale / usual) if usual else 1.0
+
+
+def to_lower(job: Job) -> str:
+    """What is too high where training made the model worse: what is furthest above its default."""
+    name, times = strength(job)
+    if times > MUCH and times > _rate_times(job):
+        return f"method.alpha of {name}, whose scale is {times:,.0f} times the default"
+    return "train.learning_rate"
+
+
+def _rate_times(job: Job) -> float:
+    rate, names = job.recipe.train.learning_rate, [choice.name for choice in job.recipe.methods]
+    return 1.0 if rate is None or not names else rate / max(usual_rate(name, job.config.dim) for name in names)
+
+
+def _of_strength(job: Job) -> Iterator[str]:
+    name, times = strength(job)
+    together = times * min(1.0, _rate_times(job))  # a rate that is lowered as much makes up for it
+    if together > TOO_HIGH:
+        yield (
+            f"method.alpha of {name} scales its update {times:,.0f} times as much as the default: training is as with "
+            f"a learning rate {together:,.0f} times too high; leave it out (the default follows method.r), or lower it"
+        )
+    decay = job.recipe.train.weight_decay
+    if decay > 1:
+        yield (
+            f"train.weight_decay is {decay:g}: what is learned is shrunk away about as fast as it is learned (0 to 0.1 "
+            "is usual)"
+        )
+
+
+def _of_shares(job: Job) -> Iterator[str]:
+    share, report = job.recipe.data.validation, job.data.report
+    if isinstance(share, float) and report.validation_rows > report.kept:
+        yield (
+            f"data.validation is {share:g}: {report.validation_rows:,} rows are held out and only {report.kept:,} are "
+            "trained on; it is the share that is held out, 0.1 is usual"
+        )
 
 
 def _of_steps(job: Job) -> Iterator[str]:

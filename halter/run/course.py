@@ -11,7 +11,7 @@ import numpy as np
 from halter.data.example import Example
 from halter.model.decoder import Decoder
 from halter.numerics import allocation
-from halter.run.ends import refuse_broken_base
+from halter.run.ends import beyond_guessing, refuse_broken_base
 from halter.run.keeper import Keeper
 from halter.run.prepare import Job, Say
 from halter.run.signals import Stops
@@ -80,6 +80,8 @@ class Course:
     def _log(self, record: dict[str, Any]) -> None:
         self.last = record
         self.log(record)
+        if record["step"] == 1 and (told := beyond_guessing(record["loss"], self.job.config.vocab_size)):
+            self.say(told)
 
     def _after(self, step: int) -> None:
         record = self.last

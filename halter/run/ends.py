@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import median
 
@@ -15,6 +16,8 @@ from halter.training.trainee import Trainee
 LAST = 8
 """Steps whose median counts as the loss at the end."""
 WORSE = 1.5
+BEYOND = 1.5
+"""Times the loss of guessing blindly that a first loss may be."""
 
 
 def refuse_broken_base(model: Decoder, where: str) -> None:
@@ -51,6 +54,17 @@ def refuse_nothing_learnt(trainee: Trainee) -> None:
         )
 
 
+def beyond_guessing(loss: float, vocab_size: int) -> str:
+    """A warning where a run's first loss is far above that of guessing blindly; '' where it is not."""
+    blind = math.log(vocab_size)
+    if not loss > BEYOND * blind:
+        return ""
+    return (
+        f"warning: the first loss is {loss:.1f}, and guessing blindly among {vocab_size:,} tokens gives {blind:.1f}: "
+        "base, tokenizer and data hardly belong together"
+    )
+
+
 def result(trainee: Trainee, seconds: float) -> str:
     """What became of the run, in a few words: the steps, their last losses' median and the time."""
     losses = trainee.guards.losses[-LAST:]
@@ -60,8 +74,9 @@ def result(trainee: Trainee, seconds: float) -> str:
     return f" ({trainee.step} steps{end}, {spent})"
 
 
-def last_words(trainee: Trainee) -> Iterator[str]:
-    """One warning for each thing about the steps that the person should know who uses the adapter."""
+def last_words(trainee: Trainee, to_lower: str = "train.learning_rate") -> Iterator[str]:
+    """One warning for each thing about the steps that the person should know who uses the adapter; ``to_lower``: what
+    was furthest above its default."""
     guards, steps = trainee.guards, trainee.step
     if guards.lost:
         which = f"the last {guards.skipped} of them at the end; " if guards.skipped else ""
@@ -74,5 +89,5 @@ def last_words(trainee: Trainee) -> Iterator[str]:
         if end > WORSE * guards.first and end > guards.first + NATS:
             yield (
                 f"warning: the loss began at {guards.first:.4f} and ended near {end:.4f}: training made the model "
-                "worse; lower train.learning_rate"
+                f"worse; lower {to_lower}"
             )

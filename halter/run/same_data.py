@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from halter.data import seen
+from halter.data.examples import Examples
 from halter.data.fingerprint import PARTS, differences, fingerprint, same
 from halter.errors import HalterError, Refusal
 from halter.files.reading import read_json
@@ -13,8 +15,9 @@ from halter.files.runs import RunFolder
 from halter.run.prepare import Job, Say
 
 FILE = "data.json"
-BEGUN, NOW = "learned_from", "now"
-"""Keys of data.json: the rows of the run's first step, and, where others were waived in, those of the last attempt."""
+BEGUN, NOW, ROWS = "learned_from", "now", "rows_learned"
+"""Keys of data.json: the rows of the run's first step, and, where others were waived in,
+those of the last attempt; the digest of every row of any attempt (data.seen)."""
 
 
 def record(run: RunFolder, job: Job) -> dict[str, Any]:
@@ -22,7 +25,21 @@ def record(run: RunFolder, job: Job) -> dict[str, Any]:
     facts = _facts(job)
     begun = _begun(run) if run.checkpoints() else None
     kept = {BEGUN: facts} if begun is None or begun == facts else {BEGUN: begun, NOW: facts}
-    return job.data.report.as_dict() | kept
+    before = _kept(run).get(ROWS) if run.checkpoints() else None
+    return job.data.report.as_dict() | kept | {ROWS: seen.packed(job.data.train, before)}
+
+
+def learned_before(run: RunFolder, rows: Examples) -> int:
+    """How many of these rows the run has learned from, as far as its data.json says."""
+    return seen.again(rows, _kept(run).get(ROWS))
+
+
+def _kept(run: RunFolder) -> dict[str, Any]:
+    """What data.json says; {} where it is not there or no longer an object."""
+    with suppress(HalterError, OSError):
+        found = read_json(run.own.place(FILE))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _facts(job: Job) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation import questions
 from halter.evaluation.options import TaskOptions
+from halter.files.runs import RunFolder
 from halter.generation.prompts import system_unused
+from halter.run import same_data
 from halter.run.opening import Opened
 from halter.run.prepare import Say
 from halter.run.words import data_options
@@ -96,10 +98,23 @@ def held_out_rows(
         say(f"rows: {line}")
     for line in told.doubts(loaded.report):
         say(f"warning: {line}")
+    run = _run_of(opened)
+    if run is not None and (count := same_data.learned_before(run, loaded.train)):
+        say(
+            f"warning: {count:,} of {len(loaded.train):,} rows are among those that {run.path} was trained on: what is "
+            "scored on them says nothing of rows that it has not seen"
+        )
     if loaded.report.long_dropped:
         left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
         say(f"warning: {left} and are not scored; {_kept_by(policy, known.max_length, opened.model.config.context)}")
     return loaded.train, str(loaded.report)
+
+
+def _run_of(opened: Opened) -> RunFolder | None:
+    """The run whose adapter is scored, also where its adapter's folder was named."""
+    subject = opened.subject
+    beside = None if subject.adapter is None else RunFolder(subject.adapter.absolute().parent)
+    return RunFolder(subject.run) if subject.run is not None else beside if beside and beside.begun else None
 
 
 def _known(opened: Opened, keys: Sequence[str]) -> DataOptions:

@@ -24,6 +24,7 @@ from halter.pretrained.digest import digest_in_background
 from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run import same_data
+from halter.run.cautions import to_lower
 from halter.run.course import Course
 from halter.run.describe import describe
 from halter.run.ends import last_words, refuse_nothing_learnt, result
@@ -158,7 +159,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
             raise
     refuse_nothing_learnt(trainee)
     watch.keep_best(lambda: new_adapter(job, model))
-    for line in last_words(trainee):
+    for line in last_words(trainee, to_lower(job)):
         say(line)
     try:
         found = identity.result()

@@ -14,11 +14,13 @@ from own_data import Data, Own
 from halter.cli import main
 from halter.data import again, told
 from halter.data.load import load_examples
-from halter.data.options import DataOptions
+from halter.data.options import DataOptions, Source
+from halter.errors import Refusal
 from halter.evaluation import questions
 from halter.evaluation.texts import token_f1
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
+from halter.generation.prompts import told_of_marks
 
 ALPACA = ChatTemplate.builtin("alpaca")
 STORIES = [
@@ -177,3 +179,83 @@ def test_train_doctor_and_inspect_say_it_alike(own: Own, tmp_path: Path, capsys:
         more = ["--max-steps", "1", "--method", "lora", "--output", str(tmp_path / "run")] * (verb == "train")
         assert main.run([verb, *args, *more]) == 0
         assert line in " ".join("".join(capsys.readouterr()).split()), verb
+
+
+# What is read, named and asked
+
+
+def test_a_gap_in_a_table_is_no_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As in JSON: what pandas writes as NaN is read as NaN again."""
+    for suffix, sign in (("csv", ","), ("tsv", "\t")):
+        for gap in ("NaN", "nan"):
+            rows = [f"q{n}{sign}{gap if n % 2 else 'An answer'}" for n in range(8)]
+            (tmp_path / f"a.{suffix}").write_text("\n".join([f"instruction{sign}output", *rows]), "utf-8")
+            with pytest.raises(Refusal, match="4 of 8 rows cannot be used.*output is NaN: 4 rows"):
+                said(tokenizer, str(tmp_path / f"a.{suffix}"))
+    inputs = tmp_path / "b.csv"
+    inputs.write_text("instruction,input,output\nq,NaN,A nan is bread\n", "utf-8")
+    beside = write(tmp_path / "b.jsonl", [{"instruction": "q", "input": float("nan"), "output": "A nan is bread"}])
+    outcomes = []
+    for path in (str(inputs), beside):
+        try:
+            outcomes.append(str(said(tokenizer, path)))
+        except Refusal as refusal:
+            outcomes.append(refusal.groups[0].split(":")[0])
+    assert outcomes[0] == outcomes[1], "a table and JSON are read alike"
+
+
+def test_one_column_for_both_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"q": f"ask {n}", "a": f"answer {n}"} for n in range(4)])
+    for columns in ({"instruction": "a", "output": "a"}, {"prompt": "a", "completion": "{a}"}):
+        with pytest.raises(Refusal, match="gives one column, a, both for what is asked"):
+            said(tokenizer, path, columns=columns)
+    for columns in ({"instruction": "q", "output": "a"}, {"instruction": "Repeat: {a}", "output": "a"}):
+        assert said(tokenizer, path, columns=columns) == []
+
+
+def test_rows_without_answers_are_not_told_to_be_learned(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for row in ({"instruction": "Tell me."}, {"question": "Who?", "context": "A house."}):
+        with pytest.raises(Refusal) as caught:
+            said(tokenizer, write(tmp_path / "a.jsonl", [row] * 3))
+        assert "no column what is answered" in caught.value.fix and "data.columns" not in caught.value.fix
+
+
+def test_the_way_out_of_pairs_keeps_the_template(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Q?", "chosen": "Yes.", "rejected": "no"}] * 2)
+    with pytest.raises(Refusal) as caught:
+        said(tokenizer, path, template="alpaca")
+    pairs = dict(part.split(": ") for part in caught.value.fix.split("data.columns='{")[1].split("}")[0].split(", "))
+    report = load_examples(DataOptions(train=path, template="alpaca", columns=pairs), tokenizer, ALPACA).report
+    assert report.as_they_stand == 0, "the hint, as it is printed, learns in the template"
+    with pytest.raises(Refusal, match="prompt: prompt, completion: chosen"):
+        said(tokenizer, path)
+
+
+def test_what_to_correct_comes_before_skipping(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("instruction,output\n" + "Tell me.,Once, there was\nTell me.,Once\n" * 4, "utf-8")
+    mixed = [{"prompt": "Q", "completion": "A"}, {"instruction": "Q", "output": "A"}] * 4
+    ways = {str(table): "put fields that hold commas into double quotes",
+            write(tmp_path / "b.jsonl", mixed): "put the rows of each layout into a file of their own"}  # fmt: skip
+    for path, way in ways.items():
+        with pytest.raises(Refusal) as caught:
+            said(tokenizer, path)
+        assert caught.value.fix.startswith(way) and caught.value.fix.index(way) < caught.value.fix.index("skip")
+    typos = write(tmp_path / "c.jsonl", [*STORIES, {"instruction": "Q", "ouptut": "A"}])
+    with pytest.raises(Refusal) as caught:
+        said(tokenizer, typos)
+    assert "layout" not in caught.value.fix
+    parts = [write(tmp_path / f"{n}.jsonl", mixed[n::2]) for n in range(2)]
+    both = DataOptions(train=tuple(Source(part) for part in parts), cache=False)
+    assert load_examples(both, tokenizer, ALPACA).report.kept == 8, "the way out, gone"
+
+
+def test_a_prompt_that_holds_marks_is_told(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "### Instruction: Tell me a story ### Response:"
+    for template, marked in (("alpaca", True), ("raw", False)):
+        args = ["generate", str(own.base), "--template", template, "--max-new-tokens", "1", "--prompt"]
+        assert main.run([*args, asked]) == 0
+        assert ("the prompt holds the marks of a chat template" in " ".join(capsys.readouterr().err.split())) == marked
+        assert main.run([*args, "Tell me a story"]) == 0
+        assert "marks" not in capsys.readouterr().err
+    assert told_of_marks([[{"role": "user", "content": asked}], "[INST] hi", [1, 2]], None).startswith("note: 1 of 3")

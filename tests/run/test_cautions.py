@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from own_data import Own
 from playground_run import recipe as made
 
 import halter
 from halter.cli import main
 from halter.errors import HalterError, Refusal
 from halter.files.tensors import read_tensors
+from halter.files.tokenizer import other_vocabulary
 from halter.files.writing import write_tensors
+from halter.generation import belonging
 from halter.playground import base_folder
 from halter.recipe import dump, load
-from halter.run.cautions import TOO_HIGH, VARIABLES, cautions, of_environment, usual_rate
-from halter.run.ends import last_words
+from halter.run.cautions import TOO_HIGH, VARIABLES, cautions, of_environment, strength, to_lower, usual_rate
+from halter.run.ends import beyond_guessing, last_words
 from halter.run.preflight import ready
 from halter.training.guards import Guards
 
@@ -68,6 +71,7 @@ def test_it_can_be_waived(tmp_path: Path) -> None:
         ({"warmup_steps": 1000}, "train.warmup_steps is 1000 and the run has 2 steps"),
         ({"eval_steps": 10}, "train.eval_steps does nothing here"),
         ({"save_steps": 10}, "train.save_steps is 10 and the run has 2 steps"),
+        ({"weight_decay": 50.0}, "train.weight_decay is 50: what is learned is shrunk away"),
         ({"learning_rate": 1e-9}, "train.learning_rate is 1e-09: nothing will be learned"),
     ],
 )
@@ -215,3 +219,93 @@ def test_a_rank_above_the_width_is_told(tmp_path: Path) -> None:
     for rank, told in ((256, False), (257, True)):
         job = ready(made(tmp_path) | {"method": {"name": "lora", "r": rank}}, say=lambda _: None)
         assert any("higher rank than that" in line for line in cautions(job)) is told
+
+
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [
+        ({"name": "lora", "r": 2, "alpha": 400.0}, 100),
+        ({"name": "lora", "r": 16, "alpha": 800.0, "rslora": True}, 100),
+        ({"name": "loha", "r": 2, "alpha": 200.0}, 100),
+        ({"name": "lora", "r": 2, "alpha": 100.0}, 0),
+        ({"name": "lora", "r": 64, "alpha": 128.0, "rslora": True}, 0),
+        ({"name": "lora", "r": 2}, 0),
+    ],
+)
+def test_an_alpha_that_works_as_a_rate_far_too_high_is_told(method: dict[str, Any], times: int, tmp_path: Path) -> None:
+    """s = alpha / r, or alpha / sqrt(r), beside what is default at the same r; Adam's steps are as much larger."""
+    recipe = made(tmp_path) | {"method": method}
+    del recipe["train"]["learning_rate"]
+    job = ready(recipe)
+    said = [line for line in cautions(job) if "method.alpha" in line]
+    assert len(said) == (times > 0) and all(f"{times} times as much as the default" in line for line in said), said
+    assert to_lower(job).startswith(f"method.alpha of {method['name']}") == (strength(job)[1] > 4)
+    # A rate that is lowered as much makes up for it.
+    recipe["train"]["learning_rate"] = usual_rate(method["name"], job.config.dim) / 100
+    assert not any("method.alpha" in line for line in cautions(ready(recipe)))
+
+
+def test_the_advice_at_the_end_names_what_is_too_high() -> None:
+    guards = Guards()
+    for loss in (2.5, *[9.3] * 8):
+        guards.judge(loss, 1.0)
+    trainee: Any = SimpleNamespace(guards=guards, step=9)
+    (line,) = last_words(trainee, "method.alpha of lora, whose scale is 3,125 times the default")
+    assert line.endswith("lower method.alpha of lora, whose scale is 3,125 times the default")
+    assert [line.endswith("lower train.learning_rate") for line in last_words(trainee)] == [True]
+
+
+def test_a_share_that_holds_most_rows_out_is_told(tmp_path: Path) -> None:
+    for share, told in ((0.75, True), (0.25, False)):
+        recipe = made(tmp_path)
+        recipe["data"]["validation"] = share
+        said = [line for line in cautions(ready(recipe)) if "are held out and only" in line]
+        assert bool(said) == told
+        assert not told or "data.validation is 0.75: 9 rows are held out and only 3 are trained on" in said[0]
+
+
+def test_a_tokenizer_of_another_model_is_told(
+    own: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Letters' tokenizer over the story model's embedding, as copied into the wrong folder."""
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
+    for folder, names in ((own.base, ("config.json", "model.safetensors")), (own.letters, ("tokenizer*",))):
+        for name in names:
+            for file in folder.glob(name):
+                shutil.copy(file, swapped)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "tell me", "output": "once there was a cat"}\n' * 4, "utf-8")
+    monkeypatch.setattr("halter.run.ends.BEYOND", 1.2)
+    args = ["--model", str(swapped), "--data", str(rows), "--data.template", "alpaca"]
+    for verb in ("train", "doctor", "inspect"):
+        more = ["--max-steps", "1", "--method", "lora", "--output", str(tmp_path / "run")] * (verb == "train")
+        assert main.run([verb, *args, *more]) == 0
+        told = " ".join("".join(capsys.readouterr()).split())
+        assert "tokens and the model has" in told and "they hardly belong together" in told, verb
+        assert verb != "train" or "warning: the first loss is" in told
+    for whole in (own.base, own.letters):
+        model, tokenizer = halter.load(str(whole))
+        assert not other_vocabulary(tokenizer.vocab_size, model.config.vocab_size)
+    # From Python, where the two are given one by one.
+    said: list[str] = []
+    monkeypatch.setattr("halter.generation.belonging.tell", said.append)
+    model, tokenizer = halter.load(str(own.base))
+    halter.generate(model, tokenizer, ["once"], max_new_tokens=1)
+    assert said == []
+    other = halter.load(str(own.letters))[1]
+    belonging.told_once.cache_clear()
+    for _ in range(2):
+        halter.generate(model, other, ["once"], max_new_tokens=1)
+    assert len(said) == 1 and "they hardly belong together; answers may be nonsense" in said[0]
+    adapter = halter.adapt(model, "lora", r=2)
+    adapter.facts["tokenizer"] = {"digest": "0" * 64}
+    halter.generate(model, tokenizer, ["once"], adapter, max_new_tokens=1)
+    assert len(said) == 2 and "an adapter was trained with another tokenizer (0000000000000000...)" in said[1]
+
+
+@pytest.mark.parametrize(("loss", "told"), [(24.6, True), (9.4, True), (9.3, False), (2.0, False)])
+def test_a_first_loss_beyond_guessing(loss: float, told: bool) -> None:
+    """1.5 ln(512) = 9.357."""
+    line = beyond_guessing(loss, 512)
+    assert bool(line) == told and (not told or f"the first loss is {loss}" in line and "gives 6.2" in line)

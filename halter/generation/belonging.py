@@ -1,0 +1,26 @@
+"""Whether model, tokenizer and adapters that are asked together belong together, told once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from halter.files.tokenizer import Tokenizer, other_vocabulary
+from halter.methods.adapter import Adapter
+from halter.model.decoder import Decoder
+from halter.telling import tell
+
+
+@lru_cache(64)
+def told_once(what: str) -> None:
+    tell(f"warning: {what}; answers may be nonsense")
+
+
+def tell_others(model: Decoder, tokenizer: Tokenizer, adapters: Sequence[object]) -> None:
+    """Say where the tokenizer is not the model's or not that of an adapter's training."""
+    if other := other_vocabulary(tokenizer.vocab_size, model.config.vocab_size):
+        told_once(other)
+    for adapter in {id(one): one for one in adapters if isinstance(one, Adapter)}.values():
+        trained_on = (adapter.facts.get("tokenizer") or {}).get("digest")
+        if trained_on not in (None, tokenizer.digest):
+            told_once(f"an adapter was trained with another tokenizer ({str(trained_on)[:16]}...)")
