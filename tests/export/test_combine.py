@@ -310,3 +310,9 @@ def test_each_base_is_named_with_its_adapters_and_following_the_advice_works():
     assert combine(kept, [1.0] * len(kept))[1].error == 0
     with pytest.raises(Refusal, match="adapter 1 over x.*adapter 2 over y"):
         combine(adapters[:2], [1.0, 1.0])
+
+
+def test_weights_that_leave_nothing_are_refused():
+    model = tiny.decoder()
+    with pytest.raises(Refusal, match="every weight is 0"):
+        combine([lora(model, 1), lora(model, 2)], [0.0, 0.0])
