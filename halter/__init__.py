@@ -17,7 +17,7 @@ _HOME = {
     "generate": "halter.generation.engine",
     "load": "halter.pretrained.load",
     "load_adapter": "halter.methods.storage",
-    "merge": "halter.export.merge",
+    "merge": "halter.run.merging",
     "ready": "halter.methods.ready",
     "stack": "halter.methods.stacked",
     "train": "halter.run",
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # what editors and checkers read; a test holds it to the tabl
     from halter.comparison.whole import compare as compare
     from halter.errors import HalterError as HalterError
     from halter.errors import Refusal as Refusal
-    from halter.export.merge import merge as merge
     from halter.generation.engine import generate as generate
     from halter.methods.adapter import adapt as adapt
     from halter.methods.ready import ready as ready
@@ -39,6 +38,7 @@ if TYPE_CHECKING:  # what editors and checkers read; a test holds it to the tabl
     from halter.run.asked import doctor as doctor
     from halter.run.asked import inspect as inspect
     from halter.run.asked import plan as plan
+    from halter.run.merging import merge as merge
     from halter.run.scoring import evaluate as evaluate
     from halter.training.callbacks import Callback as Callback
     from halter.training.callbacks import StopTraining as StopTraining

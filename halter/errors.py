@@ -97,13 +97,14 @@ class Refusal(HalterError):
         return f"{'. '.join(p.rstrip('.') for p in parts)}. [{self.id}]".replace("?. ", "? ")
 
 
-def refuse_unknown(given: Iterable[str], known: Sequence[str], whose: str) -> None:
-    """Refusal ``unknown-option`` for options that ``whose`` has not, each with the nearest one that it has."""
+def refuse_unknown(given: Iterable[str], known: Sequence[str], whose: str, call: str = "") -> None:
+    """Refusal ``unknown-option`` for options that ``whose`` has not, each with the nearest one that it has. ``call``: a
+    right call."""
     unknown = [name for name in given if name not in known]
     if unknown:
         near = {name: get_close_matches(name, known, 1, cutoff=0.5) for name in unknown}
         found = [f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()]
-        raise Refusal("unknown-option", f"{whose} has no such option", found=found, expected=", ".join(known))
+        raise Refusal("unknown-option", f"{whose} has no such option", found=found, expected=", ".join(known), fix=call)
 
 
 def together(refusals: Sequence[Refusal]) -> Refusal:

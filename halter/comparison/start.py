@@ -19,6 +19,7 @@ from halter.files.folders import set_aside
 from halter.files.reading import read_json
 from halter.recipe.fields import keys_of
 from halter.recipe.gather import gather
+from halter.recipe.write import handed
 
 SECTION, VARIANTS = "compare", "variants"
 LISTS = ("methods", "precisions", "tasks")
@@ -46,7 +47,7 @@ def refuse_foreign(folder: Path) -> None:
 def read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(the recipe, its `compare` section, its variants) of a YAML file or a mapping. Refusals ``yaml``, ``recipe``."""
     path = "recipe" if isinstance(source, Mapping) else source
-    data = source if isinstance(source, Mapping) else yaml12.read(source).data
+    data = handed(source) if isinstance(source, Mapping) else yaml12.read(source).data
     if not isinstance(data, Mapping):
         raise yaml12.no_sections(str(path))
     document = dict(data)

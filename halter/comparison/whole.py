@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from halter.arguments import checked
 from halter.comparison import engine, start
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
@@ -36,7 +37,7 @@ class _Keywords(TypedDict, total=False):
     together: int | None
     questions: int
     max_new_tokens: int
-    choices: Sequence[str]
+    choices: str | Sequence[str]
     resamples: int
     skip_memory: bool
     seed: int
@@ -99,6 +100,7 @@ class Comparison:
         return dict(self.record)
 
 
+@checked('halter.compare(model="DIR", train="a.jsonl", test="b.jsonl", methods=["lora"], output="runs/which")')
 def compare(
     source: str | Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import torch
 from torch import Tensor
 
+from halter.arguments import checked
 from halter.errors import HalterError, Refusal
 from halter.files.measured import Measured
 from halter.files.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ from halter.generation.prompts import (
     told_of_marks,
 )
 from halter.generation.streaming import Answer, Generation, Piece
+from halter.kinds import Words
 from halter.methods.adapter import Adapter
 from halter.methods.mixed import Mixed
 from halter.methods.ready import Ready
@@ -48,9 +50,10 @@ PREFILL_TOKENS = 4096  # of prompts in one step; bounds the activations' memory
 ROOM_TOKENS = 512  # of answer that the cache has room for at first; it doubles when that is full
 
 One = Adapter | Stacked | Ready | None
-Adapters = One | Sequence[One]
+Adapters = Annotated[One | Sequence[One], Words("an adapter, None, or a list with one for each prompt")]
 
 
+@checked('halter.generate(model, tokenizer, ["Once upon a time"], adapter, max_new_tokens=20)')
 def generate(
     model: Decoder,
     tokenizer: Tokenizer,

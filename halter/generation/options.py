@@ -80,6 +80,6 @@ class GenerationKeywords(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int
-    stop: str | Sequence[str]
-    stop_ids: int | Sequence[int]
+    stop: str | Sequence[str] | None
+    stop_ids: int | Sequence[int] | None
     ignore_stop_ids: bool

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from halter.data.turns import under_system
@@ -14,6 +15,7 @@ from halter.files.chat import ChatTemplate
 from halter.files.chat_marks import begun
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
+from halter.kinds import Words
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class EncodedPrompt:
 
 
 Prompt: TypeAlias = str | EncodedPrompt | Sequence[int] | Sequence[Mapping[str, Any]]
-Prompts: TypeAlias = Prompt | Sequence[Prompt] | Tensor
+Prompts: TypeAlias = Annotated[
+    Prompt | Sequence[Prompt | Tensor] | Tensor,
+    Words("a text, a list of token ids, a conversation (a list of messages), or a list of these"),
+]
 Template: TypeAlias = str | ChatTemplate | None
 
 
@@ -45,6 +50,12 @@ class AnswerKeywords(GenerationKeywords, total=False):
 
 def as_list(prompts: Prompts) -> list[Prompt]:
     """One prompt or several as a list. A list of mappings is one conversation, a list of numbers one prompt's ids."""
+    if isinstance(prompts, Tensor):
+        if prompts.dim() not in (1, 2) or prompts.is_floating_point() or prompts.dtype == torch.bool:
+            found = f"{prompts.dtype} {list(prompts.shape)}"
+            raise Refusal(
+                "tokens-wanted", "a tensor of prompts is token ids", found=[found], expected="int64 [T] or [B, T]"
+            )
     plain: Any = prompts.tolist() if isinstance(prompts, Tensor) else prompts
     if isinstance(plain, str | EncodedPrompt):
         return [plain]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halter.arguments import check_options, checked
 from halter.errors import Refusal, refuse_unknown
 from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find
@@ -76,6 +77,8 @@ class Adapter(nn.Module):
     def bind(self, base: Decoder, segments: Segments, key: int | None = None, inside: Segments | None = None) -> Acts:
         """What acts during one forward of ``base`` over ``segments``; ``key`` seeds dropout, None means none.
         ``inside``: the rows as the layers see them, where other adapters bring virtual tokens too."""
+        if self.shape is not base.config:
+            refuse_unfit(self, base.config)
         at: dict[tuple[int | None, str], Act | Extra] = {}
         shared: dict[int, Act | Extra] = {}  # a piece at two places (tied weights) is bound once
         inside = self.longer(segments) if inside is None else inside
@@ -190,6 +193,21 @@ def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
     return chained(first, second)
 
 
+SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
+"""What two models must have alike for an adapter of the one to fit the other."""
+
+
+def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
+    """Refusal ``adapter-mismatch`` where an adapter was made for a model of other sizes; of the vocabulary where it
+    acts on tokens."""
+    outer = any(slot.layer is None and slot.place in ("embed_tokens", "lm_head") for slot in adapter.slots)
+    sizes = [(n, getattr(adapter.shape, n), getattr(shape, n)) for n in (*SIZES, *(("vocab_size",) if outer else ()))]
+    other = [f"{name} {made} (this model: {has})" for name, made, has in sizes if made != has]
+    if other:
+        fix = "halter.load_adapter(FOLDER, model) or halter.adapt(model, METHOD), with the model that is asked"
+        raise Refusal("adapter-mismatch", "this adapter was made for another model", found=other, fix=fix)
+
+
 def refuse_trained_layers(adapter: Adapter) -> None:
     """Refusal ``offload-full`` where an adapter trains the matrices of layers, which are frozen when streamed."""
     own = [s.path for s in adapter.slots if s.layer is not None and s.piece.replaces and s.place in LINEARS]
@@ -222,18 +240,27 @@ def gather(at: Mapping[tuple[int | None, str], Act | Extra], layers: int) -> Act
     return Acts(tuple(LayerActs(**one) for one in per_layer), **outer)
 
 
+@checked('halter.adapt(model, "lora", r=16)')
 def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0, **options: Any) -> Adapter:
     """A fresh adapter for ``base``: a method's name with its options, a Method, or several to be trained together.
 
     A Method says to an editor which options there are: ``adapt(model, Lora(r=16))``, from halter.methods.lora.
-    Refusal ``unknown-option`` names options that the method does not have, and those it has;
-    ``learns-nothing`` a strength of 0.
+    Refusals: ``unknown-option`` names options that the method does not have, and those it has; ``wrong-argument``
+    values of another kind than they are declared, of a Method too; ``learns-nothing`` a strength of 0.
     """
     if isinstance(method, str):
         kind = find(method)
         refuse_unknown(options, [field.name for field in fields(kind) if field.init], method)
+        check_options(method, kind, options)
         method = kind(**options)
+    elif options:
+        what = "options go with a method's name; a Method has its own"
+        fix = 'halter.adapt(model, "lora", r=16)'
+        raise Refusal("wrong-argument", what, where="halter.adapt", found=options, fix=fix)
     methods = [method] if isinstance(method, Method) else list(method)
+    if not methods:
+        raise Refusal("wrong-argument", "no method is named", where="halter.adapt", fix='halter.adapt(model, "lora")')
     for one in methods:
+        check_options(one.name(), type(one), vars(one))
         one.check_new(base.config)
     return Adapter(base.config, methods, seed).start(base)

@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar
 
@@ -26,6 +27,11 @@ from halter.model.places import Act, Extra, path
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
+HELD_ELSEWHERE = {
+    "qlora": 'it is lora on a base in 4 bits: halter.load(PATH, quantize="nf4"), then halter.adapt(model, "lora"); a '
+    "recipe and --method know it by this name"
+}
+"""{what a recipe calls a method: how it is had in Python}."""
 PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
@@ -220,7 +226,9 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> type[Method]:
     """The Method in the file of that name. Refusal ``unknown-method`` names those there are."""
     if name not in names():
-        raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(names()))
+        near = get_close_matches(name, names(), 1)
+        fix = HELD_ELSEWHERE.get(name) or (f"did you mean {near[0]}?" if near else "")
+        raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(names()), fix=fix)
     module = importlib.import_module(f"halter.methods.{name}")
     return next(
         item

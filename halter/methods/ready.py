@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from halter.arguments import checked
 from halter.errors import HalterError
 from halter.methods.adapter import Adapter
 from halter.methods.stacked import Stacked
@@ -34,6 +35,7 @@ class Ready:
         return self.acts
 
 
+@checked("halter.ready(model, adapter)")
 @torch.no_grad()
 def ready(base: Decoder, adapter: Adapter | Stacked) -> Ready | Adapter | Stacked:
     """``adapter`` made ready for inference on ``base``.

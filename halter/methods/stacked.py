@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from halter.arguments import checked
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter, gather, joined
 from halter.model.decoder import Decoder
@@ -63,6 +64,7 @@ class Stacked:
         return segments.with_virtual(torch.full_like(segments.query_lengths, self.virtual_tokens))[0]
 
 
+@checked("halter.stack([first, second], [0.5, 0.5])")
 def stack(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Stacked:
     """Adapters to be used together on the same rows, with weights (1 each where not given).
 

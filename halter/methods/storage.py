@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halter.arguments import checked
 from halter.errors import Refusal
 from halter.files.folders import new_folder
 from halter.files.manifest import MANIFEST, write_manifest
@@ -126,8 +127,9 @@ def faults(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
     return wrong
 
 
+@checked('halter.load_adapter("runs/mine", model)')
 def load_adapter(
-    folder: str | Path, base: Decoder, allow: Collection[str] = (), say: Callable[[str], None] = tell
+    folder: str | Path, base: Decoder, allow: str | Collection[str] = (), say: Callable[[str], None] = tell
 ) -> Adapter:
     """Read an adapter folder, Halter's or PEFT's, or that of a finished run, and put it on ``base``.
 
@@ -143,6 +145,7 @@ def load_adapter(
 
     A base without weights (on meta) will do where the adapter is only looked at or rewritten; it lies on the CPU then.
     """
+    allow = (allow,) if isinstance(allow, str) else allow
     folder = adapter_folder(folder)
     facts = checked_facts(folder)
     _refuse_other_base(facts, base, folder, allow)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.extras import surrounded
-from halter.model.inputs import checked_shape
+from halter.model.inputs import checked_call
 from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
@@ -169,9 +169,9 @@ class Decoder(nn.Module):
         """Logits [B, T, V] in the model's dtype for ``tokens`` int64 [B, T].
 
         ``lengths`` says how many tokens of each row are real (right padding is then skipped and its logits are zero).
-        ``adapter`` is anything that binds; None is the base, bit for bit. Refusals as of ``checked_shape``.
+        ``adapter`` is anything that binds; None is the base, bit for bit. Refusals as of ``checked_call``.
         """
-        batch, width = checked_shape(tokens, self.config)
+        batch, width = checked_call(tokens, adapter, lengths, self.config)
         counts = [width] * batch if lengths is None else list(lengths)
         segments = Segments.packed(counts, self.device)
         acts = None if adapter is None else adapter.bind(self, segments)

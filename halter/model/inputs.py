@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from halter import arguments, kinds
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.rotation import within
+
+CALL = "model(tokens, adapter=adapter)"
+
+
+def checked_call(tokens: Tensor, adapter: Any, lengths: Sequence[int] | None, config: ModelConfig) -> tuple[int, int]:
+    """(B, T) of what a decoder is called with. Refusals: those of ``checked_shape``; ``wrong-argument`` for an adapter
+    that is none, and for ``lengths`` that are not one number from 0 to T a row."""
+    shape = checked_shape(tokens, config)
+    if adapter is not None and (isinstance(adapter, type) or not hasattr(adapter, "bind")):
+        found = f"adapter: {kinds.shown(adapter)}"
+        what = "an argument is not what the function takes"
+        expected = "adapter: an Adapter, what halter.stack or halter.ready give, or None"
+        fix = f"{arguments.MAKES['Adapter']}; such as {CALL}"
+        raise Refusal("wrong-argument", what, where="model", found=[found], expected=expected, fix=fix)
+    if lengths is not None and not _counts(lengths, *shape):
+        what = "lengths are the tokens of each row that are real"
+        found = f"lengths: {kinds.shown(lengths)}"
+        expected = f"a whole number from 0 to {shape[1]} for each row, {shape[0]} in all"
+        raise Refusal("wrong-argument", what, where="model", found=[found], expected=expected)
+    return shape
+
+
+def _counts(lengths: Any, rows: int, width: int) -> bool:
+    try:
+        return not isinstance(lengths, str | dict) and [0 <= index(n) <= width for n in lengths] == [True] * rows
+    except TypeError:
+        return False
 
 
 def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from halter.arguments import checked
 from halter.errors import Refusal
 from halter.files.checkpoint import Checkpoint, HFCheckpoint, dtype_of, open_checkpoint, read_config
 from halter.files.hub import resolve
@@ -35,6 +36,7 @@ _SAY_EVERY_SECONDS = 5.0
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 
 
+@checked('halter.load("path/or/hub-id", quantize="nf4")')
 def load(
     path_or_hub_id: str | Path,
     dtype: str | torch.dtype = "auto",

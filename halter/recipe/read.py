@@ -36,7 +36,7 @@ from halter.recipe.sections import (
     method_class,
 )
 from halter.recipe.unknown import way_out
-from halter.recipe.write import as_data, plain
+from halter.recipe.write import as_data, handed
 from halter.training.defaults import METHOD, PRESETS, RIVALS, Default, with_defaults
 from halter.training.options import TrainOptions
 
@@ -139,7 +139,7 @@ def _document(source: str | FilePath | Mapping[str, Any] | None) -> Document:
     if source is None:
         return Document({}, source=COMMAND_LINE)
     if isinstance(source, Mapping):
-        return Document(plain(source), source="recipe")
+        return Document(handed(source), source="recipe")
     return yaml12.read(source)
 
 

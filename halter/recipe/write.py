@@ -5,8 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
+from halter import kinds
+from halter.errors import Refusal
 from halter.files.own_files import HEADED
 from halter.files.yaml12 import flow
 from halter.recipe.fields import Key, keys_of, words
@@ -44,6 +48,26 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def handed(source: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
+    """A mapping that somebody gives from Python, as plain data; other libraries' numbers as Python's. Refusal
+    ``recipe`` for what no file could hold, such as a model that is loaded."""
+    return {str(key): _plain_value(value, f"{path}.{key}".strip(".")) for key, value in source.items()}
+
+
+def _plain_value(value: Any, path: str) -> Any:
+    if isinstance(value, Mapping):
+        return handed(value, path)
+    if isinstance(value, list | tuple):
+        return [_plain_value(one, path) for one in value]
+    if isinstance(value, Integral | Real) and not isinstance(value, bool | int | float):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if value is None or isinstance(value, bool | int | float | str | PathLike) or is_dataclass(value):
+        return plain(value)
+    fix = "the model's folder or hub id; a recipe opens it itself" if path.split(".")[0] == "model" else ""
+    what = "a recipe holds texts, numbers, lists and mappings"
+    raise Refusal("recipe", what, where="recipe", found=[f"{path}: {kinds.shown(value)}"], fix=fix)
 
 
 def _method_data(choice: MethodChoice) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halter import recipe as recipes
+from halter.arguments import checked
 from halter.errors import Refusal
 from halter.planning.answer import Answer
 from halter.recipe import Recipe
@@ -22,10 +24,13 @@ from halter.telling import tell
 Source = str | Path | Mapping[str, Any] | Recipe | None
 
 
+@checked('halter.plan(model="llama-3.1-8b", method="qlora", memory="8GB")')
 def plan(
     source: Source = None,
     overrides: Sequence[str] = (),
     *,
+    model: str | Path | None = None,
+    method: str | Sequence[str] | None = None,
     memory: str | None = None,
     on: str | None = None,
     calibrate: bool = False,
@@ -33,16 +38,20 @@ def plan(
 ) -> Answer:
     """What training and asking will take: parameters, memory, disk, operations, time; no weights are read.
 
-    ``source`` and ``overrides`` as for halter.train, data are not needed: ``halter.plan(overrides=["model.path=
-    llama-3.1-8b", "method.name=qlora"])``. ``memory`` (8GB, 7.5GiB): what fits into it, every method ranked; not given,
-    what is free. ``on``: a device by name, at its published rates. ``calibrate``: measure this machine for ten seconds
-    first. ``progress(done, of)`` hears how many methods have been tried.
+    ``source`` and ``overrides`` as for halter.train, data are not needed; ``model`` (a preset such as llama-3.1-8b, a
+    folder, a hub id) and ``method`` go over the recipe's. ``memory`` (8GB, 7.5GiB): what fits into it, every method
+    ranked; not given, what is free. ``on``: a device by name, at its published rates. ``calibrate``: measure this
+    machine for ten seconds first. ``progress(done, of)`` hears how many methods have been tried.
 
     Refusals: ``recipe``, ``memory-amount``, ``unknown-device``, ``no-model``, and the methods' own.
     """
+    listed = ",".join([method] if isinstance(method, str) else method or [])
+    asked = {"model.path": model, "method.name": listed or None}
+    overrides = [*(f"{key}={json.dumps(str(v))}" for key, v in asked.items() if v is not None), *overrides]
     return planned.plan(planned.read_recipe(source, overrides), memory, on, calibrate, tell=progress)
 
 
+@checked('halter.inspect("recipe.yaml", rows=3)')
 def inspect(
     source: Source = None,
     overrides: Sequence[str] = (),
@@ -92,6 +101,7 @@ class Diagnosis:
         return {"problems": problems, "waived": self.waived, "looked_at": self.looked}
 
 
+@checked('halter.doctor("recipe.yaml")')
 def doctor(source: Source = None, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = tell) -> Diagnosis:
     """Every problem of a run before it starts, all at once, the model not loaded; without a recipe, this machine.
 

@@ -24,4 +24,4 @@ def sorted_out(given: Mapping[str, Any], *kinds: Any) -> list[Any]:
 def _of(default: Any, value: Any) -> Any:
     if not isinstance(default, tuple):
         return value
-    return (value,) if isinstance(value, str) else tuple(value)
+    return (value,) if isinstance(value, str | int) else tuple(value or ())

@@ -61,7 +61,7 @@ class ScoringKeywords(TypedDict, total=False):
     limit: int | None
     questions: int | None
     strict: bool
-    choices: Sequence[str]
+    choices: str | Sequence[str]
     on_long: Literal["drop", "cut"] | None
     max_length: int | None
     columns: str | None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
+from halter.arguments import checked
 from halter.data.example import Example
 from halter.data.sources import STANDARD_INPUT
 from halter.evaluation import score
@@ -84,6 +85,7 @@ class Evaluation:
         return dict(self.report)
 
 
+@checked('halter.evaluate("runs/mine", data="test.jsonl", limit=100)')
 def evaluate(
     named: str | Path | None = None,
     data: str | Path | None = None,

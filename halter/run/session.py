@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from halter import recipe as recipes
+from halter.arguments import checked
 from halter.errors import HalterError
 from halter.files.runs import RECIPE, THREADS, RunFolder
 from halter.files.unwritten import Unwritten
@@ -48,6 +49,7 @@ MANY = 0.25
 """Share of the base's numbers from which on training so many beside it is worth a word."""
 
 
+@checked('halter.train({"model": "DIR", "data": "my.jsonl", "method": "lora"}, ["train.max_steps=100"])')
 @allocation.kept()
 @denormals.flushed()
 def train(

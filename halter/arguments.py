@@ -1,0 +1,181 @@
+"""What a Python function is called with, held to the types that it declares, once a call, before anything is done.
+
+There is no list of arguments here: the annotations of the function, the keywords that its TypedDict names, and the
+fields of a dataclass of options say what each takes. What a type cannot say (a rank above 0) is judged where it is
+used.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+from halter import kinds
+from halter.errors import Refusal, refuse_unknown
+
+F = TypeVar("F", bound=Callable[..., Any])
+MOST_TOLD = 4
+LOADED = 'model, tokenizer = halter.load("path/or/hub-id")'
+MAKES = {
+    "Decoder": LOADED,
+    "Tokenizer": LOADED,
+    "Adapter": 'halter.load_adapter("runs/mine", model) reads one, halter.adapt(model, "lora") makes a fresh one',
+    "Callback": "an object of a class derived from halter.Callback",
+}
+"""{class: what gives an object of it}."""
+
+
+def checked(call: str) -> Callable[[F], F]:
+    """Hold a function to its annotations; ``call`` is a right call of it, for those who need one.
+
+    Refusals ``wrong-argument``, which names every argument of another kind and every one that is missing, and
+    ``unknown-option`` for names that the function does not have.
+    """
+
+    def wrap(function: F) -> F:
+        signature = inspect.signature(function)
+        name = f"halter.{function.__name__}"
+
+        @functools.cache
+        def hints() -> dict[str, Any]:
+            return typing.get_type_hints(function, include_extras=True)
+
+        @functools.wraps(function)
+        def held(*args: Any, **given: Any) -> Any:
+            _bindable(name, signature, args, given, call)
+            bound = signature.bind(*args, **given)
+            wrong: dict[str, tuple[Any, Any]] = {}
+            for argument, value in bound.arguments.items():
+                hint = hints().get(argument, Any)
+                if signature.parameters[argument].kind is inspect.Parameter.VAR_KEYWORD:
+                    wrong |= strange(_named(hint), value)
+                    continue
+                if isinstance(value, Iterator) and _lists(hint):
+                    value = bound.arguments[argument] = list(value)
+                wrong |= strange({argument: hint}, {argument: value})
+            if wrong:
+                raise refusal(name, wrong, call)
+            return function(*bound.args, **bound.kwargs)
+
+        return typing.cast(F, held)
+
+    return wrap
+
+
+def check_options(whose: str, options: type[Any], given: Mapping[str, Any], call: str = "") -> None:
+    """Refusal ``wrong-argument`` where values are not what the fields of the dataclass ``options`` are declared as, or
+    no number that a recipe would take: infinite, not a number, whole and negative."""
+    wrong = strange(_fields(options), given)
+    if wrong:
+        raise refusal(whose, wrong, call)
+    off = [f"{name}: {value!r}" for name, value in given.items() if _beyond(value)]
+    if off:
+        expected = "finite numbers, whole ones from 0 on"
+        raise Refusal("wrong-argument", "no option is such a number", where=whose, found=off, expected=expected)
+
+
+def _beyond(value: Any) -> bool:
+    return value < 0 if isinstance(value, Integral) else isinstance(value, Real) and not isfinite(value)
+
+
+def strange(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{name: (what it is declared as, value)} of every value of another kind."""
+    return {n: (hints[n], value) for n, value in given.items() if n in hints and not kinds.fits(hints[n], value)}
+
+
+def refusal(whose: str, wrong: Mapping[str, tuple[Any, Any]], call: str = "") -> Refusal:
+    """The Refusal ``wrong-argument`` for {argument: (declared type, value)}."""
+    told = dict(list(wrong.items())[:MOST_TOLD])
+    hints = dict.fromkeys(filter(None, [*_swapped(told), *(_hint(name, *one) for name, one in told.items())]))
+    fix = "; ".join([*hints, *([f"such as {call}"] if call else [])])
+    what = "an argument is" if len(wrong) == 1 else f"{len(wrong)} arguments are"
+    return Refusal(
+        "wrong-argument",
+        f"{what} not what the function takes",
+        where=whose,
+        found=[f"{name}: {kinds.shown(value)}" for name, (_, value) in wrong.items()],
+        expected="; ".join(f"{name}: {kinds.words(hint)}" for name, (hint, _) in told.items()),
+        fix=fix,
+    )
+
+
+def _bindable(
+    name: str, signature: inspect.Signature, args: Sequence[Any], given: Mapping[str, Any], call: str
+) -> None:
+    """Refusals where names are unknown, arguments missing or too many, for which Python has a TypeError of its own."""
+    known = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    names = [p.name for p in known]
+    if len(known) == len(signature.parameters):
+        refuse_unknown(given, names, name, call)
+    places = [p.name for p in known if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    twice = [n for n in places[: len(args)] if n in given]
+    missing = [p.name for p in known[len(args) :] if p.default is p.empty and p.name not in given]
+    for wrong, what in ((twice, "given twice, by place and by name"), (missing, "missing")):
+        if wrong:
+            raise Refusal("wrong-argument", f"arguments are {what}", where=name, found=wrong, fix=call)
+    if len(args) > len(places):
+        what = f"{len(args)} arguments by place; the first {len(places)} are taken so, the others by name"
+        raise Refusal("wrong-argument", what, where=name, expected=", ".join(names), fix=call)
+
+
+def _named(hint: Any) -> dict[str, Any]:
+    """{keyword: type} of ``**options: Unpack[SomeTypedDict]``; {} where any is taken."""
+    if typing.get_origin(hint) is not typing.Unpack:
+        return {}
+    return _fields(typing.get_args(hint)[0])
+
+
+_KNOWN: dict[Any, dict[str, Any]] = {}
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """{name: type} of a TypedDict or a dataclass."""
+    if kind not in _KNOWN:
+        hints = typing.get_type_hints(kind, include_extras=True)
+        _KNOWN[kind] = hints if typing.is_typeddict(kind) else {f.name: hints[f.name] for f in fields(kind) if f.init}
+    return _KNOWN[kind]
+
+
+def _lists(hint: Any) -> bool:
+    return any(typing.get_origin(arm) in kinds.LISTS for arm in kinds.arms_of(hint))
+
+
+def _swapped(wrong: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """A word where two arguments would each be right in the other's place."""
+    pairs = [(a, b) for a in wrong for b in wrong if a < b]
+    return [
+        f"{a} and {b} are swapped"
+        for a, b in pairs
+        if kinds.fits(wrong[a][0], wrong[b][1]) and kinds.fits(wrong[b][0], wrong[a][1])
+    ][:1]
+
+
+def _hint(name: str, hint: Any, value: Any) -> str:
+    """What would have been right, where the kind that was given tells."""
+    arms = kinds.arms_of(hint)
+    wanted = {getattr(arm, "__name__", "") for one in arms for arm in (one, *typing.get_args(one))}
+    if isinstance(value, str) and not isinstance(value, bool):
+        for kind in (int, float):
+            try:
+                if kind in arms:
+                    return f"{name}={kind(value)}, without quotes"
+            except ValueError:
+                continue
+        if any(typing.get_origin(a) in kinds.LISTS and typing.get_args(a)[:1] == (str,) for a in arms):
+            return f"{name}=[{value[: kinds.LONGEST]!r}]"
+    if str in arms and isinstance(value, int | float) and not isinstance(value, bool):
+        return f'{name}="{value!r:.{kinds.LONGEST}}", a text'
+    made = dict.fromkeys(MAKES[one] for one in MAKES if one in wanted)
+    if made and isinstance(value, tuple) and {"Decoder", "Tokenizer"} <= {type(one).__name__ for one in value}:
+        return f"halter.load gives two: {LOADED}"
+    if made:
+        return "; ".join(made)
+    if type(value).__name__ == "Decoder":
+        return f"{name} is given by its folder or name, not loaded"
+    return ""

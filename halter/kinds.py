@@ -1,0 +1,162 @@
+"""Values and the types that Python functions declare: whether one is of the other, and both in a few words."""
+
+from __future__ import annotations
+
+import functools
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence, Collection, Set)
+LONGEST, MOST_SHOWN = 40, 3
+SAID = {
+    "Decoder": "a loaded model (Decoder)",
+    "Tokenizer": "a tokenizer (Tokenizer)",
+    "Adapter": "an adapter (Adapter)",
+    "Stacked": "what halter.stack gives",
+    "Ready": "what halter.ready gives",
+    "Recipe": "a Recipe",
+}
+"""{class: what it is}."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Beside a type in Annotated: what it takes, where the type's own words would be long."""
+
+    said: str
+
+
+def arms_of(hint: Any) -> tuple[Any, ...]:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return arms_of(inner[0])
+    return tuple(a for i in inner for a in arms_of(i)) if origin in (typing.Union, types.UnionType) else (hint,)
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a declared type, as deep as the type says. True is no number, a text no list of letters."""
+    return _test(hint)(value)
+
+
+@functools.cache
+def _test(hint: Any) -> Callable[[Any], bool]:
+    """The question whether a value is of this type, made once: a list of prompts asks it of every token."""
+    arms = [_test_of(arm) for arm in arms_of(hint)]
+    return arms[0] if len(arms) == 1 else lambda value: any(test(value) for test in arms)
+
+
+def _test_of(hint: Any) -> Callable[[Any], bool]:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    kind = origin or hint
+    if kind is None:
+        return lambda value: value is None
+    if kind is typing.Literal:
+        return lambda value: any(type(value) is type(one) and value == one for one in inner)
+    if kind in (int, float):
+        wide: Any = Integral if kind is int else Real
+        return lambda value: type(value) is kind or (isinstance(value, wide) and not isinstance(value, bool))
+    if kind in LISTS:
+        return _test_of_list(kind, [_test(one) for one in inner if one is not ...])
+    if kind in (dict, Mapping):
+        tests = [_test(one) for one in inner] or [_test(Any)] * 2
+        return lambda value: (
+            isinstance(value, Mapping) and all(tests[0](key) and tests[1](one) for key, one in value.items())
+        )
+    if kind is Callable or getattr(kind, "_is_protocol", False):
+        return lambda value: callable(value) and not isinstance(value, type)
+    if kind is Any or not isinstance(kind, type):
+        return lambda value: True
+    wanted = os.PathLike if issubclass(kind, os.PathLike) else kind
+    return lambda value: isinstance(value, wanted)
+
+
+def _test_of_list(kind: Any, tests: Sequence[Callable[[Any], bool]]) -> Callable[[Any], bool]:
+    def test(value: Any) -> bool:
+        if not isinstance(value, Collection) or isinstance(value, str | bytes | bytearray | Mapping):
+            return False
+        try:
+            items = list(value)
+        except TypeError:  # an array without dimensions
+            return False
+        if kind is tuple and len(tests) > 1:
+            return len(items) == len(tests) and all(test(one) for test, one in zip(tests, items, strict=True))
+        return not tests or all(map(tests[0], items))
+
+    return test
+
+
+PLAIN: dict[Any, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None", None: "None",
+    dict: "a dict", Mapping: "a dict",
+}  # fmt: skip
+
+
+def words(hint: Any) -> str:
+    """A type as a Python programmer would say it."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        said = [one.said for one in inner[1:] if isinstance(one, Words)]
+        return said[0] if said else words(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words(one) for one in inner))
+    if origin is typing.Literal:
+        return " or ".join(repr(one) for one in inner)
+    kind = origin or hint
+    if kind in LISTS:
+        return f"a list of {_several(words(inner[0]))}" if inner else "a list"
+    if kind is Callable:
+        return "a function"
+    if kind in PLAIN:
+        return PLAIN[kind]
+    name = getattr(kind, "__name__", kind)
+    return "a path" if isinstance(kind, type) and issubclass(kind, os.PathLike) else SAID.get(name, an(name))
+
+
+def _several(said: str) -> str:
+    """Of one thing in words those of several."""
+    if " or " in said or not said.startswith(("a ", "an ")):
+        return f"these: {said}"
+    head, space, rest = said.split(" ", 1)[1].partition(" (")
+    return f"{head}s{space}{rest}"
+
+
+def an(name: object) -> str:
+    """A class's name with its article."""
+    return f"{'an' if str(name)[:1] in 'AEIOaeio' else 'a'} {name}"
+
+
+def shown(value: Any) -> str:
+    """A value in a few words: numbers and texts as they are written, cut where they are long; the kind of anything
+    else, for a model's own words are pages."""
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, int | float | str) and type(value).__module__ == "builtins":
+        written = repr(value[:LONGEST] if isinstance(value, str) else value)
+        cut = "..." if len(written) > LONGEST else ""
+        return f"{written[:LONGEST]}{cut} ({type(value).__name__})"
+    if isinstance(value, os.PathLike):
+        return f"{type(value).__name__} {os.fspath(value)!r:.{LONGEST}}"
+    if type(value) in (list, tuple):
+        return f"{_listed(value)} ({type(value).__name__})"
+    if type(value) is dict:
+        return f"{{{', '.join(_brief(key) for key in list(value)[:MOST_SHOWN])}: ...}} (dict)" if value else "{} (dict)"
+    if isinstance(value, type):
+        return f"the class {value.__name__:.{LONGEST}}"
+    return an(f"{type(value).__name__:.{LONGEST}}")
+
+
+def _listed(value: Sequence[Any]) -> str:
+    return f"[{', '.join(_brief(one) for one in value[:MOST_SHOWN])}{', ...' if len(value) > MOST_SHOWN else ''}]"
+
+
+def _brief(value: Any) -> str:
+    if type(value) in (list, tuple) and not any(type(one) in (list, tuple, dict) for one in value):
+        return _listed(value)
+    if type(value) in (list, tuple, dict):
+        return f"a {type(value).__name__}"
+    return shown(value).rsplit(" (", 1)[0] if isinstance(value, int | float | str) else shown(value)
