@@ -68,11 +68,17 @@ def _test_of(hint: Any) -> Callable[[Any], bool]:
             isinstance(value, Mapping) and all(tests[0](key) and tests[1](one) for key, one in value.items())
         )
     if kind is Callable or getattr(kind, "_is_protocol", False):
-        return lambda value: callable(value) and not isinstance(value, type)
+        return _is_function
     if kind is Any or not isinstance(kind, type):
         return lambda value: True
     wanted = os.PathLike if issubclass(kind, os.PathLike) else kind
     return lambda value: isinstance(value, wanted)
+
+
+def _is_function(value: Any) -> bool:
+    """A class and a torch module can be called too, and nobody who gives one here means that."""
+    torchs = any(one.__module__.startswith("torch.nn") for one in type(value).__mro__)
+    return callable(value) and not isinstance(value, type) and not torchs
 
 
 def _test_of_list(kind: Any, tests: Sequence[Callable[[Any], bool]]) -> Callable[[Any], bool]:

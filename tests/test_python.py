@@ -96,6 +96,37 @@ def test_plan_is_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert found.fits == (found.forecast.training.total <= found.budget) and found.choices == ()
     with pytest.raises(halter.Refusal, match="unknown-device"):
         halter.plan(overrides=keys, on="abacus")
+    small = {**mapping, "model": {"path": BASE}, "method": {"name": "lora"}}
+    named = halter.plan(small, model="llama-3.2-1b", method=["qlora"])  # over the recipe's, as the flags are
+    assert named.forecast.training.total == found.forecast.training.total
+    together = halter.plan(small, method=["lora", "bitfit"]).forecast.training.total
+    assert together > halter.plan(small).forecast.training.total
+
+
+def test_merge_is_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's folder, a model beside it, and both loaded: one model, bit for bit."""
+    report = told(capsys, "merge", str(run), "--output", str(tmp_path / "command"))
+    found = halter.merge(run, output=tmp_path / "named", say=lambda _: None)
+    assert report["stored"] == found.stored and report["gap"]["kl"] == found.gap.kl
+    halter.merge(BASE, run / "adapter", tmp_path / "beside", dtype="float32", say=lambda _: None)
+    model, _ = halter.load(BASE, device="cpu")
+    halter.merge(model, halter.load_adapter(run, model), tmp_path / "loaded")
+    weights = {
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("command", "named", "beside", "loaded")
+    }
+    assert len(weights) == 1
+    assert halter.merge(run, output=tmp_path / "nf4", into="nf4", say=lambda _: None).kind == "nf4"
+    for wrong in (
+        lambda: halter.merge(run),
+        lambda: halter.merge(model, run, tmp_path / "no"),
+        lambda: halter.merge(run, None, tmp_path / "no", output=tmp_path / "no"),
+        lambda: halter.merge(model, halter.load_adapter(run, model), tmp_path / "no", device="cpu"),
+    ):
+        with pytest.raises(halter.Refusal, match="wrong-argument"):
+            wrong()
+    with pytest.raises(halter.Refusal, match="not-an-adapter"):
+        halter.merge(BASE, output=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_inspect_is_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

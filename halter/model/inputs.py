@@ -21,7 +21,7 @@ def checked_call(tokens: Tensor, adapter: Any, lengths: Sequence[int] | None, co
     """(B, T) of what a decoder is called with. Refusals: those of ``checked_shape``; ``wrong-argument`` for an adapter
     that is none, and for ``lengths`` that are not one number from 0 to T a row."""
     shape = checked_shape(tokens, config)
-    if adapter is not None and (isinstance(adapter, type) or not hasattr(adapter, "bind")):
+    if adapter is not None and (isinstance(adapter, type) or not callable(getattr(adapter, "bind", None))):
         found = f"adapter: {kinds.shown(adapter)}"
         what = "an argument is not what the function takes"
         expected = "adapter: an Adapter, what halter.stack or halter.ready give, or None"

@@ -283,8 +283,10 @@ def test_the_tokenizers_end_token_stops_unless_ignored() -> None:
     assert (answer.tokens, answer.finish_reason) == ((2, 2, 2, 2), "length")
 
 
-class ToyTokenizer:
+class ToyTokenizer(Tokenizer):
     """Just what the engine asks of a tokenizer."""
+
+    def __init__(self) -> None: ...
 
     bos_id, stop_ids = 1, (2,)
 
