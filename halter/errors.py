@@ -74,8 +74,9 @@ class Refusal(HalterError):
 
     def whole(self) -> bool:
         """Whether the command line shows everything that was found."""
-        if self.groups:
-            return len(self.found) <= SHOWN_LINES
+        if self.groups:  # which say every place, unless they end in ... or count what they do not name
+            told = not any(one.endswith("...") or " rows more with " in one for one in self.groups)
+            return len(self.found) <= SHOWN_LINES or told
         return len(self.found) <= (SHOWN_LINES + 1 if self.many() else SHOWN_FOUND)
 
     def paragraph(self, listing: str | None = None) -> str:

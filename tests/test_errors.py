@@ -84,15 +84,16 @@ def test_a_few_are_shown_and_all_are_in_a_file(tmp_path, monkeypatch, capsys) ->
     told = capsys.readouterr().err
     assert told.count("no token to learn") == SHOWN_LINES and "and 42 more" in told and told.count("\n") <= 6
     kept = next(tmp_path.glob("halter-bad-rows-*.txt"))
-    assert f"and 42 more; all of them are in {kept}" in told and kept.read_text().splitlines() == lines
-    again = keep_found(refusal)
-    assert again != kept and again is not None and again.read_text() == kept.read_text()
+    assert f"and 42 more; all of them are in {kept}" in told and kept.read_text().splitlines()[1:] == lines
+    assert keep_found(refusal) == kept and len([*tmp_path.iterdir()]) == 1  # the next try's in the last one's place
     assert keep_found(Refusal("bad-rows", "few", found=lines[: SHOWN_LINES + 1])) is None
     assert keep_found(Refusal("names", "few", found=range(SHOWN_FOUND))) is None
-    together = Refusal("bad-rows", "many", found=lines, groups=["no token to learn: 45 rows, rows.jsonl:0-44"])
+    together = Refusal("bad-rows", "many", found=lines, groups=["no token to learn: 45 rows, rows.jsonl:0, 2, 4, ..."])
     assert main._report(together, debug=False) == 2
     told = capsys.readouterr().err
-    assert told.startswith("halter: many. Found:\n  no token to learn: 45 rows, rows.jsonl:0-44; all of them are in ")
+    assert told.startswith("halter: many. Found:\n  no token to learn: 45 rows, rows.jsonl:0, 2, 4, ...; all")
+    told_whole = Refusal("bad-rows", "many", found=lines, groups=["no token to learn: 45 rows, rows.jsonl:0-44"])
+    assert keep_found(told_whole) is None
 
 
 def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypatch) -> None:
@@ -106,6 +107,28 @@ def test_the_file_lands_in_the_run_folder_where_there_is_one(tmp_path, monkeypat
     assert keep_found(refusal).parent == tmp_path  # beside where the run folder was to be
     refusal.folder = tmp_path / "no" / "not-there"
     assert keep_found(refusal).parent == tmp_path / "tmp"
+
+
+def test_one_list_for_each_output_and_no_file_of_anybody_else_is_replaced(tmp_path, monkeypatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    refusal = Refusal("bad-rows", "many", found=range(30))
+    kept = []
+    for name in ("one", "two", "one", "two"):
+        refusal.folder = tmp_path / "runs" / name
+        refusal.folder.parent.mkdir(exist_ok=True)
+        kept.append(keep_found(refusal))
+    assert kept[0] == kept[2] != kept[1] == kept[3] and len([*(tmp_path / "runs").iterdir()]) == 2
+    kept[0].write_text("mine\n")
+    other = keep_found(Refusal("bad-rows", "many", found=range(30)))
+    assert other.parent == tmp_path / "tmp"
+    refusal.folder = tmp_path / "runs" / "one"
+    assert keep_found(refusal) not in (kept[0], kept[1]) and kept[0].read_text() == "mine\n"
+    link = tmp_path / "tmp" / "linked.txt"
+    link.write_text("theirs\n")
+    other.unlink()
+    other.symlink_to(link)
+    assert keep_found(Refusal("bad-rows", "many", found=range(30))) != other and link.read_text() == "theirs\n"
 
 
 def test_several_refusals_are_told_one_by_one(tmp_path, monkeypatch, capsys) -> None:

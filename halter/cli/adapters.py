@@ -160,7 +160,15 @@ def convert(
     if to == "lora":
         from halter.export.combine import combine as combined
 
-        adapter, _ = combined([adapter], [1.0])
+        try:
+            adapter, _ = combined([adapter], [1.0])
+        except Refusal as refusal:
+            if refusal.id != "not-low-rank":
+                raise
+            what = f"{kind} has no LoRA form: what it does at these places is no low-rank matrix added to a weight"
+            peft = all("peft" in method.servable_by for method in adapter.methods)
+            fix = "keep it as it is" + (", or --to peft writes it as PEFT reads it" if peft else "")
+            raise Refusal("not-low-rank", what, found=refusal.found, fix=fix) from None
     elif to == "peft":
         adapter, lost = _for_peft(adapter)
         notes += lost

@@ -91,6 +91,8 @@ class Chat:
             try:
                 if not self.handle(line.strip()):
                     return
+                if line.strip() and not sys.stdin.isatty():
+                    self.write("\n")  # nothing else stands between answers where nobody types
             except Refusal as refusal:
                 self.write(f"{refusal}\n")
 

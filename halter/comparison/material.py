@@ -73,7 +73,12 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
         rows["validation"], rows["train"] = rows["train"][:count], rows["train"][count:]
     empty = [part for part, found in rows.items() if not found]
     if empty:
-        raise Refusal("compare-data", "nothing is left in a part of the data", found=empty, fix="more rows")
+        fix = "give files with more rows"
+        if dropped and not kept:
+            found = f"all {dropped} training rows are test or validation rows too"
+            fix = "give other files: rows that are trained on cannot be scored (compare.test, --test; data.validation)"
+            raise Refusal("compare-data", "nothing is left to train on", found=[found], fix=fix)
+        raise Refusal("compare-data", "nothing is left in a part of the data", found=empty, fix=fix)
     return _written({part: rows[part] for part in PARTS if part in rows}, folder, dropped)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from halter.data.meaning import plain_name
+from halter.data.misnamed import headless
 from halter.data.turns import is_transcript
 
 ASKING = ("instruction", "question", "query", "prompt", "problem", "input", "text", "source", "title", "sentence",
@@ -44,6 +45,8 @@ def _quoted(name: str) -> str:
 def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A reading of these rows' own text columns, to be corrected by who knows them."""
     first = rows[0] if rows else {}
+    if told := headless(list(first)):
+        return told
     held = {plain_name(key): value for key, value in first.items()}
     if isinstance(held.get("turns"), list):
         return "turns holds questions and no answers to learn; halter generate --input asks them"

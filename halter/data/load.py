@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from halter.data import cache, formats
@@ -17,6 +18,7 @@ from halter.data.encode import Encoder
 from halter.data.examples import Builder, Examples
 from halter.data.frames import for_long_rows
 from halter.data.meaning import plain_name
+from halter.data.misnamed import python_way
 from halter.data.odd_files import LOOKED_BYTES, encoding_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
@@ -37,6 +39,7 @@ TOO_LONG = "too long"
 MORE_COLUMNS = re.compile(r"\d+ columns instead of \d+")
 OTHER_KEYS = re.compile(r"missing key .*\(has ([^()?]+)\)$")
 """The fault of a row that lacks a key and whose others are these; one that may be misspelt is asked about."""
+BROKEN = "broken JSON"
 MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
 
@@ -198,13 +201,25 @@ def _of_other_layout(kind: str) -> bool:
     return False
 
 
+def _python_way(fault: Fault) -> str:
+    """The way of a row that is written as Python's dict, '' of any other."""
+    path, line = place(fault.origin)
+    with suppress(OSError, EOFError, zlib.error, ValueError), opened(Path(path)) as file:
+        return python_way(path, next(islice(file, int(line) - 1, None), b""))
+    return ""
+
+
 def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     """What to do where these of so many rows keep a run from starting: what keeps them first; leaving them out is a way
     only where others are left."""
     kinds = [fault.kind for fault in faults]
     roles = roles_guessed(kinds)
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
-    if len(faults) >= rows and all(kind.startswith("broken JSON") for kind in kinds):
+    dicts = next((way for fault in faults if fault.kind.startswith(f"{BROKEN}: Expecting prop")
+                  if (way := _python_way(fault))), "")  # fmt: skip
+    if dicts:
+        ways.append(dicts)
+    elif len(faults) >= rows and all(kind.startswith(BROKEN) for kind in kinds):
         ways.append("write one JSON object a line and nothing between them")
     if any(MORE_COLUMNS.fullmatch(kind) for kind in kinds):
         ways.append("put fields that hold commas into double quotes (csv writers do)")

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from halter.data import odd_files
 from halter.data.json_text import Twice, damage, loads, repeated
+from halter.data.misnamed import refuse_misnamed
 from halter.data.odd_files import HEAD_LINES, SEPARATORS, recoded, wide
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
@@ -72,6 +73,7 @@ def read(path: Path) -> Iterator[Found]:
         expected = f"{', '.join(SUFFIXES)}, also with {PACKED}"
         raise Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=expected)
     try:
+        refuse_misnamed(path, suffix, path.name.lower().endswith(PACKED))
         with opened(path) as file:
             if encoding := wide(file.read(4)):
                 what = f"this file is {encoding}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.data import row_files
+from halter.data.misnamed import refuse_address
 from halter.data.odd_files import near_a_missing_folder, refuse_no_data
 from halter.data.row_files import SUFFIXES, Fault, Found, suffix_of
 from halter.errors import Refusal
@@ -81,6 +82,7 @@ def local_files(path: str) -> list[Path] | None:
         return _folder(local)
     if local.exists():
         return [local]
+    refuse_address(path)
     ours = "/" in path and local.parent.is_dir()  # whose neighbours are here is no hub id
     if path.count("/") == 1 and not ours and not path.startswith((".", "/", "~")):
         if suffix_of(local) not in SUFFIXES:

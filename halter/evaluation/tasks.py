@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,8 @@ def task_manager(options: TaskOptions) -> Any:
     manager = library.tasks.TaskManager(include_path=options.task_folder)
     strange = [name for name in options.task_names if name not in manager.all_tasks]
     if strange:
+        near = {name: close[0] for name in strange if (close := get_close_matches(name, manager.all_tasks, 1))}
+        strange = [f"{name} (did you mean {near[name]}?)" if name in near else name for name in strange]
         fix = "`lm-eval ls tasks` lists those that it has; your own need --task-folder"
         raise Refusal("unknown-task", "lm-eval has no such task", where="--tasks", found=strange, fix=fix)
     return manager

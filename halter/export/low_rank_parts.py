@@ -62,11 +62,13 @@ def pairs_of(adapter: Adapter) -> dict[str, Pair]:
         else:
             found[slot.path] = pair
     if wrong:
+        folds = all(slot.piece.folds for slot in adapter.slots)
+        merged = "merge others one after the other (halter merge), or stack" if folds else "and stack"
         raise Refusal(
             "not-low-rank",
             "this adapter's effect at these places is no low-rank matrix added to a weight; it cannot be combined",
             found=wrong,
-            fix="combine LoRA adapters, merge others one after the other (halter merge), or stack them when asking",
+            fix=f"combine LoRA adapters, {merged} others when asking",
         )
     return found
 

@@ -71,4 +71,6 @@ class Renderer:
             fix = "say which date it shall be told: data.template_date (date= in Python)"
         elif NO_TOOLS in reply["error"]:
             fix = TOOLS_FIX
+        elif "(line " in reply["error"]:
+            fix = "correct that line of the Jinja file, or give a built-in template: --template alpaca"
         return Refusal("template-failed", f"will not render this conversation: {reply['error']}", where=where, fix=fix)

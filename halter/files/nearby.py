@@ -62,7 +62,9 @@ def no_adapter(folder: Path) -> Refusal:
 
 
 def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
-    """Refusal ``no-weights`` for a folder without a model: what is there instead, and what to type."""
+    """Refusal ``no-weights`` for a folder without a model: what is there instead, and what to type.
+
+    An adapter's weights alone are ``no_adapter``'s."""
     kind = kind_of(folder)
     if kind in ("run", "adapter"):
         base = base_name(folder if kind == "adapter" else folder / "adapter")
@@ -78,6 +80,8 @@ def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
         if (folder / "adapter_model.safetensors").exists():
             fix = f"the adapter that lies here is put on its base: --model BASE --adapter {folder}"
         return Refusal("no-weights", what, where=str(folder), fix=fix)
+    if any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
+        return no_adapter(folder)
     weights = sorted(path.name for path in children(folder, files=True) if path.suffix in (".safetensors", ".pth"))
     if weights:
         what = f"{weights[0]} is there and config.json is missing"

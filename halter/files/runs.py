@@ -229,12 +229,24 @@ class RunFolder:
         """Refuse a folder that holds a finished run, or checkpoints, which only ``resume`` may continue."""
         if resume or not (self.finished or self.checkpoints()):
             return
+        if lost := self.without_recipe():
+            raise lost
         again = f"halter train --resume --output {self.path}"
         if self.finished:
             fix = f"give another --output; for more steps: {again} --max-steps {2 * max(1, self.planned_steps())}"
             raise Refusal("run-finished", "this folder holds a finished run", where=str(self.path), fix=fix)
         what = "this folder holds an unfinished run"
         raise Refusal("run-unfinished", what, where=str(self.path), fix=f"{again}, or give another --output")
+
+    def without_recipe(self) -> Refusal | None:
+        """Refusal ``run-without-recipe`` where a run's files are here and its recipe is gone, else None."""
+        result = (self.adapter / "halter.json").is_file()
+        if self.begun or not (result or self.checkpoints()):
+            return None
+        fix = f"put {RECIPE} back as the run wrote it, or begin a new one: --output {self.path}-2"
+        fix += f"; the result is whole: halter chat {self.adapter}" if result else ""
+        what = f"this folder holds a run whose {RECIPE} is missing, and nothing else says what it was"
+        return Refusal("run-without-recipe", what, where=str(self.path), fix=fix)
 
     def planned_steps(self) -> int:
         """Steps that the result was to have in all; a result that does not say it: those of the newest checkpoint."""

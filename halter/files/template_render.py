@@ -104,7 +104,8 @@ def bounded(parts: Iterable[str], limit: int) -> str:
 def described(error: Exception) -> str:
     """An error in words, at most 2000 characters; a template's own raise_exception speaks for itself."""
     words = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-    return words[:2000]
+    line = getattr(error, "lineno", None)
+    return words[:1980] + (f" (line {line})" if line else "")
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

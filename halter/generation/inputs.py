@@ -13,6 +13,7 @@ from halter.data.columns import asked_row
 from halter.data.formats import TALKS, conversation, instructed, is_talk
 from halter.data.json_text import loads, repeated
 from halter.data.layouts import layouts
+from halter.data.misnamed import headless
 from halter.data.options import DataOptions
 from halter.data.sources import STANDARD_INPUT, Fault, read_source, standard_input
 from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
@@ -57,6 +58,7 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
         found = list(read_source(path))
     asked: list[Asked] = []
     faults: list[str] = []
+    unnamed = ""
     for one in found:
         if isinstance(one, Fault):
             faults.append(str(one))
@@ -69,6 +71,7 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
             continue
         if prompt is None:
             faults.append(f"{origin}: columns {', '.join(row)}")
+            unnamed = headless(list(row))
         else:
             asked.append(_asked(origin, row, prompt, options))
     if faults:
@@ -79,7 +82,7 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
             "these rows hold no prompt",
             found=faults,
             expected="prompt, messages, conversations, instruction (with input), question, turns, or text",
-            fix=way or "say where it is, e.g. --columns '{prompt: COLUMN}'",
+            fix=way or unnamed or "say where it is, e.g. --columns '{prompt: COLUMN}'",
         )
     if not asked:
         fix = "write prompts into it: text one a line (.txt), or rows with a prompt (.jsonl)"

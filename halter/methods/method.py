@@ -37,7 +37,7 @@ INFRASTRUCTURE = frozenset(
     {
         "method", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
         "importers_litgpt", "peft_together", "unfit", "adapter_files", "warm", "former", "folding",
-        "lycoris",
+        "lycoris", "misfit",
     }
 )  # fmt: skip
 

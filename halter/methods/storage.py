@@ -30,6 +30,7 @@ from halter.methods.adapter_files import CONFIG, FACTS, TENSORS, checked_facts, 
 from halter.methods.former import JOINED, as_recorded, how_joined, join_as_recorded
 from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names
+from halter.methods.misfit import misfit, refuse_other_base
 from halter.methods.unfit import refuse_slow, refuse_unfit_options
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
@@ -148,7 +149,6 @@ def load_adapter(
     allow = (allow,) if isinstance(allow, str) else allow
     folder = adapter_folder(folder)
     facts = checked_facts(folder)
-    _refuse_other_base(facts, base, folder, allow)
     shapes_in(folder)  # a torn file is told before anything is made of its configuration
     plan, notes = _planned(folder, facts, base.config, allow)
     if facts.get("packed"):
@@ -158,7 +158,8 @@ def load_adapter(
         tensors, wrong = _own_names(stored_tensors(folder), plan, base)
     wrong += faults(plan, tensors)
     if wrong:
-        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=str(folder), found=wrong)
+        raise misfit(folder, wrong, plan.methods, facts)
+    refuse_other_base(facts, base, folder, allow)  # after what has no waiver
     adapter = Adapter(base.config, plan.methods)
     adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
     adapter.facts = {k: v for k, v in facts.items() if k not in OWN_FACTS}
@@ -209,24 +210,6 @@ def _refuse_other_task(config: Mapping[str, Any], folder: Path, allow: Collectio
             found=[f"task_type {task}"],
             expected="CAUSAL_LM",
             fix="open it with peft",
-            waivable=True,
-        )
-
-
-def _refuse_other_base(facts: dict[str, Any], base: Decoder, folder: Path, allow: Collection[str]) -> None:
-    """Refusal ``base-differs``; where neither the adapter nor the model says what its base is, there is no telling."""
-    recorded = facts.get("base")
-    if base.identity is None or not isinstance(recorded, dict) or "base-differs" in allow:
-        return
-    differences = base.identity.differences(recorded)
-    if differences:
-        raise Refusal(
-            "base-differs",
-            "this adapter was trained on other weights than these",
-            where=str(folder),
-            found=differences,
-            expected=f"the weights of {recorded.get('name') or recorded.get('folder')}",
-            fix="give the model that it was trained on (--model), or train again on this one",
             waivable=True,
         )
 

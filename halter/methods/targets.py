@@ -62,6 +62,15 @@ def check(
     dead = [t if isinstance(t, str) else t[0] for t in asked if not any(matches(t, name) for name in everything)]
     wrong = [f"layer {n}" for n in layers or () if not 0 <= n < shape.layers]
     left = any(chosen(shape, n, target, exclude, layers) for n in (None, *range(shape.layers)))
+    if wrong and not dead:
+        what = "method.layers names layers that this model has not"
+        told = f"numbers from 0 to {shape.layers - 1}"
+        raise Refusal("targets-match-nothing", what, found=wrong, expected=told, fix="give those, or leave layers out")
+    if not (dead or wrong or left) and any(chosen(shape, n, target, (), layers) for n in (None, *range(shape.layers))):
+        what = "method.exclude_modules takes away all that target_modules names; nothing is left to train"
+        named = [f"target_modules {_listed(target)}", f"exclude_modules {_listed(exclude)}"]
+        fix = "leave one of them out of exclude_modules, or leave it out altogether"
+        raise Refusal("targets-match-nothing", what, found=named, fix=fix)
     if dead or wrong or not (left or set(places) - set(CHOICES)):
         raise Refusal(
             "targets-match-nothing",
@@ -104,6 +113,10 @@ def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> floa
 
 def _is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
+
+
+def _listed(target: Targets) -> str:
+    return target if isinstance(target, str) else ", ".join(target)
 
 
 def _nearest(name: str) -> str:

@@ -154,6 +154,9 @@ def _tuned(folder: Path, base: str | None) -> Subject:
     absolute = known.get("folder")
     moved = not Path(name).expanduser().is_dir() and absolute is not None and Path(absolute).is_dir()
     revision = None if moved else known.get("revision")
+    if absolute is not None and revision is None and not (moved or Path(name).expanduser().exists()):
+        what = f"{folder} was trained on {name}, and there is no such folder now"
+        raise Refusal("model-not-found", what, fix="say where its base lies now: --model DIR")
     return Subject(str(absolute) if moved else str(name), revision, place, path, recipe, facts)
 
 
@@ -208,7 +211,11 @@ def put_on(
     """The subject's adapter on a model that is loaded, None where it has none. Refusals as open_subject's."""
     if subject.adapter is None:
         return None
-    _compare_tokenizers(subject, tokenizer, say, allow)
+    try:
+        _compare_tokenizers(subject, tokenizer, say, allow)
+    except Refusal:  # what no waiver helps is told first: shapes that differ
+        storage.load_adapter(subject.adapter, model, {*allow, "base-differs"}, lambda _: None)
+        raise
     adapter = storage.load_adapter(subject.adapter, model, allow, say)
     _compare_bases(subject.facts.get("base"), model, say, allow)
     return adapter

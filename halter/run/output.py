@@ -137,6 +137,8 @@ def which_run(folder: str | Path = "runs") -> Refusal:
 def no_run(folder: str | Path) -> Refusal:
     """Refusal ``nothing-to-resume`` where no run was begun in ``folder``."""
     place = Path(folder)
+    if lost := RunFolder(place).without_recipe():
+        return lost
     near = [path for path in similar(place, ("run",)) if RunFolder(path).begun]
     there = "there is no run in this folder" if place.exists() else "there is no such folder"
     fix = f"did you mean {near[0]}?" if near else "to begin a run leave --resume out and name --model and --data"

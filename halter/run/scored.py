@@ -17,6 +17,7 @@ from halter.evaluation.options import TaskOptions
 from halter.files.runs import RunFolder
 from halter.generation.prompts import system_unused
 from halter.run import same_data
+from halter.run.answered import answered
 from halter.run.opening import Opened
 from halter.run.prepare import Say
 from halter.run.words import data_options
@@ -91,7 +92,7 @@ def held_out_rows(
     known = replace(known, max_length=min(scoring.max_length or known.max_length, opened.model.config.context))
     policy = scoring.on_long or ("cut" if known.on_long in ("cut", "split") else "drop")
     options = replace(known, train=str(data), validation=None, limit=limit, on_long=policy)
-    loaded = load_examples(options, opened.tokenizer, opened.template, seed, system=scoring.system)
+    loaded = answered(options, opened, seed, scoring.system)
     _refuse_system_unused(scoring.system, loaded.report, say)
     say(f"rows: {loaded.report}")
     for line in told.readings(loaded.report.readings, loaded.report.ignored):

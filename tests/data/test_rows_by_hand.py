@@ -306,11 +306,11 @@ def test_a_path_whose_folder_is_not_there_is_answered_with_files_that_are(
 
 
 def test_the_whole_list_lies_beside_the_output_and_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    put("a.jsonl", ROW, *[{"instruction": "Who?", "output": None}] * 30)
+    put("a.jsonl", *[row for _ in range(30) for row in (ROW, {"instruction": "Who?", "output": None})])
     err = said(capsys, "--data", "a.jsonl", "--output", "out")
     listed = re.search(r"all of them are in (\S+?\.txt)", err)
     assert listed is not None and Path(listed[1]).resolve().parent == tmp_path
-    assert len(Path(listed[1]).read_text().splitlines()) == 30
+    assert len(Path(listed[1]).read_text().splitlines()) == 1 + 30
 
 
 # What is told, and when

@@ -1,0 +1,87 @@
+"""Files that hold something else than their name says, by their first bytes and lines, and what to do."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from halter.errors import Refusal
+from halter.files.reading import refuse_pointer
+
+GZIP, PARQUET, ZIP = b"\x1f\x8b", b"PAR1", b"PK\x03\x04"
+_PAGE = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+HEAD = 512
+LONG_NAME, MANY_WORDS = 40, 5
+"""Letters and words from which on a column's name is taken for a value."""
+
+
+def refuse_misnamed(path: Path, suffix: str, packed: bool) -> None:
+    """Refusal ``data-unreadable`` of a file whose first bytes are of another kind than its name; refuse_pointer's."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    refuse_pointer(path, head)
+    given = shlex.quote(str(path))
+
+    def named(new: str) -> str:
+        return f"give it the name that says so: mv {given} {shlex.quote(str(path.with_name(new)))}"
+
+    told = ("", "")
+    if packed and head and not head.startswith(GZIP):
+        told = "is named .gz and is not packed", named(path.name[:-3])
+    elif not packed and head.startswith(GZIP):
+        told = "is packed with gzip", named(f"{path.name}.gz")
+    elif suffix != ".parquet" and head.startswith(PARQUET):
+        told = "is a parquet file", named(f"{path.stem}.parquet")
+    elif head.startswith(ZIP):
+        told = "is a zip archive or an office table", "unpack it, or save the table as CSV"
+    elif suffix != ".txt" and _PAGE.match(head):
+        told = "is an HTML page, not data", "fetch the file itself; a page that says why not may have come in its place"
+    elif suffix == ".parquet" and head and not head.startswith(PARQUET):
+        first = head.lstrip()[:1]
+        kind = {b"{": ".jsonl", b"[": ".json"}.get(first, "")
+        told = "is no parquet file", named(path.stem + kind) if kind else "fetch it again, or write it as jsonl"
+    if told[0]:
+        raise Refusal("data-unreadable", told[0], where=str(path), fix=told[1])
+
+
+def refuse_address(path: str) -> None:
+    """Refusal ``data-missing`` for an address, which is not read from here."""
+    match = _ADDRESS.match(path)
+    if match is None:
+        return
+    name, scheme = path.rstrip("/").rsplit("/", 1)[-1] or "my.jsonl", match[1].lower()
+    fix = f"fetch it with the tool for {scheme}:// and give the file: --data {name}"
+    if scheme in ("http", "https"):
+        fix = f"fetch it and give the file: curl -L -o {shlex.quote(name)} {shlex.quote(path)}, then --data {name}"
+    elif scheme == "hf":
+        fix = f"a data set of the hub is named org/name: --data {'/'.join(path.split('/')[3:5])}"
+    elif scheme == "file":
+        fix = f"give the path alone: --data {path[match.end() :]}"
+    raise Refusal(
+        "data-missing", "addresses are not read", where=path, expected="a file, a folder, or a hub id", fix=fix
+    )
+
+
+def python_way(path: str, line: bytes) -> str:
+    """How a file is read whose lines are Python's dicts (``str(row)``), by one of them; '' where they are none."""
+    try:
+        value = ast.literal_eval(line.decode("utf-8").strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""
+    if not isinstance(value, dict) or path.lower().endswith(".gz"):
+        return ""
+    new = shlex.quote(str(Path(path).with_suffix(".json.jsonl")))
+    turn = "import ast, json, sys; [print(json.dumps(ast.literal_eval(row))) for row in sys.stdin if row.strip()]"
+    return f"rows are written as Python's dicts: python -c '{turn}' < {shlex.quote(path)} > {new} makes JSON of them"
+
+
+def headless(columns: Sequence[str]) -> str:
+    """What to do where the names of columns look like a row of data; '' where they do not."""
+    if not any(len(name) >= LONG_NAME or len(name.split()) >= MANY_WORDS for name in columns):
+        return ""
+    names = {1: "text", 2: "instruction,output", 3: "instruction,input,output"}.get(len(columns), "their names")
+    return f"the first line looks like a row: put a line with the columns' names above it, such as {names}"

@@ -1,0 +1,26 @@
+"""Rows to score, which need answers: what is said where they have none."""
+
+from __future__ import annotations
+
+from halter.data.load import Loaded, load_examples
+from halter.data.options import DataOptions
+from halter.errors import Refusal
+from halter.run.opening import Opened
+
+
+def answered(options: DataOptions, opened: Opened, seed: int, system: str | None = None) -> Loaded:
+    """``load_examples``, whose ways out for columns that nobody knows are about learning and not about scoring."""
+    try:
+        return load_examples(options, opened.tokenizer, opened.template, seed, system=system)
+    except Refusal as refusal:
+        if refusal.id != "data-format" or "data.columns" not in refusal.fix:
+            raise
+        what, named = "nothing says what is asked and what is answered in these columns", opened.subject
+        fix = refusal.fix
+        if "{text:" in fix:  # a single column: there is no answer to score
+            ask = f"halter generate {named.run or named.adapter or named.base} --input {options.train}"
+            what, fix = (
+                "these rows hold no answers to score",
+                f"give rows that have them; to have these answered: {ask}",
+            )
+        raise Refusal("data-format", what, where=refusal.where, found=refusal.found, fix=fix) from None

@@ -1,0 +1,184 @@
+"""Adapters and runs of which something is gone or differs: what is said is so, and following it leads on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from playground_run import recipe, write_rows
+from safetensors.torch import load_file, save_file
+
+import halter
+from halter.cli import main
+from halter.playground import base_folder
+
+
+def trained(folder: Path, name: str, method: str = "lora", **train: Any) -> None:
+    """A finished run over base/, named as it is from here."""
+    given = recipe(folder, name, **train)
+    method_section = {"name": method} | ({"r": 2} if method == "lora" else {})
+    halter.train({**given, "model": {**given["model"], "path": "base"}, "method": method_section, "output_dir": name},
+                 say=lambda _: None)  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with base/, its own copy of the playground's, and runs/mine over it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copytree(base_folder(), "base")
+    trained(tmp_path, "runs/mine", save_steps=1)
+    write_rows(tmp_path / "rows.jsonl", 4)
+    yield tmp_path
+
+
+def said(capsys: Any, words: str) -> str:
+    code = main.run(shlex.split(words))
+    err = str(capsys.readouterr().err)
+    assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 6, err
+    return err
+
+
+ASK = "--prompt hi --max-new-tokens 1"
+
+
+def test_a_run_without_its_recipe_is_no_circle(place: Path, capsys: Any) -> None:
+    Path("runs/mine/recipe.yaml").rename("kept.yaml")
+    fresh = "train --model base --data rows.jsonl --r 2 --max-steps 1 --per-device-train-batch-size 2"
+    for words in ("train --resume --output runs/mine", f"{fresh} --output runs/mine"):
+        err = said(capsys, words)
+        assert "whose recipe.yaml is missing" in err and "--resume" not in err, err
+        whole = re.search(r"halter chat (\S+?)\. ", err)
+        assert whole is not None and main.run(["generate", whole[1], *ASK.split()]) == 0
+        again = re.search(r"--output (\S+?);", err)
+        assert again is not None
+        assert main.run([*fresh.split(), "--output", again[1]]) == 0
+        shutil.rmtree(again[1])
+        capsys.readouterr()
+    Path("kept.yaml").rename("runs/mine/recipe.yaml")
+    assert "this run is finished" in said(capsys, "train --resume --output runs/mine")
+
+
+def test_an_adapter_without_its_configuration_is_told_alike_however_it_is_named(place: Path, capsys: Any) -> None:
+    shutil.copytree("runs/mine/adapter", "bare")
+    Path("bare/adapter_config.json").unlink()
+    for words in (f"generate bare {ASK}", f"generate --model base --adapter bare {ASK}", "merge bare --output m"):
+        err = said(capsys, words)
+        assert "adapter_config.json is missing" in err and "model's config.json" not in err, err
+
+
+def test_shapes_that_differ_are_told_before_what_could_be_waived(place: Path, capsys: Any) -> None:
+    shutil.copytree("base", "wider")
+    config = json.loads(Path("wider/config.json").read_text())
+    tensors = load_file("wider/model.safetensors")
+    wide = config["intermediate_size"] + 8
+
+    def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        side = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}.get(name.split(".")[-2])
+        if side is None:
+            return tensor
+        more = list(tensor.shape)
+        more[side] = 8
+        return torch.cat([tensor, torch.zeros(more, dtype=tensor.dtype)], side)
+
+    save_file({name: grown(name, tensor) for name, tensor in tensors.items()}, "wider/model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    Path("wider/config.json").write_text(json.dumps(config | {"intermediate_size": wide}))
+    for words in (f"generate --model wider --adapter runs/mine {ASK}", "merge runs/mine --model wider --output m"):
+        err = said(capsys, words)
+        assert "[adapter-mismatch]" in err and "--allow" not in err and "it was trained on base" in err, err
+    given = re.search(r"trained on (\S+): give that \((--\w+)\)", err)
+    assert given is not None
+    assert main.run(["generate", given[2], given[1], "--adapter", "runs/mine", *ASK.split()]) == 0
+
+
+def test_another_rank_in_the_configuration_is_named_and_corrected(place: Path, capsys: Any) -> None:
+    pytest.importorskip("peft")
+    shutil.copytree("runs/mine/adapter", "other")
+    for name in ("halter.json", "manifest.json"):
+        Path("other", name).unlink()
+    config = json.loads(Path("other/adapter_config.json").read_text())
+    Path("other/adapter_config.json").write_text(json.dumps(config | {"r": 2 * config["r"]}))
+    err = said(capsys, f"generate --model base --adapter other {ASK}")
+    assert f"says r {2 * config['r']}, and the tensors are of rank {config['r']}" in err, err
+    told = re.search(r'write ("r": \d+) there', err)
+    assert told is not None
+    Path("other/adapter_config.json").write_text(json.dumps(config | json.loads("{" + told[1] + "}")))
+    assert main.run(shlex.split(f"generate --model base --adapter other {ASK}")) == 0
+
+
+def test_a_base_that_is_gone_is_named_as_the_runs_and_no_other_is_offered(place: Path, capsys: Any) -> None:
+    shutil.copytree("base", "base2")
+    Path("base").rename("moved")
+    for words in (f"generate runs/mine {ASK}", "evaluate runs/mine --data rows.jsonl", "merge runs/mine --output m"):
+        err = said(capsys, words)
+        assert "runs/mine was trained on base, and there is no such folder now" in err and "base2" not in err, err
+    flag = re.search(r"(--model) DIR", err)
+    assert flag is not None
+    assert main.run(["generate", "runs/mine", flag[1], "moved", *ASK.split()]) == 0
+
+
+def test_weights_that_changed_in_place_are_told_as_changed(place: Path, capsys: Any) -> None:
+    shutil.copytree("base", "earlier")
+    tensors = {name: tensor + 0.25 for name, tensor in load_file("base/model.safetensors").items()}
+    save_file(tensors, "base/model.safetensors", metadata={"format": "pt"})
+    err = said(capsys, f"generate runs/mine {ASK}")
+    assert "the weights in base have changed since this adapter was trained on them" in err, err
+    assert "Expected: the weights of base" not in err and "--model" in err
+    assert main.run(["generate", "runs/mine", "--model", "earlier", *ASK.split()]) == 0
+    capsys.readouterr()
+    shutil.copytree("base", "third")
+    Path("base/model.safetensors").unlink()
+    shutil.copy("earlier/model.safetensors", "base/model.safetensors")
+    assert "other weights than these" in said(capsys, f"generate runs/mine --model third {ASK}")
+
+
+def test_what_has_no_lora_form_is_told_so_and_the_way_on_works(place: Path, capsys: Any) -> None:
+    trained(place, "runs/soft", "prompt_tuning")
+    err = said(capsys, "adapters convert runs/soft --to lora --output low")
+    assert "combine" not in err and "merge" not in err and "prompt_tuning has no LoRA form" in err, err
+    told = re.search(r"or (--to peft) writes", err)
+    assert told is not None
+    assert main.run(["adapters", "convert", "runs/soft", *told[1].split(), "--output", "peft"]) == 0
+    assert main.run(shlex.split(f"generate --model base --adapter peft {ASK}")) == 0
+
+
+FRESH = "train --model base --data rows.jsonl --max-steps 1 --per-device-train-batch-size 2 --r 2 --output out"
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "follow"),
+    [
+        ("--layers [0,99]", "method.layers names layers that this model has not. Found: layer 99", "--layers [0]"),
+        (
+            "--target-modules q_proj --exclude-modules q_proj",
+            "method.exclude_modules takes away all that target_modules names",
+            "--target-modules q_proj",
+        ),
+        (
+            "--exclude-modules [q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]",
+            "Found: target_modules all-linear, exclude_modules q_proj, ",
+            "--exclude-modules [k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]",
+        ),
+    ],
+)
+def test_places_that_are_none_are_told_by_the_key_that_names_them(
+    words: str, told: str, follow: str, place: Path, capsys: Any
+) -> None:
+    err = said(capsys, f"{FRESH} {words}")
+    assert told in err and 'Expected: "all-linear"' not in err, err
+    assert main.run(shlex.split(f"{FRESH} {follow}")) == 0
+
+
+def test_a_comparison_of_one_file_twice_says_so(place: Path, capsys: Any) -> None:
+    words = "compare --model base --train rows.jsonl --test rows.jsonl --methods lora --output which"
+    assert main.run(words.split()) == 2
+    err = str(capsys.readouterr().err)
+    assert "all 4 training rows are test or validation rows too" in err and "--test" in err, err
