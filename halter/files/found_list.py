@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -49,7 +50,7 @@ def keep_found(refusal: Refusal) -> Path | None:
 def _ours(path: Path) -> bool:
     """Whether a file is a list that this user's halter wrote."""
     with suppress(OSError, ValueError):
-        mine = not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
+        mine = sys.platform == "win32" or path.lstat().st_uid == os.getuid()
         if mine and path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
                 return file.readline(len(HEAD) + 1).rstrip() == HEAD.encode("ascii")

@@ -69,6 +69,10 @@ def resolve(
             raise Refusal("hub-revision", what, where=str(folder), fix="leave the revision out")
         return folder
     name = str(path_or_id)
+    if "://" in name:
+        hub = name.partition("huggingface.co/")[2].strip("/").split("/")[:2]
+        fix = f"--model {'/'.join(hub)}, its name there" if len(hub) == 2 else "fetch its files and give their folder"
+        raise Refusal("model-not-found", "addresses are not read", where=name, fix=fix)
     beside = folder.parent
     if (
         "/" in name and not folder.exists() and beside.is_dir() and any(beside.iterdir())

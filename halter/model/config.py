@@ -43,14 +43,20 @@ class ModelConfig:
     dtype: str = "float32"
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> ModelConfig:
-        """Read a config.json. Refusal ``model-unsupported`` names everything in it that the decoder cannot do."""
-        problems = _unsupported(config)
+    def from_hf(cls, config: dict[str, Any], where: str = "") -> ModelConfig:
+        """Read a config.json, which lies at ``where``. Refusal ``model-unsupported`` names everything in it that the
+        decoder cannot do, or that no LLaMA can be."""
+        impossible, problems = _unsupported(config)
+        if impossible and not problems:
+            what = "this checkpoint's config.json holds values that no LLaMA can have"
+            fix = "correct them, or fetch the checkpoint's own config.json again"
+            raise Refusal("model-unsupported", what, where=where, found=impossible, fix=fix)
         if problems:
             raise Refusal(
                 "model-unsupported",
                 "this checkpoint's config.json asks for what the LLaMA decoder does not do",
-                found=problems,
+                where=where,
+                found=impossible + problems,
                 expected=f"model_type llama with silu, {_listed(NEEDED)} rotary scaling, plain RMSNorm",
             )
         heads = int(config["num_attention_heads"])
@@ -164,27 +170,29 @@ class ModelConfig:
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
-def _unsupported(config: dict[str, Any]) -> list[str]:
+def _unsupported(config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """(what no LLaMA can be, what the decoder does not do)."""
     kind = config.get("model_type")
     if kind != "llama":
-        return [f"model_type {kind!r}"]
-    problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
-    problems += unfit(config)  # pretraining_tp says how training was spread; transformers does not read it any more
+        return [], [f"model_type {kind!r}"]
+    impossible = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
+    impossible += unfit(config)  # pretraining_tp says how training was spread; transformers does not read it any more
+    problems = []
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         problems.append(f"hidden_act {config['hidden_act']!r}")
     if config.get("attention_dropout") or config.get("sliding_window"):
         problems.append("attention_dropout or sliding_window")
     problems += faults(config)
-    if not problems:
+    if not impossible and not problems:
         heads, kv = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
         if heads < 1 or kv < 1 or heads % kv:
-            problems.append(f"{heads} heads over {kv} key heads")
+            impossible.append(f"{heads} heads over {kv} key heads")
         if (config.get("head_dim") or config["hidden_size"] // heads) % 2:
-            problems.append("a head_dim that is odd")
+            impossible.append("a head_dim that is odd")
         problems += disorders(config)
         if not config.get("head_dim") and config["hidden_size"] % heads:
-            problems.append(f"hidden_size {config['hidden_size']} over {heads} heads without head_dim")
-    return problems
+            impossible.append(f"hidden_size {config['hidden_size']} over {heads} heads without head_dim")
+    return impossible, problems
 
 
 def _listed(kinds: Iterable[str]) -> str:

@@ -52,4 +52,5 @@ def shape_of(name: str, revision: str | None = None) -> ModelConfig:
         return preset(name)
     if not Path(name).expanduser().exists() and "/" not in name:
         raise Refusal("no-model", f"{name!r} is neither a folder nor a preset", expected=", ".join(preset_names()))
-    return ModelConfig.from_hf(read_config(resolve(name, revision, weights=False)))
+    folder = resolve(name, revision, weights=False)
+    return ModelConfig.from_hf(read_config(folder), str(folder))

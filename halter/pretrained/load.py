@@ -94,7 +94,7 @@ def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say:
     folder = located(path_or_hub_id, revision, weights=False, say=say)
     if not (folder / "config.json").is_file():
         folder = resolve(path_or_hub_id, revision, say=say)
-    return ModelConfig.from_hf(read_config(folder))
+    return ModelConfig.from_hf(read_config(folder), str(folder))
 
 
 def load_model(
@@ -125,7 +125,7 @@ def _load(
     """``between`` is called after every tensor, and may raise."""
     storing(checkpoint, quantize)  # its refusals
     fresh = None if checkpoint.quantized else quantize
-    config = ModelConfig.from_hf(checkpoint.config)
+    config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.folder))
     plan = _Plan.of(checkpoint, config)
     place = choose_device(device)
     apart = streams(offload, place, say)
@@ -175,7 +175,7 @@ def map_model(folder: str | Path, dtype: torch.dtype) -> Decoder:
     """A dense model on the CPU whose weights are pages of its files, for a folder that this process has just written
     in ``dtype``; next to no memory of its own. Refusals as load's."""
     checkpoint = HFCheckpoint(Path(folder))
-    model = Decoder(ModelConfig.from_hf(checkpoint.config), dtype, device="meta")
+    model = Decoder(ModelConfig.from_hf(checkpoint.config, str(checkpoint.folder)), dtype, device="meta")
     for name in _Plan.of(checkpoint, model.config).order:
         model.set_tensor(name, checkpoint.map(name))
     checkpoint.close()

@@ -268,8 +268,6 @@ def _adapter_facts(choice: MethodChoice, model: Decoder, base: Base, findings: F
         storage.load_adapter(folder, model, say=_unsaid)
     except Refusal as refusal:
         findings.add(refusal)
-        if refusal.id == "base-differs":  # what else is wrong with it
-            findings.attempt(storage.load_adapter, folder, model, ("base-differs",), _unsaid)
     except (
         NotImplementedError,
         RuntimeError,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,8 +188,6 @@ def test_a_recipe_that_is_no_yaml_says_what_to_do(text: str, told: str) -> None:
 
 
 def test_a_recipe_that_is_no_yaml_is_told_before_torch_is_imported(tmp_path: Path) -> None:
-    import subprocess
-    import sys
 
     (tmp_path / "tab.yaml").write_text("model:\n\tpath: a\n")
     (tmp_path / "list.yaml").write_text("- a\n")
@@ -201,3 +201,13 @@ def test_a_recipe_that_is_no_yaml_is_told_before_torch_is_imported(tmp_path: Pat
             ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
             assert ended.returncode == 0, (verb, name, ended.stderr)
             assert "halter: " in ended.stderr
+
+
+def test_answers_of_a_piped_chat_stand_apart(tmp_path: Path) -> None:
+    """Where nobody types, the ends of lines that somebody would have typed are not between the answers."""
+    lines = "Hello\nHello\n/help\n"
+    command = [sys.executable, "-m", "halter", "chat", BASE, "--template", "raw", "--max-new-tokens", "2", "--quiet"]
+    ended = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    first, second, third, *_ = ended.stdout.partition("commands.\n")[2].split("\n\n")
+    assert first.strip() and second.strip() and "/adapter" in third

@@ -185,3 +185,12 @@ def test_a_template_that_is_no_jinja_names_the_line(tokenizer: Tokenizer) -> Non
     with pytest.raises(Refusal, match=r"\(line 2\)") as caught:
         load_examples(DataOptions(train="r.jsonl", cache=False), tokenizer, ChatTemplate.named("t.jinja"))
     assert "correct that line" in caught.value.fix
+
+
+def test_an_address_of_a_model_is_told_as_one() -> None:
+    from halter.files.hub import resolve
+
+    for address, way in (("https://huggingface.co/org/name", "--model org/name"), ("s3://b/m", "fetch its files")):
+        with pytest.raises(Refusal, match="addresses are not read") as caught:
+            resolve(address)
+        assert way in caught.value.fix and caught.value.where == address

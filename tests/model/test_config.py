@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import bounds
 import pytest
@@ -124,3 +125,17 @@ def test_pretraining_tp_is_read_over_as_transformers_reads_it_over():
         theirs.load_state_dict(tiny.peer(model).state_dict())
         with torch.no_grad():
             torch.testing.assert_close(theirs(tokens).logits, tiny.decoder(shape)(tokens), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"num_key_value_heads": 3}, {"rope_theta": "ten thousand"}, {"hidden_size": None}])
+def test_values_that_no_llama_has_are_not_called_unsupported(change: dict[str, Any]) -> None:
+    known = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8,
+             "intermediate_size": 128, "vocab_size": 99}  # fmt: skip
+    with pytest.raises(Refusal) as caught:
+        ModelConfig.from_hf(known | change, "some/folder")
+    said = str(caught.value)
+    assert said.startswith("some/folder: ") and "no LLaMA can have" in said and "Expected" not in said
+    with pytest.raises(Refusal) as caught:
+        ModelConfig.from_hf(known | {"hidden_act": "gelu"} | change)
+    assert "does not do" in str(caught.value) and "gelu" in str(caught.value) and "Expected" in str(caught.value)
+    assert len(caught.value.found) == 2 or "num_key_value_heads" in change  # counted only where the rest is sound
