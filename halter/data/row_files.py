@@ -55,8 +55,7 @@ ONE_LIST = "holds one JSON list, not an object in every line: read as .json"
 
 def suffix_of(path: Path) -> str:
     """The suffix that says how a file is read, in lower case: .jsonl of a.jsonl and of a.jsonl.gz."""
-    name = Path(path.name[: -len(PACKED)]) if path.name.lower().endswith(PACKED) else path
-    return name.suffix.lower()
+    return (Path(path.name[: -len(PACKED)]) if path.name.lower().endswith(PACKED) else path).suffix.lower()
 
 
 def opened(path: Path) -> BinaryIO:
@@ -76,8 +75,7 @@ def read(path: Path) -> Iterator[Found]:
         refuse_misnamed(path, suffix, path.name.lower().endswith(PACKED))
         with opened(path) as file:
             if encoding := wide(file.read(4)):
-                what = f"this file is {encoding}"
-                raise Refusal("data-encoding", what, where=str(path), fix=recoded(path, encoding))
+                raise Refusal("data-encoding", f"this file is {encoding}", where=str(path), fix=recoded(path, encoding))
         if suffix in (".jsonl", ".ndjson"):
             yield from _json_lines(path)
         elif suffix == ".json":

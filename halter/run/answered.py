@@ -13,11 +13,12 @@ def answered(options: DataOptions, opened: Opened, seed: int, system: str | None
     try:
         return load_examples(options, opened.tokenizer, opened.template, seed, system=system)
     except Refusal as refusal:
-        if refusal.id != "data-format" or "data.columns" not in refusal.fix:
+        alone = "{text:" in refusal.fix or "halter generate --input" in refusal.fix  # a column that asks, and no answer
+        if refusal.id != "data-format" or not (alone or "data.columns" in refusal.fix):
             raise
         what, named = "nothing says what is asked and what is answered in these columns", opened.subject
         fix = refusal.fix
-        if "{text:" in fix:  # a single column: there is no answer to score
+        if alone:
             ask = f"halter generate {named.run or named.adapter or named.base} --input {options.train}"
             what, fix = (
                 "these rows hold no answers to score",
