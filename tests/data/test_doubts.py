@@ -109,6 +109,12 @@ def test_one_question_with_several_answers_is_a_note(tokenizer: Tokenizer, tmp_p
     assert said(tokenizer, path) == []
     (line,) = said(tokenizer, path, aside=True)
     assert line == "4 rows ask what another row asks and want another answer (1 questions)"
+    two = write(
+        tmp_path / "b.jsonl", [{"instruction": "Yes?", "output": "yes"}, {"instruction": "Yes?", "output": "no"}]
+    )
+    assert said(tokenizer, two, aside=True) == [
+        "2 rows ask what another row asks and want another answer (1 questions)"
+    ]
 
 
 def test_rows_as_they_are_say_nothing(data: Data, own: Own, tmp_path: Path) -> None:
