@@ -91,9 +91,10 @@ def command(
     talks = list(zip(each, ([answer] for answer in answers), strict=True))
     _later_turns(opened, talks, asking, options, adapter)
     if output is None and not as_json:
-        for one, said in talks:
+        for place, (one, said) in enumerate(talks):
+            which = f" ({place % asking.n + 1}/{asking.n})" if asking.n > 1 else ""
             for turn, answer in enumerate(said, 1):
-                head = f"--- {one.origin}" + (f", turn {turn}" if one.later else "")
+                head = f"--- {one.origin}{which}" + (f", turn {turn}" if one.later else "")
                 print(f"{head}\n{answer.text}" + (f" [cut off: {answer.cut_off}]" if answer.cut_off else ""))
         return
     lines = [json.dumps(_record(one, said), ensure_ascii=False) for one, said in talks]

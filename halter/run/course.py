@@ -20,8 +20,11 @@ from halter.training import memory
 from halter.training.callbacks import Callbacks, Evaluated, Saved, Started, StopTraining, stepped
 from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
 from halter.training.offload import offloaded
+from halter.training.progress import guessed
 from halter.training.room import Room
 from halter.training.trainee import Trainee
+
+LOOKED_STEPS = 64
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Course:
     log: Callable[[dict[str, Any]], None]
     say: Say
     callbacks: Callbacks
+    foretell: Say
+    """Hears how long the run will take."""
     last: dict[str, Any] | None = None
 
     def run(self) -> tuple[bool, bool]:
@@ -67,7 +72,7 @@ class Course:
             offload = offloaded(model, [trainee.adapter], options.offload_activations, self.say)
             with allocation.kept(roomy), offload:
                 if (rows := _largest_pass(job, trainee.step)) is not None:
-                    rehearse(model, trainee, rows, checkpointing, room)
+                    self._foretell(rows, rehearse(model, trainee, rows, checkpointing, room))
                 train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
         except StopTraining as stop:
             if not stop.finish or trainee.step == 0:
@@ -76,6 +81,13 @@ class Course:
                 watch.look(trainee.step)
             self.keeper.save(trainee.step, options.save_total_limit)
         return checkpointing, roomy
+
+    def _foretell(self, rows: list[Example], seconds: float) -> None:
+        """How long the run will take at the pace of one pass over these rows."""
+        left, tokens = self.job.steps - self.trainee.step, sum(len(row.tokens) for row in rows)
+        if left > 1 and tokens:
+            whole = left * seconds * _tokens_per_step(self.job) / tokens
+            self.foretell(guessed(whole, left, f"one pass of {tokens:,} tokens"))
 
     def _log(self, record: dict[str, Any]) -> None:
         self.last = record
@@ -117,6 +129,13 @@ def _largest_pass(job: Job, done: int) -> list[Example] | None:
     if done >= job.steps or step is None or step == done:
         return None
     return [data[row] for row in plan[step][0]]
+
+
+def _tokens_per_step(job: Job) -> float:
+    """Of a typical step: the mean over some of the first epoch's."""
+    plan, lengths = job.plan(0), job.data.train.lengths
+    looked = range(0, len(plan), max(1, len(plan) // LOOKED_STEPS))
+    return sum(int(lengths[list(micro)].sum()) for step in looked for micro in plan[step]) / max(1, len(looked))
 
 
 def _every(asked: float | None, job: Job) -> Callable[[int], bool]:

@@ -75,6 +75,7 @@ def train(
     if dry_run:
         say(f"run folder: {run.path}")
         describe(job, say)
+        say("time: told when training begins, from its first pass, and again after its first steps")
         say(recipes.dump(recipe))
         return None
     with claimed(run, recipe, resume, say, job.steps) as run, threads.taken(_threads(job, run, resume)) as chosen:
@@ -146,7 +147,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
             display.begin(trainee.step)
             keeper.carry_on(job.steps, say)
         try:
-            course = Course(job, model, trainee, watch, keeper, stops, log, display.say, callbacks)
+            course = Course(job, model, trainee, watch, keeper, stops, log, display.say, callbacks, display.foretell)
             checkpointing, roomy = course.run()
         except StopTraining:
             keeper.stop()

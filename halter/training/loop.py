@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from halter.data.example import Example
@@ -21,6 +22,7 @@ from halter.training.room import Room
 from halter.training.step import Gathered, StepRecord, gather, move
 from halter.training.trainee import Trainee
 
+AGAIN_SECONDS = 1.0
 Step = Sequence[Sequence[int]]  # micro-batches of row numbers
 
 
@@ -153,10 +155,22 @@ def train_loop(
 
 def rehearse(
     model: Decoder, trainee: Trainee, rows: Sequence[Example], checkpointing: bool = False, room: Room | None = None
-) -> None:
-    """Run the largest pass there will be, forward and backward, and forget it, so that memory runs out now or never."""
-    _gather(model, [trainee], [[rows]], checkpointing, room or Room())
-    trainee.forget()
+) -> float:
+    """Run the largest pass there will be, forward and backward, and forget it, so that memory runs out now or never.
+
+    Returns its seconds; those of a second time where the first, which warms up, took no longer than ``AGAIN_SECONDS``.
+    """
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        _gather(model, [trainee], [[rows]], checkpointing, room or Room())
+        trainee.forget()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        seconds = time.perf_counter() - started
+        if seconds > AGAIN_SECONDS:
+            break
+    return seconds
 
 
 def _gather(

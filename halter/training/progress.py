@@ -16,6 +16,9 @@ from halter.telling import quiet, tell
 MEASURED = 3
 """Steps whose time is taken before the rest is foretold."""
 
+GUESS = 0.5, 2.5
+"""A guess from one pass or step times these holds the truth: 0.77 to 2.3 of it were seen (docs/decisions.md, 83)."""
+
 
 def expected(left: int, seconds: Sequence[float]) -> str:
     """How long ``left`` more steps take at the pace of those that took ``seconds``."""
@@ -23,6 +26,16 @@ def expected(left: int, seconds: Sequence[float]) -> str:
     return (
         f"time: about {in_words(left * each)} more: {left} steps x {each:.2g} s, measured over steps 2 to "
         f"{1 + len(seconds)}; evaluations and checkpoints come on top"
+    )
+
+
+def guessed(seconds: float, steps: int, of: str) -> str:
+    """How long ``steps`` steps take at the pace of something smaller, ``of``."""
+    least, most = (in_words(seconds * factor) for factor in GUESS)
+    again = f", told again after step {1 + MEASURED}" if steps >= 1 + 2 * MEASURED else ""
+    return (
+        f"time: between {least} and {most} for {steps} steps (guessed from {of}{again}); evaluations and checkpoints "
+        "come on top"
     )
 
 
@@ -49,6 +62,7 @@ class Display:
         self.say, console = say, Console(file=sys.stderr)
         self.total, self.start, self.every = total, 0, max(1, every)
         self.seconds: list[float] = []
+        self.foretold = False  # by a guess from one pass
         self.began = 0.0  # when the first step was over; what came before it says nothing about the rest
         self.bar: Progress | None = None
         if console.is_terminal and say is tell and not quiet():
@@ -72,6 +86,11 @@ class Display:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def foretell(self, words: str) -> None:
+        """Say how long the run will take, by a guess from what came before its first step."""
+        self.foretold = True
+        self.say(words)
 
     def begin(self, step: int) -> None:
         """Say after which step a resumed run goes on."""
@@ -97,8 +116,11 @@ class Display:
             )
 
     def _foretell(self, number: int, record: dict[str, Any]) -> None:
-        """Once, after the first steps, how long the others will take; the very first one, which warms up, left out."""
+        """After the first steps how long the others will take, the very first one, which warms up, left out. After
+        that one a guess, where there was none before it."""
         at, left = number - self.start, self.total - number
+        if at == 1 and left > 1 and not self.foretold and record["tokens_per_second"]:
+            self.say(guessed(left * record["tokens"] / record["tokens_per_second"], left, "the first step"))
         if 1 < at <= 1 + MEASURED and record["tokens_per_second"]:
             self.seconds.append(record["tokens"] / record["tokens_per_second"])
             if at == 1 + MEASURED and left >= MEASURED:

@@ -427,6 +427,9 @@ def test_generate_gives_several_answers_and_begins_them(capsys: pytest.CaptureFi
     assert code == 0 and len({json.loads(line)["answer"] for line in out.splitlines()}) > 1
     assert len(out.splitlines()) == 3
     assert typed(capsys, *words, "--n", 3)[0] == 2
+    twice = ("generate", run, "--prompt", ASK, "--prompt", "Hi", "--n", 2, "--temperature", 1, "--max-new-tokens", 2)
+    heads = [line for line in typed(capsys, *twice)[1].splitlines() if line.startswith("---")]
+    assert heads == [f"--- --prompt {prompt} ({n}/2)" for prompt in (1, 2) for n in (1, 2)]
 
 
 def test_evaluate_takes_columns(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
