@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -12,9 +11,10 @@ from typing import Any
 from halter.errors import Refusal
 from halter.files.yaml12 import Document, Path, flow, parse
 from halter.recipe.aliases import ALIASES, NOTHING, TOLERATED, Alias
-from halter.recipe.fields import keys_of, takes_several
+from halter.recipe.fields import keys_of
 from halter.recipe.sections import BESIDE_OPTIONS, DEFAULT_METHOD, SECTIONS, method_class, method_names
 from halter.recipe.unknown import NOT_LOOSE, unknown
+from halter.recipe.values import added, word_for_null
 
 COMMAND_LINE = "command line"
 SHORT = {"model": "path", "data": "train", "method": "name"}
@@ -76,6 +76,7 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
         method.setdefault("name", Given(DEFAULT_METHOD, Document({}), (), "name"))
         _check_method(result, method, index)
     for _, keys, given in placed:
+        keys = _aimed(result, keys, given)
         options = _options(result, keys)
         place = _place(keys, options)
         if place is None:
@@ -86,6 +87,24 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
     for place, _, given in placed:
         _put_beside(result, place, given)
     return result
+
+
+def _aimed(result: Gathered, keys: Path, given: Given) -> Path:
+    """Where a key without a number belongs when there are several methods: to the one that has such an option. It is
+    no guess of ours which of two is meant."""
+    section, _, key, inner = _split(keys)
+    numbered = section == "method" and (not given.override or isinstance(keys[1], int))
+    if len(result.methods) < 2 or section not in ("", "method") or numbered:
+        return keys
+    homes: list[tuple[int, Alias]] = []
+    for index in range(len(result.methods)):
+        place = _place(keys, _options(result, ("method", index)))
+        if place is not None and place.section == "method" and place.key not in BESIDE_OPTIONS:
+            homes.append((index, place))
+    if len(homes) > 1:
+        ways = [f"method.{n}.{home.key}={given.value} for {_name(result, ('method', n))}" for n, home in homes]
+        result.problem(given.where(), f"{given.name} is an option of {len(homes)} methods here; give {', '.join(ways)}")
+    return ("method", homes[0][0], key, *inner) if homes else keys
 
 
 def _put_beside(result: Gathered, place: Alias | None, given: Given) -> None:
@@ -248,17 +267,17 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
         result.renamed.append((given, full, remark))
     if value is NOTHING:
         return
-    value = _word_for_null(TOLERATED.get((place.section, place.key), lambda v: v)(value), _type(result, place, index))
+    value = word_for_null(TOLERATED.get((place.section, place.key), lambda v: v)(value), _type(result, place, index))
     before = target.get(place.key)
     if before is not None and before.name in ALIASES and given.name in ALIASES and None in (value, before.value):
         value = before.value if value is None else value  # load_in_4bit: false beside load_in_8bit: true
     elif before is not None and not given.override and not before.override:
         result.problem(given.where(), f"{full} is given twice, the other time as {before.name} at {before.where()}")
     elif before is not None and given.override and before.override and not inner:
-        added = _added(before.value, value, _type(result, place, index))
-        if added is None:
+        both = added(before.value, value, _type(result, place, index))
+        if both is None:
             result.problem(given.where(), f"{full} is given twice and takes one value; the other is {before.where()}")
-        value = value if added is None else TOLERATED.get((place.section, place.key), lambda v: v)(added)
+        value = value if both is None else TOLERATED.get((place.section, place.key), lambda v: v)(both)
     if inner:
         outer = dict(before.value) if before is not None and isinstance(before.value, Mapping) else {}
         name = ".".join(map(str, inner))
@@ -274,21 +293,3 @@ def _type(result: Gathered, place: Alias, index: int) -> Any:
     """The declared type of the key at this place."""
     options = _options(result, ("method", index)) if place.section == "method" else SECTIONS.get(place.section)
     return keys_of(options)[place.key].type if options and place.key in keys_of(options) else None
-
-
-def _word_for_null(value: Any, kind: Any) -> Any:
-    """null for the word none, as generate --quantize has it, where a key takes null and no word but those it lists."""
-    if not (isinstance(value, str) and value.lower() == "none") or type(None) not in typing.get_args(kind):
-        return value
-    arms = typing.get_args(kind)
-    listed = [word for arm in arms if typing.get_origin(arm) is typing.Literal for word in typing.get_args(arm)]
-    return value if str in arms or value in listed else None
-
-
-def _added(first: Any, second: Any, kind: Any) -> list[Any] | dict[str, Any] | None:
-    """What a key that was given twice on the command line holds in all; None where it takes one value."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping) and not first.keys() & second.keys():
-        return {**first, **second}
-    if not takes_several(kind) or isinstance(first, Mapping) or isinstance(second, Mapping):
-        return None
-    return [item for one in (first, second) for item in (one if isinstance(one, list) else [one])]

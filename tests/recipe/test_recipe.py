@@ -318,6 +318,21 @@ def test_sources_of_data_are_checked_to_the_bottom(tmp_path: Path) -> None:
         load({"model": "a"})
 
 
+def test_an_option_of_two_methods_is_refused_and_one_of_the_second_goes_there() -> None:
+    """--r 4 beside two methods that have it went to the first alone, and one that the second alone has was unknown."""
+    for written in ("r=4", "method.r=4", "lora_r=4", "--r=4"):
+        with pytest.raises(Refusal) as refused:
+            load(None, ["model=m", "data=d", "method=lora,dora", written])
+        assert "method.0.r=4 for lora, method.1.r=4 for dora" in str(refused.value)
+    both = load(None, ["model=m", "data=d", "method=lora,dora", "method.0.r=4", "method.1.r=6"]).methods
+    assert [one.options.r for one in both] == [4, 6]
+    for written in ("r=4", "method.r=4", "lora_r=4"):
+        first, second = load(None, ["model=m", "data=d", "method=norm_tuning,lora", written]).methods
+        assert second.options.r == 4 and not hasattr(first.options, "r")
+    kept = load({"model": "m", "data": "d", "method": {"name": "lora", "r": 3}}, ["method=lora,dora"]).methods
+    assert kept[0].options.r == 3 and kept[1].options.r != 3
+
+
 def test_several_methods_are_a_list() -> None:
     both = {**LEAST, "method": ["lora", {"name": "full", "target_modules": ["norm"]}]}
     recipe = load(both, ["method.0.r=3", "method.1.target_modules=[input_layernorm]"])
