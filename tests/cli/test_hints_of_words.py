@@ -92,7 +92,7 @@ def test_an_option_of_another_method_is_named_as_one(method: str, given: str, to
 
 
 def test_a_key_too_short_to_be_near_to_any_names_none() -> None:
-    assert "did you mean" not in str(refused("lora", "x=8")) and "did you mean" not in str(refused("lora", "lt=8"))
+    assert "did you mean" not in str(refused("lora", "x=8")) and "did you mean" not in str(refused("lora", "l=8"))
 
 
 FEW = "--max-steps 1 --per-device-train-batch-size 2 --r 2"
