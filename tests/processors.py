@@ -62,8 +62,10 @@ COMPUTES = [
 """What computes. Files, templates, refusals and the command line do not."""
 LEFT_OUT = [
     "tests/laws/test_dropped_in.py",  # runs the laws again for one more method
-    "tests/numerics/test_allocation.py", "tests/export/test_merge_memory.py",  # bytes, of whatever numbers
-    "tests/training/test_load_libraries.py", "tests/training/test_guards.py",
+    "tests/numerics/test_allocation.py",
+    "tests/export/test_merge_memory.py",  # bytes, of whatever numbers
+    "tests/training/test_load_libraries.py",
+    "tests/training/test_guards.py",
     "tests/playground/test_base.py::test_held_out_loss_is_the_published_one",
 ]
 """Slow, and nothing in it that a kernel decides."""

@@ -104,6 +104,9 @@ def _near(wanted: Path) -> str:
     names = sorted(entry.name for entry in beside.iterdir() if not entry.name.startswith("."))
     near = [name for name in names if name.split(".")[0] == wanted.name.split(".")[0]]
     near = near or get_close_matches(wanted.name, names, 1)
+    if not near and not wanted.suffix:  # the suffix would count against it
+        stems = {name.split(".")[0]: name for name in reversed(names)}
+        near = [stems[stem] for stem in get_close_matches(wanted.name, stems, 1)]
     return f"did you mean {beside / near[0]}?" if near else ""
 
 

@@ -12,13 +12,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from halter.errors import Refusal
+from halter.errors import HalterError, Refusal
 from halter.files import chat_messages, chat_responses, template_names
 from halter.files.chat_locate import Call, Located, Locator
 from halter.files.chat_render import Renderer
@@ -232,8 +233,21 @@ def _check_tokens(tokenizer: Tokenizer, name: str) -> None:
     if missing:
         raise Refusal(
             "template-needs-tokens", f"the tokenizer lacks control tokens of the built-in chat template {name}",
-            found=missing, fix="use alpaca, vicuna, zephyr or the checkpoint's own template with this model",
+            found=missing,
+            fix=f"use {', '.join(_writable(tokenizer))} or the checkpoint's own template with this model",
         )  # fmt: skip
+
+
+def _writable(tokenizer: Tokenizer) -> list[str]:
+    """The built-in templates that this tokenizer can write, found by writing a turn with each."""
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    found = []
+    for name in BUILTIN:
+        if all(tokenizer.token_id(token) is not None for token in NEEDED.get(name, ())):
+            with suppress(HalterError):
+                ChatTemplate.builtin(name).encode(tokenizer, turn, date="2024-07-26")
+                found.append(name)
+    return found
 
 
 def _iso(date: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -70,9 +71,34 @@ def _some(names: Sequence[str]) -> str:
     return " and ".join(shown) if len(shown) < 3 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
+EXAMPLES = {
+    "learning_rate": "2e-4", "validation": "0.1", "r": "16", "alpha": "32", "dropout": "0.05", "max_steps": "100",
+    "num_train_epochs": "3", "max_length": "512", "limit": "1000", "per_device_train_batch_size": "8",
+    "weight_decay": "0.01", "max_grad_norm": "1.0", "micro_tokens": "4096",
+    "eval_steps": "0.1", "save_steps": "0.1", "logging_steps": "10", "warmup_steps": "0.03", "rows_per_step": "16",
+}  # fmt: skip
+"""Values that keys can have, shown where one was given that cannot be."""
+
+
 def way_out(problems: Sequence[str], typed: bool) -> str:
     """What to do where these keep a recipe from being one; ``typed``: there is no file, only flags."""
     fix = "halter init METHOD writes a recipe with every key explained"
     lacking = {"--model DIR": "model.path is needed", "--data FILE": "data.train is needed"}
     flags = [flag for flag, start in lacking.items() if any(problem.startswith(start) for problem in problems)]
-    return f"add {' '.join(flags)}; {fix}" if typed and len(flags) == len(problems) else fix
+    if typed and len(flags) == len(problems):
+        return f"add {' '.join(flags)}; {fix}"
+    ways = [way for problem in problems if (way := _value_way(problem))]
+    return "; ".join(dict.fromkeys(ways)) if ways and len(ways) == len(problems) else fix
+
+
+OUT_OF_RANGE = re.compile(r"(?:^|: )(\w+)\.(?:\d+\.)?(\w+): .*(?:must |lies between|expected a (?:finite )?number)")
+TWICE = re.compile(r"(\w+\.\w+) is given twice and takes one value")
+
+
+def _value_way(problem: str) -> str:
+    """What to do about a value that a key cannot have, with one that it can; '' of another kind of mistake."""
+    if twice := TWICE.search(problem):
+        return f"give {twice[1]} once"
+    found = OUT_OF_RANGE.search(problem)
+    example = EXAMPLES.get(found[2]) if found else None
+    return f"such as {found[1]}.{found[2]}={example}" if found and example else ""

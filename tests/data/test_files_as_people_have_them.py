@@ -108,7 +108,13 @@ def test_a_paragraph_is_a_row_and_that_is_told(tokenizer: Tokenizer, tmp_path: P
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("bad/goood.jsonl", "good.jsonl"), ("bad/good", "good.jsonl"), ("bad/good.json", "good.jsonl"), ("bad/zzz", "")],
+    [
+        ("bad/goood.jsonl", "good.jsonl"),
+        ("bad/goood", "good.jsonl"),
+        ("bad/good", "good.jsonl"),
+        ("bad/good.json", "good.jsonl"),
+        ("bad/zzz", ""),
+    ],
 )
 def test_a_file_that_is_not_there_is_answered_at_once_with_the_nearest(
     name: str, meant: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_tokenizers as tiny
 import transformers
+from own_data import Own
 from tokenizers import AddedToken
 
 from halter.errors import Refusal
@@ -130,6 +132,19 @@ def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:
         ChatTemplate.named(str(tmp_path / "nope.jinja"))
     assert caught.value.id == "file-missing" and "note.jinja" in caught.value.fix
     assert ChatTemplate.named(str(tmp_path / "note.jinja")).name == "note.jinja"
+
+
+def test_what_is_offered_for_a_template_that_cannot_be_written_is_all_that_can(own: Own) -> None:
+    """By trying each: llama-2, which a SentencePiece tokenizer writes, was not offered."""
+    found = Tokenizer.from_folder(own.base)
+    with pytest.raises(Refusal) as caught:
+        ChatTemplate.builtin("chatml").encode(found, [ASK, TELL])
+    able = []
+    for name in BUILTIN:
+        with suppress(Refusal):
+            ChatTemplate.builtin(name).encode(found, [ASK, TELL], date="2024-07-26")
+            able.append(name)
+    assert "llama-2" in able and caught.value.fix.startswith(f"use {', '.join(able)} or the checkpoint's own")
 
 
 @pytest.mark.parametrize("name", ["alpaca", "vicuna", "llama-2", "chatml", "zephyr"])

@@ -318,6 +318,28 @@ def test_sources_of_data_are_checked_to_the_bottom(tmp_path: Path) -> None:
         load({"model": "a"})
 
 
+@pytest.mark.parametrize(
+    ("written", "fix"),
+    [
+        (["r=4", "r=8"], "give method.r once"), (["validation=1.5"], "such as data.validation=0.1"),
+        (["lr=nan"], "such as train.learning_rate=2e-4"), (["max-steps=0"], "such as train.max_steps=100"),
+        (["r=-1", "lr=nan"], "such as train.learning_rate=2e-4; such as method.r=16"),
+        (["r=-1", "typo=1"], "halter init METHOD writes a recipe with every key explained"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_answered_with_one_that_can(written: list[str], fix: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        load(None, ["model=m", "data=d", "method=lora", *written])
+    assert refused.value.fix == fix
+
+
+def test_every_example_of_a_value_can_be_given() -> None:
+    from halter.recipe.unknown import EXAMPLES
+
+    for key, value in EXAMPLES.items():
+        load(None, ["model=m", "data=d", "method=lora", f"{key}={value}"])
+
+
 def test_an_option_of_two_methods_is_refused_and_one_of_the_second_goes_there() -> None:
     """--r 4 beside two methods that have it went to the first alone, and one that the second alone has was unknown."""
     for written in ("r=4", "method.r=4", "lora_r=4", "--r=4"):
