@@ -24,11 +24,11 @@ def command(
         typer.Option(help="8GB, 7.5GiB: what fits into it, and every method ranked. Not given: what is free."),
     ] = None,
     on: Annotated[
-        str | None, typer.Option(help="A device by name (h100-sxm, rtx-4090), at its published rates.")
+        str | None, typer.Option(help="A GPU by name (rtx-3060-12gb, t4, h100-sxm, ...), at its published rates.")
     ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine for ten seconds first.")] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="The survey's Table 2 with true counts, and all presets.")
+        bool, typer.Option("--table", help="Counts of a survey (arXiv 2510.12178) beside the true ones, all presets.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON; bytes and seconds.")] = False,
 ) -> int:

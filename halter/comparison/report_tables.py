@@ -195,7 +195,8 @@ def _verdicts(found: Comparison) -> Table:
             [str(verdict.get("claim", "")), str(verdict.get("verdict", "")), said, plain(verdict.get("size")), figures]
         )
     note = (
-        "arithmetic: settled by counting. measured: by this comparison, at the size given. "
+        "What a survey of these methods (arXiv 2510.12178) says, and whether it is so. arithmetic: settled by "
+        "counting. measured: by this comparison, at the size given. "
         "not testable here: neither, and so not judged."
     )
     return Table("Claims of the survey", note, ["claim", "judged by", "verdict", "size", "figures"], rows)

@@ -209,6 +209,21 @@ class Method:
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
 
+def in_words(options: Method) -> str:
+    """The options that say something, as a recipe has them: ``, r 16, alpha 32``."""
+    values = ((field.name, getattr(options, field.name)) for field in fields(options) if field.init)
+    silent: tuple[object, ...] = (None, False, 0, (), {}, "")
+    return "".join(f", {name} {_plain(value)}" for name, value in values if not any(value == one for one in silent))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return "/".join(map(_plain, value))
+    if isinstance(value, Mapping):
+        return "/".join(f"{key}: {_plain(one)}" for key, one in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def layer_paths(shape: ModelConfig, layer: int | None, places: tuple[str, ...]) -> dict[str, str]:
     """{Hugging Face path: place} for the given places of one layer."""
     return {path(layer, place): place for place in places}

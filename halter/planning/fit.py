@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
 
 from halter.errors import Refusal
 from halter.methods.method import Method, find, names
+from halter.model.config import ModelConfig
 from halter.model.storages import Held, Quantize
 from halter.planning.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
 from halter.planning.forecast import STATE_BYTES
@@ -87,17 +91,17 @@ def most_rows(need: Needs, length: int, budget: int) -> int:
     return _most(lambda count: need.bytes(count, length) <= budget, 4096)
 
 
-def needs(setting: Setting) -> Needs:
+def needs(setting: Setting, stands: Standing | None = None) -> Needs:
     """Run the four small passes. Refusals as the methods' own."""
     shape = setting.shape
-    standing, trained = _standing(setting)
+    found = stands or standing(setting)
 
     def run(depths: set[int]) -> dict[tuple[int, int], Traced]:
         made = {}
         for depth in depths:
             small = replace(shape, layers=depth)
             methods = [_shallow(method, shape.layers - depth) for method in setting.methods]
-            own = dry_base(small, setting.dtype, setting.quantize), dry_adapter(small, methods)
+            own = _base(small, setting.dtype, setting.quantize), dry_adapter(small, methods)
             for tokens in (SHORT, LONG):
                 made[depth, tokens] = training_pass(*own, 1, tokens, setting.checkpointing, setting.passes > 1)
         return made
@@ -108,16 +112,37 @@ def needs(setting: Setting) -> Needs:
         corners = run({few, many} if shape.layers > many else {shape.layers})
     except Refusal:
         corners = run({shape.layers})
-    return Needs(shape.layers, standing, 4 * trained, corners)
+    return Needs(shape.layers, found.base + found.adapter, 4 * found.trained, corners)
 
 
-def _standing(setting: Setting) -> tuple[int, int]:
-    """(bytes of base, adapter and optimizer states, trained numbers)."""
-    base = dry_base(setting.shape, setting.dtype, setting.quantize)
+@dataclass(frozen=True)
+class Standing:
+    """Bytes that stand whatever the pass: of ``base``, of ``adapter`` and optimizer states; ``trained`` numbers."""
+
+    base: int
+    adapter: int
+    trained: int
+
+
+def standing(setting: Setting) -> Standing:
+    """What stands of a setting."""
     adapter = dry_adapter(setting.shape, setting.methods)
     trained = adapter.num_trainable
     states = trained * STATE_BYTES[setting.optimizer]
-    return base_bytes(base, setting.offload).total + adapter_bytes(adapter) + states, trained
+    return Standing(_base_bytes(setting), adapter_bytes(adapter) + states, trained)
+
+
+_base = lru_cache(maxsize=16)(dry_base)
+"""Frozen, on meta, and the same for every method: laid out once."""
+
+
+def _base_bytes(setting: Setting) -> int:
+    return _bytes_held(setting.shape, setting.dtype, setting.quantize, setting.offload)
+
+
+@lru_cache(maxsize=16)
+def _bytes_held(shape: ModelConfig, dtype: torch.dtype, quantize: str | None, offload: bool) -> int:
+    return base_bytes(dry_base(shape, dtype, quantize), offload).total
 
 
 def _shallow(method: Method, less: int) -> Method:
@@ -184,20 +209,22 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
             method.check(setting.shape)
         except Refusal:  # its defaults make no sense on this model
             continue
+        stands: Standing | None = None
         for held in HELD:
             if (held or setting.offload) and method.name() == "full":  # it replaces the weights that would be frozen
                 continue
+            one = replace(setting, methods=(method,), quantize=held, rows=1, passes=1)
+            stands = standing(one) if stands is None else replace(stands, base=_base_bytes(one))
             for on in (False, True):
-                one = replace(setting, methods=(method,), quantize=held, checkpointing=on, rows=1, passes=1)
-                yield _choice(one, budget)
+                yield _choice(replace(one, checkpointing=on), budget, stands)
 
 
-def _choice(one: Setting, budget: int) -> Choice:
-    standing, trained = _standing(one)
-    way = one.methods[0].name(), one.quantize, one.checkpointing, trained
-    if standing > budget:  # why run its passes
-        return Choice(*way, need=standing, operations=None, fits=False, largest=Largest(0, 0))
-    need = needs(one)
+def _choice(one: Setting, budget: int, stands: Standing) -> Choice:
+    way = one.methods[0].name(), one.quantize, one.checkpointing, stands.trained
+    least = stands.base + stands.adapter
+    if least > budget:  # why run its passes
+        return Choice(*way, need=least, operations=None, fits=False, largest=Largest(0, 0))
+    need = needs(one, stands)
     total = need.bytes(1, one.length)
     return Choice(
         *way,

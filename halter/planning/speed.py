@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 
@@ -28,21 +30,53 @@ class Rates:
     memory: int = 0
 
 
-_PUBLISHED = "published for dense bf16 products, not measured"
+GB = 2**30
+
+
+def _published(operations: float, bandwidth: float, gigabytes: int, where: str, dtype: str = "bf16") -> Rates:
+    """``operations`` in 10^12 and ``bandwidth`` in 10^9 bytes a second."""
+    source = f"published for dense {dtype} products, {where}, not measured"
+    return Rates(operations * 1e12, bandwidth * 1e9, source, gigabytes * GB)
+
+
+_NO_BF16 = "fp16"
+"""Cards before Ampere: their tensor cores have no bf16."""
 DEVICES = {
-    "a100-40gb": Rates(312e12, 1.555e12, _PUBLISHED, 40 * 2**30),
-    "a100-80gb": Rates(312e12, 2.039e12, _PUBLISHED, 80 * 2**30),
-    "h100-sxm": Rates(989e12, 3.35e12, _PUBLISHED, 80 * 2**30),
-    "rtx-4090": Rates(165.15e12, 1.008e12, _PUBLISHED, 24 * 2**30),
+    "a100-40gb": _published(312, 1555, 40, "NVIDIA's A100 data sheet"),
+    "a100-80gb": _published(312, 2039, 80, "NVIDIA's A100 data sheet, SXM"),
+    "h100-sxm": _published(989, 3350, 80, "NVIDIA's H100 data sheet"),
+    "h200": Rates(
+        989e12, 4.8e12, "published for dense bf16 products, NVIDIA's H200 data sheet, SXM, not measured", 141 * 10**9
+    ),
+    "l4": _published(121, 300, 24, "NVIDIA's L4 data sheet, half of its figure with sparsity"),
+    "l40s": _published(362.05, 864, 48, "NVIDIA's L40S data sheet"),
+    "a10g": _published(70, 600, 24, "the A10G data sheet at AWS"),
+    "t4": _published(65, 320, 16, "NVIDIA's Turing white paper", _NO_BF16),
+    "v100-16gb": _published(125, 900, 16, "NVIDIA's V100 data sheet, SXM2", _NO_BF16),
+    "v100-32gb": _published(125, 900, 32, "NVIDIA's V100 data sheet, SXM2", _NO_BF16),
+    "rtx-3060-12gb": _published(25.5, 360, 12, "4 a clock of 3,584 cores at 1.78 GHz, NVIDIA's product page"),
+    "rtx-3090": _published(71, 936, 24, "NVIDIA's GA102 white paper, sums in fp32"),
+    "rtx-4060-ti-16gb": _published(44.2, 288, 16, "4 a clock of 4,352 cores at 2.54 GHz, NVIDIA's product page"),
+    "rtx-4080": _published(97.5, 716.8, 16, "NVIDIA's Ada white paper, sums in fp32"),
+    "rtx-4090": _published(165.15, 1008, 24, "NVIDIA's Ada white paper, sums in fp32"),
+    "rtx-5090": _published(209.5, 1792, 32, "NVIDIA's RTX Blackwell white paper, sums in fp32"),
 }
-"""Makers' peaks, which no training reaches."""
+"""Makers' peaks without sparsity, which no training reaches. The B200 is left out: what is published of its memory
+differs from one page to the next."""
 
 
 def device(name: str) -> Rates:
-    """A published device. Refusal ``unknown-device``."""
-    if name not in DEVICES:
-        raise Refusal("unknown-device", f"no rates are known of {name!r}", expected=", ".join(DEVICES))
-    return DEVICES[name]
+    """A published device; capitals, blanks and the maker's name do not matter. Refusal ``unknown-device``."""
+    words = re.sub(r"[\s_-]+", "-", name.strip().lower())
+    words = re.sub(r"^((nvidia|geforce|tesla)-)+", "", words)
+    words = re.sub(r"^(rtx-?)?(\d{4})(-?ti)?(?=-|$)", lambda m: f"rtx-{m[2]}{'-ti' if m[3] else ''}", words)
+    if words not in DEVICES:
+        near = [known for known in DEVICES if words and known.startswith(words)]
+        near = near or get_close_matches(words, DEVICES, 1, cutoff=0.5)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        fix = "name the memory instead, e.g. --memory 24GB"
+        raise Refusal("unknown-device", f"no rates are known of {name!r}{hint}", expected=", ".join(DEVICES), fix=fix)
+    return DEVICES[words]
 
 
 def calibrate(dtype: torch.dtype, where: torch.device | str = "cpu", seconds: float = SECONDS) -> Rates:

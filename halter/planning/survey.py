@@ -118,7 +118,7 @@ def table() -> dict[str, Any]:
 def table_text() -> str:
     """The table for people."""
     found = table()
-    lines = [f"The survey's Table 2, LLaMA-7B ({found['parameters']:,} parameters)", ""]
+    lines = [f"Table 2 of a survey (arXiv 2510.12178), LLaMA-7B ({found['parameters']:,} parameters)", ""]
     for row in found["rows"]:
         lines.append(f"{row['method']}: the survey has {row['survey']}; true is {row['true']:,} ({row['share']:.4%})")
         lines += [f"  of: {row['of']}", f"  {row['why']}"]

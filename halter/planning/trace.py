@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from halter.methods.adapter import Adapter
@@ -23,6 +22,7 @@ from halter.model.decoder import Decoder
 from halter.model.segments import Segments
 from halter.numerics import attention_cpu as attention
 from halter.numerics import int8_product, losses, nf4, nf4_product
+from halter.planning.shapes import Shapes
 from halter.training.step import Learnt, one_pass
 
 COPIES, ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARY = "copies", "activations", "logits", "gradients", "temporary"
@@ -50,20 +50,25 @@ class Counter(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's wrapper against its compiler is left off: no plan is compiled, and each call would pay for it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        made = func(*_on_meta(args), **kwargs)
-        name = func.overloadpacket
-        if name in flop_registry:
-            self.operations += int(flop_registry[name](*args, **kwargs, out_val=made))
-        for tensor in tree_leaves(made):
+        made = SHAPES.run(func, _on_meta(args), kwargs)
+        packet, operations, inside = _about(func)
+        if operations is not None:
+            self.operations += int(operations(*args, **kwargs, out_val=made))
+        for tensor in made if isinstance(made, (list, tuple)) else (made,):
             if isinstance(tensor, Tensor) and tensor.is_meta:
-                self._hold(tensor, name)
-        if str(name) in INSIDE:
-            inside, operations = INSIDE[str(name)](*args)
+                self._hold(tensor, packet)
+        if inside is not None:
+            taken, operations = inside(*args)
             self.operations += operations
-            self._note(TEMPORARY, inside)
-            self._note(TEMPORARY, -inside)
+            self._note(TEMPORARY, taken)
+            self._note(TEMPORARY, -taken)
         return made
 
     def gradient(self, parameter: Tensor) -> None:
@@ -107,10 +112,31 @@ class Counter(TorchDispatchMode):
 
 def _on_meta(args: Any) -> Any:
     """The arguments on one device: what says where rows lie stays on the CPU, because the code reads it."""
-    devices = {tensor.device.type for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
-    if devices != {"cpu", "meta"}:
-        return args
-    return tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, args)
+    devices = _devices(args, set())
+    return _moved(args) if devices == {"cpu", "meta"} else args
+
+
+def _devices(value: Any, found: set[str]) -> set[str]:
+    for one in value:
+        if isinstance(one, Tensor):
+            found.add("meta" if one.is_meta else one.device.type)
+        elif isinstance(one, (list, tuple)):
+            _devices(one, found)
+    return found
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    return type(value)([_moved(one) for one in value]) if isinstance(value, (list, tuple)) else value
+
+
+def _about(func: Any) -> tuple[Any, Any, Any]:
+    """(what it is called, what counts its operations, what it takes inside) of one operation of torch's."""
+    if func not in _ABOUT:
+        packet = func.overloadpacket
+        _ABOUT[func] = packet, flop_registry.get(packet), INSIDE.get(str(packet))
+    return _ABOUT[func]
 
 
 def _pairs(spans: Tensor, causal: bool) -> int:
@@ -174,6 +200,11 @@ INSIDE: dict[str, Callable[..., tuple[int, int]]] = {
     "halter.int8_product": _int8_product,
 }
 """What our own operations take that torch does not see: {operation: (bytes, operations) of its arguments}."""
+
+
+SHAPES = Shapes()
+"""What is known of operations, for every pass of this process."""
+_ABOUT: dict[Any, tuple[Any, Any, Any]] = {}
 
 
 def _standing(*modules: nn.Module | None) -> frozenset[int]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from halter.data import told
-from halter.methods.method import Method
+from halter.methods.method import in_words
 from halter.run.cautions import cautions
 from halter.run.prepare import Job, Say
 
@@ -22,7 +20,7 @@ def describe(job: Job, say: Say) -> None:
     share = f"{rows} rows" if rows else f"at most {recipe.train.tokens_per_step} tokens"
     say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one micro-batch")
     for choice in recipe.methods:
-        say(f"method: {choice.name}{_options(choice.options)}")
+        say(f"method: {choice.name}{in_words(choice.options)}")
     if recipe.defaults:
         values = ", ".join(f"{key} {default.value}" for key, default in recipe.defaults.items())
         say(f"defaults: {values} (--verbose and recipe.yaml say where each comes from)")
@@ -32,17 +30,6 @@ def describe(job: Job, say: Say) -> None:
         say(f"note: {line}")
     for line in (*told.notes(report, aside=False), *lost_rows(job), *cautions(job)):
         say(f"warning: {line}")
-
-
-def _options(options: Method) -> str:
-    """The options that say something: ``, r 16, alpha 32.0``."""
-    values = ((field.name, getattr(options, field.name)) for field in fields(options) if field.init)
-    silent: tuple[object, ...] = (None, False, 0, (), {}, "")
-    return "".join(f", {name} {_plain(value)}" for name, value in values if not any(value == one for one in silent))
-
-
-def _plain(value: object) -> str:
-    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def lost_rows(job: Job, share: float = 0.0) -> list[str]:

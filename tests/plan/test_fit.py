@@ -10,7 +10,7 @@ import torch
 from halter.errors import Refusal
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.lora import Lora
-from halter.planning import Setting, fit, forecast, speed
+from halter.planning import Setting, fit, forecast, speed, trace
 from tests import tiny
 
 SHAPE = tiny.config(layers=12, dim=64, ffn_dim=160, context=4096)
@@ -80,6 +80,22 @@ def test_no_pass_is_run_where_what_stands_is_too_much(monkeypatch: pytest.Monkey
         assert bound.operations is None and 1000 < bound.need < exact.need and bound.trainable == exact.trainable
 
 
+def test_each_method_is_laid_out_once_for_all_ways_to_hold_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two depths, two lengths, three kinds of base, with and without checkpointing: 24 passes, and torch is asked for
+    no shape that was met before."""
+    passes, whole = [], []
+    run, lay = fit.training_pass, fit.dry_adapter
+    monkeypatch.setattr(fit, "training_pass", lambda *given: passes.append(given) or run(*given))
+    monkeypatch.setattr(fit, "dry_adapter", lambda shape, methods: whole.append(shape.layers) or lay(shape, methods))
+    first = fit.ranked(SETTING, 10**12, [Lora(r=2)])
+    assert len(passes) == 24 and whole.count(SHAPE.layers) == 1
+    asked = len(trace.SHAPES.known)
+    assert fit.ranked(SETTING, 10**12, [Lora(r=2)]) == first and len(trace.SHAPES.known) == asked
+    for choice in first:
+        alone = fit.needs(replace(SETTING, quantize=choice.quantize, checkpointing=choice.checkpointing))
+        assert (choice.need, choice.operations) == (alone.bytes(1, 512), alone.operations(512))
+
+
 def test_full_has_no_row_on_a_quantised_base() -> None:
     from halter.methods.full import Full
 
@@ -99,6 +115,43 @@ def test_rates_are_measured_and_times_follow_from_them() -> None:
 
 
 def test_published_rates_are_marked_as_such() -> None:
-    assert all("published" in rates.source and "not measured" in rates.source for rates in speed.DEVICES.values())
+    for rates in speed.DEVICES.values():
+        assert (
+            "published" in rates.source
+            and "not measured" in rates.source
+            and "data sheet" in rates.source
+            or ("white paper" in rates.source or "product page" in rates.source)
+        )
     with pytest.raises(Refusal, match="h100-sxm"):
         speed.device("abacus")
+
+
+CORES = {
+    "rtx-3060-12gb": (3584, 1.777), "rtx-3090": (10496, 1.695), "rtx-4060-ti-16gb": (4352, 2.535),
+    "rtx-4080": (9728, 2.505), "rtx-4090": (16384, 2.52), "rtx-5090": (21760, 2.407),
+}  # fmt: skip
+"""Cores and GHz of the cards that people have at home."""
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_peaks_follow_from_cores_and_clocks(name: str) -> None:
+    """512 operations a clock for 128 cores: sums in fp32, no sparsity. A figure with either would be twice as much."""
+    cores, clock = CORES[name]
+    assert speed.device(name).operations == pytest.approx(4 * cores * clock * 1e9, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [("RTX 4090", "rtx-4090"), ("4090", "rtx-4090"), ("rtx4060ti-16GB", "rtx-4060-ti-16gb"), ("Tesla T4", "t4"),
+     ("NVIDIA GeForce RTX 3090", "rtx-3090"), ("A100_80GB", "a100-80gb")],
+)  # fmt: skip
+def test_devices_are_known_as_people_type_them(typed: str, name: str) -> None:
+    assert speed.device(typed) is speed.DEVICES[name]
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"), [("a100", "a100-40gb or a100-80gb"), ("rtx 3060", "rtx-3060-12gb"), ("h100", "h100-sxm")]
+)
+def test_what_could_be_meant_is_said_and_not_taken(typed: str, near: str) -> None:
+    with pytest.raises(Refusal, match=rf"did you mean {near}\?.*Expected: a100-40gb, .*--memory"):
+        speed.device(typed)
