@@ -135,7 +135,7 @@ def test_tasks_that_there_are_not_are_all_named(monkeypatch: pytest.MonkeyPatch)
     fake_lm_eval.put(monkeypatch)
     with pytest.raises(Refusal, match="unknown-task") as caught:
         task_manager(TaskOptions(tasks=("little,litle", "own")))
-    assert caught.value.found == ("litle", "own")
+    assert caught.value.found == ("litle (did you mean little?)", "own")
     task_manager(TaskOptions(tasks=("own",), task_folder="somewhere"))
 
 
