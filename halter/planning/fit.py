@@ -129,14 +129,15 @@ def standing(setting: Setting) -> Standing:
     adapter = dry_adapter(setting.shape, setting.methods)
     trained = adapter.num_trainable
     states = trained * STATE_BYTES[setting.optimizer]
-    return Standing(_base_bytes(setting), adapter_bytes(adapter) + states, trained)
+    return Standing(bytes_of_base(setting), adapter_bytes(adapter) + states, trained)
 
 
 _base = lru_cache(maxsize=16)(dry_base)
 """Frozen, on meta, and the same for every method: laid out once."""
 
 
-def _base_bytes(setting: Setting) -> int:
+def bytes_of_base(setting: Setting) -> int:
+    """What the base of a setting takes on its device."""
     return _bytes_held(setting.shape, setting.dtype, setting.quantize, setting.offload)
 
 
@@ -214,7 +215,7 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
             if (held or setting.offload) and method.name() == "full":  # it replaces the weights that would be frozen
                 continue
             one = replace(setting, methods=(method,), quantize=held, rows=1, passes=1)
-            stands = standing(one) if stands is None else replace(stands, base=_base_bytes(one))
+            stands = standing(one) if stands is None else replace(stands, base=bytes_of_base(one))
             for on in (False, True):
                 yield _choice(replace(one, checkpointing=on), budget, stands)
 

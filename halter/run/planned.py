@@ -37,8 +37,9 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe | None, override
     return load(source, [*overrides, *rest])
 
 
-def from_recipe(recipe: Recipe) -> Setting:
-    """The passes of a recipe whose every row is ``data.max_length`` tokens long, the most there can be."""
+def from_recipe(recipe: Recipe, budget: int | None = None) -> Setting:
+    """The passes of a recipe whose every row is ``data.max_length`` tokens long, the most there can be, where base and
+    training have ``budget`` bytes (None: what is free here)."""
     shape = shape_of(recipe.model.path, recipe.model.revision)
     device = choose_device(recipe.model.device)
     dtype = choose_dtype(recipe.dtype, getattr(torch, shape.dtype, torch.float32), device, lambda _: None)
@@ -64,7 +65,8 @@ def from_recipe(recipe: Recipe) -> Setting:
         device=device.type,
     )
     adapter = dry_adapter(shape, found.methods)
-    auto = memory.needs_checkpointing(shape, found.tokens, dtype.itemsize, device, adapter)
+    beside = (estimate.free_bytes(device) if budget is None else budget) - fit.bytes_of_base(found)
+    auto = memory.needs_checkpointing(shape, found.tokens, dtype.itemsize, device, adapter, beside)
     chosen = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
     return replace(found, checkpointing=chosen)
 
@@ -81,16 +83,17 @@ def plan(
 
     Refusals ``memory-amount``, ``unknown-device``, ``no-model``, and the methods' own.
     """
-    setting = from_recipe(recipe)
+    device = choose_device(recipe.model.device)
     rates = speed.device(on) if on is not None else None
-    budget, source = estimate.free_bytes(choose_device(recipe.model.device)), f"free on {setting.device}"
+    budget, source = estimate.free_bytes(device), f"free on {device.type}"
     if rates is not None:
         budget, source = rates.memory, str(on)
     if memory_amount is not None:
         budget, source = fit.bytes_of(memory_amount), "given"
+    setting = from_recipe(recipe, budget)
     found = forecast(setting)
     if rates is None and calibrate:
-        rates = speed.calibrate(setting.dtype, choose_device(recipe.model.device))
+        rates = speed.calibrate(setting.dtype, device)
     return Answer(
         forecast=found,
         budget=budget,

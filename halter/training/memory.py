@@ -62,12 +62,17 @@ def own_numbers(adapter: Adapter) -> int:
 
 
 def needs_checkpointing(
-    config: ModelConfig, tokens: int, width: int, device: torch.device, adapter: Adapter | None = None
+    config: ModelConfig,
+    tokens: int,
+    width: int,
+    device: torch.device,
+    adapter: Adapter | None = None,
+    free: int | None = None,
 ) -> bool:
     """Whether activations, the adapter's own among them, would take more than half of what gradients and optimizer
-    states leave free."""
+    states leave ``free`` (bytes beside the base; None: what the device has now)."""
     own, trained = (0, 0) if adapter is None else (own_numbers(adapter), adapter.num_trainable)
-    room = free_memory_bytes(device) - BYTES_A_NUMBER * trained
+    room = (free_memory_bytes(device) if free is None else free) - BYTES_A_NUMBER * trained
     return activation_bytes(config, tokens, width) + OWN_BYTES * own * tokens > room // 2
 
 

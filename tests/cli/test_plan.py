@@ -63,6 +63,25 @@ def test_a_budget_gives_a_ranking(
     assert "choices within 2.00 MB" in said and "published" in said and "memory, 2.00 MB given: training" in said
 
 
+@pytest.mark.parametrize("amount", ["400KB", "400MB"])
+def test_a_plan_for_given_memory_is_the_same_on_every_machine(
+    amount: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halter.planning import fit
+    from tests import tiny
+
+    monkeypatch.setattr(fit, "names", lambda: ("lora",))
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config(layers=2).to_hf()))
+    words = ["plan", "--model", str(tmp_path), "--max-length", "32", "--device", "cpu", "--memory", amount, "--json"]
+    said = []
+    for free in (1, 2**50):
+        monkeypatch.setattr("halter.training.memory.available_bytes", lambda free=free: free)
+        assert main.run(words) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1]
+    assert said[0]["pass"]["checkpointing"] is (amount == "400KB")
+
+
 def test_the_survey_s_table(capsys: pytest.CaptureFixture[str]) -> None:
     from halter.model.config import preset_names
 
