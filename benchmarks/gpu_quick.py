@@ -116,29 +116,31 @@ def peer() -> Facts:
             "transformers": transformers.__version__, "peft": peft.__version__}  # fmt: skip
 
 
-class NoText:
-    """A tokenizer for random weights: answers are ids alone."""
-
-    stop_ids: tuple[int, ...] = ()
-    bos_id = None
-
-    def stream(self, **_: Any) -> NoText:
-        return self
-
-    def push(self, _: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-
 def decoding() -> Facts:
     """Tokens a second at 1, 8 and 32 prompts, each with a LoRA of its own."""
+    from halter.files.tokenizer import Tokenizer
     from halter.generation.engine import generate
     from halter.methods.adapter import adapt
 
     fresh()
     model, found = base(), {}
+
+    class NoText(Tokenizer):
+        """A tokenizer for random weights: answers are ids alone."""
+
+        def __init__(self) -> None: ...
+
+        stop_ids, bos_id, vocab_size, digest = (), None, model.config.vocab_size, ""
+
+        def stream(self, **_: Any) -> Any:
+            return self
+
+        def push(self, _: int) -> str:
+            return ""
+
+        def flush(self) -> str:
+            return ""
+
     adapters = [adapt(model, "lora", seed=n, r=16) for n in range(32)]
     for rows in (1, 8, 32):
         asked = [[3 + n] * (8 if TINY else 128) for n in range(rows)]
@@ -146,7 +148,7 @@ def decoding() -> Facts:
         def answer(count: int, asked: list[list[int]] = asked, rows: int = rows) -> float:
             wait()
             began = time.perf_counter()
-            generate(model, NoText(), asked, adapters[:rows], max_new_tokens=count, ignore_stop_ids=True)  # type: ignore[arg-type]
+            generate(model, NoText(), asked, adapters[:rows], max_new_tokens=count, ignore_stop_ids=True)
             wait()
             return time.perf_counter() - began
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HALTER_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HALTER_MEASURE", "0")  # tests that compare bits get the same kernels in every process
         yield
+
+
+@pytest.fixture(autouse=True)
+def threads_of_its_own() -> Iterator[None]:
+    """A command that is run within a test decides on threads for its process, which is that of the next test, too."""
+    torch, threads = sys.modules.get("torch"), sys.modules.get("halter.numerics.threads")
+    if torch is None or threads is None:
+        yield
+        return
+    before, state = torch.get_num_threads(), replace(threads._state)
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+        threads._state = state
 
 
 @pytest.fixture

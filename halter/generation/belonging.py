@@ -22,5 +22,5 @@ def tell_others(model: Decoder, tokenizer: Tokenizer, adapters: Sequence[object]
         told_once(other)
     for adapter in {id(one): one for one in adapters if isinstance(one, Adapter)}.values():
         trained_on = (adapter.facts.get("tokenizer") or {}).get("digest")
-        if trained_on not in (None, tokenizer.digest):
+        if trained_on is not None and trained_on != tokenizer.digest:
             told_once(f"an adapter was trained with another tokenizer ({str(trained_on)[:16]}...)")

@@ -200,7 +200,7 @@ def test_hub_ids_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("module", ["datasets", "pyarrow"])
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    source = "org/name" if module == "datasets" else str(write(tmp_path / "a.parquet", "x"))
+    source = "org/name" if module == "datasets" else str(write(tmp_path / "a.parquet", "PAR1 and so on PAR1"))
     with pytest.raises(Refusal, match=r'pip install ".*\[data\]".*\[extra-missing\]'):
         list(read_source(source))
 

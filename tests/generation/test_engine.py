@@ -288,7 +288,7 @@ class ToyTokenizer(Tokenizer):
 
     def __init__(self) -> None: ...
 
-    bos_id, stop_ids = 1, (2,)
+    bos_id, stop_ids, vocab_size = 1, (2,), 2**20
 
     def stream(self, *, previous: Any = ()) -> Any:
         class Stream:

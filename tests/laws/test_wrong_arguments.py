@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -200,7 +201,6 @@ def test_an_adapter_of_another_model_is_refused_before_any_product(bench: Bench,
 
 def test_lists_of_other_libraries_are_lists(bench: Bench) -> None:
     """Arrays of numbers, generators, tuples and a path's own class are what they were before."""
-    np = pytest.importorskip("numpy")
     right = bench.calls["generate"]
     call = lambda prompts: [one.tokens for one in halter.generate(**{**right, "prompts": prompts})]  # noqa: E731
     wanted = call([[1, 2], [3]])

@@ -256,7 +256,7 @@ def test_what_is_lost_or_cannot_be_is_said(recipe):
         quiet(recipe(output_dir=None), resume=True)
     with pytest.raises(Refusal, match="still PATH_OR_HUB_ID"):
         quiet(recipe(model__path="PATH_OR_HUB_ID"))
-    with pytest.raises(Refusal, match="on_long=cut or split keeps them"):
+    with pytest.raises(Refusal, match="rows are longer than 8 tokens.*raise --max-length"):
         quiet(recipe(data__on_long="drop", data__max_length=8))
 
 

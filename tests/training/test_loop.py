@@ -110,6 +110,7 @@ def test_resume_equals_no_interruption(optimizer, at, tmp_path):
 def test_checkpoints_are_kept_dropped_and_verified(tmp_path):
     run = RunFolder(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-10.bak").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("model: m\n", "utf-8")
     (tmp_path / "run" / "checkpoints" / "step-0000001").mkdir()  # without a manifest: not complete, not ours to count
     for step in (2, 3, 4):
         run.save_checkpoint(step, {"adapter-0": {"a": torch.ones(3)}}, {"step": step}, 2)
