@@ -47,11 +47,16 @@ def paragraph(refusal: Refusal, place: str = "") -> str:
     items = refusal.groups
     if not items:
         if not refusal.many():
-            return refusal.paragraph() + ("" if refusal.whole() else f"\n{place.removeprefix('; ').capitalize()}")
+            return refusal.paragraph() + ("" if refusal.whole() else f"\n{_sentence(place.removeprefix('; '))}")
         more = len(refusal.found) - SHOWN_LINES
         items = refusal.found if more <= 1 else (*refusal.found[:SHOWN_LINES], f"and {more} more")
     items = (*items[:-1], items[-1] + (place if not refusal.whole() else ""))
     return refusal.paragraph("Found:" + "".join(f"\n  {item}" for item in items) + "\n").replace("\n. ", "\n")
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital at its beginning; nothing behind it is touched, as it may be a path."""
+    return text[:1].upper() + text[1:]
 
 
 def _sharing(parts: Sequence[Refusal], room: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from halter.data import formats
 from halter.data.meaning import Canonical, Format, Row, plain_name
 from halter.data.options import DataOptions
-from halter.data.turns import ROLES, BadRow, is_nan, listed, no_value
+from halter.data.turns import ROLES, BadRow, is_nan, listed, no_value, optional
 from halter.errors import Refusal
 
 SLOT = re.compile(r"\{\{|\}\}|\{(\w[\w .-]*)\}")
@@ -201,7 +201,7 @@ def _spoken(said: Any, known: Mapping[str, str]) -> Any:
     """A turn with the role that data.roles gives its speaker."""
     if not isinstance(said, Mapping):
         return said
-    key = "role" if said.get("role") is not None else "from"
+    key = "role" if optional(said, "role") is not None else "from"
     who = said.get(key)
     return {**said, key: known[who.lower()]} if isinstance(who, str) and who.lower() in known else said
 

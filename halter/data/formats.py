@@ -16,6 +16,7 @@ from halter.data.turns import (
     is_transcript,
     listed,
     no_value,
+    optional,
     tools_of,
     transcript,
     turn,
@@ -32,12 +33,12 @@ def alpaca(row: Row) -> Canonical:
 def instructed(row: Row) -> list[dict[str, Any]]:
     """The messages of an instruction, up to its answer."""
     messages = _system(row)
-    for pair in listed(row, "history") if row.get("history") else ():
+    for pair in listed(row, "history") if optional(row, "history") else ():
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(said, str) for said in pair)):
             raise BadRow("history is no list of [question, answer]")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     user = {"role": "user", "content": _string(row, "instruction")}
-    if row.get("input") is not None and _string(row, "input").strip():
+    if optional(row, "input") is not None and _string(row, "input").strip():
         user["input"] = row["input"]
     return [*messages, user]
 
@@ -71,8 +72,8 @@ def text(row: Row) -> Canonical:
 def tokens(row: Row) -> Canonical:
     """input_ids, labels? (the token itself, or -100 where nothing is learnt), attention_mask? (0: padding)."""
     ids = listed(row, "input_ids")
-    labels = listed(row, "labels") if row.get("labels") is not None else None
-    mask = listed(row, "attention_mask") if row.get("attention_mask") is not None else [1] * len(ids)
+    labels = listed(row, "labels") if optional(row, "labels") is not None else None
+    mask = listed(row, "attention_mask") if optional(row, "attention_mask") is not None else [1] * len(ids)
     if not all(type(i) is int for i in (*ids, *(labels or ()))):
         raise BadRow("wrong type: input_ids and labels are lists of whole numbers")
     if len(mask) != len(ids) or (labels is not None and len(labels) != len(ids)):
@@ -223,7 +224,7 @@ def _chat(row: Row, column: str) -> Canonical:
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
-    column = next((name for name in SYSTEM if row.get(name)), None)
+    column = next((name for name in SYSTEM if optional(row, name)), None)
     return [] if column is None else [{"role": "system", "content": _string(row, column)}]
 
 

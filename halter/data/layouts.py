@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halter.data.meaning import Canonical, Format, Row
-from halter.data.turns import BadRow, is_nan, no_value
+from halter.data.turns import BadRow, no_value, optional
 
 PAIRS: tuple[tuple[str, str], ...] = (
     ("instruction", "response"), ("question", "response"), ("query", "response"), ("prompt", "response"),
@@ -177,7 +177,7 @@ def words(row: Row, key: str, may_lack: bool = False) -> str:
     value = row.get(key)
     if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):  # PubMedQA of the hub
         value = value["contexts"]
-    if value is None or is_nan(value):
+    if optional(row, key) is None:
         if may_lack:
             return ""
         raise BadRow(no_value(row, key))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from halter.data import cache, formats
 from halter.data.advice import roles_guessed, roles_option
 from halter.data.cache_key import files_of
@@ -79,6 +81,7 @@ def load_examples(
         validation = held_out.rows((Source(options.validation),), None)
     _refuse(options, tokenizer, [load.account, held_out.account])
     report = load.account.report
+    read = train
     if isinstance(options.validation, float):
         train, validation = hold_out(train, options.validation, seed)
     else:
@@ -89,7 +92,8 @@ def load_examples(
     report.cached += held_out.account.report.cached
     report.count(train, validation)
     if not len(train):
-        raise _nothing("no row is left to train on", report, encoder)
+        held = read if isinstance(options.validation, float) else None
+        raise _nothing("no row is left to train on", report, encoder, held)
     if options.validation is not None and not len(validation):
         raise _nothing("no row is left for the held-out loss", held_out.account.report, encoder)
     return Loaded(train, validation, report)
@@ -136,8 +140,9 @@ class _Load:
         return builder.store(), account
 
 
-def _nothing(what: str, report: DataReport, encoder: Encoder) -> Refusal:
-    """Refusal ``no-rows``, with what became of the rows and what keeps them."""
+def _nothing(what: str, report: DataReport, encoder: Encoder, held: Examples | None = None) -> Refusal:
+    """Refusal ``no-rows``, with what became of the rows and what keeps them; ``held``: those of which the share of
+    validation left none to train on."""
     options, tokenizer = encoder.options, encoder.tokenizer
     framed, shorter = for_long_rows(encoder, report) if report.long_dropped else ("", "")
     fates = (
@@ -146,6 +151,7 @@ def _nothing(what: str, report: DataReport, encoder: Encoder) -> Refusal:
             "in data.validation too",
             "give another file, or a share of the rows: --validation 0.1",
         ),
+        (0, "", "") if held is None else _all_held(held),
         (report.long_dropped, f"longer than {options.max_length} tokens", shorter),
         (report.notes["rejected_dropped"], "marked as bad answers", "data.on_rejected=learn learns them all the same"),
         (len(report.faults), "not usable", way_out(report.faults, report.rows, tokenizer)),
@@ -155,6 +161,15 @@ def _nothing(what: str, report: DataReport, encoder: Encoder) -> Refusal:
     fixes = [fix for count, _, fix in fates if count]
     fix = fixes[0] if fixes else "" if report.rows else "give a file with rows"
     return Refusal("no-rows", what, found=found, fix=fix)
+
+
+def _all_held(held: Examples) -> tuple[int, str, str]:
+    """(how many rows the share of validation leaves no other of, what they are, what to do)."""
+    rows, different = len(np.unique(held.documents)), len(np.unique(held.digests()))
+    if different > 1:
+        return rows, "in the share of validation", "take a smaller share, such as --validation 0.1"
+    same = "the same row, which the share of validation has too" if rows > 1 else "in the share of validation"
+    return rows, same, "give rows that differ, or leave data.validation (--validation) out"
 
 
 def _refuse(options: DataOptions, tokenizer: Tokenizer, accounts: list[Account]) -> None:

@@ -44,6 +44,12 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def optional(row: Mapping[str, Any], key: str) -> Any:
+    """What a column holds that need not be there: None where it lacks, is null, or is a gap of pandas (NaN)."""
+    value = row.get(key)
+    return None if is_nan(value) else value
+
+
 def no_value(row: Mapping[str, Any], key: str) -> str:
     """What is wrong with a column that does not hold what it should."""
     value = row.get(key)
@@ -61,16 +67,16 @@ def turn(said: Any) -> list[dict[str, Any]]:
         raise BadRow(f"wrong type of a turn: {type(said).__name__}")
     if "role" not in said and "from" not in said and (both := _exchange(said)):
         return both
-    who = said.get("role") if said.get("role") is not None else said.get("from")
+    who = optional(said, "role") if optional(said, "role") is not None else optional(said, "from")
     role = ROLES.get(who.lower()) if isinstance(who, str) else None
     if role is None:
         raise BadRow("missing key role" if who is None else f"unknown role {who!r}")
-    spoken = said.get("content") if said.get("content") is not None else said.get("value")
-    extra = {key: value for key, value in said.items() if key in (*SWITCHES, "name", "tool_call_id", "input")}
-    extra = {key: value for key, value in extra.items() if value is not None}
-    calls = said.get("tool_calls") or ([said[CALL]] if said.get(CALL) else None)
+    spoken = optional(said, "content") if optional(said, "content") is not None else optional(said, "value")
+    keys = [key for key in said if key in (*SWITCHES, "name", "tool_call_id", "input")]
+    extra = {key: said[key] for key in keys if optional(said, key) is not None}
+    calls = optional(said, "tool_calls") or ([said[CALL]] if optional(said, CALL) else None)
     if spoken is None and not calls:
-        raise BadRow("content is null" if {"content", "value"} & said.keys() else "missing key content")
+        raise BadRow(_unsaid(said))
     if role == CALL:
         return [{"role": "assistant", "content": None, "tool_calls": _calls(_words(spoken)), **extra}]
     if calls:
@@ -80,6 +86,12 @@ def turn(said: Any) -> list[dict[str, Any]]:
     if role == "assistant" and thought and "</think>" not in (words or ""):
         words = f"<think>\n{thought.strip()}\n</think>\n\n{words or ''}"
     return [{"role": role, "content": words, **extra}]
+
+
+def _unsaid(said: Mapping[str, Any]) -> str:
+    """What is wrong with a turn without words and without calls."""
+    held = [said[key] for key in ("content", "value") if key in said]
+    return no_value({"content": held[0]} if held else {}, "content")
 
 
 def unknown_roles(guesses: Mapping[Any, str]) -> str:
@@ -146,7 +158,7 @@ def listed(row: Mapping[str, Any], key: str) -> list[Any]:
 
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
     """The tools of a row, each as {type: function, function: {...}}; also from JSON text and from bare functions."""
-    tools = row.get("tools")
+    tools = optional(row, "tools")
     if isinstance(tools, str):
         tools = _json(tools, "tools") if tools.strip() else None
     if not tools:

@@ -233,7 +233,7 @@ class _Plan:
                 "the tensors of this checkpoint are not those that its configuration asks for",
                 where=str(checkpoint.folder),
                 found=wrong,
-                fix="fetch the folder again, or correct its config.json",
+                fix="take the config.json that came with these weights, or fetch the folder again",
             )
         biases = {name: b for name in linears if (b := name.removesuffix("weight") + "bias") in expected}
         order = [name for name in specs if name in held or name in groups]

@@ -10,6 +10,11 @@ from halter.errors import Refusal, Waivers
 T = TypeVar("T")
 
 
+FOLLOWING = {"checkpoint-mismatch": ("token-without-row", "untrained-tokens", "row-memory")}
+"""{id: ids of what is no mistake of its own beside it}: where a configuration is not that of the weights, what was
+reckoned with it says nothing."""
+
+
 class Findings:
     """Problems in the order in which they were found. ``strict``: the first is raised instead.
 
@@ -23,14 +28,17 @@ class Findings:
         self.looked: list[str] = []
 
     def add(self, refusal: Refusal) -> None:
-        """One more problem, unless it is waived."""
+        """One more problem, unless it is waived or follows from one that is there."""
+        if any(refusal.id in FOLLOWING.get(one.id, ()) for one in self.problems):
+            return
         try:
             self.waivers.refuse(refusal)
         except Refusal:
             if self.strict:
                 raise
             if str(refusal) not in map(str, self.problems):
-                self.problems.append(refusal)
+                follow = FOLLOWING.get(refusal.id, ())
+                self.problems = [*(one for one in self.problems if one.id not in follow), refusal]
 
     def attempt(self, make: Callable[..., T], *arguments: Any) -> T | None:
         """What ``make`` returns; None where it refuses, which is a problem."""

@@ -251,3 +251,10 @@ def test_six_lines_whatever_is_wrong(refusals: list[Refusal], kept: str | None) 
     full = brief.message(whole, kept, True)
     assert all(" ".join(part.fix.split()).rstrip(".") in " ".join(full.split()) for part in refusals)
     assert text == full or "--verbose" in text and (kept is None or kept in text)
+
+
+def test_the_name_of_the_list_stays_as_it_is_spelt() -> None:
+    """Of a sentence only its beginning takes a capital: behind it are names and paths."""
+    refusal = Refusal("bad-rows", "rows cannot be used", found=[f"A{n}" for n in range(30)])
+    for part in (refusal, together([refusal, Refusal("other", "another mistake")])):
+        assert "\nAll of them are in runs/halter-My Run.txt" in brief.message(part, "runs/halter-My Run.txt", True)

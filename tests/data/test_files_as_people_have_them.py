@@ -156,6 +156,27 @@ def test_validation_on_the_training_file_says_what_to_give(tokenizer: Tokenizer,
     assert "--validation 0.1" in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("names", "share", "told"),
+    [
+        (["a"] * 40, 0.1, "40 of 40 rows are the same row, which the share of validation has too"),
+        (["a"], 0.1, "1 of 1 rows are in the share of validation"),
+        (["a", "b", "c"], 0.99, "3 of 3 rows are in the share of validation"),
+    ],
+)
+def test_a_share_that_leaves_no_row_says_why(
+    names: list[str], share: float, told: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines([{"instruction": f"Name {name}", "output": name} for name in names]), "utf-8")
+    with pytest.raises(Refusal) as caught:
+        load(tokenizer, path, validation=share)
+    assert caught.value.id == "no-rows" and caught.value.found == (told,)
+    assert ("--validation 0.1" if share > 0.1 else "leave data.validation (--validation) out") in caught.value.fix
+    if len(names) > 1:
+        assert len(load(tokenizer, path, **({"validation": 0.1} if share > 0.1 else {})).train)
+
+
 def test_a_last_turn_of_the_user_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "Q2"}]
     path = tmp_path / "a.jsonl"

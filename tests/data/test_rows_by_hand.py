@@ -23,10 +23,11 @@ from halter.data.columns import understand
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
 from halter.data.sources import read_source
+from halter.data.turns import BadRow, turn
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
-from halter.generation.inputs import read_prompts
+from halter.generation.inputs import prompt_of, read_prompts
 from halter.playground import base_folder
 
 ROW = {"instruction": "Who has the lamp?", "input": "", "output": "Ann."}
@@ -139,6 +140,54 @@ def test_a_gap_of_pandas_is_not_learned_as_nan() -> None:
     assert understand([row], DataOptions(), "a").read(row).messages == [
         {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."},
     ]  # fmt: skip
+
+
+GAP = float("nan")
+TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."}]
+IDS = {"input_ids": [1, 300], "labels": [-100, 300], "attention_mask": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        *(({"instruction": "Who?", "output": "Ann."}, key) for key in ("input", "system", "history")),
+        *(({"question": "Who?", "answer": "Ann."}, key) for key in ("context", "system_prompt")),
+        *(({"messages": TURNS}, key) for key in ("tools", "system")),
+        *(({"conversations": TURNS}, key) for key in ("tools", "system")),
+        *(({"input_ids": [1, 300]}, key) for key in ("labels", "attention_mask")),
+    ],
+)
+def test_a_gap_of_pandas_in_an_optional_column_is_as_null(row: dict[str, Any], key: str) -> None:
+    def read(value: Any) -> Any:
+        return understand([{**row, key: value}], DataOptions(), "a").read({**row, key: value})
+
+    assert read(GAP) == read(None)
+    renamed = DataOptions(columns={key: "mine"} if "instruction" in row else {})
+    named = {**row, "mine": GAP}
+    assert understand([named], renamed, "a").read(named) == understand([row], DataOptions(), "a").read(row)
+    if "input_ids" not in row:
+        asked = {name: value for name, value in row.items() if name not in ("output", "answer")}
+        assert prompt_of({**asked, key: GAP}) == prompt_of({**asked, key: None})
+
+
+@pytest.mark.parametrize("key", ["name", "tool_calls", "function_call", "tool_call_id", "loss", "weight", "input"])
+def test_a_gap_of_pandas_in_a_turn_is_as_null(key: str) -> None:
+    assert turn({**TURNS[1], key: GAP}) == turn({**TURNS[1], key: None})
+    assert turn({"from": "gpt", "value": "Ann.", "role": GAP, "content": GAP}) == turn(TURNS[1])
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"instruction": GAP, "output": "Ann.", "input": GAP}, "instruction is NaN"),
+        ({"instruction": "Who?", "output": GAP, "input": GAP}, "output is NaN"),
+        ({"messages": [TURNS[0], {"role": "assistant", "content": GAP}]}, "content is NaN"),
+        ({"conversations": [{"from": "human", "value": None}]}, "content is null"),
+    ],
+)
+def test_a_gap_of_pandas_in_what_is_needed_is_named(row: dict[str, Any], fault: str) -> None:
+    with pytest.raises(BadRow, match=f"^{fault}$"):
+        understand([row], DataOptions(), "a").read(row)
 
 
 # Who speaks

@@ -263,6 +263,16 @@ def test_rows_double_bos_pad_and_tokens_without_a_row(good: Any, stories: Path, 
     assert "token-without-row" in ids(good(tmp_path / "short"))
 
 
+def test_the_configuration_of_another_model_is_told_alone(good: Any, stories: Path, tmp_path: Path) -> None:
+    """Tokens beyond its vocabulary are no second mistake, and its tokenizer files are the right ones."""
+    made.small_model(stories, tmp_path / "other")
+    file = tmp_path / "other" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 105}), "utf-8")
+    problems = examine(good(tmp_path / "other")).problems
+    assert [one.id for one in problems] == ["checkpoint-mismatch"]
+    assert problems[0].fix.startswith("take the config.json that came with these weights")
+
+
 def test_pad_that_is_learnt_and_ends_that_are_masked(good: Any, stories: Path, tmp_path: Path) -> None:
     word = json.loads((stories / "tokenizer.json").read_text())["model"]["vocab"]
     made.small_model(stories, tmp_path / "word", {"pad_token": "."})
