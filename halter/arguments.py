@@ -29,6 +29,47 @@ MAKES = {
     "Callback": "an object of a class derived from halter.Callback",
 }
 """{class: what gives an object of it}."""
+_LOADS = f"{LOADED} reads both"
+_ENCODES = 'tokenizer.encode("Once upon a time") gives ids, and torch.tensor([ids]) is what a model takes'
+ELSEWHERE = {
+    "Decoder": {
+        "generate": 'halter.generate(model, tokenizer, ["Once upon a time"], max_new_tokens=20)',
+        "from_pretrained": _LOADS,
+        "save_pretrained": 'halter.merge(model, adapter, "merged") writes a model, adapter.save("mine") an adapter',
+    },
+    "Tokenizer": {
+        "__call__": _ENCODES,
+        "apply_chat_template": (
+            'halter.generate(model, tokenizer, [[{"role": "user", "content": "Hello"}]], template="llama-3.1") takes '
+            "messages and any of the templates; without one it takes the model's own"
+        ),
+        "batch_decode": "[tokenizer.decode(ids) for ids in rows]",
+        "from_pretrained": _LOADS,
+        "save_pretrained": 'halter.merge(model, adapter, "merged") writes the tokenizer beside the model',
+    },
+}
+"""{class: {what users of transformers call on it: what they want here}}: nothing else is said of these names."""
+C = TypeVar("C", bound=type[Any])
+
+
+def called_otherwise(kind: C) -> C:
+    """The class with the names of ELSEWHERE, each of which refuses (``called-otherwise``) with the call that is meant;
+    checkers of types see none of them."""
+    whose = {"Decoder": "model", "Tokenizer": "tokenizer"}[kind.__name__]
+    for name, fix in ELSEWHERE[kind.__name__].items():
+        setattr(kind, name, staticmethod(_refusing(whose, name, fix)))
+    return kind
+
+
+def _refusing(whose: str, name: str, fix: str) -> Callable[..., Any]:
+    call = f"{whose}(...)" if name == "__call__" else f"{whose}.{name}"
+
+    def refuse(*_args: Any, **_options: Any) -> Any:
+        raise Refusal("called-otherwise", "there is no such call here", where=call, fix=fix)
+
+    refuse.__name__ = name
+    refuse.__doc__ = f"Refuses: there is no such call here. Instead: {fix}."
+    return refuse
 
 
 def checked(call: str) -> Callable[[F], F]:

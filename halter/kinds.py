@@ -76,9 +76,9 @@ def _test_of(hint: Any) -> Callable[[Any], bool]:
 
 
 def _is_function(value: Any) -> bool:
-    """A class and a torch module can be called too, and nobody who gives one here means that."""
+    """A class, a torch module and a tokenizer can be called too, and nobody who gives one here means that."""
     torchs = any(one.__module__.startswith("torch.nn") for one in type(value).__mro__)
-    return callable(value) and not isinstance(value, type) and not torchs
+    return callable(value) and not isinstance(value, type) and not torchs and type(value).__name__ != "Tokenizer"
 
 
 def _test_of_list(kind: Any, tests: Sequence[Callable[[Any], bool]]) -> Callable[[Any], bool]:

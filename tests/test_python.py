@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import typing
@@ -16,6 +17,7 @@ import torch
 from playground_run import finished, recipe, write_rows
 
 import halter
+from halter.arguments import ELSEWHERE
 from halter.cli import main
 from halter.comparison.options import CompareOptions
 from halter.comparison.whole import CompareKeywords
@@ -202,6 +204,44 @@ halter.compare(seed="one")
 Lora(rank=4)
 halter.plan(memory=8).budget.upper()
 """
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ELSEWHERE.items() for name in names])
+def test_what_users_of_transformers_call_is_refused_with_the_right_call(kind: str, name: str, run: Path) -> None:
+    model, tokenizer = halter.load(BASE)
+    one: Any = model if kind == "Decoder" else tokenizer
+    assert type(one).__name__ == kind
+    owners = (one, type(one)) if name == "from_pretrained" else (one,)
+    for owner in owners:
+        with pytest.raises(halter.Refusal) as caught:
+            (owner if name == "__call__" else getattr(owner, name))("Once upon a time", return_tensors="pt")
+        assert caught.value.id == "called-otherwise" and caught.value.fix == ELSEWHERE[kind][name]
+    for call in re.findall(r"(?:halter|adapter|tokenizer)[.](\w+)", ELSEWHERE[kind][name]):
+        assert any(hasattr(owner, call) for owner in (halter, tokenizer, halter.load_adapter(run, model)))
+
+
+def test_the_right_calls_are_right(run: Path, tmp_path: Path) -> None:
+    model, tokenizer = halter.load(BASE)
+    adapter = halter.load_adapter(run, model)
+    told = "".join(ELSEWHERE["Decoder"].values()) + "".join(ELSEWHERE["Tokenizer"].values())
+    asked = [[{"role": "user", "content": "Hello"}]]
+    assert f"halter.generate(model, tokenizer, {json.dumps(asked)}, template=" in told
+    assert len(halter.generate(model, tokenizer, asked, template="alpaca", max_new_tokens=2)) == 1
+    assert 'halter.generate(model, tokenizer, ["Once upon a time"], max_new_tokens=20)' in told
+    assert len(halter.generate(model, tokenizer, ["Once upon a time"], max_new_tokens=20)) == 1
+    ids = tokenizer.encode("Once upon a time")
+    assert model(torch.tensor([ids])).shape[:2] == (1, len(ids))
+    assert [tokenizer.decode(row) for row in [ids]] == ["Once upon a time"]
+    halter.merge(model, adapter, tmp_path / "merged")
+    adapter.save(tmp_path / "mine")
+    assert halter.load(tmp_path / "merged")[1].digest == tokenizer.digest
+
+
+def test_a_tokenizer_is_no_function() -> None:
+    """That calling one is refused in words makes it none."""
+    _, tokenizer = halter.load(BASE)
+    with pytest.raises(halter.Refusal, match="say: a Tokenizer"):
+        halter.train("recipe.yaml", say=tokenizer)  # type: ignore[arg-type]
 
 
 def test_checkers_read_every_name() -> None:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halter.arguments import called_otherwise
 from halter.errors import HalterError
 from halter.files import tokenizer_settings as settings_of
 from halter.files.chat import ChatTemplate
@@ -47,6 +48,7 @@ def other_vocabulary(entries: int, rows: int) -> str:
     return f"the tokenizer knows {entries:,} tokens and the model has {rows:,}: they hardly belong together"
 
 
+@called_otherwise
 class Tokenizer:
     """Text to ids and back. Ids are Python ints; nothing here pads, truncates or adds BOS and EOS.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from halter.arguments import called_otherwise
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.extras import surrounded
@@ -135,6 +136,7 @@ class Block(nn.Module):
         return project
 
 
+@called_otherwise
 class Decoder(nn.Module):
     """A frozen LLaMA. Adapters are an argument of a call; the decoder itself has no state but its weights.
 
@@ -228,10 +230,8 @@ class Decoder(nn.Module):
         return run_at(acts and acts.lm_head, self.lm_head, hidden)
 
     def stream_layers(self, capacity: int | None = None, lane: Lane | None = None) -> Stream:
-        """Hold the layers in CPU memory from now on; each visits ``device`` when it is its turn (model.streaming).
-
-        Everything else stays where it is. Refusal ``offload-too-small`` where ``capacity`` bytes hold no layer.
-        """
+        """Hold the layers in CPU memory from now on; each visits ``device`` when it is its turn (model.streaming), all
+        else stays where it is. Refusal ``offload-too-small`` where ``capacity`` bytes hold no layer."""
         self.stream = Stream([*self.layers], self.device, capacity, lane)
         self.keepers.append(self.stream)
         return self.stream

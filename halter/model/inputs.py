@@ -57,7 +57,8 @@ def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
         outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
         if outside.numel():
             known = f"0 .. {config.vocab_size - 1}"
-            raise Refusal("token-ids", "the model has no such tokens", found=outside.tolist(), expected=known)
+            fix = "encode with the tokenizer that halter.load gave: torch.tensor([tokenizer.encode(TEXT)])"
+            raise Refusal("token-ids", "the model has no such tokens", found=outside.tolist(), expected=known, fix=fix)
     return tokens.shape[0], tokens.shape[1]
 
 

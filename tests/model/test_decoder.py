@@ -209,6 +209,7 @@ def test_ids_and_lengths_that_the_model_does_not_have_are_refused() -> None:
     with pytest.raises(Refusal, match="token-ids") as caught:
         model(torch.tensor([[1, size, -1]]))
     assert caught.value.found == (str(size), "-1") and f"0 .. {size - 1}" in str(caught.value)
+    assert "the tokenizer that halter.load gave" in caught.value.fix
     with pytest.raises(Refusal, match="tokens-too-long"):
         model(torch.ones(1, context + 1, dtype=torch.int64))
 
