@@ -21,6 +21,8 @@ from halter.errors import Refusal, refuse_unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST_TOLD = 4
+AMOUNTS = {"memory": "GB"}
+"""{argument: the unit that a plain number is most likely meant in}: texts that hold a number and a unit."""
 LOADED = 'model, tokenizer = halter.load("path/or/hub-id")'
 MAKES = {
     "Decoder": LOADED,
@@ -211,6 +213,8 @@ def _hint(name: str, hint: Any, value: Any) -> str:
         if any(typing.get_origin(a) in kinds.LISTS and typing.get_args(a)[:1] == (str,) for a in arms):
             return f"{name}=[{value[: kinds.LONGEST]!r}]"
     if str in arms and isinstance(value, int | float) and not isinstance(value, bool):
+        if name in AMOUNTS and 0 < value < 10**6:
+            return f'{name}="{value!r:.{kinds.LONGEST}}{AMOUNTS[name]}", with its unit'
         return f'{name}="{value!r:.{kinds.LONGEST}}", a text'
     made = dict.fromkeys(MAKES[one] for one in MAKES if one in wanted)
     if made and isinstance(value, tuple) and {"Decoder", "Tokenizer"} <= {type(one).__name__ for one in value}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -101,6 +102,9 @@ def combine(
     from halter.run import shelf
 
     place = _needed(output, "combine")
+    if weights is not None and (loose := [word for word in folders if _is_weight(word)]):
+        one = ",".join(part for word in (weights, *loose) for part in word.split(",") if part)
+        raise Refusal("usage", "weights are one word, with commas between", found=loose, fix=f"--weights {one}")
     numbers = [1.0] * len(folders) if weights is None else _numbers(weights)
     adapters = [shelf.open_without_weights(folder, model) for folder in folders]
     made, report = combined(adapters, numbers, options, folders)
@@ -241,6 +245,11 @@ def _needed(output: str | None, word: str) -> str:
         raise Refusal("usage", f"{word} needs a folder to write", fix="--output FOLDER")
     refuse_unwritable(output, folder=True)
     return output
+
+
+def _is_weight(word: str) -> bool:
+    """Whether a word among the folders is one of the weights, parted from the others by a space."""
+    return bool(re.fullmatch(r",?(-?[0-9.]+,?)+", word)) and not os.path.lexists(word)
 
 
 def _numbers(text: str) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +13,17 @@ RECIPES = (".yaml", ".yml", ".json")
 _SECTIONS = ("model", "method", "data", "checks", "train")
 """As halter.recipe has them, which takes seconds to import; a test holds the two alike."""
 _DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")
+LONG_DASH = re.compile(r"-?[\u2010-\u2015\u2212]+-?([A-Za-z][A-Za-z0-9_.-]*)(?:=.*)?", re.DOTALL)
+"""A flag whose two hyphens a web page or a word processor has made one long dash of."""
 NO_RECIPE = "is no recipe (a file that ends in .yaml)"
+
+
+def percent(number: str) -> str:
+    """A number of hundredths as a share: 0.1 of 10; an example where it is no number."""
+    try:
+        return f"{float(number) / 100:.12g}"
+    except ValueError:
+        return "0.1"
 
 
 def refuse_stray(
@@ -34,6 +46,10 @@ def refuse_stray(
     if data and (path.is_file() or not path.exists() and path.suffix):
         again = " ".join(f"--data {one}" for one in (*data, word))
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"name every data file: {again}")
+    if flag and word == "%":
+        value = overrides[-1].partition("=")[2]
+        fix = f"a share is below 1: {flag} {percent(value)}"
+        raise Refusal("usage", f"{word} stands after {flag} {value} and {NO_RECIPE}", fix=fix)
     if flag and not path.exists():
         value = overrides[-1].partition("=")[2]
         raise Refusal(
@@ -43,6 +59,38 @@ def refuse_stray(
         )
     if not any(map(_rest_names, after)) and (meant := _meant(word)):
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"say what it is: {meant}")
+
+
+def refuse_long_dash(words: Sequence[str], flags: Sequence[str] | None) -> None:
+    """Refusal ``usage`` of a flag that begins with a long dash; of one that no file is called, and that is among
+    ``flags``, where only those are taken (None: any, where it is not another flag's value)."""
+    for before, word in zip(["", *words], words):
+        found = LONG_DASH.fullmatch(word)
+        if found is None or Path(word).exists():
+            continue
+        name = found[1].replace("_", "-")
+        value = before.startswith("--") and "=" not in before and not _is_key(found[1])
+        if not value if flags is None else f"--{name}" in flags:
+            raise Refusal("usage", f"{word} begins with a long dash", fix=f"write --{name}, with two hyphens")
+
+
+def refuse_apart(words: Sequence[str]) -> None:
+    """Refusal ``usage`` of a key and its value with spaces around the = between them."""
+    for place, word in enumerate(words):
+        before, after = words[place - 1] if place else "", words[place + 1] if place + 1 < len(words) else ""
+        if word.startswith("=") and re.fullmatch(r"[\w.-]+", before):
+            key, value = f"{before}=", word[1:] or after
+        elif re.fullmatch(r"[\w.-]+=", word) and after and not after.startswith("-") and not _stands_alone(after):
+            key, value = word, after.removeprefix("=")
+        else:
+            continue
+        fix = f"a key and its value are one word: {key}{shlex.quote(value) if value else 'VALUE'}"
+        raise Refusal("usage", f"{key.rstrip('=')} and its value are apart, with a space at the =", fix=fix)
+
+
+def _stands_alone(word: str) -> bool:
+    """Whether a word means something without the one before it: a recipe, or another key=value."""
+    return "=" in word or Path(word).suffix.lower() in RECIPES or Path(word).is_file() and not Path(word).suffix
 
 
 def refuse_unreadable(recipe: str | None) -> None:
@@ -85,8 +133,11 @@ def _is_key(word: str) -> bool:
         return first in _SECTIONS and rest.replace(".", "_").isidentifier()
     if not first.isidentifier():
         return False
+    from halter.recipe.aliases import ALIASES
     from halter.recipe.fields import keys_of
     from halter.recipe.sections import SECTIONS, method_class, method_names
 
+    if first in ALIASES:
+        return True
     options = [*SECTIONS.values(), *map(method_class, method_names())]
     return any(first in keys_of(one) for one in options)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from halter.cli.strays import refuse_stray, refuse_unreadable
+from halter.cli.strays import refuse_apart, refuse_long_dash, refuse_stray, refuse_unreadable
 from halter.errors import Refusal
 
 SETTINGS = {"ignore_unknown_options": True}
@@ -96,6 +96,8 @@ def split(arguments: list[str], data: Sequence[str] | None = None) -> tuple[str 
 
     ``data`` is what the flag of that name was given. Refusal ``usage`` for a word that can be neither.
     """
+    refuse_long_dash(arguments, None)
+    refuse_apart(arguments)
     recipe: str | None = None
     overrides: list[str] = []
     rest = list(arguments)

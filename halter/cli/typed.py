@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from halter.cli.strays import refuse_long_dash
 from halter.errors import Refusal
 
 PLACES = frozenset({"output", "html", "model", "adapter", "input", "file", "folder", "data"})
@@ -22,6 +23,8 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
         values, _, order = command.make_parser(context).parse_args(list(arguments))
     except Exception:  # whatever typer says of the words, it says when it reads them
         return
+    if not context.ignore_unknown_options:
+        refuse_long_dash(arguments, [flag for one in command.params for flag in one.opts])
     single = [o.opts[-1] for o in order if o.param_type_name == "option" and not (o.multiple or o.is_flag)]
     again = [flag for flag, count in Counter(single).items() if count > 1]
     if again:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from halter.errors import Refusal
 
+PERCENT = re.compile(r"[0-9.]+ ?%")
 ROLES = ("user", "assistant", "system", "tool", "function_call")
 
 
@@ -99,6 +101,9 @@ class DataOptions:
         bad = []
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             bad.append(f"validation: a share lies between 0 and 1, not {self.validation}")
+        asked = self.validation
+        if isinstance(asked, str) and PERCENT.fullmatch(asked) and not Path(asked).exists():
+            bad.append(f"validation: a share must be below 1 or a file, found the word {asked!r}")
         bad += [f"roles: {name} cannot be {role}, only {', '.join(ROLES)}" for name, role in self.roles.items()
                 if role not in ROLES]  # fmt: skip
         bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if _below_one(getattr(self, name))]

@@ -20,6 +20,8 @@ from halter.planning.trace import Traced, training_pass
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 UNITS["tib"] = 2**40
+LEAST_BYTES = 10**6
+"""An amount without a unit is bytes from here on; nobody has fewer, and who writes 24 means gigabytes."""
 FEW, MANY = 2, 4
 """Depths at which a pass is run to know what a layer adds."""
 TOP = "adapter_layers"
@@ -35,10 +37,13 @@ ORDER += "is not known before training, halter compare measures it"
 
 
 def bytes_of(words: str) -> int:
-    """``8GB``, ``7.5 GiB``, ``800MB`` as bytes. Refusal ``memory-amount``."""
+    """``8GB``, ``7.5 GiB``, ``800MB``, ``8000000000`` as bytes. Refusal ``memory-amount``."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", words.lower())
     if not found or found[2] not in UNITS or float(found[1]) <= 0:
         raise Refusal("memory-amount", f"{words!r} is not read as memory", expected="such as 8GB, 7.5GiB or 800MB")
+    if not found[2] and float(found[1]) < LEAST_BYTES:
+        what = f"{found[1]} what? An amount of memory has a unit"
+        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=f"--memory {found[1]}GB")
     return int(float(found[1]) * UNITS[found[2]])
 
 

@@ -91,7 +91,15 @@ def way_out(problems: Sequence[str], typed: bool) -> str:
     return "; ".join(dict.fromkeys(ways)) if ways and len(ways) == len(problems) else fix
 
 
-OUT_OF_RANGE = re.compile(r"(?:^|: )(\w+)\.(?:\d+\.)?(\w+): .*(?:must |lies between|expected a (?:finite )?number)")
+OUT_OF_RANGE = re.compile(
+    r"(?:^|: )(\w+)\.(?:\d+\.)?(\w+): .*(?:must |lies between|expected a (?:finite |whole )?number)"
+)
+WORD = re.compile(r"found the word '([^']*)'$")
+LISTED = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected one of (.*?)(?: or null)?, found (?:the word '([^']*)'|(\d+))$")
+ALONE = re.compile(r"^command line, ([\w.-]+)=true: .*, found true$")
+SCALES = {"k": 10**3, "m": 10**6, "%": 0.01}
+BITS = {"4": "nf4", "8": "int8"}
+"""{bits of a weight: the storage of so many}, as others name them: 4bit, int4, fp4, 8-bit."""
 TWICE = re.compile(r"(\w+\.\w+) is given twice and takes one value")
 
 
@@ -99,6 +107,39 @@ def _value_way(problem: str) -> str:
     """What to do about a value that a key cannot have, with one that it can; '' of another kind of mistake."""
     if twice := TWICE.search(problem):
         return f"give {twice[1]} once"
+    if listed := LISTED.search(problem):
+        meant = _meant(listed[3] or listed[4] or "", listed[2].split(", "))
+        return f"did you mean {listed[1]}={meant}?" if meant else ""
     found = OUT_OF_RANGE.search(problem)
     example = EXAMPLES.get(found[2]) if found else None
+    if alone := ALONE.search(problem):
+        told = f"a flag without a value is true: --{alone[1]} has no value"
+        return f"{told}; --{alone[1]} {example}" if example else told
+    if found and (word := WORD.search(problem)):
+        number, remark = number_in(word[1])
+        if number and (number.isdigit() or "whole number" not in problem or "or a number" in problem):
+            return f"such as {found[1]}.{found[2]}={number}{remark}"
     return f"such as {found[1]}.{found[2]}={example}" if found and example else ""
+
+
+def number_in(word: str) -> tuple[str, str]:
+    """(the number that a word was meant as, a remark on how it was written), '' where it is none."""
+    if re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", word):
+        return word, ", without quotes"
+    if re.fullmatch(r"\d+,\d{1,2}|0,\d+", word):
+        return word.replace(",", "."), ", with a point"
+    if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", word):
+        return word.replace(",", ""), ""
+    if scaled := re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKmM%])", word):
+        number = float(scaled[1]) * SCALES[scaled[2].lower()]
+        return (f"{number:.12g}", "") if scaled[2] != "%" or 0 < number < 1 else ("", "")
+    return "", ""
+
+
+def _meant(word: str, listed: Sequence[str]) -> str:
+    """That of the listed words which another was meant as; '' where none is near."""
+    bits = re.fullmatch(r"(?:int|fp|nf|q|bnb)?[-_]?([48])[-_]?(?:bits?)?", word.lower())
+    if bits and BITS[bits[1]] in listed:
+        return BITS[bits[1]]
+    close = get_close_matches(word.lower(), listed, 1)
+    return close[0] if close and len(word) >= SHORTEST else ""

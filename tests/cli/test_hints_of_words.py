@@ -211,3 +211,64 @@ def test_answers_of_a_piped_chat_stand_apart(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     first, second, third, *_ = ended.stdout.partition("commands.\n")[2].split("\n\n")
     assert first.strip() and second.strip() and "/adapter" in third
+
+
+RUN = f"--model {BASE} --data rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--validation 10%", "data.validation=0.1"),
+        ("--validation '10 %'", "data.validation=0.1"),
+        ("--validation 5%", "data.validation=0.05"),
+        ("--validation 10 %", "--validation 0.1"),
+        ("--eval-steps 25%", "train.eval_steps=0.25"),
+        ("\u2014seed 2", "--seed"),
+        ("\u2013lr 1e-4", "--lr"),
+        ("\u2013\u2013max-length 300", "--max-length"),
+        ("--deterministic \u2014seed 2", "--seed"),
+        ("-\u2013seed=2", "--seed"),
+        ("train.seed = 2", "train.seed=2"),
+        ("train.seed =2", "train.seed=2"),
+        ("train.seed= 2", "train.seed=2"),
+        ("--seed = 2", "--seed=2"),
+        ("--epochs 0,5", "train.num_train_epochs=0.5"),
+        ("--max-steps 1k", "train.max_steps=1000"),
+        ("--max-steps 1,000", "train.max_steps=1000"),
+        ("--max-steps '\"2\"'", "train.max_steps=2"),
+        ("--max-steps 2,5", "train.max_steps=100"),
+        ("--alpha --r 2", "--alpha 32"),
+        ("--max-steps", "--max-steps 100"),
+        ("--quantize 4bit", "model.quantize=nf4"),
+        ("--quantize 8bit", "model.quantize=int8"),
+        ("--quantize int4", "model.quantize=nf4"),
+        ("--quantize 4", "model.quantize=nf4"),
+        ("--train-on response", "data.train_on=responses"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_told_as_the_one_that_can(
+    given: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = said(capsys, "train", *RUN.split(), *shlex.split(given))
+    fix = err.split("Fix: ")[1].replace("\n", " ")
+    assert re.search(rf"(?<![\w.-]){re.escape(told)}(?![\w=-]|\.\w)", fix), err
+    value = told if "=" in told or " " in told else f"{told} {re.split('[ =]', given)[-1]}"
+    load({"model": "a", "data": "b"}, [value.removeprefix("--").replace(" ", "=")])
+
+
+def test_a_long_dash_is_told_by_commands_with_flags_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "write --max-new-tokens" in said(capsys, "generate", BASE, "\u2014max-new-tokens", "2")
+    assert "write --bits" in said(capsys, "adapters", "compress", "runs/mine", "\u2014bits", "2", "--output", "x")
+    assert "begins with" not in said(capsys, "generate", "nowhere", "--prompt", "\u2014hello", "--prompt", "\u2014you")
+
+
+@pytest.mark.parametrize("words", ["--weights 0.5 0.25", "--weights 0.5, 0.25", "--weights 0.5 ,0.25"])
+def test_weights_with_a_space_between_are_told_as_one_word(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = said(capsys, "adapters", "combine", "runs/mine", "runs/mine", *words.split(), "--output", "both")
+    assert "weights are one word" in err and "Fix: --weights 0.5,0.25. " in err, err
+
+
+def test_an_amount_of_memory_has_a_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    err = said(capsys, "plan", "--model", BASE, "--memory", "24")
+    assert "24 what?" in err and "Fix: --memory 24GB. " in err, err

@@ -172,7 +172,7 @@ def test_the_refusal_says_what_would_be_right(bench: Bench) -> None:
         "model: a Decoder": lambda: halter.train({"model": model, "data": "rows.jsonl"}),
         "rows: 'three' (str)": lambda: halter.inspect({"model": BASE}, rows="three"),  # type: ignore[arg-type]
         "overrides=['train.max_steps=3']": lambda: halter.train("recipe.yaml", "train.max_steps=3"),
-        'memory="8", a text': lambda: halter.plan(memory=8),  # type: ignore[arg-type]
+        'memory="8GB", with its unit': lambda: halter.plan(memory=8),  # type: ignore[arg-type]
         "did you mean quantize?": lambda: halter.load(BASE, quantise="nf4"),  # type: ignore[call-arg]
     }
     for said, call in refused.items():

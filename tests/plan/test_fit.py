@@ -18,13 +18,13 @@ SETTING = Setting("tiny", SHAPE, (Lora(r=2),), torch.float32, length=512)
 
 
 @pytest.mark.parametrize(
-    ("words", "count"), [("8GB", 8 * 10**9), ("7.5 GiB", 15 * 2**29), ("800mb", 8 * 10**8), ("123", 123)]
+    ("words", "count"), [("8GB", 8 * 10**9), ("7.5 GiB", 15 * 2**29), ("800mb", 8 * 10**8), ("1234567", 1234567)]
 )
 def test_amounts(words: str, count: int) -> None:
     assert fit.bytes_of(words) == count
 
 
-@pytest.mark.parametrize("words", ["", "much", "-1GB", "8 apples", "0"])
+@pytest.mark.parametrize("words", ["", "much", "-1GB", "8 apples", "0", "24", "24000"])
 def test_what_is_no_amount(words: str) -> None:
     with pytest.raises(Refusal, match="memory-amount"):
         fit.bytes_of(words)
