@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import halter
 from halter.cli import main
+from halter.methods import misfit
+from halter.methods.lora import Lora
 from halter.playground import base_folder
 
 
@@ -112,6 +114,12 @@ def test_another_rank_in_the_configuration_is_named_and_corrected(place: Path, c
     assert told is not None
     Path("other/adapter_config.json").write_text(json.dumps(config | json.loads("{" + told[1] + "}")))
     assert main.run(shlex.split(f"generate --model base --adapter other {ASK}")) == 0
+
+
+def test_of_two_sizes_that_differ_neither_is_the_rank() -> None:
+    """Where the width of another base is the rank by chance."""
+    assert misfit._other_rank(["x.lora_A.weight is (4, 4), not (8, 4)"], [Lora(r=8)]) == (8, 4)
+    assert misfit._other_rank(["x.lora_A.weight is (4, 4), not (8, 8)"], [Lora(r=8)]) is None
 
 
 def test_a_base_that_is_gone_is_named_as_the_runs_and_no_other_is_offered(place: Path, capsys: Any) -> None:
