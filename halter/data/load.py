@@ -24,6 +24,7 @@ from halter.data.misnamed import python_way
 from halter.data.odd_files import LOOKED_BYTES, encoding_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
+from halter.data.respelt import python_lists, twice_encoded
 from halter.data.row_files import EMPTY, Fault, opened
 from halter.data.store import Store, joined
 from halter.data.tokenise import DUPLICATE, NO_ROW, Account, Group, Pass, fitting, tools_fix
@@ -42,6 +43,7 @@ MORE_COLUMNS = re.compile(r"\d+ columns instead of \d+")
 OTHER_KEYS = re.compile(r"missing key .*\(has ([^()?]+)\)$")
 """The fault of a row that lacks a key and whose others are these; one that may be misspelt is asked about."""
 BROKEN = "broken JSON"
+NOT_JSON = re.compile(r"wrong type of (\w+): not JSON")
 MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
 
@@ -216,11 +218,22 @@ def _of_other_layout(kind: str) -> bool:
     return False
 
 
-def _python_way(fault: Fault) -> str:
-    """The way of a row that is written as Python's dict, '' of any other."""
-    path, line = place(fault.origin)
-    with suppress(OSError, EOFError, zlib.error, ValueError), opened(Path(path)) as file:
-        return python_way(path, next(islice(file, int(line) - 1, None), b""))
+def _respelt(faults: Sequence[Fault]) -> str:
+    """The way of the first row that is written in another program's spelling, '' where none is."""
+    for fault in faults:
+        path, line = place(fault.origin)
+        column = NOT_JSON.fullmatch(fault.kind)
+        way = python_way if fault.kind.startswith(f"{BROKEN}: Expecting prop") else None
+        way = twice_encoded if fault.kind.startswith("str instead of an object") else way
+        with suppress(OSError, EOFError, zlib.error, ValueError):
+            if column is not None and (told := python_lists(path, fault.origin, column[1])):
+                return told
+            if way is not None:
+                with opened(Path(path)) as file:
+                    if told := way(path, next(islice(file, int(line) - 1, None), b"")):
+                        return told
+        if column is not None or way is twice_encoded:
+            return ""  # one look: a large file is not read again for every row
     return ""
 
 
@@ -230,10 +243,8 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     kinds = [fault.kind for fault in faults]
     roles = roles_guessed(kinds)
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
-    dicts = next((way for fault in faults if fault.kind.startswith(f"{BROKEN}: Expecting prop")
-                  if (way := _python_way(fault))), "")  # fmt: skip
-    if dicts:
-        ways.append(dicts)
+    if respelt := _respelt(faults):
+        ways.append(respelt)
     elif len(faults) >= rows and all(kind.startswith(BROKEN) for kind in kinds):
         ways.append("write one JSON object a line and nothing between them")
     if any(MORE_COLUMNS.fullmatch(kind) for kind in kinds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ GZIP, PARQUET, ZIP = b"\x1f\x8b", b"PAR1", b"PK\x03\x04"
 _PAGE = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 HEAD = 512
+TABLES = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 LONG_NAME, MANY_WORDS = 40, 5
 """Letters and words from which on a column's name is taken for a value."""
 
@@ -46,6 +48,20 @@ def refuse_misnamed(path: Path, suffix: str, packed: bool) -> None:
         told = "is no parquet file", named(path.stem + kind) if kind else "fetch it again, or write it as jsonl"
     if told[0]:
         raise Refusal("data-unreadable", told[0], where=str(path), fix=told[1])
+
+
+def unread(path: Path, expected: str) -> Refusal:
+    """Refusal ``data-suffix`` of a kind of file that is not read."""
+    table = path.suffix.lower() in TABLES
+    fix = "save the sheet as CSV (UTF-8) and give that file" if table else ""
+    return Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=expected, fix=fix)
+
+
+def unlocked(path: Path) -> str:
+    """What to do about a file that is there and may not be read, '' about any other."""
+    if os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+        return f"allow yourself to read it: chmod u+r {shlex.quote(str(path))}"
+    return ""
 
 
 def refuse_address(path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from halter.data import odd_files
 from halter.data.json_text import Twice, damage, loads, repeated
-from halter.data.misnamed import refuse_misnamed
+from halter.data.misnamed import refuse_misnamed, unlocked, unread
 from halter.data.odd_files import HEAD_LINES, SEPARATORS, recoded, wide
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
@@ -69,8 +69,7 @@ def read(path: Path) -> Iterator[Found]:
     """Rows of one file, by its suffix. Refusals ``data-suffix``, ``data-unreadable``, ``data-encoding``."""
     suffix = suffix_of(path)
     if suffix not in SUFFIXES or (suffix == ".parquet" and path.suffix.lower() == PACKED):
-        expected = f"{', '.join(SUFFIXES)}, also with {PACKED}"
-        raise Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=expected)
+        raise unread(path, f"{', '.join(SUFFIXES)}, also with {PACKED}")
     try:
         refuse_misnamed(path, suffix, path.name.lower().endswith(PACKED))
         with opened(path) as file:
@@ -297,4 +296,4 @@ def _parquet(path: Path) -> Iterator[Found]:
 
 
 def _unreadable(path: Path, why: str) -> Refusal:
-    return Refusal("data-unreadable", f"cannot be read: {why}", where=str(path))
+    return Refusal("data-unreadable", f"cannot be read: {why}", where=str(path), fix=unlocked(path))

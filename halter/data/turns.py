@@ -176,13 +176,22 @@ def _words(spoken: Any, may_lack: bool = False) -> Any:
     """The text of a turn; None where it ``may_lack`` one and does."""
     if isinstance(spoken, list):  # content parts
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in spoken):
-            raise BadRow("wrong type of content: parts other than text")
+            raise BadRow(f"wrong type of content: {_other_part(spoken)}")
         return "".join(part["text"] for part in spoken)
     if spoken is None and may_lack:
         return None
     if not isinstance(spoken, str):
         raise BadRow(f"wrong type of content: {type(spoken).__name__}")
     return spoken
+
+
+def _other_part(parts: Sequence[Any]) -> str:
+    """What stands in a list of parts beside texts."""
+    others = (part for part in parts if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)))
+    part = next(others)
+    named = part.get("type") if isinstance(part, Mapping) else None
+    what = f"a part {named}" if isinstance(named, str) and named != "text" else "a part without a text"
+    return f"{what}, and Halter reads text only so far"
 
 
 def _calls(calls: Any) -> list[dict[str, Any]]:

@@ -24,6 +24,9 @@ MARKER = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z_]{2,64}\]")
 CACHED_SKELETONS = 512
 REASONING = "reasoning"
 
+SPEAKERS = ("user", "assistant")
+"""Roles that every template has to write."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -143,13 +146,19 @@ class Locator:
         # Templates may leave out what is said beside a call, as Llama 3.1's does.
         due -= {(i, "content") for i, m in enumerate(call.messages) if m.get("tool_calls")}
         if lost := sorted(due - printed, key=str):
+            fix = "use a template that knows them, or remove them from the data"
+            if all(i is not None and key == "content" and call.messages[i]["role"] in SPEAKERS for i, key in lost):
+                fix = (
+                    "the template must write message.role and message.content of every message, whatever they are "
+                    "called in the data; or take one of Halter's, such as --template alpaca"
+                )
             raise Refusal(
                 "template-drops-content", "leaves parts of the conversation out", where=f"chat template {self._name}",
                 found=[
                     "the tools" if i is None else f"{key} of message {i + 1}, of role {call.messages[i]['role']}"
                     for i, key in lost
                 ],
-                fix="use a template that knows them, or remove them from the data",
+                fix=fix,
             )  # fmt: skip
 
     def _in(self, layout: Layout, masked: Masked, beginnings: Beginnings, call: Call) -> Located | None:

@@ -6,6 +6,7 @@ the same face, ``Checkpoint``. Pickled weights of other layouts are refused: ope
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,6 +201,15 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / f for f in files)
 
 
+def _without_pickles(folder: Path, pickles: list[str]) -> str:
+    fix = "take the model's safetensors files, or convert with a program that you trust to open these"
+    if not any(name.startswith("pytorch_model") for name in pickles):
+        return fix
+    turn = "import sys; from transformers import AutoModelForCausalLM as M; M.from_pretrained(sys.argv[1])"
+    turn += ".save_pretrained(sys.argv[1])"
+    return f"{fix}: python -c '{turn}' {shlex.quote(str(folder))} writes safetensors beside them"
+
+
 def _no_weights(folder: Path) -> Refusal:
     pickles = sorted({p.name for pattern in _PICKLES for p in folder.glob(pattern)})
     if pickles:
@@ -209,7 +219,7 @@ def _no_weights(folder: Path) -> Refusal:
             where=str(folder),
             found=pickles,
             expected="safetensors, or Meta's consolidated.NN.pth with params.json",
-            fix="take the model's safetensors files, or convert with a program that you trust to open these",
+            fix=_without_pickles(folder, pickles),
         )
     if is_meta_folder(folder / "original"):
         fix = f"give {folder / 'original'}, which holds Meta's files"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -22,6 +24,7 @@ from halter.data.misnamed import headless
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
+from halter.files.nearby import no_such_folder
 from halter.files.tokenizer import Tokenizer
 from halter.playground import base_folder
 from halter.playground.tasks import rows
@@ -120,6 +123,107 @@ def test_dicts_of_python_are_made_json_as_the_hint_says(tokenizer: Tokenizer) ->
     assert "one JSON object a line" in refused(tokenizer, "b.jsonl").fix
 
 
+TALKS = [[{"role": "user", "content": f"Who's at \"{n}\", then?\nSay."}, {"role": "assistant", "content": "Ann's."}]
+         for n in range(3)]  # fmt: skip
+
+
+def in_lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def in_table(sign: str) -> str:
+    held = io.StringIO()
+    csv.writer(held, delimiter=sign).writerows([["id", "messages"], *((n, str(talk)) for n, talk in enumerate(TALKS))])
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a b.jsonl", in_lines([json.dumps({"messages": talk}) for talk in TALKS]), "encoded twice"),
+        ("a b.csv", in_table(","), "messages are written as Python's lists"),
+        ("a b.tsv", in_table("\t"), "messages are written as Python's lists"),
+        ("a b.jsonl", in_lines([{"messages": str(talk)} for talk in TALKS]) + "\n", "messages are written as Python's lists"),
+    ],
+)
+def test_rows_in_another_spelling_are_made_json_as_the_hint_says(
+    name: str, text: str, told: str, tokenizer: Tokenizer
+) -> None:
+    Path(name).write_text(text)
+    refusal = refused(tokenizer, name)
+    assert refusal.id == "bad-rows" and told in refusal.fix, refusal
+    command = re.search(r"python (-c .* > (.*)) makes JSON", refusal.fix)
+    assert command is not None
+    subprocess.run(f"{shlex.quote(sys.executable)} {command[1]}", shell=True, check=True)
+    made = shlex.split(command[2])[0]
+    assert [json.loads(line)["messages"] for line in Path(made).read_text().splitlines()] == TALKS
+    assert read(tokenizer, made) == len(TALKS)
+
+
+def test_broken_rows_are_not_taken_for_another_spelling(tokenizer: Tokenizer) -> None:
+    for row in ("no object", json.dumps(5), {"messages": "[{broken"}, {"messages": "[1,"}):
+        Path("a.jsonl").write_text(in_lines([row]))
+        assert " makes JSON" not in refused(tokenizer, "a.jsonl").fix
+
+
+def test_a_sheet_is_saved_as_a_table(tokenizer: Tokenizer) -> None:
+    for name, way in (("a.xlsx", "save the sheet as CSV (UTF-8)"), ("a.ods", "save the sheet as CSV"), ("a.doc", "")):
+        Path(name).write_bytes(b"PK\x03\x04")
+        refusal = refused(tokenizer, name)
+        assert refusal.id == "data-suffix" and refusal.fix.startswith(way) and bool(way) == bool(refusal.fix)
+
+
+def test_a_file_that_may_not_be_read_says_how_it_may(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a b.jsonl").write_text(JSONL)
+    with monkeypatch.context() as locked:
+        plain = Path.open
+
+        def refusing(path: Path, *args: Any, **more: Any) -> Any:
+            if path.name == "a b.jsonl":
+                raise PermissionError(13, "Permission denied", str(path))
+            return plain(path, *args, **more)
+
+        locked.setattr(Path, "open", refusing)
+        locked.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+        refusal = refused(tokenizer, "a b.jsonl")
+    assert refusal.id == "data-unreadable" and refusal.fix.endswith("chmod u+r 'a b.jsonl'")
+    assert read(tokenizer, "a b.jsonl") == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x.png"}}, "a part image_url, and Halter reads text only so far"),
+        ({"type": "text"}, "a part without a text, and Halter reads text only so far"),
+        (3, "a part without a text"),
+    ],
+)
+def test_a_part_that_is_no_text_is_named(part: Any, told: str, tokenizer: Tokenizer) -> None:
+    content = [{"type": "text", "text": "What is this?"}, part]
+    talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "A lamp."}]
+    Path("a.jsonl").write_text(in_lines([{"messages": talk}]))
+    assert told in str(refused(tokenizer, "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '{% for m in messages %}{% if m.role == "user" %}### Q: {{ m.content }}\n### A:{% endif %}{% endfor %}',
+        '{% for m in messages %}{{ m["from"] }}: {{ m["value"] }}\n{% endfor %}',
+    ],
+)
+def test_a_template_that_leaves_words_out_is_told_what_to_write(source: str, tokenizer: Tokenizer) -> None:
+    Path("a.jsonl").write_text(JSONL)
+    template = ChatTemplate({"default": source}, "mine.jinja")
+    with pytest.raises(Refusal) as caught:
+        load_examples(DataOptions(train="a.jsonl", cache=False), tokenizer, template)
+    assert caught.value.id == "template-drops-content" and "remove them" not in caught.value.fix
+    assert "must write message.role and message.content" in caught.value.fix
+    good = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    options = DataOptions(train="a.jsonl", cache=False, max_length=2048)
+    assert len(load_examples(options, tokenizer, ChatTemplate({"default": good}, "mine.jinja")).train) == len(ROWS)
+
+
 def table(names: list[str] | None, quoting: int = csv.QUOTE_ALL) -> str:
     with Path("t.csv").open("w", newline="") as file:
         writer = csv.writer(file, quoting=quoting)  # type: ignore[arg-type]
@@ -194,3 +298,11 @@ def test_an_address_of_a_model_is_told_as_one() -> None:
         with pytest.raises(Refusal, match="addresses are not read") as caught:
             resolve(address)
         assert way in caught.value.fix and caught.value.where == address
+
+
+def test_an_export_is_told_as_one(tmp_path: Path) -> None:
+    for name, fix in (("a.gguf", "GGUF is an export format: take the checkpoint that it was made from"),
+                      ("b.md", "give the folder of a model, an adapter, a run")):  # fmt: skip
+        (tmp_path / name).write_bytes(b"GGUF")
+        told = no_such_folder("model-not-found", tmp_path / name)
+        assert sorted(told.fix.split(", ")) == sorted(fix.split(", ")), told

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -176,3 +180,16 @@ def test_nf4_parts_are_grouped_by_weight(single: Path, tmp_path: Path) -> None:
         "weight.quant_map": f"{weight}.quant_map",
         "weight.quant_state.bitsandbytes__nf4": f"{weight}.quant_state.bitsandbytes__nf4",
     }
+
+
+def test_pickled_weights_become_safetensors_as_the_hint_says(single: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(single, tmp_path / "a model"))
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    command = re.search(r"python (-c .*) writes safetensors beside them", refused(folder).fix)
+    assert command is not None
+    subprocess.run(f"{shlex.quote(sys.executable)} {command[1]}", shell=True, check=True)
+    checkpoint = open_checkpoint(folder)
+    assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in weights.items())
+    assert set(checkpoint.names()) == set(weights)
