@@ -143,7 +143,7 @@ def in_table(sign: str) -> str:
         ("a b.jsonl", in_lines([json.dumps({"messages": talk}) for talk in TALKS]), "encoded twice"),
         ("a b.csv", in_table(","), "messages are written as Python's lists"),
         ("a b.tsv", in_table("\t"), "messages are written as Python's lists"),
-        ("a b.jsonl", in_lines([{"messages": str(talk)} for talk in TALKS]) + "\n", "messages are written as Python's lists"),
+        ("a b.jsonl", in_lines([{"messages": str(talk)} for talk in TALKS]) + "\n", "messages are written as Python's"),
     ],
 )
 def test_rows_in_another_spelling_are_made_json_as_the_hint_says(
