@@ -21,6 +21,7 @@ from halter.errors import Refusal, refuse_unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST_TOLD = 4
+NOT_LOADED = "is given by its folder or name, not loaded"
 AMOUNTS = {"memory": "GB"}
 """{argument: the unit that a plain number is most likely meant in}: texts that hold a number and a unit."""
 LOADED = 'model, tokenizer = halter.load("path/or/hub-id")'
@@ -135,7 +136,11 @@ def strange(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tup
 def refusal(whose: str, wrong: Mapping[str, tuple[Any, Any]], call: str = "") -> Refusal:
     """The Refusal ``wrong-argument`` for {argument: (declared type, value)}."""
     told = dict(list(wrong.items())[:MOST_TOLD])
-    hints = dict.fromkeys(filter(None, [*_swapped(told), *(_hint(name, *one) for name, one in told.items())]))
+    swapped = _swapped(told)
+    each = [_hint(name, *one) for name, one in told.items()]
+    if swapped:  # which says already where a loaded model belongs
+        each = [hint for hint in each if not hint.endswith(NOT_LOADED)]
+    hints = dict.fromkeys(filter(None, [*swapped, *each]))
     fix = "; ".join([*hints, *([f"such as {call}"] if call else [])])
     what = "an argument is" if len(wrong) == 1 else f"{len(wrong)} arguments are"
     return Refusal(
@@ -222,5 +227,5 @@ def _hint(name: str, hint: Any, value: Any) -> str:
     if made:
         return "; ".join(made)
     if type(value).__name__ == "Decoder":
-        return f"{name} is given by its folder or name, not loaded"
+        return f"{name} {NOT_LOADED}"
     return ""

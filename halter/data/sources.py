@@ -15,6 +15,7 @@ from halter.data.odd_files import near_a_missing_folder, refuse_no_data
 from halter.data.row_files import SUFFIXES, Fault, Found, suffix_of
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
+from halter.files.nearby import with_slashes
 from halter.files.offline import quick_offline
 
 __all__ = ["Fault", "Found", "open_source", "read_source"]
@@ -98,6 +99,8 @@ def local_files(path: str) -> list[Path] | None:
 
 def _near(wanted: Path) -> str:
     """What may have been meant by a path that is not there."""
+    if (turned := with_slashes(wanted)) is not None:
+        return f"did you mean {turned}?"
     beside = wanted.parent
     if not beside.is_dir():
         return near_a_missing_folder(wanted, SUFFIXES)

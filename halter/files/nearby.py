@@ -124,12 +124,20 @@ def no_such_source(path: Path) -> Refusal:
 
 def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) -> list[Path]:
     """Neighbours whose names are near to this one's, the nearest first; of those ``wanted`` where there are any."""
+    if (turned := with_slashes(folder)) is not None and (files or turned.is_dir()):
+        return [turned]
     names = {path.name: path for path in children(folder.parent, files)}
     near = [names[name] for name in get_close_matches(folder.name, names, NAMED, cutoff=0.6)]
     if files or not wanted:
         return near
     of_kind = [path for path in near if kind_of(path) in wanted] or [p for path in near for p in inside(path, wanted)]
     return of_kind or [path for path in _above(folder) if kind_of(path) in wanted and near] or near
+
+
+def with_slashes(path: Path) -> Path | None:
+    """The file or folder that a path with backslashes is, where it is one with slashes."""
+    turned = Path(str(path).replace("\\", "/"))
+    return turned if "\\" in str(path) and turned.exists() else None
 
 
 def _above(folder: Path) -> list[Path]:

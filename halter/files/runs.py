@@ -214,7 +214,7 @@ class RunFolder:
         from halter.files.tensors import read_tensors
 
         alone = not any(place < folder for _, place in self.checkpoints())
-        again = f"begin again in a new folder: --output {self.path}-2"
+        again = f"begin again in a new folder: halter train {self.recipe} --output {self.path}-2"
         names = check_manifest(folder, _DAMAGED, again if alone else _REMEDY)
         tensors = {Path(name).stem: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
         return Checkpoint(int(folder.name.removeprefix("step-")), tensors, read_json(folder / "state.json"))
@@ -243,7 +243,8 @@ class RunFolder:
         result = (self.adapter / "halter.json").is_file()
         if self.begun or not (result or self.checkpoints()):
             return None
-        fix = f"put {RECIPE} back as the run wrote it, or begin a new one: --output {self.path}-2"
+        new = f"halter train --model DIR --data FILE --output {self.path}-2"
+        fix = f"put {RECIPE} back as the run wrote it, or begin a new one: {new}"
         fix += f"; the result is whole: halter chat {self.adapter}" if result else ""
         what = f"this folder holds a run whose {RECIPE} is missing, and nothing else says what it was"
         return Refusal("run-without-recipe", what, where=str(self.path), fix=fix)

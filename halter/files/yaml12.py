@@ -28,7 +28,7 @@ from ruamel.yaml.events import (
 )
 
 from halter.errors import Refusal
-from halter.files.yaml_faults import way_out
+from halter.files.yaml_faults import toml_line, way_out
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -101,13 +101,24 @@ def parse(text: str, source: str = "<text>") -> Document:
     if len(text) > MAX_BYTES:
         raise Refusal("yaml", f"is larger than {MAX_BYTES} characters", where=source)
     try:
-        return _Builder(text, source).document()
+        document = _Builder(text, source).document()
+        if not isinstance(document.data, Mapping):
+            _refuse_toml(text, source)
+        return document
     except YAMLError as error:
+        _refuse_toml(text, source)
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         fix = way_out(text.splitlines(), what, mark.line if mark else 0)
         raise Refusal("yaml", f"not valid YAML: {what}", where=where, fix=fix) from error
+
+
+def _refuse_toml(text: str, source: str) -> None:
+    """Refusal ``yaml`` of a text that is no YAML mapping and begins as TOML does."""
+    if found := toml_line(text.splitlines()):
+        number, fix = found
+        raise Refusal("yaml", "is TOML, and a recipe is YAML", where=f"{source}:{number + 1}:1", fix=fix)
 
 
 def scalar(text: str) -> Any:
@@ -192,7 +203,9 @@ class _Builder:
             key = event.value
             if key in items:
                 first = self.marks[(*path, key)][0]
-                raise self.refusal(event, f"the key {key!r} is there already, on line {first}")
+                section = isinstance(items[key], dict)
+                fix = f"put both under one {key}:" if section else "keep one of them"
+                raise self.refusal(event, f"the key {key!r} is there already, on line {first}", fix)
             self.marks[(*path, key)] = self.position(event)
             items[key] = self.value(next(self.events), (*path, key))
         return items
@@ -209,9 +222,9 @@ class _Builder:
     def position(self, event: Event) -> tuple[int, int]:
         return event.start_mark.line + 1, event.start_mark.column + 1
 
-    def refusal(self, event: Event, what: str) -> Refusal:
+    def refusal(self, event: Event, what: str, fix: str = "") -> Refusal:
         line, column = self.position(event)
-        return Refusal("yaml", what, where=f"{self.source}:{line}:{column}")
+        return Refusal("yaml", what, where=f"{self.source}:{line}:{column}", fix=fix)
 
 
 def _count(value: Any) -> int:

@@ -30,6 +30,23 @@ def way_out(lines: Sequence[str], what: str, number: int) -> str:
     return "write key: value, the keys of a section indented alike below it; halter init lora FILE writes a recipe"
 
 
+def toml_line(lines: Sequence[str]) -> tuple[int, str] | None:
+    """(line counted from 0, what YAML has there) where a text begins as TOML does: key = value, or [section]."""
+    number = next((n for n, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")), None)
+    if number is None:
+        return None
+    line = lines[number].strip()
+    if pair := re.fullmatch(r"([\w-]+)\s*=\s*([^=].*)", line):
+        value = pair[2].strip()
+        plain = re.fullmatch(r"\"([\w./-]*[A-Za-z_/][\w./-]*)\"", value)
+        told = f"YAML has {pair[1]}: {plain[1] if plain else value}"
+        return number, f"{told}, and for [train] it has train: with its keys indented below"
+    if table := re.fullmatch(r"\[([\w-]+)\]", line):
+        has_pairs = any(re.match(r"\s*[\w-]+\s*=", other) for other in lines[number + 1 :])
+        return (number, f"YAML has {table[1]}: and its keys indented below, as key: value") if has_pairs else None
+    return None
+
+
 def _key_above(lines: Sequence[str], number: int) -> tuple[int, str, int] | None:
     """(indent, value, line) of the nearest key above a line."""
     for at in range(min(number, len(lines)) - 1, -1, -1):

@@ -158,6 +158,8 @@ CARRIED = {
     "evaluation_strategy": Alias("train", "eval_steps", _WHEN),
 }
 """What scripts for transformers and peft carry along, and what is so here anyway."""
+SO_ANYWAY = frozenset({"bias", "task_type"})
+"""Those of them that no key of ours is like: told as so, and not as read as one."""
 SHORTENED = dict.fromkeys(
     ("cutoff_len", "max_seq_length", "max_seq_len", "model_max_length"),
     Alias("data", "max_length", beside=("on_long", "cut")),

@@ -10,7 +10,7 @@ from typing import Any
 
 from halter.errors import Refusal
 from halter.files.yaml12 import Document, Path, flow, parse
-from halter.recipe.aliases import ALIASES, NOTHING, TOLERATED, Alias
+from halter.recipe.aliases import ALIASES, NOTHING, SO_ANYWAY, TOLERATED, Alias
 from halter.recipe.fields import keys_of
 from halter.recipe.sections import BESIDE_OPTIONS, DEFAULT_METHOD, SECTIONS, method_class, method_names
 from halter.recipe.unknown import NOT_LOOSE, unknown
@@ -261,6 +261,9 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
         result.problem(given.where(), f"{given.name}: {error}")
         return
     full = f"{place.section}.{place.key}".strip(".")
+    if value is NOTHING and given.name in SO_ANYWAY:
+        result.notes.append(f"{given.where()}: {given.name}: {given.value} is so here anyway")
+        return
     own_name = given.override and not section and key == place.key  # --max-length is data.max_length's own flag
     if (section != place.section or key != place.key) and not own_name:
         remark = f" ({place.remark})" if place.remark else ""

@@ -125,7 +125,7 @@ def _value_way(problem: str) -> str:
 def number_in(word: str) -> tuple[str, str]:
     """(the number that a word was meant as, a remark on how it was written), '' where it is none."""
     if re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", word):
-        return word, ", without quotes"
+        return word, ", and leave the quotes out"
     if re.fullmatch(r"\d+,\d{1,2}|0,\d+", word):
         return word.replace(",", "."), ", with a point"
     if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", word):

@@ -16,6 +16,7 @@ from playground_run import finished, write_rows
 from halter.cli import main, strays
 from halter.errors import Refusal
 from halter.files import yaml12
+from halter.files.runs import RunFolder
 from halter.playground import base_folder
 from halter.recipe import load
 from halter.recipe.aliases import ALIASES
@@ -272,3 +273,67 @@ def test_weights_with_a_space_between_are_told_as_one_word(words: str, capsys: p
 def test_an_amount_of_memory_has_a_unit(capsys: pytest.CaptureFixture[str]) -> None:
     err = said(capsys, "plan", "--model", BASE, "--memory", "24")
     assert "24 what?" in err and "Fix: --memory 24GB. " in err, err
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "better"),
+    [
+        (
+            "train:\n  max_steps: 2\ntrain:\n  seed: 2\n",
+            "put both under one train:",
+            "train:\n  max_steps: 2\n  seed: 2\n",
+        ),
+        ("train:\n  seed: 2\n  seed: 3\n", "keep one of them", "train:\n  seed: 3\n"),
+        ('model = "m260"\n\n[train]\nseed = 2\n', "YAML has model: m260,", "model: m260\ntrain:\n  seed: 2\n"),
+        ('# mine\nmodel = "m260"\ndata = "b"\n', "YAML has model: m260,", "model: m260\ndata: b\n"),
+        ("[train]\nseed = 2\n", "YAML has train: and its keys indented below", "train:\n  seed: 2\n"),
+    ],
+)
+def test_a_key_twice_and_toml_say_what_yaml_has(text: str, told: str, better: str) -> None:
+    with pytest.raises(Refusal, match=r"r\.yaml:\d+:\d+") as caught:
+        yaml12.parse(text, "r.yaml")
+    assert told in caught.value.fix, caught.value
+    assert isinstance(yaml12.parse(better, "r.yaml").data, dict)
+    assert yaml12.parse("[a, b]\n").data == ["a", "b"] and yaml12.parse("[train]\n").data == ["train"]
+
+
+def test_a_number_in_quotes_is_told_to_leave_them_out(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text('model: a\ndata: b\ntrain:\n  max_steps: "2"\n')
+    with pytest.raises(Refusal, match=r"train\.max_steps=2, and leave the quotes out"):
+        load(file)
+
+
+def test_what_is_so_anyway_is_not_told_as_read_as_another_key() -> None:
+    recipe = load({"model": "a", "data": "b", "method": {"r": 4, "task_type": "CAUSAL_LM", "bias": "none"}})
+    assert [note.split(": ", 1)[1] for note in recipe.notes] == [
+        "task_type: CAUSAL_LM is so here anyway", "bias: none is so here anyway",
+    ]  # fmt: skip
+    with pytest.raises(Refusal, match="bitfit"):
+        load({"model": "a", "data": "b", "method": {"bias": "all"}})
+
+
+def test_backslashes_are_told_as_the_slashes_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sets").mkdir(exist_ok=True)
+    write_rows(Path("sets/rows.jsonl"), 2)
+    assert "did you mean runs/mine?" in said(capsys, "generate", "runs\\mine", "--prompt", "a")
+    assert "did you mean runs/mine?" in said(capsys, "adapters", "show", "runs\\mine")
+    assert "did you mean runs/mine/recipe.yaml?" in said(capsys, "train", "runs\\mine\\recipe.yaml")
+    err = said(capsys, "train", "--model", BASE, "--data", "sets\\rows.jsonl", "--output", "runs/other")
+    assert "did you mean sets/rows.jsonl?" in err
+
+
+def test_a_run_without_its_recipe_prints_the_whole_command(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.adapter.mkdir(parents=True)
+    (run.adapter / "halter.json").write_text("{}")
+    lost = run.without_recipe()
+    assert lost is not None and f"halter train --model DIR --data FILE --output {run.path}-2" in lost.fix
+
+
+def test_swapped_arguments_are_told_once() -> None:
+    import halter
+
+    with pytest.raises(Refusal) as caught:
+        halter.load_adapter(halter.load(BASE)[0], "runs/mine")  # type: ignore[arg-type]
+    assert "base and folder are swapped" in caught.value.fix and "not loaded" not in caught.value.fix
