@@ -30,6 +30,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/guide/support.md"
+BETWEEN = "What was seen so far, ", "## Threads on a shared machine"
+"""Where the page's result begins, and what follows it."""
 RUNS = 8  # at most
 ATEN, ONEDNN, CBWR, INTEL, THREADS = (
     "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS",
@@ -329,7 +331,7 @@ def page(results: Sequence[Result], reasons: Mapping[str, str], processor: Proce
 
 def write_page(text: str) -> None:
     """Put the result where it was told before in the page on what Halter runs on."""
-    start, end = "What was seen so far, ", "## Threads on a shared machine"
+    start, end = BETWEEN
     before, rest = PAGE.read_text().split(start)
     PAGE.write_text(f"{before}{start}of `make processors PAGE=1`:\n\n{text}\n{end}{rest.split(end)[1]}")
 

@@ -77,3 +77,8 @@ def test_what_computes_is_there():
     for path in [*processors.COMPUTES, *processors.LEFT_OUT, *processors.SWEEPS]:
         assert Path(processors.ROOT, path.split("::")[0]).exists(), path
     assert set(processors.what_computes(True)) < set(processors.what_computes(False))
+
+
+def test_the_page_has_the_place_of_the_result():
+    page = processors.PAGE.read_text("utf-8")
+    assert [page.count(words) for words in processors.BETWEEN] == [1, 1]
