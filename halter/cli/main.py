@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -136,6 +137,11 @@ def _typed(error: Any, command: str) -> str:
     command = command if context is None else context.command_path
     lists = f"{command} --help lists flags and arguments"
     param = getattr(error, "param", None)
+    if choice := re.search(r"'(--[\w-]+)': (?:Value error, )?'([^']*)' is not one of (.*)", error.format_message()):
+        from halter.recipe.unknown import meant_of
+
+        meant = meant_of(choice[2], re.findall(r"'([^']*)'", choice[3]))
+        lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
     if context is None or getattr(param, "param_type_name", "") != "argument":
         return lists
     words = [one.metavar or one.name.upper() for one in context.command.params if one.param_type_name == "argument"]

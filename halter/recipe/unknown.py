@@ -108,7 +108,7 @@ def _value_way(problem: str) -> str:
     if twice := TWICE.search(problem):
         return f"give {twice[1]} once"
     if listed := LISTED.search(problem):
-        meant = _meant(listed[3] or listed[4] or "", listed[2].split(", "))
+        meant = meant_of(listed[3] or listed[4] or "", listed[2].split(", "))
         return f"did you mean {listed[1]}={meant}?" if meant else ""
     found = OUT_OF_RANGE.search(problem)
     example = EXAMPLES.get(found[2]) if found else None
@@ -136,7 +136,7 @@ def number_in(word: str) -> tuple[str, str]:
     return "", ""
 
 
-def _meant(word: str, listed: Sequence[str]) -> str:
+def meant_of(word: str, listed: Sequence[str]) -> str:
     """That of the listed words which another was meant as; '' where none is near."""
     bits = re.fullmatch(r"(?:int|fp|nf|q|bnb)?[-_]?([48])[-_]?(?:bits?)?", word.lower())
     if bits and BITS[bits[1]] in listed:

@@ -337,3 +337,12 @@ def test_swapped_arguments_are_told_once() -> None:
     with pytest.raises(Refusal) as caught:
         halter.load_adapter(halter.load(BASE)[0], "runs/mine")  # type: ignore[arg-type]
     assert "base and folder are swapped" in caught.value.fix and "not loaded" not in caught.value.fix
+
+
+@pytest.mark.parametrize(("word", "meant"), [("4bit", "nf4"), ("8bit", "int8"), ("int4", "nf4"), ("nf5", "nf4")])
+def test_a_storage_under_another_name_is_told_by_generate(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = said(capsys, "generate", BASE, "--prompt", "a", "--quantize", word)
+    assert f"did you mean --quantize {meant}?" in err, err
+    assert "did you mean" not in said(capsys, "generate", BASE, "--prompt", "a", "--quantize", "zebra")
