@@ -208,7 +208,7 @@ def _hint(name: str, hint: Any, value: Any) -> str:
     """What would have been right, where the kind that was given tells."""
     arms = kinds.arms_of(hint)
     wanted = {getattr(arm, "__name__", "") for one in arms for arm in (one, *typing.get_args(one))}
-    if isinstance(value, str) and not isinstance(value, bool):
+    if isinstance(value, str):
         for kind in (int, float):
             try:
                 if kind in arms:

@@ -25,7 +25,7 @@ from halter.evaluation.options import TaskKeywords, TaskOptions
 from halter.generation.options import GenerationOptions
 from halter.playground import base_folder
 from halter.recipe.fields import keys_of
-from halter.run.opening import OpenKeywords, OpenOptions
+from halter.run.opening import HowKeywords, OpenOptions, WhatKeywords
 from halter.run.scored import Scoring
 from halter.run.scoring import EvaluateKeywords
 from tests.compare import small
@@ -48,16 +48,16 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
 @pytest.mark.parametrize(
     ("keywords", "options"),
     [
-        (OpenKeywords, (OpenOptions,)),
-        (TaskKeywords, (TaskOptions,)),
-        (EvaluateKeywords, (Scoring, OpenOptions, GenerationOptions)),
-        (CompareKeywords, (CompareOptions,)),
+        ((WhatKeywords, HowKeywords), (OpenOptions,)),
+        ((TaskKeywords,), (TaskOptions,)),
+        ((EvaluateKeywords,), (Scoring, OpenOptions, GenerationOptions)),
+        ((CompareKeywords,), (CompareOptions,)),
     ],
-    ids=lambda v: getattr(v, "__name__", ""),
+    ids=lambda v: getattr(v[0], "__name__", ""),
 )
-def test_keywords_are_the_options(keywords: Any, options: tuple[Any, ...]) -> None:
+def test_keywords_are_the_options(keywords: tuple[Any, ...], options: tuple[Any, ...]) -> None:
     """Names, and types: what a field is, a keyword takes (a sequence or one word where it is a tuple)."""
-    given = typing.get_type_hints(keywords)
+    given = {name: kind for one in keywords for name, kind in typing.get_type_hints(one).items()}
     declared = {key.name: key.type for kind in options for key in keys_of(kind).values()}
     assert given.keys() == declared.keys()
     for name, kind in declared.items():

@@ -248,8 +248,8 @@ def _needed(output: str | None, word: str) -> str:
 
 
 def _is_weight(word: str) -> bool:
-    """Whether a word among the folders is one of the weights, parted from the others by a space."""
-    return bool(re.fullmatch(r",?(-?[0-9.]+,?)+", word)) and not os.path.lexists(word)
+    """Whether a word among the folders is one of the weights, a space between it and the others."""
+    return bool(re.fullmatch(r",?-?[0-9.]+(,-?[0-9.]+)*,?", word)) and not os.path.lexists(word)
 
 
 def _numbers(text: str) -> list[float]:

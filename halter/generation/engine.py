@@ -93,9 +93,10 @@ def stream(
     if beyond:
         what = "stop_ids names ids that are not in the vocabulary"
         raise Refusal("generation-options", what, found=beyond, expected=f"0 to {model.config.vocab_size - 1}")
-    if marked := told_of_marks(as_list(prompts), template):
+    asked = as_list(prompts)
+    if marked := told_of_marks(asked, template):
         tell(marked)
-    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in as_list(prompts)]
+    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     requests = [
         Request(p, chosen, a, row=number * n + again, draws=number + (again << 32))

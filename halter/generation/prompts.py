@@ -11,8 +11,8 @@ from torch import Tensor
 
 from halter.data.turns import under_system
 from halter.errors import Refusal
+from halter.files import chat_marks
 from halter.files.chat import ChatTemplate
-from halter.files.chat_marks import begun
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
 from halter.kinds import Words
@@ -163,7 +163,7 @@ def system_unused(why: str = "without a chat template the prompt is used word fo
 def told_of_marks(prompts: Sequence[Prompt], template: Template) -> str:
     """A note where prompts hold the marks of a template and one is put around them; '' where it need not be said."""
     put = [one for one in prompts if not isinstance(one, str) or template is not None]
-    marks = [mark for one in put if (mark := begun("\n".join(_spoken(one))))]
+    marks = [mark for one in put if (mark := chat_marks.begun("\n".join(_spoken(one))))]
     if not marks:
         return ""
     which = "the prompt holds" if len(prompts) == 1 else f"{len(marks)} of {len(prompts)} prompts hold"

@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halter.methods import lycoris
-from halter.methods.lora import zero_strengths
+from halter.methods import lycoris, targets
 from halter.methods.lycoris import draw
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
@@ -107,7 +106,7 @@ class Loha(Method):
         lycoris.check(self, shape, "loha")
 
     def idle(self) -> list[str]:
-        return zero_strengths(self.alpha, self.alpha_pattern)
+        return targets.zero_strengths(self.alpha, self.alpha_pattern)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return lycoris.build(self, shape, layer, Hadamard)

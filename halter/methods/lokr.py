@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.methods import lycoris
-from halter.methods.lora import zero_strengths
+from halter.methods import lycoris, targets
 from halter.methods.lycoris import draw
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
@@ -131,7 +130,7 @@ class Lokr(Method):
         lycoris.check(self, shape, "lokr", wrong)
 
     def idle(self) -> list[str]:
-        return zero_strengths(self.alpha, self.alpha_pattern)
+        return targets.zero_strengths(self.alpha, self.alpha_pattern)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return lycoris.build(self, shape, layer, self._piece)

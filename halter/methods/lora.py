@@ -11,7 +11,7 @@ low_rank.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,12 +25,6 @@ from halter.model.config import ModelConfig
 from halter.model.places import LINEARS, path
 
 TABLE_RATE = 1e-6  # of LoRA+ for the embedding's pair, whatever the rest learns at
-
-
-def zero_strengths(alpha: float | None, alpha_pattern: Mapping[str, float]) -> list[str]:
-    """The strengths of a pair that are 0, "alpha 0.0"."""
-    strengths = {"alpha": alpha, **{f"alpha_pattern {name}": value for name, value in alpha_pattern.items()}}
-    return [f"{name} {value:g}" for name, value in strengths.items() if value == 0]
 
 
 def whole(value: float) -> float | int:
@@ -101,7 +95,7 @@ class Lora(Method):
             raise Refusal("lora-options", what, found=["lora_bias with embed_tokens"])
 
     def idle(self) -> list[str]:
-        return zero_strengths(self.alpha, self.alpha_pattern)
+        return targets.zero_strengths(self.alpha, self.alpha_pattern)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)

@@ -111,6 +111,12 @@ def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> floa
     return default
 
 
+def zero_strengths(alpha: float | None, alpha_pattern: Mapping[str, float]) -> list[str]:
+    """The strengths of a pair that are 0, "alpha 0"."""
+    strengths = {"alpha": alpha, **{f"alpha_pattern {name}": value for name, value in alpha_pattern.items()}}
+    return [f"{name} {value:g}" for name, value in strengths.items() if value == 0]
+
+
 def _is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 

@@ -25,6 +25,7 @@ from halter.training.room import Room
 from halter.training.trainee import Trainee
 
 LOOKED_STEPS = 64
+"""Of an epoch, whose mean stands for a typical step's tokens."""
 
 
 @dataclass

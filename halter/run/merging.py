@@ -18,10 +18,9 @@ from halter.methods.adapter import Adapter
 from halter.methods.storage import planned
 from halter.model.decoder import Decoder
 from halter.model.storages import Quantize
-from halter.pretrained.device import Offload
 from halter.pretrained.load import load_config
 from halter.run.keywords import sorted_out
-from halter.run.opening import OpenOptions, find, open_subject
+from halter.run.opening import HowKeywords, OpenOptions, find, open_subject
 from halter.run.prepare import Say
 from halter.telling import tell
 
@@ -39,16 +38,8 @@ class FoldKeywords(TypedDict, total=False):
     max_shard_bytes: int
 
 
-class MergeKeywords(FoldKeywords, total=False):
-    """And how a model or run that is named is opened: the fields of OpenOptions but model and adapter."""
-
-    template: str | None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    quantize: Literal["nf4", "int8", "none"] | None
-    device: str | None
-    offload: Offload
-    threads: int | None
-    allow: str | tuple[str, ...] | list[str]
+class MergeKeywords(FoldKeywords, HowKeywords, total=False):
+    """And how a model or run that is named is opened."""
 
 
 @overload

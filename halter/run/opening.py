@@ -60,11 +60,9 @@ class OpenOptions:
             raise Refusal("open-options", f"--threads {self.threads}: at least one thread computes", fix="leave it out")
 
 
-class OpenKeywords(TypedDict, total=False):
-    """The fields of OpenOptions as keyword arguments, for editors; a test holds the two alike."""
+class HowKeywords(TypedDict, total=False):
+    """The fields of OpenOptions that say how a subject is opened, as keyword arguments for editors."""
 
-    model: str | None
-    adapter: str | None
     template: str | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     quantize: Literal["nf4", "int8", "none"] | None
@@ -72,6 +70,13 @@ class OpenKeywords(TypedDict, total=False):
     offload: Offload
     threads: int | None
     allow: str | Sequence[str]
+
+
+class WhatKeywords(TypedDict, total=False):
+    """The other fields of OpenOptions, what is opened; a test holds them alike."""
+
+    model: str | None
+    adapter: str | None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from halter.run.prepare import Job, Say
 
 FILE = "data.json"
 BEGUN, NOW, ROWS = "learned_from", "now", "rows_learned"
-"""Keys of data.json: the rows of the run's first step, and, where others were waived in,
-those of the last attempt; the digest of every row of any attempt (data.seen)."""
+"""Keys of data.json: the rows of the run's first step, and, where others were waived in, those of the last attempt; the
+digest of every row of any attempt (data.seen)."""
 
 
 def record(run: RunFolder, job: Job) -> dict[str, Any]:

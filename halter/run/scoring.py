@@ -19,7 +19,7 @@ from halter.files import folders, writing
 from halter.files.runs import RunFolder
 from halter.generation.options import GenerationKeywords, GenerationOptions
 from halter.run.keywords import sorted_out
-from halter.run.opening import Opened, OpenKeywords, OpenOptions, find, open_subject
+from halter.run.opening import HowKeywords, Opened, OpenOptions, WhatKeywords, find, open_subject
 from halter.run.prepare import Say
 from halter.run.scored import Scoring, ScoringKeywords, held_out_rows, with_answers
 from halter.telling import tell
@@ -27,7 +27,7 @@ from halter.telling import tell
 Progress = Callable[[str, int, int], None]
 
 
-class EvaluateKeywords(ScoringKeywords, TaskKeywords, OpenKeywords, GenerationKeywords, total=False):
+class EvaluateKeywords(ScoringKeywords, TaskKeywords, WhatKeywords, HowKeywords, GenerationKeywords, total=False):
     """What ``halter.evaluate`` takes by name: what is scored, how it is opened, how it answers."""
 
 

@@ -23,6 +23,7 @@ from halter.training.step import Gathered, StepRecord, gather, move
 from halter.training.trainee import Trainee
 
 AGAIN_SECONDS = 1.0
+"""Of a rehearsed pass, up to which it is run once more: its first time loads kernels, and says nothing of the rest."""
 Step = Sequence[Sequence[int]]  # micro-batches of row numbers
 
 

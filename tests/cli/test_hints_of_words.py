@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from endless import ended
 from playground_run import finished, write_rows
 
-from halter.cli import main, strays
+from halter.cli import adapters, main, strays
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.files.runs import RunFolder
@@ -346,3 +347,9 @@ def test_a_storage_under_another_name_is_told_by_generate(
     err = said(capsys, "generate", BASE, "--prompt", "a", "--quantize", word)
     assert f"did you mean --quantize {meant}?" in err, err
     assert "did you mean" not in said(capsys, "generate", BASE, "--prompt", "a", "--quantize", "zebra")
+
+
+def test_a_folder_with_a_long_number_in_its_name_is_no_weight() -> None:
+    with ended(20):
+        assert not adapters._is_weight(f"{'1' * 60}-lora")
+    assert adapters._is_weight("0.5,") and adapters._is_weight(",-0.25,1") and not adapters._is_weight("0.5-1")
