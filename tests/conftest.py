@@ -15,7 +15,7 @@ import own_data
 import pytest
 from own_data import Data, Own, Real
 
-import halter.waiting  # noqa: F401  before a test imports torch: threads spin a little while only
+import halter.waiting  # noqa: F401  before a test imports torch: LLVM's threads sleep soon
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # equal bits need an equal number of threads, whatever the machine
 

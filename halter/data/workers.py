@@ -30,7 +30,8 @@ def useful(size: int) -> int:
     """How many processes to use on so many bytes of data; 0: none."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     torch = sys.modules.get("torch")
-    safe = threading.active_count() == 1 and (torch is None or not torch.cuda.is_initialized())
+    alone = sum(not getattr(thread, "beside_forks", False) for thread in threading.enumerate()) == 1
+    safe = alone and (torch is None or not torch.cuda.is_initialized())
     return min(cores, MOST) if size >= WORTH_BYTES and cores > 1 and safe else 0
 
 

@@ -126,6 +126,11 @@ def others_busy() -> float | None:
         now = snapshot()
         assert now is not None
     _state.seen = now
+    return between(before, now)
+
+
+def between(before: Snapshot, now: Snapshot) -> float:
+    """Cores that other programs kept busy between two looks."""
     return max(0.0, (now.work - before.work) - (now.own - before.own)) / (now.at - before.at)
 
 

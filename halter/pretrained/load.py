@@ -23,6 +23,7 @@ from halter.model.decoder import Decoder
 from halter.model.places import LINEARS, is_layer, path
 from halter.model.storages import BITS, STORED, Quantize, quantised
 from halter.model.streaming import bytes_apart
+from halter.numerics import spinning
 from halter.pretrained.bnb import faults, storing
 from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
 from halter.pretrained.digest import BaseIdentity
@@ -53,8 +54,7 @@ def load(
     ``dtype``: "auto" (the checkpoint's; see pretrained.device), "float32", "bfloat16", "float16" or a torch dtype.
     ``quantize="nf4"`` stores the linear layers' weights in 4 bits, quantised while they are read, ``double_quant``
     their scales in 8; "int8" stores them in 8 bits, a scale for each row. Embeddings, norms and head stay in ``dtype``.
-    ``device``: by default cuda, mps or cpu.
-    ``offload="layers"`` keeps the layers in CPU memory, two at a time on the GPU (model.streaming).
+    ``device``: by default cuda, mps or cpu. ``offload="layers"``: layers in CPU memory, two on the GPU (streaming.py).
 
     Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
     files.checkpoint.open_checkpoint and files.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
@@ -124,6 +124,7 @@ def _load(
 ) -> Decoder:
     """``between`` is called after every tensor, and may raise."""
     storing(checkpoint, quantize)  # its refusals
+    spinning.watch()
     fresh = None if checkpoint.quantized else quantize
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.folder))
     plan = _Plan.of(checkpoint, config)

@@ -18,7 +18,7 @@ import torch
 from halter import __version__, waiting
 from halter.files.caches import cache_folder
 from halter.files.extras import install
-from halter.numerics import int8_product, nf4_kernels, threads
+from halter.numerics import int8_product, nf4_kernels, spinning, threads
 from halter.pretrained.device import choose_device, cpu_has_bf16
 from halter.run.cautions import of_environment
 from halter.run.checks_machine import gib, nearest
@@ -76,7 +76,11 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cores_usable": usable,
         "threads": threads.choose().facts(),
-        "waiting": {"by": waiting.HOW, **{name: os.environ.get(name) for name in waiting.THEIRS}},
+        "waiting": {
+            "by": waiting.HOW,
+            "watched": spinning.can_watch(),
+            **{name: os.environ.get(name) for name in waiting.THEIRS},
+        },
         "memory_bytes": total,
         "memory_free_bytes": free_bytes(torch.device("cpu")),
     }
@@ -84,12 +88,16 @@ def machine() -> dict[str, Any]:
 
 def waiting_words(found: dict[str, Any]) -> str:
     """How threads wait for one another, by whom, and why."""
-    values = ", ".join(f"{name}={value}" for name, value in found.items() if name != "by" and value is not None)
-    if found["by"] == "halter":
-        why = "set by Halter: threads spin a little while and then sleep, so that one without a core costs less"
-        return f"waiting of threads: {values} ({why})"
+    values = ", ".join(f"{name}={found[name]}" for name in waiting.THEIRS if found.get(name) is not None)
     if found["by"] == "user":
         return f"waiting of threads: {values or 'HALTER_WAITING'} (set by you; Halter changes nothing)"
+    if found["watched"]:
+        return (
+            "waiting of threads: as torch has it; while other programs keep cores busy, those that wait sleep soon "
+            f"(Halter looks every {spinning.EVERY:g} s; HALTER_WAITING=off leaves them alone)"
+        )
+    if found["by"] == "halter":
+        return f"waiting of threads: {values} (set by Halter, for the OpenMP of LLVM and Intel: threads sleep soon)"
     return (
         "waiting of threads: cannot be set, torch was imported before halter; beside busy programs runs may be many "
         "times slower (import halter first, or set OMP_WAIT_POLICY=PASSIVE)"

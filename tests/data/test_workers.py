@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from halter.data.options import DataOptions
 from halter.data.workers import CHUNK, mapped, useful
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
+from halter.numerics import spinning
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 
@@ -110,12 +112,16 @@ def test_rows_are_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_where_processes_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def running(*threads: threading.Thread) -> None:
+        monkeypatch.setattr(workers.threading, "enumerate", lambda: [threading.main_thread(), *threads])
+
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    monkeypatch.setattr(workers.threading, "active_count", lambda: 1)
+    running()
     assert useful(workers.WORTH_BYTES) == 4 and useful(workers.WORTH_BYTES - 1) == 0
-    monkeypatch.setattr(workers.threading, "active_count", lambda: 2)
+    running(threading.Thread())
     assert useful(1 << 30) == 0
-    monkeypatch.setattr(workers.threading, "active_count", lambda: 1)
+    running(spinning._Beside(print))  # the watcher of the load holds no lock
+    assert useful(1 << 30) == 4
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert useful(1 << 30) == 0
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
