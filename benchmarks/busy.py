@@ -37,14 +37,14 @@ TINY = Setting(
     changes={"dim": 64, "heads": 8, "kv_heads": 4, "head_dim": 8, "ffn_dim": 172, "vocab_size": 512},
 )  # fmt: skip
 """The shape of stories260K."""
-STEP = Setting(steps=2)
+STEP, DECODE = Setting(steps=2), Setting(steps=5)
 SIDES: dict[str, tuple[str, Setting]] = {
     "step-260K": ("lora-all-step", TINY),
     "decode-1-260K": ("decode-1", TINY),
     "lora-all-step": ("lora-all-step", STEP),
     "evaluate": ("evaluate", STEP),
-    "decode-1": ("decode-1", STEP),
-    "decode-8": ("decode-8", STEP),
+    "decode-1": ("decode-1", DECODE),
+    "decode-8": ("decode-8", DECODE),
 }
 """{row: (row of the bench, its sizes)}."""
 BUSY_CODE = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(1000000): pass"

@@ -8,7 +8,7 @@ from typing import Any
 import ladder
 import numpy as np
 import torch
-from workloads import Setting, Work, data, first_adapter, model_folder, prompts
+from workloads import WARM_PROMPTS, Setting, Work, data, first_adapter, model_folder, prompts
 
 import halter
 from halter.data.example import Example
@@ -132,6 +132,8 @@ def decode(work: Work, setting: Setting, alike: bool = False) -> dict[str, Any]:
 
     with packed(model, len(asked), setting.new_tokens):  # as `halter chat` holds it over its turns
         answer(2 + LAY_STEPS + len(list(model.places())))  # where weights have been laid out anew
+        for _ in range(WARM_PROMPTS):
+            answer(1)
         first = [answer(1)[0] for _ in range(setting.steps)]
         whole = [answer(1 + setting.new_tokens) for _ in range(setting.steps)]
     seconds = [all_ - one for (all_, _), one in zip(whole, first, strict=True)]

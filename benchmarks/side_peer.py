@@ -10,7 +10,7 @@ import bitsandbytes  # noqa: F401  (imported by transformers at the first 4-bit 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM
-from workloads import Row, Setting, Work, data, first_adapter, model_folder, prompts
+from workloads import WARM_PROMPTS, Row, Setting, Work, data, first_adapter, model_folder, prompts
 
 RATE = 1e-3
 warnings.filterwarnings("ignore")
@@ -100,6 +100,8 @@ def decode(work: Work, setting: Setting) -> dict[str, Any]:
     model = load(work, setting).eval()
     asked = prompts(work, setting, model.config.vocab_size)
     answers(model, asked, 2)
+    for _ in range(WARM_PROMPTS):
+        answers(model, asked, 1)
     first = [answers(model, asked, 1)[0] for _ in range(setting.steps)]
     whole = [answers(model, asked, 1 + setting.new_tokens) for _ in range(setting.steps)]
     seconds = [all_ - one for (all_, _), one in zip(whole, first, strict=True)]

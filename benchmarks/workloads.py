@@ -46,6 +46,10 @@ class Setting:
         return json.dumps(asdict(self))
 
 
+WARM_PROMPTS = 3
+"""Answers of one token before a decode row: the first take up to twice as long, and are taken off the long ones."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One row of the table."""
