@@ -1,11 +1,11 @@
 """Halter and its peer beside one program that keeps one core busy, against the same work on a quiet machine.
 
-    python benchmarks/busy.py [ROW ...] [--rounds N] [--json FILE] [--page] [--without peer] [--spins 1000,5000]
+    python benchmarks/busy.py [ROW ...] [--rounds N] [--json FILE] [--page] [--without peer]
 
 Three times each: quiet, the program running from before the start, and the program starting when the work is under way.
 Every side runs in a fresh process without a word about threads: Halter as its commands do, the peer as torch does. The
 program is another person's: a session of its own. `kept` is the share of the quiet speed. Halter's quiet speed is also
-set against its own with torch's waiting untouched (HALTER_WAITING=off). --spins: Halter alone, with so many turns.
+set against its own with torch's waiting untouched (HALTER_WAITING=off).
 """
 
 from __future__ import annotations
@@ -137,17 +137,15 @@ def run_side(side: str, row: str, when: str, **more: str) -> Record:
     return {"seconds": seconds, "rest": seconds, "tokens": found["tokens"], "threads": found["threads"]}
 
 
-def measure(row: str, rounds: int, sides: Sequence[str], spins: Sequence[str], say: Callable[[str], None]) -> Record:
+def measure(row: str, rounds: int, sides: Sequence[str], say: Callable[[str], None]) -> Record:
     """{variant: {when: [results]}} of one row, in turn."""
     if row in COMMANDS:
         variants: dict[str, dict[str, str]] = {"halter": {}}
     else:
         frame.start("prepare", find(SIDES[row][0]), SIDES[row][1])
         variants = {side: {} for side in sides}
-        if "halter" in sides and not spins:
+        if "halter" in sides:
             variants["own waiting"] = {"HALTER_WAITING": "off"}
-        for turns in spins:
-            variants[f"{turns} turns"] = {"GOMP_SPINCOUNT": turns}
     found: Record = {variant: {} for variant in variants}
     for number in range(rounds):
         for when in WHEN:
@@ -222,18 +220,16 @@ def main() -> None:
     made.add_argument("--json", type=Path, metavar="FILE", help="the bench's record; rows are added under `busy`")
     made.add_argument("--page", action="store_true")
     made.add_argument("--without", default="", metavar="SIDES")
-    made.add_argument("--spins", default="", metavar="TURNS", help="comma between them")
     made.add_argument("--steps", type=int, help="steps that count")
     asked = made.parse_args()
-    spins = [turns for turns in asked.spins.split(",") if turns]
-    sides = [] if spins else [side for side in ("halter", "peer") if side not in asked.without.split(",")]
+    sides = [side for side in ("halter", "peer") if side not in asked.without.split(",")]
     record: Record = json.loads(asked.json.read_text()) if asked.json and asked.json.is_file() else {}
     record.setdefault("busy", {}).update(frame.head(STEP), rows=record.get("busy", {}).get("rows", {}))
     for row in asked.rows or [*SIDES, *COMMANDS]:
         if row in SIDES and asked.steps:
             SIDES[row] = SIDES[row][0], replace(SIDES[row][1], steps=asked.steps)
         try:
-            record["busy"]["rows"][row] = measure(row, asked.rounds, sides, spins, tell)
+            record["busy"]["rows"][row] = measure(row, asked.rounds, sides, tell)
         except (frame.SideFailed, subprocess.SubprocessError) as error:
             tell(f"{row}: {error}")
             continue

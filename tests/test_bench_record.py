@@ -265,7 +265,7 @@ def test_what_is_kept_beside_a_busy_core_is_the_share_of_the_quiet_speed(monkeyp
 
     monkeypatch.setattr(busy, "run_side", run_side)
     monkeypatch.setattr(frame, "start", lambda *_: {})
-    found = busy.measure("lora-all-step", 2, ("halter", "peer"), (), lambda _: None)
+    found = busy.measure("lora-all-step", 2, ("halter", "peer"), lambda _: None)
     assert found["halter"]["kept"] == {"before": 0.5, "later": 0.4}
     assert found["peer"]["kept"] == {"before": 0.1, "later": 0.05}
     assert found["quiet_share"] == pytest.approx(0.95)
