@@ -93,6 +93,19 @@ def test_zeros_of_rows_that_never_ran_are_shown_as_unknown():
     assert "planned memory" not in tables(Comparison(without("memory", record())))[2].head  # nothing to show
 
 
+@pytest.mark.parametrize("right", [0.0, 0.004, 1.0])
+def test_the_axis_of_right_answers_shows_shares_alone(right: float):
+    """Never less than nothing, also where no row was right."""
+    made = record()
+    for row in made["rows"]:
+        row.setdefault("mean", {})["exact_match"] = right
+        row.setdefault("interval", {})["exact_match"] = [right, right]
+    found = Comparison(made)
+    (shares,) = [plot for plot in plots(found) if "right answers" in plot.note]
+    ticks = [float(text.replace("\N{MINUS SIGN}", "-")) for text in re.findall(r">([^<>]*)%<", shares.svg)]
+    assert len(ticks) > 2 and min(ticks) >= 0 and max(ticks) - min(ticks) >= 5
+
+
 def test_the_cheaper_of_two_ties_wins_even_with_the_larger_loss():
     made = record()
     next(row for row in made["rows"] if row["name"] == "beta")["memory"]["measured_peak_bytes"] = 1e8
