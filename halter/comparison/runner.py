@@ -19,7 +19,7 @@ from halter.comparison.trials import Trials
 from halter.errors import HalterError, Refusal
 from halter.files.folders import discard
 from halter.files.writing import write_text
-from halter.methods.adapter import Adapter
+from halter.methods.adapter import Adapter, trained_matrices
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.model.storages import BITS, STORAGES, Quantize
@@ -107,7 +107,7 @@ class Runner:
         """The job with the default rate, and the adapter on meta. Refusal where it is impossible or does not fit."""
         job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
         adapter = dry_adapter(job.config, [choice.options for choice in job.recipe.methods])
-        if contestant.precision in STORAGES and any(choice.name == "full" for choice in job.recipe.methods):
+        if contestant.precision in STORAGES and trained_matrices(adapter):
             what = f"which {contestant.precision} holds in {BITS[contestant.precision]}"
             raise Refusal("compare-full", f"full fine-tuning trains the weights themselves, {what}")
         need, report = self._sizes(contestant, job, adapter), job.data.report

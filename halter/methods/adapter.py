@@ -208,10 +208,14 @@ def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
         raise Refusal("adapter-mismatch", "this adapter was made for another model", found=other, fix=fix)
 
 
+def trained_matrices(adapter: Adapter) -> list[str]:
+    """Paths of the layers' matrices that an adapter trains themselves: they can be neither streamed nor quantised."""
+    return [s.path for s in adapter.slots if s.layer is not None and s.piece.replaces and s.place in LINEARS]
+
+
 def refuse_trained_layers(adapter: Adapter) -> None:
     """Refusal ``offload-full`` where an adapter trains the matrices of layers, which are frozen when streamed."""
-    own = [s.path for s in adapter.slots if s.layer is not None and s.piece.replaces and s.place in LINEARS]
-    if own:
+    if own := trained_matrices(adapter):
         raise Refusal(
             "offload-full",
             "layers that are streamed from CPU memory are frozen, and these weights would be trained themselves",

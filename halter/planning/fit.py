@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from halter.errors import Refusal
+from halter.methods.adapter import trained_matrices
 from halter.methods.method import Method, find, names
 from halter.model.config import ModelConfig
 from halter.model.storages import Held, Quantize
@@ -122,11 +123,13 @@ def needs(setting: Setting, stands: Standing | None = None) -> Needs:
 
 @dataclass(frozen=True)
 class Standing:
-    """Bytes that stand whatever the pass: of ``base``, of ``adapter`` and optimizer states; ``trained`` numbers."""
+    """Bytes that stand whatever the pass: of ``base``, of ``adapter`` and optimizer states; ``trained`` numbers, and
+    whether they are the layers' matrices themselves."""
 
     base: int
     adapter: int
     trained: int
+    matrices: bool
 
 
 def standing(setting: Setting) -> Standing:
@@ -134,7 +137,7 @@ def standing(setting: Setting) -> Standing:
     adapter = dry_adapter(setting.shape, setting.methods)
     trained = adapter.num_trainable
     states = trained * STATE_BYTES[setting.optimizer]
-    return Standing(bytes_of_base(setting), adapter_bytes(adapter) + states, trained)
+    return Standing(bytes_of_base(setting), adapter_bytes(adapter) + states, trained, bool(trained_matrices(adapter)))
 
 
 _base = lru_cache(maxsize=16)(dry_base)
@@ -217,10 +220,10 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
             continue
         stands: Standing | None = None
         for held in HELD:
-            if (held or setting.offload) and method.name() == "full":  # it replaces the weights that would be frozen
-                continue
             one = replace(setting, methods=(method,), quantize=held, rows=1, passes=1)
             stands = standing(one) if stands is None else replace(stands, base=bytes_of_base(one))
+            if (held or setting.offload) and stands.matrices:  # frozen there
+                continue
             for on in (False, True):
                 yield _choice(replace(one, checkpointing=on), budget, stands)
 

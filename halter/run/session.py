@@ -17,7 +17,7 @@ from halter.errors import HalterError
 from halter.files.runs import RECIPE, THREADS, RunFolder
 from halter.files.unwritten import Unwritten
 from halter.methods import warm
-from halter.methods.adapter import Adapter, adapt
+from halter.methods.adapter import Adapter, adapt, trained_matrices
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.numerics import allocation, denormals, threads
@@ -184,7 +184,7 @@ def _begin(job: Job, model: Decoder, say: Say) -> Trainee:
     adapter = new_adapter(job, model, say)
     share = adapter.num_trainable / job.config.num_parameters
     say(f"trainable: {adapter.num_trainable:,} ({share:.4%} of the base's {job.config.num_parameters:,})")
-    if share > MANY and all(method.name() != "full" for method in adapter.methods):
+    if share > MANY and not trained_matrices(adapter):
         say("warning: that is a large part of so small a base; a smaller method.r trains less")
     trainee = new_trainee(job, adapter, say)
     tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
