@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,9 @@ def command(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes instead.")] = False,
 ) -> None:
     """Write a recipe for METHOD with every key explained, or from another tool's recipe: halter init --from FILE."""
+    if not source and (method == "-" or Path(method).suffix.lower() in FILES):
+        fix = f"halter init lora {shlex.quote(method)}"
+        raise Refusal("usage", f"{method} stands where the method does", expected="METHOD FILE", fix=fix)
     from halter import recipe
     from halter.files import folders, writing
 

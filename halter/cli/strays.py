@@ -15,6 +15,8 @@ _SECTIONS = ("model", "method", "data", "checks", "train")
 _DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")
 LONG_DASH = re.compile(r"-?[\u2010-\u2015\u2212]+-?([A-Za-z][A-Za-z0-9_.-]*)(?:=.*)?", re.DOTALL)
 """A flag whose two hyphens a web page or a word processor has made one long dash of."""
+OPENED = re.compile(r"((?:-{0,2}[\w.-]+=)?)([\[{].*)", re.DOTALL)
+"""(what stands before the value, the value) of a word whose value opens a bracket."""
 NO_RECIPE = "is no recipe (a file that ends in .yaml)"
 
 
@@ -72,6 +74,26 @@ def refuse_long_dash(words: Sequence[str], flags: Sequence[str] | None) -> None:
         value = before.startswith("--") and "=" not in before and not _is_key(found[1])
         if not value if flags is None else f"--{name}" in flags:
             raise Refusal("usage", f"{word} begins with a long dash", fix=f"write --{name}, with two hyphens")
+
+
+def refuse_opened(words: Sequence[str]) -> None:
+    """Refusal ``usage`` of a value in brackets, a mapping or a list, of which the shell has made several words."""
+    for place, word in enumerate(words):
+        opened = OPENED.fullmatch(word)
+        lead, value = opened.groups() if opened else ("", "")
+        if not value or any(sign.isspace() for sign in value) or _closed(value) or Path(word).exists():
+            continue
+        for end in range(place + 1, len(words)):
+            if words[end].startswith("--"):
+                break
+            if _closed(whole := " ".join([value, *words[place + 1 : end + 1]])):
+                before = words[place - 1] + " " if not lead and place and words[place - 1].startswith("--") else ""
+                fix = f"put it into quotes: {before}{lead}{shlex.quote(whole)}"
+                raise Refusal("usage", f"{word} opens a value that goes on in the words after it", fix=fix)
+
+
+def _closed(value: str) -> bool:
+    return all(value.count(sign) <= value.count(end) for sign, end in ("[]", "{}"))
 
 
 def refuse_apart(words: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from halter.cli.strays import refuse_long_dash
+from halter.cli.strays import refuse_long_dash, refuse_opened
 from halter.errors import Refusal
 
 PLACES = frozenset({"output", "html", "model", "adapter", "input", "file", "folder", "data"})
@@ -18,6 +18,7 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
     A flag that takes several values adds up; one that takes a single value is refused when it comes again, since
     nobody can tell which one was meant.
     """
+    refuse_opened(arguments)
     try:
         context = command.make_context(command.name or "", [], resilient_parsing=True)
         values, _, order = command.make_parser(context).parse_args(list(arguments))

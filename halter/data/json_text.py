@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+BROKEN = "broken JSON"
+AFTER_ROW, TRAILING = "a comma after the row", "a comma before what closes"
+
 
 class Twice(dict[str, Any]):
     """An object in which ``key`` stands more than once; only its last value is there."""
@@ -27,6 +30,16 @@ def loads(text: str) -> tuple[Any, bool]:
         return twice
 
     return json.loads(text, object_pairs_hook=made), bool(found)
+
+
+def broken(error: json.JSONDecodeError) -> str:
+    """What is wrong with a text that is not JSON."""
+    before, rest = error.doc[: error.pos].rstrip(), error.doc[error.pos :].strip()
+    if rest == "," and error.msg == "Extra data":
+        return f"{BROKEN}: {AFTER_ROW}"
+    if before.endswith(",") and rest[:1] in ("]", "}") or "trailing comma" in error.msg:
+        return f"{BROKEN}: {TRAILING}"
+    return f"{BROKEN}: {error.msg}"
 
 
 def repeated(value: Any) -> str:

@@ -21,7 +21,6 @@ from halter.data.examples import Builder, Examples
 from halter.data.frames import for_long_rows
 from halter.data.meaning import plain_name
 from halter.data.misnamed import python_way
-from halter.data.odd_files import LOOKED_BYTES, encoding_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
 from halter.data.respelt import python_lists, twice_encoded
@@ -34,6 +33,7 @@ from halter.data.workers import useful
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.chat_render import NO_TOOLS
+from halter.files.encodings import LOOKED_BYTES, encoding_way
 from halter.files.tokenizer import Tokenizer
 
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]

@@ -15,6 +15,10 @@ from halter.files.reading import refuse_pointer
 GZIP, PARQUET, ZIP = b"\x1f\x8b", b"PAR1", b"PK\x03\x04"
 _PAGE = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/([\w.-]+(?:/[\w.-]+)?)(?:/|/(?:viewer|tree)(?:/.*)?)?(?:[?#].*)?"
+)
+"""The page of a data set on the hub, and the name there."""
 HEAD = 512
 TABLES = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 LONG_NAME, MANY_WORDS = 40, 5
@@ -66,13 +70,17 @@ def unlocked(path: Path) -> str:
 
 def refuse_address(path: str) -> None:
     """Refusal ``data-missing`` for an address, which is not read from here."""
-    match = _ADDRESS.match(path)
+    match, page = _ADDRESS.match(path), _HUB_PAGE.fullmatch(path)
+    if page is not None:
+        named = page[1] if "/" in page[1] else f"OWNER/{page[1]}"
+        raise Refusal("data-missing", "this is a page, not data", where=path, fix=f"--data {named}, its name there")
     if match is None:
         return
     name, scheme = path.rstrip("/").rsplit("/", 1)[-1] or "my.jsonl", match[1].lower()
     fix = f"fetch it with the tool for {scheme}:// and give the file: --data {name}"
     if scheme in ("http", "https"):
-        fix = f"fetch it and give the file: curl -L -o {shlex.quote(name)} {shlex.quote(path)}, then --data {name}"
+        file = re.sub(r"(huggingface\.co/.+|github\.com/[^/]+/[^/]+)/blob/", _plain_file, path)
+        fix = f"fetch it and give the file: curl -L -o {shlex.quote(name)} {shlex.quote(file)}, then --data {name}"
     elif scheme == "hf":
         fix = f"a data set of the hub is named org/name: --data {'/'.join(path.split('/')[3:5])}"
     elif scheme == "file":
@@ -80,6 +88,11 @@ def refuse_address(path: str) -> None:
     raise Refusal(
         "data-missing", "addresses are not read", where=path, expected="a file, a folder, or a hub id", fix=fix
     )
+
+
+def _plain_file(page: re.Match[str]) -> str:
+    """The address of a file whose page was named."""
+    return f"{page[1]}/{'resolve' if page[1].startswith('hugging') else 'raw'}/"
 
 
 def python_way(path: str, line: bytes) -> str:

@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 from halter.data import odd_files
 from halter.data.json_text import Twice, damage, loads, repeated
 from halter.data.misnamed import refuse_misnamed, unlocked, unread
-from halter.data.odd_files import HEAD_LINES, SEPARATORS, recoded, wide
+from halter.data.odd_files import HEAD_LINES, SEPARATORS
 from halter.errors import Refusal
+from halter.files.encodings import recoded, wide
 from halter.files.extras import missing_extra
 
 MAX_LINE_BYTES = 8 * 2**20

@@ -69,8 +69,8 @@ def resolve(
             raise Refusal("hub-revision", what, where=str(folder), fix="leave the revision out")
         return folder
     name = str(path_or_id)
-    if "://" in name:
-        hub = name.partition("huggingface.co/")[2].strip("/").split("/")[:2]
+    if "://" in name or name.startswith(("huggingface.co/", "hf.co/")):
+        hub = re.split(r"(?:huggingface|hf)\.co/", name)[-1].strip("/").split("/")[:2] if ".co/" in name else []
         fix = f"--model {'/'.join(hub)}, its name there" if len(hub) == 2 else "fetch its files and give their folder"
         raise Refusal("model-not-found", "addresses are not read", where=name, fix=fix)
     beside = folder.parent

@@ -101,13 +101,15 @@ def no_such_folder(id: str, folder: Path, wanted: tuple[Kind, ...] = ("model", "
 
 def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
     if folder.exists():
-        near = kind_of(folder.parent) in wanted and f"perhaps the folder that it lies in: {folder.parent}"
+        around = kind_of(folder.parent)
+        known = around in wanted and (around == "model" or folder.parent != Path())  # in a run's folder lies anything
+        near = f"perhaps the folder that it lies in: {folder.parent}" if known else ""
         kinds = ", ".join(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in wanted)
         exported = "GGUF is an export format: take the checkpoint that it was made from"
         exported = exported if folder.suffix.lower() == ".gguf" else ""
         return Refusal(
             id, "is a file, and a folder is needed", where=str(folder),
-            fix=near or exported or _choose(similar(folder, wanted)) or f"give the folder of {kinds}",
+            fix=exported or near or _choose(similar(folder, wanted)) or f"give the folder of {kinds}",
         )  # fmt: skip
     return Refusal(
         id, "there is no such folder", where=str(folder),

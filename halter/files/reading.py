@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
+from halter.files.encodings import text_way
 
 LFS = b"version https://git-lfs.github.com/spec/"
 MAX_TEXT_BYTES = 64 << 20
@@ -24,9 +25,8 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refusal(
-            "file-not-text", f"is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)
-        ) from None
+        what, fix = f"is not UTF-8 text: {error.reason} at byte {error.start}", text_way(path, data)
+        raise Refusal("file-not-text", what, where=str(path), fix=fix) from None
 
 
 def lines_of(text: str) -> list[str]:

@@ -28,6 +28,7 @@ from ruamel.yaml.events import (
 )
 
 from halter.errors import Refusal
+from halter.files.encodings import recoded, text_way, wide
 from halter.files.yaml_faults import toml_line, way_out
 
 MAX_BYTES = 1 << 20
@@ -83,11 +84,14 @@ def read(path: str | FilePath) -> Document:
     if raw is None:
         raise Refusal("yaml", f"is larger than {MAX_BYTES} bytes", where=str(path), fix=A_RECIPE)
     if b"\0" in raw:
-        raise Refusal("yaml", "is not text: it holds NUL bytes", where=str(path), fix=A_RECIPE)
+        encoding = wide(raw[:4])
+        what = f"is {encoding}" if encoding else "is not text: it holds NUL bytes"
+        raise Refusal("yaml", what, where=str(path), fix=recoded(path, encoding) if encoding else A_RECIPE)
     try:
         return parse(raw.decode("utf-8"), source=str(path))
     except UnicodeDecodeError as error:
-        raise Refusal("yaml", f"is not UTF-8 at byte {error.start}", where=str(path), fix=A_RECIPE) from error
+        fix = text_way(path, raw) or A_RECIPE
+        raise Refusal("yaml", f"is not UTF-8 at byte {error.start}", where=str(path), fix=fix) from error
 
 
 def no_sections(where: str) -> Refusal:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 from halter.errors import Refusal
 from halter.files.yaml12 import Document, Path, flow, parse
 from halter.recipe.aliases import ALIASES, NOTHING, SO_ANYWAY, TOLERATED, Alias
 from halter.recipe.fields import keys_of
-from halter.recipe.sections import BESIDE_OPTIONS, DEFAULT_METHOD, SECTIONS, method_class, method_names
+from halter.recipe.sections import (
+    BESIDE_OPTIONS,
+    DEFAULT_METHOD,
+    SECTIONS,
+    meant_methods,
+    method_class,
+    method_names,
+)  # fmt: skip
 from halter.recipe.unknown import NOT_LOOSE, unknown
-from halter.recipe.values import added, word_for_null
+from halter.recipe.values import added, numbers, several, word_for_null
 
 COMMAND_LINE = "command line"
 SHORT = {"model": "path", "data": "train", "method": "name"}
@@ -80,8 +86,8 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
         options = _options(result, keys)
         place = _place(keys, options)
         if place is None:
-            section, _, key, _ = _split(keys)
-            result.problem(given.where(), unknown(section, key, _name(result, keys), _keys))
+            section, _, key, inner = _split(keys)
+            result.problem(given.where(), unknown(section, key, _name(result, keys), _keys, inner))
         elif (place.section, place.key) != ("method", "name"):
             _put(result, place, keys, given)
     for place, _, given in placed:
@@ -155,8 +161,8 @@ def _override(text: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
     if keys[0] == "method" and len(keys) > 1 and isinstance(keys[1], int) and keys[1] >= len(result.methods):
         result.problem(document.source, f"the recipe has {len(result.methods)} method(s), counted from 0")
         return
-    if keys == ("method", "name") and (several := _several(value)) is not None:
-        yield from _methods(several, document, name, result)
+    if keys == ("method", "name") and (named := several(value)) is not None:
+        yield from _methods(named, document, name, result)
         return
     yield keys, Given(value, document, (), name, override=True)
 
@@ -171,7 +177,7 @@ def _methods_named(overrides: Sequence[str]) -> list[str]:
     if len(found) < 2:
         return found
     listed = [_read(text.partition("=")[2], text) for text in found]
-    return [f"method.name={flow([item for one in listed for item in _several(one) or [one]])}"]
+    return [f"method.name={flow([item for one in listed for item in several(one) or [one]])}"]
 
 
 def _read(written: str, source: str) -> Any:
@@ -180,13 +186,6 @@ def _read(written: str, source: str) -> Any:
         return parse(f"value: {written}\n", source=source).data["value"]
     except Refusal:
         return written
-
-
-def _several(value: Any) -> list[Any] | None:
-    """The methods of a list, or of words with commas between them: [lora, excitor], lora,excitor."""
-    if isinstance(value, str) and "," in value:
-        return [word.strip() for word in value.strip().removeprefix("[").removesuffix("]").split(",")]
-    return value if isinstance(value, list) else None
 
 
 def _methods(several: list[Any], document: Document, name: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
@@ -245,11 +244,10 @@ def _name(result: Gathered, keys: Path) -> str:
 def _check_method(result: Gathered, method: dict[str, Given], index: int) -> None:
     given = method["name"]
     if given.value not in method_names():
-        close = get_close_matches(str(given.value), method_names(), 1)
-        hint = f"; did you mean {close[0]}" if close else ""
-        result.problem(
-            given.where(), f"no method is called {given.value!r}{hint}? There are: {', '.join(method_names())}"
-        )
+        meant = meant_methods(str(given.value))
+        hint = f"; did you mean {meant}?" if meant else "."
+        listed = ", ".join(method_names())
+        result.problem(given.where(), f"no method is called {given.value!r}{hint} There are: {listed}")
 
 
 def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
@@ -270,14 +268,15 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
         result.renamed.append((given, full, remark))
     if value is NOTHING:
         return
-    value = word_for_null(TOLERATED.get((place.section, place.key), lambda v: v)(value), _type(result, place, index))
+    kind = _type(result, place, index)
+    value = numbers(word_for_null(TOLERATED.get((place.section, place.key), lambda v: v)(value), kind), kind)
     before = target.get(place.key)
     if before is not None and before.name in ALIASES and given.name in ALIASES and None in (value, before.value):
         value = before.value if value is None else value  # load_in_4bit: false beside load_in_8bit: true
     elif before is not None and not given.override and not before.override:
         result.problem(given.where(), f"{full} is given twice, the other time as {before.name} at {before.where()}")
     elif before is not None and given.override and before.override and not inner:
-        both = added(before.value, value, _type(result, place, index))
+        both = added(before.value, value, kind)
         if both is None:
             result.problem(given.where(), f"{full} is given twice and takes one value; the other is {before.where()}")
         value = value if both is None else TOLERATED.get((place.section, place.key), lambda v: v)(both)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from halter.data.options import DataOptions
@@ -115,8 +117,19 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted({*names(), *PRESETS}))
 
 
+def meant_methods(word: str) -> str:
+    """The method that a word which is no method's name was meant as; several as they are given: lora,excitor of
+    lora+excitor. '' where none is near."""
+    parts = [part for part in re.split(r"[\s+&,;/]+", word.strip()) if part]
+    near = [get_close_matches(part.lower().replace("-", "_"), method_names(), 1) for part in parts]
+    if parts and all(near):
+        return ",".join(one[0] for one in near)
+    return "".join(get_close_matches(word.lower(), method_names(), 1))
+
+
 def method_class(name: str) -> type[Method]:
     """The options dataclass behind a method's or a preset's name. Refusal ``unknown-method``."""
     if name not in method_names():
-        raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(method_names()))
+        fix = f"did you mean {meant}?" if (meant := meant_methods(str(name))) else ""
+        raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(method_names()), fix=fix)
     return find(PRESETS[name]["method"]["name"].value if name in PRESETS else name)

@@ -20,12 +20,16 @@ SHORTEST = 3
 Keys = Callable[[str, type[Any] | None], list[str]]
 
 
-def unknown(section: str, key: str, method: str, keys: Keys) -> str:
+def unknown(section: str, key: str, method: str, keys: Keys, inner: Sequence[str | int] = ()) -> str:
     """``key`` of ``section`` ('' for a loose one), which ``method`` does not take ('' where no such method is known).
 
-    ``keys`` lists those of a section. What is named as meant is always one that could stand there.
+    ``keys`` lists those of a section; ``inner`` follows the key. What is named as meant is always one that could stand
+    there.
     """
     options = method_class(method) if method else None
+    if not section and key in method_names():
+        meant = f"; did you mean method.{inner[0]}?" if inner and inner[0] in keys("method", options) else ""
+        return f"unknown key {key!r}: the options of a method stand under method, beside its name{meant}"
     here = keys(section, options) if section else ["output_dir", *SECTIONS, "method"]
     alias = ALIASES.get(key)
     for home in (*SECTIONS, "method"):
@@ -94,6 +98,11 @@ def way_out(problems: Sequence[str], typed: bool) -> str:
 OUT_OF_RANGE = re.compile(
     r"(?:^|: )(\w+)\.(?:\d+\.)?(\w+): .*(?:must |lies between|expected a (?:finite |whole )?number)"
 )
+MOVED = re.compile(r"^command line, [\w.-]+=(.*): unknown key .*; did you mean (method\.\w+)\?$", re.DOTALL)
+METHODS = re.compile(r"no method is called .*; did you mean ([\w,]+)\?")
+A_LIST = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected a list of .*, found (?:the word '([^']*)'|(\S+))$")
+A_MAPPING = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected a mapping .*, found the word '([^']*)'$")
+PAIR = re.compile(r"\s*([\w-]+)\s*[:=]\s*([^:=,]+?)\s*")
 WORD = re.compile(r"found the word '([^']*)'$")
 LISTED = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected one of (.*?)(?: or null)?, found (?:the word '([^']*)'|(\d+))$")
 ALONE = re.compile(r"^command line, ([\w.-]+)=true: .*, found true$")
@@ -112,14 +121,33 @@ def _value_way(problem: str) -> str:
         return f"did you mean {listed[1]}={meant}?" if meant else ""
     found = OUT_OF_RANGE.search(problem)
     example = EXAMPLES.get(found[2]) if found else None
+    if moved := MOVED.search(problem):
+        return f"{moved[2]}={moved[1]}"
+    if otherwise := _several_way(problem):
+        return otherwise
     if alone := ALONE.search(problem):
         told = f"a flag without a value is true: --{alone[1]} has no value"
         return f"{told}; --{alone[1]} {example}" if example else told
+    if found and "whole number" in problem and (whole := re.search(r"found (\d+)\.0$", problem)):
+        return f"such as {found[1]}.{found[2]}={whole[1]}"
     if found and (word := WORD.search(problem)):
         number, remark = number_in(word[1])
         if number and (number.isdigit() or "whole number" not in problem or "or a number" in problem):
             return f"such as {found[1]}.{found[2]}={number}{remark}"
     return f"such as {found[1]}.{found[2]}={example}" if found and example else ""
+
+
+def _several_way(problem: str) -> str:
+    """What to do about a value of which several things were meant: methods, a list, a mapping."""
+    if methods := METHODS.search(problem):
+        return f"--method {methods[1]}"
+    if (several := A_LIST.search(problem)) and re.fullmatch(r"[\w. ,-]+", several[2] or several[3]):
+        return f"such as {several[1]}='[{several[2] or several[3]}]'"
+    if mapping := A_MAPPING.search(problem):
+        pairs = [PAIR.fullmatch(part) for part in mapping[2].strip("{} ").split(",")]
+        told = ", ".join(f"{pair[1]}: {pair[2]}" for pair in pairs if pair)
+        return f"such as {mapping[1]}='{{{told}}}', quoted" if all(pairs) else ""
+    return ""
 
 
 def number_in(word: str) -> tuple[str, str]:

@@ -64,7 +64,7 @@ def rate_problem(recipe: Recipe, dim: int) -> Iterator[Refusal]:
 
 def cautions(job: Job) -> list[str]:
     """One sentence for each setting of the job that does nothing, or hardly what was meant."""
-    found = [*of_vocabulary(job), *_of_steps(job), *_of_strength(job), *_of_shares(job)]
+    found = [*of_vocabulary(job), *_of_methods(job.recipe), *_of_steps(job), *_of_strength(job), *_of_shares(job)]
     return [*found, *_of_evaluation(job.recipe), *of_environment()]
 
 
@@ -73,6 +73,17 @@ def of_vocabulary(job: Job) -> Iterator[str]:
     told = other_vocabulary(job.tokenizer.vocab_size, job.config.vocab_size)
     if told:
         yield f"{told}: what is learned will be nonsense"
+
+
+def _of_methods(recipe: Recipe) -> Iterator[str]:
+    """Methods that are named twice with nothing to tell them apart."""
+    chosen = list(recipe.methods)
+    for name in dict.fromkeys(one.name for n, one in enumerate(chosen) if one in chosen[:n]):
+        count = sum(one.name == name for one in chosen)
+        yield (
+            f"method: {name} is named {count} times with the same options: they act at the same places and add up, at "
+            f"{count} times the cost; name it once (--method {name}), or give each its own options (method.0, method.1)"
+        )
 
 
 def strength(job: Job) -> tuple[str, float]:

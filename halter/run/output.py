@@ -16,6 +16,7 @@ from halter.files.locks import LOCK, refuse_in_use
 from halter.files.locks import held as hold
 from halter.files.nearby import inside, similar
 from halter.files.runs import RECIPE, RunFolder
+from halter.files.yaml12 import flow
 from halter.recipe import Recipe
 from halter.run import same_data
 
@@ -27,6 +28,16 @@ MAY_CHANGE = (
     "train.threads", "output_dir", "model.device", "model.offload", "checks", "data.cache",
 )  # fmt: skip
 """What may change when a run is resumed."""
+SHOWN = 60
+"""Letters of a value that differs."""
+
+
+def refuse_unusable(run: RunFolder, resume: bool) -> None:
+    """Refusal ``nothing-to-resume`` where a run shall go on and none was begun in this folder, and those of
+    ``RunFolder.refuse_unless_usable``."""
+    if resume and not run.begun:
+        raise no_run(run.path)
+    run.refuse_unless_usable(resume)
 
 
 def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool = False) -> RunFolder:
@@ -43,23 +54,22 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
     run = RunFolder(recipe.output_dir)
     if not held:
         refuse_in_use(run.path)
-    run.refuse_unless_usable(resume)
+    refuse_unusable(run, resume)
     if run.finished and resume and steps is not None:
         _refuse_done(run, steps, recipe)
     if run.begun:
         old = recipes.as_data(recipes.load(run.recipe))
         new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
         free = (*MAY_CHANGE, *same_data.moved(run, old["data"], new["data"]))
-        changed = [key for key in _changes(old, new) if not key.startswith(free)]
+        changed = [f"{key}: {told}" for key, told in _changes(old, new).items() if not key.startswith(free)]
         if changed and run.checkpoints():
             raise Refusal(
-                "run-differs",
-                "this folder holds a run of another recipe",
-                where=str(run.path),
-                found=changed,
-                expected="on resume only these may change: " + ", ".join(MAY_CHANGE) + ", and where the same rows lie",
-                fix="give another --output, or the recipe.yaml of that folder",
-            )
+                "run-differs", "this folder holds a run of another recipe", where=str(run.path), found=changed,
+                expected="the run's own recipe; its length, what it saves and tells, memory, device, threads and "
+                "checks may change, and where the same rows lie",
+                fix=f"go on with it as it was begun: halter train --resume --output {run.path}; or begin another run: "
+                f"leave --resume out and give another --output",
+            )  # fmt: skip
     elif run.path.is_dir():
         # What a try that died early left is nothing, and a recipe of the user's is no run.
         others = {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}
@@ -141,7 +151,8 @@ def no_run(folder: str | Path) -> Refusal:
         return lost
     near = [path for path in similar(place, ("run",)) if RunFolder(path).begun]
     there = "there is no run in this folder" if place.exists() else "there is no such folder"
-    fix = f"did you mean {near[0]}?" if near else "to begin a run leave --resume out and name --model and --data"
+    begin = "o begin a run leave --resume out and name --model and --data"
+    fix = f"did you mean {near[0]}? T{begin}" if near else f"t{begin}"
     return Refusal("nothing-to-resume", there, where=str(folder), fix=fix)
 
 
@@ -163,8 +174,11 @@ def claimed(
         yield run
 
 
-def _changes(old: Any, new: Any, lead: str = "") -> list[str]:
+def _changes(old: Any, new: Any, lead: str = "") -> dict[str, str]:
+    """{key: "16 there, 8 here"} of every value that two recipes have differently."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{lead}.{key}" if lead else key)]
-    return [] if old == new else [lead]
+        inner = (_changes(old.get(key), new.get(key), f"{lead}.{key}" if lead else key) for key in keys)
+        return {key: told for found in inner for key, told in found.items()}
+    shown = [text if len(text := flow(value)) <= SHOWN else f"{text[:SHOWN]}..." for value in (old, new)]
+    return {} if old == new else {lead: f"{shown[0]} there, {shown[1]} here"}

@@ -30,7 +30,7 @@ from halter.recipe import MethodChoice, Recipe, load_tolerant
 from halter.run import checks_data, checks_machine, checks_shapes, estimate, same_data
 from halter.run.cautions import rate_problem
 from halter.run.findings import Findings
-from halter.run.output import as_begun, open_run
+from halter.run.output import as_begun, open_run, refuse_unusable
 from halter.run.prepare import Base, Job, Say, collect, data_missing, fit, read_base, with_passes
 
 Source = str | Path | Mapping[str, Any] | Recipe | None
@@ -91,7 +91,7 @@ def examine(
     findings.take(unusable)
     findings.looked += ["recipe", "this machine", "output folder"]
     if recipe.output_dir is not None and not unusable:  # before hours of tokens
-        findings.attempt(RunFolder(recipe.output_dir).refuse_unless_usable, resume)
+        findings.attempt(refuse_unusable, RunFolder(recipe.output_dir), resume)
     job = _looked_at(recipe, findings, say, planned)
     if not unusable:
         findings.attempt(open_run, recipe if job is None else job.recipe, resume, None if job is None else job.steps)

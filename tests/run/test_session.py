@@ -93,7 +93,7 @@ def test_resume_continues_and_refuses_another_recipe(recipe):
         quiet(recipe("part", method__dropout=0.1))
     with pytest.raises(Refusal) as caught:
         quiet(recipe("part", method__r=3), resume=True)
-    assert caught.value.id == "run-differs" and "method.r" in caught.value.found
+    assert caught.value.id == "run-differs" and any(one.startswith("method.r: ") for one in caught.value.found)
     again, said = quiet(recipe("part", method__dropout=0.1), resume=True)
     assert "step-0000002" in said
     assert all(torch.equal(v, tensors(again)[k]) for k, v in tensors(whole).items())

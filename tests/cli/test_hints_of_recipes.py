@@ -1,0 +1,121 @@
+"""Recipes, flags and data as people type them wrongly: what is said says what works, and it does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playground_run import finished
+
+from halter.cli import main
+from halter.playground import base_folder
+
+BASE = str(base_folder())
+GOOD = f"train --model {BASE} --data rows.jsonl"
+FEW = "--per-device-train-batch-size 2 --dry-run"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    finished(folder, "runs/mine")
+    rows = ({"q": f"Say {n}.", "a": f"The word is {n}.", "instruction": "Say it.", "output": "It."} for n in range(4))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    shutil.copy(folder / "runs/mine/recipe.yaml", folder / "halter-recipe.yaml")  # a run of the folder itself
+    (folder / "llama.gguf").write_bytes(b"GGUF")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+
+
+def said(capsys: pytest.CaptureFixture[str], words: str) -> str:
+    code = main.run(shlex.split(words))
+    err = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 7, err
+    return err
+
+
+def followed(err: str, base: str, lead: str = "") -> int:
+    """The exit code of the command with what the hint says after ``lead``."""
+    hint = re.search(rf"Fix: {lead}(.*?)(?:, quoted)?\. \[", err, re.DOTALL)
+    assert hint is not None, err
+    return main.run(shlex.split(f"{base} {hint[1]} {FEW}"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (f"{GOOD} --resume --output runs/mien", "did you mean runs/mine? To begin a run leave --resume out"),
+        (f"{GOOD} --resume --output runs/other", "to begin a run leave --resume out"),
+        (f"doctor --model {BASE} --data rows.jsonl --resume --output runs/mien", "did you mean runs/mine?"),
+        ("train --model llama.gguf --data rows.jsonl", "GGUF is an export format"),
+        ("generate llama.gguf --prompt hi", "GGUF is an export format"),
+        ("train --model rows.jsonl --data rows.jsonl", "give the folder of a model"),
+        ("init my.yaml", "halter init lora my.yaml"),
+        ("init LoRA", "did you mean lora?"),
+        (f"{GOOD} --method lora,exitor+LoRA", "did you mean exci"),
+    ],
+)
+def test_what_was_meant_is_named(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = said(capsys, words)
+    assert told in err and "lies in: ." not in err, err
+    assert not Path("runs/mien").exists() and not Path("runs/other").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "lead"),
+    [
+        ("--method lora+excitor", ""),
+        ("--method LoRa", ""),
+        ("--method llama-adapter-v2", ""),
+        ("--max-steps 1e3", "such as "),
+        ("--layers 1", "such as "),
+        ("lora.r=8", ""),
+        ("columns={instruction: q, output: a}", "put it into quotes: "),
+        ("--columns {instruction: q, output: a}", "put it into quotes: "),
+        ("data.columns=instruction:q data.columns=output:a", "such as "),
+        ("target_modules=[q_proj, v_proj]", "put it into quotes: "),
+    ],
+)
+def test_what_the_hint_says_works(given: str, lead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = said(capsys, f"{GOOD} {given}")
+    assert followed(err, GOOD, lead) == 0, err
+
+
+def test_a_list_of_layers_is_read_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(shlex.split(f"{GOOD} {FEW} --layers 0,1")) == 0
+    assert "layers: [0, 1]" in capsys.readouterr().err
+
+
+def test_what_differs_from_the_run_is_told_with_both_values(capsys: pytest.CaptureFixture[str]) -> None:
+    err = said(capsys, f"{GOOD} --resume --output runs/mine --r 8 --layers 1,2 --max-steps 9")
+    assert "method.r: 2 there, 8 here" in err and "method.layers: null there, [1, 2] here" in err, err
+
+
+@pytest.mark.parametrize("address", ["https://huggingface.co/datasets/a/b", "hf.co/datasets/a/b/viewer/default?row=1"])
+def test_the_page_of_a_data_set_is_named_as_one(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Fix: --data a/b, its name there" in said(capsys, f"train --model {BASE} --data '{address}'")
+
+
+def test_the_page_of_a_file_is_fetched_as_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "https://huggingface.co/datasets/a/b/blob/main/x.jsonl"
+    assert "datasets/a/b/resolve/main/x.jsonl, then" in said(capsys, f"train --model {BASE} --data {page}")
+    assert "--model a/b, its name there" in said(capsys, "train --model hf.co/a/b --data rows.jsonl")
+
+
+def test_a_method_named_twice_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for named in ("--method lora,lora", "--method lora --method lora"):
+        assert main.run(shlex.split(f"{GOOD} {FEW} {named}")) == 0
+        assert "lora is named 2 times with the same options" in capsys.readouterr().err
+    assert main.run(shlex.split(f"{GOOD} {FEW} --method lora,lora method.1.r=4")) == 0
+    assert "named 2 times" not in capsys.readouterr().err
