@@ -17,14 +17,15 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from halter import kinds
-from halter.errors import Refusal, refuse_unknown
+from halter.elsewhere import LOADED, refuse_unknown
+from halter.errors import Refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST_TOLD = 4
 NOT_LOADED = "is given by its folder or name, not loaded"
+WRITE_ROWS = "write the rows to a file"
 AMOUNTS = {"memory": "GB"}
 """{argument: the unit that a plain number is most likely meant in}: texts that hold a number and a unit."""
-LOADED = 'model, tokenizer = halter.load("path/or/hub-id")'
 MAKES = {
     "Decoder": LOADED,
     "Tokenizer": LOADED,
@@ -32,47 +33,6 @@ MAKES = {
     "Callback": "an object of a class derived from halter.Callback",
 }
 """{class: what gives an object of it}."""
-_LOADS = f"{LOADED} reads both"
-_ENCODES = 'tokenizer.encode("Once upon a time") gives ids, and torch.tensor([ids]) is what a model takes'
-ELSEWHERE = {
-    "Decoder": {
-        "generate": 'halter.generate(model, tokenizer, ["Once upon a time"], max_new_tokens=20)',
-        "from_pretrained": _LOADS,
-        "save_pretrained": 'halter.merge(model, adapter, "merged") writes a model, adapter.save("mine") an adapter',
-    },
-    "Tokenizer": {
-        "__call__": _ENCODES,
-        "apply_chat_template": (
-            'halter.generate(model, tokenizer, [[{"role": "user", "content": "Hello"}]], template="llama-3.1") takes '
-            "messages and any of the templates; without one it takes the model's own"
-        ),
-        "batch_decode": "[tokenizer.decode(ids) for ids in rows]",
-        "from_pretrained": _LOADS,
-        "save_pretrained": 'halter.merge(model, adapter, "merged") writes the tokenizer beside the model',
-    },
-}
-"""{class: {what users of transformers call on it: what they want here}}: nothing else is said of these names."""
-C = TypeVar("C", bound=type[Any])
-
-
-def called_otherwise(kind: C) -> C:
-    """The class with the names of ELSEWHERE, each of which refuses (``called-otherwise``) with the call that is meant;
-    checkers of types see none of them."""
-    whose = {"Decoder": "model", "Tokenizer": "tokenizer"}[kind.__name__]
-    for name, fix in ELSEWHERE[kind.__name__].items():
-        setattr(kind, name, staticmethod(_refusing(whose, name, fix)))
-    return kind
-
-
-def _refusing(whose: str, name: str, fix: str) -> Callable[..., Any]:
-    call = f"{whose}(...)" if name == "__call__" else f"{whose}.{name}"
-
-    def refuse(*_args: Any, **_options: Any) -> Any:
-        raise Refusal("called-otherwise", "there is no such call here", where=call, fix=fix)
-
-    refuse.__name__ = name
-    refuse.__doc__ = f"Refuses: there is no such call here. Instead: {fix}."
-    return refuse
 
 
 def checked(call: str) -> Callable[[F], F]:
@@ -90,9 +50,13 @@ def checked(call: str) -> Callable[[F], F]:
         def hints() -> dict[str, Any]:
             return typing.get_type_hints(function, include_extras=True)
 
+        def keywords() -> dict[str, Any]:
+            free = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+            return _named(hints().get(free[0])) if free else {}
+
         @functools.wraps(function)
         def held(*args: Any, **given: Any) -> Any:
-            _bindable(name, signature, args, given, call)
+            _bindable(name, signature, args, given, call, keywords())
             bound = signature.bind(*args, **given)
             wrong: dict[str, tuple[Any, Any]] = {}
             for argument, value in bound.arguments.items():
@@ -106,6 +70,28 @@ def checked(call: str) -> Callable[[F], F]:
             if wrong:
                 raise refusal(name, wrong, call)
             return function(*bound.args, **bound.kwargs)
+
+        return typing.cast(F, held)
+
+    return wrap
+
+
+def bound(name: str, call: str) -> Callable[[F], F]:
+    """The refusals of ``checked`` for names and numbers of arguments alone, for what is called so often that a look at
+    every call would be felt: Python's own TypeError is looked at. ``name`` is what the function is called as."""
+
+    def wrap(function: F) -> F:
+        signature = inspect.signature(function)
+        own = signature.replace(parameters=[*signature.parameters.values()][1:])  # without self
+
+        @functools.wraps(function)
+        def held(*args: Any, **given: Any) -> Any:
+            try:
+                return function(*args, **given)
+            except TypeError as error:
+                wrong = error
+            _bindable(name, own, args[1:], given, call)
+            raise wrong
 
         return typing.cast(F, held)
 
@@ -140,6 +126,8 @@ def refusal(whose: str, wrong: Mapping[str, tuple[Any, Any]], call: str = "") ->
     each = [_hint(name, *one) for name, one in told.items()]
     if swapped:  # which says already where a loaded model belongs
         each = [hint for hint in each if not hint.endswith(NOT_LOADED)]
+    loaded = [hint for hint in each if hint.endswith(NOT_LOADED)]  # and what follows it is in another's place
+    each = loaded or each
     hints = dict.fromkeys(filter(None, [*swapped, *each]))
     fix = "; ".join([*hints, *([f"such as {call}"] if call else [])])
     what = "an argument is" if len(wrong) == 1 else f"{len(wrong)} arguments are"
@@ -154,12 +142,13 @@ def refusal(whose: str, wrong: Mapping[str, tuple[Any, Any]], call: str = "") ->
 
 
 def _bindable(
-    name: str, signature: inspect.Signature, args: Sequence[Any], given: Mapping[str, Any], call: str
+    name: str, signature: inspect.Signature, args: Sequence[Any], given: Mapping[str, Any], call: str, more: Any = ()
 ) -> None:
-    """Refusals where names are unknown, arguments missing or too many, for which Python has a TypeError of its own."""
+    """Refusals where names are unknown, arguments missing or too many, for which Python has a TypeError of its own.
+    ``more``: names that its ``**options`` take, () where any are taken."""
     known = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    names = [p.name for p in known]
-    if len(known) == len(signature.parameters):
+    names = [*(p.name for p in known), *more]
+    if more or len(known) == len(signature.parameters):
         refuse_unknown(given, names, name, call)
     places = [p.name for p in known if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     twice = [n for n in places[: len(args)] if n in given]
@@ -207,6 +196,10 @@ def _swapped(wrong: Mapping[str, tuple[Any, Any]]) -> list[str]:
 def _hint(name: str, hint: Any, value: Any) -> str:
     """What would have been right, where the kind that was given tells."""
     arms = kinds.arms_of(hint)
+    if str in arms and not isinstance(value, str) and (rows := kinds.rows_in(value)):
+        if kinds.fits(hint, [{"role": "user"}]):  # it takes what is asked, not a file's name
+            return f"{name}={rows.asks}"
+        return f'{WRITE_ROWS}: {rows.writes}; then {name}="rows.jsonl"'
     wanted = {getattr(arm, "__name__", "") for one in arms for arm in (one, *typing.get_args(one))}
     if isinstance(value, str):
         for kind in (int, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +11,7 @@ SHOWN_FOUND = 20
 SHOWN_LINES = 3
 LONG = 200
 """What was found, of so many characters together are shown one a line, the first SHOWN_LINES of them."""
+MORE = re.compile(r"and \d[\d,]* more")
 
 WAIVABLE: dict[str, str] = {
     "base-differs": "an adapter was trained on other weights than these",
@@ -40,6 +42,7 @@ class Refusal(HalterError):
     shows the first 20. ``parts`` are the refusals of which this one is made (``together``), () where it stands alone.
     ``groups`` are shown in its place where equal ones are better told together, one line each.
     ``folder``, where somebody knows it, is the run folder in which the whole list of what was found may be kept.
+    ``call`` is what to do in Python where that is another thing than to type ``fix`` (``calls``).
     """
 
     exit_code = 2
@@ -66,7 +69,13 @@ class Refusal(HalterError):
         self.groups = tuple(groups)
         self.parts: tuple[Refusal, ...] = ()
         self.folder: Path | None = None
+        self.call = ""
         super().__init__(self.paragraph())
+
+    def calls(self, call: str) -> Refusal:
+        """The same, the exception's own text with what to do in Python as its fix."""
+        self.call, self.args = call, (self.paragraph(fix=call),)
+        return self
 
     def many(self) -> bool:
         """Whether what was found is too long to be told in a row."""
@@ -75,12 +84,13 @@ class Refusal(HalterError):
     def whole(self) -> bool:
         """Whether the command line shows everything that was found."""
         if self.groups:  # which say every place, unless they end in ... or count what they do not name
-            told = not any(one.endswith("...") or " rows more with " in one for one in self.groups)
+            told = not any(one.endswith("...") or " rows more with " in one or MORE.match(one) for one in self.groups)
             return len(self.found) <= SHOWN_LINES or told
         return len(self.found) <= (SHOWN_LINES + 1 if self.many() else SHOWN_FOUND)
 
-    def paragraph(self, listing: str | None = None) -> str:
-        """The whole refusal in one paragraph. ``listing`` replaces the list of what was found, else its first 20."""
+    def paragraph(self, listing: str | None = None, fix: str | None = None) -> str:
+        """The whole refusal in one paragraph, for who types. ``listing`` replaces the list of what was found, else its
+        first 20; ``fix`` the fix."""
         parts = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.found:
             more = len(self.found) - SHOWN_FOUND
@@ -90,22 +100,12 @@ class Refusal(HalterError):
             parts.append(f"Found: {listed}" if listing is None else listing)
         if self.expected:
             parts.append(f"Expected: {self.expected}")
-        if self.fix:
-            parts.append(f"Fix: {self.fix}")
+        if fix := self.fix if fix is None else fix:
+            parts.append(f"Fix: {fix}")
         if self.waivable:
             ways = f'--allow {self.id}; in a recipe checks.allow: [{self.id}]; in Python allow="{self.id}"'
             parts.append(f"To continue anyway: {ways}")
         return f"{'. '.join(p.rstrip('.') for p in parts)}. [{self.id}]".replace("?. ", "? ")
-
-
-def refuse_unknown(given: Iterable[str], known: Sequence[str], whose: str, call: str = "") -> None:
-    """Refusal ``unknown-option`` for options that ``whose`` has not, each with the nearest one that it has. ``call``: a
-    right call."""
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        near = {name: get_close_matches(name, known, 1, cutoff=0.5) for name in unknown}
-        found = [f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()]
-        raise Refusal("unknown-option", f"{whose} has no such option", found=found, expected=", ".join(known), fix=call)
 
 
 def together(refusals: Sequence[Refusal]) -> Refusal:

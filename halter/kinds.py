@@ -24,6 +24,72 @@ SAID = {
 """{class: what it is}."""
 
 
+TABLES = {
+    "pandas": ("DataFrame", '{}.to_json("rows.jsonl", orient="records", lines=True)'),
+    "polars": ("DataFrame", '{}.write_ndjson("rows.jsonl")'),
+    "datasets": ("Dataset", '{}.to_json("rows.jsonl")'),
+    "pyarrow": ("Table", ""),
+}
+"""{library: (its class of rows in columns, how one is written to rows.jsonl)}: known by name, none is imported."""
+WRITES = 'open("rows.jsonl", "w").writelines(json.dumps(row) + "\\n" for row in {})'
+ASKS = ("prompt", "messages", "instruction", "question", "text")
+"""Columns that most likely hold what is asked, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that somebody holds in memory: the names of their columns, how what they ask is had as a list, and how they
+    are written to rows.jsonl."""
+
+    columns: tuple[str, ...]
+    asks: str
+    writes: str
+
+
+def rows_in(value: Any) -> Rows | None:
+    """A table of another library, a dict of columns, a list of dicts, talks or texts as Rows; None for all else."""
+    if library := table(value):
+        columns = value.columns if library in ("pandas", "polars") else value.column_names
+        name, writes = ("frame" if "Frame" in type(value).__name__ else "table"), TABLES[library][1]
+        asks = f'{name}["{{}}"]' + (".to_pylist()" if library == "pyarrow" else "")
+        return _rows(columns, asks, writes.format(name) or WRITES.format(f"{name}.to_pylist()"))
+    if isinstance(value, Mapping) and value and all(isinstance(one, list | tuple) for one in value.values()):
+        return _rows(
+            value, 'columns["{}"]', WRITES.format("[dict(zip(columns, row)) for row in zip(*columns.values())]")
+        )
+    if isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
+        return _rows(value[0], '[row["{}"] for row in rows]', WRITES.format("rows"))
+    if isinstance(value, list | tuple) and value and all(map(_talk, value)):
+        return _rows(("messages",), "talks", WRITES.format('[{"messages": talk} for talk in talks]'))
+    if isinstance(value, list | tuple) and value and all(map(_sentence, value)):
+        return _rows(("text",), "texts", WRITES.format('[{"text": text} for text in texts]'))
+    return None
+
+
+def _rows(columns: Any, asks: str, writes: str) -> Rows:
+    names = tuple(map(str, columns))
+    return Rows(names, asks.format(next((name for name in ASKS if name in names), next(iter(names), "prompt"))), writes)
+
+
+def _talk(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
+def _sentence(value: Any) -> bool:
+    """Whether a text is rather words than the name of a file."""
+    named = isinstance(value, str) and (os.path.splitext(value)[1][1:].isalnum() or os.path.exists(value[:LONGEST]))
+    return isinstance(value, str) and value.count(" ") > 2 and not named
+
+
+def table(value: Any) -> str:
+    """The library of a table of rows in columns; '' of anything else. Python lists its columns in place of its rows."""
+    for kind in type(value).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library in TABLES and TABLES[library][0] == kind.__name__:
+            return library
+    return ""
+
+
 @dataclass(frozen=True)
 class Words:
     """Beside a type in Annotated: what it takes, where the type's own words would be long."""
@@ -83,7 +149,7 @@ def _is_function(value: Any) -> bool:
 
 def _test_of_list(kind: Any, tests: Sequence[Callable[[Any], bool]]) -> Callable[[Any], bool]:
     def test(value: Any) -> bool:
-        if not isinstance(value, Collection) or isinstance(value, str | bytes | bytearray | Mapping):
+        if not isinstance(value, Collection) or isinstance(value, str | bytes | bytearray | Mapping) or table(value):
             return False
         try:
             items = list(value)

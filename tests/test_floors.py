@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "halter"
 
 FLOOR = {
-    "errors": -1, "kinds": -1, "arguments": -0.5, "telling": -1, "waiting": -1,
+    "errors": -1, "kinds": -1, "elsewhere": -0.75, "arguments": -0.5, "telling": -1, "waiting": -1,
     "numerics": 0,
     "model": 1, "files": 1,
     "methods": 2, "data": 2, "playground": 2, "pretrained": 2,

@@ -12,15 +12,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from playground_run import finished, recipe, write_rows
 
 import halter
-from halter.arguments import ELSEWHERE
 from halter.cli import main
 from halter.comparison.options import CompareOptions
 from halter.comparison.whole import CompareKeywords
+from halter.elsewhere import ATTRIBUTES, CALLS, WHOSE
 from halter.evaluation.options import TaskKeywords, TaskOptions
 from halter.generation.options import GenerationOptions
 from halter.playground import base_folder
@@ -206,24 +207,39 @@ halter.plan(memory=8).budget.upper()
 """
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ELSEWHERE.items() for name in names])
+NAMES = [(kind, name) for kind, names in CALLS.items() for name in names]
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES, ids=lambda v: v)
 def test_what_users_of_transformers_call_is_refused_with_the_right_call(kind: str, name: str, run: Path) -> None:
     model, tokenizer = halter.load(BASE)
-    one: Any = model if kind == "Decoder" else tokenizer
+    adapter = halter.load_adapter(run, model)
+    one: Any = {"model": model, "tokenizer": tokenizer, "adapter": adapter}[WHOSE[kind]]
     assert type(one).__name__ == kind
     owners = (one, type(one)) if name == "from_pretrained" else (one,)
     for owner in owners:
         with pytest.raises(halter.Refusal) as caught:
             (owner if name == "__call__" else getattr(owner, name))("Once upon a time", return_tensors="pt")
-        assert caught.value.id == "called-otherwise" and caught.value.fix == ELSEWHERE[kind][name]
-    for call in re.findall(r"(?:halter|adapter|tokenizer)[.](\w+)", ELSEWHERE[kind][name]):
-        assert any(hasattr(owner, call) for owner in (halter, tokenizer, halter.load_adapter(run, model)))
+        assert caught.value.id == "called-otherwise" and caught.value.fix == CALLS[kind][name]
+    for call in re.findall(r"(?:halter|adapter|tokenizer|model)[.](\w+)", CALLS[kind][name]):
+        assert any(hasattr(owner, call) for owner in (halter, tokenizer, model, adapter)), call
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES["Tokenizer"])
+def test_attributes_of_theirs_are_told_by_ours(name: str) -> None:
+    model, tokenizer = halter.load(BASE)
+    with pytest.raises(AttributeError, match="here it is") as caught:
+        getattr(tokenizer, name)
+    told = str(caught.value).partition("here it is ")[2].partition(", None where")[0]
+    if "padded" not in told:
+        eval(told, {"tokenizer": tokenizer, "model": model})
+    assert not hasattr(tokenizer, name) and not hasattr(tokenizer, "nothing_of_anybody")
 
 
 def test_the_right_calls_are_right(run: Path, tmp_path: Path) -> None:
     model, tokenizer = halter.load(BASE)
     adapter = halter.load_adapter(run, model)
-    told = "".join(ELSEWHERE["Decoder"].values()) + "".join(ELSEWHERE["Tokenizer"].values())
+    told = "".join(CALLS["Decoder"].values()) + "".join(CALLS["Tokenizer"].values())
     asked = [[{"role": "user", "content": "Hello"}]]
     assert f"halter.generate(model, tokenizer, {json.dumps(asked)}, template=" in told
     assert len(halter.generate(model, tokenizer, asked, template="alpaca", max_new_tokens=2)) == 1
@@ -232,9 +248,79 @@ def test_the_right_calls_are_right(run: Path, tmp_path: Path) -> None:
     ids = tokenizer.encode("Once upon a time")
     assert model(torch.tensor([ids])).shape[:2] == (1, len(ids))
     assert [tokenizer.decode(row) for row in [ids]] == ["Once upon a time"]
+    assert [tokenizer.token_id(tokenizer.token(id)) for id in ids] == ids
     halter.merge(model, adapter, tmp_path / "merged")
     adapter.save(tmp_path / "mine")
     assert halter.load(tmp_path / "merged")[1].digest == tokenizer.digest
+    assert model.config.num_parameters == sum(tensor.numel() for tensor in {id(t): t for t in model.buffers()}.values())
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float64"])
+def test_a_base_is_not_cast(name: str) -> None:
+    """Its tensors alone would be, and the next call would end in torch's own error."""
+    model, _ = halter.load(BASE, device="cpu", dtype="float32")
+    dtype = getattr(torch, name)
+    short = {"float16": model.half, "bfloat16": model.bfloat16, "float64": model.double}[name]
+    for cast in (short, lambda: model.to(dtype), lambda: model.to("cpu", dtype), lambda: model.type(dtype)):
+        with pytest.raises(halter.Refusal, match="compute in float32") as caught:
+            cast()
+        told = re.search(r'dtype="(\w+)"', caught.value.fix)
+        assert told is not None and told[1] == ("float32" if name == "float64" else name)
+        assert str(halter.load(BASE, device="cpu", dtype=told[1])[0].dtype) == f"torch.{told[1]}"
+    assert model.to("cpu").float().eval() is model
+
+
+def test_a_device_that_is_not_here_is_refused_in_words() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(halter.Refusal, match="device-missing"):
+        halter.load(BASE, device="cpu")[0].cuda()
+
+
+def test_a_model_is_called_by_its_own_names() -> None:
+    model, _ = halter.load(BASE)
+    tokens: Any = torch.tensor([[1, 2]])
+    for call in (lambda: model(input_ids=tokens), lambda: model(tokens, labels=tokens), lambda: model()):
+        with pytest.raises(halter.Refusal, match="model") as caught:
+            call()
+        assert caught.value.fix == "model(tokens, adapter=adapter)"
+
+
+TEXTS, ROWS, ID = "[tokenizer.encode(text) for text in texts]", "[tokenizer.decode(ids) for ids in rows]", "[ID, ID]"
+MISTAKEN = [
+    ("encode", ["a", "b"], TEXTS), ("encode", np.array(["a", "b"]), TEXTS), ("encode", None, 'tokenizer.encode("'),
+    ("encode", b"a", 'tokenizer.encode("'), ("encode", [{"role": "user", "content": "a"}], "halter.generate("),
+    ("decode", [[5, 6], [7]], ROWS), ("decode", torch.tensor([[5, 6]]), ROWS), ("decode", np.array([[5, 6]]), ROWS),
+    ("decode", 5, "tokenizer.decode([ID])"), ("decode", torch.tensor(5.0), ID), ("decode", [1.0, 2.5], ID),
+    ("decode", torch.tensor([1.0]), ID), ("decode", "text", "tokenizer.encode(TEXT)"), ("decode", None, ID),
+    ("token", "a", "tokenizer.token_id(TEXT)"), ("token_id", 5, "tokenizer.token(ID)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "fix"), MISTAKEN, ids=lambda v: str(v)[:20])
+def test_a_tokenizer_is_given_what_it_does_not_take(name: str, value: Any, fix: str) -> None:
+    _, tokenizer = halter.load(BASE)
+    with pytest.raises(halter.Refusal, match="wrong-argument") as caught:
+        getattr(tokenizer, name)(value)
+    assert fix in caught.value.fix
+
+
+def test_answers_are_no_ids_and_ids_of_any_library_are() -> None:
+    model, tokenizer = halter.load(BASE)
+    answers: Any = halter.generate(model, tokenizer, ["Hi", "Ho"], max_new_tokens=2)
+    for given, fix in ((answers[0], "answer.text"), (answers, "[answer.text for answer in answers]")):
+        with pytest.raises(halter.Refusal) as caught:
+            tokenizer.decode(given)
+        assert fix in caught.value.fix
+    ids = [tokenizer.bos_id, *tokenizer.encode("Hi")]
+    wanted = tokenizer.decode(ids)
+    assert tokenizer.bos_id is not None and "Hi" in wanted
+    for same in (torch.tensor(ids), np.array(ids), iter(ids), tuple(ids), torch.tensor(ids, dtype=torch.int32)):
+        assert tokenizer.decode(same) == wanted
+    with pytest.raises(halter.Refusal, match=r"skip_special_tokens \(here skip_control\)"):
+        tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[call-arg]
+    with pytest.raises(halter.Refusal, match="arguments are missing"):
+        tokenizer.encode()  # type: ignore[call-arg]
 
 
 def test_a_tokenizer_is_no_function() -> None:

@@ -122,7 +122,7 @@ def compare(
     Refusals: ``nothing-to-compare``, ``not-a-comparison``, ``recipe``, ``compare-options``, ``unknown-option``,
     ``run-in-use``, and those of data and base; all before anything is trained.
     """
-    (flags,) = sorted_out(options, CompareOptions)
+    (flags,) = sorted_out("halter.compare", options, CompareOptions)
     recipe, section, variants = ({}, {}, {}) if source is None else start.read(source)
     if not quick and not recipe and model is None:
         raise Refusal("nothing-to-compare", "a comparison needs a model and data", fix=NEEDS)

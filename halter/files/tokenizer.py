@@ -10,10 +10,13 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halter.arguments import called_otherwise
+from halter.arguments import bound
+from halter.elsewhere import called_otherwise, misused
 from halter.errors import HalterError
 from halter.files import tokenizer_settings as settings_of
 from halter.files.chat import ChatTemplate
@@ -124,21 +127,31 @@ class Tokenizer:
         return tuple(controls.values())
 
     def token_id(self, token: str) -> int | None:
-        """The id of exactly this vocabulary entry ("▁the", "Ġthe", "<|eot_id|>"), or None."""
+        """The id of exactly this vocabulary entry ("▁the", "Ġthe", "<|eot_id|>"), or None. Refusal ``wrong-argument``
+        for anything but a text."""
+        if not isinstance(token, str):
+            raise misused("tokenizer.token_id", "token", token)
         return self._codec.token_id(token)
 
     def token(self, id: int) -> str:
-        """The vocabulary entry of an id in [0, vocab_size)."""
+        """The vocabulary entry of an id in [0, vocab_size). Refusal ``wrong-argument`` for anything but a whole
+        number."""
+        if not isinstance(id, Integral):
+            raise misused("tokenizer.token", "id", id)
         if not 0 <= id < self.vocab_size:
             raise IndexError(f"id {id} is outside the vocabulary of {self.vocab_size}")
         return self._codec.token(id)
 
+    @bound("tokenizer.encode", 'tokenizer.encode("Once upon a time")')
     def encode(self, text: str, *, control: bool = False, continues: bool = False) -> list[int]:
         """Ids of text, never with BOS or EOS added.
 
         control=False: what looks like a control token is encoded as the plain text it is. True: it becomes its id.
         continues: the text goes on from one already encoded, so SentencePiece's dummy space does not go before it.
+        Refusals ``wrong-argument`` for anything but one text, and ``unknown-option``.
         """
+        if not isinstance(text, str):
+            raise misused("tokenizer.encode", "text", text)
         runs = self.encode_runs(text, self.finder.find(text) if control else (), {0: False} if continues else None)
         return [id for run in runs for id in run.ids]
 
@@ -203,8 +216,14 @@ class Tokenizer:
             return None
         return Control(text, id, special=False, ordinary=True)
 
+    @bound("tokenizer.decode", "tokenizer.decode(ids)")
     def decode(self, ids: Iterable[int], *, skip_control: bool = True) -> str:
-        """The text of ids; with skip_control the special tokens are left out. A first dummy space is dropped."""
+        """The text of ids; with skip_control the special tokens are left out. A first dummy space is dropped. Refusals
+        ``wrong-argument`` for anything but one list of ids, and ``unknown-option``."""
+        try:
+            ids = list(map(index, ids))  # of other libraries too, whose numbers do not compare as Python's do
+        except TypeError:
+            raise misused("tokenizer.decode", "ids", ids) from None
         skipped = self._skipped if skip_control else frozenset[int]()
         return decode(self._pieces, skipped, self._codec.drops_first_space, ids)
 

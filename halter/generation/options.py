@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, cast
 
-from halter.errors import Refusal, refuse_unknown
+from halter.elsewhere import refuse_unknown
+from halter.errors import Refusal
 from halter.numerics.sampling import Rule
 
 
@@ -61,7 +62,7 @@ class GenerationOptions:
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:
         """The options given by name. Refusal ``unknown-option`` names those that do not exist."""
-        refuse_unknown(options, [field.name for field in fields(cls)], "generation")
+        refuse_unknown(options, [field.name for field in fields(cls)], "halter.generate")
         return cls(**options)
 
     @property

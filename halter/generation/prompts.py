@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from halter import kinds
 from halter.data.turns import under_system
 from halter.errors import Refusal
 from halter.files import chat_marks
@@ -49,18 +51,28 @@ class AnswerKeywords(GenerationKeywords, total=False):
 
 
 def as_list(prompts: Prompts) -> list[Prompt]:
-    """One prompt or several as a list. A list of mappings is one conversation, a list of numbers one prompt's ids."""
-    if isinstance(prompts, Tensor):
-        if prompts.dim() not in (1, 2) or prompts.is_floating_point() or prompts.dtype == torch.bool:
-            found = f"{prompts.dtype} {list(prompts.shape)}"
-            raise Refusal(
-                "tokens-wanted", "a tensor of prompts is token ids", found=[found], expected="int64 [T] or [B, T]"
-            )
-    plain: Any = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    """One prompt or several as a list. A list of mappings is one conversation, a list of numbers one prompt's ids.
+    Refusals ``tokens-wanted`` for a tensor of no ids, ``prompts-unordered`` for a set, ``rows-asked`` for rows."""
+    if isinstance(prompts, set | frozenset):
+        what = "a set has no order, so nobody could tell which answer is whose"
+        raise Refusal("prompts-unordered", what, where="prompts", fix="prompts=sorted(prompts), or a list")
+    plain: Any = _ids(prompts, 1, 2) if isinstance(prompts, Tensor) else prompts
     if isinstance(plain, str | EncodedPrompt):
         return [plain]
-    items = list(plain)
-    return [items] if items and isinstance(items[0], Mapping | int) else items
+    items = [_ids(one, 0, 1) if isinstance(one, Tensor) else one for one in plain]
+    if (rows := kinds.rows_in(items)) and "role" not in rows.columns and isinstance(items[0], Mapping):
+        what, named = "these are rows, and what they ask stands in one of their columns", ", ".join(rows.columns)
+        raise Refusal("rows-asked", what, where="prompts", found=[named], fix=f"prompts={rows.asks}")
+    return [items] if items and isinstance(items[0], Mapping | Integral) else items
+
+
+def _ids(tensor: Tensor, least: int, most: int) -> Any:
+    """Token ids as Python's numbers. Refusal ``tokens-wanted`` for other numbers, or other dimensions."""
+    if not least <= tensor.dim() <= most or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        found = f"{tensor.dtype} {list(tensor.shape)}"
+        expected = "int64 [T] or [B, T]" if most == 2 else "int64 [T] each"
+        raise Refusal("tokens-wanted", "a tensor of prompts is token ids", found=[found], expected=expected)
+    return tensor.tolist()
 
 
 def encode_prompt(

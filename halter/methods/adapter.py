@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from halter.arguments import check_options, checked
-from halter.errors import Refusal, refuse_unknown
+from halter.elsewhere import called_otherwise, refuse_unknown
+from halter.errors import Refusal
 from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find
 from halter.model.config import ModelConfig
@@ -41,6 +42,7 @@ class Slot:
         return getattr(self.piece.get_submodule(owner), name)
 
 
+@called_otherwise
 class Adapter(nn.Module):
     """Trained tensors of one or several methods beside one base: float32 parameters, no caches, no state.
 

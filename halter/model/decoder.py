@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from halter.arguments import called_otherwise
+from halter.arguments import bound
+from halter.elsewhere import called_otherwise
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.extras import surrounded
-from halter.model.inputs import checked_call
+from halter.model.inputs import CALL, Binds, Identity, checked_call, refuse_cast
 from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
@@ -25,20 +26,6 @@ from halter.model.streaming import Stream
 from halter.numerics import rope
 from halter.numerics.attention import attend
 from halter.numerics.pointwise import normalise, swiglu
-
-
-class Binds(Protocol):
-    """An adapter, as far as the decoder is concerned."""
-
-    def bind(self, base: Decoder, segments: Segments) -> Acts: ...
-
-
-class Identity(Protocol):
-    """Where a decoder's weights were read from, as far as adapters must know (pretrained.digest)."""
-
-    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Why these weights are not those that an adapter's facts name as its base; [] if nothing speaks against."""
-
 
 Store = tuple[Cache, int]
 Tails = tuple[Segments, Tensor]
@@ -167,6 +154,7 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.matrix.device
 
+    @bound("model", CALL)
     def forward(self, tokens: Tensor, adapter: Binds | None = None, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits [B, T, V] in the model's dtype for ``tokens`` int64 [B, T].
 
@@ -182,6 +170,11 @@ class Decoder(nn.Module):
         real = torch.arange(width, device=tokens.device)[None] < torch.tensor(counts, device=tokens.device)[:, None]
         packed = self.head(self.hidden(tokens[real], segments, acts), acts)
         return packed.new_zeros(batch, width, packed.shape[-1]).masked_scatter(real[..., None], packed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
+        """What torch's ``to``, ``cuda``, ``half`` and their kin do to every tensor. Refusals of ``refuse_cast``."""
+        refuse_cast(fn, self.dtype, self.device, self.stream is not None)
+        return super()._apply(fn, recurse)
 
     def hidden(
         self,

@@ -1,10 +1,10 @@
-"""What may be asked of a decoder by hand."""
+"""What may be asked of a decoder by hand, and what it is called with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,25 @@ from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.rotation import within
 
+if TYPE_CHECKING:
+    from halter.model.decoder import Decoder
+    from halter.model.places import Acts
+    from halter.model.segments import Segments
+
 CALL = "model(tokens, adapter=adapter)"
+
+
+class Binds(Protocol):
+    """An adapter, as far as the decoder is concerned."""
+
+    def bind(self, base: Decoder, segments: Segments) -> Acts: ...
+
+
+class Identity(Protocol):
+    """Where a decoder's weights were read from, as far as adapters must know (pretrained.digest)."""
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Why these weights are not those that an adapter's facts name as its base; [] if nothing speaks against."""
 
 
 def checked_call(tokens: Tensor, adapter: Any, lengths: Sequence[int] | None, config: ModelConfig) -> tuple[int, int]:
@@ -33,6 +51,26 @@ def checked_call(tokens: Tensor, adapter: Any, lengths: Sequence[int] | None, co
         expected = f"a whole number from 0 to {shape[1]} for each row, {shape[0]} in all"
         raise Refusal("wrong-argument", what, where="model", found=[found], expected=expected)
     return shape
+
+
+def refuse_cast(change: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device, streamed: bool) -> None:
+    """Refusals before torch moves or casts a base: ``base-cast`` for another dtype, in which only its tensors would be
+    and not its computing, and for layers that visit the device; ``device-missing`` for one that is not here."""
+    try:
+        changed = change(torch.empty(0, dtype=dtype, device=device))
+    except (AssertionError, RuntimeError) as error:  # AssertionError: a torch without CUDA
+        reason = str(error).split("\n")[0]
+        raise Refusal("device-missing", f"the model cannot be moved: {reason}", fix=f"leave it on {device}") from None
+    if changed.dtype != dtype:
+        names = [str(one).removeprefix("torch.") for one in (dtype, changed.dtype)]
+        what = f"this base was loaded to compute in {names[0]}, and its tensors alone would become {names[1]}"
+        fix = f'model, tokenizer = halter.load("path/or/hub-id", dtype="{names[1]}")'
+        other = "" if names[1] in ("float16", "bfloat16", "float32") else "float32, bfloat16 or float16"
+        raise Refusal("base-cast", what, expected=other, fix=fix if not other else fix.replace(names[1], "float32"))
+    if streamed and changed.device != device:
+        what = "the layers of this base lie in CPU memory and visit its device; it cannot be moved to another"
+        fix = f'model, tokenizer = halter.load("path/or/hub-id", device="{changed.device}")'
+        raise Refusal("base-cast", what, fix=fix)
 
 
 def _counts(lengths: Any, rows: int, width: int) -> bool:

@@ -208,7 +208,7 @@ _ABOUT: dict[Any, tuple[Any, Any, Any]] = {}
 
 
 def _standing(*modules: nn.Module | None) -> frozenset[int]:
-    held = [t for m in modules if m is not None for t in (*m.parameters(), *m.buffers())]
+    held = [t for m in modules if m is not None for t in (*dict(m.named_parameters()).values(), *m.buffers())]
     return frozenset(tensor.untyped_storage()._cdata for tensor in held)
 
 

@@ -37,7 +37,7 @@ _SAY_EVERY_SECONDS = 5.0
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 
 
-@checked('halter.load("path/or/hub-id", quantize="nf4")')
+@checked('halter.load("path/or/hub-id", dtype="auto")')
 def load(
     path_or_hub_id: str | Path,
     dtype: str | torch.dtype = "auto",

@@ -10,6 +10,8 @@ from os import PathLike
 from typing import Any
 
 from halter import kinds
+from halter.arguments import WRITE_ROWS
+from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
 from halter.files.own_files import HEADED
 from halter.files.yaml12 import flow
@@ -29,6 +31,11 @@ from halter.recipe.sections import (
 from halter.training.defaults import FITTED, METHOD, PRESETS, REFERENCE_WIDTH, RIVALS, TRAIN, Default
 
 WIDTH = 110
+INSTEAD = {
+    "model": "the model's folder or hub id; a recipe opens it itself",
+    "data": f"{WRITE_ROWS}, one a line in JSON, and give its name",
+}
+"""{section: what belongs there in place of an object that no file could hold}."""
 
 
 def as_data(recipe: Recipe) -> dict[str, Any]:
@@ -57,6 +64,7 @@ def handed(source: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
 
 
 def _plain_value(value: Any, path: str) -> Any:
+    _refuse_rows(value, path)
     if isinstance(value, Mapping):
         return handed(value, path)
     if isinstance(value, list | tuple):
@@ -65,9 +73,21 @@ def _plain_value(value: Any, path: str) -> Any:
         return int(value) if isinstance(value, Integral) else float(value)
     if value is None or isinstance(value, bool | int | float | str | PathLike) or is_dataclass(value):
         return plain(value)
-    fix = "the model's folder or hub id; a recipe opens it itself" if path.split(".")[0] == "model" else ""
+    fix = INSTEAD.get(path.split(".")[0], "")
     what = "a recipe holds texts, numbers, lists and mappings"
     raise Refusal("recipe", what, where="recipe", found=[f"{path}: {kinds.shown(value)}"], fix=fix)
+
+
+def _refuse_rows(value: Any, path: str) -> None:
+    """Refusal ``recipe`` where the data section is given rows themselves, in whatever form."""
+    rows = kinds.rows_in(value) if path.split(".")[0] == "data" else None
+    known = {*keys_of(DataOptions), *keys_of(Source)}
+    if rows is None or not (kinds.table(value) or known.isdisjoint(rows.columns)):
+        return
+    named = ", ".join(rows.columns[:3]) + (", ..." if len(rows.columns) > 3 else "")
+    what = f"{path} holds rows, and a recipe names the files in which rows stand"
+    fix = f'{WRITE_ROWS}: {rows.writes}; then give "rows.jsonl" in their place'
+    raise Refusal("recipe", what, where="recipe", found=[f"{kinds.shown(value)}, columns {named}"], fix=fix)
 
 
 def _method_data(choice: MethodChoice) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def merge(
         raise Refusal("wrong-argument", what, where="halter.merge", fix=f"such as {CALLS}")
     fold: Any = {name: value for name, value in options.items() if name in FoldKeywords.__annotations__}
     opening: Any = {name: value for name, value in options.items() if name not in fold}
-    (chosen,) = sorted_out(opening, OpenOptions)
+    (chosen,) = sorted_out("halter.merge", opening, OpenOptions)
     if isinstance(model, Decoder) and isinstance(adapter, Adapter):
         if opening:
             what = "the model is loaded already, as it was asked for then"

@@ -108,7 +108,7 @@ def evaluate(
     Refusals: ``no-data``, ``already-exists``, ``unknown-option``, and those of halter.load, halter.load_adapter, of the
     rows and of generation.
     """
-    scoring, opening, generation = sorted_out(options, Scoring, OpenOptions, GenerationOptions)
+    scoring, opening, generation = sorted_out("halter.evaluate", options, Scoring, OpenOptions, GenerationOptions)
     if scoring.columns is not None:
         keys = [*keys, f"data.columns={scoring.columns}"]
     subject = find(named, model=opening.model, adapter=opening.adapter)

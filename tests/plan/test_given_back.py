@@ -64,7 +64,8 @@ def test_what_is_planned_lives(name: str, checkpointing: bool) -> None:
     draw = np.random.default_rng(0)
     every = np.ones(LENGTH, dtype=bool)
     batch = pack([Example(draw.integers(0, 512, LENGTH).astype(np.int32), every) for _ in range(ROWS)])
-    standing = {t.untyped_storage()._cdata for m in (model, adapter) for t in (*m.parameters(), *m.buffers())}
+    held = [*adapter.parameters(), *adapter.buffers(), *model.buffers()]
+    standing = {tensor.untyped_storage()._cdata for tensor in held}
     with Alive(standing) as real:
         gather(model, [trainee], [[batch]], checkpointing)
     planned = training_pass(
