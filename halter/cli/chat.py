@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from halter.cli import chat_words
+from halter.cli.chat_words import HELP
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.files import writing
@@ -23,18 +25,6 @@ from halter.model.packing import packed
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 from halter.telling import tell
 
-HELP = """\
-/adapter NAME   answer with another adapter: a run or adapter folder, or its name beside this one
-/adapter        the adapters loaded so far
-/base           answer with the base alone
-/system TEXT    another system message, none without TEXT; the conversation goes on
-/temperature X  how wild the answers are: 0 takes the likeliest words
-/retry          answer the last question again
-/save FILE      write the conversation to a new jsonl file, which halter train reads
-/reset          forget the conversation
-\"\"\"             begins and ends a text of several lines
-/help           this
-/quit           leave (so does Ctrl-D); Ctrl-C stops an answer"""
 BASE = "/base"
 """The base alone, a name that no folder has."""
 
@@ -99,7 +89,7 @@ class Chat:
     def handle(self, line: str) -> bool:
         """Do what one line says; False to leave."""
         word, _, rest = line.partition(" ")
-        if word in ("/quit", "/exit"):
+        if chat_words.leaves(line):
             return False
         if word == "/help":
             self.write(f"{HELP}\n")
@@ -110,7 +100,7 @@ class Chat:
             self.system(rest.strip())
             self.write("The system message is set.\n" if rest.strip() else "There is no system message now.\n")
         elif word == "/temperature":
-            self.options = replace(self.options, temperature=_number(rest))
+            self.options = replace(self.options, temperature=chat_words.number(rest))
             self.write(f"The temperature is {self.options.temperature:g}.\n")
         elif word == "/retry":
             self.retry()
@@ -121,8 +111,10 @@ class Chat:
         elif word == "/adapter":
             self.switch(rest.strip()) if rest.strip() else self.write(f"{', '.join(self.loaded)}\n{self._status()}.\n")
         elif line.startswith("/"):
-            self.write(f"There is no command {word}.\n{HELP}\n")
+            self.write(chat_words.unknown(word))
         elif line:
+            if told := chat_words.without_slash(line):
+                self.write(told)
             self.say(line)
         return True
 
@@ -229,13 +221,6 @@ class Chat:
             self.write(" [stopped]")
         self.write("\n")
         return "".join(said).strip()
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise Refusal("usage", f"{text.strip()!r} is no number", expected="/temperature 0.8") from None
 
 
 def _to_screen(text: str) -> None:
