@@ -69,10 +69,12 @@ class ChatTemplate:
 
     @classmethod
     def named(cls, name: str) -> ChatTemplate:
-        """What a person means by a name: a Jinja file of that path, else a built-in template. Refusals as those of
-        ``builtin`` and files.reading.read_text."""
-        path = Path(name).expanduser()
-        return cls.from_source(read_text(path), path.name) if path.is_file() else cls.builtin(name)
+        """What a person means by a name: a built-in template, else a Jinja file of that path; ./alpaca is a file.
+        Refusals as those of ``builtin`` and files.reading.read_text."""
+        if template_names.means_file(name):
+            path = Path(name).expanduser()
+            return cls.from_source(read_text(path), path.name)
+        return cls.builtin(name)
 
     @classmethod
     def from_source(cls, jinja: str, name: str = "given") -> ChatTemplate:
@@ -234,11 +236,11 @@ def _check_tokens(tokenizer: Tokenizer, name: str) -> None:
         raise Refusal(
             "template-needs-tokens", f"the tokenizer lacks control tokens of the built-in chat template {name}",
             found=missing,
-            fix=f"use {', '.join(_writable(tokenizer))} or the checkpoint's own template with this model",
+            fix=f"use {', '.join(writable(tokenizer))} or the checkpoint's own template with this model",
         )  # fmt: skip
 
 
-def _writable(tokenizer: Tokenizer) -> list[str]:
+def writable(tokenizer: Tokenizer) -> list[str]:
     """The built-in templates that this tokenizer can write, found by writing a turn with each."""
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
     found = []

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from halter.errors import Refusal
+from halter.telling import tell
 
 BUILTIN = ("llama-2", "llama-3", "llama-3.1", "llama-4", "alpaca", "vicuna", "chatml", "zephyr")
 BESIDE = re.compile(r"instruct|chat(?!ml)|template|meta|beta|hf|\d+b|scout|maverick|stanford")
@@ -25,6 +26,17 @@ def spelt(name: str) -> str | None:
         return name
     plain = re.sub(r"chat[^a-z0-9]ml", "chatml", name.strip().lower())
     return SPELT.get(re.sub(r"[^a-z0-9]", "", BESIDE.sub("", re.sub(r"[-_ ]?\d+b\b", "", plain))))
+
+
+def means_file(name: str) -> bool:
+    """Whether a file that is there is meant: of a built-in template's name it is where a folder or a suffix says so."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return False
+    if path.name != name or path.suffix.lower() in FILES or (found := spelt(name)) is None:
+        return True
+    tell(f"note: the built-in chat template {found} is taken; for the file of that name give ./{name}")
+    return False
 
 
 def unknown(name: str) -> Refusal:

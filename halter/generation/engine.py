@@ -26,6 +26,7 @@ from halter.generation.prompts import (
     EncodedPrompt,
     Prompts,
     as_list,
+    as_template,
     check_prompts,
     encode_prompt,
     told_of_marks,
@@ -85,7 +86,8 @@ def stream(
 ) -> Iterator[Piece]:
     """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
     given: dict[str, Any] = dict(options)
-    template, date, prefill = given.pop("template", None), given.pop("template_date", None), given.pop("prefill", "")
+    template = as_template(given.pop("template", None))
+    date, prefill = given.pop("template_date", None), given.pop("prefill", "")
     n, max_rows = given.pop("n", 1), given.pop("max_rows", MAX_ROWS)
     chosen = GenerationOptions.of(**given)
     _check_count(n, chosen)

@@ -14,7 +14,7 @@ from halter import kinds
 from halter.data.turns import under_system
 from halter.errors import Refusal
 from halter.files import chat_marks
-from halter.files.chat import ChatTemplate
+from halter.files.chat import ChatTemplate, writable
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
 from halter.kinds import Words
@@ -75,6 +75,11 @@ def _ids(tensor: Tensor, least: int, most: int) -> Any:
     return tensor.tolist()
 
 
+def as_template(template: Template) -> ChatTemplate | None:
+    """The template that is meant by a name. Refusals of ``ChatTemplate.named``."""
+    return ChatTemplate.named(template) if isinstance(template, str) else template
+
+
 def encode_prompt(
     tokenizer: Tokenizer,
     prompt: Prompt,
@@ -85,15 +90,14 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Ids of a prompt, and of ``prefill``, with which its answer begins.
 
-    A string is used as it stands, after BOS; with ``template`` (a built-in one's name, or a template) it is one user
-    turn. A conversation goes through ``template`` or the tokenizer's own; ``date`` (YYYY-MM-DD) is for those that ask
-    what day it is, ``tools`` for those that have a place for them. One that ends with the assistant's words is
-    continued there. Refusals ``no-chat-template``, and ``prefill-tokens`` for a text before which token ids stand.
+    A string is used as it stands, after BOS; with ``template`` (a built-in one's name, a Jinja file, or a template) it
+    is one user turn. A conversation goes through ``template`` or the tokenizer's own; ``date`` (YYYY-MM-DD) is for
+    those that ask what day it is, ``tools`` for those that have a place for them. One that ends with the assistant's
+    words is continued there. Refusals ``no-chat-template``, and ``prefill-tokens`` for words after token ids.
     """
     if isinstance(prompt, EncodedPrompt):
         return prompt
-    if isinstance(template, str):
-        template = ChatTemplate.builtin(template)
+    template = as_template(template)
     if isinstance(prompt, str):
         if template is None:
             opening = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
@@ -107,11 +111,7 @@ def encode_prompt(
         return EncodedPrompt(tuple(int(id) for id in items), continues=True)  # type: ignore[call-overload]
     template = template or tokenizer.chat_template
     if template is None:
-        raise Refusal(
-            "no-chat-template",
-            "this tokenizer has no chat template, so a conversation cannot be put into words",
-            fix='name one of the built-in templates, e.g. template="llama-3", or ask with a plain string',
-        )
+        raise _no_template(tokenizer)
     messages = [dict(message) for message in items]  # type: ignore[call-overload]
     begun = ""
     if messages[-1].get("role") == "assistant" and isinstance(messages[-1].get("content"), str):
@@ -120,6 +120,16 @@ def encode_prompt(
     if begun + prefill:
         tokens += _begun(tokenizer, template, messages, begun + prefill, tokens, date, tools)
     return EncodedPrompt(tuple(tokens), continues=bool(begun + prefill), stop_ids=turn_end(tokenizer, template))
+
+
+def _no_template(tokenizer: Tokenizer) -> Refusal:
+    """Refusal ``no-chat-template``, with the built-in templates that this tokenizer can write."""
+    usable = writable(tokenizer)
+    name = "alpaca" if "alpaca" in usable else next(iter(usable), "")
+    others = ", ".join(one for one in usable if one != name)
+    fix = f'give --template {name}, in Python template="{name}" ({others} can be written too)' if name else ""
+    what = "this tokenizer has no chat template, so a conversation cannot be put into words"
+    return Refusal("no-chat-template", what, fix=fix or "ask in plain text, without messages")
 
 
 def _begun(

@@ -134,6 +134,19 @@ def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:
     assert ChatTemplate.named(str(tmp_path / "note.jinja")).name == "note.jinja"
 
 
+def test_a_built_in_template_is_taken_before_a_file_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("alpaca", "mine", "vicuna.jinja"):
+        (tmp_path / name).write_text("{{ messages[0].content }}")
+    assert ChatTemplate.named("alpaca").digest == ChatTemplate.builtin("alpaca").digest
+    assert "give ./alpaca" in capsys.readouterr().err
+    for name in ("./alpaca", str(tmp_path / "alpaca"), "mine", "vicuna.jinja"):
+        assert ChatTemplate.named(name).source == "{{ messages[0].content }}"
+    assert not capsys.readouterr().err
+
+
 def test_what_is_offered_for_a_template_that_cannot_be_written_is_all_that_can(own: Own) -> None:
     """By trying each: llama-2, which a SentencePiece tokenizer writes, was not offered."""
     found = Tokenizer.from_folder(own.base)

@@ -359,6 +359,16 @@ def test_refusals_of_prompts(stories: tuple[Decoder, Tokenizer]) -> None:
     assert generate(*stories, []) == []
 
 
+def test_the_template_that_is_offered_can_be_written(stories: tuple[Decoder, Tokenizer]) -> None:
+    """ "llama-3" was, whose tokens this tokenizer has not."""
+    talk: Any = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(Refusal) as refusal:
+        generate(*stories, talk)
+    offered = refusal.value.fix.split("--template ")[1].split(",")[0]
+    assert f'template="{offered}"' in refusal.value.fix
+    assert generate(*stories, talk, template=offered, max_new_tokens=1)
+
+
 def test_broken_weights_are_named_as_such(stories: tuple[Decoder, Tokenizer]) -> None:
     model = tiny.decoder()
     model.norm.scale.fill_(float("nan"))
