@@ -24,7 +24,7 @@ from halter.data.misnamed import python_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
 from halter.data.respelt import python_lists, twice_encoded
-from halter.data.row_files import EMPTY, Fault, opened
+from halter.data.row_files import EMPTY, Fault, as_utf8, opened
 from halter.data.store import Store, joined
 from halter.data.tokenise import DUPLICATE, NO_ROW, Account, Group, Pass, fitting, tools_fix
 from halter.data.told import grouped, place
@@ -204,12 +204,6 @@ def stopping(faults: Sequence[Fault], rows: int) -> bool:
     return unanswered < len(faults) or unanswered > MOST_UNANSWERED * rows
 
 
-def _as_utf8(path: Path) -> str:
-    with suppress(OSError, EOFError, zlib.error), opened(path) as file:
-        return encoding_way(path, file.read(LOOKED_BYTES))
-    return ""
-
-
 def _of_other_layout(kind: str) -> bool:
     """Whether a row lacks a key because it is of another format than the first ones."""
     found = OTHER_KEYS.search(kind)
@@ -218,7 +212,7 @@ def _of_other_layout(kind: str) -> bool:
     return False
 
 
-def _respelt(faults: Sequence[Fault]) -> str:
+def respelt_way(faults: Sequence[Fault]) -> str:
     """The way of the first row that is written in another program's spelling, '' where none is."""
     for fault in faults:
         path, line = place(fault.origin)
@@ -243,7 +237,7 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     kinds = [fault.kind for fault in faults]
     roles = roles_guessed(kinds)
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
-    if respelt := _respelt(faults):
+    if respelt := respelt_way(faults):
         ways.append(respelt)
     elif len(faults) >= rows and all(kind.startswith(BROKEN) for kind in kinds):
         ways.append("write one JSON object a line and nothing between them")
@@ -255,7 +249,7 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     ways += ["data.id_column=null keeps rows whose ids repeat"] if any(k.startswith(DUPLICATE) for k in kinds) else []
     ways += [tools_fix(tokenizer)] if any(NO_TOOLS in kind for kind in kinds) else []
     broken = [place(fault.origin)[0] for fault in faults if fault.kind.startswith("invalid UTF-8")]
-    ways += [way for name in list(dict.fromkeys(broken))[:1] if (way := _as_utf8(Path(name)))]
+    ways += [way for name in list(dict.fromkeys(broken))[:1] if (way := as_utf8(Path(name)))]
     if len(faults) < rows:
         ways.append("data.on_bad=skip (--on-bad skip) leaves them out and counts them")
     return "; ".join(ways) or "correct the rows in the file: there is none that can be used"

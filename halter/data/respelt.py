@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from halter.data.meaning import plain_name
-from halter.data.row_files import read, suffix_of
+from halter.data.row_files import read
+from halter.files.row_names import PACKED, suffix_of
 
-PACKED = ".gz"
 LINES = "(json.loads(line) for line in sys.stdin if line.strip())"
 READERS = {
     ".jsonl": LINES, ".ndjson": LINES, ".csv": "csv.DictReader(sys.stdin)",

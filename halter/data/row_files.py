@@ -9,6 +9,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -19,14 +20,11 @@ from halter.data.json_text import Twice, damage, loads, repeated
 from halter.data.misnamed import refuse_misnamed, unlocked, unread
 from halter.data.odd_files import HEAD_LINES, SEPARATORS
 from halter.errors import Refusal
-from halter.files.encodings import recoded, wide
+from halter.files.encodings import LOOKED_BYTES, encoding_way, recoded, wide
 from halter.files.extras import missing_extra
+from halter.files.row_names import PACKED, SUFFIXES, suffix_of
 
 MAX_LINE_BYTES = 8 * 2**20
-TEXT = (".txt",)
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TEXT)
-PACKED = ".gz"
-"""What may follow a suffix: the same, packed."""
 MOST_BYTES = 4 << 30
 """Of a file that is read as one JSON value; a packed one says nothing about its size."""
 GAPS = ("NaN", "nan")
@@ -54,16 +52,18 @@ ONE_LIST = "holds one JSON list, not an object in every line: read as .json"
 """A harmless fault that is told once a file."""
 
 
-def suffix_of(path: Path) -> str:
-    """The suffix that says how a file is read, in lower case: .jsonl of a.jsonl and of a.jsonl.gz."""
-    return (Path(path.name[: -len(PACKED)]) if path.name.lower().endswith(PACKED) else path).suffix.lower()
-
-
 def opened(path: Path) -> BinaryIO:
     """The bytes of a file, unpacked where it is packed."""
     if path.name.lower().endswith(PACKED):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     return path.open("rb")
+
+
+def as_utf8(path: Path) -> str:
+    """How the rows of a text in another encoding are kept; '' where nobody knows."""
+    with suppress(OSError, EOFError, zlib.error), opened(path) as file:
+        return encoding_way(path, file.read(LOOKED_BYTES))
+    return ""
 
 
 def read(path: Path) -> Iterator[Found]:

@@ -12,11 +12,12 @@ from typing import Any
 from halter.data import row_files
 from halter.data.misnamed import refuse_address
 from halter.data.odd_files import near_a_missing_folder, refuse_no_data
-from halter.data.row_files import SUFFIXES, Fault, Found, suffix_of
+from halter.data.row_files import Fault, Found
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
 from halter.files.nearby import with_slashes
 from halter.files.offline import quick_offline
+from halter.files.row_names import SUFFIXES, TEXT, suffix_of
 
 __all__ = ["Fault", "Found", "open_source", "read_source"]
 
@@ -134,7 +135,7 @@ def _folder(folder: Path) -> list[Path]:
         and path.name.lower() not in NOT_DATA
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    rows = [path for path in found if suffix_of(path) not in row_files.TEXT]
+    rows = [path for path in found if suffix_of(path) not in TEXT]
     found = rows or found
     if not found:
         raise Refusal("data-missing", "this folder holds no data", where=str(folder), expected=", ".join(SUFFIXES))

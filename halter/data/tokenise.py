@@ -19,13 +19,14 @@ from halter.data.example import Example
 from halter.data.examples import PLACE, Builder
 from halter.data.options import Source
 from halter.data.report import DataReport
-from halter.data.row_files import TEXT, Fault, Found, suffix_of
+from halter.data.row_files import Fault, Found
 from halter.data.sources import left_out, open_source
 from halter.data.turns import BadRow
 from halter.data.workers import mapped
 from halter.errors import Refusal
 from halter.files.chat import LLAMA_3
 from halter.files.chat_render import NO_TOOLS
+from halter.files.row_names import TEXT, suffix_of
 from halter.files.tokenizer import Tokenizer
 
 HEAD = 100

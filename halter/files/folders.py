@@ -74,7 +74,7 @@ def try_out(path: str | Path, *, disk: Disk = DISK) -> None:
     """Refuse a name, free or taken by an empty folder, that could not be written. Refusals of ``files.unwritten``."""
     place = Path(path).absolute()
     with naming(Path(path)):
-        there = next(parent for parent in place.parents if os.path.lexists(parent))
+        there = next((parent for parent in place.parents if os.path.lexists(parent)), place)  # / lies in nothing
         for part in place.relative_to(there).parts:  # one by one: above a folder that is missing no name is too long
             with suppress(FileNotFoundError):
                 os.lstat(there / part)

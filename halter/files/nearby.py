@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from halter.errors import Refusal
+from halter.files.row_names import called_rows
 from halter.files.runs import RunFolder
 
 Kind = Literal["run", "adapter", "model", ""]
@@ -107,6 +108,9 @@ def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
         kinds = ", ".join(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in wanted)
         exported = "GGUF is an export format: take the checkpoint that it was made from"
         exported = exported if folder.suffix.lower() == ".gguf" else ""
+        if called_rows(folder):
+            near = f"rows are asked with halter generate RUN --input {folder}, and scored with halter evaluate RUN "
+            near += f"--data {folder}"
         return Refusal(
             id, "is a file, and a folder is needed", where=str(folder),
             fix=exported or near or _choose(similar(folder, wanted)) or f"give the folder of {kinds}",

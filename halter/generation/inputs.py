@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from halter.data.columns import asked_row
 from halter.data.formats import TALKS, conversation, instructed, is_talk
 from halter.data.json_text import loads, repeated
 from halter.data.layouts import layouts
+from halter.data.load import respelt_way
 from halter.data.misnamed import headless
 from halter.data.options import DataOptions
+from halter.data.row_files import as_utf8
 from halter.data.sources import STANDARD_INPUT, Fault, read_source, standard_input
 from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
 from halter.errors import Refusal
@@ -37,6 +39,8 @@ class Asked:
 
 ASKING = ("prompt", "instruction", "question", "text")
 """Columns whose words ask."""
+REQUESTS = ("body", "params")
+"""Where a line of a file of batches has its request: OpenAI's, Anthropic's."""
 NAMED_TALKS = ("messages", "conversations")
 """Columns that hold a conversation also where it is written as text."""
 
@@ -58,14 +62,17 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
         found = list(read_source(path))
     asked: list[Asked] = []
     faults: list[str] = []
+    unread: list[Fault] = []
     unnamed = ""
     for one in found:
         if isinstance(one, Fault):
+            unread.append(one)
             faults.append(str(one))
             continue
         origin, row = one
+        inner = _envelope(row)
         try:
-            prompt = prompt_of(row, options)
+            prompt = prompt_of(inner, options)
         except BadRow as fault:
             faults.append(f"{origin}: {fault}")
             continue
@@ -73,7 +80,10 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
             faults.append(f"{origin}: columns {', '.join(row)}")
             unnamed = headless(list(row))
         else:
-            asked.append(_asked(origin, row, prompt, options))
+            asked.append(replace(_asked(origin, inner, prompt, options), row=row))
+    if unread:
+        what = "these lines cannot be read" + (", or hold no prompt" if len(faults) > len(unread) else "")
+        raise Refusal("input-rows", what, found=faults, fix=_readable(unread, path))
     if faults:
         roles = roles_guessed(faults)
         way = f"say who speaks: {roles_option(roles)}" if roles else ""
@@ -88,6 +98,19 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
         fix = "write prompts into it: text one a line (.txt), or rows with a prompt (.jsonl)"
         raise Refusal("input-empty", "there is no prompt in this file", where=path, fix=fix)
     return asked
+
+
+def _envelope(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is asked within a line of a file of batches as OpenAI and Anthropic have them; other rows as they are."""
+    inner = [row[name] for name in REQUESTS if isinstance(row.get(name), Mapping)] if "custom_id" in row else []
+    return inner[0] if len(inner) == 1 else row
+
+
+def _readable(unread: Sequence[Fault], path: str) -> str:
+    """What makes lines readable that are not."""
+    if any(fault.kind.startswith("invalid UTF-8") for fault in unread) and (way := as_utf8(Path(path))):
+        return way
+    return respelt_way(unread) or "correct them: a line is one JSON object, with its words in double quotes"
 
 
 def _line(origin: str, line: str, path: str) -> tuple[str, Mapping[str, Any]] | Fault:

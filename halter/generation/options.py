@@ -31,7 +31,7 @@ class GenerationOptions:
     """Seed of the sampling. An answer depends on its prompt, this seed and the prompt's place in the list, not on the
     other prompts."""
     stop: tuple[str, ...] = ()
-    """Strings that end an answer; they are not part of it."""
+    r"""Strings that end an answer; they are not part of it. On the command line \n is a new line, \t a tab."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end an answer, beside the tokenizer's own."""
     ignore_stop_ids: bool = False

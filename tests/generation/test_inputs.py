@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,36 @@ def test_tools_of_a_row_are_shown_as_in_training(tmp_path: Path) -> None:
         trained = template.encode(tokenizer, [USER, ANSWER], tools=tools, date="2024-07-26")
         whole = tokenizer.decode(trained.tokens, skip_control=False)
         assert "adds" in whole and whole.startswith(tokenizer.decode(put.tokens, skip_control=False))
+
+
+@pytest.mark.parametrize("inside", ["body", "params"])
+def test_a_line_of_a_file_of_batches_asks_what_its_request_does(tmp_path: Path, inside: str) -> None:
+    """As OpenAI and Anthropic have them; the answer stands beside the whole line."""
+    row = {"custom_id": "a", inside: {"model": "x", "messages": [USER], "tools": [{"type": "function"}]}}
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(row) + "\n", "utf-8")
+    (asked,) = read_prompts(str(file))
+    assert asked.prompt == [USER] and asked.row == row and asked.tools == [{"type": "function"}]
+    assert prompt_of({"id": "a", inside: {"messages": [USER]}}) is None
+
+
+@pytest.mark.parametrize("name", ["in.txt", "in.jsonl", "in.csv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_prompts_in_another_encoding_are_read_after_what_is_printed(tmp_path: Path, name: str, encoding: str) -> None:
+    asked = "Où est la Zoë? Là-bas."
+    text = {"txt": asked, "jsonl": json.dumps({"prompt": asked}, ensure_ascii=False), "csv": f"prompt\n{asked}"}
+    file = tmp_path / name
+    file.write_bytes(f"{text[file.suffix[1:]]}\n".encode(encoding))
+    with pytest.raises(Refusal) as refusal:
+        read_prompts(str(file))
+    command, given = refusal.value.fix.split(" with ")[1].split(" and give ")
+    subprocess.run(command, shell=True, check=True)
+    assert [one.prompt for one in read_prompts(given)] == [asked]
+
+
+def test_lines_that_cannot_be_read_are_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"\n', "utf-8")
+    with pytest.raises(Refusal, match="cannot be read") as refusal:
+        read_prompts(str(file))
+    assert "broken JSON" in refusal.value.found[0] and "columns" not in str(refusal.value)

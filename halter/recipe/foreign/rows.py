@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from halter.data.row_files import SUFFIXES, Fault, suffix_of
+from halter.data.row_files import Fault
 from halter.data.sources import local_files, open_source
 from halter.data.turns import ROLES
 from halter.errors import Refusal
+from halter.files.row_names import SUFFIXES, suffix_of
 from halter.recipe.foreign.tables import Reading, Unlike, whole, word, words
 
 INFO = "dataset_info.json"
