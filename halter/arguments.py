@@ -24,8 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 MOST_TOLD = 4
 NOT_LOADED = "is given by its folder or name, not loaded"
 WRITE_ROWS = "write the rows to a file"
-AMOUNTS = {"memory": "GB"}
-"""{argument: the unit that a plain number is most likely meant in}: texts that hold a number and a unit."""
+AMOUNTS = ("memory",)
+"""Arguments that are texts which hold a number and a unit."""
 MAKES = {
     "Decoder": LOADED,
     "Tokenizer": LOADED,
@@ -108,6 +108,11 @@ def check_options(whose: str, options: type[Any], given: Mapping[str, Any], call
     if off:
         expected = "finite numbers, whole ones from 0 on"
         raise Refusal("wrong-argument", "no option is such a number", where=whose, found=off, expected=expected)
+
+
+def with_unit(number: str) -> str:
+    """An amount of memory, positive, with the unit that it is most likely meant in."""
+    return f"{number}{'GB' if float(number) < 1024 else 'MiB'}"
 
 
 def _beyond(value: Any) -> bool:
@@ -212,7 +217,7 @@ def _hint(name: str, hint: Any, value: Any) -> str:
             return f"{name}=[{value[: kinds.LONGEST]!r}]"
     if str in arms and isinstance(value, int | float) and not isinstance(value, bool):
         if name in AMOUNTS and 0 < value < 10**6:
-            return f'{name}="{value!r:.{kinds.LONGEST}}{AMOUNTS[name]}", with its unit'
+            return f'{name}="{with_unit(f"{value!r:.{kinds.LONGEST}}")}", with its unit'
         return f'{name}="{value!r:.{kinds.LONGEST}}", a text'
     made = dict.fromkeys(MAKES[one] for one in MAKES if one in wanted)
     if made and isinstance(value, tuple) and {"Decoder", "Tokenizer"} <= {type(one).__name__ for one in value}:

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 
+from halter.arguments import with_unit
 from halter.errors import Refusal
 from halter.methods.adapter import trained_matrices
 from halter.methods.method import Method, find, names
@@ -39,13 +40,17 @@ ORDER += "is not known before training, halter compare measures it"
 
 def bytes_of(words: str) -> int:
     """``8GB``, ``7.5 GiB``, ``800MB``, ``8000000000`` as bytes. Refusal ``memory-amount``."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", words.lower())
-    if not found or found[2] not in UNITS or float(found[1]) <= 0:
-        raise Refusal("memory-amount", f"{words!r} is not read as memory", expected="such as 8GB, 7.5GiB or 800MB")
-    if not found[2] and float(found[1]) < LEAST_BYTES:
-        what = f"{found[1]} what? An amount of memory has a unit"
-        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=f"--memory {found[1]}GB")
-    return int(float(found[1]) * UNITS[found[2]])
+    found = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([a-z]*)\s*", words.lower())
+    unit = found[2] if found else ""
+    if not found or unit not in UNITS or "," in found[1] or float(found[1]) <= 0:
+        meant = f"{found[1].replace(',', '.')}{found[2][:1].upper()}B" if found and unit[:1] in ("m", "g", "t") else ""
+        fix = f"--memory {meant}" if meant and float(meant[:-2]) > 0 else ""
+        what = f"{words!r} is not read as memory"
+        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=fix)
+    if not unit and float(found[1]) < LEAST_BYTES:
+        what, fix = f"{found[1]} what? An amount of memory has a unit", f"--memory {with_unit(found[1])}"
+        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=fix)
+    return int(float(found[1]) * UNITS[unit])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from halter.files.disk import DISK, leftovers, naming
 from halter.files.folders import make
 from halter.files.locks import LOCK, refuse_in_use
 from halter.files.locks import held as hold
-from halter.files.nearby import inside, similar
+from halter.files.nearby import NAMED, inside, similar
 from halter.files.runs import RECIPE, RunFolder
 from halter.files.yaml12 import flow
 from halter.recipe import Recipe
@@ -74,7 +74,8 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
         # What a try that died early left is nothing, and a recipe of the user's is no run.
         others = {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}
         if others:
-            holds, what = sorted(path.name for path in others), "this folder holds something else than a run"
+            names, what = sorted(path.name for path in others), "this folder holds something else than a run"
+            holds = [*names[:NAMED], *([f"and {len(names) - NAMED} more"] if len(names) > NAMED else [])]
             raise Refusal("not-a-run", what, where=str(run.path), found=holds, fix="give another --output")
     return run
 

@@ -30,6 +30,25 @@ def test_what_is_no_amount(words: str) -> None:
         fit.bytes_of(words)
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("24", "24GB"),
+        ("8192", "8192MiB"),
+        ("8,5GB", "8.5GB"),
+        ("8G", "8GB"),
+        ("24gig", "24GB"),
+        ("much", ""),
+        ("0G", ""),
+    ],
+)
+def test_an_amount_is_told_as_it_was_meant(words: str, meant: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        fit.bytes_of(words)
+    assert caught.value.fix == (f"--memory {meant}" if meant else "")
+    assert not meant or fit.bytes_of(meant) > 10**9
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", [Lora(r=2), LlamaAdapter(4, 10)], ids=lambda method: method.name())
 def test_four_small_passes_tell_a_large_one(method: Lora | LlamaAdapter, checkpointing: bool) -> None:

@@ -112,8 +112,9 @@ def test_a_run_that_died_in_its_first_write_stands_in_nobodys_way(recipe):
     other = recipe("other")
     Path(other["output_dir"]).mkdir(parents=True)
     (Path(other["output_dir"]) / "thesis.txt").write_text("mine")
-    with pytest.raises(Refusal, match="not-a-run"):
-        quiet(other)
+    for place in (other["output_dir"], "/"):  # above which there is nothing
+        with pytest.raises(Refusal, match="not-a-run"):
+            quiet({**other, "output_dir": place})
 
 
 def test_dry_run_shows_and_writes_nothing(recipe):
