@@ -12,8 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
+from halter.cli.texts import unescaped
 from halter.errors import Refusal
 from halter.recipe.fields import Key, keys_of
+
+ESCAPED = {"stop"}
+r"""Flags of several texts in which \n is a new line: nobody wants a backslash and an n there."""
 
 
 def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -31,6 +35,8 @@ def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., 
             ]
             if endless:
                 raise Refusal("usage", "a number must be finite", found=endless)
+            for name in ESCAPED & given.keys():
+                given[name] = [unescaped(one) for one in given[name]]
             made = {g: replace(groups[g], **{name: given.pop(name) for name in keys[g]}) for g in groups}
             return command(**given, **made)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -124,28 +123,12 @@ def _verb(name: str, arguments: list[str]) -> int:
     except typer.Abort as error:  # typer's name for Ctrl-C and for the end of input
         raise KeyboardInterrupt from error
     except usage as error:
-        what = error.format_message().replace("Value error, ", "")  # pydantic's own words before ours
-        raise Refusal("usage", what, fix=_typed(error, f"halter {name}")) from error
+        from halter.cli.usage import refused
+
+        raise refused(error, name, arguments, built) from error
     if result == INTERRUPTED:  # what typer makes of Ctrl-C while a command runs
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
-
-
-def _typed(error: Any, command: str) -> str:
-    """How the command that this mistake of typer's was made in is typed; of one with second words, that one."""
-    context = getattr(error, "ctx", None)
-    command = command if context is None else context.command_path
-    lists = f"{command} --help lists flags and arguments"
-    param = getattr(error, "param", None)
-    if choice := re.search(r"'(--[\w-]+)': (?:Value error, )?'([^']*)' is not one of (.*)", error.format_message()):
-        from halter.recipe.unknown import meant_of
-
-        meant = meant_of(choice[2], re.findall(r"'([^']*)'", choice[3]))
-        lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
-    if context is None or getattr(param, "param_type_name", "") != "argument":
-        return lists
-    words = [one.metavar or one.name.upper() for one in context.command.params if one.param_type_name == "argument"]
-    return f"it is typed {' '.join([command, *words])}; {lists}"
 
 
 def built(name: str) -> Any:

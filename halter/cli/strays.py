@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from halter.errors import Refusal
+from halter.files.row_names import PACKED, SUFFIXES
 
 RECIPES = (".yaml", ".yml", ".json")
 _SECTIONS = ("model", "method", "data", "checks", "train")
 """As halter.recipe has them, which takes seconds to import; a test holds the two alike."""
-_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")
+_DATA = (*(suffix for suffix in SUFFIXES if suffix not in RECIPES), PACKED)
 LONG_DASH = re.compile(r"-?[\u2010-\u2015\u2212]+-?([A-Za-z][A-Za-z0-9_.-]*)(?:=.*)?", re.DOTALL)
 """A flag whose two hyphens a web page or a word processor has made one long dash of."""
 OPENED = re.compile(r"((?:-{0,2}[\w.-]+=)?)([\[{].*)", re.DOTALL)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from halter.cli.strays import refuse_long_dash, refuse_opened
+from halter.cli.texts import refuse_curly, tell_odd
 from halter.errors import Refusal
 
 PLACES = frozenset({"output", "html", "model", "adapter", "input", "file", "folder", "data"})
@@ -19,6 +20,7 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
     nobody can tell which one was meant.
     """
     refuse_opened(arguments)
+    refuse_curly(arguments)
     try:
         context = command.make_context(command.name or "", [], resilient_parsing=True)
         values, _, order = command.make_parser(context).parse_args(list(arguments))
@@ -34,6 +36,7 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
     empty = [name for name, value in values.items() if name in PLACES and "" in (value, *_listed(value))]
     if empty:
         raise Refusal("usage", "the value is empty", where=empty[0], fix="name a file or a folder; . is this folder")
+    tell_odd(values, [flag for one in command.params for flag in one.opts])
 
 
 def _listed(value: Any) -> list[Any]:

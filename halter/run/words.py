@@ -8,15 +8,30 @@ from pathlib import Path
 
 from halter.data.options import DataOptions
 from halter.errors import Refusal
+from halter.files.row_names import called_rows
 
 EXAMPLE = "'{instruction: question, output: answer}'"
 
 
-def subject_and_keys(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
-    """What is named (run, adapter or model), and the words KEY=VALUE beside it. Refusal ``usage`` for two named."""
+def subject_and_keys(
+    words: Sequence[str] | None, rows: str, other: str | None = None, texts: Sequence[str] = ()
+) -> tuple[str | None, list[str]]:
+    """What is named (run, adapter or model), and the words KEY=VALUE beside it.
+
+    ``rows`` is the flag that takes a file of rows, ``other`` what a flag names, ``texts`` what --prompt took. Refusal
+    ``usage`` for two named, and for a file of rows.
+    """
     named = [word for word in words or () if "=" not in word or Path(word).exists()]
+    if file := next((word for word in named if called_rows(Path(word))), ""):
+        given = f"{rows} {file}"
+        what = f"{file} is called as files of rows are, and is no run, adapter or model"
+        lone = "name the run or model first, then the file: RUN "
+        raise Refusal("usage", what, fix=given if len(named) > 1 or other else lone + given)
     if len(named) > 1:
-        raise Refusal("usage", "more than one run, adapter or model", found=named, fix="name them one by one")
+        loose = [word for word in named if not Path(word).exists()]
+        told = f'hold what is asked together with quotes: --prompt "{" ".join([*texts[-1:], *loose])}"'
+        fix = told if texts and loose else "name them one by one"
+        raise Refusal("usage", "more than one run, adapter or model", found=named, fix=fix)
     return (named[0] if named else None), [word for word in words or () if word not in named]
 
 

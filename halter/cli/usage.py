@@ -1,0 +1,157 @@
+"""What is said of flags and values that typer refuses: all that are unknown at once, a number as it was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from halter.errors import Refusal
+from halter.files.row_names import called_rows
+
+OURS = {
+    "max_new_tokens": "max_tokens max_length n_predict num_predict max_completion_tokens",
+    "temperature": "temp",
+    "n": "num_return_sequences best_of num_samples num_answers",
+    "repetition_penalty": "repeat_penalty frequency_penalty presence_penalty",
+    "stop": "stop_sequence stop_sequences stop_strings stop_token",
+    "model": "base base_model model_name_or_path model_name model_path model_id pretrained",
+    "adapter": "peft peft_model lora lora_path lora_weights adapter_path adapter_name_or_path",
+    "input": "file prompts prompt_file input_file infile data dataset",
+    "data": "input file input_file data_path dataset test test_file eval_file",
+    "output": "out outfile out_file output_dir output_path output_file save save_path",
+    "prompt": "instruction message query question text",
+    "system": "system_prompt system_message",
+    "template": "chat_template prompt_template apply_chat_template conversation_template",
+    "tasks": "task",
+    "fewshot": "num_fewshot",
+    "dtype": "torch_dtype precision",
+    "quantize": "quantization load_in bits",
+    "device": "device_map gpu cuda n_gpu_layers",
+    "threads": "num_threads n_threads",
+}
+"""{a flag of ours: what other programs call it}, where the command has ours."""
+WAYS = {
+    "do_sample": ("temperature", "--temperature 0.7 samples, 0 takes the likeliest words"),
+    "num_beams": ("temperature", "there is no search with beams"),
+    "load_in_4bit": ("quantize", "--quantize nf4"),
+    "load_in_8bit": ("quantize", "--quantize int8"),
+    "metrics": ("questions", "every measure is taken, none is chosen"),
+    "metric": ("questions", "every measure is taken, none is chosen"),
+    "batch_size": ("max_new_tokens", "rows are put together without being told how many"),
+    "stream": ("max_new_tokens", "a single answer is printed as it comes"),
+    "cpu": ("device", "--device cpu"),
+    "fp16": ("dtype", "--dtype float16"),
+    "bf16": ("dtype", "--dtype bfloat16"),
+    "trust_remote_code": ("model", "code that comes with a model is never run"),
+}
+"""{another program's flag: (a flag that the command has where this holds, what is so here)}."""
+ASKING = ("generate", "evaluate", "chat")
+"""Commands whose flags are looked for where another one of them has not got it."""
+NEAR = 0.75
+NUMBER = re.compile(r"'(--[\w-]+)': Input should be a valid (number|integer)")
+CHOICE = re.compile(r"'(--[\w-]+)': (?:Value error, )?'([^']*)' is not one of (.*)")
+
+
+def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[str], Any]) -> Refusal:
+    """Refusal ``usage`` for a mistake of typer's in the words of ``halter verb``. ``built`` makes any command."""
+    context = getattr(error, "ctx", None)
+    command = f"halter {verb}" if context is None else context.command_path
+    lists = f"{command} --help lists flags and arguments"
+    if "possibilities" in vars(error) and context is not None:
+        found = list(_unknown(context.command, verb, arguments, built)) or [error.option_name]
+        return Refusal("usage", f"{command} has no such flag", found=found, fix=lists)
+    what = error.format_message().replace("Value error, ", "")  # pydantic's own words before ours
+    if number := NUMBER.search(what):
+        return _no_number(number[1], number[2] == "integer", error.param, arguments, lists)
+    if choice := CHOICE.search(what):
+        from halter.recipe.unknown import meant_of
+
+        meant = meant_of(choice[2], re.findall(r"'([^']*)'", choice[3]))
+        lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
+    if "unexpected extra argument" in what and (file := next((w for w in arguments if called_rows(Path(w))), "")):
+        other = next((word for word in arguments if word != file and not word.startswith("-")), "RUN")
+        lists = f"rows are asked with halter generate {other} --input {file}; {lists}"
+    if context is None or getattr(getattr(error, "param", None), "param_type_name", "") != "argument":
+        return Refusal("usage", what, fix=lists)
+    words = [one.metavar or one.name.upper() for one in context.command.params if one.param_type_name == "argument"]
+    return Refusal("usage", what, fix=f"it is typed {' '.join([command, *words])}; {lists}")
+
+
+def _unknown(command: Any, verb: str, arguments: Sequence[str], built: Callable[[str], Any]) -> Iterator[str]:
+    """Every flag that the command has not, each with what may have been meant."""
+    known = _flags(command)
+    value = False
+    for word in arguments:
+        flag = word.partition("=")[0]
+        if value or not flag.startswith("--") or flag == "--help":
+            value = False
+        elif flag in known:
+            value = known[flag] and "=" not in word
+        elif flag == "--":
+            return
+        else:
+            meant = _meant(flag.removeprefix("--").replace("-", "_").lower(), verb, known, built)
+            yield f"{flag} ({meant})" if meant else flag
+
+
+def _flags(command: Any) -> dict[str, bool]:
+    """{flag: whether a value follows it}."""
+    options = [one for one in command.params if one.param_type_name == "option"]
+    return {flag: not one.is_flag for one in options for flag in (*one.opts, *one.secondary_opts)}
+
+
+def _meant(name: str, verb: str, known: dict[str, bool], built: Callable[[str], Any]) -> str:
+    """What a flag that is unknown may have been meant as; '' where nobody knows."""
+
+    def has(ours: str) -> bool:
+        return f"--{ours.replace('_', '-')}" in known
+
+    if name in WAYS and has(WAYS[name][0]):
+        return WAYS[name][1]
+    meant = [name, *(ours for ours, others in OURS.items() if name in others.split())]
+    if ours := next((one for one in meant if has(one)), ""):
+        return f"here --{ours.replace('_', '-')}"
+    plain = f"--{name.replace('_', '-')}"
+    for other in ASKING if verb in ASKING else ():
+        if other != verb and plain in _flags(built(other)):
+            return f"a flag of halter {other}"
+    near = get_close_matches(plain, known, 1, cutoff=NEAR)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _no_number(flag: str, whole: bool, param: Any, arguments: Sequence[str], lists: str) -> Refusal:
+    """Refusal ``usage`` of a value that is no number, with the number that it may have been meant as."""
+    value = _value(flag, arguments)
+    kind = "a whole number" if whole else "a number"
+    meant, remark = _as_number(value, whole)
+    several = [part.strip() for part in value.split(",")] if param.multiple else []
+    if several and all(_as_number(part, whole)[0] == part for part in several):
+        fix = f"give it again for each: {' '.join(f'{flag} {part}' for part in several)}"
+    elif meant:
+        fix = f"{flag} {meant}{remark}"
+    else:
+        usual = param.default if isinstance(param.default, int | float) and param.default else 100 if whole else 0.5
+        fix = f"such as {flag} {usual}; {lists}"
+    return Refusal("usage", f"{flag} {value}: {kind} is needed", fix=fix)
+
+
+def _value(flag: str, arguments: Sequence[str]) -> str:
+    """What stands after a flag; of several the last that is no number."""
+    after = [next_ for word, next_ in zip(arguments, arguments[1:]) if word == flag]
+    values = [*after, *(word.partition("=")[2] for word in arguments if word.startswith(f"{flag}="))]
+    return next((one for one in values if not re.fullmatch(r"-?\d+", one)), "")
+
+
+def _as_number(value: str, whole: bool) -> tuple[str, str]:
+    """(the number that a value was meant as, a remark), '' where it is none of that kind."""
+    from halter.recipe.unknown import number_in
+
+    with suppress(ValueError, OverflowError):
+        number = float(value)
+        return ("" if whole and number != int(number) else str(int(number)) if whole else value), ""
+    meant, remark = number_in(value)
+    return ("", "") if whole and not meant.isdigit() else (meant, remark)

@@ -1,0 +1,165 @@
+"""Texts and values as a shell hands them over: what is said of them, and that what is printed works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playground_run import finished, write_rows
+
+from halter.cli import chat_words, main
+from halter.cli.texts import unescaped
+from halter.playground import base_folder
+
+BASE = str(base_folder())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    finished(folder, "runs/mine")
+    write_rows(folder / "te.jsonl", 4)
+    (folder / "semi.csv").write_text("prompt;level\nHello;1\n")
+    (folder / "sys.txt").write_text("Be brief.")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(place)
+    yield
+
+
+def typed(capsys: Any, words: str) -> tuple[int, str, str]:
+    code = main.run(shlex.split(words.replace("BASE", BASE)))
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err and len(err.splitlines()) <= 6, err
+    return code, out, err
+
+
+def refused(capsys: Any, words: str) -> str:
+    code, _, err = typed(capsys, words)
+    assert code == 2, err
+    return err
+
+
+def test_a_backslash_and_an_n_stop_an_answer_at_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, meant in ((r"\n", "\n"), (r"a\tb\r\n", "a\tb\r\n"), (r"\\n", r"\n"), (r"\[x\]", r"\[x\]"), ("a", "a")):
+        assert unescaped(given) == meant
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("halter.cli.generate._print_as_it_comes", lambda *given: seen.append(given[2].stop))
+        assert typed(capsys, r"generate BASE --prompt Hi --stop '\n' --stop '###'")[0] == 0
+    assert seen == [("\n", "###")]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--prompt semi.csv", "give --input semi.csv"),
+        ("--prompt @semi.csv", "give --input semi.csv"),
+        ("--prompt Hi --template alpaca --system @sys.txt", 'give --system "$(cat sys.txt)"'),
+        ("--prompt Hi --prefill sys.txt", 'give --prefill "$(cat sys.txt)"'),
+        (r"--prompt 'a\nB'", r"--prompt holds \n as a backslash and an n"),
+    ],
+)
+def test_a_text_that_may_be_meant_otherwise_is_told(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = typed(capsys, f"generate BASE --max-new-tokens 2 {words}")
+    assert code == 0 and "note: " in err and told in err, err
+
+
+def test_texts_of_which_nothing_is_to_be_told(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = typed(capsys, "generate BASE --max-new-tokens 2 --prompt nothere.csv --prompt '“Hello” she said'")
+    assert code == 0 and "note:" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("generate BASE --prompt “What is this?”", '--prompt "What is this?"'),
+        ("generate BASE --prompt=„Was nun“", '--prompt="Was nun"'),
+        ("train --model BASE --data te.jsonl --output “my run”", '--output "my run"'),
+        ("evaluate runs/mine --data “te.jsonl”", '--data "te.jsonl"'),
+        ("generate BASE --prompt What is this", '--prompt "What is this"'),
+    ],
+)
+def test_words_that_no_quotes_hold_together(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"quotes: {told}. [usage]" in refused(capsys, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        ("evaluate runs/mine te.jsonl", "--data te.jsonl"),
+        ("generate runs/mine semi.csv", "--input semi.csv"),
+        ("generate semi.csv --model BASE", "--input semi.csv"),
+        ("generate semi.csv", "RUN --input semi.csv"),
+        ("evaluate te.jsonl", "RUN --data te.jsonl"),
+        ("chat te.jsonl", "generate RUN --input te.jsonl"),
+        ("chat BASE te.jsonl", "halter generate {base} --input te.jsonl"),
+        ("merge te.jsonl --output merged", "evaluate RUN --data te.jsonl"),
+    ],
+)
+def test_a_file_of_rows_in_a_runs_place(words: str, fix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, words)
+    assert fix.format(base=BASE) in err.split("Fix: ")[1], err
+    if "RUN" not in fix and "halter" not in fix:
+        rest = words.replace(fix.split()[1], "", 1)
+        more = "--max-new-tokens 1" + (" --questions 1 --output scores" if "evaluate" in words else "")
+        assert typed(capsys, f"{rest} {fix} {more}")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--do_sample --num_beams 4", ["--do_sample (--temperature 0.7 samples", "--num_beams (there is no search"]),
+        ("--max_new_tokens 4 --max-tokens=4", ["--max_new_tokens (here --max-n", "--max-tokens (here --max-n"]),
+        ("--load_in_4bit --peft-model x", ["--load_in_4bit (--quantize nf4)", "--peft-model (here --adapter)"]),
+        ("--promtp Hi", ["--promtp (did you mean --prompt?)"]),
+        ("--zebra 3", ["Found: --zebra. "]),
+        ("--stop --stopp --limit 3", ["Found: --limit (a flag of halter evaluate). "]),
+    ],
+)  # fmt: skip
+def test_every_unknown_flag_is_told_at_once(words: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, f"generate BASE --prompt Hi {words}")
+    assert all(one in err for one in told), err
+
+
+def test_flags_that_other_commands_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--prompt (a flag of halter generate)" in refused(capsys, "chat BASE --prompt Hi")
+    err = refused(capsys, "evaluate runs/mine --metrics rouge --batch-size 8")
+    assert "every measure is taken" in err and "--batch-size (rows" in err and "did you mean" not in err
+    assert "--out (here --output)" in refused(capsys, "merge runs/mine --out x")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--temperature 0,7", "--temperature 0,7: a number is needed. Fix: --temperature 0.7"),
+        ("--temperature=0,7", "Fix: --temperature 0.7"),
+        ("--top-p 90%", "Fix: --top-p 0.9."),
+        ("--max-new-tokens 1k", "Fix: --max-new-tokens 1000."),
+        ("--max-new-tokens 1e1", "Fix: --max-new-tokens 10."),
+        ("--max-new-tokens 10%", "10%: a whole number is needed. Fix: such as --max-new-tokens 256;"),
+        ("--stop-ids 1,2", "Fix: give it again for each: --stop-ids 1 --stop-ids 2."),
+        ("--temperature warm", "warm: a number is needed. Fix: such as --temperature 0.5;"),
+    ],
+)
+def test_a_value_that_is_no_number(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, f"generate BASE --prompt Hi {words}")
+    assert told in err, err
+    fix = re.search(r"(--[\w-]+ [\d.]*\d)\b", err.split("Fix: ")[1])
+    assert fix is not None and typed(capsys, f"generate BASE --prompt Hi {fix[1]}")[0] == 0
+
+
+def test_what_is_typed_in_a_chat_beside_what_is_asked() -> None:
+    assert all(map(chat_words.leaves, ("/quit", "/exit now", "quit", "Exit", "exit()", ":q")))
+    assert not any(map(chat_words.leaves, ("quit smoking", "/help", "exit the house", "", "/")))
+    for word, meant in (("/temprature", "/temperature"), ("/temp", "/temperature"), ("/clear", "/reset"), ("/z", "")):
+        told = chat_words.unknown(word)
+        assert (f"did you mean {meant}?" in told) == bool(meant) and told.count("\n") == 1 and "/help lists" in told
+    assert "/help is the command" in chat_words.without_slash("help") and not chat_words.without_slash("help me")
