@@ -33,7 +33,6 @@ from halter.data.workers import useful
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.chat_render import NO_TOOLS
-from halter.files.encodings import LOOKED_BYTES, encoding_way
 from halter.files.tokenizer import Tokenizer
 
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
