@@ -13,6 +13,7 @@ import typer
 
 from halter.cli.differences import differences, said
 from halter.cli.flags import with_options
+from halter.cli.strays import percent
 from halter.errors import Refusal
 from halter.export.combine import CombineOptions
 from halter.export.compress import CompressOptions
@@ -253,12 +254,13 @@ def _is_weight(word: str) -> bool:
 
 
 def _numbers(text: str) -> list[float]:
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return [float(part) for part in text.split(",")]
+        return [float(part) for part in parts]
     except ValueError:
-        raise Refusal(
-            "usage", f"weights {text!r} are not numbers with commas between", fix="--weights 1,-0.5"
-        ) from None
+        meant = ",".join(percent(part.rstrip("% ")) if part.endswith("%") else part for part in parts)
+        fix = f"--weights {meant if '%' in text else '1,-0.5'}"
+        raise Refusal("usage", f"weights {text!r} are not numbers with commas between", fix=fix) from None
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

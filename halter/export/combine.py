@@ -28,6 +28,7 @@ from halter.errors import Refusal
 from halter.export.low_rank_parts import Pair, decompose, decompose_pair, pairs_of
 from halter.methods.adapter import Adapter
 from halter.methods.method import find
+from halter.methods.stacked import tell_loud
 from halter.model.config import ModelConfig
 from halter.model.places import LINEARS
 from halter.numerics.dropout import key
@@ -89,6 +90,7 @@ def combine(
     """
     options = options or CombineOptions()
     _check(adapters, weights, options)
+    tell_loud(weights)
     _refuse_other_bases(adapters, names or [f"adapter {i}" for i in range(1, len(adapters) + 1)])
     tables = [pairs_of(adapter) for adapter in adapters]
     shape = adapters[0].shape
@@ -151,7 +153,9 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Combi
     if not 0 < options.density <= 1:
         bad.append(f"density {options.density}; a share is above 0 and at most 1")
     if bad:
-        raise Refusal("combine-options", "adapters cannot be combined like this", found=bad)
+        each = ",".join(["0.5"] * len(adapters))
+        fix = f"one weight for each, such as --weights {each}" if len(weights) != len(adapters) and adapters else ""
+        raise Refusal("combine-options", "adapters cannot be combined like this", found=bad, fix=fix)
 
 
 def _refuse_other_bases(adapters: Sequence[Adapter], names: Sequence[str]) -> None:

@@ -15,6 +15,10 @@ from halter.model.joints import Weighted
 from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
+from halter.telling import tell
+
+LOUD = 4.0
+"""A weight beyond which hardly anybody means one: what is learned so often drowns the base."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,17 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -
     chosen = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
     if not adapters or len(chosen) != len(adapters):
         raise Refusal("stack-count", f"{len(chosen)} weights for {len(adapters)} adapters", expected="one weight each")
+    tell_loud(chosen)
     return Stacked(tuple(adapters), tuple(chosen))
+
+
+def tell_loud(weights: Sequence[float]) -> None:
+    """A warning where weights are rather percentages, or parts, than how often an adapter counts."""
+    most, total = max(map(abs, weights)), sum(map(abs, weights))
+    if LOUD < most < float("inf"):
+        shares = ",".join(f"{weight / total:.3g}" for weight in weights)
+        given = ",".join(f"{weight:g}" for weight in weights)
+        tell(f"warning: with the weights {given} what an adapter learned counts {most:g} times; as shares: {shares}")
 
 
 def _places(acts: Acts, layers: int) -> list[tuple[tuple[int | None, str], Act | Extra]]:

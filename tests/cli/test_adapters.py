@@ -15,6 +15,7 @@ import torch
 
 from halter.cli import main
 from halter.methods.adapter import adapt
+from halter.methods.stacked import stack
 from halter.methods.storage import load_adapter, state_of
 from halter.pretrained.load import load_model
 from halter.pretrained.save import save_model
@@ -126,12 +127,33 @@ def test_combine_writes_the_weighted_sum(desk: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
+    ("weights", "told"), [("50,50", "as shares: 0.5,0.5"), ("70,-30", "as shares: 0.7,-0.3"), ("3,-2", ""), ("1,1", "")]
+)
+def test_percentages_as_weights_are_told(
+    weights: str, told: str, desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (str(desk / "shelf" / name) for name in ("one", "two"))
+    assert main.run(["adapters", "combine", one, two, "--weights", weights, "--output", str(tmp_path / "sum")]) == 0
+    err = capsys.readouterr().err
+    assert ("warning: with the weights" in err) == bool(told) and told in err
+    adapters = [adapt(tiny.decoder(), "lora", r=2) for _ in weights.split(",")]
+    stack(adapters, [float(weight) for weight in weights.split(",")])
+    assert ("warning: with the weights" in capsys.readouterr().err) == bool(told)
+    if told:
+        shares = told.removeprefix("as shares: ")
+        assert main.run(["adapters", "combine", one, two, "--weights", shares, "--output", str(tmp_path / "new")]) == 0
+        assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["combine", "one", "gates", "--output", "x"], "no low-rank matrix added to a weight"),
         (["combine", "one"], "--output FOLDER"),
         (["combine", "one", "--weights", "a,b", "--output", "x"], "not numbers with commas"),
         (["combine", "one", "two", "--weights", "1", "--output", "x"], "1 weights for 2 adapters"),
+        (["combine", "one", "two", "--weights", "1", "--output", "x"], "such as --weights 0.5,0.5"),
+        (["combine", "one", "two", "--weights", "50%,50%", "--output", "x"], "Fix: --weights 0.5,0.5"),
         (["combine", "one", "--rank", "2", "--output", "x"], "rank with cat"),
         (["convert", "gates", "--to", "lora", "--output", "x"], "no low-rank matrix"),
         (["convert", "one", "--alpha", "3", "--output", "x"], "belong to files"),
