@@ -188,8 +188,8 @@ def convert(
 
 def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple[Any, list[str], list[str], str]:
     """(adapter, what was lost, what is told of its reading, what it was)."""
-    from halter.files.nearby import no_such_source
-    from halter.methods.importers import import_adapter
+    from halter.files.nearby import no_such_source, refuse_inside_adapter
+    from halter.methods.importers import import_adapter, opened
     from halter.pretrained.load import load_config
     from halter.run import shelf
 
@@ -201,7 +201,9 @@ def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple
     for name in source:
         if not os.path.lexists(name):
             raise no_such_source(Path(name))
+        refuse_inside_adapter(Path(name))
     if model is None:
+        opened([Path(name) for name in source])  # of no known format, no model would help
         raise Refusal("base-unknown", "a file of another program does not say its base", fix="give --model")
     made = import_adapter(source, load_config(model), options)
     made.adapter.facts["base"] = {"name": model} | (

@@ -14,6 +14,7 @@ from halter.files.runs import RunFolder
 Kind = Literal["run", "adapter", "model", ""]
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 MOST_LOOKED_AT, NAMED = 2000, 3
+_TRAINED = "where it was trained, or fetch the whole folder again"
 
 
 def kind_of(folder: Path) -> Kind:
@@ -46,15 +47,17 @@ def no_adapter(folder: Path) -> Refusal:
             fix=f"finish it: halter train --resume --output {folder}",
         )  # fmt: skip
     weights = [name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
+    if (folder / ADAPTER_CONFIG).is_file() and not weights:
+        what = f"{ADAPTER_CONFIG} is there and the weights are missing ({ADAPTER_WEIGHTS[0]})"
+        return Refusal("not-an-adapter", what, where=str(folder), fix=f"copy {ADAPTER_WEIGHTS[0]} from {_TRAINED}")
     if weights:
         what = f"{weights[0]} is there and {ADAPTER_CONFIG} is missing"
-        return Refusal(
-            "not-an-adapter", what, where=str(folder), fix=f"copy {ADAPTER_CONFIG} from where it was trained"
-        )
+        return Refusal("not-an-adapter", what, where=str(folder), fix=f"copy {ADAPTER_CONFIG} from {_TRAINED}")
     if kind_of(folder) == "model":
         what = "this folder holds a model, not an adapter"
-        return Refusal(
-            "not-an-adapter", what, where=str(folder), fix=f"give an adapter or run folder; --model {folder}"
+        fix = f"give an adapter or run folder; the model is named with --model {folder}"
+        return Refusal("not-an-adapter", what, where=str(folder), fix=fix).calls(
+            f'model, tokenizer = halter.load("{folder}"); halter.adapt(model, "lora") makes an adapter for it'
         )
     return Refusal(
         "not-an-adapter", "this folder holds no adapter", where=str(folder),
@@ -70,10 +73,16 @@ def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
     if kind in ("run", "adapter"):
         base = base_name(folder if kind == "adapter" else folder / "adapter")
         told = f"--model {base}" if base else "--model with its base"
+        fix = f"it is asked and merged without --model: {folder}; to train on from it, {told} --init-from {folder}"
         return Refusal(
-            "no-weights", f"this is {'an' if kind == 'adapter' else 'a'} {kind}, not a model", where=str(folder),
-            fix=f"name its base, and train on from it: {told} --init-from {folder}",
-        )  # fmt: skip
+            "no-weights",
+            f"this is {'an' if kind == 'adapter' else 'a'} {kind}, not a model",
+            where=str(folder),
+            fix=fix,
+        ).calls(
+            f'model, tokenizer = halter.load("{base or "ITS/BASE"}"); '
+            f'adapter = halter.load_adapter("{folder}", model); halter.evaluate and halter.merge take "{folder}" itself'
+        )
     if kind == "model":
         lost = ", ".join(missing) or "model.safetensors"
         what = f"the configuration is there and the weights are missing ({lost})"
@@ -126,6 +135,13 @@ def no_such_source(path: Path) -> Refusal:
     fix = _choose(similar(path, ("adapter", "run")) or similar(path, files=True))
     what = "there is no such file or folder"
     return Refusal("source-missing", what, where=str(path), fix=fix or "give an adapter, a run or an adapter's file")
+
+
+def refuse_inside_adapter(file: Path) -> None:
+    """Refusal ``source-inside`` of a file that is part of an adapter folder, which says how its tensors are meant."""
+    if (file.parent / ADAPTER_CONFIG).is_file():
+        what = f"is part of an adapter folder: {ADAPTER_CONFIG} lies beside it and says how its tensors are meant"
+        raise Refusal("source-inside", what, where=str(file), fix=f"give its folder: {file.parent}")
 
 
 def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) -> list[Path]:

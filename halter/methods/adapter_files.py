@@ -10,6 +10,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.manifest import MANIFEST, check_manifest
 from halter.files.meta import open_pth
+from halter.files.nearby import no_adapter
 from halter.files.reading import read_json
 from halter.files.tensors import TensorFile, TensorSpec, read_tensors
 
@@ -49,7 +50,7 @@ def checked_facts(folder: Path) -> dict[str, Any]:
     """
     absent = [name for name in (CONFIG, weights_file(folder).name) if not (folder / name).is_file()]
     if absent and not (folder / MANIFEST).is_file():
-        raise Refusal("not-an-adapter", "this folder holds no adapter", where=str(folder), found=absent)
+        raise no_adapter(folder)
     if (folder / MANIFEST).is_file():
         check_manifest(folder, "adapter-damaged", _FIX)
     facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.meta import half_split_rows, open_pth
+from halter.files.tensors import read_tensors
 from halter.methods.adapter import Adapter
-from halter.methods.method import Method, find
+from halter.methods.method import PEFT_PREFIX, Method, find
 from halter.methods.storage import restore, state_of
 from halter.model.config import ModelConfig
 from halter.model.places import path
@@ -115,29 +116,46 @@ def import_adapter(
 
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(f) for f in files]
     options = options or ImportOptions()
-    parts = [open_pth(p) for p in paths]
-    names, where = set().union(*parts), ", ".join(map(str, paths))
-    if any(name.startswith("transformer.h.") for name in names) and len(parts) == 1:
+    kind, parts = opened(paths)
+    where = ", ".join(map(str, paths))
+    if kind == "litgpt":
         made = importers_litgpt.read(Taking(parts[0], where), paths[0], shape, options)
-    elif any(_V2.fullmatch(name) for name in names):
+    elif kind == "authors-v2":
         made = _authors_v2(Taking(_joined(parts, where), where), shape)
-    elif "adapter_query.weight" in names and len(parts) == 1:
-        made = _authors_v1(Taking(parts[0], where), shape, options)
     else:
-        raise Refusal(
-            "import-unknown",
-            "these names are of no adapter format that Halter imports",
-            where=where,
-            found=sorted(names) or ["no tensors"],
-            expected="the LLaMA-Adapter authors' (adapter_query.weight, layers.N.attention.wq_bias) or litgpt's "
-            "(transformer.h.N.attn.adapter_wte.weight, lora_A)",
-        )
+        made = _authors_v1(Taking(parts[0], where), shape, options)
     made.adapter.facts["imported"] = {
         "format": made.format,
         "from": [p.name for p in paths],
         "notes": [*made.notes, *made.told],
     }
     return made
+
+
+def opened(paths: Sequence[Path]) -> tuple[Literal["litgpt", "authors-v1", "authors-v2"], list[dict[str, Tensor]]]:
+    """Whose format files are of, by the names in them, and their tensors. Refusals ``import-unknown`` and those of
+    reading."""
+    parts = [read_tensors(path) if path.suffix == ".safetensors" else open_pth(path) for path in paths]
+    names, where = set().union(*parts), ", ".join(map(str, paths))
+    if any(name.startswith("transformer.h.") for name in names) and len(parts) == 1:
+        return "litgpt", parts
+    if any(_V2.fullmatch(name) for name in names):
+        return "authors-v2", parts
+    if "adapter_query.weight" in names and len(parts) == 1:
+        return "authors-v1", parts
+    what = "these names are of no adapter format that Halter imports"
+    expected = "the LLaMA-Adapter authors' (adapter_query.weight, layers.N.attention.wq_bias) or litgpt's "
+    expected += "(transformer.h.N.attn.adapter_wte.weight, lora_A)"
+    fix = ""
+    if any(name.startswith(PEFT_PREFIX) for name in names):
+        what = (
+            "these are tensors as PEFT names them, and adapter_config.json, which says how they act, is not beside them"
+        )
+        expected, fix = "", "put both into one folder, as adapter_model" + (paths[0].suffix or ".safetensors")
+        fix += " and adapter_config.json, and give the folder"
+    raise Refusal(
+        "import-unknown", what, where=where, found=sorted(names) or ["no tensors"], expected=expected, fix=fix
+    )
 
 
 def filled(shape: ModelConfig, method: Method, tensors: Mapping[str, Tensor], where: str) -> Adapter:

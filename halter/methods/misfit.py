@@ -7,14 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halter.errors import Refusal
+from halter.errors import SHOWN_LINES, Refusal
+from halter.files.nearby import base_name
 from halter.methods.method import Method
 from halter.model.decoder import Decoder
 
 _SHAPES = re.compile(r"\S+ is \(([\d, ]*)\), not \(([\d, ]*)\)")
 
 
-def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method], facts: Mapping[str, Any]) -> Refusal:
+def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method]) -> Refusal:
     """Refusal ``adapter-mismatch`` of an adapter whose tensors are not those that its configuration asks for here.
 
     ``wrong`` are the lines of ``storage.faults``. There is no waiver for it.
@@ -26,10 +27,47 @@ def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method], facts:
         what = f"adapter_config.json says r {says}, and the tensors are of rank {has}"
         fix = f'write "r": {has} there, with the lora_alpha that it was trained with'
         return Refusal("adapter-mismatch", what, where=str(folder), found=wrong, fix=fix)
-    base = facts.get("base")
-    name = base.get("name") or base.get("folder") if isinstance(base, Mapping) else None
+    name = base_name(folder)
     told = f"it was trained on {name}: give that" if name else "give the model that it was trained on"
-    return Refusal("adapter-mismatch", what, where=str(folder), found=wrong, fix=f"{told} (--model)")
+    groups = [*wrong[:SHOWN_LINES], f"and {len(wrong) - SHOWN_LINES} more"] if len(wrong) > SHOWN_LINES + 1 else ()
+    return Refusal(
+        "adapter-mismatch", what, where=str(folder), found=wrong, groups=groups, fix=f"{told} (--model)"
+    ).calls(_of_its_base(folder, name))
+
+
+def _of_its_base(folder: Path, name: str) -> str:
+    """What to call for an adapter on the base that it was trained on."""
+    calls = f'model, tokenizer = halter.load("{name or "ITS/BASE"}"); halter.load_adapter("{folder}", model)'
+    return f"it was trained on {name}: {calls}" if name else f"give the model that it was trained on: {calls}"
+
+
+def refuse_other_kind(config: Mapping[str, Any], folder: Path) -> None:
+    """Refusal ``adapter-mismatch`` of an adapter of GPT-2 and its kin, whose weights lie transposed."""
+    if config.get("fan_in_fan_out"):
+        raise other_kind(folder, ["fan_in_fan_out, as of GPT-2, whose weights lie transposed"])
+
+
+def of_other_layers(folder: Path, refusal: Refusal, config: Mapping[str, Any], own: bool) -> Refusal:
+    """The refusal of an adapter (``own``: Halter's) whose targets match nothing here, as one of an adapter: nobody who
+    reads one chooses targets. ``refusal`` itself where only some of PEFT's targets are none."""
+    if own:
+        name = base_name(folder)
+        told = f"it was trained on {name}: give that" if name else "give the model that it was trained on"
+        return Refusal(
+            "adapter-mismatch", "this adapter acts on modules that this model has not", where=str(folder),
+            found=refusal.found, fix=f"{told} (--model)",
+        ).calls(_of_its_base(folder, name))  # fmt: skip
+    targets = config.get("target_modules")
+    named = {targets} if isinstance(targets, str) else set(targets or ())
+    return other_kind(folder, refusal.found) if named and named <= set(refusal.found) else refusal
+
+
+def other_kind(folder: Path, found: Sequence[str]) -> Refusal:
+    """Refusal ``adapter-mismatch`` of an adapter of a model that is no LLaMA, by what its files say."""
+    name = base_name(folder)
+    what = "this adapter was trained on another kind of model" + (f", {name}" if name else "")
+    fix = "here models are LLaMAs: open it with peft, on its own base"
+    return Refusal("adapter-mismatch", what, where=str(folder), found=found, fix=fix)
 
 
 def _other_rank(wrong: Sequence[str], methods: Sequence[Method]) -> tuple[int, int] | None:
@@ -63,7 +101,9 @@ def refuse_other_base(facts: Mapping[str, Any], base: Decoder, folder: Path, all
     if then and here and (Path(here).resolve() == Path(then).resolve() or _moved(here, str(name), then)):
         what, expected = f"the weights in {name} have changed since this adapter was trained on them", ""
         fix = "put the earlier weights back, give a copy of them (--model), or train again"
-    raise Refusal("base-differs", what, where=str(folder), found=differences, expected=expected, fix=fix, waivable=True)
+    raise Refusal(
+        "base-differs", what, where=str(folder), found=differences, expected=expected, fix=fix, waivable=True
+    ).calls(fix.replace(" (--model)", "") if here and not expected else _of_its_base(folder, str(name or "")))
 
 
 def _moved(here: Path, name: str, then: str) -> bool:

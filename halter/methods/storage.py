@@ -30,7 +30,7 @@ from halter.methods.adapter_files import CONFIG, FACTS, TENSORS, checked_facts, 
 from halter.methods.former import JOINED, as_recorded, how_joined, join_as_recorded
 from halter.methods.method import PEFT_PREFIX as PREFIX
 from halter.methods.method import Method, find, names
-from halter.methods.misfit import misfit, refuse_other_base
+from halter.methods.misfit import misfit, of_other_layers, refuse_other_base, refuse_other_kind
 from halter.methods.unfit import refuse_slow, refuse_unfit_options
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
@@ -158,7 +158,7 @@ def load_adapter(
         tensors, wrong = _own_names(stored_tensors(folder), plan, base)
     wrong += faults(plan, tensors)
     if wrong:
-        raise misfit(folder, wrong, plan.methods, facts)
+        raise misfit(folder, wrong, plan.methods)
     refuse_other_base(facts, base, folder, allow)  # after what has no waiver
     adapter = Adapter(base.config, plan.methods)
     adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
@@ -189,11 +189,16 @@ def _planned(
         _refuse_other_task(config, folder, allow)
         if not facts.get("methods"):
             refuse_slow(config, shape, folder)
-        methods, notes = _methods(config, facts, folder, shape)
-        refuse_unfit_options(methods, shape, folder)
+            refuse_other_kind(config, folder)
         try:
+            methods, notes = _methods(config, facts, folder, shape)
+            refuse_unfit_options(methods, shape, folder)
             with torch.device("meta"):
                 return Adapter(shape, methods), notes
+        except Refusal as refusal:
+            if refusal.id != "targets-match-nothing":
+                raise
+            raise of_other_layers(folder, refusal, config, bool(facts.get("methods"))) from None
         except RuntimeError as error:
             what = f"asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
             raise Refusal("adapter-unreadable", what, where=str(folder)) from None

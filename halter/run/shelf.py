@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.names import EMBEDDING, HEAD
-from halter.files.nearby import adapter_folder
+from halter.files.nearby import adapter_folder, no_adapter
 from halter.files.reading import junk_refused, read_json
 from halter.methods import adapter_files, peft_together, storage
 from halter.methods.adapter import Adapter
@@ -35,6 +35,8 @@ def adapters_in(folders: Sequence[str | Path]) -> list[Path]:
         here = [place for p in inside for place in (p, p / "adapter") if (place / adapter_files.CONFIG).is_file()]
         found += here
         empty += [] if here else [str(folder)]
+    if len(empty) == 1:
+        raise no_adapter(Path(empty[0]))
     if empty:
         raise Refusal("not-an-adapter", "there is no adapter in these folders", found=empty)
     return list(dict.fromkeys(found))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from playground_run import recipe, write_rows
 from safetensors.torch import load_file, save_file
@@ -190,3 +191,123 @@ def test_a_comparison_of_one_file_twice_says_so(place: Path, capsys: Any) -> Non
     assert main.run(words.split()) == 2
     err = str(capsys.readouterr().err)
     assert "all 4 training rows are test or validation rows too" in err and "--test" in err, err
+
+
+def peft_folder(name: str, **config: Any) -> Path:
+    """The run's adapter as PEFT's folder, its configuration changed."""
+    shutil.copytree("runs/mine/adapter", name)
+    for one in ("halter.json", "manifest.json"):
+        Path(name, one).unlink()
+    told = json.loads(Path(name, "adapter_config.json").read_text()) | config
+    Path(name, "adapter_config.json").write_text(json.dumps(told))
+    return Path(name)
+
+
+COPY = "copy adapter_model.safetensors from where it was trained"
+TRAIN = "train --model base --data rows.jsonl --max-steps 1 --r 2 --output x --init-from"
+
+
+def test_what_is_missing_is_never_told_as_found(place: Path, capsys: Any) -> None:
+    """Of a folder that lacks an adapter's files, however it is named; a base is told as a base."""
+    (peft_folder("torn") / "adapter_model.safetensors").rename("kept")
+    (peft_folder("bare") / "adapter_config.json").unlink()
+    Path("empty").mkdir()
+    both = "runs/mine/adapter torn"
+    ways = (f"generate --model base --adapter X {ASK}", f"generate X {ASK}", "merge X --model base --output m",
+            "adapters show X", "adapters convert X --output x", "adapters list X", f"{TRAIN} X")  # fmt: skip
+    for words in (*ways[:5], ways[6], f"adapters diff {both}"):
+        err = said(capsys, words.replace("X", "torn"))
+        assert "the weights are missing (adapter_model.safetensors)" in err and COPY in err and "Found" not in err, err
+    for words in ways[2:]:
+        err = said(capsys, words.replace("X", "bare"))
+        assert "adapter_config.json is missing" in err and "Found" not in err, err
+    for words in (ways[0], "merge X --output m", ways[3], ways[6]):
+        for folder, told in (("base", "holds a model, not an adapter"), ("empty", "no adapter"), ("runs", "runs/mine")):
+            err = said(capsys, words.replace("X", folder))
+            assert told in err and "Found" not in err, err
+    shutil.copy("kept", "torn/adapter_model.safetensors")
+    assert main.run(["generate", "--model", "base", "--adapter", "torn", *ASK.split()]) == 0
+
+
+def test_a_file_of_an_adapter_folder_is_told_as_such(place: Path, capsys: Any) -> None:
+    peft_folder("new")
+    old = peft_folder("old")
+    tensors = load_file(old / "adapter_model.safetensors")
+    (old / "adapter_model.safetensors").unlink()
+    torch.save(tensors, old / "adapter_model.bin")
+    torch.save(tensors, "alone.bin")
+    save_file(tensors, "alone.safetensors")
+    for file in ("new/adapter_model.safetensors", "old/adapter_model.bin"):
+        for model in ("", "--model base "):
+            err = said(capsys, f"adapters convert {file} {model}--output x")
+            assert "--model" not in err.removeprefix("halter: ") and f"Fix: give its folder: {file[:3]}." in err, err
+        assert main.run(f"adapters convert {file[:3]} --model base --output {file[:3]}x".split()) == 0
+        capsys.readouterr()
+    for file in ("alone.bin", "alone.safetensors"):
+        err = said(capsys, f"adapters convert {file} --output x")
+        told = re.search(r"into one folder, as (\S+) and adapter_config.json", err)
+        assert told is not None and "authors'" not in err, err
+        Path(file + ".folder").mkdir()
+        shutil.copy(file, Path(file + ".folder", told[1]))
+        shutil.copy("new/adapter_config.json", file + ".folder")
+        assert main.run(["generate", "--model", "base", "--adapter", file + ".folder", *ASK.split()]) == 0
+        capsys.readouterr()
+
+
+def followed(call: str, names: dict[str, Any]) -> None:
+    """Run what a refusal says to call in Python."""
+    for one in call.rpartition(": ")[2].split("; "):
+        if one.startswith(("model, tokenizer = ", "adapter = ", "halter.load_adapter(")):
+            exec(one, names)
+
+
+def test_python_is_told_what_to_call(place: Path, capsys: Any) -> None:
+    small = halter.load("base")[0]
+    names: dict[str, Any] = {"halter": halter, "model": small}
+    for folder in ("runs/mine", "runs/mine/adapter"):
+        with pytest.raises(halter.Refusal, match="not a model") as caught:
+            halter.load(folder)
+        assert "--" not in str(caught.value) and "--init-from" in caught.value.fix
+        followed(caught.value.call, names)
+        assert names["adapter"].num_trainable > 0
+    err = said(capsys, f"generate --model runs/mine {ASK}")
+    told = re.search(r"without --model: (\S+);", err)
+    assert told is not None and main.run(["generate", told[1], *ASK.split()]) == 0
+    capsys.readouterr()
+    told = re.search(r"train on from it, (.*?)\. \[", err)
+    assert told is not None
+    assert main.run([*f"{FRESH} {told[1]}".replace("--model base", "", 1).split()]) == 0
+    shutil.copytree("base", "other")
+    tensors = {name: tensor + 0.25 for name, tensor in load_file("base/model.safetensors").items()}
+    save_file(tensors, "other/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(halter.Refusal, match="base-differs") as caught:
+        halter.load_adapter("runs/mine", halter.load("other")[0])
+    assert "--model" not in str(caught.value).partition("To continue")[0]
+    followed(caught.value.call, names)
+
+
+def test_an_adapter_of_another_base_shows_three_places(place: Path, capsys: Any) -> None:
+    shapes = halter.load("base")[0].config
+    deeper = tiny.decoder(tiny.config(layers=shapes.layers + 2))
+    with pytest.raises(halter.Refusal, match="adapter-mismatch") as caught:
+        halter.load_adapter("runs/mine", deeper)
+    text = str(caught.value)
+    assert len(text) < 700 and len(caught.value.found) > 20 and "--model" not in text, text
+    assert f"and {len(caught.value.found) - 3} more" in text and caught.value.whole() is False
+    followed(caught.value.call, {"halter": halter})
+
+
+@pytest.mark.parametrize(("config", "told"), [
+    ({"fan_in_fan_out": True, "target_modules": ["c_attn"], "base_model_name_or_path": "gpt2"}, "model, gpt2."),
+    ({"target_modules": ["query_key_value", "dense"], "base_model_name_or_path": "pythia"}, "model, pythia."),
+    ({"target_modules": r".*\.h\.\d+\.attn", "base_model_name_or_path": None}, "another kind of model."),
+])  # fmt: skip
+def test_an_adapter_of_another_kind_of_model_is_told_as_such(
+    config: dict[str, Any], told: str, place: Path, capsys: Any
+) -> None:
+    peft_folder("theirs", **config)
+    err = said(capsys, f"generate --model base --adapter theirs {ASK}")
+    assert f"this adapter was trained on another kind of {told}"[-20:] in err and "open it with peft" in err, err
+    assert "targets-match-nothing" not in err and "--model" not in err
+    peft_folder("partly", target_modules=["q_proj", "qproj"])
+    assert "did you mean q_proj for qproj?" in said(capsys, f"generate --model base --adapter partly {ASK}")
