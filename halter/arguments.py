@@ -107,7 +107,9 @@ def check_options(whose: str, options: type[Any], given: Mapping[str, Any], call
     off = [f"{name}: {value!r}" for name, value in given.items() if _beyond(value)]
     if off:
         expected = "finite numbers, whole ones from 0 on"
-        raise Refusal("wrong-argument", "no option is such a number", where=whose, found=off, expected=expected)
+        raise Refusal(
+            "wrong-argument", "no option is such a number", where=whose, found=off, expected=expected, fix=call
+        )
 
 
 def with_unit(number: str) -> str:

@@ -108,6 +108,12 @@ class Refusal(HalterError):
         return f"{'. '.join(p.rstrip('.') for p in parts)}. [{self.id}]".replace("?. ", "? ")
 
 
+def meant(name: object, known: Iterable[str], else_: str = "take one of these") -> str:
+    """The fix for a name that nobody knows: the nearest one that there is."""
+    close = get_close_matches(str(name).lower(), known, 1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else else_
+
+
 def together(refusals: Sequence[Refusal]) -> Refusal:
     """Several refusals as one, ``preflight``; a single one is itself."""
     if len(refusals) == 1:
@@ -136,6 +142,7 @@ class Waivers:
                 "checks.allow names what cannot be waived",
                 found=[f"{id} (did you mean {near[0]}?)" if near else id for id, near in close.items()],
                 expected=", ".join(WAIVABLE),
+                fix="leave these out of checks.allow (--allow)",
             )
 
     def refuse(self, refusal: Refusal) -> None:

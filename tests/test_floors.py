@@ -159,7 +159,16 @@ def asking(tree: ast.AST, name: str) -> Offences:
             yield f"{name}:{node.lineno}: hasattr; our own objects know what they have"
 
 
-RULES: list[Callable[[ast.AST, str], Offences]] = [floors, foreign, evaluation, writing, sizes, asking]
+def fixes(tree: ast.AST, name: str) -> Offences:
+    """Every refusal says what to do; several as one say it each."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Refusal":
+            given = {keyword.arg for keyword in node.keywords}
+            if not given & {"fix", None} and ast.unparse(node.args[0]) != "'preflight'":
+                yield f"{name}:{node.lineno}: a refusal without a fix"
+
+
+RULES: list[Callable[[ast.AST, str], Offences]] = [floors, foreign, evaluation, writing, sizes, asking, fixes]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
@@ -191,6 +200,7 @@ PLANTED = [
     (sizes, "halter/x/__init__.py", "x = 1\n" * 61),
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 60),
     (asking, "halter/run.py", "hasattr(model, 'x')"),
+    (fixes, "halter/run.py", "raise errors.Refusal('x', 'y', expected='z')"),
 ]
 
 
@@ -200,6 +210,7 @@ def test_rule_sees_a_planted_offence(rule: Callable[[ast.AST, str], Offences], n
 
 
 LAWFUL = [
+    (fixes, "halter/run.py", "Refusal('x', 'y', fix='z')\nRefusal('x', **rest)\nRefusal('preflight', 'y')"),
     (floors, "halter/model/x.py", "from halter.errors import Refusal\nimport halter.numerics.rope\nfrom .x import y"),
     (floors, "halter/run.py", "from halter.recipe import Recipe\nfrom halter import __version__"),
     (writing, "halter/run.py", "open('f')\nopen('f', 'rb')\nPath('f').open('r')"),

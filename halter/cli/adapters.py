@@ -195,7 +195,12 @@ def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple
 
     if len(source) == 1 and Path(source[0]).is_dir():
         if options != ImportOptions():
-            raise Refusal("usage", "options of imports belong to files, and this is a folder", where=source[0])
+            raise Refusal(
+                "usage",
+                "options of imports belong to files, and this is a folder",
+                where=source[0],
+                fix="leave the options out, or name the file itself",
+            )
         adapter = shelf.open_without_weights(source[0], model)
         return adapter, [], adapter.notes, " + ".join(method.name() for method in adapter.methods)
     for name in source:

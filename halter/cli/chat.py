@@ -126,14 +126,16 @@ class Chat:
     def retry(self) -> None:
         """Answer the last question again; sampling draws anew."""
         if not self.history:
-            raise Refusal("nothing-asked", "there is no question yet to answer again")
+            raise Refusal("nothing-asked", "there is no question yet to answer again", fix="ask one first")
         *self.history, asked, _ = self.history
         self.say(asked["content"])
 
     def save(self, file: str) -> None:
         """Write the conversation as one row of messages. Refusals ``usage`` and ``already-exists``."""
         if not file:
-            raise Refusal("usage", "/save needs the name of a new file", expected="/save chat.jsonl")
+            raise Refusal(
+                "usage", "/save needs the name of a new file", expected="/save chat.jsonl", fix="/save chat.jsonl"
+            )
         row = {"messages": [*self.opening, *self.history]}
         writing.write_text(Path(file).expanduser(), json.dumps(row, ensure_ascii=False) + "\n")
         self.write(f"saved: {file}\n")

@@ -34,7 +34,9 @@ def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., 
                 f"--{n.replace('_', '-')} {v}" for n, v in given.items() if isinstance(v, float) and not isfinite(v)
             ]
             if endless:
-                raise Refusal("usage", "a number must be finite", found=endless)
+                raise Refusal(
+                    "usage", "a number must be finite", found=endless, fix="give a number, or leave the flag out"
+                )
             for name in ESCAPED & given.keys():
                 given[name] = [unescaped(one) for one in given[name]]
             made = {g: replace(groups[g], **{name: given.pop(name) for name in keys[g]}) for g in groups}

@@ -7,7 +7,7 @@ from typing import Any
 
 from halter.comparison.ground import Contestant
 from halter.comparison.options import CompareOptions
-from halter.errors import Refusal
+from halter.errors import Refusal, meant
 from halter.recipe.sections import method_names
 
 
@@ -23,6 +23,7 @@ def sections(options: CompareOptions, variants: Mapping[str, Any]) -> dict[str, 
         raise Refusal(
             "unknown-method", "a comparison names methods that there are not", found=strange,
             expected=", ".join([*method_names(), *variants]),
+            fix=meant(strange[0], known) if " " not in strange[0] else f"--methods {','.join(strange[0].split())}",
         )  # fmt: skip
     return {name: known[listed[0]] if len(listed) == 1 else _several(known, listed) for name, listed in parts.items()}
 

@@ -46,7 +46,9 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     """
     if not options.test:
         what = "a comparison needs rows to score, which no run is trained on"
-        raise Refusal("compare-data", what, found=["compare.test (--test)"])
+        raise Refusal(
+            "compare-data", what, found=["compare.test (--test)"], fix="--test FILE; in a recipe compare.test: FILE"
+        )
     if any(source.weight != 1 for source in data.sources):
         say("note: a comparison takes every row as often as every other; weights of sources are not used")
     rows: dict[str, list[Row]] = {"train": [row for source in data.sources for row in _read(source)]}
@@ -87,7 +89,13 @@ def _read(source: Source) -> list[Row]:
     found = list(read_source(name))
     faults = [str(one) for one in found if isinstance(one, Fault)]
     if faults:
-        raise Refusal("bad-rows", "rows that cannot be read", where=name, found=faults)
+        raise Refusal(
+            "bad-rows",
+            "rows that cannot be read",
+            where=name,
+            found=faults,
+            fix="mend or remove these rows; halter inspect --data FILE shows how a file is read",
+        )
     limit = min(n for n in (count, source.limit, len(found)) if n is not None)
     return [one[1] for one in found[:limit] if not isinstance(one, Fault)]
 

@@ -69,7 +69,12 @@ class CompareOptions(TaskOptions):
         wrong += [f"precisions: {p} is none of {', '.join(PRECISIONS)}" for p in self.precisions if p not in PRECISIONS]
         wrong += [f"{name}: none is named" for name in ("methods", "precisions") if not getattr(self, name)]
         if wrong:
-            raise Refusal("compare-options", "options of a comparison that cannot be used", found=wrong)
+            raise Refusal(
+                "compare-options",
+                "options of a comparison that cannot be used",
+                found=wrong,
+                fix="change these; halter compare --help has every option with its default",
+            )
 
     def _numbers(self) -> dict[str, float]:
         names = ("seeds", "search_trials", "max_new_tokens", "resamples")

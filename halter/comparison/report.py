@@ -38,7 +38,12 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     rows = record.get("rows")
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) and row.get("name") for row in rows):
-        raise Refusal("not-a-record", "is not the record of a comparison", expected="rows, each with a name")
+        raise Refusal(
+            "not-a-record",
+            "is not the record of a comparison",
+            expected="rows, each with a name",
+            fix="give the record.json that halter compare wrote",
+        )
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

@@ -109,7 +109,11 @@ class Runner:
         adapter = dry_adapter(job.config, [choice.options for choice in job.recipe.methods])
         if contestant.precision in STORAGES and trained_matrices(adapter):
             what = f"which {contestant.precision} holds in {BITS[contestant.precision]}"
-            raise Refusal("compare-full", f"full fine-tuning trains the weights themselves, {what}")
+            raise Refusal(
+                "compare-full",
+                f"full fine-tuning trains the weights themselves, {what}",
+                fix="--precisions bf16 or fp32 for it, or a method that trains beside the weights, such as lora",
+            )
         need, report = self._sizes(contestant, job, adapter), job.data.report
         for problem in memory_problem(need, self.device, (report.longest_origin, report.longest)):
             raise problem

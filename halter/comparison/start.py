@@ -53,11 +53,21 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     document = dict(data)
     section = document.pop(SECTION, None) or {}
     if not isinstance(section, Mapping):
-        raise Refusal("recipe", "compare is a mapping of its options", where=str(path))
+        raise Refusal(
+            "recipe",
+            "compare is a mapping of its options",
+            where=str(path),
+            fix="compare: {test: te.jsonl, methods: [lora, dora]}",
+        )
     section = dict(section)
     variants = section.pop(VARIANTS, None) or {}
     if not isinstance(variants, Mapping):
-        raise Refusal("recipe", "compare.variants is a mapping: NAME: {name: lora, r: 8}", where=str(path))
+        raise Refusal(
+            "recipe",
+            "compare.variants is a mapping: NAME: {name: lora, r: 8}",
+            where=str(path),
+            fix="variants: {small: {name: lora, r: 4}}",
+        )
     if "method" in document and "methods" not in section:
         variants = {**variants, "recipe": document["method"]}
         section["methods"] = ["recipe"]
@@ -77,7 +87,12 @@ def options_of(section: Mapping[str, Any], flags: CompareOptions, where: str) ->
         made = plain
     if strange:
         raise Refusal(
-            "recipe", "mistakes in the compare section", where=where, found=strange, expected=", ".join(known)
+            "recipe",
+            "mistakes in the compare section",
+            where=where,
+            found=strange,
+            expected=", ".join(known),
+            fix="correct these keys; halter compare --help tells what each means",
         )
     given = {k: v for k, v in asdict(flags).items() if v != getattr(plain, k)}
     return replace(made, **given)
@@ -127,7 +142,12 @@ def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
     """
     gathered = gather(yaml12.Document(dict(source), source="recipe"), overrides)
     if gathered.problems:
-        raise Refusal("recipe", "mistakes in the recipe", found=gathered.problems)
+        raise Refusal(
+            "recipe",
+            "mistakes in the recipe",
+            found=gathered.problems,
+            fix="correct these; halter init METHOD writes a recipe with every key explained",
+        )
     found: dict[str, Any] = {
         name: {key: given.value for key, given in keys.items()} for name, keys in gathered.sections.items() if name
     }

@@ -120,6 +120,7 @@ def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
             where=where,
             found=[f"{name} (did you mean {close[0]}?)" if close else name for name, close in near.items()],
             expected=f"of {', '.join(known)}",
+            fix="name columns that are there",
         )
     if twice := _asked_and_learned(options.columns):
         raise Refusal(

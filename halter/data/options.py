@@ -33,7 +33,13 @@ class Source:
         if self.limit is not None and self.limit < 1:
             bad.append(f"limit: must be above 0, not {self.limit}")
         if bad:
-            raise Refusal("data-options", "a source that cannot be used", where=self.path, found=bad)
+            raise Refusal(
+                "data-options",
+                "a source that cannot be used",
+                where=self.path,
+                found=bad,
+                fix="give numbers above 0, or leave them out",
+            )
 
     @property
     def parts(self) -> tuple[str, int | None]:
@@ -108,7 +114,12 @@ class DataOptions:
                 if role not in ROLES]  # fmt: skip
         bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if _below_one(getattr(self, name))]
         if bad:
-            raise Refusal("data-options", "data options that cannot be used", found=bad)
+            raise Refusal(
+                "data-options",
+                "data options that cannot be used",
+                found=bad,
+                fix="change these; halter init METHOD writes a recipe with every key explained",
+            )
 
     @property
     def sources(self) -> tuple[Source, ...]:

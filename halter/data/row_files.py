@@ -186,10 +186,8 @@ def _json(path: Path) -> Iterator[Found]:
         with opened(path) as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise Refusal(
-                "data-unreadable", f"is one JSON value of more than {MOST_BYTES >> 30} GiB", where=str(path),
-                fix="write one object in every line (.jsonl)",
-            )  # fmt: skip
+            what = f"is one JSON value of more than {MOST_BYTES >> 30} GiB"
+            raise Refusal("data-unreadable", what, where=str(path), fix="write one object in every line (.jsonl)")
         value, twice = loads(data.removeprefix(UTF8_MARK).decode("utf-8"))
     except UnicodeDecodeError as error:
         yield Fault(str(path), f"invalid UTF-8 at byte {error.start + 1}")
@@ -233,7 +231,8 @@ def _csv(path: Path, separator: str) -> Iterator[Found]:
         names = next(reader, [])
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise Refusal("data-columns", "columns of the same name", where=str(path), found=twice)
+            what, fix = "columns of the same name", "give each a name of its own in the first line"
+            raise Refusal("data-columns", what, where=str(path), found=twice, fix=fix)
         while True:
             origin = f"{path}:{reader.line_num + 1}"
             try:

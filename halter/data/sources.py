@@ -138,7 +138,13 @@ def _folder(folder: Path) -> list[Path]:
     rows = [path for path in found if suffix_of(path) not in TEXT]
     found = rows or found
     if not found:
-        raise Refusal("data-missing", "this folder holds no data", where=str(folder), expected=", ".join(SUFFIXES))
+        raise Refusal(
+            "data-missing",
+            "this folder holds no data",
+            where=str(folder),
+            expected=", ".join(SUFFIXES),
+            fix="name a file of rows, or a folder in which some lie",
+        )
     training = [path for path in found if _named(path.relative_to(folder), ("train", "training"))]
     held_out = [path for path in found if _named(path.relative_to(folder), HELD_OUT)]
     if training or not held_out or len(held_out) == len(found):
@@ -173,6 +179,7 @@ def _hub(name: str) -> Iterator[Found]:
             f"neither a file or folder here, nor a data set that the hub gives: {str(error) or type(error).__name__}",
             where=name,
             expected="a path, or org/name or org/name:configuration with a split called train",
+            fix="check the spelling; a file that was fetched already is given by its path",
         ) from error
     for number, row in enumerate(rows):
         yield f"{name}[{number}]", dict(row)

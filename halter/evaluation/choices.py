@@ -54,10 +54,19 @@ def ballot(tokenizer: Tokenizer, examples: Sequence[Example], choices: Sequence[
     """The questions of ``examples`` with every choice in turn. Refusals: ``choices`` (fewer than two, or twice the
     same), ``not-a-choice`` (wanted texts that are none), ``choice-tokens`` and ``no-questions``."""
     if len(choices) < 2 or len({" ".join(choice.split()) for choice in choices}) < len(choices):
-        raise Refusal("choices", "choices are two or more, all different", found=list(choices))
+        raise Refusal(
+            "choices",
+            "choices are two or more, all different",
+            found=list(choices),
+            fix="give them all, each once: --choices A,B,C",
+        )
     asked = [(e, q) for e in examples if (q := question(e, tokenizer)) is not None]
     if not asked:
-        raise Refusal("no-questions", "no row asks a question, so there is nothing to choose")
+        raise Refusal(
+            "no-questions",
+            "no row asks a question, so there is nothing to choose",
+            fix="give rows that end with an answer, or leave out --choices",
+        )
     right = _right([q for _, q in asked], choices)
     rows = [row for (e, q), r in zip(asked, right, strict=True) for row in variants(e, q, tokenizer, choices, r)]
     return Ballot(tuple(choices), tuple(rows), tuple(right))
@@ -115,7 +124,12 @@ def variants(
         end = response[len(ids[right]) :]
         if response[: len(ids[right])] == ids[right] and exact_match(tokenizer.decode(ids[right]), asked.wanted):
             return [_row(head, [*choice, *end], example.origin) for choice in ids]
-    raise Refusal("choice-tokens", "a response's tokens are not those of its choice alone", where=example.origin)
+    raise Refusal(
+        "choice-tokens",
+        "a response's tokens are not those of its choice alone",
+        where=example.origin,
+        fix="leave out --choices: the answers are then compared as texts",
+    )
 
 
 def _row(head: list[int], response: list[int], origin: str) -> Example:

@@ -62,7 +62,11 @@ class Judge:
         """What a text without a context is predicted from."""
         start = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
         if start is None:
-            raise Refusal("no-start", "the tokenizer has neither a BOS nor an EOS, so a text has nothing before it")
+            raise Refusal(
+                "no-start",
+                "the tokenizer has neither a BOS nor an EOS, so a text has nothing before it",
+                fix="set bos_token or eos_token in the checkpoint's tokenizer_config.json",
+            )
         return start
 
     def _row(self, context: str, continuation: str, origin: str) -> Example:
@@ -193,7 +197,13 @@ def task_scores(judge: Judge, options: TaskOptions) -> tuple[dict[str, float], d
             )  # fmt: skip
     except OSError as error:  # no network, no such file
         what = f"the rows of a task cannot be had: {error}"
-        raise Refusal("task-data", what, where="--tasks", found=list(options.task_names)) from error
+        raise Refusal(
+            "task-data",
+            what,
+            where="--tasks",
+            found=list(options.task_names),
+            fix="fetch the rows once where there is a network, into HF_DATASETS_CACHE; or give --task-folder",
+        ) from error
     scores = {}
     for task, measures in found["results"].items():
         for name, value in measures.items():

@@ -81,7 +81,7 @@ def compress(
     bad += [] if 0 < options.keep <= 1 else [f"keep {options.keep}"]
     if bad or (options.bits == 32 and options.keep == 1):
         what = "a compressed file has 8, 4 or 1 bits a number, or keeps a share of them below 1"
-        raise Refusal("compress-options", what, found=bad)
+        raise Refusal("compress-options", what, found=bad, fix="--bits 8, or --keep 0.5")
     adapter = adapter.plain()  # a form that only training needs is not what is saved
     own = {name: tensor.float() for name, tensor in state_of(adapter).items()}
     keep = kept_numbers(own, options) if options.keep < 1 else {}

@@ -23,6 +23,7 @@ def refuse_unfoldable(adapter: Adapter) -> None:
             "cannot-merge",
             "this adapter's effect is not a change of weights at these places; keep it as an adapter",
             found=stuck,
+            fix="use it as an adapter: halter generate, halter chat or halter evaluate with its folder",
         )
     biases = [slot.path for slot in adapter.slots if slot.place not in LINEARS and _brings_bias(adapter, slot)]
     if biases:
@@ -30,6 +31,7 @@ def refuse_unfoldable(adapter: Adapter) -> None:
             "cannot-merge",
             "this adapter brings biases to these places, for which a LLaMA's files have no room; keep it as an adapter",
             found=biases,
+            fix="use it as an adapter: halter generate, halter chat or halter evaluate with its folder",
         )
 
 

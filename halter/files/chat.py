@@ -258,5 +258,10 @@ def _iso(date: str | None) -> str | None:
         try:
             datetime.fromisoformat(date)
         except (TypeError, ValueError) as error:
-            raise Refusal("date-malformed", f"{date!r} is no date: {error}", expected="like 2024-07-26") from None
+            raise Refusal(
+                "date-malformed",
+                f"{date!r} is no date: {error}",
+                expected="like 2024-07-26",
+                fix="give a date such as 2024-07-26",
+            ) from None
     return date

@@ -63,6 +63,7 @@ def _malformed(wrong: list[str]) -> Refusal:
         found=wrong,
         expected='objects like {"role": "user", "content": "..."}; content may be text, a list of parts, or null '
         "beside tool_calls; loss, train and weight are true or false",
+        fix="correct the row; halter inspect shows how rows are read",
     )
 
 
@@ -146,6 +147,7 @@ def text_joined(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any
                     "template-unsupported",
                     f"the built-in template {name} takes text only",
                     found=[f"message {i + 1}"],
+                    fix="give text, or the checkpoint's own template (leave data.chat_template out)",
                 )
             m = {**m, "content": "".join(str(p) for p in parts)}
         joined.append(m)

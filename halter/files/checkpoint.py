@@ -107,7 +107,13 @@ class HFCheckpoint:
         twice = [name for name, times in count.items() if times > 1]
         if twice:
             what = "these tensors stand in more than one file"
-            raise Refusal("checkpoint-index", what, where=str(self.folder), found=twice)
+            raise Refusal(
+                "checkpoint-index",
+                what,
+                where=str(self.folder),
+                found=twice,
+                fix="keep one of the files: a folder holds one model",
+            )
 
     def _refuse_other_quantisation(self) -> None:
         rule = self.config.get("quantization_config")
@@ -178,7 +184,12 @@ def _shards(folder: Path) -> tuple[Path, ...]:
         raise Refusal("checkpoint-index", what, where=str(folder), found=found, fix="fetch the missing files")
     table = read_json(folder / INDEX).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(f, str) for f in table.values()):
-        raise Refusal("checkpoint-index", "has no weight_map from names to files", where=str(folder / INDEX))
+        raise Refusal(
+            "checkpoint-index",
+            "has no weight_map from names to files",
+            where=str(folder / INDEX),
+            fix="fetch the checkpoint's files again",
+        )
     files = sorted(set(table.values()))
     bad = [f[:255] for f in files if not plain_name(f) or not f.endswith(".safetensors")]
     absent = [] if bad else [f for f in files if not (folder / f).is_file()]
@@ -197,7 +208,13 @@ def _shards(folder: Path) -> tuple[Path, ...]:
         wrong += [f"{file} lacks {n}" for n in sorted(promised[file] - held)]
         wrong += [f"{file} holds {n}, which the index does not know" for n in sorted(held - promised[file])]
     if wrong:
-        raise Refusal("checkpoint-index", "the index and the files disagree", where=str(folder), found=wrong)
+        raise Refusal(
+            "checkpoint-index",
+            "the index and the files disagree",
+            where=str(folder),
+            found=wrong,
+            fix="fetch the checkpoint's files again",
+        )
     return tuple(folder / f for f in files)
 
 

@@ -95,6 +95,7 @@ def check_ids(ids: Mapping[str, int], where: str | Path) -> None:
             where=str(where),
             found=wrong,
             expected=f"whole numbers from 0 to {limit - 1}",
+            fix="fetch the tokenizer's file again",
         )
 
 

@@ -59,12 +59,23 @@ class JsonCodec:
         unknown = model.get("unk_token", model.get("unk_id"))
         self.unk_id = ids.get(unknown) if isinstance(unknown, str) else unknown
         if unknown is not None and self.unk_id is None:
-            raise Refusal("tokenizer-unreadable", f"lacks its own unknown token {unknown!r}", where=str(self._path))
+            raise Refusal(
+                "tokenizer-unreadable",
+                f"lacks its own unknown token {unknown!r}",
+                where=str(self._path),
+                fix="fetch the file again",
+            )
         self._prefixed = self._library(bare=False)
         self._bare = self._prefixed if self._scheme == "never" else self._library(bare=True)
 
     def _unsupported(self, what: str) -> Refusal:
-        return Refusal("tokenizer-unsupported", f"has {what}", where=str(self._path), expected=SUPPORTED)
+        return Refusal(
+            "tokenizer-unsupported",
+            f"has {what}",
+            where=str(self._path),
+            expected=SUPPORTED,
+            fix="give a base with a tokenizer of the LLaMA family",
+        )
 
     def _check_decoder(self) -> None:
         decoder = self._spec.get("decoder")
@@ -87,7 +98,7 @@ class JsonCodec:
             raise self._unreadable(f"the tokenizers library cannot read it: {str(error)[:500]}") from None
 
     def _unreadable(self, what: str) -> Refusal:
-        return Refusal("tokenizer-unreadable", what, where=str(self._path))
+        return Refusal("tokenizer-unreadable", what, where=str(self._path), fix="fetch the file again")
 
     @contextmanager
     def _panics_refused(self) -> Iterator[None]:

@@ -36,10 +36,21 @@ class SentencePieceCodec:
             model.normalizer_spec.add_dummy_prefix = False
             self._bare = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and the library each raise their own kinds
-            raise Refusal("tokenizer-unreadable", f"is no SentencePiece model: {error}", where=str(path)) from None
+            raise Refusal(
+                "tokenizer-unreadable",
+                f"is no SentencePiece model: {error}",
+                where=str(path),
+                fix="fetch the file again",
+            ) from None
         broken = [i for i, piece in enumerate(model.pieces) if not isinstance(piece.piece, str)]
         if broken:  # protobuf's Python hands out bytes for what is not UTF-8
-            raise Refusal("tokenizer-unreadable", "has pieces that are no text", where=str(path), found=broken)
+            raise Refusal(
+                "tokenizer-unreadable",
+                "has pieces that are no text",
+                where=str(path),
+                found=broken,
+                fix="fetch the file again",
+            )
         check_ids({p.piece: i for i, p in enumerate(model.pieces)} | {a.text: a.id for a in added}, path)
         self._added = tuple(a for a in added if a.id >= len(model.pieces))
         self._tokens = [p.piece for p in model.pieces]

@@ -23,6 +23,7 @@ from halter.files.meta_config import TIED_SHAPES, config_of, generation_config_o
 from halter.files.names import EMBEDDING, HEAD, MetaName, from_meta, is_ignored
 from halter.files.tensors import ROW_BYTES, TensorSpec, aligned_empty, bytes_of, tensor_sha256
 
+AS_PUBLISHED = "fetch the folder's files again, every consolidated.*.pth and params.json as Meta published them"
 _PART = re.compile(r"consolidated(?:\.(\d+))?\.pth")
 
 
@@ -141,7 +142,7 @@ class MetaCheckpoint:
             copies += 1
         if len(keys) % copies:
             what = f"the first key head is stored {copies} times, which does not divide {len(keys)} ranks"
-            raise Refusal("meta-ranks-disagree", what, where=str(self.folder))
+            raise Refusal("meta-ranks-disagree", what, where=str(self.folder), fix=AS_PUBLISHED)
         return copies
 
     def _distinct(self, parts: list[Tensor], source: str) -> list[Tensor]:
@@ -180,17 +181,17 @@ class MetaCheckpoint:
         bad = [f"{f.name}: {n}" for f, part in zip(self.files, self._parts) for n in sorted(wanted ^ set(part))]
         if bad:
             what = "the ranks of this folder do not hold the same tensors"
-            raise Refusal("meta-ranks-disagree", what, where=str(self.folder), found=bad)
+            raise Refusal("meta-ranks-disagree", what, where=str(self.folder), found=bad, fix=AS_PUBLISHED)
         flat = [
             m for m, t in self._parts[0].items() if (n := from_meta(m)) and t.ndim != (1 if n.merge == "copy" else 2)
         ]
         if flat:
             what = "this folder has tensors of other dimensions than a LLaMA's"
-            raise Refusal("meta-params", what, where=str(self.folder), found=flat)
+            raise Refusal("meta-params", what, where=str(self.folder), found=flat, fix=AS_PUBLISHED)
         needed = {"tok_embeddings.weight", "layers.0.attention.wk.weight", "layers.0.feed_forward.w1.weight"}
         if needed - wanted:
             what = "this folder lacks tensors that every LLaMA has"
-            raise Refusal("meta-params", what, where=str(self.folder), found=sorted(needed - wanted))
+            raise Refusal("meta-params", what, where=str(self.folder), found=sorted(needed - wanted), fix=AS_PUBLISHED)
 
     def _refuse_wrong_sums(self) -> None:
         """Parts that do not add up to the width in params.json: a rank's file is missing, or is another model's."""
@@ -198,7 +199,7 @@ class MetaCheckpoint:
         torn = [m for m in heads if any(rank[m].shape[0] % self._head_dim for rank in self._parts)]
         if torn:
             what = f"these tensors are not made of heads of {self._head_dim}"
-            raise Refusal("meta-params", what, where=str(self.folder), found=torn)
+            raise Refusal("meta-params", what, where=str(self.folder), found=torn, fix=AS_PUBLISHED)
         wrong = [
             f"{name} {list(spec.shape)}"
             for name, spec in self._specs.items()
@@ -237,7 +238,7 @@ def open_pth(path: Path) -> dict[str, Tensor]:
     Refusals ``file-missing``, ``torch-too-old`` and ``tensor-file-damaged``.
     """
     if not path.is_file():
-        raise Refusal("file-missing", "there is no such file", where=str(path))
+        raise Refusal("file-missing", "there is no such file", where=str(path), fix="check the path")
     refuse_old_torch(torch.__version__)
     state = _loaded(path)
     inner = state.get("model") if isinstance(state, dict) else None

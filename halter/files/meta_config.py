@@ -50,11 +50,18 @@ def read_params(path: Path) -> dict[str, Any]:
         wrong.append(f"{params['n_heads']} heads of an even size do not make dim {params['dim']}")
     if wrong:
         what = "lacks numbers that every model of Meta's has, or has impossible ones"
-        raise Refusal("meta-params", what, where=str(path), found=wrong)
+        raise Refusal("meta-params", what, where=str(path), found=wrong, fix="fetch params.json again")
     problems = [why for key, why in _UNSUPPORTED.items() if params.get(key) not in (None, False, -1)]
     if problems:
         what = "speaks of more than a dense text model"
-        raise Refusal("meta-unsupported", what, where=str(path), found=problems, expected="LLaMA 1 to 3.3, text only")
+        raise Refusal(
+            "meta-unsupported",
+            what,
+            where=str(path),
+            found=problems,
+            expected="LLaMA 1 to 3.3, text only",
+            fix="give a text model of that list",
+        )
     return params
 
 

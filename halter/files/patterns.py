@@ -29,7 +29,9 @@ def refuse_slow_patterns(patterns: Sequence[str], names: Sequence[str], where: s
     if large:
         limits = f"at most {MAX_PATTERNS} expressions of {MAX_CHARS} characters"
         what = "has regular expressions beyond reason"
-        raise Refusal("pattern-too-large", what, where=where, found=large, expected=limits)
+        raise Refusal(
+            "pattern-too-large", what, where=where, found=large, expected=limits, fix="give fewer and shorter ones"
+        )
     doubtful = [p for p in patterns if not _plain(p)]
     if not doubtful:
         return

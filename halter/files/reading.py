@@ -43,10 +43,15 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
             data = file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         why = getattr(error, "strerror", None) or error
-        raise Refusal("file-missing", f"cannot be read: {why}", where=str(path)) from error
+        raise Refusal(
+            "file-missing", f"cannot be read: {why}", where=str(path), fix="check the path, and who may read it"
+        ) from error
     if data is None or len(data) > max_bytes:
         raise Refusal(
-            "file-too-large", f"is larger than {max_bytes} bytes, more than such a file holds", where=str(path)
+            "file-too-large",
+            f"is larger than {max_bytes} bytes, more than such a file holds",
+            where=str(path),
+            fix="name the right file",
         )
     refuse_pointer(path, data)
     return data

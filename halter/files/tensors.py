@@ -80,7 +80,12 @@ class TensorFile:
         try:
             self._file = open(self.path, "rb", buffering=0)
         except OSError as error:
-            raise Refusal("file-missing", f"cannot be read: {error.strerror or error}", where=str(path)) from error
+            raise Refusal(
+                "file-missing",
+                f"cannot be read: {error.strerror or error}",
+                where=str(path),
+                fix="check the path, and who may read it",
+            ) from error
         try:
             self.metadata, self._entries, self._start = self._header()
         except BaseException:

@@ -103,7 +103,12 @@ def no_sections(where: str) -> Refusal:
 def parse(text: str, source: str = "<text>") -> Document:
     """The document in a text of at most MAX_BYTES; an empty one holds {}. Refusal ``yaml``."""
     if len(text) > MAX_BYTES:
-        raise Refusal("yaml", f"is larger than {MAX_BYTES} characters", where=source)
+        raise Refusal(
+            "yaml",
+            f"is larger than {MAX_BYTES} characters",
+            where=source,
+            fix="name the recipe, not the data; a recipe is a few lines",
+        )
     try:
         document = _Builder(text, source).document()
         if not isinstance(document.data, Mapping):

@@ -94,7 +94,8 @@ def stream(
     beyond = [id for id in chosen.stop_ids if not 0 <= id < model.config.vocab_size]
     if beyond:
         what = "stop_ids names ids that are not in the vocabulary"
-        raise Refusal("generation-options", what, found=beyond, expected=f"0 to {model.config.vocab_size - 1}")
+        known, fix = f"0 to {model.config.vocab_size - 1}", "give ids of this model's tokenizer"
+        raise Refusal("generation-options", what, found=beyond, expected=known, fix=fix)
     asked = as_list(prompts)
     if marked := told_of_marks(asked, template):
         tell(marked)
@@ -111,7 +112,7 @@ def stream(
 def _check_count(n: int, options: GenerationOptions) -> None:
     """Refusal ``generation-options`` where ``n`` answers are none, or all the same."""
     if n < 1:
-        raise Refusal("generation-options", f"n, the answers to a prompt, is {n}", expected="1 or more")
+        raise Refusal("generation-options", f"n, the answers to a prompt, is {n}", expected="1 or more", fix="n=1")
     if n > 1 and options.temperature == 0:
         what = f"the {n} answers to each prompt would all be the same: the temperature is 0"
         raise Refusal("generation-options", what, fix="set temperature above 0, e.g. 0.8, or n to 1")
@@ -123,7 +124,10 @@ def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
         return [adapter] * prompts
     if len(adapter) != prompts:
         raise Refusal(
-            "adapter-count", f"{len(adapter)} adapters for {prompts} prompts", expected="one adapter, or one a prompt"
+            "adapter-count",
+            f"{len(adapter)} adapters for {prompts} prompts",
+            expected="one adapter, or one a prompt",
+            fix="give one adapter for all, or a list as long as that of the prompts",
         )
     return list(adapter)
 

@@ -57,7 +57,12 @@ class GenerationOptions:
         }
         wrong = [f"{rule} ({getattr(self, rule.split()[0], '')!r})" for rule, kept in rules.items() if not kept]
         if wrong:
-            raise Refusal("generation-options", "options of generation that cannot be used", found=wrong)
+            raise Refusal(
+                "generation-options",
+                "options of generation that cannot be used",
+                found=wrong,
+                fix="change these; halter generate --help has every option with its default",
+            )
 
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:

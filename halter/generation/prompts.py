@@ -71,7 +71,13 @@ def _ids(tensor: Tensor, least: int, most: int) -> Any:
     if not least <= tensor.dim() <= most or tensor.is_floating_point() or tensor.dtype == torch.bool:
         found = f"{tensor.dtype} {list(tensor.shape)}"
         expected = "int64 [T] or [B, T]" if most == 2 else "int64 [T] each"
-        raise Refusal("tokens-wanted", "a tensor of prompts is token ids", found=[found], expected=expected)
+        raise Refusal(
+            "tokens-wanted",
+            "a tensor of prompts is token ids",
+            found=[found],
+            expected=expected,
+            fix="give texts, or what tokenizer.encode gives",
+        )
     return tensor.tolist()
 
 
@@ -219,11 +225,23 @@ def check_prompts(prompts: Sequence[EncodedPrompt], context: int, vocab_size: in
     """Refusals ``prompt-empty``, ``prompt-tokens`` and ``prompt-too-long``, each naming everything that is wrong."""
     empty = [f"prompt {i}" for i, p in enumerate(prompts) if not p.tokens]
     if empty:
-        raise Refusal("prompt-empty", "a prompt without any token", found=empty, expected="at least one token")
+        raise Refusal(
+            "prompt-empty",
+            "a prompt without any token",
+            found=empty,
+            expected="at least one token",
+            fix="give each prompt some text",
+        )
     outside = [f"prompt {i}: {id}" for i, p in enumerate(prompts) for id in p.tokens if not 0 <= id < vocab_size]
     if outside:
         known = f"0 .. {vocab_size - 1}"
-        raise Refusal("prompt-tokens", "token ids that this model does not have", found=outside, expected=known)
+        raise Refusal(
+            "prompt-tokens",
+            "token ids that this model does not have",
+            found=outside,
+            expected=known,
+            fix="encode the texts with this model's tokenizer, or give the texts",
+        )
     long = [f"prompt {i}: {len(p.tokens)} tokens" for i, p in enumerate(prompts) if too_long(p, context)]
     if long:
         raise Refusal(

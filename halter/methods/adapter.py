@@ -180,7 +180,12 @@ class Adapter(nn.Module):
         """Module ``name``'s float32 weight and bias with this adapter in them. Refusal ``cannot-merge``."""
         stuck = self.unfoldable()
         if stuck:
-            raise Refusal("cannot-merge", "this adapter's effect is not a change of weights here", found=stuck)
+            raise Refusal(
+                "cannot-merge",
+                "this adapter's effect is not a change of weights here",
+                found=stuck,
+                fix="use it as an adapter",
+            )
         here = [slot for slot in self.slots if slot.path == name]
         if len(here) > 1:
             return fold_together([slot.piece for slot in here], here[0].layer, here[0].place, weight, bias)

@@ -121,7 +121,13 @@ class BottleneckMethod(Method):
         bad = [place for place in self.places if place not in PLACES]
         bad += [f"bottleneck_size {self.bottleneck_size}"] if self.bottleneck_size < 1 else []
         if bad or not self.places:
-            raise Refusal("bottleneck-options", "no such bottleneck", found=bad, expected=", ".join(PLACES))
+            raise Refusal(
+                "bottleneck-options",
+                "no such bottleneck",
+                found=bad,
+                expected=", ".join(PLACES),
+                fix="a size from 1 up, and one or more of these places",
+            )
 
     def idle(self) -> list[str]:
         return ["scale 0"] if self.scale == 0 else []

@@ -102,7 +102,12 @@ class Excitor(Method):
     def check(self, shape: ModelConfig) -> None:
         check_prompts(self.adapter_len, self.adapter_layers)
         if self.r < 1 or self.prompt_std <= 0:
-            raise Refusal("excitor-options", "r and prompt_std must be above 0", found=[self.r, self.prompt_std])
+            raise Refusal(
+                "excitor-options",
+                "r and prompt_std must be above 0",
+                found=[self.r, self.prompt_std],
+                fix="give numbers above 0, or leave them out: the authors' stand there",
+            )
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None or layer < shape.layers - self.adapter_layers:

@@ -82,7 +82,12 @@ class Full(Method):
 
     def check(self, shape: ModelConfig) -> None:
         if not self.target_modules:
-            raise Refusal("nothing-trained", "no weight is named", found=["target_modules is empty"])
+            raise Refusal(
+                "nothing-trained",
+                "no weight is named",
+                found=["target_modules is empty"],
+                fix="target_modules: all, or names of weights",
+            )
         if self.target_modules != "all":
             check(shape, self.target_modules, places=(*LINEARS, *NORMS, *OUTER_PLACES))
 

@@ -217,7 +217,9 @@ def _joined(parts: Sequence[Mapping[str, Tensor]], where: str) -> dict[str, Tens
     wrong += [n for n in state if n not in wrong and not _PARTED.fullmatch(n) and _differ([p[n] for p in parts])]
     if wrong:
         what = "these are not in every one of the files, or differ where they should be copies"
-        raise Refusal("import-mismatch", what, where=where, found=wrong)
+        raise Refusal(
+            "import-mismatch", what, where=where, found=wrong, fix="give all files of one adapter, and no other"
+        )
     return {n: torch.cat([p[n] for p in parts]) if _PARTED.fullmatch(n) else t for n, t in state.items()}
 
 
@@ -256,7 +258,12 @@ def regated(
     """
     if len(adapter.methods) != 1 or adapter.methods[0].name() != "llama_adapter":
         names = [method.name() for method in adapter.methods]
-        raise Refusal("gates-not-convertible", "only llama_adapter has such gates", found=names)
+        raise Refusal(
+            "gates-not-convertible",
+            "only llama_adapter has such gates",
+            found=names,
+            fix="leave the gates' options out",
+        )
     method: Any = adapter.methods[0]
     own = state_of(adapter)
     notes: list[str] = []
@@ -278,7 +285,12 @@ def regated(
             plain = plain.atanh()
         own[name] = plain.float()
     if beyond:
-        raise Refusal("gates-not-convertible", "gates of magnitude 1 and more are no tanh", found=beyond)
+        raise Refusal(
+            "gates-not-convertible",
+            "gates of magnitude 1 and more are no tanh",
+            found=beyond,
+            fix="keep the plain gates (gate_activation identity)",
+        )
     changed = filled(adapter.shape, replace(method, gate_scope=scope, gate_activation=activation), own, "gates")
     changed.facts = dict(adapter.facts)
     return changed, tuple(notes)

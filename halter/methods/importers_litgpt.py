@@ -176,7 +176,9 @@ def _enabled(a: Tensor | None, r: int, said: dict[str, Any], options: ImportOpti
         asked = {part.strip().removesuffix("_proj") for part in options.qkv.split(",")}
         chosen = tuple(place for place in _QKV if place[0] in asked)
         if asked - set("qkv") or not chosen:
-            raise Refusal("import-unsaid", f"qkv {options.qkv!r} names other things than q, k and v", where=where)
+            raise Refusal(
+                "import-unsaid", f"qkv {options.qkv!r} names other things than q, k and v", where=where, fix="--qkv q,v"
+            )
         return chosen
     keys = ("lora_query", "lora_key", "lora_value")
     if all(isinstance(said.get(key), bool) for key in keys):

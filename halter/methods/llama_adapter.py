@@ -222,4 +222,9 @@ def check_prompts(length: int, layers: int) -> None:
     """Refusal ``prompt-options`` where there is no prompt or no layer for it."""
     bad = [f"{key} {value}" for key, value in (("adapter_len", length), ("adapter_layers", layers)) if value < 1]
     if bad:
-        raise Refusal("prompt-options", "prompts need at least one vector and one layer", found=bad)
+        raise Refusal(
+            "prompt-options",
+            "prompts need at least one vector and one layer",
+            found=bad,
+            fix="give numbers from 1 up, or leave them out",
+        )

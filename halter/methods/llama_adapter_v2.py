@@ -159,7 +159,11 @@ class LlamaAdapterV2(Method):
             targets.check(shape, self.bias_targets, places=LINEARS)
         trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank, self.adapter_len)
         if not any(trained):
-            raise Refusal("nothing-trained", "these options leave nothing to train")
+            raise Refusal(
+                "nothing-trained",
+                "these options leave nothing to train",
+                fix="leave them out: the authors' train norms, biases, scales and prompts",
+            )
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         pieces: dict[str, Piece] = {}

@@ -85,14 +85,24 @@ class Lora(Method):
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
             bad.append(f"loraplus_lr_ratio {self.loraplus_lr_ratio}: above 0")
         if bad:
-            raise Refusal("lora-options", "these options of LoRA cannot be used", found=bad)
+            raise Refusal(
+                "lora-options",
+                "these options of LoRA cannot be used",
+                found=bad,
+                fix="give others, or leave them out: r 8, alpha 16",
+            )
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
         targets.check_patterns(self.rank_pattern, "rank_pattern")
         targets.check_patterns(self.alpha_pattern, "alpha_pattern")
         outer = targets.chosen(shape, None, self.target_modules, self.exclude_modules, self.layers)
         if self.lora_bias and "embed_tokens" in outer:
             what = "the embeddings' pair has no bias: rows of a table are looked up"
-            raise Refusal("lora-options", what, found=["lora_bias with embed_tokens"])
+            raise Refusal(
+                "lora-options",
+                what,
+                found=["lora_bias with embed_tokens"],
+                fix="lora_bias: false, or target_modules without embed_tokens",
+            )
 
     def idle(self) -> list[str]:
         return targets.zero_strengths(self.alpha, self.alpha_pattern)
@@ -174,7 +184,10 @@ class Lora(Method):
             reasons.append(f"layers_pattern {', '.join(map(str, layered))} (a LLaMA's layers are called layers)")
         if reasons:
             raise Refusal(
-                "adapter-unsupported", "this LoRA adapter needs what Halter's LoRA does not have", found=reasons
+                "adapter-unsupported",
+                "this LoRA adapter needs what Halter's LoRA does not have",
+                found=reasons,
+                fix="merge it with the program that wrote it",
             )
         modules = config.get("target_modules") or "all-linear"
         layers = config.get("layers_to_transform")

@@ -194,7 +194,12 @@ class Loreft(Method):
         if not 0 <= self.dropout < 1:
             wrong.append(f"dropout {self.dropout}: a share below 1")
         if wrong:
-            raise Refusal("loreft-options", "these options of LoReFT cannot be used", found=wrong)
+            raise Refusal(
+                "loreft-options",
+                "these options of LoReFT cannot be used",
+                found=wrong,
+                fix="give others, or leave them out",
+            )
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None or (self.layers is not None and layer not in self.layers):

@@ -65,7 +65,7 @@ def check(options: Options, shape: ModelConfig, name: str, wrong: Sequence[str] 
     chosen = (targets.chosen(shape, n, target, exclude, options.layers) for n in (None, *range(shape.layers)))
     if not any(set(places) - {"embed_tokens"} for places in chosen):
         raise Refusal("targets-match-nothing", f"{name} would act nowhere", found=[target],
-                      expected=", ".join((*LINEARS, HEAD)))  # fmt: skip
+                      expected=", ".join((*LINEARS, HEAD)), fix="target_modules: all-linear")  # fmt: skip
 
 
 def build(options: Options, shape: ModelConfig, layer: int | None, make: Make) -> dict[str, Piece]:
@@ -105,7 +105,12 @@ def from_peft(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if layered and not {"layers", "model.layers"} & set(layered):
         reasons.append(f"layers_pattern {', '.join(map(str, layered))} (a LLaMA's layers are called layers)")
     if reasons:
-        raise Refusal("adapter-unsupported", f"this adapter needs what Halter's {name} does not have", found=reasons)
+        raise Refusal(
+            "adapter-unsupported",
+            f"this adapter needs what Halter's {name} does not have",
+            found=reasons,
+            fix="merge it with the program that wrote it",
+        )
     modules = config.get("target_modules") or "all-linear"
     layers = config.get("layers_to_transform")
     return {

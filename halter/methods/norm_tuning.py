@@ -49,7 +49,7 @@ class NormTuning(Method):
         targets.check(shape, self._meant(), self.exclude_modules, places=EVERY)
         if not any(self.build(shape, layer) for layer in (None, *range(shape.layers))):
             what = "exclude_modules leaves no norm to train"
-            raise Refusal("nothing-trained", what, found=[str(self.exclude_modules)])
+            raise Refusal("nothing-trained", what, found=[str(self.exclude_modules)], fix="leave out exclude_modules")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         here = {place: path(layer, place) for place in (NORMS if layer is not None else ("norm",))}

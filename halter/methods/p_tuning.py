@@ -140,7 +140,12 @@ class PTuning(Method):
         wrong += [f"encoder_layers {self.encoder_layers}"] if self.encoder_layers < 1 else []
         wrong += [] if 0 <= self.encoder_dropout < 1 else [f"encoder_dropout {self.encoder_dropout}: a share below 1"]
         if wrong:
-            raise Refusal("prompt-options", "there is no such network", found=wrong)
+            raise Refusal(
+                "prompt-options",
+                "there is no such network",
+                found=wrong,
+                fix="give numbers from 1 up, or leave them out",
+            )
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is not None:

@@ -159,7 +159,12 @@ def _rows(config: dict[str, Any], shape: ModelConfig) -> list[Method]:
     wrong = [f"{ROWS} of {name}: rows are of embed_tokens and lm_head" for name in tables if name not in TABLES]
     table, head = tables.get("embed_tokens"), tables.get("lm_head")
     if wrong:
-        raise Refusal("adapter-unsupported", "these token rows are not Halter's", found=wrong)
+        raise Refusal(
+            "adapter-unsupported",
+            "these token rows are not Halter's",
+            found=wrong,
+            fix="merge it with PEFT (merge_and_unload)",
+        )
     if table == head or (shape.tied and table is not None and head is None):
         return [TokenRowsMethod(tokens=table or ())]
     tied = not shape.tied  # of untied tables there is nothing to part
@@ -174,7 +179,12 @@ def _saved(config: dict[str, Any], shape: ModelConfig) -> list[Place]:
     listed = [given] if isinstance(given, str) else list(given)
     strange = [str(name) for name in listed if not isinstance(name, str) or not _PLAIN.fullmatch(name)]
     if strange:
-        raise Refusal("adapter-unsupported", "modules_to_save names no modules", found=strange)
+        raise Refusal(
+            "adapter-unsupported",
+            "modules_to_save names no modules",
+            found=strange,
+            fix='name modules, such as ["embed_tokens", "lm_head"]',
+        )
     found: list[Place] = []
     for layer, place in _everywhere(shape):
         parts = path(layer, place).split(".")

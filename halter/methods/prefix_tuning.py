@@ -95,7 +95,12 @@ class PrefixTuning(Method):
     def check(self, shape: ModelConfig) -> None:
         check_virtual(self.num_virtual_tokens, shape)
         if self.projection < 0:
-            raise Refusal("prompt-options", "a network is no narrower than 0", found=[f"projection {self.projection}"])
+            raise Refusal(
+                "prompt-options",
+                "a network is no narrower than 0",
+                found=[f"projection {self.projection}"],
+                fix="projection 0 is none; 512 is a network",
+            )
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
@@ -149,5 +154,5 @@ def check_virtual(length: int, shape: ModelConfig) -> None:
     if not 1 <= length < shape.context:
         raise Refusal(
             "prompt-options", "there must be a virtual token, and room for text behind them",
-            found=[f"num_virtual_tokens {length}"], expected=f"1 to {shape.context - 1}",
+            found=[f"num_virtual_tokens {length}"], expected=f"1 to {shape.context - 1}", fix="num_virtual_tokens 20"
         )  # fmt: skip

@@ -71,7 +71,9 @@ class PromptTuning(Method):
         bad = [str(token) for token in self.init_tokens if not 0 <= token < shape.vocab_size]
         if bad or (self.init == "tokens") != bool(self.init_tokens):
             what = "init tokens goes with init_tokens, ids of the vocabulary"
-            raise Refusal("prompt-options", what, found=bad or [self.init])
+            raise Refusal(
+                "prompt-options", what, found=bad or [self.init], fix="init: tokens with init_tokens: [...], or neither"
+            )
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         return {VIRTUAL: Prompt(self, shape)} if layer is None else {}

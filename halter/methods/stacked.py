@@ -48,7 +48,12 @@ class Stacked:
                 act = act if weight == 1 or isinstance(act, Extra) else Weighted(act, weight)
                 at[where] = joined(at[where], act) if where in at else act
         if stuck:
-            raise Refusal("cannot-weigh", "these adapters act at these places wholly or not at all", found=stuck)
+            raise Refusal(
+                "cannot-weigh",
+                "these adapters act at these places wholly or not at all",
+                found=stuck,
+                fix="give these adapters the weight 1",
+            )
         return gather(at, base.config.layers)
 
     @property
@@ -76,7 +81,12 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -
     """
     chosen = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
     if not adapters or len(chosen) != len(adapters):
-        raise Refusal("stack-count", f"{len(chosen)} weights for {len(adapters)} adapters", expected="one weight each")
+        raise Refusal(
+            "stack-count",
+            f"{len(chosen)} weights for {len(adapters)} adapters",
+            expected="one weight each",
+            fix="halter.stack([first, second], [0.5, 0.5])",
+        )
     tell_loud(chosen)
     return Stacked(tuple(adapters), tuple(chosen))
 

@@ -107,7 +107,8 @@ def restore(adapter: Adapter, tensors: Mapping[str, Tensor], where: str) -> None
     non-finite one, and nothing is half applied."""
     wrong = faults(adapter, tensors)
     if wrong:
-        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=where, found=wrong)
+        fix = "give the base that it was trained on; halter adapters show FOLDER names it"
+        raise Refusal("adapter-mismatch", "this adapter does not fit this model", where=where, found=wrong, fix=fix)
     for name, slot, attribute in adapter.named_tensors():
         slot.tensor(attribute).copy_(tensors[name])
 
@@ -201,7 +202,7 @@ def _planned(
             raise of_other_layers(folder, refusal, config, bool(facts.get("methods"))) from None
         except RuntimeError as error:
             what = f"asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
-            raise Refusal("adapter-unreadable", what, where=str(folder)) from None
+            raise Refusal("adapter-unreadable", what, where=str(folder), fix="copy the whole folder again") from None
 
 
 def _refuse_other_task(config: Mapping[str, Any], folder: Path, allow: Collection[str]) -> None:
@@ -269,6 +270,7 @@ def _methods(
             f"peft_type {config.get('peft_type')!r} is none that Halter has",
             where=str(folder),
             expected=", ".join(names()),
+            fix="merge it into its base with PEFT (merge_and_unload), and give the merged model",
         )
     return made, notes if own else [note for method in made for note in method.told(shape)]
 
@@ -278,6 +280,11 @@ def _from_options(options: dict[str, Any]) -> tuple[Method, list[str]]:
     known = kind.__dataclass_fields__
     strange = [name for name in options if name not in known]
     if strange:
-        raise Refusal("adapter-unsupported", f"{kind.name()} options of another Halter version", found=strange)
+        raise Refusal(
+            "adapter-unsupported",
+            f"{kind.name()} options of another Halter version",
+            found=strange,
+            fix="use the Halter version that wrote it, or a newer one",
+        )
     options, notes = as_recorded(kind, options)
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}), notes

@@ -168,7 +168,12 @@ class TokenRowsMethod(Method):
         places = {name: place for place in ("embed_tokens", "lm_head") for name in (place, path(None, place))}
         strange = [str(name) for name in asked if name not in places]
         if strange:
-            raise Refusal("adapter-unsupported", "token rows are of embed_tokens and lm_head", found=strange)
+            raise Refusal(
+                "adapter-unsupported",
+                "token rows are of embed_tokens and lm_head",
+                found=strange,
+                fix="merge it with PEFT (merge_and_unload)",
+            )
         meant = sorted({places[name] for name in asked})
         where: Literal["both", "embeddings", "head"] = "both"
         if len(meant) == 1:

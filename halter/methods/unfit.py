@@ -32,7 +32,13 @@ def refuse_unfit_options(methods: list[Method], shape: ModelConfig, folder: Path
             if isinstance(value, dict | list | tuple) and len(value) > MAX_ENTRIES:
                 wrong.append(f"{key} has {len(value)} entries, the limit is {MAX_ENTRIES}")
     if wrong:
-        raise Refusal("adapter-unreadable", "has options that cannot be", where=str(folder), found=wrong)
+        raise Refusal(
+            "adapter-unreadable",
+            "has options that cannot be",
+            where=str(folder),
+            found=wrong,
+            fix="copy the whole folder again",
+        )
     refuse_slow_patterns(patterns, _paths(shape), str(folder))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halter.errors import Refusal
+from halter.errors import Refusal, meant
 from halter.model.config_limits import unfit
 from halter.model.places import ATTENTION_LINEARS, LINEARS, NORMS, path
 from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
@@ -58,6 +58,7 @@ class ModelConfig:
                 where=where,
                 found=impossible + problems,
                 expected=f"model_type llama with silu, {_listed(NEEDED)} rotary scaling, plain RMSNorm",
+                fix="give a base of the LLaMA family",
             )
         heads = int(config["num_attention_heads"])
         context = int(config.get("max_position_embeddings") or 2048)
@@ -219,7 +220,9 @@ def preset(name: str) -> ModelConfig:
     """The published shape of a model by name, e.g. ``llama-3.1-8b``. Refusal ``unknown-preset`` otherwise."""
     table = _presets()
     if name not in table:
-        raise Refusal("unknown-preset", f"no preset is called {name!r}", expected=", ".join(table))
+        raise Refusal(
+            "unknown-preset", f"no preset is called {name!r}", expected=", ".join(table), fix=meant(name, table)
+        )
     entry = dict(table[name])
     entry.pop("note", None)
     entry.pop("repository", None)

@@ -49,7 +49,7 @@ def checked_call(tokens: Tensor, adapter: Any, lengths: Sequence[int] | None, co
         what = "lengths are the tokens of each row that are real"
         found = f"lengths: {kinds.shown(lengths)}"
         expected = f"a whole number from 0 to {shape[1]} for each row, {shape[0]} in all"
-        raise Refusal("wrong-argument", what, where="model", found=[found], expected=expected)
+        raise Refusal("wrong-argument", what, where="model", found=[found], expected=expected, fix=f"such as {CALL}")
     return shape
 
 

@@ -70,7 +70,12 @@ class Int8Linear(Linear):
         if not wrong and not bool((absmax.isfinite() & (absmax >= 0)).all()):
             wrong.append("SCB holds scales that are negative or not finite")
         if wrong:
-            raise Refusal("int8-state", "8-bit weights of a kind that is not read", found=wrong)
+            raise Refusal(
+                "int8-state",
+                "8-bit weights of a kind that is not read",
+                found=wrong,
+                fix="give the 16-bit checkpoint and quantize: int8",
+            )
         return cls(Int8(codes, absmax), bias, compute_dtype)
 
     def to_bitsandbytes(self) -> dict[str, Tensor]:

@@ -96,7 +96,12 @@ class NF4Linear(Linear):
         if not torch.allclose(tensors["weight.quant_map"].cpu(), nf4.codebook(table=table), atol=1e-7):
             wrong.append("another 4-bit codebook")
         if wrong:
-            raise Refusal("nf4-state", "4-bit weights of a kind that is not read", found=wrong)
+            raise Refusal(
+                "nf4-state",
+                "4-bit weights of a kind that is not read",
+                found=wrong,
+                fix="give the 16-bit checkpoint and quantize: nf4",
+            )
         return cls(NF4(packed, absmax, tuple(shape), table), bias, compute_dtype)
 
     def to_bitsandbytes(self) -> dict[str, Tensor]:

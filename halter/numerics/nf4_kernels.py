@@ -41,7 +41,11 @@ def functional(choice: str) -> Any:
             raise ImportError("its compiled library is missing")
     except Exception as error:  # a broken native library raises what it likes
         if choice == "bitsandbytes":
-            raise Refusal("nf4-kernels", f"HALTER_NF4=bitsandbytes, and it cannot be imported: {error}") from error
+            raise Refusal(
+                "nf4-kernels",
+                f"HALTER_NF4=bitsandbytes, and it cannot be imported: {error}",
+                fix="pip install bitsandbytes, or unset HALTER_NF4",
+            ) from error
         return None
     return package.functional
 

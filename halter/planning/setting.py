@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from halter.errors import Refusal
+from halter.errors import Refusal, meant
 from halter.files.checkpoint import read_config
 from halter.files.hub import resolve
 from halter.methods.method import Method
@@ -46,11 +46,19 @@ def shape_of(name: str, revision: str | None = None) -> ModelConfig:
     and as ModelConfig's and files.hub.resolve's."""
     if not name:
         raise Refusal(
-            "no-model", "a plan needs a model", expected=f"a folder, a hub id, or {', '.join(preset_names())}"
+            "no-model",
+            "a plan needs a model",
+            expected=f"a folder, a hub id, or {', '.join(preset_names())}",
+            fix="--model DIR or --model llama-3.1-8b",
         )
     if name in preset_names() and not Path(name).exists():
         return preset(name)
     if not Path(name).expanduser().exists() and "/" not in name:
-        raise Refusal("no-model", f"{name!r} is neither a folder nor a preset", expected=", ".join(preset_names()))
+        raise Refusal(
+            "no-model",
+            f"{name!r} is neither a folder nor a preset",
+            expected=", ".join(preset_names()),
+            fix=meant(name, preset_names(), "give a folder that is there, or a name of this list"),
+        )
     folder = resolve(name, revision, weights=False)
     return ModelConfig.from_hf(read_config(folder), str(folder))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from halter.errors import Refusal
+from halter.errors import Refusal, meant
 from halter.files import writing
 from halter.playground import errands, scenes, words
 from halter.playground.words import Dice
@@ -173,7 +173,13 @@ def task_names() -> tuple[str, ...]:
 
 def task(name: str) -> Task:
     if name not in TASKS:
-        raise Refusal("unknown-task", "no such playground task", found=[name], expected=f"one of {', '.join(TASKS)}")
+        raise Refusal(
+            "unknown-task",
+            "no such playground task",
+            found=[name],
+            expected=f"one of {', '.join(TASKS)}",
+            fix=meant(name, TASKS),
+        )
     return TASKS[name]
 
 

@@ -26,7 +26,9 @@ def storing(checkpoint: Checkpoint, asked: str | None) -> Held | None:
     """
     if asked not in (None, *STORAGES):
         expected = f"{', '.join(STORAGES)}, or nothing"
-        raise Refusal("unknown-quantisation", f"{asked!r} is no way to quantise", expected=expected)
+        raise Refusal(
+            "unknown-quantisation", f"{asked!r} is no way to quantise", expected=expected, fix="quantize: nf4"
+        )
     stored = sorted({storage_of(group) for group in checkpoint.quantized.values()})
     if len(stored) > 1 or (stored and asked not in (None, *stored)):
         raise Refusal(

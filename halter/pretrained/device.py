@@ -45,7 +45,12 @@ def streams(offload: str, device: torch.device, say: Callable[[str], None]) -> b
     """Whether layers are to lie in CPU memory and visit ``device``; said where that would change nothing. Refusal
     ``unknown-offload``."""
     if offload not in get_args(Offload):
-        raise Refusal("unknown-offload", f"{offload!r} cannot be offloaded", expected=" or ".join(get_args(Offload)))
+        raise Refusal(
+            "unknown-offload",
+            f"{offload!r} cannot be offloaded",
+            expected=" or ".join(get_args(Offload)),
+            fix="offload: layers",
+        )
     if offload == "layers" and device.type != "cuda":
         say(f"offload: layers changes nothing on {device}, whose memory is the CPU's own.")
     return offload == "layers" and device.type == "cuda"
@@ -63,7 +68,10 @@ def choose_dtype(
         dtype = asked if isinstance(asked, torch.dtype) else _DTYPES.get(long_name(asked))
         if dtype not in set(_DTYPES.values()):
             raise Refusal(
-                "unknown-dtype", f"{asked!r} is no dtype to compute in", expected="auto, " + ", ".join(_DTYPES)
+                "unknown-dtype",
+                f"{asked!r} is no dtype to compute in",
+                expected="auto, " + ", ".join(_DTYPES),
+                fix="dtype: auto",
             )
         return dtype  # type: ignore[return-value]
     if stored not in set(_DTYPES.values()):  # float64, or a storage that is not computed in

@@ -68,7 +68,7 @@ def inspect(
     Refusals: ``usage`` for a negative ``rows``, ``recipe``, ``no-such-row``, and those of base and data.
     """
     if rows < 0:
-        raise Refusal("usage", f"rows is {rows}", expected="0 or more rows to show")
+        raise Refusal("usage", f"rows is {rows}", expected="0 or more rows to show", fix="rows=3")
     return inspecting.inspect(recipes.load(source, overrides), rows, row, say)
 
 

@@ -168,6 +168,7 @@ def _find(job: Job, wanted: str) -> Example:
         where=wanted,
         found=lost,
         expected=f"an origin like {job.data.train.origin(0)}; rows that a limit or their length took are none",
+        fix="give file:line of a row that is trained on",
     )
 
 

@@ -53,7 +53,12 @@ class Scoring(TaskOptions):
         wrong = [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
         wrong += self.wrong_numbers()
         if wrong:
-            raise Refusal("evaluation-options", "options of an evaluation that cannot be used", found=wrong)
+            raise Refusal(
+                "evaluation-options",
+                "options of an evaluation that cannot be used",
+                found=wrong,
+                fix="change these; halter evaluate --help has every option with its default",
+            )
 
 
 class ScoringKeywords(TypedDict, total=False):

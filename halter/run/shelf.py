@@ -38,7 +38,8 @@ def adapters_in(folders: Sequence[str | Path]) -> list[Path]:
     if len(empty) == 1:
         raise no_adapter(Path(empty[0]))
     if empty:
-        raise Refusal("not-an-adapter", "there is no adapter in these folders", found=empty)
+        fix = "name run folders, or folders of adapters"
+        raise Refusal("not-an-adapter", "there is no adapter in these folders", found=empty, fix=fix)
     return list(dict.fromkeys(found))
 
 

@@ -45,6 +45,7 @@ def data_options(words: Sequence[str], known: DataOptions, of: Sequence[str] | N
         raise Refusal(
             "usage", "words that are no key of the data section", found=strange,
             expected=f"data.KEY=VALUE, such as data.columns={EXAMPLE}; KEY is one of {', '.join(sorted(names))}",
+            fix="halter init METHOD writes a recipe with every key explained",
         )  # fmt: skip
     from halter.recipe.read import load
 

@@ -119,6 +119,7 @@ class Callbacks:
                 raise Refusal(
                     "callback", "this is no callback", where=type(one).__name__, found=near,
                     expected=f"an object of a class derived from halter.Callback, with any of {', '.join(NAMES)}",
+                    fix="class Mine(halter.Callback): ..., and give Mine()",
                 )  # fmt: skip
 
     @contextmanager

@@ -37,7 +37,9 @@ def make(
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
     kinds = {"adamw_8bit": "AdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit", "paged_adamw_8bit": "PagedAdamW8bit"}
     if name not in kinds:
-        raise Refusal("unknown-optimizer", f"no optimizer is called {name!r}", expected=", ".join(NAMES))
+        raise Refusal(
+            "unknown-optimizer", f"no optimizer is called {name!r}", expected=", ".join(NAMES), fix="optimizer: adamw"
+        )
     try:
         bnb = import_bitsandbytes()
     except ImportError as error:

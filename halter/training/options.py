@@ -104,7 +104,12 @@ class TrainOptions:
     def __post_init__(self) -> None:
         problems = [*self._numbers(), *self._step()]
         if problems:
-            raise Refusal("train-options", "training options that cannot be used", found=problems)
+            raise Refusal(
+                "train-options",
+                "training options that cannot be used",
+                found=problems,
+                fix="change these; halter init METHOD writes a recipe with every key explained",
+            )
 
     @property
     def rows_per_step(self) -> int | None:

@@ -21,7 +21,13 @@ def open_foreign(path: str) -> Reading:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise Refusal("file-missing", "there is no such file", where=path, expected="a recipe of another tool")
+        raise Refusal(
+            "file-missing",
+            "there is no such file",
+            where=path,
+            expected="a recipe of another tool",
+            fix="check the path",
+        )
     read = shell.read(file)
     if read is None:
         held = yaml12.read(file).data

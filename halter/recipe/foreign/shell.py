@@ -82,6 +82,11 @@ def read(path: Path) -> tuple[Tool, dict[str, Any]] | None:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal("recipe", f"this file cannot be read: {error}", where=str(path)) from error
+        raise Refusal(
+            "recipe",
+            f"this file cannot be read: {error}",
+            where=str(path),
+            fix="save it as UTF-8, and check who may read it",
+        ) from error
     found = command(text)
     return None if found is None else (found[0], flags(found[1], path.parent))
