@@ -94,7 +94,7 @@ def _read(source: Source) -> list[Row]:
             "rows that cannot be read",
             where=name,
             found=faults,
-            fix="mend or remove these rows; halter inspect --data FILE shows how a file is read",
+            fix="correct or remove these rows; halter inspect --data FILE shows how a file is read",
         )
     limit = min(n for n in (count, source.limit, len(found)) if n is not None)
     return [one[1] for one in found[:limit] if not isinstance(one, Fault)]
