@@ -88,11 +88,16 @@ class _Watch:
         else:
             self.crowd.leave()
 
+    def look_now(self) -> None:
+        with suppress(OSError, RuntimeError):  # no room for one more thread: looked at again
+            self.look(torch.get_num_threads())
+
     def forever(self) -> None:
         pause = threading.Event()
         while not pause.wait(EVERY):
-            with suppress(OSError, RuntimeError):  # no room for one more thread: looked at again
-                self.look(torch.get_num_threads())
+            once = _Beside(self.look_now)  # a thread is told torch's number when it first asks, and never of a change
+            once.start()
+            once.join()
 
 
 _begun: list[_Watch] = []

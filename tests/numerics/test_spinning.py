@@ -126,6 +126,21 @@ def test_beside_a_program_it_stands_and_ends_with_the_process() -> None:
     assert said(code).split() == ["True", "0"]
 
 
+@GNU
+def test_it_follows_a_change_of_the_number_of_threads() -> None:
+    code = (
+        "import time, torch; from halter.numerics import spinning\n"
+        "spinning._Watch.look = lambda self, computing: seen.append(computing)\n"
+        "seen = []; torch.set_num_threads(1); spinning.watch()\n"
+        "end = time.monotonic() + 60\n"
+        "while 1 not in seen and time.monotonic() < end: time.sleep(0.05)\n"
+        "torch.set_num_threads(2)\n"
+        "while 2 not in seen and time.monotonic() < end: time.sleep(0.05)\n"
+        "print(sorted(set(seen)))"
+    )
+    assert said(code) == "[1, 2]"
+
+
 def test_the_library_is_the_one_that_torch_brought(tmp_path: Path) -> None:
     maps = tmp_path / "maps"
     maps.write_text("7f0-7f1 r-xp 00000000 00:00 0\n7f1-7f2 r-xp 00000000 08:01 11    /usr/lib/libiomp5.so\n")
