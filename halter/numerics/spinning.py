@@ -96,8 +96,9 @@ class _Watch:
         pause = threading.Event()
         while not pause.wait(EVERY):
             once = _Beside(self.look_now)  # a thread is told torch's number when it first asks, and never of a change
-            once.start()
-            once.join()
+            with suppress(RuntimeError):
+                once.start()
+                once.join()
 
 
 _begun: list[_Watch] = []
