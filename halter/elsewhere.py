@@ -80,13 +80,32 @@ ATTRIBUTES = {
     },
 }
 """{class: {an attribute that users of transformers ask for: what they want here}}."""
+OURS = {
+    "max_new_tokens": "max_tokens max_length n_predict num_predict max_completion_tokens",
+    "temperature": "temp",
+    "n": "num_return_sequences best_of num_samples num_answers",
+    "repetition_penalty": "repeat_penalty frequency_penalty presence_penalty",
+    "stop": "stop_sequence stop_sequences stop_strings stop_token",
+    "model": "base base_model model_name_or_path model_name model_path model_id pretrained",
+    "adapter": "peft peft_model lora lora_path lora_weights adapter_path adapter_name_or_path",
+    "input": "file prompts prompt_file input_file infile data dataset",
+    "data": "input file input_file data_path dataset test test_file eval_file",
+    "output": "out outfile out_file output_dir output_path output_file save save_path",
+    "prompt": "instruction message query question text",
+    "system": "system_prompt system_message",
+    "template": "chat_template prompt_template apply_chat_template conversation_template",
+    "tasks": "task",
+    "fewshot": "num_fewshot",
+    "dtype": "torch_dtype precision",
+    "quantize": "quantization load_in bits",
+    "device": "device_map gpu cuda n_gpu_layers",
+    "threads": "num_threads n_threads",
+}
+"""{an option of ours: what other programs call it}, where a command or function has ours."""
 LEAVE_OUT = "leave it out"
 KEYWORDS = {
-    "torch_dtype": 'dtype="bfloat16"', "load_in_4bit": 'quantize="nf4"', "load_in_8bit": 'quantize="int8"',
-    "quantization_config": 'quantize="nf4", or int8', "device_map": 'device="cuda"',
-    "max_length": "max_new_tokens, which does not count the prompt", "max_tokens": "max_new_tokens",
-    "do_sample": "temperature, above 0", "num_return_sequences": "n",
-    "stop_strings": "stop", "stop_sequences": "stop", "eos_token_id": "stop_ids", "stop_token_ids": "stop_ids",
+    "do_sample": "temperature, above 0", "load_in_4bit": 'quantize="nf4"', "load_in_8bit": 'quantize="int8"',
+    "quantization_config": 'quantize="nf4", or int8', "eos_token_id": "stop_ids", "stop_token_ids": "stop_ids",
     "skip_special_tokens": "skip_control", "input_ids": "tokens, or first without a name",
     **dict.fromkeys(
         (
@@ -98,7 +117,7 @@ KEYWORDS = {
     ),
     "labels": "leave them out: halter.train learns, and a call gives logits",
 }  # fmt: skip
-"""{a keyword of others: ours for it, and with what}."""
+"""{a keyword of other libraries, in Python: ours for it and with what, or what is so here}."""
 _OURS = re.compile(r"(\w+)(?:=|,|$)")
 C = TypeVar("C", bound=type[Any])
 
@@ -190,11 +209,18 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], whose: str, call:
         raise Refusal("unknown-option", f"{whose} has no such option", found=found, expected=", ".join(known), fix=call)
 
 
+def ours_for(name: str) -> list[str]:
+    """The options of ours that other programs call so."""
+    return [ours for ours, others in OURS.items() if name in others.split()]
+
+
 def _meant(name: str, known: Sequence[str]) -> str:
     """What is put behind an unknown option's name: ours for it, or the one that is spelt nearly so."""
     here = KEYWORDS.get(name, "")
-    ours = _OURS.match(here)
-    if here and (ours is None or ours[1] in known):
+    its = _OURS.match(here)
+    if here and (its is None or its[1] in known):
         return f" ({here if here.startswith('leave') else f'here {here}'})"
+    if ours := next((one for one in ours_for(name) if one in known), ""):
+        return f" (here {ours})"
     close = get_close_matches(name, known, 1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -47,7 +47,7 @@ def list_(
         try:
             rows.append(shelf.describe(place))
         except Refusal as refusal:
-            rows.append({"folder": str(place), "problem": refusal.id, "text": str(refusal)})
+            rows.append({"folder": str(place), "problem": refusal.id, "text": refusal.paragraph()})
     print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else _table(rows))
     return MISTAKES if any("problem" in row for row in rows) else 0
 

@@ -84,7 +84,7 @@ class Chat:
                 if line.strip() and not sys.stdin.isatty():
                     self.write("\n")  # nothing else stands between answers where nobody types
             except Refusal as refusal:
-                self.write(f"{refusal}\n")
+                self.write(f"{refusal.paragraph()}\n")
 
     def handle(self, line: str) -> bool:
         """Do what one line says; False to leave."""

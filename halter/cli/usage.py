@@ -9,31 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from halter.elsewhere import ours_for
 from halter.errors import Refusal
+from halter.files.nearby import base_beside
 from halter.files.row_names import called_rows
 
-OURS = {
-    "max_new_tokens": "max_tokens max_length n_predict num_predict max_completion_tokens",
-    "temperature": "temp",
-    "n": "num_return_sequences best_of num_samples num_answers",
-    "repetition_penalty": "repeat_penalty frequency_penalty presence_penalty",
-    "stop": "stop_sequence stop_sequences stop_strings stop_token",
-    "model": "base base_model model_name_or_path model_name model_path model_id pretrained",
-    "adapter": "peft peft_model lora lora_path lora_weights adapter_path adapter_name_or_path",
-    "input": "file prompts prompt_file input_file infile data dataset",
-    "data": "input file input_file data_path dataset test test_file eval_file",
-    "output": "out outfile out_file output_dir output_path output_file save save_path",
-    "prompt": "instruction message query question text",
-    "system": "system_prompt system_message",
-    "template": "chat_template prompt_template apply_chat_template conversation_template",
-    "tasks": "task",
-    "fewshot": "num_fewshot",
-    "dtype": "torch_dtype precision",
-    "quantize": "quantization load_in bits",
-    "device": "device_map gpu cuda n_gpu_layers",
-    "threads": "num_threads n_threads",
-}
-"""{a flag of ours: what other programs call it}, where the command has ours."""
 WAYS = {
     "do_sample": ("temperature", "--temperature 0.7 samples, 0 takes the likeliest words"),
     "num_beams": ("temperature", "there is no search with beams"),
@@ -72,13 +52,22 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
 
         meant = meant_of(choice[2], re.findall(r"'([^']*)'", choice[3]))
         lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
-    if "unexpected extra argument" in what and (file := next((w for w in arguments if called_rows(Path(w))), "")):
-        other = next((word for word in arguments if word != file and not word.startswith("-")), "RUN")
-        lists = f"rows are asked with halter generate {other} --input {file}; {lists}"
+    if "unexpected extra argument" in what:
+        if both := base_beside(loose := _loose(arguments)):
+            return Refusal("usage", "more than one run, adapter or model", found=loose, fix=both)
+        if file := next((w for w in arguments if called_rows(Path(w))), ""):
+            other = next((word for word in arguments if word != file and not word.startswith("-")), "RUN")
+            lists = f"rows are asked with halter generate {other} --input {file}; {lists}"
     if context is None or getattr(getattr(error, "param", None), "param_type_name", "") != "argument":
         return Refusal("usage", what, fix=lists)
     words = [one.metavar or one.name.upper() for one in context.command.params if one.param_type_name == "argument"]
     return Refusal("usage", what, fix=f"it is typed {' '.join([command, *words])}; {lists}")
+
+
+def _loose(arguments: Sequence[str]) -> list[str]:
+    """The words that are neither flags nor stand after one."""
+    pairs = zip(["", *arguments], arguments)
+    return [word for before, word in pairs if not word.startswith("-") and not re.match("--[^=]+$", before)]
 
 
 def _unknown(command: Any, verb: str, arguments: Sequence[str], built: Callable[[str], Any]) -> Iterator[str]:
@@ -112,7 +101,7 @@ def _meant(name: str, verb: str, known: dict[str, bool], built: Callable[[str], 
 
     if name in WAYS and has(WAYS[name][0]):
         return WAYS[name][1]
-    meant = [name, *(ours for ours, others in OURS.items() if name in others.split())]
+    meant = [name, *ours_for(name)]
     if ours := next((one for one in meant if has(one)), ""):
         return f"here --{ours.replace('_', '-')}"
     plain = f"--{name.replace('_', '-')}"

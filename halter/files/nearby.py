@@ -137,6 +137,15 @@ def no_such_source(path: Path) -> Refusal:
     return Refusal("source-missing", what, where=str(path), fix=fix or "give an adapter, a run or an adapter's file")
 
 
+def base_beside(words: Iterable[str]) -> str:
+    """How a run or adapter and the model that is named beside it are typed; '' of anything else."""
+    kinds = {word: kind_of(Path(word)) for word in words}
+    tuned = [word for word, kind in kinds.items() if kind in ("run", "adapter")]
+    others = [word for word, kind in kinds.items() if kind == "model" or not Path(word).exists() and "/" in word]
+    told = f"the base is named with --model: {tuned[0]} --model {others[0]}" if tuned and others else ""
+    return told if len(tuned) == len(others) == 1 and len(kinds) == 2 else ""
+
+
 def refuse_inside_adapter(file: Path) -> None:
     """Refusal ``source-inside`` of a file that is part of an adapter folder, which says how its tensors are meant."""
     if (file.parent / ADAPTER_CONFIG).is_file():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from halter.data.options import DataOptions
 from halter.errors import Refusal
+from halter.files.nearby import base_beside
 from halter.files.row_names import called_rows
 
 EXAMPLE = "'{instruction: question, output: answer}'"
@@ -30,7 +31,7 @@ def subject_and_keys(
     if len(named) > 1:
         loose = [word for word in named if not Path(word).exists()]
         told = f'hold what is asked together with quotes: --prompt "{" ".join([*texts[-1:], *loose])}"'
-        fix = told if texts and loose else "name them one by one"
+        fix = told if texts and loose else base_beside(named) or "name them one by one"
         raise Refusal("usage", "more than one run, adapter or model", found=named, fix=fix)
     return (named[0] if named else None), [word for word in words or () if word not in named]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -311,3 +312,26 @@ def test_an_adapter_of_another_kind_of_model_is_told_as_such(
     assert "targets-match-nothing" not in err and "--model" not in err
     peft_folder("partly", target_modules=["q_proj", "qproj"])
     assert "did you mean q_proj for qproj?" in said(capsys, f"generate --model base --adapter partly {ASK}")
+
+
+@pytest.mark.parametrize("words", ["merge X --output m", f"generate X {ASK}", "evaluate X --data rows.jsonl", "chat X"])
+@pytest.mark.parametrize("named", ["base runs/mine", "runs/mine base"])
+def test_a_base_beside_a_run_is_named_with_its_flag(words: str, named: str, place: Path, capsys: Any) -> None:
+    err = said(capsys, words.replace("X", named))
+    told = re.search(r"with --model: (.*?)\. \[usage\]", err)
+    assert told is not None and told[1] == "runs/mine --model base", err
+    if not words.startswith("chat"):
+        assert main.run(shlex.split(words.replace("X", told[1]))) == 0
+
+
+def test_a_chat_tells_what_to_type_and_three_places(place: Path, capsys: Any, monkeypatch: Any) -> None:
+    shapes = halter.load("base")[0].config
+    deeper = tiny.decoder(tiny.config(layers=shapes.layers + 2))
+    adapter = halter.adapt(deeper, "lora", r=2)
+    adapter.facts = {"base": {"name": "deeper"}}
+    adapter.save("strange")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/adapter strange\n/quit\n"))
+    assert main.run(["chat", "base"]) == 0
+    out = str(capsys.readouterr().out)
+    assert "it was trained on deeper: give that (--model)" in out and "halter.load" not in out, out
+    assert " more." in out and out.count("is unexpected") + out.count("is missing") + out.count(", not (") == 3, out
