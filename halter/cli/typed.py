@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from halter.cli.strays import refuse_long_dash, refuse_opened
 from halter.cli.texts import refuse_curly, tell_odd
 from halter.errors import Refusal
 
+NAMED = frozenset({"run", "source", "folders", "a", "b", "arguments"})
+"""Parameters that name something besides, of which none may be left empty as those may."""
+QUOTED = re.compile(r"[\"'\u2018-\u201f\u00ab\u00bb`](.+)[\"'\u2018-\u201f\u00ab\u00bb`]")
 PLACES = frozenset({"output", "html", "model", "adapter", "input", "file", "folder", "data"})
 """Parameters that name something; an empty word, as of a shell variable that is not set, names nothing."""
 
@@ -36,6 +42,15 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
     empty = [name for name, value in values.items() if name in PLACES and "" in (value, *_listed(value))]
     if empty:
         raise Refusal("usage", "the value is empty", where=empty[0], fix="name a file or a folder; . is this folder")
+    for name in values.keys() & {*PLACES, *NAMED}:
+        for one in (values[name], *_listed(values[name])):
+            quoted = QUOTED.fullmatch(one) if isinstance(one, str) else None
+            if quoted and not Path(one).exists():
+                flag = f"--{name} " if any(word.partition("=")[0] == f"--{name}" for word in arguments) else ""
+                raise Refusal(
+                    "usage", f"{one} holds quotes that the shell has left in it", where=name,
+                    fix=f"leave them out: {flag}{shlex.quote(quoted[1])}",
+                )  # fmt: skip
     tell_odd(values, [flag for one in command.params for flag in one.opts])
 
 

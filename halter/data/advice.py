@@ -20,6 +20,7 @@ TALKS = ("conversations", "messages", "conversation", "prompt", "history")
 NO_TEXT = {"id", "idx", "index", "url", "license", "lang", "language", "split", "date", "hash", "model", "file"}
 """Words of columns that are about a row and not in it."""
 MOST = 12
+NUMBER = re.compile(r"wrong type of (\w+): (?:int|float)")
 GUESSED = re.compile(r"'([^']+)' \(as (\w+)\?\)")
 
 
@@ -36,6 +37,15 @@ def roles_option(roles: Mapping[str, str]) -> str:
 def roles_guessed(faults: Iterable[str]) -> dict[str, str]:
     """{speaker: the role that it may have} of faults as data.turns.unknown_roles words them."""
     return {name: role for fault in faults for name, role in GUESSED.findall(fault)}
+
+
+def numbers_learned(faults: Iterable[str]) -> str:
+    """How columns are learned that hold numbers where texts should stand; '' where none does."""
+    columns = dict.fromkeys(found[1] for fault in faults if (found := NUMBER.fullmatch(fault)))
+    if "content" in columns:
+        return "write the numbers as texts, in double quotes"
+    told = columns_option({name: f"{{{name}}}" for name in columns})
+    return f"{told} learns numbers as they are written" if columns else ""
 
 
 def _quoted(name: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -17,6 +19,17 @@ from halter.files.chat_marks import begun, ended
 from halter.files.tokenizer import Tokenizer
 
 Pair = tuple[int, int]
+LOST = "\ufffd"
+"""What a reader writes for bytes that are no letter in the encoding that it reads."""
+WINDOWS = {bytes([code]).decode("cp1252"): bytes([code]) for code in range(0x80, 0xA0) if code not in
+           (0x81, 0x8D, 0x8F, 0x90, 0x9D)}  # fmt: skip
+_NEXT = rf"[\u0080-\u00bf{''.join(WINDOWS)}]"
+MISREAD = re.compile(
+    rf"[\u00c2\u00c3]{_NEXT}|\u00e2{_NEXT}{{2}}"
+    rf"|(?:[\u00c4-\u00df]{_NEXT}|[\u00e0-\u00ef]{_NEXT}{{2}}|\u00f0{_NEXT}{{3}}){{2,}}"
+)
+"""The bytes of letters in UTF-8, each as a letter of its own: one letter of Latin-1 or one sign, or two of any others,
+as one of those alone may be meant (a quotation mark behind a capital letter)."""
 
 
 def end_marks(tokenizer: Tokenizer) -> frozenset[str]:
@@ -36,10 +49,24 @@ def of_row(meant: Canonical, row: Mapping[str, Any], ends: Collection[str]) -> C
         roles = [m["role"] for m in meant.messages if m["role"] != "system"]
         if roles and roles[0] == "assistant" and roles[-1] == "user":
             found["swapped_human" if _speaks(row, "human") else "swapped_user"] = 1
-    found["ended"] = any(ended(text, ends) for text in learned)
     asked, answer = question(meant)
+    found["mojibake"] = any(map(misread, (*learned, asked)))
+    found["unreadable"] = any(LOST in text for text in (*learned, asked))
+    found["ended"] = any(ended(text, ends) for text in learned)
     found["echoed"] = bool(answer.strip()) and answer.strip() == asked.strip()
     return +Counter({name: int(count) for name, count in found.items()})
+
+
+def misread(text: str) -> bool:
+    """Whether letters of a text are UTF-8 that was read as Windows-1252 or Latin-1: Ã© of é."""
+    if text.isascii():
+        return False
+    for run in MISREAD.findall(text):
+        data = b"".join(WINDOWS.get(sign, sign.encode("latin-1", "ignore")) for sign in run)
+        with suppress(UnicodeDecodeError):
+            if len(data) > 1 and data.decode("utf-8"):
+                return True
+    return False
 
 
 def _speaks(row: Mapping[str, Any], name: str) -> bool:

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from halter.data import cache, formats
-from halter.data.advice import roles_guessed, roles_option
+from halter.data.advice import numbers_learned, roles_guessed, roles_option
 from halter.data.cache_key import files_of
 from halter.data.choose import hold_out, without
 from halter.data.encode import Encoder
 from halter.data.examples import Builder, Examples
 from halter.data.frames import for_long_rows
+from halter.data.json_text import BROKEN
 from halter.data.meaning import plain_name
 from halter.data.misnamed import python_way
 from halter.data.options import DataOptions, Source
 from halter.data.report import DataReport
-from halter.data.respelt import python_lists, twice_encoded
+from halter.data.respelt import broken_way, python_lists, twice_encoded
 from halter.data.row_files import EMPTY, Fault, as_utf8, opened
 from halter.data.store import Store, joined
 from halter.data.tokenise import DUPLICATE, NO_ROW, Account, Group, Pass, fitting, tools_fix
@@ -41,7 +42,6 @@ TOO_LONG = "too long"
 MORE_COLUMNS = re.compile(r"\d+ columns instead of \d+")
 OTHER_KEYS = re.compile(r"missing key .*\(has ([^()?]+)\)$")
 """The fault of a row that lacks a key and whose others are these; one that may be misspelt is asked about."""
-BROKEN = "broken JSON"
 NOT_JSON = re.compile(r"wrong type of (\w+): not JSON")
 MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
@@ -238,8 +238,12 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
     if respelt := respelt_way(faults):
         ways.append(respelt)
+    elif mended := broken_way(faults):
+        ways.append(mended)
     elif len(faults) >= rows and all(kind.startswith(BROKEN) for kind in kinds):
         ways.append("write one JSON object a line and nothing between them")
+    if numbers := numbers_learned(kinds):
+        ways.append(numbers)
     if any(MORE_COLUMNS.fullmatch(kind) for kind in kinds):
         ways.append("put fields that hold commas into double quotes (csv writers do)")
     if any(map(_of_other_layout, dict.fromkeys(kinds))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ _HUB_PAGE = re.compile(
 )
 """The page of a data set on the hub, and the name there."""
 HEAD = 512
+ARROW = ".arrow"
 TABLES = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 LONG_NAME, MANY_WORDS = 40, 5
 """Letters and words from which on a column's name is taken for a value."""
@@ -58,7 +60,25 @@ def unread(path: Path, expected: str) -> Refusal:
     """Refusal ``data-suffix`` of a kind of file that is not read."""
     table = path.suffix.lower() in TABLES
     fix = "save the sheet as CSV (UTF-8) and give that file" if table else ""
+    if path.suffix.lower() == ARROW:
+        fix = _to_json("Dataset", f"Dataset.from_file({json.dumps(str(path))})", path.with_suffix(".jsonl"))
     return Refusal("data-suffix", "this kind of file is not read", where=str(path), expected=expected, fix=fix)
+
+
+def saved_to_disk(folder: Path) -> str:
+    """What to do about a folder that the library datasets wrote (save_to_disk); '' about any other."""
+    parts = sorted(path.parent for path in folder.glob("*/dataset_info.json"))
+    if not (folder / "dataset_info.json").is_file() and not parts:
+        return ""
+    part = next((one for one in parts if one.name == "train"), parts[0] if parts else folder)
+    return _to_json(
+        "load_from_disk", f"load_from_disk({json.dumps(str(part))})", folder.with_name(f"{folder.name}.jsonl")
+    )
+
+
+def _to_json(name: str, made: str, new: Path) -> str:
+    turn = shlex.quote(f"from datasets import {name}; {made}.to_json({json.dumps(str(new))})")
+    return f"write its rows as jsonl: python -c {turn}, and give {new}"
 
 
 def unlocked(path: Path) -> str:

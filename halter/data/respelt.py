@@ -5,13 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from halter.data.csv_rows import UNCLOSED
+from halter.data.json_text import AFTER_ROW, BROKEN, TRAILING
 from halter.data.meaning import plain_name
-from halter.data.row_files import read
+from halter.data.row_files import Fault, opened, read
+from halter.data.told import place
 from halter.files.row_names import PACKED, suffix_of
 
+TAIL = 4096
 LINES = "(json.loads(line) for line in sys.stdin if line.strip())"
 READERS = {
     ".jsonl": LINES, ".ndjson": LINES, ".csv": "csv.DictReader(sys.stdin)",
@@ -43,6 +50,36 @@ def python_lists(path: str, origin: str, key: str) -> str:
     turn = f'json.dumps({{**row, "{column}": ast.literal_eval(row["{column}"])}})'
     turn = f"import ast, csv, json, sys; csv.field_size_limit(1 << 30); [print({turn}) for row in {reader}]"
     return _told(f"{column} are written as Python's lists", turn, path)
+
+
+def broken_way(faults: Sequence[Fault]) -> str:
+    """What to do where rows are broken for a comma too many, or because the file ends within one; '' elsewhere."""
+    broken = [fault for fault in faults if fault.kind.startswith(BROKEN)]
+    if any(fault.kind == UNCLOSED for fault in faults):
+        return "close that quote in the file, or fetch the file again where it was cut off"
+    if any(AFTER_ROW in fault.kind for fault in broken):
+        rows = Path(place(broken[0].origin)[0])
+        plain = shlex.quote(str(rows.with_name(f"{rows.stem}.lines{rows.suffix}")))
+        turn = f"sed 's/,[[:space:]]*$//' {shlex.quote(str(rows))} > {plain}"
+        return f"take out the commas between the rows: {turn}, and give {plain}"
+    if any(TRAILING in fault.kind for fault in broken):
+        return "take out that comma, after the last row or the last key"
+    path, line = place(broken[-1].origin) if broken else ("", "")
+    if broken and _ends_within(Path(path), line):
+        return f"{path} ends within its last row: fetch it again, it was cut off on its way"
+    return "correct that place in the file" if suffix_of(Path(path)) == ".json" else ""
+
+
+def _ends_within(path: Path, line: str) -> bool:
+    """Whether a file's last line is this one and closes nothing."""
+    with suppress(OSError, EOFError, zlib.error), opened(path) as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - TAIL))
+        if file.read().rstrip().endswith((b"}", b"]")):
+            return False
+        file.seek(0)
+        return line == str(sum(1 for _ in file))
+    return False
 
 
 def _is_python(value: Any) -> bool:

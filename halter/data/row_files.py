@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
-import math
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from halter.data import odd_files
-from halter.data.json_text import Twice, damage, loads, repeated
+from halter.data import csv_rows
+from halter.data.fault import EMPTY, Fault, Found
+from halter.data.json_text import BROKEN, Twice, broken, damage, loads, repeated
 from halter.data.misnamed import refuse_misnamed, unlocked, unread
-from halter.data.odd_files import HEAD_LINES, SEPARATORS
 from halter.errors import Refusal
 from halter.files.encodings import LOOKED_BYTES, encoding_way, recoded, wide
 from halter.files.extras import missing_extra
@@ -27,27 +23,11 @@ from halter.files.row_names import PACKED, SUFFIXES, suffix_of
 MAX_LINE_BYTES = 8 * 2**20
 MOST_BYTES = 4 << 30
 """Of a file that is read as one JSON value; a packed one says nothing about its size."""
-GAPS = ("NaN", "nan")
-"""What pandas' users have it write into a table where it has no value; it is no answer, here as in JSON."""
 UTF8_MARK = b"\xef\xbb\xbf"
 #: Columns that are lists of objects in one row, so that a file holding one of these alone is one row.
 LISTS_IN_ROWS = {"messages", "conversations", "tools", "prompt", "completion"}
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A row that cannot be used: where it stands and what kind of fault it is. Harmless: nothing is lost with it."""
-
-    origin: str
-    kind: str
-    harmless: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.origin}: {self.kind}"
-
-
-Found = tuple[str, dict[str, Any]] | Fault
-EMPTY = "empty line"
 ONE_LIST = "holds one JSON list, not an object in every line: read as .json"
 """A harmless fault that is told once a file."""
 
@@ -81,13 +61,14 @@ def read(path: Path) -> Iterator[Found]:
         elif suffix == ".json":
             yield from _json(path)
         elif suffix in (".csv", ".tsv"):
-            yield from _csv(path, "\t" if suffix == ".tsv" else ",")
+            with opened(path) as file:
+                yield from csv_rows.read(str(path), file, "\t" if suffix == ".tsv" else ",", MAX_LINE_BYTES)
         elif suffix == ".parquet":
             yield from _parquet(path)
         else:
             yield from _text(path)
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
+        raise _unreadable(path, error) from error
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, str]]:
@@ -166,10 +147,10 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1}", None
     except json.JSONDecodeError as error:
-        what = "byte order mark inside the file" if raw.startswith(UTF8_MARK) else error.msg
-        return f"broken JSON: {what} at character {error.pos + 1}", None
+        what = f"{BROKEN}: byte order mark inside the file" if raw.startswith(UTF8_MARK) else broken(error)
+        return f"{what} at character {error.pos + 1}", None
     except (ValueError, RecursionError) as error:
-        return f"broken JSON: {type(error).__name__}", None
+        return f"{BROKEN}: {type(error).__name__}", None
     if twice:
         return repeated(row), None
     row = row if isinstance(row, dict) else _as_row(row) or row
@@ -196,10 +177,10 @@ def _json(path: Path) -> Iterator[Found]:
         if error.msg == "Extra data" and suffix_of(path) == ".json":  # a whole value, and then another one
             yield from _json_lines(path)
         else:
-            yield Fault(f"{path}:{error.lineno}", f"broken JSON: {error.msg} at character {error.colno}")
+            yield Fault(f"{path}:{error.lineno}", f"{broken(error)} at character {error.colno}")
         return
     except (ValueError, RecursionError) as error:
-        yield Fault(str(path), f"broken JSON: {type(error).__name__}")
+        yield Fault(str(path), f"{BROKEN}: {type(error).__name__}")
         return
     if isinstance(value, dict):
         lists = {key: v for key, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
@@ -217,39 +198,6 @@ def _json(path: Path) -> Iterator[Found]:
         kind = damage(row) if isinstance(row, dict) else f"{type(row).__name__} instead of an object"
         kind = (repeated(row) if twice else "") or kind
         yield Fault(origin, kind) if kind else (origin, row)
-
-
-def _csv(path: Path, separator: str) -> Iterator[Found]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    with io.TextIOWrapper(opened(path), "utf-8-sig", newline="", errors="surrogateescape") as file:
-        head = list(islice(file, HEAD_LINES))
-        found = odd_files.separator(head, separator)
-        if found != separator:
-            told = f"is separated by {SEPARATORS[found]}, not {SEPARATORS[separator]}, and read so"
-            yield Fault(str(path), told, harmless=True)
-        reader = csv.reader(chain(head, file), delimiter=found)
-        names = next(reader, [])
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            what, fix = "columns of the same name", "give each a name of its own in the first line"
-            raise Refusal("data-columns", what, where=str(path), found=twice, fix=fix)
-        while True:
-            origin = f"{path}:{reader.line_num + 1}"
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Fault(origin, f"broken CSV: {error}")
-                continue
-            if not values:
-                yield Fault(origin, EMPTY, harmless=True)
-            elif len(values) != len(names):
-                yield Fault(origin, f"{len(values)} columns instead of {len(names)}")
-            elif kind := damage(values):
-                yield Fault(origin, "invalid UTF-8" if kind == "lone surrogate" else kind)
-            else:
-                yield origin, {name: math.nan if value in GAPS else value for name, value in zip(names, values)}
 
 
 def _text(path: Path) -> Iterator[Found]:
@@ -292,8 +240,10 @@ def _parquet(path: Path) -> Iterator[Found]:
                 yield Fault(origin, kind) if kind else (origin, row)
                 number += 1
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, why: str) -> Refusal:
-    return Refusal("data-unreadable", f"cannot be read: {why}", where=str(path), fix=unlocked(path))
+def _unreadable(path: Path, error: Exception) -> Refusal:
+    why = error.strerror if isinstance(error, OSError) else None
+    fix = unlocked(path) or ("" if why else "fetch it again: it seems to have been cut off on its way")
+    return Refusal("data-unreadable", f"cannot be read: {why or error}", where=str(path), fix=fix)

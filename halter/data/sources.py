@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.data import row_files
-from halter.data.misnamed import refuse_address
+from halter.data.misnamed import refuse_address, saved_to_disk
 from halter.data.odd_files import near_a_missing_folder, refuse_no_data
 from halter.data.row_files import Fault, Found
 from halter.errors import Refusal
@@ -138,12 +138,9 @@ def _folder(folder: Path) -> list[Path]:
     rows = [path for path in found if suffix_of(path) not in TEXT]
     found = rows or found
     if not found:
+        fix = saved_to_disk(folder) or "name a file of rows, or a folder in which some lie"
         raise Refusal(
-            "data-missing",
-            "this folder holds no data",
-            where=str(folder),
-            expected=", ".join(SUFFIXES),
-            fix="name a file of rows, or a folder in which some lie",
+            "data-missing", "this folder holds no data", where=str(folder), expected=", ".join(SUFFIXES), fix=fix
         )
     training = [path for path in found if _named(path.relative_to(folder), ("train", "training"))]
     held_out = [path for path in found if _named(path.relative_to(folder), HELD_OUT)]

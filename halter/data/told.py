@@ -37,6 +37,10 @@ NOTES: dict[str, str] = {
     "templated": "{n} rows hold the marks of a chat template already (### Instruction:, [INST], <|im_start|> and the "
     "like), and the template is put around them once more: give rows without them, or learn these as they stand "
     "(data.columns='{{prompt: ..., completion: ...}}')",
+    "mojibake": "{n} rows hold letters that were read in a wrong encoding, such as Ã© for é: write the file again from "
+    "where it came, in UTF-8; iconv -f UTF-8 -t WINDOWS-1252 FILE > NEW turns one back that is so throughout",
+    "unreadable": "{n} rows hold � in the place of letters that could not be read: write the file again from where it "
+    "came, in UTF-8",
     "ended": "{n} answers end in the name of an end (</s>, <|im_end|>, <|eot_id|> and the like), which is text there, "
     "letter by letter, before the end itself: take it out of the rows",
     "swapped_user": "in {n} conversations the assistant speaks first and the user last: are the roles swapped? "
@@ -50,10 +54,11 @@ NOTES: dict[str, str] = {
 ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids", "contradicting"})
 """What the user asked for, or what costs nothing: told, and no warning."""
 ENOUGH = {
-    "templated": 0.05, "ended": 0.05, "swapped_user": 0.5, "swapped_human": 0.5, "echoed": 0.5, "contradicting": 0.01,
+    "templated": 0.05, "mojibake": 0.01, "unreadable": 0.01, "ended": 0.05, "swapped_user": 0.5, "swapped_human": 0.5,
+    "echoed": 0.5, "contradicting": 0.01,
 }  # fmt: skip
 """Share of the rows from which on it is no accident; what is not named here is told from the first on."""
-SCORED = ("unknown", "templated", "ended", "swapped_user", "swapped_human", "echoed")
+SCORED = ("unknown", "templated", "mojibake", "unreadable", "ended", "swapped_user", "swapped_human", "echoed")
 """What is told of rows that are scored, too."""
 MANY_UNKNOWN = 0.001
 """Share of the learned tokens from which on <unk> is worth a word: a rare character stands in every large file."""

@@ -99,7 +99,7 @@ def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
         return Refusal("no-weights", what, where=str(folder), fix=fix)
     return Refusal(
         "no-weights", "this folder holds no model", where=str(folder),
-        fix=_choose(inside(folder, ("model", "adapter", "run")) or _above(folder))
+        fix=_choose(snapshots(folder) or inside(folder, ("model", "adapter", "run")) or _above(folder))
         or "give the folder that holds config.json and the safetensors files",
     )  # fmt: skip
 
@@ -177,8 +177,15 @@ def _above(folder: Path) -> list[Path]:
 
 
 def inside(folder: Path, wanted: tuple[Kind, ...]) -> list[Path]:
-    """Folders right below this one that are of these kinds."""
-    return [path for path in children(folder) if kind_of(path) in wanted]
+    """Folders right below this one that are of these kinds, or that the hub's cache holds for one."""
+    below = children(folder)
+    cached = [place for path in below for place in snapshots(path)] if "model" in wanted else []
+    return [path for path in below if kind_of(path) in wanted] + cached
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The models in a folder of the hub's cache, models--owner--name."""
+    return [path for path in children(folder / "snapshots") if kind_of(path) == "model"]
 
 
 def children(folder: Path, files: bool = False) -> list[Path]:

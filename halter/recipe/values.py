@@ -38,7 +38,8 @@ def several(value: Any) -> list[Any] | None:
 def added(first: Any, second: Any, kind: Any) -> list[Any] | dict[str, Any] | str | None:
     """What a key that was given twice on the command line holds in all; None where it takes one value. Of a mapping's
     pairs that a shell has taken apart, {a: b, c: d} without quotes and blanks, they stay words."""
-    if isinstance(first, str) and isinstance(second, str) and typing.get_origin(kind) in (dict, Mapping):
+    pairs = all(isinstance(one, str) and re.fullmatch(r"[^:=]+[:=].+", one) for one in (first, second))
+    if pairs and typing.get_origin(kind) in (dict, Mapping):
         return f"{first}, {second}"
     if isinstance(first, Mapping) and isinstance(second, Mapping) and not first.keys() & second.keys():
         return {**first, **second}

@@ -22,7 +22,7 @@ from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config, located
 from halter.recipe import MethodChoice, Recipe
-from halter.recipe.sections import BLANK_MODEL
+from halter.recipe.sections import BLANK_DATA, BLANK_MODEL
 from halter.run.findings import Findings
 from halter.training import memory
 from halter.training.defaults import Default, at_width
@@ -161,10 +161,17 @@ def data_missing(options: DataOptions) -> list[Refusal]:
     """The refusals of every source that is not there; nothing is read."""
     findings = Findings()
     for source in options.sources if options.train is not None else ():
-        findings.attempt(local_files, source.parts[0])
+        findings.attempt(_files, source.parts[0])
     if isinstance(options.validation, str):
-        findings.attempt(local_files, Source(options.validation).parts[0])
+        findings.attempt(_files, Source(options.validation).parts[0])
     return findings.problems
+
+
+def _files(path: str) -> None:
+    """Refusal ``blank`` of the name that ``halter init`` writes where only the user knows, and those of local_files."""
+    if path == BLANK_DATA and not Path(path).exists():
+        raise Refusal("blank", f"data.train is still {BLANK_DATA}", fix="give your own file of rows: --data my.jsonl")
+    local_files(path)
 
 
 def load_rows(recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate | None, findings: Findings) -> Loaded | None:

@@ -27,6 +27,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ({"q": f"Say {n}.", "a": f"The word is {n}.", "instruction": "Say it.", "output": "It."} for n in range(4))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     shutil.copy(folder / "runs/mine/recipe.yaml", folder / "halter-recipe.yaml")  # a run of the folder itself
+    shutil.copytree(base_folder(), folder / "cache/models--a--b/snapshots/1")
+    assert main.run(["init", "lora", str(folder / "r.yaml"), "--model", BASE]) == 0
     (folder / "llama.gguf").write_bytes(b"GGUF")
     return folder
 
@@ -62,6 +64,13 @@ def followed(err: str, base: str, lead: str = "") -> int:
         ("generate llama.gguf --prompt hi", "GGUF is an export format"),
         ("train --model rows.jsonl --data rows.jsonl", "give the folder of a model"),
         ("init my.yaml", "halter init lora my.yaml"),
+        ("train r.yaml", "data.train is still FILE.jsonl"),
+        ("inspect r.yaml", "data.train is still FILE.jsonl"),
+        ("train --model cache --data rows.jsonl", "did you mean cache/models--a--b/snapshots/1?"),
+        ("train --model cache/models--a--b --data rows.jsonl", "did you mean cache/models--a--b/snapshots/1?"),
+        (f"{GOOD} --output \"'runs/q'\"", "leave them out: --output runs/q"),
+        (f"train --model {BASE} --data=\"'rows.jsonl'\"", "leave them out: --data rows.jsonl"),
+        ("merge \"'runs/mine'\" --output m", "leave them out: runs/mine"),
         ("init LoRA", "did you mean lora?"),
         (f"{GOOD} --method lora,exitor+LoRA", "did you mean exci"),
     ],

@@ -1,0 +1,161 @@
+"""Files of rows that are cut off, have a comma too many or misread letters: told, and each hint is followed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halter.data.doubts import misread
+from halter.data.load import load_examples
+from halter.data.options import DataOptions
+from halter.data.sources import read_source
+from halter.data.told import notes
+from halter.errors import Refusal
+from halter.files.chat import ChatTemplate
+from halter.files.tokenizer import Tokenizer
+from halter.playground import base_folder
+
+ROWS = [{"instruction": f"Say {n}.", "output": f"The word is {n}."} for n in range(5)]
+LINES = [json.dumps(row) for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(base_folder())
+
+
+def loaded(path: Path | str, tokenizer: Tokenizer, **options: Any) -> Any:
+    return load_examples(
+        DataOptions(train=str(path), cache=False, **options), tokenizer, ChatTemplate.builtin("llama-3")
+    )
+
+
+def refused(path: Path, tokenizer: Tokenizer, **options: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        loaded(path, tokenizer, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.json", "[" + ",\n".join(LINES) + ",\n]", "take out that comma"),
+        ("a.jsonl", "[\n" + ",\n".join(LINES) + ",\n]\n", "take out that comma"),
+        ("a.jsonl", "\n".join(LINES)[:-1] + ",}\n", "take out that comma"),
+        ("a.jsonl", "\n".join(LINES)[:-9], "fetch it again"),
+        ("a.json", ("[" + ",\n".join(LINES))[:-9], "fetch it again"),
+        ("a.json", "[" + ",\n".join(LINES) + "}", "correct that place"),
+        ("a.csv", 'instruction,output\n"a","b"\n"c","d and so', "close that quote"),
+        ("a.csv", 'instruction,output\n"a","b\nc,d\ne,f\n', "close that quote"),
+        ("a.csv", 'instruction,output\na,b\nc,"d\n', "close that quote"),
+    ],
+)
+def test_what_keeps_a_file_from_being_read_comes_first(
+    name: str, text: str, told: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text, "utf-8")
+    refusal = refused(tmp_path / name, tokenizer)
+    assert told in refusal.fix.split(";")[0] and "write one JSON object a line" not in refusal.fix, refusal
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'instruction,output\n"a","b"\n"c","d"',
+        'instruction,output\n"a","b\n"\n"c","d\ne"\n',
+        'instruction,output\na,5" wide\nc,d',
+        'instruction,output\n"a ""b""","c"\n',
+        'instruction,output\n"a" said b,c\n',
+    ],
+)
+def test_a_table_whose_quotes_are_closed_is_whole(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text, "utf-8")
+    assert all(isinstance(one, tuple) for one in read_source(str(tmp_path / "a.csv")))
+
+
+def test_half_a_packed_file_is_fetched_again(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(LINES * 99).encode())[:-40])
+    assert "fetch it again" in refused(path, tokenizer).fix
+
+
+def test_commas_between_rows_are_taken_out_as_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "a b.jsonl"
+    path.write_text(",\n".join(LINES) + ",\n", "utf-8")
+    fix = refused(path, tokenizer).fix
+    command = re.search(r"(sed .*), and give '(.*?)'", fix)
+    assert command is not None, fix
+    subprocess.run(command[1], shell=True, check=True)
+    assert loaded(command[2], tokenizer).report.kept == len(ROWS)
+
+
+@pytest.mark.parametrize("column", ["output", "completion"])
+def test_numbers_are_learned_as_is_said(column: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from halter.recipe import load
+
+    path, ask = tmp_path / "a.jsonl", "instruction" if column == "output" else "prompt"
+    path.write_text("".join(json.dumps({ask: f"{n} + 1?", column: n + 1.5}) + "\n" for n in range(3)), "utf-8")
+    fix = refused(path, tokenizer).fix
+    given = re.match(r"(data\.columns)='(.*?)' learns numbers", fix)
+    assert given is not None, fix
+    columns = load({"model": "a", "data": "b"}, [f"{given[1]}={given[2]}"]).data.columns
+    text = tokenizer.decode(loaded(path, tokenizer, columns=columns).train[1].tokens.tolist())
+    assert "2.5" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("Où est le café déjà vu ?", True), ("“quoted” – l’été", True), ("привет", True), ("日本語", True),
+        ("München", True), ("£5", True), ("plain", False),
+    ],
+)  # fmt: skip
+def test_letters_that_were_misread_are_known(text: str, wrong: bool) -> None:
+    assert not misread(text)
+    for encoding in ("cp1252", "latin-1"):
+        assert misread(text.encode().decode(encoding, "replace")) is wrong
+
+
+@pytest.mark.parametrize("text", ["„Spaß“", "«LIBERTÉ»", "NÃO, SENHORA", "Ñ»", "À “b”", "naïve 5€", "Â", "É…"])
+def test_what_only_looks_like_them_is_no_such_letter(text: str) -> None:
+    assert not misread(text)
+
+
+def test_rows_of_misread_letters_are_told_with_the_way_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path, new = tmp_path / "a.jsonl", tmp_path / "new.jsonl"
+    row = {"instruction": "Où est le café ?", "output": "À côté, déjà."}
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    path.write_text(text.encode().decode("cp1252"), "utf-8")
+    (told,) = (note for note in notes(loaded(path, tokenizer).report, aside=False) if "wrong encoding" in note)
+    command = re.search(r"(iconv .*) turns", told)
+    assert command is not None, told
+    turn = command[1].replace("FILE", str(path)).replace("NEW", str(new))
+    subprocess.run(turn, shell=True, check=True)
+    assert new.read_text("utf-8") == text
+    path.write_text(json.dumps({**row, "output": "caf\ufffd"}) + "\n", "utf-8")
+    assert any("\ufffd" in note for note in notes(loaded(path, tokenizer).report, aside=False))
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_what_the_library_datasets_saved_is_turned_as_is_said(
+    parts: bool, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    rows = datasets.Dataset.from_list(ROWS)
+    (datasets.DatasetDict(train=rows, test=rows) if parts else rows).save_to_disk("saved")
+    refusals = [refused(Path("saved"), tokenizer)]
+    refusals += [] if parts else [refused(next(Path("saved").glob("*.arrow")), tokenizer)]
+    for refusal in refusals:
+        command = re.search(r"python (-c '.*'), and give (\S+)", refusal.fix)
+        assert command is not None, refusal.fix
+        subprocess.run(f"{sys.executable} {command[1]}", shell=True, check=True)
+        assert loaded(command[2], tokenizer).report.kept == len(ROWS)
+        Path(command[2]).unlink()
