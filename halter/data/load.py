@@ -212,7 +212,8 @@ def _of_other_layout(kind: str) -> bool:
 
 
 def respelt_way(faults: Sequence[Fault]) -> str:
-    """The way of the first row that is written in another program's spelling, '' where none is."""
+    """The way of the first row that is written in another program's spelling, or that is cut off or has a comma too
+    many; '' where none is."""
     for fault in faults:
         path, line = place(fault.origin)
         column = NOT_JSON.fullmatch(fault.kind)
@@ -226,8 +227,8 @@ def respelt_way(faults: Sequence[Fault]) -> str:
                     if told := way(path, next(islice(file, int(line) - 1, None), b"")):
                         return told
         if column is not None or way is twice_encoded:
-            return ""  # one look: a large file is not read again for every row
-    return ""
+            break  # one look: a large file is not read again for every row
+    return broken_way(faults)
 
 
 def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
@@ -238,8 +239,6 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     ways = [f"say who speaks: {roles_option(roles)}"] if roles else []
     if respelt := respelt_way(faults):
         ways.append(respelt)
-    elif mended := broken_way(faults):
-        ways.append(mended)
     elif len(faults) >= rows and all(kind.startswith(BROKEN) for kind in kinds):
         ways.append("write one JSON object a line and nothing between them")
     if numbers := numbers_learned(kinds):

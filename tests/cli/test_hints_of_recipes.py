@@ -62,7 +62,7 @@ def followed(err: str, base: str, lead: str = "") -> int:
         (f"doctor --model {BASE} --data rows.jsonl --resume --output runs/mien", "did you mean runs/mine?"),
         ("train --model llama.gguf --data rows.jsonl", "GGUF is an export format"),
         ("generate llama.gguf --prompt hi", "GGUF is an export format"),
-        ("train --model rows.jsonl --data rows.jsonl", "give the folder of a model"),
+        ("train --model rows.jsonl --data rows.jsonl", "is a file, and a folder is needed"),
         ("init my.yaml", "halter init lora my.yaml"),
         ("train r.yaml", "data.train is still FILE.jsonl"),
         ("inspect r.yaml", "data.train is still FILE.jsonl"),
