@@ -8,9 +8,12 @@ rolling text begins with a BOS that is itself predicted, from another BOS: that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,10 @@ ASKED = "openai/gsm8k"
 """A data set of the hub, as good as any to see whether there is a way to it."""
 MOST_ANSWER = 256
 """Tokens of an answer where a task does not say: lm-eval's own default."""
+TASK = re.compile(rb"(?m)^(?:task|group|tag): *[\"']?([\w-]+)")
+"""How a file of lm-eval's names what it holds."""
+PARTS = (".yaml", ".yml", "")
+"""Suffixes of such files, and of what they include."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call that, the first one first."""
 
@@ -171,14 +178,35 @@ def _lm_eval() -> Any:
 def task_manager(options: TaskOptions) -> Any:
     """lm-eval's list of tasks with the folder's. Refusals ``extra-missing``, and ``unknown-task`` with every one."""
     library = _lm_eval()
+    if options.task_folder is None:
+        _refuse_unnamed(options.task_names, vars(library.tasks).get("__path__", ()))
     manager = library.tasks.TaskManager(include_path=options.task_folder)
     strange = [name for name in options.task_names if name not in manager.all_tasks]
     if strange:
-        near = {name: close[0] for name in strange if (close := get_close_matches(name, manager.all_tasks, 1))}
-        strange = [f"{name} (did you mean {near[name]}?)" if name in near else name for name in strange]
-        fix = "`lm-eval ls tasks` lists those that it has; your own need --task-folder"
-        raise Refusal("unknown-task", "lm-eval has no such task", where="--tasks", found=strange, fix=fix)
+        raise _unknown(strange, manager.all_tasks)
     return manager
+
+
+def _refuse_unnamed(names: Sequence[str], folders: Sequence[str]) -> None:
+    """Refusal ``unknown-task`` of names that no file of these folders holds, before lm-eval reads all of them."""
+    words = {name: re.compile(rb"(?<![\w-])%s(?![\w-])" % re.escape(name.encode())) for name in names}
+    known: set[str] = set()
+    for file in (file for folder in folders for file in Path(folder).rglob("*") if file.suffix in PARTS):
+        with suppress(OSError):  # a folder
+            text = file.read_bytes()
+            words = {name: word for name, word in words.items() if not word.search(text)}
+            known.update(name.decode() for name in TASK.findall(text))
+        if not words:
+            return
+    if known:  # else they lie where nobody looked
+        raise _unknown(list(words), sorted(known))
+
+
+def _unknown(names: Sequence[str], known: Sequence[str]) -> Refusal:
+    near = {name: close[0] for name in names if (close := get_close_matches(name, known, 1))}
+    found = [f"{name} (did you mean {near[name]}?)" if name in near else name for name in names]
+    fix = "`lm-eval ls tasks` lists those that it has; your own need --task-folder"
+    return Refusal("unknown-task", "lm-eval has no such task", where="--tasks", found=found, fix=fix)
 
 
 def task_scores(judge: Judge, options: TaskOptions) -> tuple[dict[str, float], dict[str, Any]]:
