@@ -142,7 +142,7 @@ def refusal(whose: str, wrong: Mapping[str, tuple[Any, Any]], call: str = "") ->
         "wrong-argument",
         f"{what} not what the function takes",
         where=whose,
-        found=[f"{name}: {kinds.shown(value)}" for name, (_, value) in wrong.items()],
+        found=[one for name, (hint, value) in wrong.items() for one in _found(name, hint, value)],
         expected="; ".join(f"{name}: {kinds.words(hint)}" for name, (hint, _) in told.items()),
         fix=fix,
     )
@@ -190,6 +190,14 @@ def _lists(hint: Any) -> bool:
     return any(typing.get_origin(arm) in kinds.LISTS for arm in kinds.arms_of(hint))
 
 
+def _found(name: str, hint: Any, value: Any) -> list[str]:
+    """What was given: of a list the items that are of another kind than the others."""
+    off = kinds.misfits(hint, value)
+    more = [f"and {len(off) - MOST_TOLD} more of them"] if len(off) > MOST_TOLD else []
+    items = [f"{name}[{place}]: {kinds.shown(value[place])}" for place in off[:MOST_TOLD]]
+    return [*items, *more] or [f"{name}: {kinds.shown(value)}"]
+
+
 def _swapped(wrong: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """A word where two arguments would each be right in the other's place."""
     pairs = [(a, b) for a in wrong for b in wrong if a < b]
@@ -221,6 +229,8 @@ def _hint(name: str, hint: Any, value: Any) -> str:
         if name in AMOUNTS and 0 < value < 10**6:
             return f'{name}="{with_unit(f"{value!r:.{kinds.LONGEST}}")}", with its unit'
         return f'{name}="{value!r:.{kinds.LONGEST}}", a text'
+    if held := kinds.within(hint, value):
+        return f"{name}={held}"
     made = dict.fromkeys(MAKES[one] for one in MAKES if one in wanted)
     if made and isinstance(value, tuple) and {"Decoder", "Tokenizer"} <= {type(one).__name__ for one in value}:
         return f"halter.load gives two: {LOADED}"

@@ -162,6 +162,33 @@ def _test_of_list(kind: Any, tests: Sequence[Callable[[Any], bool]]) -> Callable
     return test
 
 
+def misfits(hint: Any, value: Any) -> list[int]:
+    """Places of the items of a list that are not what most of the others are, as far as a declared type says; [] where
+    that is true of all or of none."""
+    if not isinstance(value, list | tuple):
+        return []
+    found = [[place for place, one in enumerate(value) if not fits(kind, one)] for kind in _listable(hint)]
+    least = min(found, key=len, default=[])
+    return least if 2 * len(least) < len(value) else []
+
+
+def within(hint: Any, value: Any) -> str:
+    """In brackets what was given without them, where a list of such is declared; '' where it is not."""
+    inner = _listable(hint)
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, type) and any(isinstance(kind, type) and issubclass(one, kind) for kind in inner):
+            return f"[{one.__name__}()], an object and not the class"
+    if isinstance(value, str) or not any(fits(kind, value) for kind in inner):
+        return ""
+    return f"[{value!r}], in brackets" if isinstance(value, int | float) else "[...], in brackets"
+
+
+def _listable(hint: Any) -> list[Any]:
+    """Of what a declared type takes lists of any length."""
+    lists = [typing.get_args(arm) for arm in arms_of(hint) if typing.get_origin(arm) in LISTS]
+    return [inner[0] for inner in lists if inner and all(one is ... for one in inner[1:])]
+
+
 PLAIN: dict[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None", None: "None",
     dict: "a dict", Mapping: "a dict",

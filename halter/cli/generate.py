@@ -74,6 +74,8 @@ def command(
         raise Refusal("nothing-asked", "no prompt was given", fix='give --prompt "...", --input FILE, or --input -')
     if output is not None:
         folders.refuse_unwritable(output)
+        if not output.lower().endswith(LINES):
+            tell(f"note: {output} will hold one JSON object a line, whatever its name says: .jsonl is usual")
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
     subject = find(run, model=opening.model, adapter=opening.adapter)
     asked += _rows_of(input, subject, keys, asking)
@@ -127,6 +129,7 @@ def tell_empty(asked: Sequence[Asked]) -> None:
         tell(f"note: {which}: what is answered comes from the model's own beginning, not from a question")
 
 
+LINES = (".jsonl", ".ndjson")
 Row = tuple[Asked, EncodedPrompt]
 
 

@@ -89,13 +89,29 @@ def local_files(path: str) -> list[Path] | None:
     if path.count("/") == 1 and not ours and not path.startswith((".", "/", "~")):
         if suffix_of(local) not in SUFFIXES:
             return None
-    parts = [part.strip() for part in path.split(",")]
-    again = " ".join(f"--data {part}" for part in parts)
-    several = len(parts) > 1 and all(Path(p).expanduser().exists() for p in parts)
-    fix = f"give each by itself: {again}" if several else _near(local)
+    again = " ".join(f"--data {part}" for part in _parts(path))
+    fix = f"give each by itself: {again}" if again else _near(local)
     raise Refusal(
         "data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id", fix=fix
     )
+
+
+def refuse_several(path: str, flag: str) -> None:
+    """Refusal ``data-missing`` of several files in one word, where ``flag`` takes one."""
+    parts = _parts(path)
+    if not parts or Path(path).exists():
+        return
+    lines = {suffix_of(Path(part)) for part in parts} in ({".jsonl"}, {".txt"})
+    whole = f"both{suffix_of(Path(parts[0]))}"
+    joined = f"; or all in one: cat {' '.join(parts)} > {whole}, then {flag} {whole}" if lines else ""
+    fix = f"one at a time: {flag} {parts[0]}{joined}"
+    raise Refusal("data-missing", "these are several files, and one is read", where=path, fix=fix)
+
+
+def _parts(path: str) -> list[str]:
+    """The files that a word names with commas between; [] where it names one, or what is not there."""
+    parts = [part.strip() for part in path.split(",")]
+    return parts if len(parts) > 1 and all(part and Path(part).expanduser().exists() for part in parts) else []
 
 
 def _near(wanted: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from halter.evaluation.texts import exact_match
 from halter.files.tokenizer import Tokenizer
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+
+LONGEST, MOST = 40, 20
+"""Letters of an answer that are shown, and answers of which there may be choices."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,11 @@ def ballot(tokenizer: Tokenizer, examples: Sequence[Example], choices: Sequence[
     """The questions of ``examples`` with every choice in turn. Refusals: ``choices`` (fewer than two, or twice the
     same), ``not-a-choice`` (wanted texts that are none), ``choice-tokens`` and ``no-questions``."""
     if len(choices) < 2 or len({" ".join(choice.split()) for choice in choices}) < len(choices):
-        raise Refusal(
-            "choices",
-            "choices are two or more, all different",
-            found=list(choices),
-            fix="give them all, each once: --choices A,B,C",
-        )
+        parts = [part.strip() for part in choices[0].split(",")]
+        again = f"give each by itself: {' '.join(f'--choices {shlex.quote(part)}' for part in parts)}"
+        one_word = len(choices) == 1 and len(set(parts)) > 1 and all(parts)
+        fix = again if one_word else "give them all, each once: --choices A --choices B"
+        raise Refusal("choices", "choices are two or more, all different", found=list(choices), fix=fix)
     asked = [(e, q) for e in examples if (q := question(e, tokenizer)) is not None]
     if not asked:
         raise Refusal(
@@ -102,11 +105,19 @@ def _right(asked: Sequence[Question], choices: Sequence[str]) -> list[int]:
         raise Refusal(
             "not-a-choice",
             "rows want answers that are none of the choices",
-            found=strangers,
-            expected=f"one of {', '.join(choices)}",
-            fix="give --choices once for every answer that the rows have",
+            found=[_brief(one) for one in strangers],
+            expected=f"one of {', '.join(map(_brief, choices))}",
+            fix="give --choices once for every answer that the rows have"
+            if len(strangers) <= MOST
+            else f"leave --choices out: the rows want {len(strangers)} other answers",
         )
     return [place[" ".join(q.wanted.split())] for q in asked]
+
+
+def _brief(answer: str) -> str:
+    """The first words of an answer."""
+    words = " ".join(answer.split())
+    return words if len(words) <= LONGEST else f"{words[:LONGEST].rstrip()} ..."
 
 
 def variants(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from halter.errors import Refusal
 from halter.files.disk import (
     DISK,
     UNFINISHED,
@@ -20,6 +21,9 @@ from halter.files.disk import (
     refuse_filled,
     temporary_name,
 )
+
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".zip", ".json", ".jsonl", ".csv", ".yaml")
+"""Suffixes that nobody gives a folder."""
 
 
 @contextmanager
@@ -67,7 +71,19 @@ def refuse_unwritable(path: str | Path, *, folder: bool = False, disk: Disk = DI
     Nothing is left of the trial. Refusals ``already-exists`` and those of ``files.unwritten``.
     """
     (refuse_filled if folder else refuse_existing)(path)
+    if folder:
+        refuse_file_name(path)
     try_out(path, disk=disk)
+
+
+def refuse_file_name(path: str | Path) -> None:
+    """Refusal ``writes-a-folder`` of a folder that is to be called as files are."""
+    suffix = Path(path).suffix.lower()
+    if suffix in FILES:
+        fix = f"give a folder's name: {Path(path).with_suffix('')}"
+        if suffix == ".gguf":
+            fix += ", which llama.cpp's convert_hf_to_gguf.py makes GGUF of"
+        raise Refusal("writes-a-folder", f"a folder is written, and {suffix} names a file", where=str(path), fix=fix)
 
 
 def try_out(path: str | Path, *, disk: Disk = DISK) -> None:

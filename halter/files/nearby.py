@@ -126,8 +126,17 @@ def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
         )  # fmt: skip
     return Refusal(
         id, "there is no such folder", where=str(folder),
-        fix=_choose(similar(folder, wanted)) or "give the path of a folder that exists, from where you are",
+        fix=_several(folder) or _choose(similar(folder, wanted))
+        or "give the path of a folder that exists, from where you are",
     )  # fmt: skip
+
+
+def _several(named: Path) -> str:
+    """What to do about several adapters named in one word."""
+    parts = [part.strip() for part in str(named).split(",")]
+    if len(parts) < 2 or not all(kind_of(Path(part).expanduser()) in ("adapter", "run") for part in parts):
+        return ""
+    return f"name one of them; halter adapters combine {' '.join(parts)} --output FOLDER makes one of all"
 
 
 def no_such_source(path: Path) -> Refusal:
@@ -157,7 +166,7 @@ def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) ->
     """Neighbours whose names are near to this one's, the nearest first; of those ``wanted`` where there are any."""
     if (turned := with_slashes(folder)) is not None and (files or turned.is_dir()):
         return [turned]
-    names = {path.name: path for path in children(folder.parent, files)}
+    names = {path.name: path for path in children(folder.parent, files) if path.name != folder.name}
     near = [names[name] for name in get_close_matches(folder.name, names, NAMED, cutoff=0.6)]
     if files or not wanted:
         return near

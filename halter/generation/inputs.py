@@ -17,7 +17,7 @@ from halter.data.load import respelt_way
 from halter.data.misnamed import headless
 from halter.data.options import DataOptions
 from halter.data.row_files import as_utf8
-from halter.data.sources import STANDARD_INPUT, Fault, read_source, standard_input
+from halter.data.sources import STANDARD_INPUT, Fault, read_source, refuse_several, standard_input
 from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
@@ -52,6 +52,7 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
     row_template how rows are read, as in training. Refusals: ``input-rows`` names every row that cannot be used,
     ``input-empty`` a file without any.
     """
+    refuse_several(path, "--input")
     options = options or DataOptions()
     found: list[tuple[str, Mapping[str, Any]] | Fault]
     if path == STANDARD_INPUT or Path(path).suffix.lower() == ".txt":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -241,7 +242,7 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> type[Method]:
     """The Method in the file of that name. Refusal ``unknown-method`` names those there are."""
     if name not in names():
-        near = get_close_matches(name, names(), 1)
+        near = get_close_matches(re.sub(r"[\W_]+", "_", name.lower()), names(), 1)
         fix = HELD_ELSEWHERE.get(name) or (f"did you mean {near[0]}?" if near else "")
         raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(names()), fix=fix)
     module = importlib.import_module(f"halter.methods.{name}")

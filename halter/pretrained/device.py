@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -34,11 +35,20 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        reason = str(error).split("\n")[0]
-        raise Refusal(
-            "device-missing", f"there is no device {device!r} here: {reason}", fix="leave device out"
-        ) from None
+        raise _missing(str(device), str(error).split("\n")[0]) from None
     return chosen
+
+
+def _missing(device: str, reason: str) -> Refusal:
+    """Refusal ``device-missing`` with what there is, and what may have been meant."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = [*(f"cuda:{number}" for number in range(count)), *(["mps"] if torch.backends.mps.is_available() else [])]
+    meant = re.sub(r"^(gpu|nvidia|hip|rocm)|^(?=\d+$)", "cuda:", device.lower()).replace("::", ":").rstrip(":")
+    known = {*here, "cpu"} | {one.partition(":")[0] for one in here}
+    why = "" if reason.startswith(("Expected one of", "Invalid device string")) else f": {reason}"
+    fix = f"did you mean {meant}?" if meant in known and meant != device else "leave device out"
+    there = ", ".join([*here, "cpu"])
+    return Refusal("device-missing", f"there is no device {device!r} here{why}", expected=there, fix=fix)
 
 
 def streams(offload: str, device: torch.device, say: Callable[[str], None]) -> bool:

@@ -102,6 +102,8 @@ MOVED = re.compile(r"^command line, [\w.-]+=(.*): unknown key .*; did you mean (
 METHODS = re.compile(r"no method is called .*; did you mean ([\w,]+)\?")
 A_LIST = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected a list of .*, found (?:the word '([^']*)'|(\S+))$")
 A_MAPPING = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected a mapping .*, found the word '([^']*)'$")
+ONE_OF = {"data.columns": "prompt: {}", "data.roles": "{}: user"}
+"""Mappings of which a single word is the part that people have."""
 PAIR = re.compile(r"\s*([\w-]+)\s*[:=]\s*([^:=,]+?)\s*")
 WORD = re.compile(r"found the word '([^']*)'$")
 LISTED = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected one of (.*?)(?: or null)?, found (?:the word '([^']*)'|(\d+))$")
@@ -146,7 +148,8 @@ def _several_way(problem: str) -> str:
     if mapping := A_MAPPING.search(problem):
         pairs = [PAIR.fullmatch(part) for part in mapping[2].strip("{} ").split(",")]
         told = ", ".join(f"{pair[1]}: {pair[2]}" for pair in pairs if pair)
-        return f"such as {mapping[1]}='{{{told}}}', quoted" if all(pairs) else ""
+        told = told if all(pairs) else ONE_OF[mapping[1]].format(mapping[2]) if mapping[1] in ONE_OF else ""
+        return f"such as {mapping[1]}='{{{told}}}', quoted" if told else ""
     return ""
 
 

@@ -85,12 +85,15 @@ def _optimizer(options: TrainOptions, device: str) -> Iterator[Refusal]:
 
 def writable(folder: str | Path) -> Iterator[Refusal]:
     """Refusal ``output-not-writable`` where the folder could not be made, ``not-a-folder`` where a file stands in the
-    way; a small one is made beside it and removed."""
+    way, ``writes-a-folder`` of a file's name; a small one is made beside it and removed."""
     place = Path(folder).expanduser()
     try:
+        folders.refuse_file_name(place)
         with suppress(_ItWorks), folders.new_folder(nearest(place) / f".halter-{secrets.token_hex(4)}"):
             raise _ItWorks
         folders.try_out(place)
+    except Refusal as refusal:
+        yield refusal
     except Unwritten as error:
         why = error.what.partition(": ")[2]
         id = error.id if error.id == "not-a-folder" else "output-not-writable"

@@ -11,6 +11,7 @@ from halter.data import again, told
 from halter.data.example import Example
 from halter.data.load import DataReport, Examples, load_examples
 from halter.data.options import DataOptions
+from halter.data.sources import refuse_several
 from halter.errors import Refusal
 from halter.evaluation import questions
 from halter.evaluation.options import TaskOptions
@@ -94,6 +95,7 @@ def held_out_rows(
         held = _validation(opened, known, scoring.system, seed, say)
         count = len(held) if limit is None else min(limit, len(held))
         return Examples([held[i] for i in range(count)]), f"{count} of {len(held)} validation rows"
+    refuse_several(str(data), "--data")
     known = replace(known, max_length=min(scoring.max_length or known.max_length, opened.model.config.context))
     policy = scoring.on_long or ("cut" if known.on_long in ("cut", "split") else "drop")
     options = replace(known, train=str(data), validation=None, limit=limit, on_long=policy)

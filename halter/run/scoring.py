@@ -114,7 +114,7 @@ def evaluate(
     subject = find(named, model=opening.model, adapter=opening.adapter)
     place = _place(output, subject.run)
     if place is not None:
-        folders.refuse_unwritable(place)
+        folders.refuse_unwritable(place, folder=True)
     if scoring.task_names:
         task_manager(scoring)  # what is missing is said before anything is loaded
     opened = open_subject(subject, say, opening, as_trained=True)  # its scores depend on them in the last bits

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +165,49 @@ def test_what_is_typed_in_a_chat_beside_what_is_asked() -> None:
         told = chat_words.unknown(word)
         assert (f"did you mean {meant}?" in told) == bool(meant) and told.count("\n") == 1 and "/help lists" in told
     assert "/help is the command" in chat_words.without_slash("help") and not chat_words.without_slash("help me")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("evaluate runs/mine --data te.jsonl,te.jsonl", "--data te.jsonl; or all in one: cat te.jsonl te.jsonl >"),
+        ("generate BASE --input semi.csv,te.jsonl", "one at a time: --input semi.csv. "),
+        ("evaluate runs/mine --data te.jsonl --choices 'A,B c'", "give each by itself: --choices A --choices 'B c'. "),
+        (
+            "generate BASE --prompt a --adapter runs/mine,runs/mine",
+            "halter adapters combine runs/mine runs/mine --outp",
+        ),
+        ("generate BASE --prompt a --device CPU", "did you mean cpu?"),
+        ("generate BASE --prompt a --device abacus", "Expected: cpu"),
+        ("generate BASE --input semi.csv --columns prompt=level", "data.columns='{prompt: level}', quoted"),
+        ("generate BASE --input semi.csv --columns level", "data.columns='{prompt: level}', quoted"),
+        ("merge runs/mine --output mine.gguf", "give a folder's name: mine, which llama.cpp's"),
+        ("train --model BASE --data te.jsonl --output my.safetensors", "give a folder's name: my. [writes-a-folder]"),
+        ("evaluate runs/mine --data te.jsonl --output report.json", "give a folder's name: report. "),
+        ("adapters convert runs/mine --output my.bin", "give a folder's name: my. "),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_the_way_that_works(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, words).split("halter: ")[1]
+
+
+def test_several_files_are_scored_after_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "evaluate runs/mine --data te.jsonl,te.jsonl")
+    fix = re.search(r"all in one: (cat .*), then (--data \S+)\.", err)
+    assert fix is not None and subprocess.run(fix[1], shell=True).returncode == 0
+    assert typed(capsys, f"evaluate runs/mine {fix[2]} --questions 0 --output scores8")[0] == 0
+
+
+def test_answers_in_a_file_of_another_name_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "generate BASE --prompt a --max-new-tokens 1 --output"
+    assert "note: a.csv will hold one JSON object a line" in typed(capsys, f"{asked} a.csv")[2]
+    assert "note:" not in typed(capsys, f"{asked} a.jsonl")[2]
+
+
+def test_long_answers_that_are_no_choices_are_told_by_their_first_words(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ({"prompt": f"Q{n}", "completion": f"{n} {'word ' * 60}"} for n in range(4))
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    err = refused(capsys, "evaluate BASE --data long.jsonl --choices yes --choices no --output scores9")
+    assert "Found: 0 word" in err and " ..., 1 word" in err and len(err.split("Found")[1]) < 400

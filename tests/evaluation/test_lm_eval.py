@@ -139,6 +139,22 @@ def test_tasks_that_there_are_not_are_all_named(monkeypatch: pytest.MonkeyPatch)
     task_manager(TaskOptions(tasks=("own",), task_folder="somewhere"))
 
 
+def test_a_mistyped_task_is_told_before_every_file_of_tasks_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_lm_eval.put(monkeypatch)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "arc.yaml").write_text("task: arc_easy\ntag: arc\n")
+    (tmp_path / "deep" / "_part").write_text("group: 'little'\n")  # which a file may include
+    library, read = sys.modules["lm_eval.tasks"], []
+    monkeypatch.setattr(library, "__path__", [str(tmp_path)], raising=False)
+    monkeypatch.setattr(library, "TaskManager", lambda **_: read.append(1) or fake_lm_eval.Manager())
+    with pytest.raises(Refusal, match="unknown-task") as caught:
+        task_manager(TaskOptions(tasks=("little,arc_esy", "arc_eas")))
+    assert caught.value.found == ("arc_esy (did you mean arc_easy?)", "arc_eas (did you mean arc_easy?)") and not read
+    assert task_manager(TaskOptions(tasks=("little",))) and read
+
+
 def test_evaluate_scores_tasks_without_rows(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], judge: Judge
 ) -> None:

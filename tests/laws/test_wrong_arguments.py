@@ -180,6 +180,33 @@ def test_the_refusal_says_what_would_be_right(bench: Bench) -> None:
         assert error is not None and said in str(error), (said, error)
 
 
+class Mine(halter.Callback):
+    """Hears nothing."""
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "told"),
+    [
+        ("generate", {"prompts": [*["hi"] * 1000, None, "hi"]}, "Found: prompts[1000]: None. "),
+        ("generate", {"prompts": [*["hi"] * 9, *[2.5] * 6]}, "prompts[12]: 2.5 (float), and 2 more of them. "),
+        ("generate", {"prompts": [None]}, "Found: prompts: [None] (list). "),
+        ("train", {"callbacks": Mine()}, "Fix: callbacks=[...], in brackets; "),
+        ("train", {"callbacks": Mine}, "Fix: callbacks=[Mine()], an object and not the class; "),
+        ("train", {"callbacks": [Mine]}, "Fix: callbacks=[Mine()], an object and not the class; "),
+        ("adapt", {"method": "LoRA"}, "did you mean lora?"),
+        ("adapt", {"method": "Prefix-Tuning"}, "did you mean prefix_tuning?"),
+        ("plan", {"memory": 8192}, 'memory="8192MiB", with its unit'),
+        ("load", {"device": "CPU"}, "did you mean cpu?"),
+    ],
+)
+def test_what_is_wrong_in_a_list_or_a_name_is_told_as_it_was_meant(
+    name: str, wrong: dict[str, Any], told: str, bench: Bench
+) -> None:
+    with pytest.raises(halter.Refusal) as caught:
+        getattr(halter, name)(**{**bench.calls[name], **wrong})
+    assert told in str(caught.value), caught.value
+
+
 def test_an_adapter_of_another_model_is_refused_before_any_product(bench: Bench, monkeypatch: Any) -> None:
     model, tokens = bench.calls["adapt"]["base"], bench.calls["model"]["tokens"]
     alike, other = tiny.decoder(), tiny.decoder(tiny.config(dim=64, heads=8))
