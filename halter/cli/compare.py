@@ -37,7 +37,7 @@ def command(
     from halter.comparison.whole import compare
     from halter.telling import tell
 
-    recipe, overrides = split(arguments or [])
+    recipe, overrides = split(arguments or [], rows="--train")
     refuse_unreadable(recipe)
     given: dict[str, Any] = vars(options)
     found = compare(recipe, overrides, model=model, train=train, output=output, quick=quick, **given)

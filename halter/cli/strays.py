@@ -30,12 +30,18 @@ def percent(number: str) -> str:
 
 
 def refuse_stray(
-    word: str, after: Sequence[str], flag: str, overrides: Sequence[str], data: Sequence[str], recipe: str | None = None
+    word: str,
+    after: Sequence[str],
+    flag: str,
+    overrides: Sequence[str],
+    data: Sequence[str],
+    recipe: str | None = None,
+    rows: str = "--data",
 ) -> None:
     """Refusal ``usage`` where ``word`` is no recipe, or a second one beside ``recipe``.
 
     ``after`` are the words that follow, ``flag`` the last one before it, which took the last of ``overrides``; ``data``
-    is what --data was given.
+    is what --data was given, ``rows`` the flag that this command has for rows.
     """
     path = Path(word)
     if recipe is None and path.suffix.lower() in RECIPES and not _rows(path):
@@ -43,7 +49,7 @@ def refuse_stray(
     if not path.exists() and after and _is_key(word):
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"a key and its value are one word: {word}={after[0]}")
     if recipe is not None:
-        told = "; ".join(filter(None, map(_meant, (recipe, word)))).replace("; --", " --")
+        told = "; ".join(filter(None, (_meant(one, rows) for one in (recipe, word)))).replace("; --", " --")
         fix = f"say what they are: {told}" if told else "keep one of them"
         raise Refusal("usage", f"two recipes: {recipe} and {word}", expected="one recipe and KEY=VALUE", fix=fix)
     if data and (path.is_file() or not path.exists() and path.suffix):
@@ -60,7 +66,7 @@ def refuse_stray(
             f"{word} stands after {flag} {value} and {NO_RECIPE}",
             fix=f"a flag takes one word; for a list give it again: {flag} {value} {flag} {word}",
         )
-    if not any(map(_rest_names, after)) and (meant := _meant(word)):
+    if not any(map(_rest_names, after)) and (meant := _meant(word, rows)):
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"say what it is: {meant}")
 
 
@@ -137,16 +143,30 @@ def _rows(path: Path) -> bool:
         return file.read(64).lstrip().startswith(b"[")
 
 
-def _meant(word: str) -> str:
-    """How a file or folder that is no recipe is given; '' for what may be one, or is not there."""
+def _meant(word: str, rows: str) -> str:
+    """How a file or folder that is no recipe is given, a model or a method by its name; '' for what may be a recipe."""
     path = Path(word)
+    if not path.exists():
+        return _named(word)
     if path.is_dir():
         if any((path / name).is_file() for name in ("config.json", "params.json")):
             return f"--model {word}"
         if (path / "recipe.yaml").is_file():
             return f"{word}/recipe.yaml is the recipe of a run; --resume --output {word} goes on with it"
-        return f"--data {word}"
-    return f"--data {word}" if path.is_file() and (path.suffix.lower() in _DATA or _rows(path)) else ""
+        return f"{rows} {word}"
+    return f"{rows} {word}" if path.is_file() and (path.suffix.lower() in _DATA or _rows(path)) else ""
+
+
+def _named(word: str) -> str:
+    """How a name that is no file's is given: a preset's or a hub's, a method's; '' for another."""
+    from halter.model.config import preset_names
+    from halter.recipe.sections import method_names
+
+    if Path(word).suffix.lower() in (*RECIPES, *_DATA):
+        return ""
+    if word.lower() in method_names():
+        return f"--method {word.lower()}"
+    return f"--model {word}" if word in preset_names() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", word) else ""
 
 
 def _is_key(word: str) -> bool:

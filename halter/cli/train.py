@@ -91,10 +91,13 @@ def _is_list(value: str) -> bool:
     return value.startswith("[") and value.endswith("]") and not Path(value).exists()
 
 
-def split(arguments: list[str], data: Sequence[str] | None = None) -> tuple[str | None, list[str]]:
+def split(
+    arguments: list[str], data: Sequence[str] | None = None, rows: str = "--data"
+) -> tuple[str | None, list[str]]:
     """(recipe file, overrides) from words such as recipe.yaml, seed=3, --r 8, --r=8, --deterministic.
 
-    ``data`` is what the flag of that name was given. Refusal ``usage`` for a word that can be neither.
+    ``data`` is what the flag of that name was given, ``rows`` this command's flag for rows. Refusal ``usage`` for a
+    word that can be neither.
     """
     refuse_long_dash(arguments, None)
     refuse_apart(arguments)
@@ -113,7 +116,7 @@ def split(arguments: list[str], data: Sequence[str] | None = None) -> tuple[str 
         elif _is_override(word):
             overrides.append(word)
         else:
-            refuse_stray(word, rest, flag, overrides, data or (), recipe)
+            refuse_stray(word, rest, flag, overrides, data or (), recipe, rows)
             recipe = word
     return recipe, overrides
 

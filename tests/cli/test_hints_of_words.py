@@ -128,6 +128,11 @@ def test_other_stray_words_name_what_they_are(capsys: pytest.CaptureFixture[str]
     assert "runs/mine/recipe.yaml is the recipe of a run" in said(capsys, "train", "runs/mine")
     assert "keep one of them" in said(capsys, "train", "a.yaml", "b.yaml")
     assert "b.jsonl" in said(capsys, "train", "--model", BASE, "--data", "rows.jsonl", "b.jsonl")
+    assert f": --model {BASE} --train rows.jsonl. [" in said(capsys, "compare", BASE, "rows.jsonl")
+    assert ": --model llama-3.1-8b. [" in said(capsys, "plan", "llama-3.1-8b")
+    assert ": --model meta-llama/Llama-3.2-1B. [" in said(capsys, "plan", "meta-llama/Llama-3.2-1B")
+    assert ": --method dora. [" in said(capsys, "inspect", "DoRA", "--model", BASE, "--data", "rows.jsonl")
+    assert "no such" in said(capsys, "plan", "nowhere.yaml").lower()
 
 
 def test_the_sections_that_a_stray_word_may_name_are_those_of_a_recipe() -> None:
