@@ -86,7 +86,7 @@ OURS = {
     "n": "num_return_sequences best_of num_samples num_answers",
     "repetition_penalty": "repeat_penalty frequency_penalty presence_penalty",
     "stop": "stop_sequence stop_sequences stop_strings stop_token",
-    "model": "base base_model model_name_or_path model_name model_path model_id pretrained",
+    "model": "base base_model model_name_or_path model_name model_path model_id pretrained preset model_size",
     "adapter": "peft peft_model lora lora_path lora_weights adapter_path adapter_name_or_path",
     "input": "file prompts prompt_file input_file infile data dataset",
     "data": "input file input_file data_path dataset test test_file eval_file",
@@ -100,6 +100,11 @@ OURS = {
     "quantize": "quantization load_in bits",
     "device": "device_map gpu cuda n_gpu_layers",
     "threads": "num_threads n_threads",
+    "memory": "vram gpu_memory ram max_memory",
+    "on": "gpu gpu_name gpu_type hardware",
+    "train": "train_file train_data dataset",
+    "test": "eval_file test_file eval_data test_data",
+    "methods": "peft_method adapters",
 }
 """{an option of ours: what other programs call it}, where a command or function has ours."""
 LEAVE_OUT = "leave it out"

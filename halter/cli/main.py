@@ -107,6 +107,7 @@ def _verb(name: str, arguments: list[str]) -> int:
     import typer
 
     from halter.cli.typed import refuse_misgiven
+    from halter.cli.usage import refuse_others
     from halter.files.dtype_names import with_long_names
 
     signal.signal(signal.SIGTERM, _terminated)
@@ -117,6 +118,8 @@ def _verb(name: str, arguments: list[str]) -> int:
     chosen = seconds.get(arguments[0]) if seconds and arguments else whole
     if chosen is not None:
         refuse_misgiven(chosen, arguments[1:] if seconds else arguments)
+        if chosen.context_settings.get("ignore_unknown_options"):
+            refuse_others(chosen, name, arguments)
     started()
     try:
         result = whole.main(args=arguments, prog_name=f"halter {name}", standalone_mode=False)

@@ -11,7 +11,7 @@ from halter.errors import Refusal
 from halter.files.row_names import PACKED, SUFFIXES
 
 RECIPES = (".yaml", ".yml", ".json")
-_SECTIONS = ("model", "method", "data", "checks", "train")
+NAMES = ("model", "method", "data", "checks", "train")
 """As halter.recipe has them, which takes seconds to import; a test holds the two alike."""
 _DATA = (*(suffix for suffix in SUFFIXES if suffix not in RECIPES), PACKED)
 LONG_DASH = re.compile(r"-?[\u2010-\u2015\u2212]+-?([A-Za-z][A-Za-z0-9_.-]*)(?:=.*)?", re.DOTALL)
@@ -46,7 +46,7 @@ def refuse_stray(
     path = Path(word)
     if recipe is None and path.suffix.lower() in RECIPES and not _rows(path):
         return
-    if not path.exists() and after and _is_key(word):
+    if not path.exists() and after and is_key(word):
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"a key and its value are one word: {word}={after[0]}")
     if recipe is not None:
         told = "; ".join(filter(None, (_meant(one, rows) for one in (recipe, word)))).replace("; --", " --")
@@ -78,7 +78,7 @@ def refuse_long_dash(words: Sequence[str], flags: Sequence[str] | None) -> None:
         if found is None or Path(word).exists():
             continue
         name = found[1].replace("_", "-")
-        value = before.startswith("--") and "=" not in before and not _is_key(found[1])
+        value = before.startswith("--") and "=" not in before and not is_key(found[1])
         if not value if flags is None else f"--{name}" in flags:
             raise Refusal("usage", f"{word} begins with a long dash", fix=f"write --{name}, with two hyphens")
 
@@ -169,11 +169,11 @@ def _named(word: str) -> str:
     return f"--model {word}" if word in preset_names() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", word) else ""
 
 
-def _is_key(word: str) -> bool:
+def is_key(word: str) -> bool:
     """Whether a word is a recipe's key: train.learning_rate, or max_steps alone."""
     first, dot, rest = word.replace("-", "_").partition(".")
     if dot:
-        return first in _SECTIONS and rest.replace(".", "_").isidentifier()
+        return first in NAMES and rest.replace(".", "_").isidentifier()
     if not first.isidentifier():
         return False
     from halter.recipe.aliases import ALIASES

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from halter.cli.strays import NAMES, is_key
 from halter.elsewhere import ours_for
 from halter.errors import Refusal
 from halter.files.nearby import base_beside
@@ -68,6 +69,21 @@ def _loose(arguments: Sequence[str]) -> list[str]:
     """The words that are neither flags nor stand after one."""
     pairs = zip(["", *arguments], arguments)
     return [word for before, word in pairs if not word.startswith("-") and not re.match("--[^=]+$", before)]
+
+
+def refuse_others(command: Any, verb: str, words: Sequence[str]) -> None:
+    """Refusal ``usage`` of flags by which other programs call what a command that takes any flag as a recipe's key has
+    a flag of its own for, where no key is called so."""
+    own = {flag.removeprefix("--").replace("-", "_") for flag in _flags(command)}
+    found = []
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_").lower()
+        ours = next((one for one in ours_for(name) if one in own), "")
+        if word.startswith("--") and ours and name not in NAMES and not is_key(name):
+            found.append(f"{word.partition('=')[0]} (here --{ours.replace('_', '-')})")
+    if found:
+        fix = f"halter {verb} --help lists flags and arguments"
+        raise Refusal("usage", f"halter {verb} has no such flag", found=found, fix=fix)
 
 
 def _unknown(command: Any, verb: str, arguments: Sequence[str], built: Callable[[str], Any]) -> Iterator[str]:

@@ -135,8 +135,23 @@ def test_other_stray_words_name_what_they_are(capsys: pytest.CaptureFixture[str]
     assert "no such" in said(capsys, "plan", "nowhere.yaml").lower()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("plan --model llama-3.1-8b --gpu 4090", "--gpu (here --on)"),
+        ("plan --preset 8b --vram=24GB", "--preset (here --model), --vram (here --memory)"),
+        ("compare --model {base} --train rows.jsonl --test_file rows.jsonl", "--test_file (here --test)"),
+    ],
+)
+def test_flags_of_other_programs_are_told_as_ours_also_where_any_key_is_a_flag(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *rest = words.format(base=BASE).split()
+    assert f"Found: {told}. Fix: halter {verb} --help" in said(capsys, verb, *rest)
+
+
 def test_the_sections_that_a_stray_word_may_name_are_those_of_a_recipe() -> None:
-    assert set(strays._SECTIONS) == {*SECTIONS, "method"}
+    assert set(strays.NAMES) == {*SECTIONS, "method"}
 
 
 @pytest.mark.parametrize(
