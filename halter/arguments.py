@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -17,7 +18,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from halter import kinds
-from halter.elsewhere import LOADED, refuse_unknown
+from halter.elsewhere import LOADED, meant_of, refuse_unknown
 from halter.errors import Refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -211,10 +212,11 @@ def _swapped(wrong: Mapping[str, tuple[Any, Any]]) -> list[str]:
 def _hint(name: str, hint: Any, value: Any) -> str:
     """What would have been right, where the kind that was given tells."""
     arms = kinds.arms_of(hint)
-    if str in arms and not isinstance(value, str) and (rows := kinds.rows_in(value)):
-        if kinds.fits(hint, [{"role": "user"}]):  # it takes what is asked, not a file's name
-            return f"{name}={rows.asks}"
-        return f'{WRITE_ROWS}: {rows.writes}; then {name}="rows.jsonl"'
+    if str in arms and (way := _rows_hint(name, hint, value)):
+        return way
+    listed = [str(one) for arm in arms if typing.get_origin(arm) is typing.Literal for one in typing.get_args(arm)]
+    if listed and (meant := meant_of(str(value), listed) or (listed[0] if value is True else "")):
+        return f"{name}={meant!r}"
     wanted = {getattr(arm, "__name__", "") for one in arms for arm in (one, *typing.get_args(one))}
     if isinstance(value, str):
         for kind in (int, float):
@@ -236,6 +238,21 @@ def _hint(name: str, hint: Any, value: Any) -> str:
         return f"halter.load gives two: {LOADED}"
     if made:
         return "; ".join(made)
-    if type(value).__name__ == "Decoder":
-        return f"{name} {NOT_LOADED}"
-    return ""
+    return f"{name} {NOT_LOADED}" if type(value).__name__ in MAKES and str in arms else ""
+
+
+def _rows_hint(name: str, hint: Any, value: Any) -> str:
+    """How rows in memory, or what they are asked from, are given to an argument that takes texts."""
+    rows, asks = kinds.rows_in(value), kinds.fits(hint, [{"role": "user"}])  # what is asked, not a file's name
+    if rows and not asks:
+        recipe = any(typing.get_origin(arm) is Mapping for arm in kinds.arms_of(hint))
+        given = '{"model": "DIR", "data": "rows.jsonl"}' if recipe else f'{name}="rows.jsonl"'
+        return f"{WRITE_ROWS}: {rows.writes}; then {given}"
+    if asks and isinstance(value, os.PathLike):
+        file = f"open({os.fspath(value)!r})"
+        lines = f"[json.loads(line) for line in {file}]" if "json" in str(value) else f"{file}.read().splitlines()"
+        return f"{name}={lines}"
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if asks and type(first).__name__ == "Generation":
+        return f"{name}=[answer.text for answer in answers]"
+    return f"{name}={rows.asks}" if rows else ""

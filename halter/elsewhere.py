@@ -60,6 +60,9 @@ CALLS = {
         "save_pretrained": 'adapter.save("mine")',
         "merge_and_unload": _MERGES,
         "print_trainable_parameters": "adapter.num_trainable",
+        "num_parameters": "adapter.num_trainable",
+        "load": 'adapter = halter.load_adapter("runs/mine", model)',
+        "merge": _MERGES,
     },
 }
 """{class: {what users of transformers call on it: what they want here}}: nothing else is said of these names."""
@@ -105,8 +108,13 @@ OURS = {
     "train": "train_file train_data dataset",
     "test": "eval_file test_file eval_data test_data",
     "methods": "peft_method adapters",
+    "r": "rank lora_rank lora_r",
 }
 """{an option of ours: what other programs call it}, where a command or function has ours."""
+BITS = {"4": "nf4", "8": "int8"}
+"""{bits of a weight: the storage of so many}, as others name them: 4bit, int4, fp4, 8-bit."""
+SHORTEST = 3
+"""Letters from which on a key can be near to another: of fewer any two are alike."""
 LEAVE_OUT = "leave it out"
 KEYWORDS = {
     "do_sample": "temperature, above 0", "load_in_4bit": 'quantize="nf4"', "load_in_8bit": 'quantize="int8"',
@@ -212,6 +220,15 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], whose: str, call:
     if unknown:
         found = [f"{name}{_meant(name, known)}" for name in unknown]
         raise Refusal("unknown-option", f"{whose} has no such option", found=found, expected=", ".join(known), fix=call)
+
+
+def meant_of(word: str, listed: Sequence[str]) -> str:
+    """That of the listed words which another was meant as; '' where none is near."""
+    bits = re.fullmatch(r"(?:int|fp|nf|q|bnb)?[-_]?([48])[-_]?(?:bits?)?", word.lower())
+    if bits and BITS[bits[1]] in listed:
+        return BITS[bits[1]]
+    close = get_close_matches(word.lower(), listed, 1)
+    return close[0] if close and len(word) >= SHORTEST else ""
 
 
 def ours_for(name: str) -> list[str]:

@@ -351,3 +351,46 @@ def test_a_strict_checker_reads_a_users_script(tmp_path: Path) -> None:
     lines = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
     first = SCRIPT.count("\n") + 2
     assert lines == set(range(first, first + len(WRONG.strip().splitlines()))), done.stdout
+
+
+def test_a_folder_or_rows_in_a_recipes_place(tmp_path: Path, run: Path) -> None:
+    """What it is and where it belongs, as Python has it; the call that is told starts."""
+    rows = write_rows(tmp_path / "rows.jsonl", 4)
+    (tmp_path / "empty").mkdir()
+    for function in (halter.train, halter.doctor, halter.plan, halter.inspect, halter.compare):
+        for source, told in (
+            (BASE, "the folder of a model"),
+            (rows, "a file of rows"),
+            (tmp_path / "empty", "a folder"),
+        ):
+            with pytest.raises(halter.Refusal, match=told) as caught:
+                function(source)
+            assert "did you mean" not in str(caught.value) and "--" not in str(caught.value)
+            mapping = ast.literal_eval(caught.value.call.removeprefix("such as "))
+            mapping = {key: {"DIR": BASE, "FILE": str(rows)}.get(value, value) for key, value in mapping.items()}
+            assert halter.inspect(mapping).rows
+        with pytest.raises(halter.Refusal) as caught:
+            function(run)
+        assert Path(caught.value.fix.split(" is its recipe")[0]) == run / "recipe.yaml"
+
+
+def test_what_is_given_in_place_of_options(run: Path, tmp_path: Path) -> None:
+    model, tokenizer = halter.load(BASE)
+    adapter = halter.adapt(model, "lora", r=2)
+    asked = tmp_path / "asked.txt"
+    asked.write_text("Hi\\nHo\\n")
+    answers: Any = halter.generate(model, tokenizer, ["Hi"], max_new_tokens=1)
+    refused: dict[str, Any] = {
+        "quantize='nf4'": lambda: halter.load(BASE, quantize="4bit"),  # type: ignore[arg-type]
+        "rank (here r)": lambda: halter.adapt(model, "lora", rank=2),
+        f'halter.load_adapter("{run}", model)': lambda: halter.adapt(model, str(run)),
+        "named is given by its folder or name, not loaded": lambda: halter.evaluate(adapter, data="te.jsonl"),  # type: ignore[arg-type]
+        f"prompts=open('{asked}').read().splitlines()": lambda: halter.generate(model, tokenizer, asked),  # type: ignore[arg-type]
+        "[answer.text for answer in answers]": lambda: halter.generate(model, tokenizer, answers),
+        'adapter.save("mine")': lambda: adapter.save(),  # type: ignore[call-arg]
+        "folder: a Decoder": lambda: adapter.save(model),  # type: ignore[arg-type]
+    }
+    for told, call in refused.items():
+        with pytest.raises(halter.Refusal) as caught:
+            call()
+        assert told in str(caught.value), caught.value

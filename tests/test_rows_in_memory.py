@@ -178,3 +178,14 @@ def test_options_of_others_are_told_by_ours() -> None:
     with pytest.raises(halter.Refusal) as caught:
         halter.load(BASE, torch_dtype="bfloat16")  # type: ignore[call-arg]
     assert "nf4" not in caught.value.fix
+
+
+def test_the_name_of_a_file_is_asked_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(json.dumps(PLAIN[0]))
+    model, tokenizer = halter.load(BASE)
+    for prompts, told in ((["rows.jsonl"], True), (["none.jsonl", "rows.jsonl " * 90, "Hello"], False)):
+        halter.generate(model, tokenizer, prompts, max_new_tokens=1)
+        assert ("rows.jsonl is a file, and its name is what the model reads" in capsys.readouterr().err) == told

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.cli.strays import NAMES, is_key
-from halter.elsewhere import ours_for
+from halter.elsewhere import meant_of, ours_for
 from halter.errors import Refusal
 from halter.files.nearby import base_beside
 from halter.files.row_names import called_rows
@@ -49,8 +49,6 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
     if number := NUMBER.search(what):
         return _no_number(number[1], number[2] == "integer", error.param, arguments, lists)
     if choice := CHOICE.search(what):
-        from halter.recipe.unknown import meant_of
-
         meant = meant_of(choice[2], re.findall(r"'([^']*)'", choice[3]))
         lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
     if "unexpected extra argument" in what:

@@ -139,6 +139,21 @@ def _several(named: Path) -> str:
     return f"name one of them; halter adapters combine {' '.join(parts)} --output FOLDER makes one of all"
 
 
+def no_recipe(path: Path) -> Refusal:
+    """Refusal ``yaml`` of a folder, or a file of rows, where a recipe would stand: what it is, and where that goes."""
+    kind, what = kind_of(path), "a recipe is a file in YAML, or a mapping"
+    if kind == "run":
+        return Refusal("yaml", f"is a run, and {what}", where=str(path), fix=f"{path / 'recipe.yaml'} is its recipe")
+    if kind == "model":
+        told, call = f"--model {path} --data FILE", f'{{"model": "{path}", "data": "FILE"}}'
+    elif path.is_file():
+        told, call = f"--model DIR --data {path}", f'{{"model": "DIR", "data": "{path}"}}'
+    else:
+        told, call = "halter init lora FILE writes one", '{"model": "DIR", "data": "FILE"}'
+    named = "a file of rows" if path.is_file() else f"the folder of a {kind}" if kind == "model" else "a folder"
+    return Refusal("yaml", f"is {named}, and {what}", where=str(path), fix=told).calls(f"such as {call}")
+
+
 def no_such_source(path: Path) -> Refusal:
     """Refusal ``source-missing`` of an adapter that is not there: a folder, or a file of another program."""
     fix = _choose(similar(path, ("adapter", "run")) or similar(path, files=True))

@@ -29,6 +29,7 @@ from ruamel.yaml.events import (
 
 from halter.errors import Refusal
 from halter.files.encodings import recoded, text_way, wide
+from halter.files.row_names import called_rows
 from halter.files.yaml_faults import toml_line, way_out
 
 MAX_BYTES = 1 << 20
@@ -71,6 +72,10 @@ A_RECIPE = "a recipe is a text file of YAML in UTF-8; halter init lora FILE writ
 def read(path: str | FilePath) -> Document:
     """The document in a file. Refusal ``yaml`` names file, line and column of what is wrong."""
     path = FilePath(path)
+    if path.is_dir() or called_rows(path) and path.is_file() and path.suffix.lower() != ".json":
+        from halter.files.nearby import no_recipe
+
+        raise no_recipe(path)
     try:
         raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path

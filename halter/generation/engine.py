@@ -29,6 +29,7 @@ from halter.generation.prompts import (
     as_template,
     check_prompts,
     encode_prompt,
+    told_of_files,
     told_of_marks,
 )
 from halter.generation.streaming import Answer, Generation, Piece
@@ -97,8 +98,8 @@ def stream(
         known, fix = f"0 to {model.config.vocab_size - 1}", "give ids of this model's tokenizer"
         raise Refusal("generation-options", what, found=beyond, expected=known, fix=fix)
     asked = as_list(prompts)
-    if marked := told_of_marks(asked, template):
-        tell(marked)
+    for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
+        tell(odd)
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     requests = [

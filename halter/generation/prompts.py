@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import torch
@@ -15,6 +17,7 @@ from halter.data.turns import under_system
 from halter.errors import Refusal
 from halter.files import chat_marks
 from halter.files.chat import ChatTemplate, writable
+from halter.files.row_names import called_rows
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
 from halter.kinds import Words
@@ -37,6 +40,7 @@ Prompts: TypeAlias = Annotated[
     Prompt | Sequence[Prompt | Tensor] | Tensor,
     Words("a text, a list of token ids, a conversation (a list of messages), or a list of these"),
 ]
+LONGEST_NAME = 256
 Template: TypeAlias = str | ChatTemplate | None
 
 
@@ -199,6 +203,16 @@ def told_of_marks(prompts: Sequence[Prompt], template: Template) -> str:
         f"note: {which} the marks of a chat template ({marks[0]}), and a template is put around that all the "
         "same: ask in plain words, or without a template (--template raw)"
     )
+
+
+def told_of_files(prompts: Sequence[Prompt]) -> str:
+    """A note where a prompt is the name of a file of rows; '' where none is."""
+    short = (one for one in prompts if isinstance(one, str) and len(one) < LONGEST_NAME and "\n" not in one)
+    named = [one for one in short if called_rows(Path(one)) and Path(one).is_file()]
+    if not named:
+        return ""
+    way = f"what it holds is asked with halter generate RUN --input {shlex.quote(named[0])}"
+    return f"note: {named[0]} is a file, and its name is what the model reads; {way}"
 
 
 def _spoken(prompt: Prompt) -> list[str]:

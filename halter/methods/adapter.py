@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halter.arguments import check_options, checked
+from halter.arguments import bound, check_options, checked, refusal, strange
 from halter.elsewhere import called_otherwise, refuse_unknown
 from halter.errors import Refusal
 from halter.methods.folding import fold_together
-from halter.methods.method import Method, Piece, Site, find
+from halter.methods.method import Method, Piece, Site, find, names
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.inputs import moved
 from halter.model.joints import chained
 from halter.model.places import BARE_PLACES, LINEARS, VIRTUAL, Act, Acts, Extra, LayerActs, path
 from halter.model.segments import Segments
@@ -109,8 +110,18 @@ class Adapter(nn.Module):
             return segments
         return segments.with_virtual(torch.full_like(segments.query_lengths, self.virtual_tokens))[0]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """What torch's ``to``, ``cuda`` and their kin do to every tensor. Refusal of ``moved``."""
+        first = next(self.parameters(), None)
+        if first is not None:
+            moved(fn, first.dtype, first.device)
+        return super()._apply(fn, recurse)
+
+    @bound("adapter.save", 'adapter.save("mine")')
     def save(self, folder: str | Path) -> None:
-        """Write the adapter's folder (methods.storage)."""
+        """Write the adapter's folder (methods.storage). Refusal ``wrong-argument`` for anything but a path."""
+        if wrong := strange({"folder": str | Path}, {"folder": folder}):
+            raise refusal("adapter.save", wrong, 'adapter.save("mine")')
         from halter.methods.storage import save_adapter
 
         save_adapter(self, folder)
@@ -260,8 +271,12 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0,
     values of another kind than they are declared, of a Method too; ``learns-nothing`` a strength of 0.
     """
     if isinstance(method, str):
+        if method not in names() and Path(method).is_dir():
+            fix = f'halter.load_adapter("{method}", model) reads an adapter that is trained'
+            raise Refusal("unknown-method", f"{method} is a folder, and no method is called so", fix=fix)
         kind = find(method)
-        refuse_unknown(options, [field.name for field in fields(kind) if field.init], method)
+        known = [field.name for field in fields(kind) if field.init]
+        refuse_unknown(options, known, method, f'halter.adapt(model, "{method}", {known[0]}=...)')
         check_options(method, kind, options)
         method = kind(**options)
     elif options:

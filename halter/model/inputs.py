@@ -53,14 +53,22 @@ def checked_call(tokens: Tensor, adapter: Any, lengths: Sequence[int] | None, co
     return shape
 
 
-def refuse_cast(change: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device, streamed: bool) -> None:
-    """Refusals before torch moves or casts a base: ``base-cast`` for another dtype, in which only its tensors would be
-    and not its computing, and for layers that visit the device; ``device-missing`` for one that is not here."""
+def moved(change: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What torch's ``to`` and its kin make of a tensor without numbers. Refusal ``device-missing`` for a device that is
+    not here."""
     try:
-        changed = change(torch.empty(0, dtype=dtype, device=device))
+        return change(torch.empty(0, dtype=dtype, device=device))
+    except NotImplementedError:  # from a device without numbers
+        raise
     except (AssertionError, RuntimeError) as error:  # AssertionError: a torch without CUDA
         reason = str(error).split("\n")[0]
-        raise Refusal("device-missing", f"the model cannot be moved: {reason}", fix=f"leave it on {device}") from None
+        raise Refusal("device-missing", f"it cannot be moved: {reason}", fix=f"leave it on {device}") from None
+
+
+def refuse_cast(change: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device, streamed: bool) -> None:
+    """Refusals before torch moves or casts a base: ``base-cast`` for another dtype, in which only its tensors would be
+    and not its computing, and for layers that visit the device; and of ``moved``."""
+    changed = moved(change, dtype, device)
     if changed.dtype != dtype:
         names = [str(one).removeprefix("torch.") for one in (dtype, changed.dtype)]
         what = f"this base was loaded to compute in {names[0]}, and its tensors alone would become {names[1]}"

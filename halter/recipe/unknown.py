@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from halter.elsewhere import SHORTEST, meant_of
 from halter.recipe.aliases import ALIASES
 from halter.recipe.sections import SECTIONS, method_class, method_names
 
@@ -14,8 +15,6 @@ NOT_LOOSE = frozenset({"name", "path"})
 """Keys too general to be understood outside their section."""
 MOST_LISTED = 12
 """Keys of a section that are listed to somebody whose own is near to none of them."""
-SHORTEST = 3
-"""Letters from which on a key can be near to another: of fewer any two are alike."""
 
 Keys = Callable[[str, type[Any] | None], list[str]]
 
@@ -109,8 +108,6 @@ WORD = re.compile(r"found the word '([^']*)'$")
 LISTED = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected one of (.*?)(?: or null)?, found (?:the word '([^']*)'|(\d+))$")
 ALONE = re.compile(r"^command line, ([\w.-]+)=true: .*, found true$")
 SCALES = {"k": 10**3, "m": 10**6, "%": 0.01}
-BITS = {"4": "nf4", "8": "int8"}
-"""{bits of a weight: the storage of so many}, as others name them: 4bit, int4, fp4, 8-bit."""
 TWICE = re.compile(r"(\w+\.\w+) is given twice and takes one value")
 
 
@@ -165,12 +162,3 @@ def number_in(word: str) -> tuple[str, str]:
         number = float(scaled[1]) * SCALES[scaled[2].lower()]
         return (f"{number:.12g}", "") if scaled[2] != "%" or 0 < number < 1 else ("", "")
     return "", ""
-
-
-def meant_of(word: str, listed: Sequence[str]) -> str:
-    """That of the listed words which another was meant as; '' where none is near."""
-    bits = re.fullmatch(r"(?:int|fp|nf|q|bnb)?[-_]?([48])[-_]?(?:bits?)?", word.lower())
-    if bits and BITS[bits[1]] in listed:
-        return BITS[bits[1]]
-    close = get_close_matches(word.lower(), listed, 1)
-    return close[0] if close and len(word) >= SHORTEST else ""
