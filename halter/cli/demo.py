@@ -35,13 +35,11 @@ def command(
     output: Annotated[Path | None, typer.Option(help="New folder for all files; not given: runs/NNN-demo.")] = None,
 ) -> None:
     """Show everything once: a base that fails at a task, LoRA, success on unseen questions, save, merge, proof."""
-    from halter.files.disk import refuse_filled
-    from halter.files.folders import try_out
+    from halter.files.folders import refuse_unwritable
     from halter.files.runs import RunFolder
 
     out = Path(output) if output is not None else RunFolder.next("runs", "demo").path
-    refuse_filled(out)
-    try_out(out)
+    refuse_unwritable(out, folder=True)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     began = time.monotonic()
     rows = _write_rows(out)

@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Held-out loss, exact match, F1, ROUGE, BLEU and chrF of a run, its base beside its adapter; every answer in a
     file. With --tasks also, or without rows only, tasks of lm-eval."""
-    run, keys = subject_and_keys(words, "--data", opening.model or opening.adapter)
+    run, keys = subject_and_keys(words, "--data", data, opening.model or opening.adapter)
     counters: dict[str, Counter] = {}
     with ExitStack() as stack:
 

@@ -69,7 +69,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
 ) -> None:
     """Answer prompts with a run, an adapter or a model. Text is printed as it is generated."""
-    run, keys = subject_and_keys(words, "--input", opening.model or opening.adapter, prompt or ())
+    run, keys = subject_and_keys(words, "--input", input, opening.model or opening.adapter, prompt or ())
     if not prompt and input is None:
         raise Refusal("nothing-asked", "no prompt was given", fix='give --prompt "...", --input FILE, or --input -')
     if output is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import textwrap
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
+from halter.files.odd_texts import file_named, spells_new_lines
 from halter.files.row_names import called_rows
 from halter.telling import tell
 
@@ -56,14 +56,14 @@ def tell_odd(values: Mapping[str, Any], flags: Collection[str]) -> None:
         for text in [given] if isinstance(given, str) else given or ():
             if told := _file(name, text, flags):
                 tell(f"note: {told}")
-            elif re.search(r"\\n", text) and "\n" not in text:
+            elif spells_new_lines(text):
                 tell(rf"note: --{name} holds \n as a backslash and an n; a new line is typed $'...\n...'")
 
 
 def _file(name: str, text: str, flags: Collection[str]) -> str:
     """What is said of a text that is a file's name; '' of another."""
-    path = text.strip().removeprefix("@")
-    if not path or not os.path.isfile(path):
+    path = file_named(text)
+    if not path:
         return ""
     way = f'--{name} "$(cat {shlex.quote(path)})"'
     if "--input" in flags and name == "prompt" and called_rows(Path(path)):

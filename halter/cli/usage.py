@@ -30,6 +30,8 @@ WAYS = {
     "trust_remote_code": ("model", "code that comes with a model is never run"),
 }
 """{another program's flag: (a flag that the command has where this holds, what is so here)}."""
+SHORT = {"p": "prompt", "m": "model", "i": "input", "o": "output", "t": "temperature", "d": "data", "s": "system"}
+"""{a flag of one letter, which there is not here: the word for it}."""
 ASKING = ("generate", "evaluate", "chat")
 """Commands whose flags are looked for where another one of them has not got it."""
 NEAR = 0.75
@@ -90,14 +92,15 @@ def _unknown(command: Any, verb: str, arguments: Sequence[str], built: Callable[
     value = False
     for word in arguments:
         flag = word.partition("=")[0]
-        if value or not flag.startswith("--") or flag == "--help":
+        if value or not re.match("--|-[A-Za-z]", flag) or flag == "--help":
             value = False
         elif flag in known:
             value = known[flag] and "=" not in word
         elif flag == "--":
             return
         else:
-            meant = _meant(flag.removeprefix("--").replace("-", "_").lower(), verb, known, built)
+            name = flag.lstrip("-").replace("-", "_").lower()
+            meant = _meant(SHORT.get(name, name), verb, known, built)
             yield f"{flag} ({meant})" if meant else flag
 
 

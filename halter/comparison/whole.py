@@ -12,7 +12,7 @@ from halter.comparison import engine, start
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
 from halter.evaluation.options import TaskKeywords
-from halter.files.folders import try_out
+from halter.files.folders import refuse_file_name, try_out
 from halter.files.runs import RunFolder
 from halter.run.keywords import sorted_out
 from halter.run.prepare import Say
@@ -128,6 +128,7 @@ def compare(
         raise Refusal("nothing-to-compare", "a comparison needs a model and data", fix=NEEDS)
     folder = Path(output) if output is not None else RunFolder.next("runs", "compare").path
     start.refuse_foreign(folder)
+    refuse_file_name(folder)
     try_out(folder)
     chosen = start.options_of(section, flags, "compare")
     if quick:

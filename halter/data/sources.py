@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -26,6 +27,8 @@ Part = tuple[str, Iterator[Found]]
 #: What Hugging Face's libraries write beside data, and what is read by people.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "license.txt", "readme.txt")
 STANDARD_INPUT = "-"
+FEW = 3
+"""Files that are named in a row."""
 HELD_OUT = ("test", "valid", "validation", "dev", "eval")
 
 
@@ -63,9 +66,15 @@ _heard: list[tuple[object, str]] = []
 
 
 def standard_input() -> str:
-    """All that comes by standard input, the same text whenever it is asked for."""
+    """All that comes by standard input, the same text whenever it is asked for. Refusal ``file-not-text``."""
     if not _heard or _heard[0][0] is not sys.stdin:
-        _heard[:] = [(sys.stdin, sys.stdin.read())]
+        try:
+            text = sys.stdin.read()
+            text.encode("utf-8")
+        except UnicodeError:  # where bytes that are no UTF-8 pass as halves of surrogate pairs, encoding finds them
+            fix = "pipe it through iconv -f WINDOWS-1252 -t UTF-8, with the encoding that it has"
+            raise Refusal("file-not-text", "is not UTF-8 text", where="standard input", fix=fix) from None
+        _heard[:] = [(sys.stdin, text)]
     return _heard[0][1]
 
 
@@ -101,11 +110,12 @@ def refuse_several(path: str, flag: str) -> None:
     parts = _parts(path)
     if not parts or Path(path).exists():
         return
-    lines = {suffix_of(Path(part)) for part in parts} in ({".jsonl"}, {".txt"})
-    whole = f"both{suffix_of(Path(parts[0]))}"
-    joined = f"; or all in one: cat {' '.join(parts)} > {whole}, then {flag} {whole}" if lines else ""
-    fix = f"one at a time: {flag} {parts[0]}{joined}"
-    raise Refusal("data-missing", "these are several files, and one is read", where=path, fix=fix)
+    fix = f"one at a time: {flag} {parts[0]}"
+    if {suffix_of(Path(part)) for part in parts} in ({".jsonl"}, {".txt"}):
+        every, whole = " ".join(map(shlex.quote, parts[:FEW])), f"all{suffix_of(Path(parts[0]))}"
+        rest = f" (and the {len(parts) - FEW} others)" if len(parts) > FEW else ""
+        fix += f"; or all in one: cat {every}{rest} > {whole}, then {flag} {whole}"
+    raise Refusal("data-missing", f"{len(parts)} files are named, and one is read", found=parts, fix=fix)
 
 
 def _parts(path: str) -> list[str]:

@@ -22,7 +22,8 @@ from halter.files.disk import (
     temporary_name,
 )
 
-FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".zip", ".json", ".jsonl", ".csv", ".yaml")
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".zip", ".json", ".jsonl", ".csv", ".yaml",
+         ".html", ".txt", ".md")  # fmt: skip
 """Suffixes that nobody gives a folder."""
 
 

@@ -54,13 +54,12 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
     """
     refuse_several(path, "--input")
     options = options or DataOptions()
-    found: list[tuple[str, Mapping[str, Any]] | Fault]
-    if path == STANDARD_INPUT or Path(path).suffix.lower() == ".txt":
-        lines = lines_of(standard_input() if path == STANDARD_INPUT else read_text(path))
-        name = "standard input" if path == STANDARD_INPUT else path
-        found = [_line(f"{name}:{number}", line, path) for number, line in enumerate(lines, 1) if line.strip()]
-    else:
-        found = list(read_source(path))
+    try:
+        found = _found(path)
+    except Refusal as refusal:  # which takes rows for training's
+        refusal.fix = refusal.fix.replace("--data ", "--input ")
+        refusal.args = (refusal.paragraph(),)
+        raise
     asked: list[Asked] = []
     faults: list[str] = []
     unread: list[Fault] = []
@@ -99,6 +98,15 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
         fix = "write prompts into it: text one a line (.txt), or rows with a prompt (.jsonl)"
         raise Refusal("input-empty", "there is no prompt in this file", where=path, fix=fix)
     return asked
+
+
+def _found(path: str) -> list[tuple[str, Mapping[str, Any]] | Fault]:
+    """The rows of a file, and the faults in the place of others."""
+    if path != STANDARD_INPUT and (Path(path).suffix.lower() != ".txt" or not Path(path).is_file()):
+        return list(read_source(path))
+    lines = lines_of(standard_input() if path == STANDARD_INPUT else read_text(path))
+    name = "standard input" if path == STANDARD_INPUT else path
+    return [_line(f"{name}:{number}", line, path) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _envelope(row: Mapping[str, Any]) -> Mapping[str, Any]:

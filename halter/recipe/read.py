@@ -23,7 +23,7 @@ from halter.recipe.foreign.convert import convert, recognise
 from halter.recipe.foreign.written import command
 from halter.recipe.foreign.written import refusal as foreign_recipe
 from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
-from halter.recipe.readings import readings
+from halter.recipe.readings import odd_texts, readings
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
     DEFAULT_METHOD,
@@ -95,7 +95,7 @@ def load_tolerant(
     recipe = Recipe(
         methods=tuple(read),
         output_dir=None if output is None else output.value,
-        notes=(*readings(gathered.renamed), *gathered.notes),
+        notes=(*readings(gathered.renamed), *gathered.notes, *odd_texts(sections["data"], sections["train"])),
         defaults=taken,
         given=_given(gathered),
         **sections,

@@ -7,29 +7,40 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from halter.data.options import DataOptions
+from halter.data.sources import refuse_several
 from halter.errors import Refusal
 from halter.files.nearby import base_beside
 from halter.files.row_names import called_rows
+from halter.telling import tell
 
 EXAMPLE = "'{instruction: question, output: answer}'"
 
 
 def subject_and_keys(
-    words: Sequence[str] | None, rows: str, other: str | None = None, texts: Sequence[str] = ()
+    words: Sequence[str] | None,
+    rows: str,
+    file: str | None = None,
+    other: str | None = None,
+    texts: Sequence[str] = (),
 ) -> tuple[str | None, list[str]]:
     """What is named (run, adapter or model), and the words KEY=VALUE beside it.
 
-    ``rows`` is the flag that takes a file of rows, ``other`` what a flag names, ``texts`` what --prompt took. Refusal
-    ``usage`` for two named, and for a file of rows.
+    ``rows`` is the flag that takes a file of rows and ``file`` what it took, ``other`` what a flag names, ``texts``
+    what --prompt took. Refusals ``usage`` for two named, and for a file of rows; ``data-missing`` for several of those.
     """
     named = [word for word in words or () if "=" not in word or Path(word).exists()]
-    if file := next((word for word in named if called_rows(Path(word))), ""):
+    if files := [word for word in named if called_rows(Path(word))]:
+        refuse_several(",".join([file, *files] if file else files), rows)
+        file = files[0]
         given = f"{rows} {file}"
         what = f"{file} is called as files of rows are, and is no run, adapter or model"
         lone = "name the run or model first, then the file: RUN "
         raise Refusal("usage", what, fix=given if len(named) > 1 or other else lone + given)
     if len(named) > 1:
         loose = [word for word in named if not Path(word).exists()]
+        if switch := next((word for word in loose if word.lower() in ("true", "false", "yes", "no")), ""):
+            fix = f"a switch stands alone: leave {switch} out" + (", and the switch" if switch[0] in "fFnN" else "")
+            raise Refusal("usage", f"{switch} belongs to no flag", found=named, fix=fix)
         told = f'hold what is asked together with quotes: --prompt "{" ".join([*texts[-1:], *loose])}"'
         fix = told if texts and loose else base_beside(named) or "name them one by one"
         raise Refusal("usage", "more than one run, adapter or model", found=named, fix=fix)
@@ -50,5 +61,7 @@ def data_options(words: Sequence[str], known: DataOptions, of: Sequence[str] | N
         )  # fmt: skip
     from halter.recipe.read import load
 
-    read = load({"model": {"path": "-"}, "data": {"train": "-"}}, list(words)).data
-    return replace(known, **{name: getattr(read, name) for name in given})
+    recipe = load({"model": {"path": "-"}, "data": {"train": "-"}}, list(words))
+    for note in recipe.notes:
+        tell(f"note: {note}")
+    return replace(known, **{name: getattr(recipe.data, name) for name in given})

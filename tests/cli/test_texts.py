@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -15,7 +16,10 @@ from playground_run import finished, write_rows
 
 from halter.cli import chat_words, main
 from halter.cli.texts import unescaped
+from halter.errors import Refusal
+from halter.generation.inputs import read_prompts
 from halter.playground import base_folder
+from halter.recipe import load
 
 BASE = str(base_folder())
 
@@ -123,6 +127,7 @@ def test_a_file_of_rows_in_a_runs_place(words: str, fix: str, capsys: pytest.Cap
         ("--load_in_4bit --peft-model x", ["--load_in_4bit (--quantize nf4)", "--peft-model (here --adapter)"]),
         ("--promtp Hi", ["--promtp (did you mean --prompt?)"]),
         ("--zebra 3", ["Found: --zebra. "]),
+        ("-n 3 -o x", ["-n (here --n), -o (here --output). "]),
         ("--stop --stopp --limit 3", ["Found: --limit (a flag of halter evaluate). "]),
     ],
 )  # fmt: skip
@@ -170,7 +175,10 @@ def test_what_is_typed_in_a_chat_beside_what_is_asked() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("evaluate runs/mine --data te.jsonl,te.jsonl", "--data te.jsonl; or all in one: cat te.jsonl te.jsonl >"),
+        (
+            "evaluate runs/mine --data te.jsonl,te.jsonl",
+            "--data te.jsonl; or all in one: cat te.jsonl te.jsonl > all.jsonl, then ",
+        ),
         ("generate BASE --input semi.csv,te.jsonl", "one at a time: --input semi.csv. "),
         ("evaluate runs/mine --data te.jsonl --choices 'A,B c'", "give each by itself: --choices A --choices 'B c'. "),
         (
@@ -181,6 +189,12 @@ def test_what_is_typed_in_a_chat_beside_what_is_asked() -> None:
         ("generate BASE --prompt a --device abacus", "Expected: cpu"),
         ("generate BASE --input semi.csv --columns prompt=level", "data.columns='{prompt: level}', quoted"),
         ("generate BASE --input semi.csv --columns level", "data.columns='{prompt: level}', quoted"),
+        ("generate BASE --input https://x.org/a.jsonl", "then --input a.jsonl"),
+        ("generate BASE --input sus.txt", "did you mean sys.txt?"),
+        ("evaluate runs/mine --data te.jsonl semi.csv", "2 files are named, and one is read"),
+        ("evaluate runs/mine --data te.jsonl --strict true", "a switch stands alone: leave true out. "),
+        ("generate BASE --prompt a --base no", "leave no out, and the switch. "),
+        ("demo --output demo.html", "give a folder's name: demo. "),
         ("merge runs/mine --output mine.gguf", "give a folder's name: mine, which llama.cpp's"),
         ("train --model BASE --data te.jsonl --output my.safetensors", "give a folder's name: my. [writes-a-folder]"),
         ("evaluate runs/mine --data te.jsonl --output report.json", "give a folder's name: report. "),
@@ -191,6 +205,24 @@ def test_a_value_of_another_kind_is_told_with_the_way_that_works(
     words: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert told in refused(capsys, words).split("halter: ")[1]
+
+
+def test_texts_of_a_recipe_that_may_be_meant_otherwise_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    given = [r"data.row_template='Q: {q}\nA:'", "data.columns={completion: '{a}'}", "sample_prompts=[sys.txt, Hello]"]
+    notes = load({"model": "a", "data": "b"}, given).notes
+    assert len(notes) == 2 and "sys.txt is a file" in notes[0] and r"data.row_template holds \n" in notes[1]
+    assert not load({"model": "a", "data": {"train": "b", "row_template": "Q: {q}\nA:"}}).notes
+    err = typed(capsys, r"generate BASE --input semi.csv --max-new-tokens 1 'data.row_template={prompt}\nA'")[2]
+    assert r"note: data.row_template holds \n" in err
+
+
+def test_standard_input_in_another_encoding_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether Python refuses its bytes or hands them over as halves of surrogate pairs."""
+    for errors in ("strict", "surrogateescape"):
+        text = io.TextIOWrapper(io.BytesIO("Zoë\n".encode("cp1252")), "utf-8", errors=errors)
+        monkeypatch.setattr("sys.stdin", text)
+        with pytest.raises(Refusal, match="iconv -f WINDOWS-1252 -t UTF-8"):
+            read_prompts("-")
 
 
 def test_several_files_are_scored_after_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
