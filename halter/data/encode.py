@@ -75,6 +75,14 @@ class Encoder:
         learnt = np.ones(len(ids), bool) if meant.labels is None else np.array(meant.labels) != -100
         return Example(ids.astype(np.int32), learnt, origin)
 
+    def keeping(self, example: Example, meant: Canonical) -> tuple[str, ...]:
+        """Which ``on_long`` would keep something of a row that is too long; () of other rows."""
+        most = self.options.max_length
+        if len(example.tokens) <= most:
+            return ()
+        cut = ("cut",) if example.supervised[:most].any() else ()
+        return (*cut, "split") if meant.text is not None or meant.tokens is not None else cut
+
     def fitted(self, example: Example, meant: Canonical) -> list[Example]:
         """The example as rows of at most max_length tokens, by the recipe's ``on_long``; none where it is dropped.
 

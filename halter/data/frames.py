@@ -20,8 +20,9 @@ def frame(encoder: Encoder, template: ChatTemplate, beside: bool) -> int:
 def for_long_rows(encoder: Encoder, report: DataReport) -> tuple[str, str]:
     """(how much of the longest row is its template's, what to do), of a load whose rows are too long; '' where no
     template was used."""
-    policy = encoder.options.on_long
-    keeps = "data.on_long=cut or split keeps them" if policy in ("drop", "stop") else "give shorter rows"
+    larger = f"a larger --max-length: {report.longest_seen} keeps every row"
+    ways = report.keeping(encoder.options.on_long)
+    keeps = f"{ways}, or {larger}" if ways else f"give shorter rows, or {larger}"
     template = encoder.template
     if template is None or report.as_they_stand >= report.rows:
         return "", keeps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ class DataReport:
     long_dropped: int = 0
     long_cut: int = 0
     long_split: int = 0
+    cut_keeps: int = 0
+    """Those of them of which cut keeps something,"""
+    split_keeps: int = 0
+    """and split."""
     long_shown: list[str] = field(default_factory=list)
     """The first of them: "file:line: 700 tokens, dropped"."""
     longest_seen: int = 0
@@ -94,8 +99,10 @@ class DataReport:
         if length > self.longest_seen:
             self.longest_seen, self.longest_seen_origin = length, origin
 
-    def long_row(self, origin: str, length: int, fate: str) -> None:
-        """One more row above max_length; ``fate``: dropped, cut or split."""
+    def long_row(self, origin: str, length: int, fate: str, keeping: Collection[str] = ()) -> None:
+        """One more row above max_length; ``fate``: dropped, cut or split; ``keeping``: which of the two keep it."""
+        self.cut_keeps += "cut" in keeping
+        self.split_keeps += "split" in keeping
         self.long += 1
         self.long_dropped += fate == "dropped"
         self.long_cut += fate == "cut"
@@ -103,10 +110,19 @@ class DataReport:
         if len(self.long_shown) < SHOWN:
             self.long_shown.append(f"{origin}: {length} tokens, {fate}")
 
+    def keeping(self, policy: str) -> str:
+        """What keeps rows that ``policy`` leaves out; '' where only a larger max_length does."""
+        counts = {"cut": self.cut_keeps, "split": self.split_keeps}
+        ways: dict[str, list[str]] = {}
+        for name, count in counts.items():
+            if count and name != policy:
+                ways.setdefault("them" if count >= self.long else f"{count} of them", []).append(name)
+        return ", ".join(f"data.on_long={' or '.join(names)} keeps {whom}" for whom, names in ways.items())
+
     def add(self, other: DataReport) -> None:
         """What another pass read, besides."""
         counts = ("rows", "empty_lines", "left_out", "long", "long_dropped", "long_cut", "long_split", "cached")
-        for name in (*counts, "as_they_stand"):
+        for name in (*counts, "as_they_stand", "cut_keeps", "split_keeps"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sources.update(other.sources)
         self.notes.update(other.notes)

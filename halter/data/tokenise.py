@@ -79,9 +79,10 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Made:
-    """A row's rows to train on: (length before on_long, pieces) of each; ``plain``: no template was used."""
+    """A row's rows to train on: (length before on_long, what would keep it, pieces) of each; ``plain``: no template was
+    used."""
 
-    rows: list[tuple[int, list[Example]]]
+    rows: list[tuple[int, tuple[str, ...], list[Example]]]
     plain: bool
     notes: dict[str, int]
     pairs: tuple[doubts.Pair, ...] = ()
@@ -134,12 +135,13 @@ class Pass:
         rows, plain, pairs = [], False, []
         for meant in read.reader.every(read.row):
             examples, told = self.encoder.examples(meant, read.origin)
-            rows += [(len(example.tokens), self.encoder.fitted(example, meant)) for example in examples]
+            keeping, fitted = self.encoder.keeping, self.encoder.fitted
+            rows += [(len(one.tokens), keeping(one, meant), fitted(one, meant)) for one in examples]
             notes.update(told)
             notes.update(doubts.of_row(meant, read.row, self._ends))
             pairs += [pair] if (pair := doubts.pair(meant)) is not None else []
             plain |= meant.messages is None
-        notes.update(doubts.unknown([piece for _, pieces in rows for piece in pieces], self.encoder.tokenizer))
+        notes.update(doubts.unknown([piece for _, _, pieces in rows for piece in pieces], self.encoder.tokenizer))
         return _Made(rows, plain, +notes, tuple(pairs))
 
     def _source(self, number: int, source: Source) -> Iterator[_Read]:
@@ -201,17 +203,17 @@ class Pass:
         account.report.as_they_stand += made.plain
         account.report.notes.update(made.notes)
         self._contradictions.add(made.pairs)
-        for length, pieces in made.rows:
-            self._count_long(read.origin, length, len(pieces))
+        for length, keeping, pieces in made.rows:
+            self._count_long(read.origin, length, keeping, len(pieces))
             for piece in pieces:
                 builder.add(piece, document, read.source.weight)
 
-    def _count_long(self, origin: str, length: int, pieces: int) -> None:
+    def _count_long(self, origin: str, length: int, keeping: tuple[str, ...], pieces: int) -> None:
         report, options = self.account.report, self.encoder.options
         report.seen(origin, length)
         if length <= options.max_length:
             return
-        report.long_row(origin, length, options.on_long if pieces else "dropped")
+        report.long_row(origin, length, options.on_long if pieces else "dropped", keeping)
         if options.on_long == "stop":
             self.account.too_long.append(Fault(origin, f"{length} tokens"))
 

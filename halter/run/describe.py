@@ -35,13 +35,15 @@ def describe(job: Job, say: Say) -> None:
 def lost_rows(job: Job, share: float = 0.0) -> list[str]:
     """One sentence for each way in which more than ``share`` of the rows are not, or not so, in the training."""
     report, options = job.data.report, job.recipe.data
-    longer = ", or a larger data.max_length" if options.max_length < job.config.context else ""
+    ways, longer = report.keeping(options.on_long), options.max_length < job.config.context
+    larger = "a larger data.max_length" if longer else ""
+    kept = ", or ".join(filter(None, (ways, larger))) if ways or not longer else f"{larger} keeps them"
     template = None if job.recipe.data.template is None or job.template is None else job.template.name
     found, taken = [], report.rows - report.left_out
     for count, words in (
         (
             report.long_dropped,
-            f"have more than {options.max_length} tokens and are left out: data.on_long=cut, split keep them{longer}",
+            f"have more than {options.max_length} tokens and are left out" + (f": {kept}" if kept else ""),
         ),
         (report.duplicates, "repeat an earlier row and are kept"),
         (len(report.faults), f"cannot be used and are skipped ({report.kinds()})"),

@@ -159,3 +159,35 @@ def test_what_the_library_datasets_saved_is_turned_as_is_said(
         subprocess.run(f"{sys.executable} {command[1]}", shell=True, check=True)
         assert loaded(command[2], tokenizer).report.kept == len(ROWS)
         Path(command[2]).unlink()
+
+
+@pytest.mark.parametrize("kind", ["turns", "pairs", "plain"])
+@pytest.mark.parametrize("policy", ["drop", "cut", "split"])
+def test_what_keeps_long_rows_is_named_where_it_does(
+    kind: str, policy: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    rows = {
+        "turns": ROWS,
+        "pairs": [{"prompt": f"Say {n}, please.", "completion": f"The word is {n}."} for n in range(5)],
+        "plain": [{"text": f"The word that follows the last one is {n}, or nearly."} for n in range(5)],
+    }[kind]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    longest = loaded(path, tokenizer).report.longest
+    for most in range(4, longest, 5):
+        try:
+            report = loaded(path, tokenizer, max_length=most, on_long=policy).report
+            told = report.keeping(policy)
+            assert not report.long_dropped or policy != "drop" or told
+        except Refusal as refusal:
+            told = refusal.fix
+            assert f"{longest} keeps every row" in told
+        named = re.findall(r"data\.on_long=(\w+)(?: or (\w+))?", told)
+        names = {name for pair in named for name in pair if name}
+        for other in {"cut", "split"} - {policy}:
+            try:
+                kept = loaded(path, tokenizer, max_length=most, on_long=other).report
+                works = bool(kept.long_cut + kept.long_split)
+            except Refusal:
+                works = False
+            assert works == (other in names), (most, other, told)
