@@ -24,6 +24,7 @@ from halter.comparison.whole import CompareKeywords
 from halter.elsewhere import ATTRIBUTES, CALLS, WHOSE
 from halter.evaluation.options import TaskKeywords, TaskOptions
 from halter.generation.options import GenerationOptions
+from halter.model.inputs import refuse_cast
 from halter.playground import base_folder
 from halter.recipe.fields import keys_of
 from halter.run.opening import HowKeywords, OpenOptions, WhatKeywords
@@ -268,6 +269,13 @@ def test_a_base_is_not_cast(name: str) -> None:
         assert told is not None and told[1] == ("float32" if name == "float64" else name)
         assert str(halter.load(BASE, device="cpu", dtype=told[1])[0].dtype) == f"torch.{told[1]}"
     assert model.to("cpu").float().eval() is model
+
+
+def test_a_base_whose_layers_visit_its_device_stays_there() -> None:
+    there = lambda tensor: tensor.to("meta")  # noqa: E731
+    refuse_cast(there, torch.float32, torch.device("cpu"), streamed=False)
+    with pytest.raises(halter.Refusal, match="base-cast"):
+        refuse_cast(there, torch.float32, torch.device("cpu"), streamed=True)
 
 
 def test_a_device_that_is_not_here_is_refused_in_words() -> None:
