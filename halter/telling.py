@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import textwrap
+from functools import cache
 
 LOGGER = "halter"
 LEVELS = {"default:": logging.DEBUG, "warning:": logging.WARNING}
@@ -29,6 +30,12 @@ def tell(text: str) -> None:
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     logger.log(LEVELS.get(text.partition(" ")[0], logging.INFO), "%s", text)
+
+
+@cache
+def tell_once(text: str) -> None:
+    """Tell what is the same for every call of a process."""
+    tell(text)
 
 
 def loudness(less: bool, more: bool) -> None:

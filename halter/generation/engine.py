@@ -90,7 +90,7 @@ def stream(
     template = as_template(given.pop("template", None))
     date, prefill = given.pop("template_date", None), given.pop("prefill", "")
     n, max_rows = given.pop("n", 1), given.pop("max_rows", MAX_ROWS)
-    chosen = GenerationOptions.of(**given)
+    chosen = GenerationOptions.of(**given).told()
     _check_count(n, chosen)
     beyond = [id for id in chosen.stop_ids if not 0 <= id < model.config.vocab_size]
     if beyond:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
 from halter.generation.prompts import Prompt
+from halter.telling import tell_once
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Asked:
 
 ASKING = ("prompt", "instruction", "question", "text")
 """Columns whose words ask."""
+SPELT = 0.85
+"""How near a column's name must be to one of them: quesiton and promts are, prompt_id is not."""
 REQUESTS = ("body", "params")
 """Where a line of a file of batches has its request: OpenAI's, Anthropic's."""
 NAMED_TALKS = ("messages", "conversations")
@@ -97,7 +101,16 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
     if not asked:
         fix = "write prompts into it: text one a line (.txt), or rows with a prompt (.jsonl)"
         raise Refusal("input-empty", "there is no prompt in this file", where=path, fix=fix)
+    for name, near in misspelt(asked[0].row).items():
+        tell_once(f"note: {path}: column {name} is not asked; did you mean {near}? --columns '{{{near}: {name}}}'")
     return asked
+
+
+def misspelt(row: Mapping[str, Any]) -> dict[str, str]:
+    """{a column that nobody asks: the one that asks and is spelt nearly so, which the row has not}."""
+    absent = [name for name in (*ASKING, *NAMED_TALKS) if name not in row]
+    near = {name: get_close_matches(str(name).lower(), absent, 1, SPELT) for name in row if name not in ASKING}
+    return {name: found[0] for name, found in near.items() if found and found[0] != name}
 
 
 def _found(path: str) -> list[tuple[str, Mapping[str, Any]] | Fault]:

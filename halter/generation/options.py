@@ -9,6 +9,10 @@ from typing import Any, TypedDict, cast
 from halter.elsewhere import refuse_unknown
 from halter.errors import Refusal
 from halter.numerics.sampling import Rule
+from halter.telling import tell_once
+
+HOT = 2.0
+"""A temperature, or a penalty, above which it is told."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,25 @@ class GenerationOptions:
                 found=wrong,
                 fix="change these; halter generate --help has every option with its default",
             )
+
+    def doubts(self) -> list[str]:
+        """What is asked that does nothing, or can hardly be meant."""
+        named = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) != getattr(type(self), name)]
+        told = []
+        if named and self.temperature == 0:
+            what = "do nothing" if len(named) > 1 else "does nothing"
+            told.append(f"note: {', '.join(named)} {what} at temperature 0, the likeliest token; 0.7 samples")
+        if self.temperature > HOT:
+            told.append(f"note: at temperature {self.temperature:g} every token is nearly as likely; 1 is usual")
+        if not 0.5 <= self.repetition_penalty <= HOT:
+            told.append(f"note: repetition_penalty {self.repetition_penalty:g} outweighs the model; 1.1 is usual")
+        return told
+
+    def told(self) -> GenerationOptions:
+        """The same, its doubts told once in a process."""
+        for doubt in self.doubts():
+            tell_once(doubt)
+        return self
 
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:

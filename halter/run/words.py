@@ -41,8 +41,13 @@ def subject_and_keys(
         if switch := next((word for word in loose if word.lower() in ("true", "false", "yes", "no")), ""):
             fix = f"a switch stands alone: leave {switch} out" + (", and the switch" if switch[0] in "fFnN" else "")
             raise Refusal("usage", f"{switch} belongs to no flag", found=named, fix=fix)
-        told = f'hold what is asked together with quotes: --prompt "{" ".join([*texts[-1:], *loose])}"'
-        fix = told if texts and loose else base_beside(named) or "name them one by one"
+        spoken = loose if len(loose) < len(named) else [word for word in loose if any(map(str.isspace, word))]
+        if texts and loose:
+            fix = f'hold what is asked together with quotes: --prompt "{" ".join([*texts[-1:], *loose])}"'
+        elif spoken and rows == "--input":
+            fix = f'what is asked stands after --prompt: --prompt "{" ".join(spoken)}"'
+        else:
+            fix = base_beside(named) or "name them one by one"
         raise Refusal("usage", "more than one run, adapter or model", found=named, fix=fix)
     return (named[0] if named else None), [word for word in words or () if word not in named]
 

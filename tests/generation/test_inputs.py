@@ -15,6 +15,7 @@ from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
+from halter.generation import inputs
 from halter.generation.inputs import prompt_of, read_prompts
 from halter.generation.prompts import encode_prompt
 
@@ -171,3 +172,15 @@ def test_lines_that_cannot_be_read_are_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="cannot be read") as refusal:
         read_prompts(str(file))
     assert "broken JSON" in refusal.value.found[0] and "columns" not in str(refusal.value)
+
+
+def test_a_column_spelt_nearly_as_one_that_asks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(inputs, "tell_once", told.append)
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"quesiton": "Who?", "input": "a", "instruction": "Say", "prompt_id": 3}\n')
+    read_prompts(str(file))
+    assert told == [
+        f"note: {file}: column quesiton is not asked; did you mean question? --columns '{{question: quesiton}}'"
+    ]
+    assert inputs.misspelt({"prompt": "a", "prompt_id": 1, "answer": "b", "texts": 1}) == {"texts": "text"}

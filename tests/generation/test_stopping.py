@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from halter.generation.options import GenerationOptions
 from halter.generation.stopping import StopStrings
 
 TEXT = st.text("abc", max_size=30)
@@ -44,3 +45,12 @@ def test_across_pieces() -> None:
         "An answer", ".", "\n# no", "", "",
     ]  # fmt: skip
     assert gate.found == "\n### "
+
+
+def test_options_that_do_nothing_or_can_hardly_be_meant_are_told() -> None:
+    assert GenerationOptions(temperature=1.0, top_p=0.9, repetition_penalty=1.1).doubts() == []
+    assert GenerationOptions().doubts() == []
+    (one,) = GenerationOptions(top_p=0.9, top_k=4).doubts()
+    assert "top_k, top_p do nothing at temperature 0" in one
+    hot, penalty = GenerationOptions(temperature=70.0, repetition_penalty=50.0).doubts()
+    assert "temperature 70" in hot and "repetition_penalty 50" in penalty
