@@ -189,7 +189,8 @@ def convert(
 def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple[Any, list[str], list[str], str]:
     """(adapter, what was lost, what is told of its reading, what it was)."""
     from halter.files.nearby import no_such_source, refuse_inside_adapter
-    from halter.methods.importers import import_adapter, opened
+    from halter.methods.import_files import opened
+    from halter.methods.importers import import_adapter
     from halter.pretrained.load import load_config
     from halter.run import shelf
 
@@ -261,12 +262,13 @@ def _is_weight(word: str) -> bool:
 
 
 def _numbers(text: str) -> list[float]:
-    parts = [part.strip() for part in text.split(",")]
     try:
-        return [float(part) for part in parts]
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        meant = ",".join(percent(part.rstrip("% ")) if part.endswith("%") else part for part in parts)
-        fix = f"--weights {meant if '%' in text else '1,-0.5'}"
+        parts = re.findall(r"(-?[0-9.]+)( ?%)?", text)
+        meant = ",".join(percent(number) if share else number for number, share in parts)
+        rest = re.sub(r"-?[0-9.]+( ?%)?", "", text).strip(",;:/ ")
+        fix = f"--weights {'1,-0.5' if rest or not parts else meant}"
         raise Refusal("usage", f"weights {text!r} are not numbers with commas between", fix=fix) from None
 
 

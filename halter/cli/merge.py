@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from typing import Annotated, Literal
 
@@ -45,7 +46,7 @@ def command(
     if into not in KINDS:
         gguf = f"leave --into out; llama.cpp's convert_hf_to_gguf.py makes GGUF of {output}"
         raise Refusal("usage", f"--into {into}: merge writes no such weights", expected=", ".join(KINDS),
-                      fix=gguf if into.lower() == "gguf" else "name one of these")  # fmt: skip
+                      fix=gguf if re.match("gguf|i?q[2-8]", into.lower()) else "name one of these")  # fmt: skip
     report = merge_named(run, opening, output, base=base, into=KINDS[into], allow_gap=allow_gap)
     record: dict[str, object] = {**asdict(report), "folder": output}
     record |= {"survival": report.mean} if isinstance(report, Survival) else {}

@@ -54,8 +54,13 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
         meant = meant_of(choice[2], re.findall(r"'([^']*)'", choice[3]))
         lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
     if "unexpected extra argument" in what:
-        if both := base_beside(loose := _loose(arguments)):
+        loose = _loose(arguments)[len(command.split()) - 2 :]  # without a second word
+        if both := base_beside(loose):
             return Refusal("usage", "more than one run, adapter or model", found=loose, fix=both)
+        *named, last = loose or [""]
+        free = context is not None and "--output" in _flags(context.command) and "--output" not in arguments
+        if free and named and not Path(last).exists():
+            return Refusal("usage", what, fix=f"{command} {' '.join(named)} --output {last}")
         if file := next((w for w in arguments if called_rows(Path(w))), ""):
             other = next((word for word in arguments if word != file and not word.startswith("-")), "RUN")
             lists = f"rows are asked with halter generate {other} --input {file}; {lists}"

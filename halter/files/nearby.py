@@ -61,7 +61,8 @@ def no_adapter(folder: Path) -> Refusal:
         )
     return Refusal(
         "not-an-adapter", "this folder holds no adapter", where=str(folder),
-        fix=_choose(inside(folder, ("adapter", "run"))) or "give an adapter folder or the folder of a finished run",
+        fix=_choose(inside(folder, ("adapter", "run")) or _above(folder))
+        or "give an adapter folder or the folder of a finished run",
     )  # fmt: skip
 
 

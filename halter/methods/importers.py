@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from halter.errors import Refusal
-from halter.files.meta import half_split_rows, open_pth
-from halter.files.tensors import read_tensors
+from halter.files.meta import half_split_rows
 from halter.methods.adapter import Adapter
-from halter.methods.method import PEFT_PREFIX, Method, find
+from halter.methods.import_files import opened
+from halter.methods.method import Method, find
 from halter.methods.storage import restore, state_of
 from halter.model.config import ModelConfig
 from halter.model.places import path
@@ -132,32 +132,6 @@ def import_adapter(
     return made
 
 
-def opened(paths: Sequence[Path]) -> tuple[Literal["litgpt", "authors-v1", "authors-v2"], list[dict[str, Tensor]]]:
-    """Whose format files are of, by the names in them, and their tensors. Refusals ``import-unknown`` and those of
-    reading."""
-    parts = [read_tensors(path) if path.suffix == ".safetensors" else open_pth(path) for path in paths]
-    names, where = set().union(*parts), ", ".join(map(str, paths))
-    if any(name.startswith("transformer.h.") for name in names) and len(parts) == 1:
-        return "litgpt", parts
-    if any(_V2.fullmatch(name) for name in names):
-        return "authors-v2", parts
-    if "adapter_query.weight" in names and len(parts) == 1:
-        return "authors-v1", parts
-    what = "these names are of no adapter format that Halter imports"
-    expected = "the LLaMA-Adapter authors' (adapter_query.weight, layers.N.attention.wq_bias) or litgpt's "
-    expected += "(transformer.h.N.attn.adapter_wte.weight, lora_A)"
-    fix = ""
-    if any(name.startswith(PEFT_PREFIX) for name in names):
-        what = (
-            "these are tensors as PEFT names them, and adapter_config.json, which says how they act, is not beside them"
-        )
-        expected, fix = "", "put both into one folder, as adapter_model" + (paths[0].suffix or ".safetensors")
-        fix += " and adapter_config.json, and give the folder"
-    raise Refusal(
-        "import-unknown", what, where=where, found=sorted(names) or ["no tensors"], expected=expected, fix=fix
-    )
-
-
 def filled(shape: ModelConfig, method: Method, tensors: Mapping[str, Tensor], where: str) -> Adapter:
     """An adapter of this method with these tensors, by their names in the adapter's file. Refusal
     ``adapter-mismatch``."""
@@ -201,7 +175,6 @@ def _authors_v1(taking: Taking, shape: ModelConfig, options: ImportOptions) -> I
     return Imported(filled(shape, method, tensors, taking.where), "LLaMA-Adapter V1, the authors'")
 
 
-_V2 = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w[qkvo123]_(bias|scale)")
 _META = {
     "q_proj": "attention.wq", "k_proj": "attention.wk", "v_proj": "attention.wv", "o_proj": "attention.wo",
     "gate_proj": "feed_forward.w1", "up_proj": "feed_forward.w3", "down_proj": "feed_forward.w2",

@@ -77,6 +77,8 @@ def test_a_torn_adapter_is_listed_with_its_fault(
     rows = json.loads(said(capsys, "list", tmp_path / "x", "--json", code=2))
     assert rows[0]["problem"] == "adapter-damaged" and rows[1]["method"] == "lora"
     assert main.run(["adapters", "list", str(desk / "base")]) == 2
+    assert "this folder holds a model, not an adapter" in capsys.readouterr().err
+    assert main.run(["adapters", "list", str(desk / "base"), str(tmp_path)]) == 2
     assert "there is no adapter in these folders" in capsys.readouterr().err
 
 
@@ -154,6 +156,7 @@ def test_percentages_as_weights_are_told(
         (["combine", "one", "two", "--weights", "1", "--output", "x"], "1 weights for 2 adapters"),
         (["combine", "one", "two", "--weights", "1", "--output", "x"], "such as --weights 0.5,0.5"),
         (["combine", "one", "two", "--weights", "50%,50%", "--output", "x"], "Fix: --weights 0.5,0.5"),
+        (["combine", "one", "two", "--weights", "0.7:0.3", "--output", "x"], "Fix: --weights 0.7,0.3"),
         (["combine", "one", "--rank", "2", "--output", "x"], "rank with cat"),
         (["convert", "gates", "--to", "lora", "--output", "x"], "no low-rank matrix"),
         (["convert", "one", "--alpha", "3", "--output", "x"], "belong to files"),

@@ -335,3 +335,17 @@ def test_a_chat_tells_what_to_type_and_three_places(place: Path, capsys: Any, mo
     out = str(capsys.readouterr().out)
     assert "it was trained on deeper: give that (--model)" in out and "halter.load" not in out, out
     assert " more." in out and out.count("is unexpected") + out.count("is missing") + out.count(", not (") == 3, out
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ("merge runs/mine new", "Fix: halter merge runs/mine --output new."),
+    ("adapters compress runs/mine new", "Fix: halter adapters compress runs/mine --output new."),
+    ("adapters convert base/model.safetensors --output new", "these are a model's weights, not an adapter's"),
+    ("adapters show runs/mine/checkpoints", "did you mean runs/mine?"),
+    ("merge runs/mine --output new --into q4_k_m", "convert_hf_to_gguf.py makes GGUF of new"),
+])  # fmt: skip
+def test_small_words_that_lead_on(words: str, told: str, place: Path, capsys: Any) -> None:
+    err = said(capsys, words)
+    assert told in err, err
+    if (follow := re.search(r"Fix: halter (.* --output new)\.", err)) is not None:
+        assert main.run(shlex.split(follow[1])) == 0 and Path("new").is_dir()
