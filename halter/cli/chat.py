@@ -74,14 +74,17 @@ class Chat:
 
     def _talk(self) -> None:
         while True:
-            line = _read_text()
-            if line is None:
+            turn = _read_turn()
+            if turn is None:
                 self.write("\n")
                 return
+            text, quoted = turn
             try:
-                if not self.handle(line.strip()):
+                if quoted and text:
+                    self.say(text)
+                elif not self.handle(text):
                     return
-                if line.strip() and not sys.stdin.isatty():
+                if text and not sys.stdin.isatty():
                     self.write("\n")  # nothing else stands between answers where nobody types
             except Refusal as refusal:
                 self.write(f"{refusal.paragraph()}\n")
@@ -233,18 +236,18 @@ def _to_screen(text: str) -> None:
 QUOTES = '"""'
 
 
-def _read_text() -> str | None:
-    """The next line, or all lines between two that are three quotes; None at the end."""
+def _read_turn() -> tuple[str, bool] | None:
+    """(the next line, False), or (all lines between two that are three quotes, True); None at the end."""
     line = _read()
     if line is None or not line.strip().startswith(QUOTES):
-        return line
+        return None if line is None else (line.strip(), False)
     lines = [line.strip().removeprefix(QUOTES)]
     while not lines[-1].rstrip().endswith(QUOTES):
         line = _read("... ")
         if line is None:
             break
         lines.append(line.rstrip("\n"))
-    return "\n".join(lines).rstrip().removesuffix(QUOTES).strip("\n")
+    return "\n".join(lines).rstrip().removesuffix(QUOTES).strip("\n").strip(), True
 
 
 def _read(sign: str = "> ") -> str | None:

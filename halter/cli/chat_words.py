@@ -16,7 +16,7 @@ HELP = """\
 /retry          answer the last question again
 /save FILE      write the conversation to a new jsonl file, which halter train reads
 /reset          forget the conversation
-\"\"\"             begins and ends a text of several lines
+\"\"\"             begins and ends a text of several lines, or one that looks like a command
 /help           this
 /quit           leave (so does Ctrl-D); Ctrl-C stops an answer"""
 COMMANDS = tuple(dict.fromkeys(re.findall(r"(?m)^/\w+", HELP)))
@@ -40,7 +40,8 @@ def meant_by(word: str) -> str:
 def unknown(word: str) -> str:
     """What is said of a command that there is not."""
     near = meant_by(word.lower())
-    return f"There is no command {word}{f'; did you mean {near}?' if near else '.'} /help lists them.\n"
+    meant = f"; did you mean {near}?" if near else '; a text that begins with a slash stands between """ and """.'
+    return f"There is no command {word}{meant} /help lists them.\n"
 
 
 def without_slash(line: str) -> str:

@@ -17,7 +17,7 @@ from sealing import reseal
 
 import halter
 from halter.cli import main
-from halter.cli.chat import HELP, Chat, _read_text
+from halter.cli.chat import HELP, Chat, _read_turn
 from halter.errors import Refusal
 from halter.generation.options import GenerationOptions
 from halter.methods.adapter import adapt
@@ -350,7 +350,14 @@ def test_chat_takes_a_system_message_a_temperature_and_the_last_question_again(o
 def test_chat_reads_several_lines_between_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = io.StringIO('one\n"""two\nthree\n"""\n"""four"""\n')
     monkeypatch.setattr("sys.stdin", lines)
-    assert [_read_text() for _ in range(4)] == ["one\n", "two\nthree", "four", None]
+    assert [_read_turn() for _ in range(4)] == [("one", False), ("two\nthree", True), ("four", True), None]
+
+
+def test_what_stands_between_quotes_is_no_command(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('"""exit"""\n"""/quit"""\nquit\nnever read\n'))
+    made, _ = chat(opened)
+    made.run()
+    assert [turn["content"] for turn in made.history if turn["role"] == "user"] == ["exit", "/quit"]
 
 
 def test_a_system_message_without_a_template_is_refused(

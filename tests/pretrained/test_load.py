@@ -21,6 +21,7 @@ from halter.files.checkpoint import open_checkpoint
 from halter.files.hub import resolve
 from halter.model.config import ModelConfig
 from halter.pretrained import device as device_choice
+from halter.pretrained.device import choose_device
 from halter.pretrained.load import load, load_config, load_model
 
 TOKENS = torch.tensor([[1, 5, 9, 100, 42, 7, 7, 3]])
@@ -224,6 +225,31 @@ def test_what_is_no_dtype_device_or_quantisation_is_refused(tmp_path: Path) -> N
         with pytest.raises(Refusal) as caught:
             load_model(folder, **options)
         assert caught.value.id == id
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [
+        ("gpu", "cuda"),
+        ("GPU:0", "cuda:0"),
+        ("0", "cuda:0"),
+        ("nvidia", "cuda"),
+        ("CPU", "cpu"),
+        ("cuda:7", ""),
+        ("tpu", ""),
+    ],
+)
+def test_a_device_by_another_name_is_told_by_ours(monkeypatch: pytest.MonkeyPatch, named: str, meant: str) -> None:
+    def none_here(*_: object, **__: object) -> None:
+        raise RuntimeError("Expected one of cpu, cuda, ...")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("halter.pretrained.device.torch.empty", none_here)
+    with pytest.raises(Refusal) as caught:
+        choose_device(named)
+    assert caught.value.fix == (f"did you mean {meant}?" if meant else "leave device out")
+    assert "cuda:0, cpu" in caught.value.expected and "Expected one of" not in str(caught.value.what)
 
 
 def test_long_loads_are_announced_and_short_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
