@@ -113,7 +113,8 @@ def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking
     keys = keys if asking.columns is None else [*keys, f"data.columns={asking.columns}"]
     if path is not None:
         trained = subject.recipe.data if subject.recipe is not None else DataOptions()
-        return read_prompts(path, data_options(keys, trained, of=("columns", "roles", "row_template")))
+        named = any(word in key.partition("=")[0] for key in keys for word in ("columns", "row_template"))
+        return read_prompts(path, data_options(keys, trained, of=("columns", "roles", "row_template")), named)
     if keys:
         raise Refusal("usage", "these words say how rows are read, and there are none", found=keys, fix="--input FILE")
     return []

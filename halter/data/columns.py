@@ -105,13 +105,9 @@ def _plain(row: Row) -> dict[str, Any]:
     return named | {key: value for key, value in row.items() if key in named}
 
 
-def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
-    """How to read a file, decided by the first of its rows whose columns say so; the others are held to it.
-
-    Refusals ``data-columns`` (a column that no row has), and those of ``formats.recognise``.
-    """
-    absent = _absent(rows, options)
-    if absent:
+def refuse_absent(rows: Sequence[Row], options: DataOptions, where: str) -> None:
+    """Refusal ``data-columns`` of columns that are named and that no row has."""
+    if absent := _absent(rows, options):
         known = sorted({key for row in rows for key in row})
         near = {name: get_close_matches(name, known, 1, cutoff=0.5) for name in absent}
         raise Refusal(
@@ -122,6 +118,14 @@ def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
             expected=f"of {', '.join(known)}",
             fix="name columns that are there",
         )
+
+
+def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
+    """How to read a file, decided by the first of its rows whose columns say so; the others are held to it.
+
+    Refusals ``data-columns`` (a column that no row has), and those of ``formats.recognise``.
+    """
+    refuse_absent(rows, options, where)
     if twice := _asked_and_learned(options.columns):
         raise Refusal(
             "data-columns",

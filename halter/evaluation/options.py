@@ -22,10 +22,12 @@ class TaskOptions:
     """Solved examples ahead of each question of a task; not given: as the task says."""
 
     def wrong_numbers(self) -> list[str]:
-        """One sentence for each number that makes no sense."""
+        """One sentence for each number that makes no sense, or that changes nothing as there are no tasks."""
         least = {"task_limit": 1, "fewshot": 0}
         given = {name: getattr(self, name) for name in least}
-        return [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
+        wrong = [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
+        idle = {} if self.tasks else {**given, "task_folder": self.task_folder}
+        return wrong or [f"{n}: is of tasks, and none is named (--tasks)" for n, v in idle.items() if v is not None]
 
     @property
     def task_names(self) -> tuple[str, ...]:

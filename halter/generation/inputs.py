@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.data.advice import roles_guessed, roles_option
-from halter.data.columns import asked_row
+from halter.data.columns import LEARNED, asked_row, refuse_absent
 from halter.data.formats import TALKS, conversation, instructed, is_talk
 from halter.data.json_text import loads, repeated
 from halter.data.layouts import layouts
@@ -49,11 +49,12 @@ NAMED_TALKS = ("messages", "conversations")
 """Columns that hold a conversation also where it is written as text."""
 
 
-def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
+def read_prompts(path: str, options: DataOptions | None = None, named: bool = False) -> list[Asked]:
     """The prompts of a file: lines of a .txt file, else rows (jsonl, json, csv, parquet; see ``prompt_of``).
 
     ``-`` is standard input, one prompt a line, which may be a row in JSON. ``options`` say by columns, roles and
-    row_template how rows are read, as in training. Refusals: ``input-rows`` names every row that cannot be used,
+    row_template how rows are read, as in training; columns that are ``named`` for these very rows must be there, but
+    for those of answers. Refusals: ``data-columns``; ``input-rows`` names every row that cannot be used,
     ``input-empty`` a file without any.
     """
     refuse_several(path, "--input")
@@ -64,6 +65,9 @@ def read_prompts(path: str, options: DataOptions | None = None) -> list[Asked]:
         refusal.fix = refusal.fix.replace("--data ", "--input ")
         refusal.args = (refusal.paragraph(),)
         raise
+    if named and (rows := [one[1] for one in found if not isinstance(one, Fault)]):
+        asking = {ours: theirs for ours, theirs in options.columns.items() if ours not in LEARNED}
+        refuse_absent([_envelope(row) for row in rows], replace(options, columns=asking), path)
     asked: list[Asked] = []
     faults: list[str] = []
     unread: list[Fault] = []

@@ -184,3 +184,15 @@ def test_a_column_spelt_nearly_as_one_that_asks_is_told(tmp_path: Path, monkeypa
         f"note: {file}: column quesiton is not asked; did you mean question? --columns '{{question: quesiton}}'"
     ]
     assert inputs.misspelt({"prompt": "a", "prompt_id": 1, "answer": "b", "texts": 1}) == {"texts": "text"}
+
+
+def test_columns_that_are_named_for_these_rows_and_are_not_there_are_refused(tmp_path: Path) -> None:
+    """They were passed over where a row asks something else too; those of a run's training may be."""
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"question": "Why?", "other": "So."}) + "\n", "utf-8")
+    for given in ({"columns": {"prompt": "quesion"}}, {"row_template": "Q: {quesion}"}):
+        with pytest.raises(Refusal, match=r"quesion \(did you mean question\?\)"):
+            read_prompts(str(file), DataOptions(**given), named=True)
+        assert [one.prompt for one in read_prompts(str(file), DataOptions(**given))] == ["Why?"]
+    options = DataOptions(columns={"prompt": "other", "completion": "answer"})
+    assert [one.prompt for one in read_prompts(str(file), options, named=True)] == ["So."]
