@@ -8,6 +8,7 @@ from typing import Any
 from halter.comparison.ground import Contestant
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal, meant
+from halter.methods.method import spelt
 from halter.recipe.sections import method_names
 
 
@@ -17,7 +18,8 @@ def sections(options: CompareOptions, variants: Mapping[str, Any]) -> dict[str, 
         name: value if isinstance(value, list) else dict(value) if isinstance(value, Mapping) else {"name": value}
         for name, value in variants.items()
     }
-    parts = {name: [part.strip() for part in name.split("+")] for name in options.methods}
+    listed = [[spelt(part.strip(), known) for part in name.split("+")] for name in options.methods]
+    parts = {"+".join(one): one for one in listed}
     strange = sorted({part for listed in parts.values() for part in listed if part not in known})
     if strange:
         raise Refusal(

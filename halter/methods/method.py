@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -238,9 +238,19 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name not in INFRASTRUCTURE))
 
 
+def spelt(word: Any, known: Iterable[str]) -> Any:
+    """That of the known names which a word spells as people do (LoRA, llama-adapter-v2), else what was given."""
+    return {_bare(name): name for name in known}.get(_bare(word), word) if isinstance(word, str) else word
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
 @cache
 def find(name: str) -> type[Method]:
     """The Method in the file of that name. Refusal ``unknown-method`` names those there are."""
+    name = spelt(name, names())
     if name not in names():
         near = get_close_matches(re.sub(r"[\W_]+", "_", name.lower()), names(), 1)
         fix = HELD_ELSEWHERE.get(name) or (f"did you mean {near[0]}?" if near else "")

@@ -9,6 +9,7 @@ from typing import Any
 
 from halter.errors import Refusal
 from halter.files.yaml12 import Document, Path, flow, parse
+from halter.methods.method import spelt
 from halter.recipe.aliases import ALIASES, NOTHING, SO_ANYWAY, TOLERATED, Alias
 from halter.recipe.fields import keys_of
 from halter.recipe.sections import (
@@ -19,7 +20,7 @@ from halter.recipe.sections import (
     method_class,
     method_names,
 )  # fmt: skip
-from halter.recipe.unknown import NOT_LOOSE, unknown
+from halter.recipe.unknown import NOT_LOOSE, methods_with, unknown
 from halter.recipe.values import added, numbers, several, word_for_null
 
 COMMAND_LINE = "command line"
@@ -87,7 +88,9 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
         place = _place(keys, options)
         if place is None:
             section, _, key, inner = _split(keys)
-            result.problem(given.where(), unknown(section, key, _name(result, keys), _keys, inner))
+            name = _name(result, keys)
+            if name or section not in ("", "method") or not methods_with(key):  # else the method's name is told
+                result.problem(given.where(), unknown(section, key, name, _keys, inner))
         elif (place.section, place.key) != ("method", "name"):
             _put(result, place, keys, given)
     for place, _, given in placed:
@@ -242,7 +245,7 @@ def _name(result: Gathered, keys: Path) -> str:
 
 
 def _check_method(result: Gathered, method: dict[str, Given], index: int) -> None:
-    given = method["name"]
+    given = method["name"] = replace(method["name"], value=spelt(method["name"].value, method_names()))
     if given.value not in method_names():
         meant = meant_methods(str(given.value))
         hint = f"; did you mean {meant}?" if meant else "."

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from halter.data.options import DataOptions
 from halter.errors import Refusal
-from halter.methods.method import Method, find, names
+from halter.methods.method import Method, find, names, spelt
 from halter.pretrained.device import Offload
 from halter.training.defaults import PRESETS, Default
 from halter.training.options import TrainOptions
@@ -129,6 +129,7 @@ def meant_methods(word: str) -> str:
 
 def method_class(name: str) -> type[Method]:
     """The options dataclass behind a method's or a preset's name. Refusal ``unknown-method``."""
+    name = spelt(name, method_names())
     if name not in method_names():
         fix = f"did you mean {meant}?" if (meant := meant_methods(str(name))) else ""
         raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(method_names()), fix=fix)

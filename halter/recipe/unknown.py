@@ -36,7 +36,7 @@ def unknown(section: str, key: str, method: str, keys: Keys, inner: Sequence[str
         if home != section and known and key not in NOT_LOOSE:
             return f"unknown key {key!r} in {section or 'the recipe'}; it belongs in {home}"
     what = f"unknown key {key!r}" + (f" in {section}" if section else "")
-    others = _methods_with(alias.key if alias and alias.section == "method" else key)
+    others = methods_with(alias.key if alias and alias.section == "method" else key)
     if method and others and section in ("", "method"):
         own = ", ".join(keys("method", options)[2:])
         return f"{what}: {method} has no such option ({_some(others)} have it); it has {own or 'none'}"
@@ -59,7 +59,7 @@ def _near(section: str, key: str, here: Sequence[str], options: type[Any] | None
     return close[0] if close else ""
 
 
-def _methods_with(key: str) -> list[str]:
+def methods_with(key: str) -> list[str]:
     """The methods that have this option."""
     return [name for name in method_names() if key in method_class(name).__dataclass_fields__]
 

@@ -15,6 +15,7 @@ from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
 from halter.files.own_files import HEADED
 from halter.files.yaml12 import flow
+from halter.methods.method import spelt
 from halter.recipe.fields import Key, keys_of, words
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
@@ -27,6 +28,7 @@ from halter.recipe.sections import (
     MethodChoice,
     Recipe,
     method_class,
+    method_names,
 )
 from halter.training.defaults import FITTED, METHOD, PRESETS, REFERENCE_WIDTH, RIVALS, TRAIN, Default
 
@@ -121,6 +123,7 @@ def commented(name: str = DEFAULT_METHOD, *, model: str = "", data: str = "", ou
 
     Keys without a value of their own stand there as comments. Refusal ``unknown-method``.
     """
+    name = spelt(name, method_names())
     options, preset = method_class(name), PRESETS.get(name, {})
     method = options.name()
     head = f"a recipe for {name}" + (f": {method} with the values of its authors" if preset else "")

@@ -13,7 +13,10 @@ import pytest
 from playground_run import finished
 
 from halter.cli import main
+from halter.comparison.entrants import sections
+from halter.comparison.options import CompareOptions
 from halter.playground import base_folder
+from halter.recipe import load
 
 BASE = str(base_folder())
 GOOD = f"train --model {BASE} --data rows.jsonl"
@@ -71,7 +74,6 @@ def followed(err: str, base: str, lead: str = "") -> int:
         (f"{GOOD} --output \"'runs/q'\"", "leave them out: --output runs/q"),
         (f"train --model {BASE} --data=\"'rows.jsonl'\"", "leave them out: --data rows.jsonl"),
         ("merge \"'runs/mine'\" --output m", "leave them out: runs/mine"),
-        ("init LoRA", "did you mean lora?"),
         (f"{GOOD} --method lora,exitor+LoRA", "did you mean exci"),
     ],
 )
@@ -81,12 +83,24 @@ def test_what_was_meant_is_named(words: str, told: str, capsys: pytest.CaptureFi
     assert not Path("runs/mien").exists() and not Path("runs/other").exists()
 
 
+@pytest.mark.parametrize("spelling", ["LoRA", "llama-adapter-v2", "PiSSA", "QLoRA", "Prompt Tuning"])
+def test_a_method_is_found_as_people_spell_it(spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = spelling.lower().replace("-", "_").replace(" ", "_")
+    recipe = load({"model": BASE, "data": "rows.jsonl", "method": spelling}, [])
+    assert recipe.methods[0].name == name.removeprefix("q")  # the preset is LoRA
+    assert main.run(["init", spelling, "-"]) == 0 and f"name: {name}" in capsys.readouterr().out
+    assert sections(CompareOptions(methods=(spelling,)), {}) == {name: {"name": name}}
+
+
+def test_of_a_method_that_there_is_not_no_option_is_called_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    err = said(capsys, f"{GOOD} --method lroa --r 4 --rr 5")
+    assert "did you mean lora?" in err and "'r'" not in err and "'rr'" in err, err
+
+
 @pytest.mark.parametrize(
     ("given", "lead"),
     [
         ("--method lora+excitor", ""),
-        ("--method LoRa", ""),
-        ("--method llama-adapter-v2", ""),
         ("--max-steps 1e3", "such as "),
         ("--layers 1", "such as "),
         ("lora.r=8", ""),
