@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -46,6 +47,9 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
     lists = f"{command} --help lists flags and arguments"
     if "possibilities" in vars(error) and context is not None:
         found = list(_unknown(context.command, verb, arguments, built)) or [error.option_name]
+        if all("(" not in flag and is_key(flag.strip("-")) for flag in found):
+            typed = " ".join(_with_value(flag, arguments) for flag in found)
+            lists = f"a recipe's keys are changed in its file, or where it is trained: halter train recipe.yaml {typed}"
         return Refusal("usage", f"{command} has no such flag", found=found, fix=lists)
     what = error.format_message().replace("Value error, ", "")  # pydantic's own words before ours
     if number := NUMBER.search(what):
@@ -155,6 +159,15 @@ def _value(flag: str, arguments: Sequence[str]) -> str:
     after = [next_ for word, next_ in zip(arguments, arguments[1:]) if word == flag]
     values = [*after, *(word.partition("=")[2] for word in arguments if word.startswith(f"{flag}="))]
     return next((one for one in values if not re.fullmatch(r"-?\d+", one)), "")
+
+
+def _with_value(flag: str, arguments: Sequence[str]) -> str:
+    """A flag as it was typed, with its value."""
+    for place, word in enumerate(arguments):
+        if word.partition("=")[0] == flag:
+            after = arguments[place + 1 : place + 2] if "=" not in word else []
+            return shlex.join([word, *(one for one in after if not one.startswith("--"))])
+    return flag
 
 
 def _as_number(value: str, whole: bool) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from halter.errors import Refusal
 from halter.evaluation.options import TaskKeywords
 from halter.files.folders import refuse_file_name, try_out
 from halter.files.runs import RunFolder
+from halter.run.beside import counting
 from halter.run.keywords import sorted_out
 from halter.run.prepare import Say
 from halter.telling import tell
@@ -139,7 +140,8 @@ def compare(
     recipe = start.overridden(recipe, overrides)
     engine.tell_unwritable(say)
     say(f"comparison: {folder}")
-    record = engine.compare(recipe, chosen, variants, folder, say)
+    with counting(source):
+        record = engine.compare(recipe, chosen, variants, folder, say)
     reports = engine.write_report(record, folder, say)
     rows = tuple(Compared.of(row) for row in record["rows"])
     return Comparison(folder, rows, tuple(tuple(pair) for pair in record["ties"]), reports, record)

@@ -133,10 +133,9 @@ def _near(wanted: Path) -> str:
         return near_a_missing_folder(wanted, SUFFIXES)
     names = sorted(entry.name for entry in beside.iterdir() if not entry.name.startswith("."))
     near = [name for name in names if name.split(".")[0] == wanted.name.split(".")[0]]
-    near = near or get_close_matches(wanted.name, names, 1)
-    if not near and not wanted.suffix:  # the suffix would count against it
+    if not near:  # the suffix would count for what has the same one, and against what has none
         stems = {name.split(".")[0]: name for name in reversed(names)}
-        near = [stems[stem] for stem in get_close_matches(wanted.name, stems, 1)]
+        near = [stems[stem] for stem in get_close_matches(wanted.name.split(".")[0], stems, 1)]
     return f"did you mean {beside / near[0]}?" if near else ""
 
 

@@ -73,7 +73,9 @@ class ChatTemplate:
         Refusals as those of ``builtin`` and files.reading.read_text."""
         if template_names.means_file(name):
             path = Path(name).expanduser()
-            return cls.from_source(read_text(path), path.name)
+            text = read_text(path)
+            template_names.refuse_json(name, text)
+            return cls.from_source(text, path.name)
         return cls.builtin(name)
 
     @classmethod

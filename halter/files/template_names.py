@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,6 +19,8 @@ SPELT = {
     "llama33": "llama-3.1", "llama4": "llama-4", "alpaca": "alpaca", "vicuna": "vicuna", "vicunav1": "vicuna",
     "vicunav11": "vicuna", "vicunav15": "vicuna", "chatml": "chatml", "zephyr": "zephyr",
 }  # fmt: skip
+NONE = ("raw", "none", "null", "no", "false", "off", "plain", "text")
+"""Names by which people ask for no template."""
 FILES = (".jinja", ".jinja2", ".j2", ".txt", ".json")
 
 
@@ -39,6 +43,23 @@ def means_file(name: str) -> bool:
     return False
 
 
+def refuse_json(name: str, text: str) -> None:
+    """Refusal ``template-unknown`` of a file of JSON, as other programs keep templates in."""
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(held, dict):
+        return
+    fix = "give a Jinja file, or a built-in name"
+    if isinstance(held.get("chat_template"), str):
+        turn = f'import json; print(json.load(open({json.dumps(name)}))["chat_template"], end="")'
+        fix = f"write the one that it holds into a file: python -c {shlex.quote(turn)} > template.jinja, and give that"
+    elif {"prompt_input", "prompt_no_input"} & held.keys():  # alpaca-lora's
+        fix = "the built-in one of this kind is --template alpaca"
+    raise Refusal("template-unknown", "is JSON, and a chat template is Jinja", where=name, fix=fix)
+
+
 def unknown(name: str) -> Refusal:
     """Refusal ``template-unknown``, or ``file-missing`` for what can only be a file."""
     path = Path(name).expanduser()
@@ -47,6 +68,11 @@ def unknown(name: str) -> Refusal:
         near = get_close_matches(path.name, beside, 1)
         fix = f"did you mean {path.parent / near[0]}?" if near else "give a Jinja file that exists, or a built-in name"
         return Refusal("file-missing", "there is no such file", where=name, expected="a chat template", fix=fix)
+    if name.strip().lower() in NONE:
+        fix = "" if name == "raw" else "prompts are asked without one by --template raw; "
+        fix += "rows are learned without one where they are prompt and completion: leave --template out and name your "
+        fix += "columns, as in data.columns='{prompt: instruction, completion: output}'"
+        return Refusal("template-unknown", f"no chat template is called {name!r}", fix=fix)
     near = get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), SPELT, 1, cutoff=0.5)
     fix = f"did you mean {SPELT[near[0]]}? " if near else ""
     return Refusal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -208,6 +209,19 @@ def _presets() -> dict[str, dict[str, Any]]:
 def preset_names() -> list[str]:
     """Names of the dense presets, oldest first."""
     return list(_presets())
+
+
+def preset_meant(name: str) -> str:
+    """The preset of that name, however it is spelt: Llama-3-8B, llama3:8b-instruct as Ollama has it. '' of another."""
+    plain, _, beside = _letters(name).partition(":")
+    known = {_letters(one): one for one in preset_names()}
+    if beside:
+        plain += (re.findall(r"^\d+b", beside) or [""])[0]
+    return "" if "/" in name else known.get(plain, "")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9:]", "", name.lower())
 
 
 def preset_repository(name: str) -> str | None:

@@ -56,7 +56,8 @@ def shape_of(name: str, revision: str | None = None) -> ModelConfig:
     if not Path(name).expanduser().exists() and "/" not in name:
         raise Refusal(
             "no-model",
-            f"{name!r} is neither a folder nor a preset",
+            "is neither a folder nor a preset",
+            where=name,
             expected=", ".join(preset_names()),
             fix=meant(name, preset_names(), "give a folder that is there, or a name of this list"),
         )

@@ -18,7 +18,7 @@ from halter.files.hub import resolve
 from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.tensors import TensorSpec
 from halter.files.tokenizer import Tokenizer
-from halter.model.config import ModelConfig, preset_names, preset_repository
+from halter.model.config import ModelConfig, preset_meant, preset_repository
 from halter.model.decoder import Decoder
 from halter.model.places import LINEARS, is_layer, path
 from halter.model.storages import BITS, STORED, Quantize, quantised
@@ -81,10 +81,10 @@ def load(
 def located(path_or_hub_id: str | Path, revision: str | None = None, *, weights: bool = True, say: Say = tell) -> Path:
     """``files.hub.resolve``, which asks the hub for no name of a shape. Refusal ``preset-name``, and that one's."""
     name = str(path_or_hub_id)
-    if name in preset_names() and not Path(name).exists():
-        repository = preset_repository(name)
+    if not Path(name).exists() and (shape := preset_meant(name)):
+        repository = preset_repository(shape)
         fix = f"--model {repository}, which the hub fetches" if repository else "give the folder of its weights"
-        what = "is a shape that halter plan knows by name, not a model on this machine"
+        what = f"is a shape that halter plan knows as {shape}, not a model on this machine"
         raise Refusal("preset-name", what, where=name, fix=fix)
     return resolve(path_or_hub_id, revision, weights=weights, say=say)
 

@@ -16,6 +16,7 @@ from halter.recipe import Recipe
 from halter.run import doctor as machine_of
 from halter.run import inspect as inspecting
 from halter.run import planned
+from halter.run.beside import counting
 from halter.run.inspect import Inspection
 from halter.run.preflight import examine
 from halter.run.prepare import Job, Say
@@ -48,7 +49,8 @@ def plan(
     listed = ",".join([method] if isinstance(method, str) else method or [])
     asked = {"model.path": model, "method.name": listed or None}
     overrides = [*(f"{key}={json.dumps(str(v))}" for key, v in asked.items() if v is not None), *overrides]
-    return planned.plan(planned.read_recipe(source, overrides), memory, on, calibrate, tell=progress)
+    with counting(source):
+        return planned.plan(planned.read_recipe(source, overrides), memory, on, calibrate, tell=progress)
 
 
 @checked('halter.inspect("recipe.yaml", rows=3)')
@@ -69,7 +71,8 @@ def inspect(
     """
     if rows < 0:
         raise Refusal("usage", f"rows is {rows}", expected="0 or more rows to show", fix="rows=3")
-    return inspecting.inspect(recipes.load(source, overrides), rows, row, say)
+    with counting(source):
+        return inspecting.inspect(recipes.load(source, overrides), rows, row, say)
 
 
 @dataclass(frozen=True)

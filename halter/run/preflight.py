@@ -27,7 +27,7 @@ from halter.pretrained.bnb import storing
 from halter.pretrained.device import choose_device, choose_dtype, streams
 from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
-from halter.run import checks_data, checks_machine, checks_shapes, estimate, same_data
+from halter.run import beside, checks_data, checks_machine, checks_shapes, estimate, same_data
 from halter.run.cautions import rate_problem
 from halter.run.findings import Findings
 from halter.run.output import as_begun, open_run, refuse_unusable
@@ -100,7 +100,8 @@ def examine(
     waived = tuple(findings.waivers.facts())
     job = None if job is None else replace(job, waived=waived)
     recipe = recipe if job is None else job.recipe
-    return Examination(recipe, job, tuple(findings.problems), waived, tuple(findings.looked))
+    problems = tuple(beside.told(problem, source) for problem in findings.problems)
+    return Examination(recipe, job, problems, waived, tuple(findings.looked))
 
 
 def _with_adapters_of_runs(recipe: Recipe) -> Recipe:
@@ -149,8 +150,9 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> J
         job = replace(job, folder=folder)
         if job.recipe.data.template is not None and job.tokenizer.chat_template is not None:
             others["the checkpoint's own"] = job.tokenizer.chat_template
-        date = job.recipe.data.template_date
-        findings.take(checks_data.templates(job.template, others, job.tokenizer, date))
+        date, asked = job.recipe.data.template_date, job.recipe.data.template
+        if job.template is not None or asked is None:  # one that could not be read is told already
+            findings.take(checks_data.templates(job.template, others, job.tokenizer, date))
         if job.template is not None:
             needed = checks_data.needed_tokens(found, job.tokenizer, job.config)
             findings.take(checks_data.untrained_tokens(checkpoint, job.tokenizer, needed, found, adapter))

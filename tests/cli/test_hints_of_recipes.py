@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "runs/mine/recipe.yaml", folder / "halter-recipe.yaml")  # a run of the folder itself
     shutil.copytree(base_folder(), folder / "cache/models--a--b/snapshots/1")
     assert main.run(["init", "lora", str(folder / "r.yaml"), "--model", BASE]) == 0
+    (folder / "alpaca-lora.json").write_text('{"prompt_input": "### Input: {input}", "prompt_no_input": "a"}')
+    (folder / "wide.yaml").write_text("model: a\ndata: b\n", "utf-16")
+    (folder / "sub/deep").mkdir(parents=True)
+    shutil.copytree(base_folder(), folder / "sub/mybase")
+    shutil.copy(folder / "rows.jsonl", folder / "sub/s.jsonl")
+    (folder / "sub/r.yaml").write_text("model: mybase\ndata: s.jsonl\n")
     (folder / "llama.gguf").write_bytes(b"GGUF")
     return folder
 
@@ -74,6 +82,14 @@ def followed(err: str, base: str, lead: str = "") -> int:
         (f"{GOOD} --output \"'runs/q'\"", "leave them out: --output runs/q"),
         (f"train --model {BASE} --data=\"'rows.jsonl'\"", "leave them out: --data rows.jsonl"),
         ("merge \"'runs/mine'\" --output m", "leave them out: runs/mine"),
+        ("init lora x.yaml --lr 1e-4", "halter train recipe.yaml --lr 1e-4"),
+        ("train --model llama3:8b --data rows.jsonl", "--model meta-llama/Meta-Llama-3-8B"),
+        ("train --model Llama-3.1-8B --data rows.jsonl", "--model meta-llama/Llama-3.1-8B"),
+        ("train --model llama3.1:70b-instruct-q4_0 --data rows.jsonl", "--model meta-llama/Llama-3.1-70B"),
+        (f"train --model {BASE} --data x.jsonl", "there is no such data. Expected: a file, a folder, or a hub id. ["),
+        (f"{GOOD} --template alpaca-lora.json", "is JSON, and a chat template is Jinja. Fix: the built-in one"),
+        (f"compare --model {BASE} --train rows.jsonl --test rows.jsonl --tokens 300k", "--tokens 300000"),
+        ("train wide.yaml", "iconv -f UTF-16 -t UTF-8 wide.yaml > wide.utf8.yaml"),
         (f"{GOOD} --method lora,exitor+LoRA", "did you mean exci"),
     ],
 )
@@ -142,3 +158,40 @@ def test_a_method_named_twice_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         assert "lora is named 2 times with the same options" in capsys.readouterr().err
     assert main.run(shlex.split(f"{GOOD} {FEW} --method lora,lora method.1.r=4")) == 0
     assert "named 2 times" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "doctor", "inspect", "plan", "compare --test ../s.jsonl --output c"])
+def test_names_that_are_there_beside_the_recipe_are_named(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir("sub/deep")
+    err = said(capsys, f"{verb} ../r.yaml")
+    assert "did you mean ../mybase?" in err or verb[:7] == "compare" and "did you mean ../s.jsonl?" in err, err
+    if verb in ("train", "doctor"):
+        assert "did you mean ../s.jsonl?" in err, err
+        right = f"train ../r.yaml --model ../mybase --data ../s.jsonl {FEW}"
+        assert main.run(shlex.split(right)) == 0
+
+
+def test_rows_are_learned_without_a_template_as_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("raw", "none"):
+        err = said(capsys, f"{GOOD} --template {name}")
+        assert "template-differs" not in err, err
+        given = re.search(r"as in (data.columns='.*?')", err)
+        assert given is not None, err
+        assert main.run(shlex.split(f"{GOOD} {given[1]} {FEW}")) == 0
+        assert "continued as plain text, no chat template" in capsys.readouterr().err
+
+
+def test_a_template_in_a_tokenizer_s_settings_is_taken_out_as_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = (base_folder() / "tokenizer_config.json").read_text("utf-8")
+    Path("tokenizer_config.json").write_text(source, "utf-8")
+    Path("rows.jsonl").write_text(json.dumps({"instruction": "Say it.", "output": "It."}) + "\n", "utf-8")
+    err = said(capsys, f"{GOOD} --template tokenizer_config.json")
+    command = re.search(r"python (-c '.*' > template\.jinja), and give that", err)
+    assert command is not None, err
+    subprocess.run(f"{sys.executable} {command[1]}", shell=True, check=True)
+    assert main.run(shlex.split(f"{GOOD} --template template.jinja {FEW}")) == 0
