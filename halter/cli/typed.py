@@ -47,6 +47,8 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
             quoted = QUOTED.fullmatch(one) if isinstance(one, str) else None
             if quoted and not Path(one).exists():
                 flag = f"--{name} " if any(word.partition("=")[0] == f"--{name}" for word in arguments) else ""
+                before = arguments[arguments.index(one) - 1] if one in arguments[1:] else ""
+                flag = f"{before} " if before.startswith("--") and "=" not in before else flag
                 raise Refusal(
                     "usage", f"{one} holds quotes that the shell has left in it", where=name,
                     fix=f"leave them out: {flag}{shlex.quote(quoted[1])}",
