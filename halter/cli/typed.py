@@ -12,7 +12,7 @@ from halter.cli.strays import refuse_long_dash, refuse_opened
 from halter.cli.texts import refuse_curly, tell_odd
 from halter.errors import Refusal
 
-NAMED = frozenset({"run", "source", "folders", "a", "b", "arguments"})
+NAMED = frozenset({"run", "source", "folders", "a", "b"})
 """Parameters that name something besides, of which none may be left empty as those may."""
 QUOTED = re.compile(r"[\"'\u2018-\u201f\u00ab\u00bb`](.+)[\"'\u2018-\u201f\u00ab\u00bb`]")
 PLACES = frozenset({"output", "html", "model", "adapter", "input", "file", "folder", "data"})
