@@ -26,6 +26,7 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what, fix = f"is not UTF-8 text: {error.reason} at byte {error.start}", text_way(path, data)
+        fix = fix or "give a file of text in UTF-8"
         raise Refusal("file-not-text", what, where=str(path), fix=fix) from None
 
 
