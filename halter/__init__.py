@@ -46,7 +46,8 @@ if TYPE_CHECKING:  # what editors and checkers read; a test holds it to the tabl
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'halter' has no attribute {name!r}; it has: {', '.join(sorted(__all__))}")
+        told = import_module("halter.elsewhere").missing_name(name) or f"; it has: {', '.join(sorted(__all__))}"
+        raise AttributeError(f"module 'halter' has no attribute {name!r}{told}", name=name)
     return getattr(import_module(_HOME[name]), name)
 
 

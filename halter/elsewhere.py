@@ -19,7 +19,7 @@ _WEIGHTS = "the base is frozen and its weights are buffers: model.config.num_par
 _GENERATES = 'halter.generate(model, tokenizer, ["Once upon a time"], adapter, max_new_tokens=20)'
 _MERGES = 'halter.merge(model, adapter, "merged") writes the merged model'
 _BATCHES = "rows lie end to end here, so nothing is padded: [tokenizer.encode(text) for text in texts]"
-WHOSE = {"Decoder": "model", "Tokenizer": "tokenizer", "Adapter": "adapter"}
+WHOSE = {"Decoder": "model", "Tokenizer": "tokenizer", "Adapter": "adapter", "Generation": "answer"}
 """{class: what an object of it is called}."""
 CALLS = {
     "Decoder": {
@@ -64,6 +64,7 @@ CALLS = {
         "load": 'adapter = halter.load_adapter("runs/mine", model)',
         "merge": _MERGES,
     },
+    "Generation": {"__getitem__": "answer.text is its text, answer.tokens are its ids"},
 }
 """{class: {what users of transformers call on it: what they want here}}: nothing else is said of these names."""
 ATTRIBUTES = {
@@ -115,6 +116,20 @@ BITS = {"4": "nf4", "8": "int8"}
 """{bits of a weight: the storage of so many}, as others name them: 4bit, int4, fp4, 8-bit."""
 SHORTEST = 3
 """Letters from which on a key can be near to another: of fewer any two are alike."""
+_TRAINS = 'halter.train({"model": "DIR", "data": "my.jsonl", "method": "lora"})'
+MODULE = {
+    **dict.fromkeys(
+        ("AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "LlamaTokenizer"), LOADED
+    ),
+    **dict.fromkeys(("LoraConfig", "get_peft_model"), 'halter.adapt(model, "lora", r=16)'),
+    **dict.fromkeys(("PeftModel", "PeftConfig", "AutoPeftModelForCausalLM"), 'halter.load_adapter("runs/mine", model)'),
+    **dict.fromkeys(("Trainer", "TrainingArguments", "SFTTrainer", "SFTConfig"), _TRAINS),
+    "pipeline": _GENERATES,
+    "chat": "halter chat RUN, in a shell",
+    "save": 'adapter.save("mine")',
+    "combine": "halter adapters combine, in a shell; halter.stack([first, second], [0.5, 0.5]) uses both at once",
+}
+"""{a name that others look for in the package: what they want here}."""
 LEAVE_OUT = "leave it out"
 KEYWORDS = {
     "do_sample": "temperature, above 0", "load_in_4bit": 'quantize="nf4"', "load_in_8bit": 'quantize="int8"',
@@ -146,7 +161,7 @@ def called_otherwise(kind: C) -> C:
 
 
 def _refusing(whose: str, name: str, fix: str) -> Callable[..., Any]:
-    call = f"{whose}(...)" if name == "__call__" else f"{whose}.{name}"
+    call = {"__call__": f"{whose}(...)", "__getitem__": f"{whose}[...]"}.get(name, f"{whose}.{name}")
 
     def refuse(*_args: Any, **_options: Any) -> Any:
         raise Refusal("called-otherwise", "there is no such call here", where=call, fix=fix)
@@ -211,6 +226,11 @@ def _first(value: Any) -> Any:
         return next(iter(value), None) if isinstance(value, Collection) and not isinstance(value, bytes) else None
     except TypeError:  # an array without dimensions
         return None
+
+
+def missing_name(name: str) -> str:
+    """What is said behind a name that the package has not."""
+    return f"; here it is {MODULE[name]}" if name in MODULE else ""
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str], whose: str, call: str = "") -> None:

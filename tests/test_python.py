@@ -21,7 +21,7 @@ import halter
 from halter.cli import main
 from halter.comparison.options import CompareOptions
 from halter.comparison.whole import CompareKeywords
-from halter.elsewhere import ATTRIBUTES, CALLS, WHOSE
+from halter.elsewhere import ATTRIBUTES, CALLS, MODULE, WHOSE
 from halter.evaluation.options import TaskKeywords, TaskOptions
 from halter.generation.options import GenerationOptions
 from halter.model.inputs import refuse_cast
@@ -215,15 +215,28 @@ NAMES = [(kind, name) for kind, names in CALLS.items() for name in names]
 def test_what_users_of_transformers_call_is_refused_with_the_right_call(kind: str, name: str, run: Path) -> None:
     model, tokenizer = halter.load(BASE)
     adapter = halter.load_adapter(run, model)
-    one: Any = {"model": model, "tokenizer": tokenizer, "adapter": adapter}[WHOSE[kind]]
+    answer = halter.generate(model, tokenizer, ["Hi"], max_new_tokens=1)[0]
+    one: Any = {"model": model, "tokenizer": tokenizer, "adapter": adapter, "answer": answer}[WHOSE[kind]]
     assert type(one).__name__ == kind
     owners = (one, type(one)) if name == "from_pretrained" else (one,)
     for owner in owners:
         with pytest.raises(halter.Refusal) as caught:
+            if name == "__getitem__":
+                owner["generated_text"]
             (owner if name == "__call__" else getattr(owner, name))("Once upon a time", return_tensors="pt")
         assert caught.value.id == "called-otherwise" and caught.value.fix == CALLS[kind][name]
-    for call in re.findall(r"(?:halter|adapter|tokenizer|model)[.](\w+)", CALLS[kind][name]):
-        assert any(hasattr(owner, call) for owner in (halter, tokenizer, model, adapter)), call
+    for call in re.findall(r"(?:halter|adapter|tokenizer|model|answer)[.](\w+)", CALLS[kind][name]):
+        assert any(hasattr(owner, call) for owner in (halter, tokenizer, model, adapter, answer)), call
+
+
+@pytest.mark.parametrize("name", MODULE)
+def test_names_of_others_are_told_by_the_packages_own(name: str) -> None:
+    with pytest.raises(AttributeError, match="here it is") as caught:
+        getattr(halter, name)
+    for own in re.findall(r"halter[.](\w+)", str(caught.value)):
+        assert hasattr(halter, own)
+    with pytest.raises(AttributeError, match="it has: Callback"):
+        halter.nothing_of_anybody  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES["Tokenizer"])

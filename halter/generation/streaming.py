@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from halter.elsewhere import called_otherwise
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
@@ -14,6 +15,7 @@ from halter.generation.stopping import StopStrings
 Finish = Literal["stop", "length", "context"]
 
 
+@called_otherwise
 @dataclass(frozen=True)
 class Generation:
     """One finished answer."""
