@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
-from halter.files.encodings import text_way
+from halter.files.encodings import text_way, wide
 
 LFS = b"version https://git-lfs.github.com/spec/"
 MAX_TEXT_BYTES = 64 << 20
@@ -22,12 +22,13 @@ largest index of a LLaMA, that of 405B, has 0.1 MB."""
 def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """A whole UTF-8 file. Refusal ``file-missing``, ``file-too-large`` or ``file-not-text``."""
     data = read_bytes(path, max_bytes)
+    what = f"is not UTF-8 text: it is {encoding}" if (encoding := wide(data[:4])) else ""
     try:
-        return data.decode("utf-8-sig")
+        if not what:
+            return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        what, fix = f"is not UTF-8 text: {error.reason} at byte {error.start}", text_way(path, data)
-        fix = fix or "give a file of text in UTF-8"
-        raise Refusal("file-not-text", what, where=str(path), fix=fix) from None
+        what = f"is not UTF-8 text: {error.reason} at byte {error.start}"
+    raise Refusal("file-not-text", what, where=str(path), fix=text_way(path, data) or "give a file of text in UTF-8")
 
 
 def lines_of(text: str) -> list[str]:
