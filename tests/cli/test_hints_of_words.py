@@ -258,7 +258,7 @@ RUN = f"--model {BASE} --data rows.jsonl"
         ("--epochs 0,5", "train.num_train_epochs=0.5"),
         ("--max-steps 1k", "train.max_steps=1000"),
         ("--max-steps 1,000", "train.max_steps=1000"),
-        ("--max-steps '\"2\"'", "--max-steps 2"),
+        ("--max-steps '\"2\"'", "train.max_steps=2"),
         ("--max-steps 2,5", "train.max_steps=100"),
         ("--alpha --r 2", "--alpha 32"),
         ("--max-steps", "--max-steps 100"),
