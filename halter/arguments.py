@@ -23,6 +23,7 @@ from halter.errors import Refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST_TOLD = 4
+PAIR = ["Decoder", "Tokenizer"]
 NOT_LOADED = "is given by its folder or name, not loaded"
 WRITE_ROWS = "write the rows to a file"
 AMOUNTS = ("memory",)
@@ -161,6 +162,10 @@ def _bindable(
     places = [p.name for p in known if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     twice = [n for n in places[: len(args)] if n in given]
     missing = [p.name for p in known[len(args) :] if p.default is p.empty and p.name not in given]
+    pairs = [arg for arg in args if isinstance(arg, tuple) and [type(one).__name__ for one in arg] == PAIR]
+    if missing and pairs:
+        what = "halter.load gives a pair, the model and the tokenizer, and here they are one argument"
+        raise Refusal("wrong-argument", what, where=name, fix=f"{LOADED}; {call}")
     for wrong, what in ((twice, "given twice, by place and by name"), (missing, "missing")):
         if wrong:
             raise Refusal("wrong-argument", f"arguments are {what}", where=name, found=wrong, fix=call)

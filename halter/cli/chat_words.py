@@ -22,7 +22,9 @@ HELP = """\
 COMMANDS = tuple(dict.fromkeys(re.findall(r"(?m)^/\w+", HELP)))
 LEAVING = ("/quit", "/exit", "/bye", "quit", "exit", "quit()", "exit()", ":q")
 """Lines that leave; those without a slash do in other programs, and nobody asks them of a model."""
-ELSEWHERE = {"/clear": "/reset", "/new": "/reset", "/regenerate": "/retry", "/load": "/adapter", "/?": "/help"}
+ELSEWHERE = {"/clear": "/reset", "/new": "/reset", "/regenerate": "/retry", "/load": "/adapter", "/?": "/help",
+    "/set": "/temperature X or /system TEXT", "/parameter": "/temperature X",
+}  # fmt: skip
 """{a command of other programs: ours}."""
 
 
@@ -34,7 +36,7 @@ def leaves(line: str) -> bool:
 def meant_by(word: str) -> str:
     """Our command that a word was meant as, with or without its slash; '' for one that is near to none."""
     begun = [one for one in COMMANDS if len(word) > 2 and one.startswith(word)]
-    return next(iter(begun or get_close_matches(word, COMMANDS, 1)), ELSEWHERE.get(word, ""))
+    return ELSEWHERE.get(word) or next(iter(begun or get_close_matches(word, COMMANDS, 1)), "")
 
 
 def unknown(word: str) -> str:

@@ -38,6 +38,7 @@ VERBS = {
 """{command: one line of help}, in the order of --help. The file of the same name holds it."""
 
 ALWAYS = ("--debug", "--quiet", "--verbose")
+SHORT = {"-q": "--quiet", "-v": "--verbose", "-h": "--help"}
 TERMINATED = 143
 
 
@@ -52,11 +53,12 @@ def entry() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit code: 0, 1 failure, 2 the user's mistake, 130 and 143 signals."""
+    arguments = [SHORT.get(word, word) for word in arguments]
     debug, quiet, verbose = (flag in arguments for flag in ALWAYS)
     arguments = [a for a in arguments if a not in ALWAYS]
     loudness(quiet, verbose)
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if not arguments or arguments[0] in ("--help", "help"):
             print(overview())
             return 0
         if arguments[0] in ("--version", "-V"):

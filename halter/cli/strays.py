@@ -37,11 +37,12 @@ def refuse_stray(
     data: Sequence[str],
     recipe: str | None = None,
     rows: str = "--data",
+    resumes: bool = False,
 ) -> None:
     """Refusal ``usage`` where ``word`` is no recipe, or a second one beside ``recipe``.
 
     ``after`` are the words that follow, ``flag`` the last one before it, which took the last of ``overrides``; ``data``
-    is what --data was given, ``rows`` the flag that this command has for rows.
+    is what --data was given, ``rows`` the flag that this command has for rows, ``resumes``: it goes on with runs.
     """
     path = Path(word)
     if recipe is None and path.suffix.lower() in RECIPES and not _rows(path):
@@ -49,7 +50,7 @@ def refuse_stray(
     if not path.exists() and after and is_key(word):
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"a key and its value are one word: {word}={after[0]}")
     if recipe is not None:
-        told = "; ".join(filter(None, (_meant(one, rows) for one in (recipe, word)))).replace("; --", " --")
+        told = "; ".join(filter(None, (_meant(one, rows, resumes) for one in (recipe, word)))).replace("; --", " --")
         fix = f"say what they are: {told}" if told else "keep one of them"
         raise Refusal("usage", f"two recipes: {recipe} and {word}", expected="one recipe and KEY=VALUE", fix=fix)
     if data and (path.is_file() or not path.exists() and path.suffix):
@@ -66,7 +67,7 @@ def refuse_stray(
             f"{word} stands after {flag} {value} and {NO_RECIPE}",
             fix=f"a flag takes one word; for a list give it again: {flag} {value} {flag} {word}",
         )
-    if not any(map(_rest_names, after)) and (meant := _meant(word, rows)):
+    if not any(map(_rest_names, after)) and (meant := _meant(word, rows, resumes)):
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"say what it is: {meant}")
 
 
@@ -143,7 +144,7 @@ def _rows(path: Path) -> bool:
         return file.read(64).lstrip().startswith(b"[")
 
 
-def _meant(word: str, rows: str) -> str:
+def _meant(word: str, rows: str, resumes: bool) -> str:
     """How a file or folder that is no recipe is given, a model or a method by its name; '' for what may be a recipe."""
     path = Path(word)
     if not path.exists():
@@ -152,7 +153,8 @@ def _meant(word: str, rows: str) -> str:
         if any((path / name).is_file() for name in ("config.json", "params.json")):
             return f"--model {word}"
         if (path / "recipe.yaml").is_file():
-            return f"{word}/recipe.yaml is the recipe of a run; --resume --output {word} goes on with it"
+            goes_on = f"; --resume --output {word} goes on with it" if resumes else ""
+            return f"{word}/recipe.yaml is the recipe of a run{goes_on}"
         return f"{rows} {word}"
     return f"{rows} {word}" if path.is_file() and (path.suffix.lower() in _DATA or _rows(path)) else ""
 

@@ -50,7 +50,7 @@ def command(
     """Train an adapter. Every key of a recipe is also a flag; often used: --template alpaca, --validation 0.1,
     --max-length 512, --on-long cut, --r 8, --learning-rate 1e-4, --num-train-epochs 3, --max-steps 100,
     --quantize nf4, --allow ID. `halter init METHOD` lists all of them and says what they do."""
-    recipe, overrides = split(arguments or [], data)
+    recipe, overrides = split(arguments or [], data, resumes=True)
     overrides = (
         as_overrides({"model.path": model, "data.train": data, "method.name": method, "output_dir": output}) + overrides
     )
@@ -92,12 +92,12 @@ def _is_list(value: str) -> bool:
 
 
 def split(
-    arguments: list[str], data: Sequence[str] | None = None, rows: str = "--data"
+    arguments: list[str], data: Sequence[str] | None = None, rows: str = "--data", resumes: bool = False
 ) -> tuple[str | None, list[str]]:
     """(recipe file, overrides) from words such as recipe.yaml, seed=3, --r 8, --r=8, --deterministic.
 
-    ``data`` is what the flag of that name was given, ``rows`` this command's flag for rows. Refusal ``usage`` for a
-    word that can be neither.
+    ``data`` is what the flag of that name was given, ``rows`` this command's flag for rows, ``resumes``: it goes on
+    with runs. Refusal ``usage`` for a word that can be neither.
     """
     refuse_long_dash(arguments, None)
     refuse_apart(arguments)
@@ -116,7 +116,7 @@ def split(
         elif _is_override(word):
             overrides.append(word)
         else:
-            refuse_stray(word, rest, flag, overrides, data or (), recipe, rows)
+            refuse_stray(word, rest, flag, overrides, data or (), recipe, rows, resumes)
             recipe = word
     return recipe, overrides
 

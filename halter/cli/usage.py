@@ -57,10 +57,14 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
     if choice := CHOICE.search(what):
         meant = meant_of(choice[2], re.findall(r"'([^']*)'", choice[3]))
         lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
+        if choice[2].lower() == "gguf":
+            lists = "halter merge RUN --output DIR, and llama.cpp's convert_hf_to_gguf.py makes GGUF of DIR"
     if "unexpected extra argument" in what:
         loose = _loose(arguments)[len(command.split()) - 2 :]  # without a second word
         if both := base_beside(loose):
             return Refusal("usage", "more than one run, adapter or model", found=loose, fix=both)
+        if len(loose) > 1 and context and not Path(loose[-1]).exists() and "--output" in _flags(context.command):
+            return Refusal("usage", f"{loose[-1]} stands without a flag", fix=f"--output {loose[-1]} writes it there")
         *named, last = loose or [""]
         free = context is not None and "--output" in _flags(context.command) and "--output" not in arguments
         if free and named and not Path(last).exists():

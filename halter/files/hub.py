@@ -40,7 +40,7 @@ SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "USE_POLICY*", "NO
 """What is fetched beside the weights: configuration, tokenizer, templates, licence."""
 NEVER = ["*/*", "*.bin.index.json", "*.index.fp16.json", "training_args.json", "trainer_state.json"]
 _SAFETENSORS, _META = ["model*.safetensors"], ["consolidated*.pth"]
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LINE_EVERY_SECONDS = 10.0
 _WEB = "https://huggingface.co"
 

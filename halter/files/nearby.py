@@ -55,7 +55,7 @@ def no_adapter(folder: Path) -> Refusal:
         return Refusal("not-an-adapter", what, where=str(folder), fix=f"copy {ADAPTER_CONFIG} from {_TRAINED}")
     if kind_of(folder) == "model":
         what = "this folder holds a model, not an adapter"
-        fix = f"give an adapter or run folder; the model is named with --model {folder}"
+        fix = f"give an adapter or run folder; this is one for --model, where a command has that: --model {folder}"
         return Refusal("not-an-adapter", what, where=str(folder), fix=fix).calls(
             f'model, tokenizer = halter.load("{folder}"); halter.adapt(model, "lora") makes an adapter for it'
         )
@@ -166,9 +166,14 @@ def base_beside(words: Iterable[str]) -> str:
     """How a run or adapter and the model that is named beside it are typed; '' of anything else."""
     kinds = {word: kind_of(Path(word)) for word in words}
     tuned = [word for word, kind in kinds.items() if kind in ("run", "adapter")]
-    others = [word for word, kind in kinds.items() if kind == "model" or not Path(word).exists() and "/" in word]
+    others = [word for word, kind in kinds.items() if kind == "model" or _on_the_hub(Path(word))]
     told = f"the base is named with --model: {tuned[0]} --model {others[0]}" if tuned and others else ""
     return told if len(tuned) == len(others) == 1 and len(kinds) == 2 else ""
+
+
+def _on_the_hub(named: Path) -> bool:
+    """Whether a name that is nothing here may be a hub's: OWNER/NAME, where no folder is called as the owner is."""
+    return not named.exists() and len(named.parts) == 2 and not named.parent.exists() and not named.is_absolute()
 
 
 def refuse_inside_adapter(file: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 from endless import ended
 from playground_run import finished, write_rows
 
-from halter.cli import adapters, main, strays
+import halter
+from halter.cli import adapters, chat_words, main, strays
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.files.runs import RunFolder
@@ -373,3 +374,35 @@ def test_a_folder_with_a_long_number_in_its_name_is_no_weight() -> None:
     with ended(20):
         assert not adapters._is_weight(f"{'1' * 60}-lora")
     assert adapters._is_weight("0.5,") and adapters._is_weight(",-0.25,1") and not adapters._is_weight("0.5-1")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("merge {base} out/merged", "out/merged stands without a flag. Fix: --output out/merged writes it there. ["),
+        ("adapters convert {base} --to gguf --output g", "convert_hf_to_gguf.py makes GGUF of DIR. ["),
+        ("inspect runs/mine", "runs/mine/recipe.yaml is the recipe of a run. ["),
+        ("chat hello", "hello: there is no such folder."),
+    ],
+)
+def test_words_are_told_as_what_they_can_be_there(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    verb, *rest = words.format(base=BASE).split()
+    err = said(capsys, verb, *rest)
+    assert told in err, err
+
+
+def test_short_flags_are_those_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["generate", BASE, "--prompt", "Hi", "--max-new-tokens", "1", "-q"]) == 0
+    assert "threads" not in capsys.readouterr().err
+    assert main.run(["-h"]) == main.run(["plan", "-h"]) == 0
+
+
+def test_a_command_of_other_programs_is_never_told_as_one_that_loses_something() -> None:
+    assert "/temperature X or /system TEXT" in chat_words.unknown("/set") and "/reset" in chat_words.unknown("/clear")
+
+
+def test_a_model_that_is_still_a_pair_is_told_so() -> None:
+    pair = halter.load(BASE, say=lambda _: None)
+    with pytest.raises(Refusal, match="a pair, the model and the tokenizer") as refused:
+        halter.generate(pair, "Hi")  # type: ignore[call-arg, arg-type]
+    assert "model, tokenizer = halter.load(" in refused.value.fix
