@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from halter.errors import Refusal
+from halter.files.nearby import kind_of
 from halter.files.row_names import PACKED, SUFFIXES
 
 RECIPES = (".yaml", ".yml", ".json")
 NAMES = ("model", "method", "data", "checks", "train")
 """As halter.recipe has them, which takes seconds to import; a test holds the two alike."""
 _DATA = (*(suffix for suffix in SUFFIXES if suffix not in RECIPES), PACKED)
+SCRIPTS = (".sh", ".bash", ".zsh", ".cmd", ".bat")
 LONG_DASH = re.compile(r"-?[\u2010-\u2015\u2212]+-?([A-Za-z][A-Za-z0-9_.-]*)(?:=.*)?", re.DOTALL)
 """A flag whose two hyphens a web page or a word processor has made one long dash of."""
 OPENED = re.compile(r"((?:-{0,2}[\w.-]+=)?)([\[{].*)", re.DOTALL)
@@ -49,6 +51,13 @@ def refuse_stray(
         return
     if not path.exists() and after and is_key(word):
         raise Refusal("usage", f"{word} {NO_RECIPE}", fix=f"a key and its value are one word: {word}={after[0]}")
+    if not path.exists() and (method := _named(word)).startswith("--method"):
+        one, several = ("--method", "--method A,B") if rows == "--data" else ("--methods", "--methods A,B")
+        what, fix = f"{word} is a method's name without a flag", f"{one} {method.split()[1]}; several: {several}"
+        raise Refusal("usage", what, fix=fix)
+    if not resumes and rows != "--data" and kind_of(path) in ("run", "adapter"):
+        fix = "halter evaluate RUN scores one, halter adapters diff RUN RUN shows how two differ"
+        raise Refusal("usage", f"{word} is trained already, and compare trains what it compares", fix=fix)
     if recipe is not None:
         told = "; ".join(filter(None, (_meant(one, rows, resumes) for one in (recipe, word)))).replace("; --", " --")
         fix = f"say what they are: {told}" if told else "keep one of them"
@@ -156,6 +165,8 @@ def _meant(word: str, rows: str, resumes: bool) -> str:
             goes_on = f"; --resume --output {word} goes on with it" if resumes else ""
             return f"{word}/recipe.yaml is the recipe of a run{goes_on}"
         return f"{rows} {word}"
+    if path.suffix.lower() in SCRIPTS:
+        return f"halter init --from {word} halter-recipe.yaml writes a recipe of the command line in it"
     return f"{rows} {word}" if path.is_file() and (path.suffix.lower() in _DATA or _rows(path)) else ""
 
 

@@ -56,12 +56,28 @@ def command(
     )
     if resume and recipe is None and model is None:  # --data: the same rows may lie elsewhere by now
         recipe = begun(output)
+        _refuse_other_method(recipe, method or ())
     refuse_unreadable(recipe)
     if recipe is None and not overrides:
         raise Refusal("nothing-to-train", "training needs a model and data", fix=NEEDS)
     from halter.run import train
 
     train(recipe, overrides, resume=resume, dry_run=dry_run)
+
+
+def _refuse_other_method(recipe: str, asked: Sequence[str]) -> None:
+    """Refusal ``run-differs`` of a run that is to go on with another method than it was begun with."""
+    from halter.files import yaml12
+    from halter.methods.method import spelt
+
+    held = yaml12.read(recipe).data["method"]
+    names = [one["name"] for one in (held if isinstance(held, list) else [held])]
+    wanted = [spelt(part.strip(), names) for word in asked for part in word.split(",")]
+    if wanted and wanted != names:
+        run = Path(recipe).parent
+        what = f"this run trains {', '.join(names)}, and {', '.join(wanted)} is asked"
+        fix = f"halter train --resume --output {run} goes on with it; another method is another run: another --output"
+        raise Refusal("run-differs", what, where=str(run), fix=fix)
 
 
 def begun(output: str | None) -> str:

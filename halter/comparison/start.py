@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from halter.files import folders, writing, yaml12
 from halter.files.folders import set_aside
 from halter.files.reading import read_json
 from halter.recipe.fields import keys_of
-from halter.recipe.gather import gather
+from halter.recipe.gather import Gathered, gather
 from halter.recipe.write import handed
 
 SECTION, VARIANTS = "compare", "variants"
@@ -26,6 +26,8 @@ LISTS = ("methods", "precisions", "tasks")
 """Options that may be written as one word, too."""
 TASK, ROWS = "manners", {"train": 700, "validation": 80, "test": 100}
 GENERAL_DOCUMENTS = 60
+LENGTHS = ("max_steps", "num_train_epochs")
+"""Of the train section, how long a run is, which a comparison decides."""
 QUICK: dict[str, Any] = {"tokens": 50_000, "seeds": 3, "max_new_tokens": 40, "precisions": ("float32", "nf4")}
 """What --quick changes of the options that are still at their defaults: ten minutes on two cores."""
 
@@ -135,10 +137,11 @@ def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The recipe with overrides such as ``data.max_length=256`` in it, each in its section, nothing else filled in.
+def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(the recipe with overrides such as ``data.max_length=256`` in it, each in its section, nothing else filled in;
+    the methods that they name).
 
-    Refusal ``recipe`` names every mistake.
+    Refusal ``recipe`` names every mistake, ``compare-options`` what no run would obey.
     """
     gathered = gather(yaml12.Document(dict(source), source="recipe"), overrides)
     if gathered.problems:
@@ -148,7 +151,36 @@ def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
             found=gathered.problems,
             fix="correct these; halter init METHOD writes a recipe with every key explained",
         )
+    if wrong := list(_without_effect(gathered)):
+        what, fix = "what is given has no effect in a comparison", "; ".join(dict.fromkeys(way for _, way in wrong))
+        raise Refusal("compare-options", what, found=[name for name, _ in wrong], fix=fix)
     found: dict[str, Any] = {
         name: {key: given.value for key, given in keys.items()} for name, keys in gathered.sections.items() if name
     }
-    return {name: keys for name, keys in found.items() if keys}
+    return {name: keys for name, keys in found.items() if keys}, [
+        method["name"].value for method in gathered.methods if method["name"].override
+    ]
+
+
+def _without_effect(gathered: Gathered) -> Iterator[tuple[str, str]]:
+    """(name, what to do instead) of every key that was given beside the recipe and that no run of it would obey."""
+    for key, given in gathered.sections["train"].items():
+        if given.override and key in LENGTHS:
+            yield f"{given.name} {given.value}", "every run has as many --tokens"
+    for method in gathered.methods:
+        for key, given in method.items():
+            if given.override and key != "name":
+                name = method["name"].value
+                variant = f"variants: {{mine: {{name: {name}, {key}: {given.value}}}}}"
+                yield f"{given.name} {given.value}", f"in a recipe: compare: {{methods: [mine], {variant}}}"
+
+
+def chosen_methods(options: CompareOptions, named: Sequence[str]) -> CompareOptions:
+    """The options with the methods that --method names, where --methods does not. Refusal ``compare-options``."""
+    if not named:
+        return options
+    if options.methods not in (CompareOptions().methods, tuple(named)):
+        found = [f"--methods {','.join(options.methods)}", f"--method {','.join(named)}"]
+        both = ",".join(dict.fromkeys([*options.methods, *named]))
+        raise Refusal("compare-options", "methods are given twice", found=found, fix=f"--methods {both}")
+    return replace(options, methods=tuple(named))

@@ -134,10 +134,12 @@ def compare(
     chosen = start.options_of(section, flags, "compare")
     if quick:
         recipe, chosen = start.quick(chosen, folder / "playground")
+    recipe, named = start.overridden(recipe, overrides)
+    chosen = start.chosen_methods(chosen, named)
     for (name, key), value in {("model", "path"): model, ("data", "train"): _one_or_all(train)}.items():
         if value is not None:
+            _refuse_twice(key, value, recipe, overrides)
             recipe[name] = {**_section(recipe, name), key: value}
-    recipe = start.overridden(recipe, overrides)
     engine.tell_unwritable(say)
     say(f"comparison: {folder}")
     with counting(source):
@@ -151,6 +153,15 @@ def _one_or_all(files: str | Sequence[str] | None) -> str | list[dict[str, str]]
     if files is None or isinstance(files, str):
         return files
     return files[0] if len(files) == 1 else [{"path": file} for file in files]
+
+
+def _refuse_twice(key: str, value: object, recipe: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refusal ``compare-options`` of rows to train on that stand under two names."""
+    before = _section(recipe, "data").get("train")
+    if key == "train" and before not in (None, value) and start.overridden({}, overrides)[0].get("data", {}).get(key):
+        found = [f"--train {value}", f"--data {before}"]
+        fix = "keep one of them; for several files give --train again"
+        raise Refusal("compare-options", "rows to train on are given twice", found=found, fix=fix)
 
 
 def _section(source: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -62,3 +62,21 @@ def test_quick_makes_its_rows_itself(tmp_path: Path) -> None:
     assert not set(parts["train"]) & set(parts["test"]) and not set(parts["validation"]) & set(parts["test"])
     assert options.seeds == 1 and options.tokens == start.QUICK["tokens"] and Path(str(options.general)).is_file()
     assert Path(source["model"]["path"]).is_dir()
+
+
+def test_what_no_run_would_obey_is_refused() -> None:
+    assert start.overridden({}, ["method=dora", "lr=1e-3"]) == ({"train": {"learning_rate": 1e-3}}, ["dora"])
+    with pytest.raises(Refusal, match="no effect in a comparison") as caught:
+        start.overridden({}, ["r=4", "max_steps=2"])
+    assert caught.value.found == ("max_steps 2", "r 4")
+    assert "--tokens" in caught.value.fix and "variants: {mine: {name: lora, r: 4}}" in caught.value.fix
+    assert start.overridden({"train": {"max_steps": 3}}, [])[1] == []  # a recipe for training is taken as it is
+
+
+def test_methods_and_rows_under_both_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start.chosen_methods(CompareOptions(), ["dora"]).methods == ("dora",)
+    with pytest.raises(Refusal, match="methods are given twice") as caught:
+        start.chosen_methods(CompareOptions(methods=("lora",)), ["dora"])
+    assert caught.value.fix == "--methods lora,dora"
+    words = ["compare", "--model", "m", "--train", "a.jsonl", "--data", "b.jsonl", "--output", str(tmp_path / "x")]
+    assert main.run(words) == 2 and "rows to train on are given twice" in capsys.readouterr().err

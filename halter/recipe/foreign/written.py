@@ -12,6 +12,7 @@ from halter.recipe.foreign.tables import Reading
 from halter.recipe.sections import BLANK_DATA, BLANK_MODEL, ORDER
 
 SHOWN = 6
+WRITTEN = "halter-recipe.yaml"
 
 
 def as_data(reading: Reading) -> dict[str, Any]:
@@ -87,19 +88,23 @@ def _some(items: Iterable[str]) -> str:
     return ", ".join(listed[:width]) + more
 
 
-def command(source: str) -> str:
-    """The command that writes a recipe of ours from such a file."""
-    return f"halter init --from {shlex.quote(source)} halter-recipe.yaml && halter train halter-recipe.yaml"
+def command(source: str, needs: Iterable[str] = ()) -> str:
+    """The commands that write a recipe of ours from such a file and train it; ``needs``: what has to be filled in."""
+    lacking = ", ".join(needs)
+    between = f", fill in {lacking} there, then: " if lacking else " && "
+    return f"halter init --from {shlex.quote(source)} {WRITTEN}{between}halter train {WRITTEN}"
 
 
 def refusal(reading: Reading) -> Refusal:
-    """``foreign-recipe``: whose recipe it is, how it is read, and the command that writes ours from it."""
+    """``foreign-recipe``: whose recipe it is, how it is read, and the command that writes ours from it; of another kind
+    of training ``foreign-training``."""
+    refuse_other_training(reading)
     return Refusal(
         "foreign-recipe",
         f"this is a recipe of {reading.tool.title}, whose defaults and keys mean other things than Halter's",
         where=reading.source,
         found=summary(reading, defaults=False),
-        fix=command(reading.source),
+        fix=command(reading.source, reading.needs),
     )
 
 
