@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from halter.errors import Refusal
 from halter.files.nearby import kind_of
@@ -190,10 +192,20 @@ def is_key(word: str) -> bool:
     if not first.isidentifier():
         return False
     from halter.recipe.aliases import ALIASES
+
+    return first in ALIASES or bool(_declared(first))
+
+
+def takes_pairs(flag: str) -> bool:
+    """Whether a recipe's key of this flag takes names and values, of which a single pair may be given as name=value."""
+    name = flag.removeprefix("--").replace("-", "_").rpartition(".")[2]
+    return any(typing.get_origin(kind) in (dict, Mapping) for kind in _declared(name))
+
+
+def _declared(key: str) -> list[Any]:
+    """The types of a recipe's keys of this name, in whichever section or method."""
     from halter.recipe.fields import keys_of
     from halter.recipe.sections import SECTIONS, method_class, method_names
 
-    if first in ALIASES:
-        return True
-    options = [*SECTIONS.values(), *map(method_class, method_names())]
-    return any(first in keys_of(one) for one in options)
+    known = map(keys_of, [*SECTIONS.values(), *map(method_class, method_names())])
+    return [keys[key].type for keys in known if key in keys]

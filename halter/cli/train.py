@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from halter.cli.strays import refuse_apart, refuse_long_dash, refuse_stray, refuse_unreadable
+from halter.cli.strays import refuse_apart, refuse_long_dash, refuse_stray, refuse_unreadable, takes_pairs
 from halter.errors import Refusal
 
 SETTINGS = {"ignore_unknown_options": True}
@@ -126,7 +126,7 @@ def split(
         if word.startswith("--"):
             flag = word.partition("=")[0]
             if "=" not in word:
-                alone = not rest or rest[0].startswith("--") or _is_override(rest[0])
+                alone = not rest or rest[0].startswith("--") or (_is_override(rest[0]) and not takes_pairs(flag))
                 word += "=" + ("true" if alone else rest.pop(0))
             overrides.append(word.removeprefix("--"))
         elif _is_override(word):

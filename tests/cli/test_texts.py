@@ -203,6 +203,8 @@ def test_what_is_typed_in_a_chat_beside_what_is_asked() -> None:
         ("demo --output demo.html", "give a folder's name: demo. "),
         ("generate BASE --input semi.csv --columns '{prompt: promt}'", "promt (did you mean prompt?)"),
         ("evaluate runs/mine --data te.jsonl --fewshot 3", "fewshot: is of tasks, and none is named (--tasks)"),
+        ("train --model BASE --data te.jsonl --columns prompt=level", "data.columns='{prompt: level}', quoted"),
+        ("train --model BASE --data te.jsonl --roles a=user seed=2", "data.roles='{a: user}', quoted"),
         ("merge runs/mine --output mine.gguf", "give a folder's name: mine, which llama.cpp's"),
         ("train --model BASE --data te.jsonl --output my.safetensors", "give a folder's name: my. [writes-a-folder]"),
         ("evaluate runs/mine --data te.jsonl --output report.json", "give a folder's name: report. "),
