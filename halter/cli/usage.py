@@ -48,8 +48,7 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
     if "possibilities" in vars(error) and context is not None:
         found = list(_unknown(context.command, verb, arguments, built)) or [error.option_name]
         if all("(" not in flag and is_key(flag.strip("-")) for flag in found):
-            typed = " ".join(_with_value(flag, arguments) for flag in found)
-            lists = f"a recipe's keys are changed in its file, or where it is trained: halter train recipe.yaml {typed}"
+            lists = _keys_elsewhere([_with_value(flag, arguments) for flag in found], context.command)
         return Refusal("usage", f"{command} has no such flag", found=found, fix=lists)
     what = error.format_message().replace("Value error, ", "")  # pydantic's own words before ours
     if number := NUMBER.search(what):
@@ -76,6 +75,20 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
         return Refusal("usage", what, fix=lists)
     words = [one.metavar or one.name.upper() for one in context.command.params if one.param_type_name == "argument"]
     return Refusal("usage", what, fix=f"it is typed {' '.join([command, *words])}; {lists}")
+
+
+def _keys_elsewhere(typed: Sequence[str], command: Any) -> str:
+    """Where a recipe's keys go that a command has no flags for, each with its value as it was typed."""
+    from halter.data.options import DataOptions
+
+    names = [re.split("[= ]", one)[0].strip("-").replace("-", "_") for one in typed]
+    takes = any("data.KEY=VALUE" in (one.metavar or "") for one in command.params)
+    if takes and all(name in DataOptions.__dataclass_fields__ for name in names):
+        values = [re.split("[= ]", one, maxsplit=1)[1:] or ["true"] for one in typed]
+        return "here " + " ".join(f"data.{name}={value[0]}" for name, value in zip(names, values))
+    return (
+        f"a recipe's keys are changed in its file, or where it is trained: halter train recipe.yaml {' '.join(typed)}"
+    )
 
 
 def _loose(arguments: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from halter.comparison.options import CompareOptions
+from halter.data.load import respelt_way
 from halter.data.options import DataOptions, Source
 from halter.data.row_files import Fault
 from halter.data.sources import read_source
@@ -87,15 +88,11 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
 def _read(source: Source) -> list[Row]:
     name, count = source.parts
     found = list(read_source(name))
-    faults = [str(one) for one in found if isinstance(one, Fault)]
+    faults = [one for one in found if isinstance(one, Fault)]
     if faults:
-        raise Refusal(
-            "bad-rows",
-            "rows that cannot be read",
-            where=name,
-            found=faults,
-            fix="correct or remove these rows; halter inspect --data FILE shows how a file is read",
-        )
+        usual = "correct or remove these rows; halter inspect --data FILE shows how a file is read"
+        fix = respelt_way(faults) or usual
+        raise Refusal("bad-rows", "rows that cannot be read", where=name, found=faults, fix=fix)
     limit = min(n for n in (count, source.limit, len(found)) if n is not None)
     return [one[1] for one in found[:limit] if not isinstance(one, Fault)]
 

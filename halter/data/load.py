@@ -253,5 +253,5 @@ def way_out(faults: Sequence[Fault], rows: int, tokenizer: Tokenizer) -> str:
     broken = [place(fault.origin)[0] for fault in faults if fault.kind.startswith("invalid UTF-8")]
     ways += [way for name in list(dict.fromkeys(broken))[:1] if (way := as_utf8(Path(name)))]
     if len(faults) < rows:
-        ways.append("data.on_bad=skip (--on-bad skip) leaves them out and counts them")
+        ways.append("data.on_bad=skip leaves them out and counts them")
     return "; ".join(ways) or "correct the rows in the file: there is none that can be used"

@@ -68,7 +68,7 @@ def test_every_token_and_count_is_what_training_sees(model: str, tmp_path: Path)
     for low, high, count in found.histogram:
         assert count == sum(low <= len(example.tokens) <= high for example in data)
     assert found.faults == [("missing key output (has instruction)", 1, f"{path}:122")]
-    fix = "data.on_bad=skip (--on-bad skip) leaves them out and counts them"
+    fix = "data.on_bad=skip leaves them out and counts them"
     assert found.stops == [f"1 of 123 rows cannot be used ({fix})"]
     report = found.job.data.report
     assert (report.long_dropped, report.duplicates) == (1, 1) and report.long_shown[0].startswith(f"{path}:121: ")

@@ -185,7 +185,7 @@ def test_equal_faults_are_told_together_in_six_lines(
         load(tokenizer, write(tmp_path / "many.jsonl", many))
     assert main._report(caught.value, debug=False) == 2
     assert len(capsys.readouterr().err.strip().split("\n")) <= 6
-    assert "--on-bad skip" in str(caught.value)
+    assert "data.on_bad=skip" in str(caught.value)
 
 
 def test_places_of_faults() -> None:
