@@ -86,9 +86,8 @@ def _keys_elsewhere(typed: Sequence[str], command: Any) -> str:
     if takes and all(name in DataOptions.__dataclass_fields__ for name in names):
         values = [re.split("[= ]", one, maxsplit=1)[1:] or ["true"] for one in typed]
         return "here " + " ".join(f"data.{name}={value[0]}" for name, value in zip(names, values))
-    return (
-        f"a recipe's keys are changed in its file, or where it is trained: halter train recipe.yaml {' '.join(typed)}"
-    )
+    train = f"halter train recipe.yaml {' '.join(typed)}"
+    return f"a recipe's keys are changed in its file, or where it is trained: {train}"
 
 
 def _loose(arguments: Sequence[str]) -> list[str]:

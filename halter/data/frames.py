@@ -30,9 +30,7 @@ def for_long_rows(encoder: Encoder, report: DataReport) -> tuple[str, str]:
     own = frame(encoder, template, beside)
     told = f"the longest has {report.longest_seen}, of which about {own} are the template's ({template.name})"
     if own >= encoder.options.max_length:  # cutting leaves nothing of the row itself
-        keeps = (
-            f"raise --max-length, of which the template alone takes about {own}; {report.longest_seen} keeps every row"
-        )
+        keeps = f"raise --max-length, the template alone takes about {own}; {report.longest_seen} keeps every row"
     room = encoder.options.max_length - (report.longest_seen - own)
     if encoder.tokenizer.chat_template is not None:  # another one is not what the base has learned
         return told, keeps

@@ -83,10 +83,7 @@ def followed(err: str, base: str, lead: str = "") -> int:
         (f"train --model {BASE} --data=\"'rows.jsonl'\"", "leave them out: --data rows.jsonl"),
         ("merge \"'runs/mine'\" --output m", "leave them out: runs/mine"),
         ("init lora x.yaml --lr 1e-4", "halter train recipe.yaml --lr 1e-4"),
-        (
-            "evaluate runs/mine --data rows.jsonl --on-bad skip --on-long=cut",
-            "here data.on_bad=skip data.on_long=cut. [",
-        ),
+        ("evaluate runs/mine --on-bad skip --id-column=x", "Fix: here data.on_bad=skip data.id_column=x. ["),
         ("train --model llama3:8b --data rows.jsonl", "--model meta-llama/Meta-Llama-3-8B"),
         ("train --model Llama-3.1-8B --data rows.jsonl", "--model meta-llama/Llama-3.1-8B"),
         ("train --model llama3.1:70b-instruct-q4_0 --data rows.jsonl", "--model meta-llama/Llama-3.1-70B"),
