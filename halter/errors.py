@@ -29,6 +29,13 @@ WAIVABLE: dict[str, str] = {
 """{id: what is waived}: every refusal that ``checks.allow`` may waive. Bytes that are damaged have no waiver."""
 
 
+FLAG = re.compile(r"--([a-z][\w-]*)(?: ([\w./-][^\s;,)]*))?")
+
+
+def _keyword(name: str, value: str | None) -> str:
+    return name if value is None else f"{name}={value}" if value.isdecimal() else f'{name}="{value}"'
+
+
 class HalterError(Exception):
     """A failure that is not the user's mistake. The command line ends with exit code 1."""
 
@@ -76,6 +83,10 @@ class Refusal(HalterError):
         """The same, the exception's own text with what to do in Python as its fix."""
         self.call, self.args = call, (self.paragraph(fix=call),)
         return self
+
+    def by_keyword(self) -> Refusal:
+        """The same, the exception's own text with keywords where the fix has flags."""
+        return self.calls(FLAG.sub(lambda flag: _keyword(flag[1].replace("-", "_"), flag[2]), self.fix))
 
     def many(self) -> bool:
         """Whether what was found is too long to be told in a row."""

@@ -72,7 +72,8 @@ def resolve(
     if "://" in name or name.startswith(("huggingface.co/", "hf.co/")):
         hub = re.split(r"(?:huggingface|hf)\.co/", name)[-1].strip("/").split("/")[:2] if ".co/" in name else []
         fix = f"--model {'/'.join(hub)}, its name there" if len(hub) == 2 else "fetch its files and give their folder"
-        raise Refusal("model-not-found", "addresses are not read", where=name, fix=fix)
+        refusal = Refusal("model-not-found", "addresses are not read", where=name, fix=fix)
+        raise refusal.calls(fix.removeprefix("--model "))
     beside = folder.parent
     if (
         "/" in name and not folder.exists() and beside.is_dir() and any(beside.iterdir())

@@ -189,7 +189,7 @@ def with_system(prompt: Prompt, system: str, template: Template) -> list[dict[st
 def system_unused(why: str = "without a chat template the prompt is used word for word") -> Refusal:
     """Refusal ``system-unused``: nothing that is asked has a place for a system message."""
     fix = "give --template (llama-3, alpaca, ...), or write it into the prompt"
-    return Refusal("system-unused", f"there is no place for a system message: {why}", fix=fix)
+    return Refusal("system-unused", f"there is no place for a system message: {why}", fix=fix).by_keyword()
 
 
 def told_of_marks(prompts: Sequence[Prompt], template: Template) -> str:

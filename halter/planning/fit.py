@@ -46,10 +46,10 @@ def bytes_of(words: str) -> int:
         meant = f"{found[1].replace(',', '.')}{found[2][:1].upper()}B" if found and unit[:1] in ("m", "g", "t") else ""
         fix = f"--memory {meant}" if meant and float(meant[:-2]) > 0 else ""
         what = f"{words!r} is not read as memory"
-        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=fix)
+        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=fix).by_keyword()
     if not unit and float(found[1]) < LEAST_BYTES:
         what, fix = f"{found[1]} what? An amount of memory has a unit", f"--memory {with_unit(found[1])}"
-        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=fix)
+        raise Refusal("memory-amount", what, expected="such as 8GB, 7.5GiB or 800MB", fix=fix).by_keyword()
     return int(float(found[1]) * UNITS[unit])
 
 

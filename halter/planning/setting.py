@@ -50,7 +50,7 @@ def shape_of(name: str, revision: str | None = None) -> ModelConfig:
             "a plan needs a model",
             expected=f"a folder, a hub id, or {', '.join(preset_names())}",
             fix="--model DIR or --model llama-3.1-8b",
-        )
+        ).by_keyword()
     if name in preset_names() and not Path(name).exists():
         return preset(name)
     if not Path(name).expanduser().exists() and "/" not in name:

@@ -75,7 +75,8 @@ def device(name: str) -> Rates:
         near = near or get_close_matches(words, DEVICES, 1, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         fix = "name the memory instead, e.g. --memory 24GB"
-        raise Refusal("unknown-device", f"no rates are known of {name!r}{hint}", expected=", ".join(DEVICES), fix=fix)
+        what, known = f"no rates are known of {name!r}{hint}", ", ".join(DEVICES)
+        raise Refusal("unknown-device", what, expected=known, fix=fix).by_keyword()
     return DEVICES[words]
 
 

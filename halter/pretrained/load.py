@@ -85,7 +85,7 @@ def located(path_or_hub_id: str | Path, revision: str | None = None, *, weights:
         repository = preset_repository(shape)
         fix = f"--model {repository}, which the hub fetches" if repository else "give the folder of its weights"
         what = f"is a shape that halter plan knows as {shape}, not a model on this machine"
-        raise Refusal("preset-name", what, where=name, fix=fix)
+        raise Refusal("preset-name", what, where=name, fix=fix).calls(fix.removeprefix("--model "))
     return resolve(path_or_hub_id, revision, weights=weights, say=say)
 
 

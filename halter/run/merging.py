@@ -128,7 +128,7 @@ def merge_named(
             raise no_adapter(Path(named))
         raise Refusal(
             "nothing-to-merge", "no adapter is named", fix="give a run folder, an adapter folder or --adapter"
-        )
+        ).by_keyword()
     refuse_unwritable(str(output), folder=True)
     shape = load_config(subject.base, subject.revision)
     refuse_unfoldable(planned(subject.adapter, shape, opening.allow))

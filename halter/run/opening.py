@@ -122,7 +122,8 @@ def find(named: str | Path | None = None, *, model: str | None = None, adapter: 
     if tuned is None:
         base = model or named
         if base is None:
-            raise Refusal("nothing-named", "no model is named", fix="give a run folder, an adapter folder, or --model")
+            fix = "give a run folder, an adapter folder, or --model DIR"
+            raise Refusal("nothing-named", "no model is named", fix=fix).by_keyword()
         return Subject(str(base))
     other = str(named) if named is not None and tuned is not named else None
     return _tuned(Path(tuned), model or other)
@@ -154,14 +155,15 @@ def _tuned(folder: Path, base: str | None) -> Subject:
         return Subject(base, None, place, path, recipe, facts)
     name = recipe.model.path if recipe is not None else known.get("name")
     if not name:
-        raise Refusal("base-unknown", "the adapter does not say what its base is", where=str(place), fix="give --model")
+        what = "the adapter does not say what its base is"
+        raise Refusal("base-unknown", what, where=str(place), fix="give --model DIR").by_keyword()
     # A relative path was meant from where training was started.
     absolute = known.get("folder")
     moved = not Path(name).expanduser().is_dir() and absolute is not None and Path(absolute).is_dir()
     revision = None if moved else known.get("revision")
     if absolute is not None and revision is None and not (moved or Path(name).expanduser().exists()):
         what = f"{folder} was trained on {name}, and there is no such folder now"
-        raise Refusal("model-not-found", what, fix="say where its base lies now: --model DIR")
+        raise Refusal("model-not-found", what, fix="say where its base lies now: --model DIR").by_keyword()
     return Subject(str(absolute) if moved else str(name), revision, place, path, recipe, facts)
 
 
@@ -240,7 +242,7 @@ def _compare_tokenizers(subject: Subject, tokenizer: Tokenizer, say: Say, allow:
             found=[f"this one's SHA-256 is {tokenizer.digest[:16]}..., the adapter's had {str(trained_on)[:16]}..."],
             fix="give the folder that the adapter was trained on (--model)",
             waivable=True,
-        )
+        ).by_keyword()
     say(f"waived, tokenizer-differs: {what}")
 
 

@@ -91,7 +91,7 @@ def held_out_rows(
                 raise system_unused("tasks are asked as lm-eval writes them")
             return Examples([]), "no rows, tasks alone"
         if known.validation is None:
-            raise Refusal("no-data", "there are no rows to score", fix="give --data FILE")
+            raise Refusal("no-data", "there are no rows to score", fix="give --data FILE").by_keyword()
         held = _validation(opened, known, scoring.system, seed, say)
         count = len(held) if limit is None else min(limit, len(held))
         return Examples([held[i] for i in range(count)]), f"{count} of {len(held)} validation rows"

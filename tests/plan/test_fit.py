@@ -172,5 +172,5 @@ def test_devices_are_known_as_people_type_them(typed: str, name: str) -> None:
     ("typed", "near"), [("a100", "a100-40gb or a100-80gb"), ("rtx 3060", "rtx-3060-12gb"), ("h100", "h100-sxm")]
 )
 def test_what_could_be_meant_is_said_and_not_taken(typed: str, near: str) -> None:
-    with pytest.raises(Refusal, match=rf"did you mean {near}\?.*Expected: a100-40gb, .*--memory"):
+    with pytest.raises(Refusal, match=rf"did you mean {near}\?.*Expected: a100-40gb, .*memory="):
         speed.device(typed)
