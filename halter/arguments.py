@@ -166,9 +166,12 @@ def _bindable(
     if missing and pairs:
         what = "halter.load gives a pair, the model and the tokenizer, and here they are one argument"
         raise Refusal("wrong-argument", what, where=name, fix=f"{LOADED}; {call}")
-    for wrong, what in ((twice, "given twice, by place and by name"), (missing, "missing")):
-        if wrong:
-            raise Refusal("wrong-argument", f"arguments are {what}", where=name, found=wrong, fix=call)
+    if twice:
+        raise Refusal(
+            "wrong-argument", "arguments are given twice, by place and by name", where=name, found=twice, fix=call
+        )
+    if missing:
+        raise Refusal("wrong-argument", f"arguments are missing: {', '.join(missing)}", where=name, fix=call)
     if len(args) > len(places):
         what = f"{len(args)} arguments by place; the first {len(places)} are taken so, the others by name"
         raise Refusal("wrong-argument", what, where=name, expected=", ".join(names), fix=call)

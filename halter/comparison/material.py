@@ -46,10 +46,8 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     no rows, ``bad-rows``, ``compare-differs`` where the folder holds other rows, and those of sources.
     """
     if not options.test:
-        what = "a comparison needs rows to score, which no run is trained on"
-        raise Refusal(
-            "compare-data", what, found=["compare.test"], fix="--test FILE; in a recipe compare.test: FILE"
-        ).by_keyword()
+        what = "compare.test is not given: a comparison needs rows to score, which no run is trained on"
+        raise Refusal("compare-data", what, fix="--test FILE; in a recipe compare.test: FILE").by_keyword()
     if any(source.weight != 1 for source in data.sources):
         say("note: a comparison takes every row as often as every other; weights of sources are not used")
     rows: dict[str, list[Row]] = {"train": [row for source in data.sources for row in _read(source)]}

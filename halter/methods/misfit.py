@@ -42,7 +42,7 @@ def _of_its_base(folder: Path, name: str) -> str:
 
 
 def refuse_other_kind(config: Mapping[str, Any], folder: Path) -> None:
-    """Refusal ``adapter-mismatch`` of an adapter of GPT-2 and its kin, whose weights lie transposed."""
+    """Refusal ``adapter-unsupported`` of an adapter of GPT-2 and its kin, whose weights lie transposed."""
     if config.get("fan_in_fan_out"):
         raise other_kind(folder, ["fan_in_fan_out, as of GPT-2, whose weights lie transposed"])
 
@@ -63,11 +63,11 @@ def of_other_layers(folder: Path, refusal: Refusal, config: Mapping[str, Any], o
 
 
 def other_kind(folder: Path, found: Sequence[str]) -> Refusal:
-    """Refusal ``adapter-mismatch`` of an adapter of a model that is no LLaMA, by what its files say."""
+    """Refusal ``adapter-unsupported`` of an adapter of a model that is no LLaMA, by what its files say."""
     name = base_name(folder)
     what = "this adapter was trained on another kind of model" + (f", {name}" if name else "")
     fix = "here models are LLaMAs: open it with peft, on its own base"
-    return Refusal("adapter-mismatch", what, where=str(folder), found=found, fix=fix)
+    return Refusal("adapter-unsupported", what, where=str(folder), found=found, fix=fix)
 
 
 def _other_rank(wrong: Sequence[str], methods: Sequence[Method]) -> tuple[int, int] | None:
