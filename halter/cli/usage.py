@@ -150,7 +150,7 @@ def _meant(name: str, verb: str, known: dict[str, bool], built: Callable[[str], 
     for other in ASKING if verb in ASKING else ():
         if other != verb and plain in _flags(built(other)):
             return f"a flag of halter {other}"
-    near = get_close_matches(plain, known, 1, cutoff=NEAR)
+    near = [] if is_key(name) else get_close_matches(plain, known, 1, cutoff=NEAR)
     return f"did you mean {near[0]}?" if near else ""
 
 
