@@ -36,6 +36,11 @@ SHORT = {"p": "prompt", "m": "model", "i": "input", "o": "output", "t": "tempera
 ASKING = ("generate", "evaluate", "chat")
 """Commands whose flags are looked for where another one of them has not got it."""
 NEAR = 0.75
+ALONE = {
+    "demo": "the demo brings its own model and rows; yours: halter train --model DIR --data FILE",
+    "init": "the method is the first word: halter init METHOD FILE",
+}
+"""{a command: what is said of anything that it does not take}."""
 NUMBER = re.compile(r"'(--[\w-]+)': Input should be a valid (number|integer)")
 CHOICE = re.compile(r"'(--[\w-]+)': (?:Value error, )?'([^']*)' is not one of (.*)")
 
@@ -44,7 +49,7 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
     """Refusal ``usage`` for a mistake of typer's in the words of ``halter verb``. ``built`` makes any command."""
     context = getattr(error, "ctx", None)
     command = f"halter {verb}" if context is None else context.command_path
-    lists = f"{command} --help lists flags and arguments"
+    lists = "; ".join(filter(None, [ALONE.get(verb, ""), f"{command} --help lists flags and arguments"]))
     if "possibilities" in vars(error) and context is not None:
         found = list(_unknown(context.command, verb, arguments, built)) or [error.option_name]
         if all("(" not in flag and is_key(flag.strip("-")) for flag in found):

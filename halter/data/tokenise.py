@@ -21,6 +21,7 @@ from halter.data.options import Source
 from halter.data.report import DataReport
 from halter.data.row_files import Fault, Found
 from halter.data.sources import left_out, open_source
+from halter.data.told import as_learned
 from halter.data.turns import BadRow
 from halter.data.workers import mapped
 from halter.errors import Refusal
@@ -178,7 +179,8 @@ class Pass:
             if not columns.keys() >= one[1].keys():
                 columns |= dict.fromkeys(one[1])
                 paragraphs = suffix_of(Path(name)) in TEXT
-                report.readings[name] = PARAGRAPHS if paragraphs else reader.told
+                told = PARAGRAPHS if paragraphs else reader.told
+                report.readings[name] = as_learned(told, self.encoder.options.train_on)
                 report.ignored[name] = reader.ignored(columns)
             yield _Read(source, *one, reader)
         if not report.sources[name]:

@@ -111,6 +111,15 @@ def runs(places: Sequence[str]) -> str:
     return ", ".join(shown) + (", ..." if len(spans) > SHOWN else "")
 
 
+LEARNED = {"all": "every token, as data.train_on says", "last_response": "the last answer, as data.train_on says"}
+"""{data.train_on: what is learned, whatever a file's columns are}."""
+
+
+def as_learned(reading: str, train_on: str) -> str:
+    """How a file is read, with what is learned of it."""
+    return re.sub(r"learned: [^;]+", f"learned: {LEARNED[train_on]}", reading) if train_on in LEARNED else reading
+
+
 def readings(readings: Mapping[str, str], ignored: Mapping[str, Sequence[str]]) -> list[str]:
     """How files are read and which of their columns are not, one sentence for all that are alike."""
     alike: dict[tuple[str, str], list[str]] = {}

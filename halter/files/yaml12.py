@@ -219,6 +219,7 @@ class _Builder:
                 first = self.marks[(*path, key)][0]
                 section = isinstance(items[key], dict)
                 fix = f"put both under one {key}:" if section else "keep one of them"
+                fix += "; a section's name begins at the left margin" if path else ""
                 raise self.refusal(event, f"the key {key!r} is there already, on line {first}", fix)
             self.marks[(*path, key)] = self.position(event)
             items[key] = self.value(next(self.events), (*path, key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -56,10 +57,16 @@ def shape_of(name: str, revision: str | None = None) -> ModelConfig:
     if not Path(name).expanduser().exists() and "/" not in name:
         raise Refusal(
             "no-model",
-            "is neither a folder nor a preset",
+            "is neither a folder nor a preset, which are LLaMA's alone",
             where=name,
             expected=", ".join(preset_names()),
             fix=meant(name, preset_names(), "give a folder that is there, or a name of this list"),
         )
-    folder = resolve(name, revision, weights=False)
+    try:
+        folder = resolve(name, revision, weights=False)
+    except Refusal as refusal:
+        if close := get_close_matches(name.rsplit("/", 1)[-1].lower(), preset_names(), 1):
+            fix = f"--model {close[0]} is a published shape that needs no hub; {refusal.fix}"
+            raise Refusal(refusal.id, refusal.what, where=refusal.where, found=refusal.found, fix=fix) from None
+        raise
     return ModelConfig.from_hf(read_config(folder), str(folder))

@@ -77,6 +77,12 @@ def _refuse_true(reason: str) -> Callable[[Any], Any]:
     return _choice({False: NOTHING}, reason)
 
 
+def _goes_on(value: Any) -> Any:
+    if value in (None, False):
+        return NOTHING
+    raise ValueError(f"a run goes on by: halter train --resume --output {value if isinstance(value, str) else 'RUN'}")
+
+
 def _two_meanings(value: Any) -> Any:
     raise ValueError(
         "mlx-lm writes its adapter there, other tools begin with the one that lies there; say which: "
@@ -146,7 +152,7 @@ def _table() -> dict[str, Alias]:
         ),
         "val_set_size": Alias("data", "validation", _share),
         "val_size": Alias("data", "validation", _share),
-        "resume_from_checkpoint": Alias("train", "seed", _refuse_true("resuming is asked for with --resume")),
+        "resume_from_checkpoint": Alias("train", "seed", _goes_on),
     }
     return table
 

@@ -36,6 +36,8 @@ def unknown(section: str, key: str, method: str, keys: Keys, inner: Sequence[str
         if home != section and known and key not in NOT_LOOSE:
             return f"unknown key {key!r} in {section or 'the recipe'}; it belongs in {home}"
     what = f"unknown key {key!r}" + (f" in {section}" if section else "")
+    if section and key in (*SECTIONS, "method"):
+        return f"{what}; it is a section of its own: its name begins at the left margin"
     others = methods_with(alias.key if alias and alias.section == "method" else key)
     if method and others and section in ("", "method"):
         own = ", ".join(keys("method", options)[2:])
@@ -108,11 +110,14 @@ WORD = re.compile(r"found the word '([^']*)'$")
 LISTED = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected one of (.*?)(?: or null)?, found (?:the word '([^']*)'|(\d+))$")
 ALONE = re.compile(r"^command line, ([\w.-]+)=true: .*, found true$")
 SCALES = {"k": 10**3, "m": 10**6, "%": 0.01}
+GOES_ON = re.compile(r"halter train --resume --output \S+")
 TWICE = re.compile(r"(\w+\.\w+) is given twice and takes one value")
 
 
 def _value_way(problem: str) -> str:
     """What to do about a value that a key cannot have, with one that it can; '' of another kind of mistake."""
+    if way := GOES_ON.search(problem):
+        return way[0]
     if twice := TWICE.search(problem):
         return f"give {twice[1]} once"
     if listed := LISTED.search(problem):

@@ -38,6 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lf.sh").write_text("CUDA_VISIBLE_DEVICES=0 llamafactory-cli train --stage sft --model_name_or_path m\n")
     theirs = f"model_name_or_path: {BASE}\ndataset: mine\nfinetuning_type: lora\ntemplate: llama3\ncutoff_len: 64\n"
     (folder / "dpo.yaml").write_text(f"{theirs}stage: dpo\n")
+    (folder / "deep.yaml").write_text(f"model:\n  path: {BASE}\n  method: lora\ndata: rows.jsonl\n")
     (folder / "sft.yaml").write_text(f"{theirs}stage: sft\n")
     return folder
 
@@ -397,6 +398,11 @@ def test_a_folder_with_a_long_number_in_its_name_is_no_weight() -> None:
             "train --resume --output runs/mine --method dora",
             "runs/mine: this run trains lora, and dora is asked. Fix: ",
         ),
+        ("demo --model {base}", "the demo brings its own model and rows; yours: halter train --model DIR --data FILE"),
+        ("init --method dora d.yaml", "halter init METHOD FILE"),
+        ("plan --model mistral-7b", "which are LLaMA's alone"),
+        ("train --model {base} --data a --resume_from_checkpoint r1", "Fix: halter train --resume --output r1. ["),
+        ("train deep.yaml", "it is a section of its own: its name begins at the left margin"),
         ("train lf.sh", "halter init --from lf.sh halter-recipe.yaml writes a recipe"),
         ("train dpo.yaml", "asks for training that Halter does not do"),
         ("train sft.yaml", "halter-recipe.yaml, fill in data.train there, then: halter train halter-recipe.yaml. ["),

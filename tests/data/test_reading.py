@@ -291,3 +291,10 @@ def test_every_real_file_is_read_or_refused_with_a_way_out(shared: Path, tokeniz
         if reading.startswith("plain text"):
             plain.add(file.stem)
     assert (plain, refused) == (PLAIN, REFUSED)
+
+
+def test_what_is_learned_is_told_as_train_on_has_it() -> None:
+    reading = "asked: instruction, input; learned: output; not read: id"
+    assert told.as_learned(reading, "responses") == reading
+    assert "input; learned: every token, as data.train_on says; not" in told.as_learned(reading, "all")
+    assert "learned: the last answer" in told.as_learned(reading, "last_response")
