@@ -67,12 +67,11 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
         loose = _loose(arguments)[len(command.split()) - 2 :]  # without a second word
         if both := base_beside(loose):
             return Refusal("usage", "more than one run, adapter or model", found=loose, fix=both)
-        if len(loose) > 1 and context and not Path(loose[-1]).exists() and "--output" in _flags(context.command):
-            return Refusal("usage", f"{loose[-1]} stands without a flag", fix=f"--output {loose[-1]} writes it there")
         *named, last = loose or [""]
         free = context is not None and "--output" in _flags(context.command) and "--output" not in arguments
         if free and named and not Path(last).exists():
-            return Refusal("usage", what, fix=f"{command} {' '.join(named)} --output {last}")
+            fix = f"{command} {' '.join(named)} --output {last}"
+            return Refusal("usage", f"{last} stands without a flag", fix=fix)
         if file := next((w for w in arguments if called_rows(Path(w))), ""):
             other = next((word for word in arguments if word != file and not word.startswith("-")), "RUN")
             lists = f"rows are asked with halter generate {other} --input {file}; {lists}"

@@ -387,7 +387,7 @@ def test_a_folder_with_a_long_number_in_its_name_is_no_weight() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("merge {base} out/merged", "out/merged stands without a flag. Fix: --output out/merged writes it there. ["),
+        ("merge {base} out/merged", "out/merged stands without a flag. Fix: halter merge "),
         ("adapters convert {base} --to gguf --output g", "convert_hf_to_gguf.py makes GGUF of DIR. ["),
         ("inspect runs/mine", "runs/mine/recipe.yaml is the recipe of a run. ["),
         ("chat hello", "hello: there is no such folder."),
