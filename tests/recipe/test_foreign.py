@@ -217,6 +217,8 @@ def test_the_names_of_dataset_info_are_files_with_their_columns(own: Own, tmp_pa
     assert pairs.stops
     lost = read(llama_factory.TOOL, dataset="nobody", dataset_dir=places["info"])
     assert "nobody" in lost.needs["data.train"]
+    (tmp_path / "mine.jsonl").write_text("{}\n")  # a file's own name, which people write there
+    assert meant(llama_factory.TOOL, dataset=str(tmp_path / "mine.jsonl"))["data.train"] == str(tmp_path / "mine.jsonl")
 
 
 ASKED = [{"role": "system", "content": "Be."}, {"role": "user", "content": "Hi"}]

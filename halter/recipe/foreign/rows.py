@@ -12,7 +12,7 @@ from halter.data.row_files import Fault
 from halter.data.sources import local_files, open_source
 from halter.data.turns import ROLES
 from halter.errors import Refusal
-from halter.files.row_names import SUFFIXES, suffix_of
+from halter.files.row_names import SUFFIXES, called_rows, suffix_of
 from halter.recipe.foreign.tables import Reading, Unlike, whole, word, words
 
 INFO = "dataset_info.json"
@@ -95,6 +95,9 @@ def llama_factory(reading: Reading, key: str, info: Mapping[str, Any] | None, ba
     sources, named, cast = [], [], []
     for name in words(reading.given[key]):
         entry = info.get(name) if isinstance(info, Mapping) else None
+        if not isinstance(entry, Mapping) and called_rows(Path(name)) and Path(name).is_file():
+            sources.append({"path": name})
+            continue
         if not isinstance(entry, Mapping):
             reading.need("data.train" if key == "dataset" else "data.validation",
                          f"the file that {name} means; {Path(base) / INFO} does not say it")  # fmt: skip
