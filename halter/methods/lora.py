@@ -89,7 +89,7 @@ class Lora(Method):
                 "lora-options",
                 "these options of LoRA cannot be used",
                 found=bad,
-                fix="give others, or leave them out: r 8, alpha 16",
+                fix="leave them out, or give usual ones: r 8, alpha 16, dropout 0.05",
             )
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
         targets.check_patterns(self.rank_pattern, "rank_pattern")

@@ -112,6 +112,9 @@ BESIDE_OPTIONS = ("name", "init_from")
 OUTPUT_DOC = "Run folder. Not given: runs/NNN-name. A folder with a finished or a different run is refused."
 
 
+USUAL = f"take one of these; {DEFAULT_METHOD} is the usual one"
+
+
 def method_names() -> tuple[str, ...]:
     """Every name that `method` may have: the method files and the presets."""
     return tuple(sorted({*names(), *PRESETS}))
@@ -131,6 +134,6 @@ def method_class(name: str) -> type[Method]:
     """The options dataclass behind a method's or a preset's name. Refusal ``unknown-method``."""
     name = spelt(name, method_names())
     if name not in method_names():
-        fix = f"did you mean {meant}?" if (meant := meant_methods(str(name))) else ""
+        fix = f"did you mean {meant}?" if (meant := meant_methods(str(name))) else USUAL
         raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(method_names()), fix=fix)
     return find(PRESETS[name]["method"]["name"].value if name in PRESETS else name)
