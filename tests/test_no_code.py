@@ -190,8 +190,8 @@ BANNED_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "yaml", "code"}
 MAY_IMPORT_BY_NAME = {"halter/__init__.py", "halter/methods/method.py", "halter/cli/main.py"}
 MAY_LOAD = "halter/files/meta.py"
-MAY_NAME = "halter/recipe/foreign/"
-"""Where keys of other tools' recipes are listed, this one as one that is not needed."""
+MAY_NAME = ("halter/recipe/foreign/", "halter/elsewhere.py", "halter/cli/usage.py")
+"""Where the keys, flags and arguments of other tools are listed, this one as one that is not needed."""
 
 
 def offences(source: str, name: str) -> Iterator[str]:

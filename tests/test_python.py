@@ -293,7 +293,7 @@ def test_a_base_whose_layers_visit_its_device_stays_there() -> None:
 
 def test_a_device_that_is_not_here_is_refused_in_words() -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("a CUDA device is there")
     with pytest.raises(halter.Refusal, match="device-missing"):
         halter.load(BASE, device="cpu")[0].cuda()
 
