@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from halter import waiting
-from halter.numerics import threads
+from halter.numerics.threads import between, bound_cores, snapshot
 
 EVERY = 0.5
 """Seconds between two looks; the counted ticks are 10 ms."""
@@ -73,15 +73,15 @@ class _Beside(threading.Thread):
 class _Watch:
     def __init__(self, crowd: Crowd, cores: int) -> None:
         self.crowd, self.cores = crowd, cores
-        self.seen = threads.snapshot()
+        self.seen = snapshot()
 
     def look(self, computing: int) -> None:
         """Let the crowd stand or leave, by what others did since the last look; ``computing``: threads of a team."""
-        before, now = self.seen, threads.snapshot()
+        before, now = self.seen, snapshot()
         self.seen = now
         if before is None or now is None or now.at <= before.at:
             return
-        others = threads.between(before, now)
+        others = between(before, now)
         least = QUIET if self.crowd.stands else BUSY
         if computing > 1 and others >= least and computing + others > self.cores:
             self.crowd.stand()
@@ -108,14 +108,14 @@ def watch() -> None:
     """Begin to watch, once in a process, where that can be done."""
     openmp = None if _begun else library()
     if openmp is not None and can_watch():
-        cores = threads.bound_cores()
+        cores = bound_cores()
         _begun.append(_Watch(Crowd(openmp, cores + 1), cores))
         _Beside(_begun[0].forever).start()
 
 
 def can_watch() -> bool:
     """Whether the load can be seen, torch's library is GNU's, and the user has not decided how threads wait."""
-    return waiting.HOW != "user" and library() is not None and threads.snapshot() is not None
+    return waiting.HOW != "user" and library() is not None and snapshot() is not None
 
 
 def library(maps: Path = Path("/proc/self/maps")) -> ctypes.CDLL | None:

@@ -64,7 +64,7 @@ class Seen:
 def test_the_crowd_stands_while_others_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what others did since the last look; not where the team and the others have room beside each other."""
     now = threads.Snapshot(0.0, 0.0, 0.0)
-    monkeypatch.setattr(threads, "snapshot", lambda: now)
+    monkeypatch.setattr(spinning, "snapshot", lambda: now)
     watch = spinning._Watch(Seen(), cores=4)
 
     def after(others: float | None, computing: int) -> bool:
