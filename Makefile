@@ -56,7 +56,7 @@ report: $(VENV)/ready-dev
 	$(BIN)/python -m halter.comparison.report docs/measured/example-report/record.json docs/measured/example-report
 	$(BIN)/python docs/make_survey_tables.py
 
-# What computes in the suite, as other processors would run it: 20 minutes on two cores. ONLY='2 5' for some settings.
+# What computes in the suite, as other processors would run it: half an hour on two cores. ONLY='2 5' for some settings.
 processors: $(VENV)/ready-dev
 	$(BIN)/python tests/processors.py $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--page)
 
