@@ -6,8 +6,8 @@ Where another program has one of the cores, the team waits for the thread that h
 core on which that thread could run: beside one busy core a run took 5 to 20 times as long.
 
 The library spins for 100 turns instead while it manages more threads than there are cores (``gomp_managed_threads`` in
-its team.c). Nothing else changes the number once it is loaded, so while others are busy a second team, as large as
-the machine, stands asleep in a thread of its own.
+its team.c). Nothing else changes the number once it is loaded, so while others are busy a second team, just large
+enough, stands asleep in a thread of its own.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ BUSY, QUIET = 0.3, 0.15
 
 
 class Crowd:
-    """A team of ``count`` threads beside torch's, asleep."""
+    """A team of threads beside torch's, asleep."""
 
-    def __init__(self, openmp: ctypes.CDLL, count: int) -> None:
-        self._openmp, self._count = openmp, count
+    def __init__(self, openmp: ctypes.CDLL) -> None:
+        self._openmp = openmp
         self._left: threading.Event | None = None
 
     @property
     def stands(self) -> bool:
         return self._left is not None
 
-    def stand(self) -> None:
-        """Begin; again is nothing."""
+    def stand(self, count: int) -> None:
+        """Begin with so many threads, two or more; again is nothing."""
         if self._left is None:
             self._left = threading.Event()
-            _Beside(self.hold, self._left).start()
+            _Beside(self.hold, count, self._left).start()
 
     def leave(self) -> None:
         """End; again is nothing. The library forgets the team when its thread has ended, some milliseconds later."""
@@ -55,9 +55,9 @@ class Crowd:
             self._left.set()
             self._left = None
 
-    def hold(self, left: threading.Event) -> None:
+    def hold(self, count: int, left: threading.Event) -> None:
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL), in every thread of the team
-        self._openmp.GOMP_parallel(nothing, None, ctypes.c_uint(self._count), ctypes.c_uint(0))
+        self._openmp.GOMP_parallel(nothing, None, ctypes.c_uint(count), ctypes.c_uint(0))
         left.wait()
 
 
@@ -84,7 +84,7 @@ class _Watch:
         others = between(before, now)
         least = QUIET if self.crowd.stands else BUSY
         if computing > 1 and others >= least and computing + others > self.cores:
-            self.crowd.stand()
+            self.crowd.stand(self.cores - min(computing, self.cores) + 2)  # one more than cores, torch's counted
         else:
             self.crowd.leave()
 
@@ -109,7 +109,7 @@ def watch() -> None:
     openmp = None if _begun else library()
     if openmp is not None and can_watch():
         cores = bound_cores()
-        _begun.append(_Watch(Crowd(openmp, cores + 1), cores))
+        _begun.append(_Watch(Crowd(openmp), cores))
         _Beside(_begun[0].forever).start()
 
 

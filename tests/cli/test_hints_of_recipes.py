@@ -54,7 +54,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def said(capsys: pytest.CaptureFixture[str], words: str) -> str:
     code = main.run(shlex.split(words))
     err = capsys.readouterr().err
-    assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 7, err
+    assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 6, err
     return err
 
 

@@ -34,13 +34,13 @@ def test_while_the_crowd_stands_a_thread_that_waits_sleeps() -> None:
     """The processor's time that a team uses after its work, while nobody computes. The spins last longer than the
     pause, or half of it where a turn is an empty one."""
     code = (
-        "import time, torch; from halter.numerics.spinning import Crowd, library\n"
+        "import time, torch; from halter.numerics.spinning import Crowd, bound_cores, library\n"
         "torch.set_num_threads(2); x = torch.ones(2000, 2000)\n"
         "def spent():\n x.mul_(0.5); began = time.process_time(); time.sleep(1.5); return time.process_time() - began\n"
-        "crowd = Crowd(library(), torch.get_num_threads() + __import__('os').cpu_count())\n"
-        "own = [spent()]; crowd.stand(); crowd.stand(); time.sleep(0.5)\n"
+        "crowd, count = Crowd(library()), bound_cores() - 2 + 2  # as look has it for a team of two\n"
+        "own = [spent()]; crowd.stand(count); crowd.stand(count); time.sleep(0.5)\n"
         "beside = [spent(), spent()]; crowd.leave(); crowd.leave(); time.sleep(0.5); own += [spent()]\n"
-        "crowd.stand(); time.sleep(0.5); beside += [spent()]\n"
+        "crowd.stand(count); time.sleep(0.5); beside += [spent()]\n"
         "print(min(own), max(beside))"
     )
     own, beside = map(float, said(code, GOMP_SPINCOUNT="400000000", OMP_NUM_THREADS="2").split())
@@ -54,7 +54,8 @@ class Seen:
     def __init__(self) -> None:
         self.stands = False
 
-    def stand(self) -> None:
+    def stand(self, count: int) -> None:
+        assert count >= 2
         self.stands = True
 
     def leave(self) -> None:
