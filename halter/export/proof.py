@@ -20,7 +20,6 @@ from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Embedding, Linear, Norm
-from halter.model.places import path
 
 LARGEST, KL = 1e-4, 1e-4
 """Most that is allowed: in float32 of the largest logit above 1, in 16 bits in nats."""
@@ -97,18 +96,18 @@ def seen_as(
         weight, bias = pair
         return weight.to(dtype), None if bias is None else bias.to(dtype)
 
-    for layer, place, module in base.places():
-        name = path(layer, place)
+    for place, module in base.places():
+        layer, name = place.layer, place.path
         if isinstance(module, Norm):
             inside = made if layer is None else made.layers[layer]
-            inside.add_module(place, Norm(in_dtype(weights(name, module))[0]))  # type: ignore[union-attr]
+            inside.add_module(place.name, Norm(in_dtype(weights(name, module))[0]))  # type: ignore[union-attr]
         elif isinstance(module, Embedding):
             made.embed_tokens = _TableAtUse(weights(name, module)[0], dtype)
-        elif place == "lm_head" and base.config.tied and not untied:
-            made.set_linear(layer, place, _AtUse(module, dtype, lambda: (made.embed_tokens.weight(), None)))  # type: ignore[arg-type]
+        elif place.tied and not untied:
+            made.set_linear(place, _AtUse(module, dtype, lambda: (made.embed_tokens.weight(), None)))  # type: ignore[arg-type]
         else:
             make = lambda name=name, module=module: in_dtype(weights(name, module))  # noqa: E731
-            made.set_linear(layer, place, _AtUse(module, dtype, make))  # type: ignore[arg-type]
+            made.set_linear(place, _AtUse(module, dtype, make))  # type: ignore[arg-type]
     return made
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from halter.methods.method import Piece, Site
 from halter.model.decoder import Decoder
 from halter.model.joints import chained
+from halter.model.layout import NORM, TABLE, Place
 from halter.model.linear import DenseLinear, Embedding, Norm
-from halter.model.places import NORMS, Act
+from halter.model.places import Act
 from halter.model.segments import Segments
 
 ROWS = 1024
@@ -39,16 +40,17 @@ class _OnePlace:
 
 
 def fold_together(
-    pieces: Sequence[Piece], layer: int | None, place: str, weight: Tensor, bias: Tensor | None
+    pieces: Sequence[Piece], place: Place, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The weight and bias (None where there is none and none comes) with the pieces in them, in the order given.
 
     Linear [out, in], embeddings [vocab, dim] or a norm [dim], in the dtype of ``weight``; every piece must fold.
     """
-    norm = place in (*NORMS, "norm")
-    kind = Norm if norm else Embedding if place == "embed_tokens" else None
+    norm = place.kind == NORM
+    kind = Norm if norm else Embedding if place.kind == TABLE else None
     module = kind(weight) if kind is not None else DenseLinear(weight, bias)
-    site = Site(cast(Decoder, _OnePlace(module, weight.dtype)), layer, place, Segments.packed([1], weight.device))
+    here = cast(Decoder, _OnePlace(module, weight.dtype))
+    site = Site(here, place.layer, place.name, Segments.packed([1], weight.device))
     act: Act | None = None
     for piece in pieces:
         bound = cast(Act, piece.bind(site))
@@ -56,7 +58,7 @@ def fold_together(
     assert act is not None
     if norm:
         return act.apply(module, torch.ones_like(weight)[None])[0], None
-    if place == "embed_tokens":
+    if place.kind == TABLE:
         ids = torch.arange(len(weight), device=weight.device)
         return torch.cat([act.apply(module, some) for some in ids.split(ROWS)]), None
     return _linear(act, weight, bias)

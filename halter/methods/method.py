@@ -24,7 +24,7 @@ from halter.errors import Refusal
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import Act, Extra, path
+from halter.model.places import Act, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -223,11 +223,6 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return "/".join(f"{key}: {_plain(one)}" for key, one in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def layer_paths(shape: ModelConfig, layer: int | None, places: tuple[str, ...]) -> dict[str, str]:
-    """{Hugging Face path: place} for the given places of one layer."""
-    return {path(layer, place): place for place in places}
 
 
 @cache

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from halter.model.config import ModelConfig
 from halter.model.segments import Segments
+
+if TYPE_CHECKING:
+    from halter.model.config import ModelConfig
 
 
 class Cache:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,109 +17,13 @@ from halter.model.extras import surrounded
 from halter.model.inputs import CALL, Binds, Identity, checked_call, refuse_cast
 from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
+from halter.model.layout import Place
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
-from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, Sublayer, path, run_at
-from halter.model.rotation import Rotation, rotations
+from halter.model.places import Acts, run_at
+from halter.model.rotation import rotations
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
-from halter.numerics import rope
-from halter.numerics.attention import attend
-from halter.numerics.pointwise import normalise, swiglu
-
-Store = tuple[Cache, int]
-Tails = tuple[Segments, Tensor]
-
-
-class Block(nn.Module):
-    """One layer: h += attention(norm(h)); h += mlp(norm(h))."""
-
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
-    o_proj: Linear
-    gate_proj: Linear
-    up_proj: Linear
-    down_proj: Linear
-    input_layernorm: Norm
-    post_attention_layernorm: Norm
-
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
-        super().__init__()
-        self.config = config
-        for place in LINEARS:
-            out_features, in_features = config.weight_shape(place)
-            bias = torch.empty(out_features, dtype=dtype, device=device) if config.has_bias(place) else None
-            weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
-            self.add_module(place, DenseLinear(weight, bias))
-        for place in NORMS:
-            self.add_module(place, Norm(torch.empty(config.dim, dtype=dtype, device=device)))
-
-    def forward(
-        self,
-        h: Tensor,
-        at: LayerActs,
-        rotation: Rotation,
-        segments: Segments,
-        store: Store | None,
-        tails: Tails | None = None,
-    ) -> Tensor:
-        """h [N, dim] -> [N, dim]; ``store`` is (cache, this layer's index) when decoding.
-
-        With ``tails`` only those tokens leave the layer, [M, dim]; keys and values are of all.
-        """
-        x = run_at(at.input_layernorm, self.input_layernorm, normalise(h, self.config.norm_eps))
-        every = x, at, rotation, segments
-        if tails is not None:
-            segments, index = tails
-            h, x, rotation = h[index], x[index], (rotation[0][index], rotation[1][index])
-            at = LayerActs(*(act.select(index) if isinstance(act, Act) else act for act in at))  # type: ignore[arg-type]
-        q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
-        y = self.attention(q, *self.keys(*every, store), at, segments)
-        h = h + (y if at.after_attention is None else at.after_attention.after(Sublayer(x, h), y))
-        x = run_at(at.post_attention_layernorm, self.post_attention_layernorm, normalise(h, self.config.norm_eps))
-        y = self.mlp(x, at)
-        h = h + (y if at.after_mlp is None else at.after_mlp.after(Sublayer(x, h), y))
-        return h if at.block is None else at.block.after(segments, h)
-
-    def keys(
-        self, x: Tensor, at: LayerActs, rotation: Rotation, segments: Segments, store: Store | None
-    ) -> tuple[Tensor, Tensor]:
-        """Keys as they are scored, and values, [N, kv_heads, head_dim]; the cache's whole buffers when decoding."""
-        k = rope.rotate(self.heads(run_at(at.k_proj, self.k_proj, x)), *rotation)
-        v = self.heads(run_at(at.v_proj, self.v_proj, x))
-        if at.score_key is not None:
-            k = at.score_key.after(x, k)
-        if store is not None:
-            cache, index = store
-            k, v = cache.put(index, k, v, segments)
-            if at.memory is not None:
-                cache.remember(index, at.memory.tensors)
-        elif at.memory is not None:
-            k, v = (torch.cat(pair) for pair in zip((k, v), at.memory.tensors, strict=True))
-        return k, v
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, at: LayerActs, segments: Segments) -> Tensor:
-        spans = segments.spans
-        y = attend(q, k, v, spans)
-        if at.context is not None:
-            y = at.context.after(Context(q, k, v, segments, spans, self.projector(at)), y)
-        return run_at(at.o_proj, self.o_proj, y.flatten(1))
-
-    def mlp(self, x: Tensor, at: LayerActs) -> Tensor:
-        gate, up = run_at(at.gate_proj, self.gate_proj, x), run_at(at.up_proj, self.up_proj, x)
-        return run_at(at.down_proj, self.down_proj, swiglu(gate, up))
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.config.head_dim))
-
-    def projector(self, at: LayerActs) -> Any:
-        """Context.project for this layer and these acts."""
-
-        def project(hidden: Tensor, adapted: bool) -> tuple[Tensor, Tensor]:
-            k_act, v_act = (at.k_proj, at.v_proj) if adapted else (None, None)
-            return self.heads(run_at(k_act, self.k_proj, hidden)), self.heads(run_at(v_act, self.v_proj, hidden))
-
-        return project
+from halter.numerics.pointwise import normalise
 
 
 @called_otherwise
@@ -143,12 +46,16 @@ class Decoder(nn.Module):
         self.identity: Identity | None = None  # set by whoever read the weights from files
         self.stream: Stream | None = None
         self.keepers: list[Keeper] = []
+        self.layout = config.layout
         table = torch.empty(config.vocab_size, config.dim, dtype=dtype, device=device)
         self.embed_tokens = Embedding(table)
-        self.layers = nn.ModuleList(Block(config, dtype, device) for _ in range(config.layers))
+        self.layers = nn.ModuleList(one.make(config, one, dtype, device) for one in self.layout.blocks)
         self.norm = Norm(torch.empty(config.dim, dtype=dtype, device=device))
         self.lm_head: Linear = DenseLinear(table if config.tied else torch.empty_like(table))
         self.frequencies = config.frequencies()
+        self.bare = [one.acts() for one in self.layout.blocks]
+        """What acts in each layer of the base alone: nothing."""
+        self._whole = [[place.name for place in one if place.whole_rows] for one in self.layout.blocks]
 
     @property
     def device(self) -> torch.device:
@@ -200,9 +107,10 @@ class Decoder(nn.Module):
         tails = None
         with keeping(self.keepers):
             for index, block in list(enumerate(self.layers))[first:]:
-                at = acts.layers[index] if acts is not None else NOTHING
+                at = self.bare[index] if acts is None else acts.layers[index]
                 seen = rows.seen(at.memory)
-                if inside is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
+                last = index == len(self.layers) - 1
+                if last and inside is not None and not any(getattr(at, place) for place in self._whole[index]):
                     tails = seen.tails(inside)
                 args = (h, at, rotation, seen, None if cache is None else (cache, index), tails)
                 run = block if self.stream is None else partial(self.stream.run, index, block)
@@ -233,14 +141,9 @@ class Decoder(nn.Module):
     def rotation_dtype(self) -> torch.dtype:
         return torch.float32 if self.rope_fp32 else self.dtype
 
-    def places(self) -> Iterator[tuple[int | None, str, nn.Module]]:
-        """Every place that holds base weights: (layer or None, place, module)."""
-        yield None, "embed_tokens", self.embed_tokens
-        for index, block in enumerate(self.layers):
-            for place in (*LINEARS, *NORMS):
-                yield index, place, getattr(block, place)
-        yield None, "norm", self.norm
-        yield None, "lm_head", self.lm_head
+    def places(self) -> Iterator[tuple[Place, nn.Module]]:
+        """Every place that holds base weights, with its module."""
+        return ((place, self.module(place.layer, place.name)) for place in self.layout if place.shape)
 
     def outer(self) -> list[Tensor]:
         """Every tensor outside the layers, tied ones once."""
@@ -252,16 +155,16 @@ class Decoder(nn.Module):
 
     def tensors(self) -> Iterator[tuple[str, nn.Module, str]]:
         """(Hugging Face tensor name, module, buffer name) of every tensor; a tied head is the embedding's."""
-        for layer, place, module in self.places():
-            if place == "lm_head" and self.config.tied:
+        for place, module in self.places():
+            if place.tied:
                 continue
             for buffer, tensor in module.named_buffers(recurse=False):
                 if tensor is not None:
-                    yield f"{path(layer, place)}.{'bias' if buffer == 'bias' else 'weight'}", module, buffer
+                    yield f"{place.path}.{'bias' if buffer == 'bias' else 'weight'}", module, buffer
 
     def expected(self) -> dict[str, torch.Size]:
         """What a checkpoint must hold: {tensor name: shape}."""
-        return self.config.tensor_shapes()
+        return self.layout.tensors
 
     def set_tensor(self, name: str, tensor: Tensor) -> None:
         """Take over a dense tensor under its Hugging Face name. KeyError: no such name; ValueError: shape or dtype, or
@@ -274,13 +177,13 @@ class Decoder(nn.Module):
         if self.config.tied and module is self.embed_tokens:
             self.lm_head = DenseLinear(tensor)
 
-    def set_linear(self, layer: int | None, place: str, linear: Linear) -> None:
+    def set_linear(self, place: Place, linear: Linear) -> None:
         """Put another storage at a place; shapes must agree (ValueError), and layers not be streamed yet."""
         self._refuse_streamed()
-        old = self.module(layer, place)
+        old = self.module(place.layer, place.name)
         if (old.out_features, old.in_features) != (linear.out_features, linear.in_features):
-            raise ValueError(f"{path(layer, place)}: {linear.out_features} x {linear.in_features} does not fit")
-        (self if layer is None else self.layers[layer]).add_module(place, linear)
+            raise ValueError(f"{place.path}: {linear.out_features} x {linear.in_features} does not fit")
+        (self if place.layer is None else self.layers[place.layer]).add_module(place.name, linear)
         self.__dict__.pop("_slot_table", None)
 
     def _refuse_streamed(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from halter.model.decoder import Block, Decoder
-from halter.model.places import NOTHING
+from halter.model.decoder import Decoder
 from halter.model.rotation import rotations
 from halter.model.segments import Segments
 
@@ -26,12 +26,13 @@ def entering(model: Decoder, layer: int, rows: Sequence[Tensor]) -> list[Tensor]
     turned = [rotations(model.config, one, frequencies, model.rotation_dtype) for one in segments]
     states = [model.embed_tokens(tokens.to(model.device)) for tokens in rows]
 
-    def through(block: Block) -> list[Tensor]:
+    def through(block: nn.Module, nothing: Any) -> list[Tensor]:
         return [
-            block(h, NOTHING, rotation, one, None) for h, rotation, one in zip(states, turned, segments, strict=True)
+            block(h, nothing, rotation, one, None) for h, rotation, one in zip(states, turned, segments, strict=True)
         ]
 
     for index in range(layer):
         block = model.layers[index]
-        states = through(block) if model.stream is None else model.stream.run(index, through, block)  # type: ignore
+        args = block, model.bare[index]
+        states = through(*args) if model.stream is None else model.stream.run(index, through, *args)  # type: ignore
     return states

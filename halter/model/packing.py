@@ -28,7 +28,7 @@ def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
 
     Gives the bytes that the 4-bit copies take. All go at the end; the weights themselves are as before.
     """
-    every = [linear for _, _, linear in model.places() if isinstance(linear, Linear)]
+    every = [linear for _, linear in model.places() if isinstance(linear, Linear)]
     # Somebody else's copies are his to drop.
     short = [linear for linear in every if isinstance(linear, NF4Linear) and not linear.packed]
     dense = [linear for linear in every if isinstance(linear, DenseLinear) and not linear.awaits_laying]

@@ -19,7 +19,6 @@ from halter.methods.mixed import Mixed
 from halter.methods.storage import load_adapter
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
-from halter.model.places import path
 from halter.model.segments import Segments
 from halter.training.schedule import make as make_schedule
 from halter.training.step import gather, take_step
@@ -198,13 +197,13 @@ def test_folded_is_unfolded_or_refused(name, sizes):
     folded: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         want = model(TOKENS, adapter=adapter)
-        for layer, place, module in model.places():
+        for place, module in model.places():
             if place == "lm_head" and model.config.tied:
                 continue
-            weight, bias = adapter.fold(path(layer, place), module.weight().float(), getattr(module, "bias", None))
-            folded[f"{path(layer, place)}.weight"] = weight
+            weight, bias = adapter.fold(place.path, module.weight().float(), getattr(module, "bias", None))
+            folded[f"{place.path}.weight"] = weight
             if bias is not None:
-                folded[f"{path(layer, place)}.bias"] = bias
+                folded[f"{place.path}.bias"] = bias
         biased = {kind: any(part in name and name.endswith(".bias") for name in folded) for kind, part in KINDS.items()}
         after = Decoder(replace(model.config, **biased))  # a fold may bring biases that the base does not have
         for name, shape in after.expected().items():

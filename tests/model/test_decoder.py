@@ -16,9 +16,10 @@ from halter.methods.adapter import adapt
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
 from halter.model.config import RopeScaling
-from halter.model.places import LAYER_PLACES, LINEARS, NORMS, Act, Acts, LayerActs
+from halter.model.places import Act, Acts, LayerActs
 from halter.model.segments import Segments
 
+CALLED = LayerActs._fields[:-1]  # the places in the order of the record; memory is none that is called
 llama3 = [RopeScaling("llama3", 8.0, 1.0, 4.0, 64), RopeScaling("llama3", 4.0, 1.0, 2.0, 32)]
 scalings = st.sampled_from([None, RopeScaling("linear", 4.0), *llama3])
 # A quarter of these frequencies is kept, a quarter blended, half divided: what a drawn shape need not have.
@@ -116,9 +117,9 @@ def test_every_place_is_called_once_per_layer_with_the_right_things():
 
         def act(self, x, y):
             calls.append((self.layer, self.place))
-            if self.place in LINEARS:
+            if self.place in tiny.LINEARS:
                 assert torch.equal(y, model.layers[self.layer].get_submodule(self.place)(x))
-            if self.place in NORMS:
+            if self.place in tiny.NORMS:
                 assert torch.equal(y, x * model.layers[self.layer].get_submodule(self.place).scale)
             if self.place == "context":
                 assert x.q.shape == y.shape and x.k.shape == x.v.shape
@@ -128,7 +129,7 @@ def test_every_place_is_called_once_per_layer_with_the_right_things():
                 assert isinstance(x, Segments)
             return y
 
-    layers = tuple(LayerActs(**{p: Spy(i, p) for p in LAYER_PLACES}) for i in range(2))
+    layers = tuple(LayerActs(**{p: Spy(i, p) for p in CALLED}) for i in range(2))
     acts = Acts(layers, Spy(None, "embed_tokens"), Spy(None, "norm"), Spy(None, "lm_head"))
     segments = Segments.packed([5, 3])
     tokens = torch.arange(8)
@@ -136,7 +137,7 @@ def test_every_place_is_called_once_per_layer_with_the_right_things():
         got = model.head(model.hidden(tokens, segments, acts), acts)
         want = model.head(model.hidden(tokens, segments))
     assert torch.equal(got, want)
-    order = [(i, p) for i in range(2) for p in LAYER_PLACES]
+    order = [(i, p) for i in range(2) for p in CALLED]
     assert calls == [(None, "embed_tokens"), *order, (None, "norm"), (None, "lm_head")]
 
 

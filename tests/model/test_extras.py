@@ -14,7 +14,8 @@ from halter.methods.adapter import Adapter, adapt
 from halter.methods.method import Method, Piece
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
-from halter.model.places import MEMORY, VIRTUAL, Extra
+from halter.model.layout import MEMORY, VIRTUAL
+from halter.model.places import Extra
 from halter.model.segments import Segments
 
 K = 5

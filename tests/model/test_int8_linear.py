@@ -11,7 +11,6 @@ from halter.methods.adapter import adapt
 from halter.methods.method import find, names
 from halter.model.int8_linear import Int8Linear
 from halter.model.linear import DenseLinear
-from halter.model.places import LINEARS
 from halter.model.segments import Segments
 from halter.model.storages import STORAGES, held_in, quantised
 
@@ -70,10 +69,10 @@ def both(dtype=torch.float32):
     """An 8-bit decoder and the dense one with the same dequantised weights."""
     small, dense = tiny.decoder(dtype=dtype), tiny.decoder(dtype=dtype)
     for layer in range(2):
-        for place in LINEARS:
+        for place in tiny.LINEARS:
             held = Int8Linear.quantize(small.module(layer, place).weight())
-            small.set_linear(layer, place, held)
-            dense.set_linear(layer, place, DenseLinear(held.weight()))
+            small.set_linear(small.layout.at(layer, place), held)
+            dense.set_linear(dense.layout.at(layer, place), DenseLinear(held.weight()))
     return small, dense
 
 
@@ -102,5 +101,5 @@ def test_the_table_of_storages_is_one_to_one():
     for kind, storage in STORAGES.items():
         model = tiny.decoder()
         assert storage.storage == kind and held_in(model) is None
-        model.set_linear(1, "o_proj", quantised(kind, model.module(1, "o_proj").weight()))
+        model.set_linear(model.layout.at(1, "o_proj"), quantised(kind, model.module(1, "o_proj").weight()))
         assert held_in(model) == kind and isinstance(quantised(kind, weight), storage)

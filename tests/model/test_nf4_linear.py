@@ -12,7 +12,6 @@ from halter.methods.adapter import adapt
 from halter.methods.method import find, names
 from halter.model.linear import DenseLinear
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS
 from halter.model.segments import Segments
 from halter.numerics import nf4, nf4_packed
 
@@ -100,10 +99,10 @@ def both(dtype=torch.float32):
     """A 4-bit decoder and the dense one with the same dequantised weights."""
     small, dense = tiny.decoder(dtype=dtype), tiny.decoder(dtype=dtype)
     for layer in range(2):
-        for place in LINEARS:
+        for place in tiny.LINEARS:
             quantised = NF4Linear.quantize(small.module(layer, place).weight())
-            small.set_linear(layer, place, quantised)
-            dense.set_linear(layer, place, DenseLinear(quantised.weight()))
+            small.set_linear(small.layout.at(layer, place), quantised)
+            dense.set_linear(dense.layout.at(layer, place), DenseLinear(quantised.weight()))
     return small, dense
 
 
@@ -134,7 +133,7 @@ def test_loading_quantises_and_reads_quantised(tmp_path):
     model = tiny.decoder()
     save_model(model, model.config, tmp_path / "dense")
     fresh = load_model(tmp_path / "dense", "float32", "nf4")
-    assert all(fresh.module(i, p).storage == "nf4" for i in range(2) for p in LINEARS)
+    assert all(fresh.module(i, p).storage == "nf4" for i in range(2) for p in tiny.LINEARS)
     assert fresh.lm_head.storage == "dense"
     want = NF4Linear.quantize(model.module(1, "up_proj").weight())
     assert torch.equal(fresh.module(1, "up_proj").weight(), want.weight())
@@ -142,7 +141,7 @@ def test_loading_quantises_and_reads_quantised(tmp_path):
     tensors = {}
     for name, module, buffer in model.tensors():
         place = name.split(".")[-2]
-        if place in LINEARS:
+        if place in tiny.LINEARS:
             stored = NF4Linear.quantize(module.weight()).to_bitsandbytes()
             tensors |= {name.removesuffix("weight") + k: v for k, v in stored.items()}
         else:

@@ -23,7 +23,6 @@ from halter.model.int8_linear import Int8Linear
 from halter.model.lane import PAGE, paged
 from halter.model.linear import DenseLinear, Linear
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes
 from halter.pretrained.load import load
@@ -44,8 +43,8 @@ def base(storage: str = "dense", layers: int = LAYERS):
     model = tiny.decoder(tiny.config(layers=layers), dtype)
     if kind is not DenseLinear:
         for layer in range(layers):
-            for place in LINEARS:
-                model.set_linear(layer, place, kind.quantize(model.module(layer, place).weight()))
+            for place in tiny.LINEARS:
+                model.set_linear(model.layout.at(layer, place), kind.quantize(model.module(layer, place).weight()))
     return model
 
 
@@ -196,7 +195,7 @@ def test_too_little_room_and_trained_layers_are_refused():
     _, streamed = pair()
     with pytest.raises(Refusal) as refused:
         adapt(streamed, "full")
-    assert refused.value.id == "offload-full" and len(refused.value.found) == LAYERS * len(LINEARS)
+    assert refused.value.id == "offload-full" and len(refused.value.found) == LAYERS * len(tiny.LINEARS)
     with pytest.raises(ValueError, match="streamed"):
         streamed.set_tensor("model.layers.0.mlp.up_proj.weight", torch.zeros(48, 32))
 
