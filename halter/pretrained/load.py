@@ -267,14 +267,13 @@ def _place(
     if linear is None or not (group or quantize):
         in_few_bits = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
         if name not in in_few_bits:  # those came with their weights
-            stays = home if name in model.layout.inside else device
-            model.set_tensor(name, _dense(checkpoint, name, model.dtype, stays))
+            where = home if name in model.layout.inside else device
+            model.set_tensor(name, _dense(checkpoint, name, model.dtype, where))
         return
     bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
     if group:
         parts = {key: checkpoint.read(part).to(device) for key, part in group.items()}
-        shape = tuple(model.expected()[name])
-        made = STORED[storage_of(group)].from_bitsandbytes(parts, shape, bias, model.dtype)
+        made = STORED[storage_of(group)].from_bitsandbytes(parts, linear.shape, bias, model.dtype)
         model.set_linear(linear, made.to(home))
     elif quantize:
         weight = _dense(checkpoint, name, model.dtype, device)

@@ -32,7 +32,7 @@ def updates(adapter):
     """{path: float64 change of the weight}, as the fold makes it."""
     found = {}
     for slot in adapter.slots:
-        zero = torch.zeros(adapter.shape.layout.at(0, slot.place).shape)
+        zero = torch.zeros(slot.at.shape)
         found[slot.path] = slot.piece.fold(zero, None)[0].detach().double()
     return found
 

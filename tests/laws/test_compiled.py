@@ -12,7 +12,7 @@ import torch
 
 from halter.methods.adapter import adapt
 from halter.methods.method import names
-from halter.model.decoder import Block
+from halter.model.dense import Block
 from halter.model.segments import Segments
 
 LENGTHS = ([9, 14, 5], [9, 14, 5], [7, 3], [4, 8, 2, 11])

@@ -17,7 +17,7 @@ from halter.data.pack import pack
 from halter.methods.adapter import adapt
 from halter.methods.method import find
 from halter.methods.storage import restore, state_of
-from halter.model.decoder import Block
+from halter.model.dense import Block
 from halter.model.entering import entering
 from halter.model.segments import Segments
 from halter.training import optimizers, schedule
