@@ -21,7 +21,7 @@ def command(
     method: Methods = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="8GB, 7.5GiB: what fits into it, and every method ranked. Not given: what is free."),
+        typer.Option(help="8GB of a GPU (of this CPU: --device cpu): what fits, every method ranked. None: what is free."),
     ] = None,
     on: Annotated[
         str | None, typer.Option(help="A GPU by name (rtx-3060-12gb, t4, h100-sxm, ...), at its published rates.")
@@ -41,7 +41,8 @@ def command(
         return 0
     recipe, overrides = split(arguments or [])
     overrides = as_overrides({"model.path": model, "method.name": method}) + overrides
-    with patiently("planning: a training step is run on tensors without memory, for every setting that is asked about"):
+    ranks = " (every method is ranked: about a minute)" if memory or on else ""
+    with patiently(f"planning: a training step is run on tensors without memory, for every setting asked about{ranks}"):
         from halter.planning.text import as_text
         from halter.run.asked import plan
 

@@ -13,7 +13,7 @@ from halter.planning.speed import Rates, Times
 @dataclass(frozen=True)
 class Answer:
     """``budget`` bytes, from ``budget_source``; ``rates`` and ``times`` where they were asked for; ``choices`` ranked,
-    where there is a budget that somebody named."""
+    where there is a budget that somebody named; ``note``: in which dtype is planned, where that is not plain."""
 
     forecast: Forecast
     budget: int
@@ -22,6 +22,7 @@ class Answer:
     rates: Rates | None = None
     times: Times | None = None
     choices: tuple[Choice, ...] = ()
+    note: str = ""
 
     @property
     def fits(self) -> bool:
@@ -35,4 +36,5 @@ class Answer:
             "rates": None if self.rates is None else asdict(self.rates),
             "seconds_per_1000_tokens": None if self.times is None else asdict(self.times),
             "choices": [asdict(choice) for choice in self.choices],
+            "note": self.note,
         }

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 import torch
 
 from halter.errors import Refusal
+from halter.files.dtype_names import long_name
 from halter.planning.forecast import Forecast
 
 SECONDS = 5.0
@@ -22,12 +23,13 @@ COPIED_BYTES = 256 * 2**20
 @dataclass(frozen=True)
 class Rates:
     """Floating-point operations and bytes a second. ``source`` says how they are known; ``memory`` of a published
-    device in bytes, 0 for this one."""
+    device in bytes, 0 for this one; ``dtype``: in which a published device computes what is stored in bf16."""
 
     operations: float
     bandwidth: float
     source: str
     memory: int = 0
+    dtype: str = "bfloat16"
 
 
 GB = 2**30
@@ -36,7 +38,7 @@ GB = 2**30
 def _published(operations: float, bandwidth: float, gigabytes: int, where: str, dtype: str = "bf16") -> Rates:
     """``operations`` in 10^12 and ``bandwidth`` in 10^9 bytes a second."""
     source = f"published for dense {dtype} products, {where}, not measured"
-    return Rates(operations * 1e12, bandwidth * 1e9, source, gigabytes * GB)
+    return Rates(operations * 1e12, bandwidth * 1e9, source, gigabytes * GB, long_name(dtype))
 
 
 _NO_BF16 = "fp16"
@@ -70,8 +72,11 @@ def device(name: str) -> Rates:
     words = re.sub(r"[\s_-]+", "-", name.strip().lower())
     words = re.sub(r"^((nvidia|geforce|tesla)-)+", "", words)
     words = re.sub(r"^(rtx-?)?(\d{4})(-?ti)?(?=-|$)", lambda m: f"rtx-{m[2]}{'-ti' if m[3] else ''}", words)
+    bare = re.sub(r"-?\d+gb$", "", words)
+    if bare in DEVICES and words in (f"{bare}-{DEVICES[bare].memory // unit}gb" for unit in (GB, 10**9)):
+        words = bare
     if words not in DEVICES:
-        near = [known for known in DEVICES if words and known.startswith(words)]
+        near = [known for known in DEVICES if bare and known.startswith(bare)]
         near = near or get_close_matches(words, DEVICES, 1, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         fix = "name the memory instead, e.g. --memory 24GB"

@@ -44,7 +44,9 @@ WIDTH = 80
 
 def as_text(found: Answer) -> str:
     """The answer for people."""
-    lines = [*_forecast(found.forecast), *_budget(found), *_times(found), *_choices(found)]
+    model, *rest = _forecast(found.forecast)
+    told = [f"note: {found.note}"] if found.note else []
+    lines = [model, *told, *rest, *_budget(found), *_times(found), *_choices(found)]
     return "\n".join(part for line in lines for part in _folded(line))
 
 

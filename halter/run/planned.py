@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from halter.planning import Setting, fit, forecast, speed
 from halter.planning.answer import Answer
 from halter.planning.dry import dry_adapter
 from halter.planning.setting import shape_of
-from halter.pretrained.device import choose_device, choose_dtype
+from halter.pretrained.device import choose_device, choose_dtype, dtype_name
 from halter.recipe import Recipe, load
 from halter.run import estimate
 from halter.run.checks_machine import gib
@@ -37,12 +37,50 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe | None, override
     return load(source, [*overrides, *rest])
 
 
-def from_recipe(recipe: Recipe, budget: int | None = None) -> Setting:
+@dataclass(frozen=True)
+class Where:
+    """Where is planned for: this machine's ``device``, or one elsewhere; of a published one its ``rates``."""
+
+    device: torch.device
+    elsewhere: bool = False
+    rates: speed.Rates | None = None
+
+    def dtype(self, asked: str, stored: torch.dtype, say: Callable[[str], None] = lambda _: None) -> torch.dtype:
+        """What a base is computed in there; said where that is not what is stored, or not so here."""
+        if not self.elsewhere:
+            return choose_dtype(asked, stored, self.device, say)
+        if asked == "auto" and stored == torch.bfloat16 and self.rates is not None and self.rates.dtype != "bfloat16":
+            say(f"the checkpoint is bfloat16, which this GPU has not: planned in {self.rates.dtype}")
+            asked = self.rates.dtype
+        there = choose_dtype(asked, stored, _NOWHERE, say)
+        here = choose_dtype(asked, stored, self.device, lambda _: None)
+        if self.rates is None and here != there:
+            named = dtype_name(there)
+            say(f"planned in {named}, for a GPU of that memory; this CPU would take {dtype_name(here)}: --device cpu")
+        return there
+
+
+_NOWHERE = torch.device("meta")
+"""A device of which nothing is known, so that a checkpoint's own dtype is taken."""
+
+
+def where_for(device: str | None, memory_amount: str | None, rates: speed.Rates | None, calibrate: bool) -> Where:
+    """A device that is named or whose memory is given is another one, unless it is said to be this machine's CPU, or
+    this machine is measured for it."""
+    named = (device or "").partition(":")[0]
+    elsewhere = rates is not None or (memory_amount is not None and named in ("", "cuda", "mps") and not calibrate)
+    return Where(choose_device(None if elsewhere else device), elsewhere, rates)
+
+
+def from_recipe(
+    recipe: Recipe, budget: int | None = None, where: Where | None = None, say: Callable[[str], None] = lambda _: None
+) -> Setting:
     """The passes of a recipe whose every row is ``data.max_length`` tokens long, the most there can be, where base and
     training have ``budget`` bytes (None: what is free here)."""
     shape = shape_of(recipe.model.path, recipe.model.revision)
-    device = choose_device(recipe.model.device)
-    dtype = choose_dtype(recipe.dtype, getattr(torch, shape.dtype, torch.float32), device, lambda _: None)
+    where = where or Where(choose_device(recipe.model.device))
+    device = where.device
+    dtype = where.dtype(recipe.dtype, getattr(torch, shape.dtype, torch.float32), say)
     length = min(recipe.data.max_length, shape.context)
     options = recipe.train
     micro = options.micro_tokens or memory.micro_tokens(shape)
@@ -62,7 +100,7 @@ def from_recipe(recipe: Recipe, budget: int | None = None) -> Setting:
         rows=rows,
         length=length,
         passes=-(-step // rows),
-        device=device.type,
+        device="cuda" if where.elsewhere else device.type,
     )
     adapter = dry_adapter(shape, found.methods)
     beside = (estimate.free_bytes(device) if budget is None else budget) - fit.bytes_of_base(found)
@@ -79,21 +117,23 @@ def plan(
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> Answer:
     """Everything about a recipe. ``memory_amount`` such as 8GB; ``on`` a published device, else this machine.
+    Elsewhere the base has the dtype that a GPU gives it, whatever this machine's CPU is good at.
     ``tell(done, of)`` hears how many of the methods that are ranked have been tried.
 
     Refusals ``memory-amount``, ``unknown-device``, ``no-model``, and the methods' own.
     """
-    device = choose_device(recipe.model.device)
     rates = speed.device(on) if on is not None else None
-    budget, source = estimate.free_bytes(device), f"free on {device.type}"
+    where = where_for(recipe.model.device, memory_amount, rates, calibrate)
+    budget, source = estimate.free_bytes(where.device), f"free on {where.device.type}"
     if rates is not None:
         budget, source = rates.memory, str(on)
     if memory_amount is not None:
         budget, source = fit.bytes_of(memory_amount), "given"
-    setting = from_recipe(recipe, budget)
+    said: list[str] = []
+    setting = from_recipe(recipe, budget, where, said.append)
     found = forecast(setting)
     if rates is None and calibrate:
-        rates = speed.calibrate(setting.dtype, device)
+        rates = speed.calibrate(setting.dtype, where.device)
     return Answer(
         forecast=found,
         budget=budget,
@@ -102,6 +142,7 @@ def plan(
         rates=rates,
         times=None if rates is None else speed.times(found, rates),
         choices=tuple(fit.ranked(setting, budget, tell=tell)) if memory_amount is not None or on is not None else (),
+        note=" ".join(said),
     )
 
 

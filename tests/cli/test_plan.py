@@ -110,3 +110,52 @@ def test_the_command_and_halter_plan_ask_the_same_question(model, on, monkeypatc
     for n in range(0, len(asked), 3):
         first, *others = ((as_data(recipe), *rest) for recipe, *rest in asked[n : n + 3])
         assert all(other == first for other in others)
+
+
+@pytest.fixture
+def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, whose CPU has no bf16, and a ranking of one method."""
+    from halter.planning import fit
+    from halter.pretrained import device
+
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(fit, "names", lambda: ("lora",))
+
+
+@pytest.mark.usefixtures("no_bf16")
+@pytest.mark.parametrize(
+    ("stored", "words", "dtype", "told"),
+    [
+        ("bfloat16", ["--on", "rtx-4090"], "bfloat16", ""),
+        ("bfloat16", ["--on", "rtx-4090", "--device", "cpu"], "bfloat16", ""),
+        ("bfloat16", ["--on", "t4"], "float16", "which this GPU has not: planned in float16"),
+        ("float16", ["--on", "t4"], "float16", ""),
+        ("bfloat16", ["--on", "rtx-4090", "--dtype", "float32"], "float32", ""),
+        ("bfloat16", ["--memory", "24GB"], "bfloat16", "this CPU would take float32: --device cpu"),
+        ("bfloat16", ["--memory", "24GB", "--device", "cuda"], "bfloat16", "--device cpu"),
+        ("bfloat16", ["--memory", "24GB", "--device", "cpu"], "float32", "computing in float32"),
+        ("bfloat16", [], "float32", "computing in float32"),
+    ],
+)
+def test_a_plan_for_a_gpu_has_the_gpu_s_dtype_whatever_this_cpu_can(
+    stored: str, words: list[str], dtype: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests import tiny
+
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config(layers=2, dtype=stored).to_hf()))
+    assert main.run(["plan", "--model", str(tmp_path), "--max-length", "16", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["dtype"] == dtype
+    assert told in found["note"] and bool(told) == bool(found["note"])
+
+
+@pytest.mark.usefixtures("no_bf16")
+def test_the_first_plan_of_the_readme_prints_its_ranked_table_on_every_machine(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "halter plan --model llama-3.1-8b --memory 8GB " in Path("README.md").read_text("utf-8")
+    assert main.run("plan --model llama-3.1-8b --memory 8GB".split()) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "choices within 8.00 GB" in said and "lora nf4" in said
+    assert "note: planned in bfloat16, for a GPU of that memory" in said

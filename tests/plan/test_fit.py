@@ -162,14 +162,23 @@ def test_peaks_follow_from_cores_and_clocks(name: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "name"),
     [("RTX 4090", "rtx-4090"), ("4090", "rtx-4090"), ("rtx4060ti-16GB", "rtx-4060-ti-16gb"), ("Tesla T4", "t4"),
-     ("NVIDIA GeForce RTX 3090", "rtx-3090"), ("A100_80GB", "a100-80gb")],
+     ("NVIDIA GeForce RTX 3090", "rtx-3090"), ("A100_80GB", "a100-80gb"),
+     ("rtx-4090-24gb", "rtx-4090"), ("RTX 3090 24GB", "rtx-3090"), ("h200-141gb", "h200")],
 )  # fmt: skip
 def test_devices_are_known_as_people_type_them(typed: str, name: str) -> None:
     assert speed.device(typed) is speed.DEVICES[name]
 
 
 @pytest.mark.parametrize(
-    ("typed", "near"), [("a100", "a100-40gb or a100-80gb"), ("rtx 3060", "rtx-3060-12gb"), ("h100", "h100-sxm")]
+    ("typed", "near"),
+    [
+        ("a100", "a100-40gb or a100-80gb"),
+        ("rtx 3060", "rtx-3060-12gb"),
+        ("h100", "h100-sxm"),
+        ("h100-80gb", "h100-sxm"),
+        ("rtx-4090-48gb", "rtx-4090"),
+        ("v100 24GB", "v100-16gb or v100-32gb"),
+    ],
 )
 def test_what_could_be_meant_is_said_and_not_taken(typed: str, near: str) -> None:
     with pytest.raises(Refusal, match=rf"did you mean {near}\?.*Expected: a100-40gb, .*memory="):
