@@ -98,10 +98,9 @@ def overview() -> str:
 
 def _verb(name: str, arguments: list[str]) -> int:
     if name not in VERBS:
-        from difflib import get_close_matches
+        from halter.cli.otherwise import COMMANDS, in_place_of
 
-        close = get_close_matches(name, VERBS, 1)
-        fix = f"did you mean halter {close[0]}?" if close else "halter --help lists them"
+        fix = in_place_of(name, list(VERBS), COMMANDS, "halter", arguments)
         what = f"there is no command {name!r}"
         raise Refusal("unknown-command", what, expected=f"one of {', '.join(VERBS)}", fix=fix)
     import signal

@@ -21,7 +21,7 @@ def command(
     method: Methods = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="8GB of a GPU (of this CPU: --device cpu): what fits, every method ranked. None: what is free."),
+        typer.Option(help="8GB of a GPU (this CPU's: --device cpu): what fits, methods ranked. Else: what is free."),
     ] = None,
     on: Annotated[
         str | None, typer.Option(help="A GPU by name (rtx-3060-12gb, t4, h100-sxm, ...), at its published rates.")

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from halter.cli.otherwise import ADAPTERS, in_place_of
 from halter.cli.strays import NAMES, is_key
 from halter.elsewhere import meant_of, ours_for
 from halter.errors import Refusal
@@ -43,6 +44,7 @@ ALONE = {
 """{a command: what is said of anything that it does not take}."""
 NUMBER = re.compile(r"'(--[\w-]+)': Input should be a valid (number|integer)")
 CHOICE = re.compile(r"'(--[\w-]+)': (?:Value error, )?'([^']*)' is not one of (.*)")
+NO_COMMAND = re.compile(r"No such command '([^']*)'")
 
 
 def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[str], Any]) -> Refusal:
@@ -63,6 +65,12 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
         lists = f"did you mean {choice[1]} {meant}? {lists}" if meant else lists
         if choice[2].lower() == "gguf":
             lists = "halter merge RUN --output DIR, and llama.cpp's convert_hf_to_gguf.py makes GGUF of DIR"
+    if context is not None and (second := NO_COMMAND.search(what)):
+        known = list(vars(context.command).get("commands", {}))
+        fix = in_place_of(second[1], known, ADAPTERS, command, arguments[1:])
+        return Refusal(
+            "unknown-command", f"{command} has no {second[1]!r}", expected=f"one of {', '.join(known)}", fix=fix
+        )
     if "unexpected extra argument" in what:
         loose = _loose(arguments)[len(command.split()) - 2 :]  # without a second word
         if both := base_beside(loose):

@@ -47,7 +47,7 @@ def subject_and_keys(
         elif spoken and rows == "--input":
             fix = f'what is asked stands after --prompt: --prompt "{" ".join(spoken)}"'
         else:
-            fix = base_beside(named) or "name them one by one"
+            fix = base_beside(named) or f"a command for each: {', '.join(f'once with {word}' for word in named)}"
         raise Refusal("usage", "more than one run, adapter or model", found=named, fix=fix)
     return (named[0] if named else None), [word for word in words or () if word not in named]
 

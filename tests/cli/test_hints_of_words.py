@@ -16,7 +16,7 @@ from endless import ended
 from playground_run import finished, write_rows
 
 import halter
-from halter.cli import adapters, chat_words, main, strays
+from halter.cli import adapters, chat_words, main, otherwise, strays
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.files.runs import RunFolder
@@ -432,3 +432,38 @@ def test_a_model_that_is_still_a_pair_is_told_so() -> None:
     with pytest.raises(Refusal, match="a pair, the model and the tokenizer") as refused:
         halter.generate(pair, "Hi")  # type: ignore[call-arg, arg-type]
     assert "model, tokenizer = halter.load(" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("serve runs/mine --port 8000", "vLLM reads runs/mine/adapter beside its base; halter merge runs/mine"),
+        ("export runs/mine --format gguf", "halter merge runs/mine --output merged writes a model folder; llama.cpp's"),
+        ("quantize", "--quantize nf4"),
+        ("finetune", "halter train --model DIR --data FILE --method lora"),
+        ("run runs/mine", 'halter generate runs/mine --prompt "..."'),
+        ("pull llama3", "--model OWNER/NAME"),
+        ("list", "halter adapters list"),
+        ("push runs/mine", "hf upload OWNER/NAME runs/mine/adapter"),
+        ("eval runs/mine", "halter evaluate runs/mine --data FILE"),
+        ("combine", "halter adapters combine"),
+        ("trian", "did you mean halter train?"),
+        ("xyzzy", "halter --help lists them"),
+        ("adapters merge runs/mine runs/mine", "halter adapters combine A B --output both"),
+        ("adapters ls", "halter adapters list FOLDER"),
+        ("adapters shwo", "did you mean halter adapters show?"),
+    ],
+)
+def test_the_words_of_other_programs_are_told_what_does_it_here(words: str, told: str, capsys: Any) -> None:
+    err = said(capsys, *words.split())
+    assert told in err and "unknown-command" in err
+
+
+def test_the_table_of_other_programs_words_holds_none_of_ours_and_names_commands_that_there_are() -> None:
+    for table, ours in ((otherwise.COMMANDS, main.VERBS), (otherwise.ADAPTERS, adapters.COMMANDS)):
+        words = [word for theirs in table for word in theirs.split()]
+        assert len(words) == len(set(words)) and not set(words) & set(ours)
+        for here in table.values():
+            for verb, second in re.findall(r"halter ([a-z]+)(?: ([a-z]+))?", here):
+                assert verb in main.VERBS, here
+                assert verb != "adapters" or not second or second in adapters.COMMANDS, here

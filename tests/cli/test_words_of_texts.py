@@ -100,7 +100,7 @@ def test_words_that_no_quotes_hold_together(words: str, told: str, capsys: pytes
 def test_what_is_asked_without_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'after --prompt: --prompt "Once upon a time". [usage]' in refused(capsys, "generate BASE 'Once upon a time'")
     assert 'after --prompt: --prompt "Once upon". [usage]' in refused(capsys, "generate BASE Once upon")
-    assert "name them one by one" in refused(capsys, "generate nowhere nobody")
+    assert "each: once with nowhere, once with nobody. [" in refused(capsys, "generate nowhere nobody")
 
 
 @pytest.mark.parametrize(
