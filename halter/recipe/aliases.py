@@ -113,7 +113,7 @@ def _table() -> dict[str, Alias]:
         ("data", "validation"): "validation_file eval_file eval_dataset val_dataset",
         ("data", "max_length"): "sequence_len",
         ("data", "packing"): "sample_packing",
-        ("data", "template"): "chat_template",
+        ("data", "template"): "chat_template prompt_template prompt_format prompt_style conversation_template",
         ("train", "learning_rate"): "lr",
         ("train", "num_train_epochs"): "num_epochs epochs",
         ("train", "warmup_steps"): "warmup_ratio",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from halter.errors import Refusal
 from halter.files import yaml12
 from halter.recipe import Recipe, load
 from halter.recipe.foreign import axolotl, llama_factory, mlx_lm, shell, trl
-from halter.recipe.foreign.convert import TOOLS, convert, recognise
+from halter.recipe.foreign.convert import TOOLS, convert, kinds, recognise
 from halter.recipe.foreign.open import open_foreign, written
 from halter.recipe.foreign.tables import Reading, Tool
 from halter.recipe.foreign.written import as_data, summary, text
@@ -319,7 +320,7 @@ def test_every_key_of_an_example_is_told_once_and_the_recipe_loads(own: Own, tmp
     assert reading.tool.title == foreign_recipes.title(name)
     held = yaml12.read(path).data if path.suffix == ".yaml" else reading.given
     for key in held:
-        told = [key in kind for kind in (reading.read, reading.idle, reading.lost, reading.stops)]
+        told = [key in kind for kind in kinds(reading)]
         assert sum(told) == 1, (key, told)
     recipe = load(yaml12.parse(made).data)
     assert recipe.model.path == str(own.base)
@@ -426,7 +427,41 @@ def test_whatever_stands_in_a_file_is_told_or_refused(tool: Tool, data: st.DataO
     given = {**LEAST[tool.name], **junk, **odd}
     reading = convert(tool, given, "theirs.yaml")
     for key in given:
-        assert any(key in kind for kind in (reading.read, reading.idle, reading.lost, reading.stops)), key
+        assert sum(key in kind for kind in kinds(reading)) == 1, key
     if not reading.stops:
         assert yaml12.parse(text(reading)).data.keys() <= {"model", "method", "data", "train", "output_dir"}
     assert all("\n" not in line for line in summary(reading)) and len(summary(reading)) <= 5
+
+
+PLAIN = st.sampled_from([3, 0.5, True, "all", "lora", "a,b", "f.jsonl", None])
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda t: t.name)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_known_key_stands_in_one_list_and_in_the_recipe_s_text(tool: Tool, data: st.DataObject) -> None:
+    given = data.draw(st.dictionaries(st.sampled_from(sorted(tool.keys)), PLAIN, max_size=12))
+    reading = convert(tool, {**LEAST[tool.name], **given}, "theirs.yaml")
+    made = text(reading)
+    for key in reading.given:
+        assert sum(key in kind for kind in kinds(reading)) == 1, key
+        assert key in reading.stops or re.search(rf"\b{re.escape(key)}\b", made), key
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(["tales", "identity", "alpaca_en_demo", "f.jsonl"]), max_size=3, unique=True),
+    most=st.none() | st.integers(1, 9),
+)
+def test_no_data_set_and_no_limit_of_llama_factory_s_is_lost(names: list[str], most: int | None) -> None:
+    """One that dataset_info.json does not know keeps its place, its limit and its name, and all of them are asked."""
+    reading = read(llama_factory.TOOL, dataset=",".join(names), max_samples=most)
+    found = reading.values["data"].get("train", [])
+    sources = [{"path": found}] if isinstance(found, str) else found
+    paths = {"tales": "f.jsonl", "identity": "IDENTITY.jsonl", "alpaca_en_demo": "ALPACA_EN_DEMO.jsonl"}
+    limit = {} if most is None else {"limit": most}
+    assert sources == [{"path": paths.get(name, name), **limit} for name in names]
+    needed = reading.needs.get("data.train", "")
+    assert all((name in needed) == (name != "tales") for name in names)
+    assert ("dataset" in reading.asked) == bool({*names} - {"tales"})
+    assert names or most is None or str(most) in needed

@@ -50,12 +50,18 @@ def convert(tool: Tool, data: Mapping[str, Any], source: str) -> Reading:
     if not reading.values["model"].get("path"):
         reading.need("model.path", "a checkpoint of a LLaMA: folder or hub id")
     if not reading.values["data"].get("train"):
-        reading.needs.setdefault("data.train", "a file, folder or hub id of rows")
+        if "data.train" not in reading.needs:
+            reading.need("data.train", "a file, folder or hub id of rows")
     return reading
 
 
+def kinds(reading: Reading) -> tuple[dict[str, str], ...]:
+    """The lists in which a key may stand, of which it stands in one."""
+    return reading.stops, reading.lost, reading.asked, reading.read, reading.idle
+
+
 def _told(reading: Reading, key: str) -> bool:
-    return any(key in told for told in (reading.read, reading.idle, reading.lost, reading.stops))
+    return any(key in told for told in kinds(reading))
 
 
 def _one(reading: Reading, key: str, value: Any) -> None:
@@ -87,9 +93,10 @@ def _one(reading: Reading, key: str, value: Any) -> None:
 
 
 def _once(reading: Reading) -> None:
-    """A key is told in one place: what is lost by it before what is read of it, and that before what is not needed."""
-    kinds = (reading.stops, reading.lost, reading.read, reading.idle)
-    for place, kind in enumerate(kinds):
+    """A key is told in one place: what is lost by it before what must be given for it, that before what is read of it,
+    and that before what is not needed."""
+    listed = kinds(reading)
+    for place, kind in enumerate(listed):
         for key in kind:
-            for later in kinds[place + 1 :]:
+            for later in listed[place + 1 :]:
                 later.pop(key, None)

@@ -160,8 +160,10 @@ def _data(reading: Reading) -> None:
         rows.give(reading, "eval_dataset", rows.llama_factory(reading, "eval_dataset", info, base), "validation")
     if "dataset_dir" in reading.given:
         reading.read["dataset_dir"] = "data.train"
-    if "max_samples" in reading.given:
+    if reading.get("max_samples") and reading.values["data"].get("train"):
         reading.read["max_samples"] = "the limit of each source"
+    elif reading.get("max_samples"):
+        reading.need("data.train", f"limit: {reading.given['max_samples']} beside each path", "max_samples")
     share: Any = reading.number("val_size", 0)
     if share >= 1:
         reading.lose("val_size", "a number of rows; a share below 1 is held out here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -92,21 +93,24 @@ def roles(reading: Reading, theirs: str, found: Sequence[Mapping[str, str]]) -> 
 
 def llama_factory(reading: Reading, key: str, info: Mapping[str, Any] | None, base: str) -> list[dict[str, Any]]:
     """The sources that names of dataset_info.json mean."""
-    sources, named, cast = [], [], []
+    sources, named, cast, unknown = [], [], [], {}
     for name in words(reading.given[key]):
         entry = info.get(name) if isinstance(info, Mapping) else None
-        if not isinstance(entry, Mapping) and called_rows(Path(name)) and Path(name).is_file():
-            sources.append({"path": name})
-            continue
         if not isinstance(entry, Mapping):
-            reading.need("data.train" if key == "dataset" else "data.validation",
-                         f"the file that {name} means; {Path(base) / INFO} does not say it")  # fmt: skip
+            path = name if called_rows(Path(name)) else re.sub(r"\W", "_", name).upper() + ".jsonl"
+            sources.append(_limited(reading, path))
+            if path != name or not Path(name).is_file():
+                unknown[name] = path
             continue
         source = _entry(reading, name, entry, base)
         if source is not None:
             sources.append(source)
             named.append(_columns(reading, name, entry))
             cast.append(_speakers(name, entry))
+    if unknown:
+        told = ", ".join(f"{path} stands for the file that {name} means" for name, path in unknown.items())
+        told += f"; {Path(base) / INFO} does not say it"
+        reading.need("data.train" if key == "dataset" else "data.validation", told, key)
     if key == "dataset":
         columns(reading, key, named)
         roles(reading, key, cast)
@@ -123,11 +127,16 @@ def _entry(reading: Reading, name: str, entry: Mapping[str, Any], base: str) -> 
     elif isinstance(hub, str) and hub:
         path = f"{hub}:{entry['subset']}" if entry.get("subset") else hub
     else:
-        reading.need("data.train", f"the file that {name} means: a script or another hub there")
+        reading.need("data.train", f"the file that {name} means: a script or another hub there", "dataset")
         return None
     if entry.get("split") not in (None, "train"):
         reading.lose(f"dataset {name}", f"its split {entry['split']}: the training split is read")
-    limits = [whole(one) for one in (entry.get("num_samples"), reading.get("max_samples")) if one]
+    return _limited(reading, path, entry.get("num_samples"))
+
+
+def _limited(reading: Reading, path: str, most: Any = None) -> dict[str, Any]:
+    """A source of as many rows as max_samples and its own entry allow."""
+    limits = [whole(one) for one in (most, reading.get("max_samples")) if one]
     return {"path": path, **({"limit": min(limits)} if limits else {})}
 
 

@@ -66,6 +66,8 @@ class Reading:
     stops: dict[str, str] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
     """{section.key of ours: what must be given}."""
+    asked: dict[str, str] = field(default_factory=dict)
+    """{their key: the section.key of ours that must be given for it}."""
     stated: list[str] = field(default_factory=list)
 
     @property
@@ -93,8 +95,11 @@ class Reading:
     def lose(self, theirs: str, why: str, stops: bool = False) -> None:
         (self.stops if stops else self.lost)[theirs] = why
 
-    def need(self, ours: str, why: str) -> None:
-        self.needs[ours] = why
+    def need(self, ours: str, why: str, *theirs: str) -> None:
+        """What must be given, beside what else must be for the same key; ``theirs`` are the keys that ask for it."""
+        before = self.needs.get(ours, "")
+        self.needs[ours] = f"{before}; {why}" if before else why
+        self.asked.update({key: ours for key in theirs if key in self.given})
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.given.get(key)

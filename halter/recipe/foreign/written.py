@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -44,8 +45,12 @@ def text(reading: Reading) -> str:
                 lines.append(f"{lead}{key}: {flow(value)}{_source(reading, name, key)}")
     if "output_dir" in made:
         lines += ["", f"output_dir: {flow(made['output_dir'])}{_source(reading, '', 'output_dir')}"]
-    for head, told in (("You must give", reading.needs), ("No equal here, so that results may differ", reading.lost),
-                       ("Not needed here", reading.idle)):  # fmt: skip
+    said = "\n".join(lines)
+    beside = {key: f"as {ours}" for key, ours in reading.read.items() if not re.search(rf"\b{re.escape(key)}\b", said)}
+    needs = reading.needs | {key: f"with {ours}" for key, ours in reading.asked.items()}
+    told_apart = {"Read beside these": beside, "You must give": needs,
+                  "No equal here, so that results may differ": reading.lost, "Not needed here": reading.idle}  # fmt: skip
+    for head, told in told_apart.items():
         if told:
             lines += ["", f"# {head}:", *(f"#   {_plain(key)}: {_plain(why)}" for key, why in told.items())]
     return "\n".join(lines) + "\n"
