@@ -502,3 +502,13 @@ def test_what_hugging_face_scripts_carry_along_is_read_over_and_named_where_it_s
     assert "bitfit, found 'all'" in said and "CAUSAL_LM, found 'SEQ_CLS'" in said
     said = told("model: a\ndata: b\ntrain: {zzzzz: 1, bf16: maybe}\n")
     assert "found 'maybe'" in said and "there are" not in said
+
+
+@pytest.mark.parametrize(
+    "name", "chat_template prompt_template prompt_format prompt_style conversation_template".split()
+)
+def test_a_template_by_the_names_of_other_tools(name: str) -> None:
+    """Not as row_template, whose name is nearer to some of them and which writes rows."""
+    recipe = load({"model": "m", "data": "f.jsonl"}, [f"{name}=alpaca"])
+    assert recipe.data.template == "alpaca" and recipe.data.row_template is None
+    assert any(f"{name} is read as data.template" in note for note in recipe.notes)

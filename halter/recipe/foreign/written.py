@@ -48,9 +48,9 @@ def text(reading: Reading) -> str:
     said = "\n".join(lines)
     beside = {key: f"as {ours}" for key, ours in reading.read.items() if not re.search(rf"\b{re.escape(key)}\b", said)}
     needs = reading.needs | {key: f"with {ours}" for key, ours in reading.asked.items()}
-    told_apart = {"Read beside these": beside, "You must give": needs,
-                  "No equal here, so that results may differ": reading.lost, "Not needed here": reading.idle}  # fmt: skip
-    for head, told in told_apart.items():
+    apart = {"Read beside these": beside, "You must give": needs}
+    apart |= {"No equal here, so that results may differ": reading.lost, "Not needed here": reading.idle}
+    for head, told in apart.items():
         if told:
             lines += ["", f"# {head}:", *(f"#   {_plain(key)}: {_plain(why)}" for key, why in told.items())]
     return "\n".join(lines) + "\n"
