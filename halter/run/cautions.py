@@ -29,6 +29,8 @@ TOO_HIGH, TOO_LOW = 50.0, 1e-4
 """Times the method's own learning rate at the model's width: above the first no method here has ever learnt (the search
 of ``halter compare`` goes to 16), below the second nothing moves."""
 LITTLE_ROOM = 1e9
+MANY_ROWS = 64
+"""Up to here a number of tokens for a step that is less than a row was meant as one of rows."""
 VARIABLES = {
     "HALTER_CACHE": "folder of tokenised rows and digests",
     "HALTER_CACHE_GB": "most gigabytes of tokenised rows (20; 0 keeps none)",
@@ -64,8 +66,8 @@ def rate_problem(recipe: Recipe, dim: int) -> Iterator[Refusal]:
 
 def cautions(job: Job) -> list[str]:
     """One sentence for each setting of the job that does nothing, or hardly what was meant."""
-    found = [*of_vocabulary(job), *_of_methods(job.recipe), *_of_steps(job), *_of_strength(job), *_of_shares(job)]
-    return [*found, *_of_evaluation(job.recipe), *of_environment()]
+    found = [*of_vocabulary(job), *_of_methods(job.recipe), *_of_steps(job), *of_single_rows(job)]
+    return [*found, *_of_strength(job), *_of_shares(job), *_of_evaluation(job.recipe), *of_environment()]
 
 
 def of_vocabulary(job: Job) -> Iterator[str]:
@@ -162,6 +164,21 @@ def _of_steps(job: Job) -> Iterator[str]:
         asked = getattr(options, name)
         if asked is not None and asked > job.steps and (name == "save_steps" or job.recipe.data.validation is not None):
             yield f"train.{name} is {asked:g} and the run has {job.steps} steps: only the last one counts"
+
+
+def of_single_rows(job: Job) -> Iterator[str]:
+    """A number of tokens for a step, given by the user, that most rows alone exceed."""
+    tokens, median = job.recipe.train.tokens_per_step, job.data.report.quantiles.get(50, 0)
+    if job.recipe.train.rows_per_step or tokens is None or tokens >= median:
+        return
+    if "train.tokens_per_step" not in job.recipe.defaults:
+        few = tokens <= MANY_ROWS
+        fix = f"for {tokens} rows a step: --per-device-train-batch-size {tokens}" if few else ""
+        fix = fix or f"for about 8 rows a step: --tokens-per-step {8 * median}"
+        yield (
+            f"train.tokens_per_step is {tokens}, less than one row (half of them have {median} or more), so that most "
+            f"steps are a single row; {fix}"
+        )
 
 
 def _of_evaluation(recipe: Recipe) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from halter.data.example import Example
 from halter.model.decoder import Decoder
 from halter.numerics import allocation
-from halter.run.ends import beyond_guessing, refuse_broken_base
+from halter.run.ends import beyond_guessing, refuse_broken_base, strange_share
 from halter.run.keeper import Keeper
 from halter.run.prepare import Job, Say
 from halter.run.signals import Stops
@@ -93,8 +93,12 @@ class Course:
     def _log(self, record: dict[str, Any]) -> None:
         self.last = record
         self.log(record)
-        if record["step"] == 1 and (told := beyond_guessing(record["loss"], self.job.config.vocab_size)):
-            self.say(told)
+        if record["step"] == 1:
+            rows = (row.tokens for row in self.job.data.train)
+            if told := beyond_guessing(
+                record["loss"], self.job.config.vocab_size, lambda: strange_share(self.model, rows)
+            ):
+                self.say(told)
 
     def _after(self, step: int) -> None:
         record = self.last

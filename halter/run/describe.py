@@ -16,9 +16,8 @@ def describe(job: Job, say: Say) -> None:
     say(f"data: {report} (rows of at most {recipe.data.max_length} tokens)")
     for line in told.readings(report.readings, report.ignored):
         say(f"rows: {line}")
-    rows = recipe.train.rows_per_step
-    share = f"{rows} rows" if rows else f"at most {recipe.train.tokens_per_step} tokens"
-    say(f"plan: {job.steps} steps of {share}, at most {job.micro_tokens} tokens in one micro-batch")
+    most = max(job.micro_tokens, report.longest)
+    say(f"plan: {job.steps} steps of {_step(job)}, at most {most} tokens in one micro-batch")
     for choice in recipe.methods:
         say(f"method: {choice.name}{in_words(choice.options)}")
     if recipe.defaults:
@@ -30,6 +29,17 @@ def describe(job: Job, say: Say) -> None:
         say(f"note: {line}")
     for line in (*told.notes(report, aside=False), *lost_rows(job), *cautions(job)):
         say(f"warning: {line}")
+
+
+def _step(job: Job) -> str:
+    """What a step is made of: so many rows, or rows up to so many tokens, of which there is at least one."""
+    rows, tokens = job.recipe.train.rows_per_step, job.recipe.train.tokens_per_step or 0
+    lengths = job.data.train.lengths
+    if rows:
+        return f"{rows} rows" if rows > 1 else "1 row"
+    if len(lengths) and tokens < lengths.min():
+        return f"1 row (tokens_per_step is {tokens}, and every row has more tokens)"
+    return f"at most {tokens} tokens" + (", or one longer row" if tokens < job.data.report.longest else "")
 
 
 def lost_rows(job: Job, share: float = 0.0) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 
+import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from halter.errors import HalterError, Refusal
 from halter.model.decoder import Decoder
@@ -18,6 +21,12 @@ LAST = 8
 WORSE = 1.5
 BEYOND = 1.5
 """Times the loss of guessing blindly that a first loss may be."""
+STRANGE, ENOUGH = 0.7, 64
+"""Share of a row's tokens, prompt and all, that a base may find less likely than blind guessing does, and the tokens
+from which on that counts. A story model finds 0 to 0.3 of English so, 0.4 to 0.7 of German, code and JSON, 0.75 to 1 of
+another vocabulary's tokens; one-word answers alone are as bad as those."""
+LOOKED_AT, LOOKED_FAR = 4, 128
+"""Rows of which so many tokens are looked at."""
 
 
 def refuse_broken_base(model: Decoder, where: str) -> None:
@@ -54,15 +63,29 @@ def refuse_nothing_learnt(trainee: Trainee) -> None:
         )
 
 
-def beyond_guessing(loss: float, vocab_size: int) -> str:
-    """A warning where a run's first loss is far above that of guessing blindly; '' where it is not."""
+def beyond_guessing(loss: float, vocab_size: int, strange: Callable[[], float]) -> str:
+    """A warning where a run's first loss is far above that of guessing blindly, and prompts are no better; '' else.
+    ``strange``: the share of whole rows' tokens that the base finds less likely than a blind guess."""
     blind = math.log(vocab_size)
-    if not loss > BEYOND * blind:
+    if not loss > BEYOND * blind or (share := strange()) <= STRANGE:
         return ""
     return (
-        f"warning: the first loss is {loss:.1f}, and guessing blindly among {vocab_size:,} tokens gives {blind:.1f}: "
-        "base, tokenizer and data hardly belong together"
+        f"warning: the first loss is {loss:.1f}, and guessing blindly among {vocab_size:,} tokens gives {blind:.1f}; "
+        f"of whole rows {share:.0%} of the tokens are worse than that: base, tokenizer and data hardly belong together"
     )
+
+
+def strange_share(model: Decoder, rows: Iterable[np.ndarray]) -> float:
+    """The share of tokens of the first rows, prompts too, that the base finds less likely than a blind guess does; 0
+    where they are too few to tell."""
+    worse = count = 0
+    with torch.no_grad():
+        for row in itertools.islice(rows, LOOKED_AT):
+            tokens = torch.tensor(row[:LOOKED_FAR], dtype=torch.int64, device=model.device)
+            losses = cross_entropy(model(tokens[None])[0, :-1].float(), tokens[1:], reduction="none")
+            worse += int((losses > math.log(model.config.vocab_size)).sum())
+            count += len(losses)
+    return worse / count if count >= ENOUGH else 0.0
 
 
 def result(trainee: Trainee, seconds: float) -> str:

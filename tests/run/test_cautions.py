@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from own_data import Own
@@ -23,7 +24,7 @@ from halter.generation import belonging
 from halter.playground import base_folder
 from halter.recipe import dump, load
 from halter.run.cautions import TOO_HIGH, VARIABLES, cautions, of_environment, strength, to_lower, usual_rate
-from halter.run.ends import beyond_guessing, last_words
+from halter.run.ends import beyond_guessing, last_words, strange_share
 from halter.run.preflight import ready
 from halter.training.guards import Guards
 
@@ -304,8 +305,43 @@ def test_a_tokenizer_of_another_model_is_told(
     assert len(said) == 2 and "an adapter was trained with another tokenizer (0000000000000000...)" in said[1]
 
 
-@pytest.mark.parametrize(("loss", "told"), [(24.6, True), (9.4, True), (9.3, False), (2.0, False)])
-def test_a_first_loss_beyond_guessing(loss: float, told: bool) -> None:
-    """1.5 ln(512) = 9.357."""
-    line = beyond_guessing(loss, 512)
+@pytest.mark.parametrize(
+    ("loss", "share", "told"),
+    [(24.6, 0.9, True), (9.4, 0.71, True), (9.4, 0.7, False), (10.8, 0.3, False), (9.3, 1.0, False), (2.0, 1.0, False)],
+)
+def test_a_first_loss_beyond_guessing(loss: float, share: float, told: bool) -> None:
+    """1.5 ln(512) = 9.357; of the whole rows more than 70 % of the tokens."""
+    line = beyond_guessing(loss, 512, lambda: share)
     assert bool(line) == told and (not told or f"the first loss is {loss}" in line and "gives 6.2" in line)
+
+
+def test_answers_that_a_base_never_saw_are_no_wrong_tokenizer(own: Own) -> None:
+    """Of a row in a prompt's own language most tokens are likelier than guessed; of another vocabulary's hardly any."""
+    model, tokenizer = halter.load(str(own.base))
+    texts = own.stories.read_text("utf-8")[:600]
+    rows = [np.array([tokenizer.bos_id, *tokenizer.encode(texts[n : n + 150])]) for n in (0, 150, 300, 450)]
+    other = np.random.default_rng(0).permutation(model.config.vocab_size)
+    assert strange_share(model, rows) < 0.5 < 0.7 < strange_share(model, [other[row] for row in rows])
+    assert strange_share(model, [other[rows[0][:20]]]) == 0.0  # too few to tell
+
+
+@pytest.mark.parametrize(
+    ("tokens", "plan", "told"),
+    [
+        (4, "steps of 1 row (tokens_per_step is 4, and every row has more tokens)", "--per-device-train-batch-size 4"),
+        (1, "steps of 1 row (", "for 1 rows a step"),
+        (4000, "steps of at most 4000 tokens", ""),
+    ],
+)
+def test_a_step_of_fewer_tokens_than_a_row_has(
+    tokens: int, plan: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed of the steps is so, and of `inspect` and `doctor` too."""
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Say it.", "output": "It is said."}\n' * 6, "utf-8")
+    words = ["--model", str(base_folder()), "--data", str(tmp_path / "rows.jsonl")]
+    words += ["--tokens-per-step", str(tokens), "--max-steps", "2", "--output", str(tmp_path / "run")]
+    for verb in ("train", "inspect", "doctor"):
+        assert main.run([verb, *words]) == 0
+        said = "".join(capsys.readouterr())
+        assert verb != "train" or plan in said, said
+        assert ("less than one row" in said) == bool(told) and told in said, said
