@@ -11,9 +11,8 @@ from typing import Any
 
 from halter.errors import Refusal
 from halter.files.nearby import kind_of
-from halter.files.row_names import PACKED, SUFFIXES
+from halter.files.row_names import PACKED, RECIPES, SUFFIXES
 
-RECIPES = (".yaml", ".yml", ".json")
 NAMES = ("model", "method", "data", "checks", "train")
 """As halter.recipe has them, which takes seconds to import; a test holds the two alike."""
 _DATA = (*(suffix for suffix in SUFFIXES if suffix not in RECIPES), PACKED)

@@ -6,7 +6,8 @@ import shlex
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
-from itertools import chain
+from glob import glob
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from halter.data.odd_files import near_a_missing_folder, refuse_no_data
 from halter.data.row_files import Fault, Found
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
-from halter.files.nearby import with_slashes
+from halter.files.nearby import MOST_LOOKED_AT, kind_of, with_slashes
 from halter.files.offline import quick_offline
-from halter.files.row_names import SUFFIXES, TEXT, suffix_of
+from halter.files.row_names import SUFFIXES, TEXT, called_rows, suffix_of
 
 __all__ = ["Fault", "Found", "open_source", "read_source"]
 
@@ -99,7 +100,7 @@ def local_files(path: str) -> list[Path] | None:
         if suffix_of(local) not in SUFFIXES:
             return None
     again = " ".join(f"--data {part}" for part in _parts(path))
-    fix = f"give each by itself: {again}" if again else _near(local)
+    fix = f"give each by itself: {again}" if again else _unexpanded(path) or _near(local)
     raise Refusal(
         "data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id", fix=fix
     )
@@ -131,12 +132,40 @@ def _near(wanted: Path) -> str:
     beside = wanted.parent
     if not beside.is_dir():
         return near_a_missing_folder(wanted, SUFFIXES)
-    names = sorted(entry.name for entry in beside.iterdir() if not entry.name.startswith("."))
+    names = sorted(entry.name for entry in islice(beside.iterdir(), MOST_LOOKED_AT) if _may_hold_rows(entry))
     near = [name for name in names if name.split(".")[0] == wanted.name.split(".")[0]]
     if not near:  # the suffix would count for what has the same one, and against what has none
         stems = {name.split(".")[0]: name for name in reversed(names)}
         near = [stems[stem] for stem in get_close_matches(wanted.name.split(".")[0], stems, 1)]
     return f"did you mean {beside / near[0]}?" if near else ""
+
+
+def _may_hold_rows(entry: Path) -> bool:
+    """Whether a file is called as rows are, or a folder is no model, adapter or run and has such files in it."""
+    if entry.name.startswith(".") or entry.is_file():
+        return called_rows(entry) and not entry.name.startswith(".")
+    below = islice(entry.rglob("*"), MOST_LOOKED_AT) if kind_of(entry) == "" else ()
+    return any(called_rows(path) for path in below)
+
+
+def _unexpanded(path: str) -> str:
+    """What to do about a name with wildcards in it, which the shell has left as they are."""
+    if not any(sign in path for sign in "*?["):
+        return ""
+    found = [Path(one) for one in sorted(glob(path, recursive=True)) if called_rows(Path(one))]
+    named = " ".join(f"--data {shlex.quote(str(one))}" for one in found[:FEW])
+    rest = f" and so on, {len(found)} in all" if len(found) > FEW else ""
+    folder = found[0].parent if found and len({one.parent for one in found}) == 1 else None
+    whole = f"the folder, --data {folder}, or " if folder and set(_rows_in(folder)) == set(found) else ""
+    there = f"give {whole}each by itself: {named}{rest}" if found else "no file of rows fits: name one, or its folder"
+    return f"wildcards in quotes are not expanded; {there}"
+
+
+def _rows_in(folder: Path) -> list[Path]:
+    try:
+        return _folder(folder)
+    except Refusal:
+        return []
 
 
 def left_out(path: str) -> list[str]:

@@ -13,6 +13,8 @@ from halter.files.runs import RunFolder
 
 Kind = Literal["run", "adapter", "model", ""]
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""What files of weights end in, ours and other programs'."""
 MOST_LOOKED_AT, NAMED = 2000, 3
 _TRAINED = "where it was trained, or fetch the whole folder again"
 
@@ -157,7 +159,8 @@ def no_recipe(path: Path) -> Refusal:
 
 def no_such_source(path: Path) -> Refusal:
     """Refusal ``source-missing`` of an adapter that is not there: a folder, or a file of another program."""
-    fix = _choose(similar(path, ("adapter", "run")) or similar(path, files=True))
+    written = [near for near in similar(path, files=True) if near.suffix.lower() in WEIGHTS]
+    fix = _choose(similar(path, ("adapter", "run")) or written)
     what = "there is no such file or folder"
     return Refusal("source-missing", what, where=str(path), fix=fix or "give an adapter, a run or an adapter's file")
 
@@ -184,7 +187,8 @@ def refuse_inside_adapter(file: Path) -> None:
 
 
 def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) -> list[Path]:
-    """Neighbours whose names are near to this one's, the nearest first; of those ``wanted`` where there are any."""
+    """Neighbours whose names are near to this one's, the nearest first: folders of the kinds ``wanted``, or those in a
+    folder that is near; with ``files`` everything."""
     if (turned := with_slashes(folder)) is not None and (files or turned.is_dir()):
         return [turned]
     names = {path.name: path for path in children(folder.parent, files) if path.name != folder.name}
@@ -192,7 +196,7 @@ def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) ->
     if files or not wanted:
         return near
     of_kind = [path for path in near if kind_of(path) in wanted] or [p for path in near for p in inside(path, wanted)]
-    return of_kind or [path for path in _above(folder) if kind_of(path) in wanted and near] or near
+    return of_kind or [path for path in _above(folder) if kind_of(path) in wanted and near]
 
 
 def with_slashes(path: Path) -> Path | None:

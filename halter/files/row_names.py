@@ -6,6 +6,8 @@ from pathlib import Path
 
 TEXT = (".txt",)
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TEXT)
+RECIPES = (".yaml", ".yml", ".json")
+"""What recipes end in."""
 PACKED = ".gz"
 """What may follow a suffix: the same, packed."""
 

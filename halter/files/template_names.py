@@ -64,7 +64,9 @@ def unknown(name: str) -> Refusal:
     """Refusal ``template-unknown``, or ``file-missing`` for what can only be a file."""
     path = Path(name).expanduser()
     if "/" in name or path.suffix.lower() in FILES:
-        beside = [one.name for one in path.parent.iterdir() if one.is_file()] if path.parent.is_dir() else []
+        beside = (
+            [one.name for one in path.parent.iterdir() if one.suffix.lower() in FILES] if path.parent.is_dir() else []
+        )
         near = get_close_matches(path.name, beside, 1)
         fix = f"did you mean {path.parent / near[0]}?" if near else "give a Jinja file that exists, or a built-in name"
         return Refusal("file-missing", "there is no such file", where=name, expected="a chat template", fix=fix)

@@ -29,7 +29,7 @@ from ruamel.yaml.events import (
 
 from halter.errors import Refusal
 from halter.files.encodings import recoded, text_way, wide
-from halter.files.row_names import called_rows
+from halter.files.row_names import RECIPES, called_rows
 from halter.files.yaml_faults import toml_line, way_out
 
 MAX_BYTES = 1 << 20
@@ -81,7 +81,7 @@ def read(path: str | FilePath) -> Document:
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         from halter.files.nearby import similar  # which knows models and runs, and loads torch
 
-        near = similar(path, files=True)
+        near = [one for one in similar(path, files=True) if one.is_file() and one.suffix.lower() in RECIPES]
         fix = f"did you mean {near[0]}?" if near else f"give a file that exists; {A_RECIPE}"
         raise Refusal(
             "yaml", f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path), fix=fix

@@ -143,6 +143,6 @@ def missing_files(named: Sequence[tuple[str, str | None]]) -> Iterator[Refusal]:
     lost = [(key, path) for key, path in named if path and not Path(path).expanduser().exists()]
     if lost:
         what = "the recipe names files that do not exist"
-        near = [str(found[0]) for _, path in lost if (found := similar(Path(path), files=True))]
+        near = [str(found[0]) for _, path in lost if (found := similar(Path(path), ("adapter", "run")))]
         fix = f"did you mean {', '.join(near)}?" if near else "correct the paths; they are read from where you are"
         yield Refusal("file-missing", what, found=[f"{key}: {path}" for key, path in lost], fix=fix)

@@ -234,3 +234,57 @@ def test_a_result_without_checkpoints_is_carried_on_from_itself(
 def test_a_file_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a file" in said(capsys, "train", "--model", "rows.jsonl", "--data", "rows.jsonl")
     assert os.path.exists("rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "near", "told"),
+    [
+        ("train --model stories260K --data rows.jsonl", "stories/a.jsonl", ""),
+        ("train --model mod3l --data rows.jsonl", "model/config.json", "did you mean model?"),
+        ("train --model mod3l --data rows.jsonl", "model.jsonl", ""),
+        ("generate mod3l --prompt hi", "model/notes.txt", ""),
+        ("train --model BASE --data stories.jsonl", "storie/config.json", ""),
+        ("train --model BASE --data stories.jsonl", "storie/notes.md", ""),
+        ("train --model BASE --data stories.jsonl", "storie/a.jsonl", "did you mean storie?"),
+        ("train --model BASE --data rows.jsonl --init-from min", "mine.jsonl", ""),
+        ("train recip.yaml", "recipe.txt", ""),
+        ("train recip.yaml", "recipe.yml", "did you mean recipe.yml?"),
+        ("train --model BASE --data rows.jsonl --template tempel.jinja", "temple.jsonl", ""),
+        ("adapters convert them.bin --model BASE --output x", "then.jsonl", ""),
+        ("adapters convert them.bin --model BASE --output x", "then.bin", "did you mean then.bin?"),
+    ],
+)
+def test_what_is_near_is_of_the_kind_that_is_wanted(
+    words: str,
+    near: str,
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder of rows is no model, however alike its name is, and so on for all that is looked for by its name."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", 4)
+    (tmp_path / near).parent.mkdir(exist_ok=True)
+    (tmp_path / near).write_text("{}\n")
+    err = said(capsys, *words.replace("BASE", BASE).split())
+    assert told in err and ("did you mean" in err) == bool(told) and "name one of these" not in err, err
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("both/*.jsonl", "give the folder, --data both, or each by itself: --data both/a.jsonl --data both/b.jsonl"),
+        ("both/a*.jsonl", "give each by itself: --data both/a.jsonl"),
+        ("bo*/nothing-*.jsonl", "no file of rows fits: name one, or its folder"),
+    ],
+)
+def test_wildcards_that_no_shell_has_expanded(
+    typed: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "both").mkdir()
+    for name in "ab":
+        write_rows(tmp_path / "both" / f"{name}.jsonl", 4)
+    err = said(capsys, "train", "--model", BASE, "--data", typed)
+    assert f"wildcards in quotes are not expanded; {told}" in err

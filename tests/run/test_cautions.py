@@ -340,7 +340,7 @@ def test_a_step_of_fewer_tokens_than_a_row_has(
     (tmp_path / "rows.jsonl").write_text('{"instruction": "Say it.", "output": "It is said."}\n' * 6, "utf-8")
     words = ["--model", str(base_folder()), "--data", str(tmp_path / "rows.jsonl")]
     words += ["--tokens-per-step", str(tokens), "--max-steps", "2", "--output", str(tmp_path / "run")]
-    for verb in ("train", "inspect", "doctor"):
+    for verb in ("inspect", "doctor", "train"):
         assert main.run([verb, *words]) == 0
         said = "".join(capsys.readouterr())
         assert verb != "train" or plan in said, said

@@ -9,11 +9,11 @@ from typing import Any
 
 from halter.errors import Refusal
 from halter.files import yaml12
+from halter.files.row_names import RECIPES
 from halter.recipe.foreign.convert import TOOLS
 from halter.recipe.foreign.tables import Tool
 
 KINDS = (".sh", ".bash", ".zsh", ".txt", ".cmd", ".bat", "")
-RECIPES = (".yaml", ".yml", ".json")
 CONFIG = ("config", "c")
 """Flags that name a file of further keys."""
 
