@@ -6,20 +6,27 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from halter.data import tongues
 from halter.data.meaning import plain_name
 from halter.data.misnamed import headless
 from halter.data.turns import is_transcript
 
 ASKING = ("instruction", "question", "query", "prompt", "problem", "input", "text", "source", "title", "sentence",
-          "document", "context", "dialogue")  # fmt: skip
+          "document", "context", "dialogue", *tongues.ASKING)  # fmt: skip
 ANSWERING = ("output", "answer", "response", "completion", "solution", "target", "label", "summary", "reply",
-             "translation", "chosen", "caption")  # fmt: skip
-QUESTIONS = {"instruction", "question", "query", "prompt", "problem", "input", "context", "system"}
+             "translation", "chosen", "caption", *tongues.ANSWERING)  # fmt: skip
+QUESTIONS = {"instruction", "question", "query", "prompt", "problem", "input", "context", "system",
+             *tongues.ASKING}  # fmt: skip
 """Columns that no answer stands in."""
 TALKS = ("conversations", "messages", "conversation", "prompt", "history")
 NO_TEXT = {"id", "idx", "index", "url", "license", "lang", "language", "split", "date", "hash", "model", "file"}
+NO_TEXT |= tongues.NO_TEXT
 """Words of columns that are about a row and not in it."""
-MOST = 12
+MOST, FEWEST_ALIKE = 12, 3
+"""Rows that are looked at, and those from which on a column that says the same in all of them says nothing."""
+MARK = re.compile(r"[\w:/.#-]*\d[\w:/.#-]*")
+"""What an id looks like."""
+LISTS = re.compile(r"wrong type of (output|completion|response|answer): list")
 NUMBER = re.compile(r"wrong type of (\w+): (?:int|float)")
 GUESSED = re.compile(r"'([^']+)' \(as (\w+)\?\)")
 
@@ -41,6 +48,9 @@ def roles_guessed(faults: Iterable[str]) -> dict[str, str]:
 
 def numbers_learned(faults: Iterable[str]) -> str:
     """How columns are learned that hold numbers where texts should stand; '' where none does."""
+    faults = list(faults)
+    if lists := next(filter(None, map(LISTS.fullmatch, faults)), None):
+        return f"{lists[1]} holds lists, and one text is learned: {first_of('COLUMN')}"
     columns = dict.fromkeys(found[1] for fault in faults if (found := NUMBER.fullmatch(fault)))
     if "content" in columns:
         return "write the numbers as texts, in double quotes"
@@ -66,6 +76,9 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
         return "pictures are not read yet; rows need a text to learn"
     texts = list(dict.fromkeys(key for row in rows[:MOST] for key, value in row.items() if isinstance(value, str)))
     texts = [key for key in texts if not NO_TEXT & set(plain_name(key).split("_"))]
+    texts = [key for key in texts if not _about_rows(key, [row.get(key) for row in rows[:MOST]])] or texts
+    if told := _listed_answers(rows):
+        return told
     if not texts:
         return "no column holds text: give rows with messages, with instruction and output, or with text"
     if all(plain_name(text) in QUESTIONS for text in texts):
@@ -75,10 +88,45 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     if len(texts) == 1:
         return f"to learn all of {texts[0]} as plain text, {columns_option({'text': texts[0]})}"
-    answer = _named(texts, ANSWERING) or texts[-1]
-    ask = _named([text for text in texts if text != answer], ASKING) or next(t for t in texts if t != answer)
-    told = columns_option({"instruction": ask, "output": answer})
-    return f"say what is asked and what is learned, perhaps {told}; or data.row_template"
+    answer = _named(texts, ANSWERING)
+    if not answer and len(texts) == 2:
+        answer = texts[0] if _named(texts[1:], sorted(QUESTIONS)) else texts[1]
+    ask = _named([text for text in texts if text != answer], ASKING)
+    rest = [text for text in texts if text not in (answer, ask)]
+    if not ask and len(rest) == 1:
+        ask, rest = rest[0], []
+    if not answer and ask and len(rest) == 1:
+        answer = rest[0]
+    if ask and answer:
+        told = columns_option({"instruction": ask, "output": answer})
+        return f"say what is asked and what is learned, perhaps {told}; or data.row_template"
+    told = columns_option({"instruction": ask or "ASKED", "output": answer or "ANSWER"})
+    return f"say what is asked and what is learned: {told}, in capitals one of {', '.join(rest)}"
+
+
+def _about_rows(name: str, values: Sequence[Any]) -> bool:
+    """Whether a column is about rows and not in them: one value in all of them, or marks, where its name does not say
+    that it is asked or answered."""
+    given = [value for value in values if isinstance(value, str)]
+    if len(given) < FEWEST_ALIKE or _named([name], (*ASKING, *ANSWERING)):
+        return False
+    return len(set(given)) == 1 or all(map(MARK.fullmatch, given))
+
+
+def _listed_answers(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What to do about a column of answers that holds a list of texts in each row; '' where none does."""
+    for name, value in (rows[0] if rows else {}).items():
+        texts = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+        if texts and _named([name], ANSWERING):
+            return f"{name} holds lists, and one text is learned: {first_of(name)}"
+    return ""
+
+
+def first_of(column: str) -> str:
+    """How the first text of each list in a column is made an answer."""
+    made = f"{{**r, 'output': r[{column!r}][0]}}"
+    turn = f"import json, sys; [print(json.dumps({made})) for r in map(json.loads, sys.stdin)]"
+    return f'python -c "{turn}" < FILE.jsonl > first.jsonl takes the first of each as output'
 
 
 def _named(columns: Iterable[str], known: Sequence[str]) -> str:

@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from halter.errors import Refusal
 from halter.files.caches import cache_folder
 from halter.files.tokenizer import other_vocabulary
@@ -29,6 +31,8 @@ TOO_HIGH, TOO_LOW = 50.0, 1e-4
 """Times the method's own learning rate at the model's width: above the first no method here has ever learnt (the search
 of ``halter compare`` goes to 16), below the second nothing moves."""
 LITTLE_ROOM = 1e9
+FEWEST_ALIKE, SHOWN = 8, 40
+"""Rows from which on it is told that all of them learn the same, and letters of it that are shown."""
 MANY_ROWS = 64
 """Up to here a number of tokens for a step that is less than a row was meant as one of rows."""
 VARIABLES = {
@@ -67,7 +71,14 @@ def rate_problem(recipe: Recipe, dim: int) -> Iterator[Refusal]:
 def cautions(job: Job) -> list[str]:
     """One sentence for each setting of the job that does nothing, or hardly what was meant."""
     found = [*of_vocabulary(job), *_of_methods(job.recipe), *_of_steps(job), *of_single_rows(job)]
-    return [*found, *_of_strength(job), *_of_shares(job), *_of_evaluation(job.recipe), *of_environment()]
+    return [
+        *found,
+        *of_same_answers(job),
+        *_of_strength(job),
+        *_of_shares(job),
+        *_of_evaluation(job.recipe),
+        *of_environment(),
+    ]
 
 
 def of_vocabulary(job: Job) -> Iterator[str]:
@@ -178,6 +189,21 @@ def of_single_rows(job: Job) -> Iterator[str]:
         yield (
             f"train.tokens_per_step is {tokens}, less than one row (half of them have {median} or more), so that most "
             f"steps are a single row; {fix}"
+        )
+
+
+def of_same_answers(job: Job) -> Iterator[str]:
+    """Rows that all learn one and the same text."""
+    rows = iter(job.data.train)
+    first = next((row.tokens[row.supervised] for row in rows), None)
+    if first is None or len(job.data.train) < FEWEST_ALIKE:
+        return
+    if all(np.array_equal(first, row.tokens[row.supervised]) for row in rows):
+        text = " ".join(job.tokenizer.decode(first.tolist()).split())
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        yield (
+            f"all {len(job.data.train):,} rows learn the same answer, {shown!r}: the model will say it whatever is "
+            "asked; data.columns names the column of the answers"
         )
 
 

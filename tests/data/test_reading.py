@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,69 @@ def test_the_hint_for_unknown_columns_is_made_of_them_and_works(
     assert caught.value.id == "data-format"
     (example,) = load(tokenizer, path, columns=follow(caught.value.fix)).train
     assert tokenizer.decode(example.tokens[example.supervised].tolist()).strip() == "A"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"frage": "Q{n}", "antwort": "A{n}", "quelle": "faq"},
+        {"pregunta": "Q{n}", "respuesta": "A{n}", "tema": "x"},
+        {"回答": "A{n}", "问题": "Q{n}", "来源": "x"},
+        {"domanda": "Q{n}", "zzz": "A{n}", "www": "the same"},
+        {"aaa": "Q{n}", "bbb": "A{n}", "ccc": "the same"},
+        {"aaa": "Q{n}", "bbb": "A{n}", "ccc": "doc-{n}", "Fonte": "{n} wikipedia"},
+    ],
+)
+def test_no_column_that_says_the_same_everywhere_is_proposed(
+    row: dict[str, str], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Nor ids and sources; and the words of a few other languages are known."""
+    rows = [{key: text.format(n=n) for key, text in row.items()} for n in range(9)]
+    rows = [{k: v.replace("Q", "is it ").replace("A", "so it is ") for k, v in one.items()} for one in rows]
+    path = write(tmp_path / "strange.jsonl", rows)
+    with pytest.raises(Refusal) as caught:
+        load(tokenizer, path)
+    examples = load(tokenizer, path, columns=follow(caught.value.fix)).train
+    learned = {tokenizer.decode(one.tokens[one.supervised].tolist()).strip() for one in examples}
+    assert len(learned) == 9 and all(text.startswith("so it is") for text in learned), learned
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"aa": "x {n}", "bb": "y {n}", "cc": "z {n}"}, "{instruction: ASKED, output: ANSWER}', in capitals one of aa"),
+        (
+            {"frage": "x {n}", "bb": "y {n}", "cc": "z {n}"},
+            "{instruction: frage, output: ANSWER}', in capitals one of bb",
+        ),
+    ],
+)
+def test_what_nobody_can_guess_is_left_open(
+    row: dict[str, str], told: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "s.jsonl", [{k: v.format(n=n) for k, v in row.items()} for n in range(4)])
+    with pytest.raises(Refusal) as caught:
+        load(tokenizer, path)
+    assert told in caught.value.fix
+
+
+def test_answers_in_lists_are_told_and_the_command_takes_the_first(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": "Is it?", "answers": ["up", "not down"]}] * 2
+    path = write(tmp_path / "FILE.jsonl", rows)
+    with pytest.raises(Refusal) as caught:
+        load(tokenizer, path)
+    assert "answers holds lists, and one text is learned" in caught.value.fix
+    command = re.search(r"python -c .* > first.jsonl", caught.value.fix)
+    assert command is not None
+    subprocess.run(command[0].replace("python", sys.executable, 1), shell=True, check=True)
+    example = load(tokenizer, str(tmp_path / "first.jsonl")).train[0]
+    assert tokenizer.decode(example.tokens[example.supervised].tolist()).strip() == "up"
+    with pytest.raises(Refusal) as caught:
+        load(tokenizer, path, columns={"instruction": "question", "output": "answers"})
+    assert "output holds lists, and one text is learned" in caught.value.fix
 
 
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -345,3 +346,16 @@ def test_a_step_of_fewer_tokens_than_a_row_has(
         said = "".join(capsys.readouterr())
         assert verb != "train" or plan in said, said
         assert ("less than one row" in said) == bool(told) and told in said, said
+
+
+@pytest.mark.parametrize(("rows", "said"), [(8, True), (7, False)])
+def test_answers_that_are_all_the_same_are_told(
+    rows: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"instruction": f"Say {n}.", "output": "It is said."}) + "\n" for n in range(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines), "utf-8")
+    words = ["--model", str(base_folder()), "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run")]
+    for verb in ("inspect", "doctor"):
+        assert main.run([verb, *words]) == 0
+        told = " ".join("".join(capsys.readouterr()).split())
+        assert (f"all {rows} rows learn the same answer, 'It is said.'" in told) == said, told
