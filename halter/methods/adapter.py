@@ -192,8 +192,8 @@ class Adapter(nn.Module):
         return groups
 
     def unfoldable(self) -> list[str]:
-        """Paths of the places whose effect is not a change of weights; empty where the adapter can be merged."""
-        return [slot.path for slot in self.slots if not slot.piece.folds]
+        """The places, with their methods, whose effect is no change of weights; none where the adapter can be merged."""
+        return [f"{slot.path} ({self.methods[slot.part].name()})" for slot in self.slots if not slot.piece.folds]
 
     def fold(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Module ``name``'s float32 weight and bias with this adapter in them. Refusal ``cannot-merge``."""

@@ -124,6 +124,8 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> J
         if recipe.model.path and named.is_dir() and kind_of(named) == "model":  # what else is wrong with it
             findings.attempt(open_checkpoint, named)
         findings.take(data_missing(recipe.data))
+        if recipe.data.template is not None:
+            findings.attempt(ChatTemplate.named, recipe.data.template)
         return None
     findings.take(rate_problem(recipe, base.config.dim))
     job = collect(recipe, say, findings, base)

@@ -119,7 +119,7 @@ def test_what_cannot_fold_is_refused_with_its_places(tmp_path, monkeypatch):
     with pytest.raises(Refusal) as caught:
         halter.merge(model, adapter, tmp_path / "merged")
     assert caught.value.id == "cannot-merge"
-    assert caught.value.found == tuple(f"model.layers.{i}.self_attn.q_proj" for i in range(2))
+    assert caught.value.found == tuple(f"model.layers.{i}.self_attn.q_proj (lora)" for i in range(2))
     assert isinstance(adapter.methods[0], Method)
 
 

@@ -126,4 +126,6 @@ def test_the_command_refuses_before_a_weight_is_read(parts, place, into, tmp_pat
     command = ["merge", str(tmp_path / "adapter"), "--into", into, "--output", str(tmp_path / "merged")]
     assert main.run(command) == 2
     told = capsys.readouterr().err
+    stuck = [method.name() for method in adapter.methods if f"({method.name()})" in " ".join(adapter.unfoldable())]
+    assert all(f"({name})" in told for name in stuck)
     assert "[cannot-merge]" in told and place in told and not (tmp_path / "merged").exists()

@@ -446,6 +446,15 @@ def test_what_is_there_is_looked_at_where_a_source_is_missing(good: Any, tmp_pat
     assert sum(p.id == "data-missing" for p in examine(recipe).problems) == 2
 
 
+def test_a_template_that_is_none_is_told_beside_a_base_that_is_not_there(good: Any, tmp_path: Path) -> None:
+    recipe = good()
+    recipe["model"] = {**recipe["model"], "path": str(tmp_path / "nowhere")}
+    recipe["data"] = {**recipe["data"], "train": str(tmp_path / "gone.jsonl"), "template": "alpacca"}
+    found = {p.id: p for p in examine(recipe).problems}
+    assert set(found) == {"model-not-found", "data-missing", "template-unknown"}
+    assert "did you mean alpaca?" in found["template-unknown"].fix
+
+
 def test_a_finished_run_is_told_with_the_rest(good: Any, tmp_path: Path) -> None:
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     assert ids(good(), "model.device=cuda:99") == ["device-missing", "run-finished"]
