@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +14,7 @@ from halter.cli.main import ALWAYS, VERBS, built
 
 OPEN = ("train", "doctor", "plan", "inspect", "compare")
 """Commands whose flags are the keys of a recipe too."""
+WORDS = Path(__file__).with_suffix(".json")
 
 
 class Shell(StrEnum):
@@ -27,8 +31,30 @@ def command(shell: Annotated[Shell, typer.Argument(help="bash, zsh or fish.")]) 
 
 def words() -> dict[str, list[str]]:
     """{command: its second words and flags}; for commands that read a recipe its keys as flags too."""
-    keys = [f"--{key.replace('_', '-')}" for key in _recipe_keys()]
-    return {verb: sorted({*_of(built(verb)), *ALWAYS, *(keys if verb in OPEN else ())}) for verb in VERBS}
+    known = _known()
+    return {verb: [*own, *(known["keys"] if verb in OPEN else ())] for verb, own in known["commands"].items()}
+
+
+@cache
+def _known() -> dict[str, Any]:
+    """What ``gathered`` said when this Halter was made: a shell that starts cannot wait until torch is imported."""
+    return json.loads(WORDS.read_text("utf-8"))
+
+
+def gathered() -> dict[str, Any]:
+    """Second words and flags of the commands, keys of recipes, methods, from what declares them; takes seconds."""
+    from halter.recipe.fields import keys_of
+    from halter.recipe.sections import SECTIONS, method_class, method_names
+
+    classes = (*SECTIONS.values(), *(method_class(name) for name in method_names()))
+    keys = {f"--{key.replace('_', '-')}" for options in classes for key in keys_of(options)}
+    commands = {verb: sorted({*_of(built(verb)), *ALWAYS} - (keys if verb in OPEN else set())) for verb in VERBS}
+    return {"commands": commands, "keys": sorted(keys), "methods": list(method_names())}
+
+
+def write() -> None:
+    """Write the words anew, after a change of commands, keys or methods (``make pages``)."""
+    WORDS.write_text(json.dumps(gathered(), indent=1) + "\n", "utf-8")
 
 
 def _of(command: Any) -> list[str]:
@@ -37,18 +63,8 @@ def _of(command: Any) -> list[str]:
             *vars(command).get("commands", {})]  # fmt: skip
 
 
-def _recipe_keys() -> set[str]:
-    from halter.recipe.fields import keys_of
-    from halter.recipe.sections import SECTIONS, method_class, method_names
-
-    classes = (*SECTIONS.values(), *(method_class(name) for name in method_names()))
-    return {key for options in classes for key in keys_of(options)}
-
-
 def _methods() -> str:
-    from halter.recipe.sections import method_names
-
-    return " ".join(method_names())
+    return " ".join(_known()["methods"])
 
 
 def _bash(known: dict[str, list[str]]) -> str:

@@ -192,7 +192,7 @@ class Adapter(nn.Module):
         return groups
 
     def unfoldable(self) -> list[str]:
-        """The places, with their methods, whose effect is no change of weights; none where the adapter can be merged."""
+        """The places, each with its method, whose effect is no change of weights; none where it can be merged."""
         return [f"{slot.path} ({self.methods[slot.part].name()})" for slot in self.slots if not slot.piece.folds]
 
     def fold(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

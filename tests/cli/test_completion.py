@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from halter.cli import main
-from halter.cli.completion import words
+from halter.cli.completion import WORDS, gathered, words
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,17 @@ def test_the_other_shells_have_a_script(shell: str, capsys: pytest.CaptureFixtur
     if shutil.which(shell):
         done = subprocess.run([shell, "-n"], input=out, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_words_are_those_of_the_commands_as_they_are() -> None:
+    """`make pages` writes them anew."""
+    assert json.loads(WORDS.read_text("utf-8")) == gathered()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_new_shell_does_not_wait_for_torch(shell: str) -> None:
+    asked = (
+        f"import sys; from halter.cli import main; main.run(['completion', '{shell}']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
