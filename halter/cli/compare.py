@@ -57,11 +57,18 @@ def _table(record: Mapping[str, Any]) -> str:
             continue
         mean, spread = row["mean"], row["spread"].get("test_loss")
         lines.append(
-            f"{row['name']:<26}{row['trainable']:>12,}{row['learning_rate']:>10.3g}{mean['test_loss']:>12.4f}"
-            f"{'' if spread is None else format(spread, '.4f'):>9}"
+            f"{row['name']:<26}{_or_dash(row['trainable'], ','):>12}{_or_dash(row['learning_rate'], '.3g'):>10}"
+            f"{mean['test_loss']:>12.4f}{'-' if spread is None else format(spread, '.4f'):>9}"
             + "".join(f"{format(mean[key], '.0%') if key in mean else '':>8}" for key in shown.values())
-            + f"{row['tokens_per_second']:>9,.0f}"
+            + f"{_or_dash(row['tokens_per_second'], ',.0f'):>9}"
         )
+    if not any("test_loss" in row["spread"] for row in record["rows"]):
+        lines.append("+-: how far apart the seeds lie, from two seeds on (--seeds 5)")
     if record["ties"]:
         lines.append("ties: " + "; ".join(" = ".join(pair) for pair in record["ties"]))
     return "\n".join(lines)
+
+
+def _or_dash(value: float, form: str) -> str:
+    """A figure, or a dash for the base, which trains nothing."""
+    return format(value, form) if value else "-"

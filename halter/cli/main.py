@@ -108,7 +108,7 @@ def _verb(name: str, arguments: list[str]) -> int:
     import typer
 
     from halter.cli.typed import refuse_misgiven
-    from halter.cli.usage import refuse_others
+    from halter.cli.usage import output_as_ours, refuse_others
     from halter.files.dtype_names import with_long_names
 
     signal.signal(signal.SIGTERM, _terminated)
@@ -120,6 +120,7 @@ def _verb(name: str, arguments: list[str]) -> int:
     if chosen is not None:
         refuse_misgiven(chosen, arguments[1:] if seconds else arguments)
         if chosen.context_settings.get("ignore_unknown_options"):
+            arguments = output_as_ours(chosen, arguments)
             refuse_others(chosen, name, arguments)
     started()
     try:

@@ -123,6 +123,13 @@ def refuse_others(command: Any, verb: str, words: Sequence[str]) -> None:
         raise Refusal("usage", f"halter {verb} has no such flag", found=found, fix=fix)
 
 
+def output_as_ours(command: Any, words: Sequence[str]) -> list[str]:
+    """The words of a command that has --output for what recipes call output_dir, with that flag for either."""
+    if "--output" not in _flags(command):
+        return list(words)
+    return [re.sub("^--output[-_]dir(?==|$)", "--output", word) for word in words]
+
+
 def _unknown(command: Any, verb: str, arguments: Sequence[str], built: Callable[[str], Any]) -> Iterator[str]:
     """Every flag that the command has not, each with what may have been meant."""
     known = _flags(command)

@@ -32,16 +32,23 @@ class _Lines:
             self.row.append(line)
             yield line
 
-    def unclosed(self, values: list[str], sign: str) -> bool:
+    def unclosed(self, values: list[str], sign: str, spaced: bool) -> bool:
         """Whether the row of these values is the file's last one because it opens a quote that nothing closes."""
         ends = ("\n", "\r")
         if len(self.row) == 1 and self.row[0].endswith(ends) and not (values and values[-1].endswith(ends)):
             return False  # which most rows are
         try:
-            list(csv.reader(self.row, delimiter=sign, strict=True))
+            list(csv.reader(self.row, delimiter=sign, strict=True, skipinitialspace=spaced))
         except csv.Error as error:
             return "unexpected end" in str(error)
         return False
+
+
+def _spaced(head: list[str], sign: str) -> bool:
+    """Whether a space follows each separator of a table's first lines, names and rows."""
+    names, *rows = [line.split(sign)[1:] for line in head if line.strip()] or [[]]
+    spaced = all(parts and parts[0].startswith(" ") for parts in rows)  # what stands further on may be quoted
+    return bool(rows) and bool(names) and all(name.startswith(" ") for name in names) and spaced
 
 
 def read(path: str, data: BinaryIO, separator: str, most: int) -> Iterator[Found]:
@@ -53,8 +60,11 @@ def read(path: str, data: BinaryIO, separator: str, most: int) -> Iterator[Found
         if found != separator:
             told = f"is separated by {SEPARATORS[found]}, not {SEPARATORS[separator]}, and read so"
             yield Fault(path, told, harmless=True)
+        if spaced := _spaced(head, found):
+            told = f"has a space after each {SEPARATORS[found].removesuffix('s')}, which is left out"
+            yield Fault(path, told, harmless=True)
         lines = _Lines(chain(head, file))
-        reader = csv.reader(lines, delimiter=found)
+        reader = csv.reader(lines, delimiter=found, skipinitialspace=spaced)
         names = next(reader, [])
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -70,7 +80,7 @@ def read(path: str, data: BinaryIO, separator: str, most: int) -> Iterator[Found
             except csv.Error as error:
                 yield Fault(origin, f"broken CSV: {error}")
                 continue
-            if lines.unclosed(values, found):
+            if lines.unclosed(values, found, spaced):
                 yield Fault(origin, UNCLOSED)
             elif not values:
                 yield Fault(origin, EMPTY, harmless=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from halter.cli import main
+from halter.cli.compare import _table
 from halter.comparison import start
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
@@ -80,3 +81,21 @@ def test_methods_and_rows_under_both_names(tmp_path: Path, capsys: pytest.Captur
     assert caught.value.fix == "--methods lora,dora"
     words = ["compare", "--model", "m", "--train", "a.jsonl", "--data", "b.jsonl", "--output", str(tmp_path / "x")]
     assert main.run(words) == 2 and "rows to train on are given twice" in capsys.readouterr().err
+
+
+def test_a_base_has_dashes_where_it_trains_nothing_and_one_seed_has_no_spread() -> None:
+    row = {"status": "done", "trainable": 0, "learning_rate": 0.0, "tokens_per_second": 0.0, "spread": {}}
+    base = {**row, "name": "base", "mean": {"test_loss": 9.0}}
+    lora = {
+        **row,
+        "name": "lora",
+        "trainable": 12,
+        "learning_rate": 1e-4,
+        "tokens_per_second": 7.0,
+        "mean": {"test_loss": 8.0},
+    }
+    shown = _table({"rows": [base, lora], "ties": []}).splitlines()
+    assert shown[1].split() == ["base", "-", "-", "9.0000", "-", "-"] and shown[2].split()[1:3] == ["12", "0.0001"]
+    assert shown[3].startswith("+-: how far apart the seeds lie")
+    lora["spread"] = {"test_loss": 0.1}
+    assert "seeds" not in _table({"rows": [base, lora], "ties": []})

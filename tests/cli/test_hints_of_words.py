@@ -467,3 +467,19 @@ def test_the_table_of_other_programs_words_holds_none_of_ours_and_names_commands
             for verb, second in re.findall(r"halter ([a-z]+)(?: ([a-z]+))?", here):
                 assert verb in main.VERBS, here
                 assert verb != "adapters" or not second or second in adapters.COMMANDS, here
+
+
+@pytest.mark.parametrize("typed", ["--output-dir OUT", "--output-dir=OUT", "--output_dir OUT", "output_dir=OUT"])
+def test_the_output_folder_by_its_name_in_a_recipe(typed: str, tmp_path: Path) -> None:
+    """Every key of a recipe is also a flag."""
+    few = "--max-steps 1 --per-device-train-batch-size 2".split()
+    words = [
+        "train",
+        "--model",
+        BASE,
+        "--data",
+        "rows.jsonl",
+        *few,
+        *typed.replace("OUT", str(tmp_path / "run")).split(),
+    ]
+    assert main.run(words) == 0 and RunFolder(tmp_path / "run").finished

@@ -20,9 +20,10 @@ import pytest
 
 from halter.cli import main
 from halter.data.columns import understand
+from halter.data.fault import Fault
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
-from halter.data.sources import read_source
+from halter.data.sources import open_source, read_source
 from halter.data.turns import BadRow, turn
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
@@ -261,6 +262,26 @@ def test_a_table_with_another_separator_is_read_and_that_is_told(
     assert f"a.csv is separated by {word}, not commas, and read so" in capsys.readouterr().err
     Path("a.csv").rename("a.tsv")
     assert len(list(read_source("a.tsv"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("instruction, output\nSay it., up\nSay no., down\n", [("Say it.", "up"), ("Say no.", "down")]),
+        ('instruction, output\nSay it., "up, up"\nSay no., "a ""b"""\n', [("Say it.", "up, up"), ("Say no.", 'a "b"')]),
+    ],
+)
+def test_a_space_after_each_comma_is_left_out_and_that_is_told(text: str, rows: list[tuple[str, str]]) -> None:
+    Path("a.csv").write_text(text)
+    assert [one[1] for one in read_source("a.csv")] == [dict(zip(("instruction", "output"), row)) for row in rows]
+    told = [one for _, part in open_source("a.csv") for one in part if isinstance(one, Fault)]
+    assert [one.kind for one in told] == ["has a space after each comma, which is left out"]
+
+
+@pytest.mark.parametrize("text", ["a, b\nOne,Two\n", "a,b\nOne, Two\n", "a, b\n"])
+def test_spaces_that_may_be_meant_stay(text: str) -> None:
+    Path("a.csv").write_text(text)
+    assert all("left out" not in one.kind for _, part in open_source("a.csv") for one in part if isinstance(one, Fault))
 
 
 @pytest.mark.parametrize(
