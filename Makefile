@@ -47,7 +47,7 @@ recipes: $(VENV)/ready
 pages: $(VENV)/ready
 	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_survey_tables.py
-	$(BIN)/python -c "from halter.cli.completion import write; write()"
+	$(BIN)/python docs/make_completion.py
 
 # The example report: ten minutes, on the playground. Interrupted, it goes on; trials and adapters stay in build/.
 report: $(VENV)/ready-dev

@@ -15,6 +15,7 @@ from halter.cli.main import ALWAYS, VERBS, built
 OPEN = ("train", "doctor", "plan", "inspect", "compare")
 """Commands whose flags are the keys of a recipe too."""
 WORDS = Path(__file__).with_suffix(".json")
+"""What ``gathered`` says, written by docs/make_completion.py (`make pages`)."""
 
 
 class Shell(StrEnum):
@@ -50,11 +51,6 @@ def gathered() -> dict[str, Any]:
     keys = {f"--{key.replace('_', '-')}" for options in classes for key in keys_of(options)}
     commands = {verb: sorted({*_of(built(verb)), *ALWAYS} - (keys if verb in OPEN else set())) for verb in VERBS}
     return {"commands": commands, "keys": sorted(keys), "methods": list(method_names())}
-
-
-def write() -> None:
-    """Write the words anew, after a change of commands, keys or methods (``make pages``)."""
-    WORDS.write_text(json.dumps(gathered(), indent=1) + "\n", "utf-8")
 
 
 def _of(command: Any) -> list[str]:

@@ -117,7 +117,7 @@ class DataReport:
         for name, count in counts.items():
             if count and name != policy:
                 ways.setdefault("them" if count >= self.long else f"{count} of them", []).append(name)
-        return ", ".join(f"data.on_long={' or '.join(names)} keeps {whom}" for whom, names in ways.items())
+        return ", ".join(f"--on-long {' or '.join(names)} keeps {whom}" for whom, names in ways.items())
 
     def add(self, other: DataReport) -> None:
         """What another pass read, besides."""

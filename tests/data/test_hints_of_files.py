@@ -182,7 +182,7 @@ def test_what_keeps_long_rows_is_named_where_it_does(
         except Refusal as refusal:
             told = refusal.fix
             assert f"{longest} keeps every row" in told
-        named = re.findall(r"data\.on_long=(\w+)(?: or (\w+))?", told)
+        named = re.findall(r"--on-long (\w+)(?: or (\w+))?", told)
         names = {name for pair in named for name in pair if name}
         for other in {"cut", "split"} - {policy}:
             try:

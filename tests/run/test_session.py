@@ -252,7 +252,7 @@ def test_what_is_lost_or_cannot_be_is_said(recipe):
     """Rows left out, a length that the base does not have, a run that is not named, a blank that was not filled in."""
     _, said = quiet(recipe(data__on_long="drop", data__max_length=4096), dry_run=True)
     assert "note: this base knows 512 positions" in said
-    assert "of 24 rows have more than 512 tokens and are left out: data.on_long=cut keeps " in said
+    assert "of 24 rows have more than 512 tokens and are left out: --on-long cut keeps " in said
     with pytest.raises(Refusal, match="nothing-to-resume"):
         quiet(recipe(output_dir=None), resume=True)
     with pytest.raises(Refusal, match="still PATH_OR_HUB_ID"):
