@@ -19,7 +19,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.inputs import moved
 from halter.model.joints import chained
-from halter.model.places import BARE_PLACES, LINEARS, VIRTUAL, Act, Acts, Extra, LayerActs, path
+from halter.model.places import BARE_PLACES, LINEARS, SCORE, VIRTUAL, Act, Acts, Extra, LayerActs, path
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -243,9 +243,12 @@ def refuse_trained_layers(adapter: Adapter) -> None:
 
 
 def _module(base: Decoder, slot: Slot) -> nn.Module:
-    """The base's module whose weights a piece may read: its place's, the layer at a place without any."""
+    """The base's module whose weights a piece may read: its place's, the layer at a place without any, the head where
+    scores are made."""
     if slot.place == VIRTUAL:
         return base.embed_tokens
+    if slot.place == SCORE:
+        return base.lm_head
     weightless = slot.layer is not None and slot.place not in base.layers[slot.layer]._modules
     return base.layers[slot.layer] if weightless else base.module(slot.layer, slot.place)  # type: ignore[index]
 

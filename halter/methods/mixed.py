@@ -17,7 +17,7 @@ from halter.methods.ready import Ready
 from halter.methods.stacked import Stacked
 from halter.model.decoder import Decoder
 from halter.model.joints import mixed
-from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra, Run
+from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, SCORE, VIRTUAL, Act, Acts, Extra, Run
 from halter.model.segments import Segments
 
 
@@ -37,7 +37,7 @@ class Mixed:
         bound = [None if owner < 0 else self.adapters[owner].bind(base, segments.part(run), key) for owner, run in runs]
         at: dict[tuple[int | None, str], Act | Extra] = {}
         spans, inside = (tuple(run for _, run in rows.runs(self.owners)) for rows in (segments, self.longer(segments)))
-        for place in OUTER_PLACES:
+        for place in (*OUTER_PLACES, SCORE):
             _mix(at, (None, place), bound, spans)
         for layer in range(base.config.layers):
             for place in LAYER_PLACES:

@@ -12,7 +12,7 @@ from halter.errors import Refusal
 from halter.methods.adapter import Adapter, gather, joined
 from halter.model.decoder import Decoder
 from halter.model.joints import Weighted
-from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra
+from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, SCORE, VIRTUAL, Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.telling import tell
@@ -102,7 +102,7 @@ def tell_loud(weights: Sequence[float]) -> None:
 
 def _places(acts: Acts, layers: int) -> list[tuple[tuple[int | None, str], Act | Extra]]:
     found: list[tuple[tuple[int | None, str], Act | Extra | None]] = []
-    found += [((None, place), getattr(acts, place)) for place in (*OUTER_PLACES, VIRTUAL)]
+    found += [((None, place), getattr(acts, place)) for place in (*OUTER_PLACES, SCORE, VIRTUAL)]
     for layer in range(layers):
         found += [((layer, place), getattr(acts.layers[layer], place)) for place in (*LAYER_PLACES, MEMORY)]
     return [(where, act) for where, act in found if act is not None]

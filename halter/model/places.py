@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm")
 OUTER_PLACES = ("embed_tokens", "norm", "lm_head")
+SCORE = "score"
 ATTENTION_LINEARS = LINEARS[:4]
 
 
 def path(layer: int | None, place: str) -> str:
     """The Hugging Face module path of a place, e.g. ``model.layers.3.self_attn.q_proj``."""
     if layer is None:
-        return place if place == "lm_head" else f"model.{place}"
+        return place if place in ("lm_head", SCORE) else f"model.{place}"
     inner = "self_attn." if place in ATTENTION_LINEARS else "mlp." if place in LINEARS else ""
     return f"model.layers.{layer}.{inner}{place}"
 
@@ -166,6 +167,7 @@ class Acts(NamedTuple):
     norm: Act | None = None
     lm_head: Act | None = None  # x: final hidden states [M, dim]   y: logits [M, vocab]
     virtual_tokens: Extra | None = None  # embeddings [K, dim] ahead of each row; what comes out of them is dropped
+    score: Act | None = None  # x: final hidden states [M, dim]   y: [M, 0], which acts make wider; asked by objectives
 
 
 NOTHING = LayerActs()

@@ -18,7 +18,7 @@ from halter.data.pack import Batch
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.entering import entering
-from halter.model.places import MEMORY
+from halter.model.places import MEMORY, SCORE
 from halter.training.memory import free_memory_bytes
 from halter.training.options import CacheFrozen
 
@@ -59,7 +59,7 @@ def first_layer(adapter: Adapter) -> int:
     """
     first = adapter.shape.layers
     for slot in adapter.slots:
-        if slot.place == MEMORY or (slot.layer is None and slot.place not in ("norm", "lm_head")):
+        if slot.place == MEMORY or (slot.layer is None and slot.place not in ("norm", "lm_head", SCORE)):
             return 0
         first = first if slot.layer is None else min(first, slot.layer)
     return first

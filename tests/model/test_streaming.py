@@ -27,7 +27,7 @@ from halter.model.places import LINEARS
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes
 from halter.pretrained.load import load
-from halter.training.step import Learnt, one_pass
+from halter.training.passes import Learnt, one_pass
 
 LAYERS = 4
 STORAGES = {
