@@ -42,7 +42,9 @@ class Part:
 
     @property
     def tokenwise(self) -> bool:
-        """Whether beginnings may be shared, here and in the reference's pass."""
+        """Whether beginnings may be shared, here and in the reference's pass; layers report of every token of a row."""
+        if "reports" in self.objective.needs:
+            return False
         reference = self.trainee.reference if self.objective.referring else None
         return self.trainee.adapter.tokenwise and (reference is None or reference.tokenwise)
 

@@ -28,8 +28,10 @@ class Head:
         return cls(model, None if acts is None else acts.lm_head, index)
 
     def part(self, place: slice) -> Head:
-        """The head of some of the tokens."""
-        return replace(self, index=self.index[place])
+        """The head of some of the tokens, with no more than acts on them: nobody else has a gradient through it."""
+        index = self.index[place]
+        act = None if self.act is None else self.act.select(index)
+        return Head(self.model, act, torch.arange(len(index), device=index.device))
 
     def without_gradient(self) -> Head:
         """The same, through which no gradient flows."""
