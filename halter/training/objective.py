@@ -104,6 +104,8 @@ class Objective:
     needs: ClassVar[frozenset[Need]] = frozenset({"tokens"})
     per: ClassVar[Unit] = "token"
     """By the number of which in the whole step the value is divided."""
+    nats: ClassVar[bool] = False
+    """Whether its value is the mean loss of the learned tokens, which a guess among the vocabulary bounds."""
     scored: ClassVar[Literal["last", "learned"]] = "last"
     """Where scores are asked: at the last token of each row (K = R), or where each learned token is predicted (M)."""
 

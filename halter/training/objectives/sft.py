@@ -6,6 +6,7 @@ value = sum of -log p(token) / learned tokens of the step
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from halter.training.objective import Objective
 
@@ -13,3 +14,5 @@ from halter.training.objective import Objective
 @dataclass(frozen=True)
 class Sft(Objective):
     """No options: every weight is 1, which is known before the pass."""
+
+    nats: ClassVar[bool] = True
