@@ -79,7 +79,7 @@ class Adapter(nn.Module):
 
         Refusal ``offload-full`` where weights of streamed layers would be trained.
         """
-        if base.stream is not None:
+        if not base.residence.resident:
             refuse_trained_layers(self)
         for slot in self.slots:
             slot.piece.start(_module(base, slot))

@@ -69,8 +69,12 @@ class Site:
     def weights(self) -> AbstractContextManager[None]:
         """Within, the layer's weights are on the device that the base computes on, also where layers are streamed; a
         bind that computes with them must stand inside."""
-        stream = self.base.stream
-        return nullcontext() if stream is None or self.layer is None else stream.lent(self.layer)
+        return nullcontext() if self.layer is None else self.base.residence.lent(self.layer)
+
+    @property
+    def features(self) -> Sequence[Any] | None:
+        """What each row brings besides its tokens (Segments.features)."""
+        return self.segments.features
 
     def mask_key(self) -> int:
         """The key of this place's dropout mask."""

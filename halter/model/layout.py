@@ -23,6 +23,7 @@ AROUND = "around"
 """The kind of a place around no operation of the base, where only what follows can act."""
 PREFIX = "prefix"
 """The kind of a place at which an adapter brings vectors that rows see ahead of their own (places.Extra)."""
+TEXT = "text"
 MEMORY, VIRTUAL = "memory", "virtual_tokens"
 BEHIND = ("norm", "head")
 """Kinds outside the blocks that come after them in a checkpoint."""
@@ -75,6 +76,11 @@ class BlockLayout:
     places: tuple[Place, ...]
     """In the order of a checkpoint, those without tensors last."""
 
+    stack: str = TEXT
+    """The stack that it belongs to: a decoder's pass goes through the blocks of the text."""
+    cached: bool = True
+    """Whether the keys and values of the rows' tokens are kept while decoding."""
+
     def __iter__(self) -> Iterator[Place]:
         return iter(self.places)
 
@@ -117,6 +123,10 @@ class Layout:
     def of(self, *kinds: str) -> list[Place]:
         """Every place of these kinds, in the order of a checkpoint."""
         return [place for place in self if place.kind in kinds]
+
+    def stack(self, name: str = TEXT) -> list[int]:
+        """The numbers of the blocks of one stack, in their order."""
+        return [index for index, block in enumerate(self.blocks) if block.stack == name]
 
     def names(self, *kinds: str) -> tuple[str, ...]:
         """The names that places of these kinds have, each once."""
