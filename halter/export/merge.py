@@ -141,7 +141,7 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
             module.weight().float(),  # type: ignore[operator]
             None if bias is None else bias.float(),
         )
-        yield f"{name}.weight", weight.detach()
+        yield place.weight_name, weight.detach()
         if bias is None and config.layout.at(place.layer, place.name).bias:
             bias = weight.new_zeros(len(weight))
         if bias is not None:

@@ -19,7 +19,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.inputs import moved
 from halter.model.joints import chained
-from halter.model.layout import HEAD, LINEAR, TABLE, VIRTUAL, Layout, Place
+from halter.model.layout import HEAD, LINEAR, TABLE, TEXT, VIRTUAL, Layout, Place
 from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
@@ -66,8 +66,9 @@ class Adapter(nn.Module):
         self.slots: list[Slot] = []
         for part, method in enumerate(self.methods):
             method.check(shape)
-            for layer in (None, *range(shape.layers)):
+            for layer in shape.layout.everywhere:
                 built = method.build(shape, layer)
+                refuse_missing(method, shape, layer, built)
                 self.slots += [Slot(part, shape.layout.at(layer, name), piece) for name, piece in built.items()]
             method.share([slot.piece for slot in self.slots if slot.part == part])
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
@@ -96,7 +97,7 @@ class Adapter(nn.Module):
         for slot in self.slots:
             if id(slot.piece) not in shared:
                 part_key = None if key is None else dropout.key(key, slot.part)
-                rows = segments if slot.layer is None else inside
+                rows = rows_at(slot.at, base.layout, segments, inside)
                 shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key))
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
             at[where] = joined(at[where], act) if where in at else act
@@ -209,6 +210,22 @@ class Adapter(nn.Module):
         if len(here) > 1:
             return fold_together([slot.piece for slot in here], here[0].at, weight, bias)
         return here[0].piece.fold(weight, bias) if here else (weight, bias)
+
+
+def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, built: Mapping[str, Piece]) -> None:
+    """Refusal ``no-such-place`` where a method would act at a place that the block has not."""
+    known = [place.name for place in shape.layout.here(layer)]
+    if missing := [name for name in built if name not in known]:
+        what = f"{method.name()} acts at a place that " + (f"layer {layer}" if layer is not None else "this model")
+        fix = "leave the layer out (method.layers), or choose another method"
+        raise Refusal("no-such-place", f"{what} has not", found=missing, expected=", ".join(known), fix=fix)
+
+
+def rows_at(place: Place, layout: Layout, segments: Segments, inside: Segments) -> Segments:
+    """The rows whose tokens enter a place; ``inside``: the text's as its blocks see them, virtual tokens included."""
+    if place.rows != TEXT:
+        return layout.rows[place.rows](segments)
+    return segments if place.layer is None else inside
 
 
 def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:

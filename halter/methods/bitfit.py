@@ -83,7 +83,7 @@ class Bitfit(Method):
 
     def check(self, shape: ModelConfig) -> None:
         targets.check(shape, self.target_modules, kinds=(LINEAR,))
-        if self.biases == "base" and not any(self.build(shape, layer) for layer in range(shape.layers)):
+        if self.biases == "base" and not any(self.build(shape, layer) for layer in shape.layout.everywhere):
             what = "this base has no biases at these linear layers"
             raise Refusal("nothing-trained", what, found=[str(self.target_modules)], fix="method.biases: added")
 

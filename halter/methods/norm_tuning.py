@@ -69,5 +69,6 @@ class NormTuning(Method):
 
 def _norms(shape: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the norms inside the layers, and of all."""
-    inside = dict.fromkeys(place.name for place in shape.layout.of(NORM) if place.layer is not None)
+    norms = shape.layout.of(NORM)
+    inside = dict.fromkeys(place.path.rpartition(".")[2] for place in norms if place.layer is not None)
     return tuple(inside), shape.layout.names(NORM)

@@ -65,7 +65,7 @@ def check(
     asked: list[Targets] = [target] if isinstance(target, str) else [[item] for item in target]
     dead = [t if isinstance(t, str) else t[0] for t in asked if not any(matches(t, place) for place in everything)]
     wrong = [f"layer {n}" for n in layers or () if not 0 <= n < shape.layers]
-    every = (None, *range(shape.layers))
+    every = shape.layout.everywhere
     left = any(chosen(shape, n, target, exclude, layers, kinds) for n in every)
     if wrong and not dead:
         what = "method.layers names layers that this model has not"

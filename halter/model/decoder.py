@@ -132,7 +132,9 @@ class Decoder(nn.Module):
         _, states = asked.entered or (0, run_at(at, self.embed_tokens, asked.tokens))
         states, rows = surrounded(states, asked)
         rotation = rotations(self.config, rows.alone, self.frequencies.to(states.device), self.rotation_dtype)
-        return _Way(asked, states, rows, rotation, self.beside(asked))
+        with keeping(self.keepers):
+            beside = None if self.layout.beside is None else self.layout.beside(self, asked)
+        return _Way(asked, states, rows, rotation, beside)
 
     def _here(self, way: _Way, index: int) -> tuple[Any, Here]:
         """What acts in block ``index``, and what it sees."""
@@ -154,11 +156,6 @@ class Decoder(nn.Module):
         act = asked.acts and asked.acts.norm
         act = act if act is None or asked.wanted is None else act.select(asked.wanted)
         return run_at(act, self.norm, normalise(states, self.config.norm_eps))
-
-    def beside(self, asked: Pass) -> Any:
-        """What the blocks read beside the states, made once a pass: a second stack's output. None where they read
-        nothing; a model that has such blocks says it here."""
-        return None
 
     def head(self, hidden: Tensor, acts: Acts | None = None, index: Tensor | None = None) -> Tensor:
         """Logits [M, V] of final hidden states [M, dim], of all tokens of a pass or of the tokens ``index`` (int64 [M],
@@ -205,7 +202,7 @@ class Decoder(nn.Module):
                 continue
             for buffer, tensor in module.named_buffers(recurse=False):
                 if tensor is not None:
-                    yield f"{place.path}.{'bias' if buffer == 'bias' else 'weight'}", module, buffer
+                    yield f"{place.path}.bias" if buffer == "bias" else place.weight_name, module, buffer
 
     def expected(self) -> dict[str, torch.Size]:
         """What a checkpoint must hold: {tensor name: shape}."""

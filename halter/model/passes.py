@@ -42,7 +42,7 @@ class Here:
     """What a block sees of a pass beside the states that enter it and the acts at its own places."""
 
     rotation: Rotation
-    """Of queries and keys, each [N, ...] as model.rotation makes them."""
+    """Of queries and keys, each [N, ...] as model.rotation makes them; empty in a stack that rotates nothing."""
     segments: Segments
     """The rows, with the memory that this block's attention sees ahead of them."""
     cache: Cache | None = None
@@ -51,4 +51,4 @@ class Here:
     tails: tuple[Segments, Tensor] | None = None
     """Of each row the tokens that alone leave the block (``Segments.tails``); keys and values are of all."""
     beside: Any = None
-    """What the decoder computed from the rows' features for the blocks that read it (``Decoder.beside``)."""
+    """What the decoder computed from the rows' features for the blocks that read it (``Layout.beside``)."""

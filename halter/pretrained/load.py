@@ -206,7 +206,7 @@ class _Plan:
         specs, groups = checkpoint.names(), checkpoint.quantized
         parts = {part for group in groups.values() for part in group.values()}
         expected = config.tensor_shapes()
-        linears = {f"{place.path}.weight": place for place in config.layout.of(LINEAR)}
+        linears = {place.weight_name: place for place in config.layout.of(LINEAR)}
         held = {name: spec for name, spec in specs.items() if name not in parts}
         if (
             config.tied

@@ -134,7 +134,7 @@ def take_over(model: Decoder, adapter: Adapter) -> None:
     for place, module in list(model.places()):
         if not place.tied:
             weight, _ = trained[place.path].fold(module.weight().float(), None)  # type: ignore[operator]
-            model.set_tensor(f"{place.path}.weight", weight.to(model.dtype))
+            model.set_tensor(place.weight_name, weight.to(model.dtype))
 
 
 @torch.no_grad()
