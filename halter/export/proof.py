@@ -86,7 +86,8 @@ def seen_as(
     touched = set() if fold is None else {slot.path for slot in fold.slots}
 
     def weights(name: str, module: nn.Module) -> Made:
-        weight, bias = module.weight(), module.bias if isinstance(module, Linear) else None
+        weight: Tensor = module.weight()  # type: ignore[operator]
+        bias = module.bias if isinstance(module, Linear) else None
         if fold is not None and name in touched:
             weight, bias = fold.fold(name, weight.float(), None if bias is None else bias.float())
         weight, bias = weight.detach(), None if bias is None else bias.detach()

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from halter.arguments import bound, check_options, checked, refusal, strange
 from halter.elsewhere import called_otherwise, refuse_unknown
 from halter.errors import Refusal
+from halter.methods.acting import acts_of, joined, rows_at
 from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find, names
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.inputs import moved
-from halter.model.joints import chained
-from halter.model.layout import HEAD, LINEAR, TABLE, TEXT, VIRTUAL, Layout, Place
+from halter.model.layout import HEAD, LINEAR, TABLE, VIRTUAL, Place
 from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
@@ -101,7 +101,7 @@ class Adapter(nn.Module):
                 shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key))
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
             at[where] = joined(at[where], act) if where in at else act
-        return gather(at, self.shape.layout)
+        return acts_of(at, self.shape.layout)
 
     @property
     def tokenwise(self) -> bool:
@@ -221,21 +221,6 @@ def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, built:
         raise Refusal("no-such-place", f"{what} has not", found=missing, expected=", ".join(known), fix=fix)
 
 
-def rows_at(place: Place, layout: Layout, segments: Segments, inside: Segments) -> Segments:
-    """The rows whose tokens enter a place; ``inside``: the text's as its blocks see them, virtual tokens included."""
-    if place.rows != TEXT:
-        return layout.rows[place.rows](segments)
-    return segments if place.layer is None else inside
-
-
-def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
-    """What two methods bring to one place."""
-    if isinstance(first, Extra) and isinstance(second, Extra):
-        return first.then(second)
-    assert isinstance(first, Act) and isinstance(second, Act)
-    return chained(first, second)
-
-
 SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
 """What two models must have alike for an adapter of the one to fit the other."""
 
@@ -273,18 +258,6 @@ def _module(base: Decoder, slot: Slot) -> nn.Module:
         return base.embed_tokens
     weightless = slot.layer is not None and not slot.at.shape
     return base.layers[slot.layer] if weightless else base.module(slot.layer, slot.place)  # type: ignore[index]
-
-
-def gather(at: Mapping[tuple[int | None, str], Act | Extra], layout: Layout) -> Acts:
-    """The record of one forward from {(layer, place): act}. TypeError for an act with a half that its place has not."""
-    per_layer: list[dict[str, Any]] = [{} for _ in layout.blocks]
-    outer: dict[str, Any] = {}
-    for (layer, place), act in at.items():
-        if isinstance(act, Act) and layout.at(layer, place).follows_only and not act.follows:
-            what = f"around {place} is no operation whose input or weight could be changed"
-            raise TypeError(f"{type(act).__name__}: {what}")
-        (outer if layer is None else per_layer[layer])[place] = act
-    return Acts(tuple(block.acts(**one) for block, one in zip(layout.blocks, per_layer, strict=True)), **outer)
 
 
 @checked('halter.adapt(model, "lora", r=16)')

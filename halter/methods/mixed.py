@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from halter.methods.adapter import Adapter, gather, rows_at
+from halter.methods.acting import acts_of, rows_at
+from halter.methods.adapter import Adapter
 from halter.methods.ready import Ready
 from halter.methods.stacked import Stacked
 from halter.model.decoder import Decoder
@@ -45,7 +46,7 @@ class Mixed:
                 here = rows_at(place, base.layout, segments, segments if kind[1] else inside)
                 spans[kind] = tuple(run for _, run in here.runs(self.owners))
             (_mix_extra if place.kind == PREFIX else _mix)(at, place, bound, spans[kind])
-        return gather(at, base.layout)
+        return acts_of(at, base.layout)
 
     def longer(self, segments: Segments) -> Segments:
         """The rows as the layers see them, virtual tokens included."""
