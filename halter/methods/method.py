@@ -37,8 +37,8 @@ PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
         "method", "acting", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted",
-        "importers", "importers_litgpt", "import_files", "peft_together", "unfit", "adapter_files", "warm", "former", "folding",
-        "lycoris", "misfit",
+        "importers", "importers_litgpt", "import_files", "peft_together", "unfit", "adapter_files", "warm", "former",
+        "folding", "lycoris", "misfit",
     }
 )  # fmt: skip
 
