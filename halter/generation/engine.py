@@ -41,6 +41,7 @@ from halter.methods.stacked import Stacked
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.packing import packed
+from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
@@ -253,12 +254,11 @@ class Engine:
     def _logits(self) -> Tensor:
         """Float32 logits [live rows, V] after each row's last pending token."""
         hidden, segments, acts = self._hidden(self._live)
+        last = None
         if len(hidden) > len(self._live):
             last = segments.last_tokens.to(hidden.device)
             hidden = hidden[last]
-            if acts is not None and acts.lm_head is not None:
-                acts = acts._replace(lm_head=acts.lm_head.select(last))
-        return self.model.head(hidden, acts).float()
+        return self.model.head(hidden, acts, last).float()
 
     def _hidden(self, rows: Sequence[_Row]) -> tuple[Tensor, Segments, Acts | None]:
         """Feed the rows' pending tokens: their states [N, dim], where they lie, and the acts."""
@@ -269,7 +269,7 @@ class Engine:
         segments = self._cache.segments(lengths, [row.slot for row in rows], prompts)
         tokens = torch.tensor([id for row in rows for id in row.pending], device=self.model.device)
         acts = self._bind(segments, [row.owner for row in rows])
-        return self.model.hidden(tokens, segments, acts, cache=self._cache), segments, acts
+        return self.model.hidden(Pass(tokens, segments, acts, cache=self._cache)), segments, acts
 
     def _bind(self, segments: Segments, owners: list[int]) -> Acts | None:
         """The adapters' acts; those of the step before where rows and adapters are the same and position is no matter.

@@ -21,7 +21,8 @@ from halter.methods import targets
 from halter.methods.llama_adapter_v2 import BiasAct
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, Act
+from halter.model.layout import LINEAR
+from halter.model.places import Act
 
 
 class AddedBias(Piece):
@@ -81,18 +82,18 @@ class Bitfit(Method):
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self.target_modules, places=LINEARS)
-        if self.biases == "base" and not any(self.build(shape, layer) for layer in range(shape.layers)):
+        targets.check(shape, self.target_modules, kinds=(LINEAR,))
+        if self.biases == "base" and not any(self.build(shape, layer) for layer in shape.layout.everywhere):
             what = "this base has no biases at these linear layers"
             raise Refusal("nothing-trained", what, found=[str(self.target_modules)], fix="method.biases: added")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
             return {}
-        places = targets.chosen(shape, layer, self.target_modules)
+        places = targets.chosen(shape, layer, self.target_modules, kinds=(LINEAR,))
         if self.biases == "base":
-            return {place: OwnBias(shape.weight_shape(place)[0]) for place in places if shape.has_bias(place)}
-        return {place: AddedBias(shape.weight_shape(place)[0]) for place in places}
+            return {place.name: OwnBias(place.shape[0]) for place in places if place.bias}
+        return {place.name: AddedBias(place.shape[0]) for place in places}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         modules = targets.for_peft(self.target_modules)

@@ -22,8 +22,9 @@ from halter.methods.lora import Lora
 from halter.methods.low_rank import LowRank, LowRankRows
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
+from halter.model.layout import TABLE, Place
 from halter.model.linear import Embedding, Linear
-from halter.model.places import Act, path
+from halter.model.places import Act
 from halter.numerics.dropout import dropout
 
 ROWS = 1024  # of a weight whose norms are made at once
@@ -199,13 +200,13 @@ class Dora(Method):
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
-        return {place: self._piece(shape, layer, place) for place in places}
+        return {place.name: self._piece(place) for place in places}
 
-    def _piece(self, shape: ModelConfig, layer: int | None, place: str) -> Piece:
-        out_features, in_features = shape.weight_shape(place)
-        r, scale = self._pair().strength(path(layer, place))
-        if place == "embed_tokens":
-            return DirectedRows(shape.vocab_size, shape.dim, r, scale)
+    def _piece(self, place: Place) -> Piece:
+        out_features, in_features = place.shape
+        r, scale = self._pair().strength(place.path)
+        if place.kind == TABLE:
+            return DirectedRows(out_features, in_features, r, scale)
         return Directed(in_features, out_features, r, scale, self.dropout)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from halter.methods import targets
 from halter.methods.llama_adapter_v2 import InputScaleAct, OutputScaleAct
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, Act
+from halter.model.layout import LINEAR
+from halter.model.places import Act
 
 
 class Rescale(Piece):
@@ -61,7 +62,7 @@ class Ia3(Method):
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self.target_modules, self.exclude_modules, places=LINEARS)
+        targets.check(shape, self.target_modules, self.exclude_modules, kinds=(LINEAR,))
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
@@ -70,7 +71,7 @@ class Ia3(Method):
         pieces: dict[str, Piece] = {}
         for place in targets.chosen(shape, layer, self.target_modules, self.exclude_modules):
             inside = place in inner
-            pieces[place] = Rescale(shape.weight_shape(place)[1 if inside else 0], inside)
+            pieces[place.name] = Rescale(place.shape[1 if inside else 0], inside)
         return pieces
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class LlamaAdapter(Method):
             return {}
         gated = GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation, self.prompt_rows)
         pieces: dict[str, Piece] = {"context": gated}
-        if self.second_output_bias and shape.has_bias("o_proj"):
+        if self.second_output_bias and shape.layout.at(0, "o_proj").bias:
             pieces["o_proj"] = BiasAgain()
         return pieces
 
@@ -162,12 +162,12 @@ class LlamaAdapter(Method):
             reasons.append(f"gate_scope {self.gate_scope}, gate_activation {self.gate_activation}")
         if self.prompt_rows != "own":
             reasons.append(f"prompt_rows {self.prompt_rows}: PEFT sends prompts through k_proj and v_proj")
-        if shape.has_bias("o_proj") and not self.second_output_bias:
+        if shape.layout.at(0, "o_proj").bias and not self.second_output_bias:
             reasons.append("second_output_bias false: PEFT adds o_proj's bias a second time where prompts act")
         return reasons
 
     def told(self, shape: ModelConfig) -> list[str]:
-        if not (self.second_output_bias and shape.has_bias("o_proj")):
+        if not (self.second_output_bias and shape.layout.at(0, "o_proj").bias):
             return []
         return ["o_proj's bias is added a second time where prompts act, as PEFT does (second_output_bias: true)"]
 

@@ -26,7 +26,8 @@ from halter.methods.low_rank import LowRank, LowRankAct
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.joints import chained
-from halter.model.places import LINEARS, NORMS, Act
+from halter.model.layout import LINEAR, NORM
+from halter.model.places import Act
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ScaleBias(Piece):
     }  # fmt: skip
     folds = True
 
-    def __init__(self, shape: tuple[int, int], side: str, bias: bool, rank: int) -> None:
+    def __init__(self, shape: tuple[int, ...], side: str, bias: bool, rank: int) -> None:
         super().__init__()
         out_features, in_features = shape
         self.side = side
@@ -156,7 +157,7 @@ class LlamaAdapterV2(Method):
         if self.adapter_len:
             check_prompts(self.adapter_len, self.adapter_layers)
         if self.bias_targets:
-            targets.check(shape, self.bias_targets, places=LINEARS)
+            targets.check(shape, self.bias_targets, kinds=(LINEAR,))
         trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank, self.adapter_len)
         if not any(trained):
             raise Refusal(
@@ -168,14 +169,13 @@ class LlamaAdapterV2(Method):
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         pieces: dict[str, Piece] = {}
         if self.train_norm:
-            pieces = {place: StandIn((shape.dim,), False) for place in (NORMS if layer is not None else ("norm",))}
+            pieces = {place.name: StandIn(place.shape, False) for place in shape.layout.here(layer, NORM)}
         if layer is None:
             return pieces
         biased = targets.chosen(shape, layer, self.bias_targets) if self.bias_targets else []
-        for place in LINEARS:
+        for place in shape.layout.here(layer, LINEAR):
             if place in biased or self.scale_side != "none" or self.branch_rank:
-                size = shape.weight_shape(place)
-                pieces[place] = ScaleBias(size, self.scale_side, place in biased, self.branch_rank)
+                pieces[place.name] = ScaleBias(place.shape, self.scale_side, place in biased, self.branch_rank)
         if self.adapter_len and layer >= shape.layers - self.adapter_layers:
             kinds = (self.gate_scope, self.gate_activation, self.prompt_rows)
             pieces["context"] = GatedPrompts(self.adapter_len, shape, *kinds, self._through(pieces))

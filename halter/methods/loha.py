@@ -112,7 +112,7 @@ class Loha(Method):
         return lycoris.build(self, shape, layer, Hadamard)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        return lycoris.to_peft(self)
+        return lycoris.to_peft(self, shape)
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Loha:

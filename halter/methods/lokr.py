@@ -141,7 +141,7 @@ class Lokr(Method):
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         own = {"decompose_both": self.decompose_both, "decompose_factor": self.decompose_factor or -1}
-        return lycoris.to_peft(self) | own | {"init_weights": True if self.init == "first" else "lycoris"}
+        return lycoris.to_peft(self, shape) | own | {"init_weights": True if self.init == "first" else "lycoris"}
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Lokr:

@@ -22,7 +22,7 @@ from halter.methods import targets
 from halter.methods.low_rank import Init, LowRank, LowRankRows
 from halter.methods.method import Method, Piece
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, path
+from halter.model.layout import LINEAR, TABLE, Place
 
 TABLE_RATE = 1e-6  # of LoRA+ for the embedding's pair, whatever the rest learns at
 
@@ -95,7 +95,7 @@ class Lora(Method):
         targets.check_patterns(self.rank_pattern, "rank_pattern")
         targets.check_patterns(self.alpha_pattern, "alpha_pattern")
         outer = targets.chosen(shape, None, self.target_modules, self.exclude_modules, self.layers)
-        if self.lora_bias and "embed_tokens" in outer:
+        if self.lora_bias and any(place.kind == TABLE for place in outer):
             what = "the embeddings' pair has no bias: rows of a table are looked up"
             raise Refusal(
                 "lora-options",
@@ -109,7 +109,7 @@ class Lora(Method):
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
-        return {place: self._piece(shape, layer, place) for place in places}
+        return {place.name: self._piece(place) for place in places}
 
     def strength(self, name: str) -> tuple[int, float]:
         """Rank and scale of the pair at the module of that path."""
@@ -117,11 +117,11 @@ class Lora(Method):
         alpha = targets.by_pattern(self.alpha_pattern, name, self.alpha or 0.0)
         return r, alpha / math.sqrt(r) if self.rslora else alpha / r
 
-    def _piece(self, shape: ModelConfig, layer: int | None, place: str) -> Piece:
-        out_features, in_features = shape.weight_shape(place)
-        r, scale = self.strength(path(layer, place))
-        if place == "embed_tokens":
-            return LowRankRows(shape.vocab_size, shape.dim, r, scale)
+    def _piece(self, place: Place) -> Piece:
+        out_features, in_features = place.shape
+        r, scale = self.strength(place.path)
+        if place.kind == TABLE:
+            return LowRankRows(out_features, in_features, r, scale)
         return LowRank(in_features, out_features, r, scale, self.dropout, self.init, self.lora_bias)
 
     def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
@@ -137,7 +137,8 @@ class Lora(Method):
         return [{"params": found, "lr": rates[kind]} for kind, found in kinds if found]
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        modules = LINEARS if self.target_modules == "all-linear" else self.target_modules  # servers want names
+        named = shape.layout.names(LINEAR)  # servers want names
+        modules = named if self.target_modules == "all-linear" else self.target_modules
         return {
             "task_type": "CAUSAL_LM",
             "r": self.r,

@@ -24,7 +24,7 @@ from halter.errors import Refusal
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import Act, Extra, path
+from halter.model.places import Act, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -36,9 +36,9 @@ HELD_ELSEWHERE = {
 PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
-        "method", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
-        "importers_litgpt", "import_files", "peft_together", "unfit", "adapter_files", "warm", "former", "folding",
-        "lycoris", "misfit",
+        "method", "acting", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted",
+        "importers", "importers_litgpt", "import_files", "peft_together", "unfit", "adapter_files", "warm", "former",
+        "folding", "lycoris", "misfit",
     }
 )  # fmt: skip
 
@@ -69,8 +69,12 @@ class Site:
     def weights(self) -> AbstractContextManager[None]:
         """Within, the layer's weights are on the device that the base computes on, also where layers are streamed; a
         bind that computes with them must stand inside."""
-        stream = self.base.stream
-        return nullcontext() if stream is None or self.layer is None else stream.lent(self.layer)
+        return nullcontext() if self.layer is None else self.base.residence.lent(self.layer)
+
+    @property
+    def features(self) -> Sequence[Any] | None:
+        """What each row brings besides its tokens (Segments.features)."""
+        return self.segments.features
 
     def mask_key(self) -> int:
         """The key of this place's dropout mask."""
@@ -223,11 +227,6 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return "/".join(f"{key}: {_plain(one)}" for key, one in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def layer_paths(shape: ModelConfig, layer: int | None, places: tuple[str, ...]) -> dict[str, str]:
-    """{Hugging Face path: place} for the given places of one layer."""
-    return {path(layer, place): place for place in places}
 
 
 @cache

@@ -22,7 +22,8 @@ from halter.errors import Refusal
 from halter.methods.method import Method, Piece, Site
 from halter.methods.prefix_tuning import check_virtual
 from halter.model.config import ModelConfig
-from halter.model.places import VIRTUAL, Extra, path
+from halter.model.layout import VIRTUAL
+from halter.model.places import Extra
 from halter.numerics.dropout import dropout
 
 Encoder = Literal["mlp", "lstm", "none"]
@@ -175,8 +176,8 @@ class PTuning(Method):
         return cls(int(config["num_virtual_tokens"]), "none")  # PEFT too saves what the network made, not the network
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        return {"prompt_embeddings": own[f"{path(None, VIRTUAL)}.embeddings"]}
+        return {"prompt_embeddings": own[f"{shape.layout.path(None, VIRTUAL)}.embeddings"]}
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        key = {"prompt_embeddings": f"{path(None, VIRTUAL)}.embeddings"}
+        key = {"prompt_embeddings": f"{shape.layout.path(None, VIRTUAL)}.embeddings"}
         return {key.get(name, name): tensor for name, tensor in stored.items()}

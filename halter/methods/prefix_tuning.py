@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from halter.errors import Refusal
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import MEMORY, Extra, path
+from halter.model.layout import MEMORY
+from halter.model.places import Extra
 
 
 class Prefix(Piece):
@@ -134,7 +135,8 @@ class PrefixTuning(Method):
         return cls(int(config["num_virtual_tokens"]))  # PEFT too saves a projected prefix as its keys and values
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        rows = [own[f"{path(layer, MEMORY)}.{part}"] for layer in range(shape.layers) for part in ("keys", "values")]
+        paths = [shape.layout.path(layer, MEMORY) for layer in range(shape.layers)]
+        rows = [own[f"{path}.{part}"] for path in paths for part in ("keys", "values")]
         return {"prompt_embeddings": torch.cat([tensor.flatten(1) for tensor in rows], dim=1)}
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
@@ -145,7 +147,7 @@ class PrefixTuning(Method):
         heads = (shape.kv_heads, shape.head_dim)
         for number, part in enumerate(table.unflatten(1, (2 * shape.layers, -1)).unbind(1)):
             own = part.unflatten(1, heads) if part.shape[1] == heads[0] * heads[1] else part  # else told as misshapen
-            found[f"{path(number // 2, MEMORY)}.{('keys', 'values')[number % 2]}"] = own
+            found[f"{shape.layout.path(number // 2, MEMORY)}.{('keys', 'values')[number % 2]}"] = own
         return found
 
 

@@ -27,7 +27,7 @@ from halter.training.asked import Asked, Part, Reference
 from halter.training.guards import Trouble
 from halter.training.head import Head
 from halter.training.objective import Rows, units
-from halter.training.passes import Learnt, Read, one_pass
+from halter.training.one_pass import Learnt, Read, one_pass
 from halter.training.room import Room
 from halter.training.trainee import Trainee
 
@@ -252,7 +252,7 @@ def _reference(
     asked = [part.trainee.reference if part.objective.referring else None for part in parts]
     with torch.no_grad():
         acts = _bound(model, segments, asked, [part.rows.laid for part in parts])
-        return Reference(Head.of(model, acts, index), one_pass(model, tokens, segments, acts, Read(index), False))
+        return Reference(Head(model, acts, index), one_pass(model, tokens, segments, acts, Read(index), False))
 
 
 def _factors(parts: Sequence[Part]) -> Tensor | None:

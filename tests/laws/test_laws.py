@@ -19,7 +19,7 @@ from halter.methods.mixed import Mixed
 from halter.methods.storage import load_adapter
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
-from halter.model.places import path
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training.schedule import make as make_schedule
 from halter.training.step import gather, take_step
@@ -162,7 +162,7 @@ def test_cached_decoding_is_the_full_pass(name):
         for start, end in ((0, 15), (15, 16), (16, 24)):
             segments = cache.segments([end - start] * 3)
             acts = adapter.bind(model, segments)
-            hidden = model.hidden(TOKENS[:, start:end].flatten(), segments, acts, cache=cache)
+            hidden = model.hidden(Pass(TOKENS[:, start:end].flatten(), segments, acts, cache=cache))
             got.append(model.head(hidden, acts).unflatten(0, (3, -1)))
     bounds.assert_same(torch.cat(got, 1), want)
 
@@ -198,13 +198,13 @@ def test_folded_is_unfolded_or_refused(name, sizes):
     folded: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         want = model(TOKENS, adapter=adapter)
-        for layer, place, module in model.places():
+        for place, module in model.places():
             if place == "lm_head" and model.config.tied:
                 continue
-            weight, bias = adapter.fold(path(layer, place), module.weight().float(), getattr(module, "bias", None))
-            folded[f"{path(layer, place)}.weight"] = weight
+            weight, bias = adapter.fold(place.path, module.weight().float(), getattr(module, "bias", None))
+            folded[f"{place.path}.weight"] = weight
             if bias is not None:
-                folded[f"{path(layer, place)}.bias"] = bias
+                folded[f"{place.path}.bias"] = bias
         biased = {kind: any(part in name and name.endswith(".bias") for name in folded) for kind, part in KINDS.items()}
         after = Decoder(replace(model.config, **biased))  # a fold may bring biases that the base does not have
         for name, shape in after.expected().items():
@@ -311,8 +311,8 @@ def test_segments_of_any_cut(name):
     tokens = torch.randint(0, 96, (30,), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         whole = Segments.packed([11, 19])
-        together = model.hidden(tokens, whole, adapter.bind(model, whole))
+        together = model.hidden(Pass(tokens, whole, adapter.bind(model, whole)))
         for start, end in ((0, 11), (11, 30)):
             one = Segments.packed([end - start])
-            alone = model.hidden(tokens[start:end], one, adapter.bind(model, one))
+            alone = model.hidden(Pass(tokens[start:end], one, adapter.bind(model, one)))
             bounds.assert_same(together[start:end], alone)

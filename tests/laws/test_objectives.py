@@ -21,7 +21,9 @@ from halter.data.pack import Batch, pack
 from halter.errors import HalterError, Refusal
 from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
+from halter.model.passes import Pass
 from halter.model.reports import listening
+from halter.model.segments import Segments
 from halter.training import head, step
 from halter.training.objective import Objective, find, make, names
 from halter.training.room import Room
@@ -200,9 +202,9 @@ def test_a_group_is_never_torn(name, monkeypatch):
 def alone(adapter, tokens):
     """(log-probabilities [T, V], final states [T, dim], reports) of one row, through the model's own forward."""
     logits = MODEL(tokens[None], adapter=adapter)[0]
-    segments = step.Segments.packed([len(tokens)])
+    segments = Segments.packed([len(tokens)])
     with listening() as heard:
-        states = MODEL.hidden(tokens, segments, adapter.bind(MODEL, segments) if adapter else None)
+        states = MODEL.hidden(Pass(tokens, segments, adapter.bind(MODEL, segments) if adapter else None))
     return logits.log_softmax(-1), states, sum(heard)
 
 

@@ -10,11 +10,10 @@ import torch
 
 from halter.methods.adapter import adapt
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes
 from halter.training.offload import offloaded
-from halter.training.passes import Learnt, one_pass
+from halter.training.one_pass import Learnt, one_pass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = tiny.config(layers=12, dim=1024, heads=8, kv_heads=4, head_dim=128, ffn_dim=4096, context=2048)
@@ -24,8 +23,8 @@ LENGTH = 1024
 def base(nf4):
     model = tiny.decoder(SHAPE, torch.bfloat16)
     for layer in range(SHAPE.layers if nf4 else 0):
-        for place in LINEARS:
-            model.set_linear(layer, place, NF4Linear.quantize(model.module(layer, place).weight()))
+        for place in tiny.LINEARS:
+            model.set_linear(model.layout.at(layer, place), NF4Linear.quantize(model.module(layer, place).weight()))
     return model.to("cuda")
 
 

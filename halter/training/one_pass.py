@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from halter.model.decoder import Decoder
+from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.reports import listening
 from halter.model.segments import Segments
@@ -73,13 +74,13 @@ def one_pass(
     entered: tuple[int, Tensor] | None = None,
 ) -> Tensor:
     """Forward and backward over ``tokens`` int64 [N]; what the aim tells, of Learnt the tokens' losses. ``entered`` as
-    Decoder.hidden has it."""
+    Pass has it."""
     index = aim.index
     wanted = None if aim.reports else index
     with listening(aim.reports) as heard:
-        hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing, wanted=wanted, entered=entered)
+        hidden = model.hidden(Pass(tokens, segments, acts, None, wanted, checkpointing, entered))
     hidden = hidden[index] if aim.reports else hidden
-    loss, told = aim.loss(Head.of(model, acts, index), hidden, acts, heard)
+    loss, told = aim.loss(Head(model, acts, index), hidden, acts, heard)
     if loss.requires_grad:
         loss.backward()
     return told
