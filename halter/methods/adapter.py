@@ -124,7 +124,15 @@ class Adapter(nn.Module):
         first = next(self.parameters(), None)
         if first is not None:
             moved(fn, first.dtype, first.device)
-        return super()._apply(fn, recurse)
+        holders: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                holders.setdefault(id(buffer), []).append((module, name))
+        super()._apply(fn, recurse)
+        for (first_module, first_name), *others in holders.values():  # torch makes a copy for each that holds one
+            for module, name in others:
+                setattr(module, name, getattr(first_module, first_name))
+        return self
 
     @bound("adapter.save", 'adapter.save("mine")')
     def save(self, folder: str | Path) -> None:

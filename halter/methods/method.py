@@ -44,6 +44,25 @@ INFRASTRUCTURE = frozenset(
 
 
 @dataclass(frozen=True)
+class Default:
+    """A value and where it comes from."""
+
+    value: Any
+    source: str
+
+
+LORA_TRAINING: dict[str, Default] = {
+    "learning_rate": Default(3e-4, "tloen/alpaca-lora finetune.py, LLaMA-7B"),
+    "num_train_epochs": Default(3, "tloen/alpaca-lora finetune.py, LLaMA-7B"),
+    "tokens_per_step": Default(
+        8192, "16 rows of up to 512 tokens, as in artidoro/qlora qlora.py and scripts/finetune_guanaco_7b.sh"
+    ),
+    "warmup_steps": Default(0.03, "warmup_ratio of Stanford Alpaca's training command, LLaMA-7B"),
+}
+"""What LoRA trains with, and what a method has of its own where its authors say nothing else."""
+
+
+@dataclass(frozen=True)
 class Site:
     """Where and for what one piece is bound: a place of one forward over one base.
 
@@ -79,6 +98,10 @@ class Site:
     def mask_key(self) -> int:
         """The key of this place's dropout mask."""
         return dropout.key(self.key, self.layer, self.place)
+
+    def dropout(self, rate: float) -> tuple[float, int]:
+        """The share that is dropped in this forward, and the key of the mask; (0, 0) where nothing is."""
+        return (0.0, 0) if self.key is None else (rate, self.mask_key())
 
 
 class Piece(nn.Module):
@@ -131,6 +154,14 @@ class Method:
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
     starts_as_base: ClassVar[bool] = True
     """Whether an adapter that nobody has trained changes nothing; false where the authors' start disturbs the base."""
+    training: ClassVar[Mapping[str, Default]] = {}
+    """{TrainOptions field: Default} that it trains with unless told otherwise; {}: LoRA's, told as such."""
+    sources: ClassVar[Mapping[str, str]] = {}
+    """{option: where its default comes from}."""
+    note: ClassVar[str] = ""
+    """When to use it and what it costs, for its page."""
+    agreement: ClassVar[str] = "The laws that hold for every method, and nothing else."
+    """What its numbers were compared with, for its page."""
 
     @classmethod
     def name(cls) -> str:
