@@ -80,7 +80,7 @@ def _ids(tensor: Tensor, least: int, most: int) -> Any:
             "a tensor of prompts is token ids",
             found=[found],
             expected=expected,
-            fix="give texts, or what tokenizer.encode gives",
+            fix="give texts, or [tokenizer.bos_id, *tokenizer.encode(TEXT)]",
         )
     return tensor.tolist()
 

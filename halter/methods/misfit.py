@@ -5,14 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halter.errors import SHOWN_LINES, Refusal
 from halter.files.nearby import base_name
 from halter.methods.method import Method
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.layout import HEAD, TABLE
+
+if TYPE_CHECKING:
+    from halter.methods.adapter import Adapter
 
 _SHAPES = re.compile(r"\S+ is \(([\d, ]*)\), not \(([\d, ]*)\)")
+
+SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
+"""What two models must have alike for an adapter of the one to fit the other."""
+
+
+def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
+    """Refusal ``adapter-mismatch`` where an adapter was made for a model of other sizes; of the vocabulary where it
+    acts on tokens."""
+    outer = any(slot.at.kind in (TABLE, HEAD) for slot in adapter.slots)
+    sizes = [(n, getattr(adapter.shape, n), getattr(shape, n)) for n in (*SIZES, *(("vocab_size",) if outer else ()))]
+    other = [f"{name} {made} (this model: {has})" for name, made, has in sizes if made != has]
+    if other:
+        fix = "halter.load_adapter(FOLDER, model) or halter.adapt(model, METHOD), with the model that is asked"
+        raise Refusal("adapter-mismatch", "this adapter was made for another model", found=other, fix=fix)
 
 
 def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method]) -> Refusal:

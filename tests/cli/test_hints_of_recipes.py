@@ -92,6 +92,10 @@ def followed(err: str, base: str, lead: str = "") -> int:
         (f"compare --model {BASE} --train rows.jsonl --test rows.jsonl --tokens 300k", "--tokens 300000"),
         ("train wide.yaml", "iconv -f UTF-16 -t UTF-8 wide.yaml > wide.utf8.yaml"),
         (f"{GOOD} --method lora,exitor+LoRA", "did you mean exci"),
+        (f"{GOOD} --method adalora", "--method lora, or dora"),
+        ("init adalora", "adalora is not here; the nearest are lora, dora"),
+        ("init lora+", "lora with method.loraplus_lr_ratio=16"),
+        (f"{GOOD} --target-modules q_proj,v_proj --method vera", "the nearest are lora, dora"),
     ],
 )
 def test_what_was_meant_is_named(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +122,9 @@ def test_of_a_method_that_there_is_not_no_option_is_called_unknown(capsys: pytes
     ("given", "lead"),
     [
         ("--method lora+excitor", ""),
+        ("--method lora+", ""),
+        ("--method LoRA-Plus", ""),
+        ("--method rs-lora", ""),
         ("--max-steps 1e3", "such as "),
         ("--layers 1", "such as "),
         ("lora.r=8", ""),
