@@ -112,7 +112,7 @@ def test_merge_is_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     report = told(capsys, "merge", str(run), "--output", str(tmp_path / "command"))
     found = halter.merge(run, output=tmp_path / "named", say=lambda _: None)
     assert report["stored"] == found.stored and report["gap"]["kl"] == found.gap.kl
-    halter.merge(BASE, run / "adapter", tmp_path / "beside", dtype="float32", say=lambda _: None)
+    halter.merge(BASE, run / "adapter", tmp_path / "beside", dtype="bfloat16", say=lambda _: None)
     model, _ = halter.load(BASE, device="cpu")
     halter.merge(model, halter.load_adapter(run, model), tmp_path / "loaded")
     weights = {
