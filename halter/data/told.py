@@ -147,7 +147,7 @@ def _told_of(report: DataReport, name: str) -> bool:
     count = report.notes[name]
     if name == "unknown":
         return count > MANY_UNKNOWN * (report.targets + report.validation_targets)
-    return count > 0 and count >= ENOUGH.get(name, 0.0) * (report.rows - report.left_out)
+    return count > 0 and count >= ENOUGH.get(name, 0.0) * report.looked_at
 
 
 class _Counted(dict[str, str]):

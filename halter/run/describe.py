@@ -39,7 +39,7 @@ def lost_rows(job: Job, share: float = 0.0) -> list[str]:
     larger = "a larger data.max_length" if longer else ""
     kept = ", or ".join(filter(None, (ways, larger))) if ways or not longer else f"{larger} keeps them"
     template = None if job.recipe.data.template is None or job.template is None else job.template.name
-    found, taken = [], report.rows - report.left_out
+    found, taken = [], report.looked_at
     for count, words in (
         (
             report.long_dropped,
