@@ -145,7 +145,7 @@ def merge_named(
         ).by_keyword()
     refuse_unwritable(str(output), folder=True)
     shape = load_config(subject.base, subject.revision)
-    refuse_unfoldable(planned(subject.adapter, shape, opening.allow))
+    refuse_unfoldable(planned(subject.adapter, shape, opening.allow, Path(subject.base)))
     dense: Any = {"dtype": _written(opening.dtype)} if into == "16bit" else {}
     if dense and opening.dtype != "float32":  # what is rounded is told against the base as it is
         opening = replace(opening, dtype="auto")
