@@ -10,6 +10,7 @@ from typing import Literal
 from halter.errors import Refusal
 from halter.files.row_names import called_rows
 from halter.files.runs import RunFolder
+from halter.files.yaml_faults import as_escaped, shown
 
 Kind = Literal["run", "adapter", "model", ""]
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
@@ -151,8 +152,8 @@ def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
             fix=exported or near or _choose(similar(folder, wanted)) or f"give the folder of {kinds}",
         )  # fmt: skip
     return Refusal(
-        id, "there is no such folder", where=str(folder),
-        fix=_several(folder) or _choose(similar(folder, wanted))
+        id, "there is no such folder", where=shown(str(folder)),
+        fix=as_escaped(str(folder)) or _several(folder) or _choose(similar(folder, wanted))
         or "give the path of a folder that exists, from where you are",
     )  # fmt: skip
 
