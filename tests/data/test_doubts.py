@@ -279,6 +279,21 @@ def test_conversations_that_begin_with_the_assistant_are_counted(tokenizer: Toke
     assert said(tokenizer, path, aside=True, train_on="last_response") == [] == said(tokenizer, path)
 
 
+def test_plain_text_that_holds_a_templates_marks_is_told_by_its_name(own: Own, tmp_path: Path, capsys: Any) -> None:
+    marked = [{"text": f"<s>[INST] {ask} [/INST] {answer} </s>"} for ask, answer in BOTH]
+    labels = [{"text": ask, "label": answer, "id": "a"} for ask, answer in BOTH]
+    for rows, line in (
+        (marked, "8 hold llama-2's marks ([INST], <<SYS>>, <s>), which are text there"),
+        (labels, "perhaps data.columns='{instruction: text, output: label}'"),
+    ):
+        words = ["inspect", "--model", str(own.base), "--data", write(tmp_path / "a.jsonl", rows)]
+        assert main.run([*words, "--template", "alpaca"]) == 0
+        captured = capsys.readouterr()
+        assert line in captured.out + captured.err
+    columns = line.partition("perhaps ")[2].replace("'", "")
+    assert main.run([*words, "--template", "alpaca", columns]) == 0
+
+
 SPELT = [{"instruction": row["instruction"], "output": row["output"] + r"\n\nThe end."} for row in STORIES]
 
 
