@@ -55,7 +55,9 @@ def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method], here: 
             f"merge it with PEFT into {name or 'its base'} after resize_token_embeddings({has}), or give the base that "
         )
         fix += "was saved after the resize (--model)"
-        return Refusal("adapter-mismatch", what, where=str(folder), found=wrong, fix=fix).by_keyword()
+        return Refusal("adapter-mismatch", what, where=str(folder), found=wrong, fix=fix).calls(
+            fix.removesuffix(" (--model)")
+        )
     groups = [*wrong[:SHOWN_LINES], f"and {len(wrong) - SHOWN_LINES} more"] if len(wrong) > SHOWN_LINES + 1 else ()
     return _of_another(folder, here, what, wrong, groups)
 
