@@ -20,7 +20,7 @@ VARIANTS = {
 """{a name without its signs: (the method that it is, the option that makes it so, the option's value)}."""
 ABSENT = {
     **dict.fromkeys(
-        ("adalora", "vera", "vblora", "xlora", "randlora", "lorafa", "loraga", "delora", "sora", "eva", "corda"),
+        ("adalora", "vblora", "xlora", "randlora", "lorafa", "loraga", "delora", "sora", "eva", "corda"),
         ("lora", "dora"),
     ),
     **dict.fromkeys(("oft", "boft", "hra", "fourierft", "waveft", "shira", "c3a", "bone", "miss"), ("lora", "lokr")),
