@@ -29,6 +29,7 @@ from halter.generation.prompts import (
     as_template,
     check_prompts,
     encode_prompt,
+    tell_of_template,
     told_of_files,
     told_of_marks,
 )
@@ -70,9 +71,8 @@ def generate(
     messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
     A conversation that ends with the assistant's words is continued there, and ``prefill`` begins every answer so;
     an answer's text is what follows. Several answers to a prompt need a temperature above 0; the first is the one that
-    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is for templates that ask what day it is. ``adapter``: none, one for
-    all, or a list with one (or None) for each prompt. ``max_rows``: answers worked on at once. The other ``options``
-    are the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
+    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD): what day a template is told. ``adapter``: none, one for all, or a
+    list with one (or None) for each prompt. ``max_rows``: answers worked on at once. Others are GenerationOptions'.
     """
     pieces = stream(model, tokenizer, prompts, adapter, **options)
     results = {piece.row: piece.result for piece in pieces if piece.result is not None}
@@ -101,6 +101,7 @@ def stream(
     asked = as_list(prompts)
     for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
         tell(odd)
+    tell_of_template(asked, template, adapter)
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     requests = [

@@ -51,7 +51,7 @@ class Shifted(Piece):
             getattr(self, name).copy_(value)
 
     def bind(self, site: Site) -> Act:
-        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
+        rate, key = site.dropout(self.rate)
         a, b = torch.cat((self.a - self.a0, self.a0)), torch.cat((self.b, self.b - self.b0), 1)
         return LowRankAct(a.to(site.dtype), b.to(site.dtype), self.scale, rate, key)
 

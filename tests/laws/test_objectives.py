@@ -48,7 +48,8 @@ class Written(torch.optim.SGD):
 
 
 def adapter_of(seed=0, dropout=0.0):
-    adapter = adapt(MODEL, [Lora(r=2, dropout=dropout), Lora(r=2, target_modules=["lm_head"]), Scores(), Gated()], seed)
+    methods = [Lora(r=2, dropout=dropout), Lora(r=2, target_modules=["lm_head"]), Scores(), Gated()]
+    adapter = adapt(MODEL, methods, seed=seed)
     adapter.to(torch.float64)
     tiny.jitter(adapter, seed=seed + 1)
     return adapter
