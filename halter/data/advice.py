@@ -75,7 +75,7 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
     if held.keys() & {"image", "images", "pixel_values"}:
         return "pictures are not read yet; rows need a text to learn"
     texts = list(dict.fromkeys(key for row in rows[:MOST] for key, value in row.items() if isinstance(value, str)))
-    texts = [key for key in texts if not NO_TEXT & set(plain_name(key).split("_"))]
+    texts = [key for key in texts if about(key)]
     texts = [key for key in texts if not _about_rows(key, [row.get(key) for row in rows[:MOST]])] or texts
     if told := _listed_answers(rows):
         return told
@@ -127,6 +127,11 @@ def first_of(column: str) -> str:
     made = f"{{**r, 'output': r[{column!r}][0]}}"
     turn = f"import json, sys; [print(json.dumps({made})) for r in map(json.loads, sys.stdin)]"
     return f'python -c "{turn}" < FILE.jsonl > first.jsonl takes the first of each as output'
+
+
+def about(column: str) -> bool:
+    """Whether a column may hold what is asked or answered, by its name."""
+    return not NO_TEXT & set(plain_name(column).split("_"))
 
 
 def _named(columns: Iterable[str], known: Sequence[str]) -> str:

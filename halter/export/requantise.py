@@ -101,7 +101,7 @@ def merge_quantised(
         if bias is not None:
             tensors[f"{name}.bias"] = bias.to(model.dtype)
         if place.kind != LINEAR:
-            tensors[f"{name}.weight"] = merged.to(model.dtype).contiguous()
+            tensors[place.weight_name] = merged.to(model.dtype).contiguous()
             continue
         stored = quantised(kind, merged.to(model.dtype))
         # Against the base in as few bits: what it already lost is not the update's loss.

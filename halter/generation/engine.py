@@ -29,6 +29,7 @@ from halter.generation.prompts import (
     as_template,
     check_prompts,
     encode_prompt,
+    tell_of_template,
     told_of_files,
     told_of_marks,
 )
@@ -41,6 +42,7 @@ from halter.methods.stacked import Stacked
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.packing import packed
+from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
@@ -69,9 +71,8 @@ def generate(
     messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
     A conversation that ends with the assistant's words is continued there, and ``prefill`` begins every answer so;
     an answer's text is what follows. Several answers to a prompt need a temperature above 0; the first is the one that
-    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is for templates that ask what day it is. ``adapter``: none, one for
-    all, or a list with one (or None) for each prompt. ``max_rows``: answers worked on at once. The other ``options``
-    are the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts.
+    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD): what day a template is told. ``adapter``: none, one for all, or a
+    list with one (or None) for each prompt. ``max_rows``: answers worked on at once. Others are GenerationOptions'.
     """
     pieces = stream(model, tokenizer, prompts, adapter, **options)
     results = {piece.row: piece.result for piece in pieces if piece.result is not None}
@@ -100,6 +101,7 @@ def stream(
     asked = as_list(prompts)
     for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
         tell(odd)
+    tell_of_template(asked, template, adapter)
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     requests = [
@@ -253,12 +255,11 @@ class Engine:
     def _logits(self) -> Tensor:
         """Float32 logits [live rows, V] after each row's last pending token."""
         hidden, segments, acts = self._hidden(self._live)
+        last = None
         if len(hidden) > len(self._live):
             last = segments.last_tokens.to(hidden.device)
             hidden = hidden[last]
-            if acts is not None and acts.lm_head is not None:
-                acts = acts._replace(lm_head=acts.lm_head.select(last))
-        return self.model.head(hidden, acts).float()
+        return self.model.head(hidden, acts, last).float()
 
     def _hidden(self, rows: Sequence[_Row]) -> tuple[Tensor, Segments, Acts | None]:
         """Feed the rows' pending tokens: their states [N, dim], where they lie, and the acts."""
@@ -269,7 +270,7 @@ class Engine:
         segments = self._cache.segments(lengths, [row.slot for row in rows], prompts)
         tokens = torch.tensor([id for row in rows for id in row.pending], device=self.model.device)
         acts = self._bind(segments, [row.owner for row in rows])
-        return self.model.hidden(tokens, segments, acts, cache=self._cache), segments, acts
+        return self.model.hidden(Pass(tokens, segments, acts, cache=self._cache)), segments, acts
 
     def _bind(self, segments: Segments, owners: list[int]) -> Acts | None:
         """The adapters' acts; those of the step before where rows and adapters are the same and position is no matter.

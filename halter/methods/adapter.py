@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from halter.arguments import bound, check_options, checked, refusal, strange
 from halter.elsewhere import called_otherwise, refuse_unknown
 from halter.errors import Refusal
+from halter.methods.acting import acts_of, joined, rows_at
 from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find, names
+from halter.methods.misfit import refuse_unfit
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.inputs import moved
-from halter.model.joints import chained
-from halter.model.layout import HEAD, LINEAR, TABLE, VIRTUAL, Layout, Place
+from halter.model.layout import LINEAR, SCORE, VIRTUAL, Place
 from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
@@ -66,8 +67,9 @@ class Adapter(nn.Module):
         self.slots: list[Slot] = []
         for part, method in enumerate(self.methods):
             method.check(shape)
-            for layer in (None, *range(shape.layers)):
+            for layer in shape.layout.everywhere:
                 built = method.build(shape, layer)
+                refuse_missing(method, shape, layer, built)
                 self.slots += [Slot(part, shape.layout.at(layer, name), piece) for name, piece in built.items()]
             method.share([slot.piece for slot in self.slots if slot.part == part])
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
@@ -79,7 +81,7 @@ class Adapter(nn.Module):
 
         Refusal ``offload-full`` where weights of streamed layers would be trained.
         """
-        if base.stream is not None:
+        if not base.residence.resident:
             refuse_trained_layers(self)
         for slot in self.slots:
             slot.piece.start(_module(base, slot))
@@ -96,11 +98,11 @@ class Adapter(nn.Module):
         for slot in self.slots:
             if id(slot.piece) not in shared:
                 part_key = None if key is None else dropout.key(key, slot.part)
-                rows = segments if slot.layer is None else inside
+                rows = rows_at(slot.at, base.layout, segments, inside)
                 shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key))
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
             at[where] = joined(at[where], act) if where in at else act
-        return gather(at, self.shape.layout)
+        return acts_of(at, self.shape.layout)
 
     @property
     def tokenwise(self) -> bool:
@@ -123,7 +125,15 @@ class Adapter(nn.Module):
         first = next(self.parameters(), None)
         if first is not None:
             moved(fn, first.dtype, first.device)
-        return super()._apply(fn, recurse)
+        holders: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                holders.setdefault(id(buffer), []).append((module, name))
+        super()._apply(fn, recurse)
+        for (first_module, first_name), *others in holders.values():  # torch makes a copy for each that holds one
+            for module, name in others:
+                setattr(module, name, getattr(first_module, first_name))
+        return self
 
     @bound("adapter.save", 'adapter.save("mine")')
     def save(self, folder: str | Path) -> None:
@@ -211,27 +221,13 @@ class Adapter(nn.Module):
         return here[0].piece.fold(weight, bias) if here else (weight, bias)
 
 
-def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
-    """What two methods bring to one place."""
-    if isinstance(first, Extra) and isinstance(second, Extra):
-        return first.then(second)
-    assert isinstance(first, Act) and isinstance(second, Act)
-    return chained(first, second)
-
-
-SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
-"""What two models must have alike for an adapter of the one to fit the other."""
-
-
-def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
-    """Refusal ``adapter-mismatch`` where an adapter was made for a model of other sizes; of the vocabulary where it
-    acts on tokens."""
-    outer = any(slot.at.kind in (TABLE, HEAD) for slot in adapter.slots)
-    sizes = [(n, getattr(adapter.shape, n), getattr(shape, n)) for n in (*SIZES, *(("vocab_size",) if outer else ()))]
-    other = [f"{name} {made} (this model: {has})" for name, made, has in sizes if made != has]
-    if other:
-        fix = "halter.load_adapter(FOLDER, model) or halter.adapt(model, METHOD), with the model that is asked"
-        raise Refusal("adapter-mismatch", "this adapter was made for another model", found=other, fix=fix)
+def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, built: Mapping[str, Piece]) -> None:
+    """Refusal ``no-such-place`` where a method would act at a place that the block has not."""
+    known = [place.name for place in shape.layout.here(layer)]
+    if missing := [name for name in built if name not in known]:
+        what = f"{method.name()} acts at a place that " + (f"layer {layer}" if layer is not None else "this model")
+        fix = "leave the layer out (method.layers), or choose another method"
+        raise Refusal("no-such-place", f"{what} has not", found=missing, expected=", ".join(known), fix=fix)
 
 
 def trained_matrices(adapter: Adapter) -> list[str]:
@@ -251,27 +247,16 @@ def refuse_trained_layers(adapter: Adapter) -> None:
 
 
 def _module(base: Decoder, slot: Slot) -> nn.Module:
-    """The base's module whose weights a piece may read: its place's, the layer at a place without any."""
-    if slot.place == VIRTUAL:
-        return base.embed_tokens
+    """The base's module whose weights a piece may read: its place's, the layer at a place without any, the head where
+    scores are made."""
+    if slot.place in (VIRTUAL, SCORE):
+        return base.embed_tokens if slot.place == VIRTUAL else base.lm_head
     weightless = slot.layer is not None and not slot.at.shape
     return base.layers[slot.layer] if weightless else base.module(slot.layer, slot.place)  # type: ignore[index]
 
 
-def gather(at: Mapping[tuple[int | None, str], Act | Extra], layout: Layout) -> Acts:
-    """The record of one forward from {(layer, place): act}. TypeError for an act with a half that its place has not."""
-    per_layer: list[dict[str, Any]] = [{} for _ in layout.blocks]
-    outer: dict[str, Any] = {}
-    for (layer, place), act in at.items():
-        if isinstance(act, Act) and layout.at(layer, place).follows_only and not act.follows:
-            what = f"around {place} is no operation whose input or weight could be changed"
-            raise TypeError(f"{type(act).__name__}: {what}")
-        (outer if layer is None else per_layer[layer])[place] = act
-    return Acts(tuple(block.acts(**one) for block, one in zip(layout.blocks, per_layer, strict=True)), **outer)
-
-
 @checked('halter.adapt(model, "lora", r=16)')
-def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0, **options: Any) -> Adapter:
+def adapt(base: Decoder, method: str | Method | Sequence[Method], *, seed: int = 0, **options: Any) -> Adapter:
     """A fresh adapter for ``base``: a method's name with its options, a Method, or several to be trained together.
 
     A Method says to an editor which options there are: ``adapt(model, Lora(r=16))``, from halter.methods.lora.

@@ -8,7 +8,7 @@ base's weight (DoRA); asking the acts themselves is, because this is how the for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from halter.model.joints import chained
 from halter.model.layout import NORM, TABLE, Place
 from halter.model.linear import DenseLinear, Embedding, Norm
 from halter.model.places import Act
+from halter.model.residence import Residence, Resident
 from halter.model.segments import Segments
 
 ROWS = 1024
@@ -33,7 +34,7 @@ class _OnePlace:
 
     here: nn.Module
     dtype: torch.dtype
-    stream: None = None
+    residence: Residence = field(default_factory=Resident)
 
     def module(self, layer: int | None, place: str) -> nn.Module:
         return self.here

@@ -8,7 +8,7 @@ every chosen weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import Default, Method, Piece, Site
 from halter.methods.targets import check, chosen, for_peft
 from halter.model.config import ModelConfig
 from halter.model.layout import HEAD, LINEAR, NORM, TABLE
@@ -78,6 +78,19 @@ class Full(Method):
     PEFT's modules_to_save does."""
 
     peft_type: ClassVar[str] = "HALTER_FULL"
+    note: ClassVar[str] = (
+        "The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."
+    )
+    agreement: ClassVar[str] = "the base itself: what is trained stands in for its weights; laws only."
+    training: ClassVar[Mapping[str, Default]] = {
+        "learning_rate": Default(2e-05, "Stanford Alpaca's training command, LLaMA-7B"),
+        "num_train_epochs": Default(3, "Stanford Alpaca's training command, LLaMA-7B"),
+        "tokens_per_step": Default(16384, "128 rows of about 128 tokens, Stanford Alpaca's training command, LLaMA-7B"),
+        "warmup_steps": Default(0.03, "Stanford Alpaca's training command, LLaMA-7B"),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "target_modules": "full fine-tuning means all",
+    }
 
     @property
     def tokenwise(self) -> bool:

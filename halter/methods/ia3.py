@@ -8,7 +8,7 @@ l starts at one, so the start is the base. Folds into the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from halter.methods import targets
 from halter.methods.llama_adapter_v2 import InputScaleAct, OutputScaleAct
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR
 from halter.model.places import Act
@@ -56,6 +56,21 @@ class Ia3(Method):
 
     peft_type: ClassVar[str] = "IA3"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+    note: ClassVar[str] = "Fewest parameters of those that merge. Slower to learn than LoRA in most comparisons."
+    agreement: ClassVar[str] = "peft, on random models: logits within 1e-5, files both ways."
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.003,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "target_modules": "the paper; PEFT's mapping for llama",
+        "feedforward_modules": "the paper; PEFT's mapping for llama",
+    }
 
     @property
     def tokenwise(self) -> bool:

@@ -23,7 +23,7 @@ from halter.methods import targets
 from halter.methods.full import StandIn
 from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, PromptRows, Through, check_prompts
 from halter.methods.low_rank import LowRank, LowRankAct
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.joints import chained
 from halter.model.layout import LINEAR, NORM
@@ -148,6 +148,33 @@ class LlamaAdapterV2(Method):
     """own, or grouped: the rows that litgpt since 0.5.5 takes for prompts, as for llama_adapter."""
 
     peft_type: ClassVar[str] = "HALTER_LLAMA_ADAPTER_V2"
+    note: ClassVar[str] = (
+        "Tunes how strongly every channel speaks; without prompts it folds into the weights and costs nothing "
+        "afterwards (the merged model has biases). The visual half of the paper is not here."
+    )
+    agreement: ClassVar[str] = (
+        "an independent float64 reference of the equations, on random models: within 1e-5; the authors' counts exact."
+        " The paper and its releases differ; options name both."
+    )
+    training: ClassVar[Mapping[str, Default]] = {
+        "learning_rate": Default(
+            0.000125, ("OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune: blr 1e-3 x 32 rows / 256")
+        ),
+        "num_train_epochs": Default(4, "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune"),
+        "tokens_per_step": Default(
+            8192, ("32 rows of about 256 tokens, OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune")
+        ),
+        "warmup_steps": Default(0.25, "1 of 4 epochs, OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune"),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "scale_side": "the paper's equation",
+        "bias_targets": "the paper's equation",
+        "train_norm": "the paper",
+        "branch_rank": "optional in the paper",
+        "adapter_len": "the released 65B model has none",
+        "adapter_layers": "the authors' implementation: all but the first",
+        "prompts_through": "the authors' 65B code, and litgpt",
+    }
 
     @property
     def tokenwise(self) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from halter.methods.adapter import Adapter, gather
+from halter.methods.acting import acts_of, rows_at
+from halter.methods.adapter import Adapter
 from halter.methods.ready import Ready
 from halter.methods.stacked import Stacked
 from halter.model.decoder import Decoder
@@ -37,13 +38,15 @@ class Mixed:
         runs = segments.runs(self.owners)
         bound = [None if owner < 0 else self.adapters[owner].bind(base, segments.part(run), key) for owner, run in runs]
         at: dict[tuple[int | None, str], Act | Extra] = {}
-        spans, inside = (tuple(run for _, run in rows.runs(self.owners)) for rows in (segments, self.longer(segments)))
+        inside = self.longer(segments)
+        spans: dict[tuple[str, bool], tuple[Run, ...]] = {}
         for place in base.layout:
-            if place.kind == PREFIX:
-                _mix_extra(at, place, bound, spans)
-            else:
-                _mix(at, place, bound, spans if place.layer is None else inside)
-        return gather(at, base.layout)
+            kind = place.rows, place.layer is None or place.kind == PREFIX
+            if kind not in spans:
+                here = rows_at(place, base.layout, segments, segments if kind[1] else inside)
+                spans[kind] = tuple(run for _, run in here.runs(self.owners))
+            (_mix_extra if place.kind == PREFIX else _mix)(at, place, bound, spans[kind])
+        return acts_of(at, base.layout)
 
     def longer(self, segments: Segments) -> Segments:
         """The rows as the layers see them, virtual tokens included."""

@@ -7,13 +7,13 @@ Two vectors a layer and the last norm: 266,240 numbers on a 7B model. Folds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from halter.methods import targets
 from halter.methods.full import StandIn
-from halter.methods.method import Method, Piece
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece
 from halter.model.config import ModelConfig
 from halter.model.layout import NORM
 
@@ -34,6 +34,19 @@ class NormTuning(Method):
 
     peft_type: ClassVar[str] = "LN_TUNING"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+    note: ClassVar[str] = "The cheapest of all; a baseline."
+    agreement: ClassVar[str] = (
+        "logits of peft's LN_TUNING within 1e-5, files both ways, tensors bit for bit; exact counts."
+    )
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.0015,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
 
     @property
     def tokenwise(self) -> bool:
@@ -69,5 +82,6 @@ class NormTuning(Method):
 
 def _norms(shape: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the norms inside the layers, and of all."""
-    inside = dict.fromkeys(place.name for place in shape.layout.of(NORM) if place.layer is not None)
+    norms = shape.layout.of(NORM)
+    inside = dict.fromkeys(place.path.rpartition(".")[2] for place in norms if place.layer is not None)
     return tuple(inside), shape.layout.names(NORM)

@@ -274,5 +274,5 @@ def _ties(method: Method, shape: ModelConfig) -> bool:
 
 def _places(method: Method, shape: ModelConfig) -> list[Place]:
     with torch.device("meta"):
-        layers = (None, *range(shape.layers))
+        layers = shape.layout.everywhere
         return [shape.layout.at(layer, name) for layer in layers for name in method.build(shape, layer)]

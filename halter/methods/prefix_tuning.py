@@ -9,7 +9,7 @@ end, [k_p; v_p] = W2 tanh(W1 e + b1) + b2, which is left out of what is saved: t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.layout import MEMORY
 from halter.model.places import Extra
@@ -92,6 +92,23 @@ class PrefixTuning(Method):
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     starts_as_base: ClassVar[bool] = False
+    note: ClassVar[str] = (
+        "K more keys and values in every layer. Sensitive to its start and learning rate; cannot be merged."
+    )
+    agreement: ClassVar[str] = "peft, on random models: logits within 1e-5, files both ways, projected ones too."
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.006,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "num_virtual_tokens": "PEFT's examples; the authors have 5 to 200",
+        "init_std": "our choice: N(0, 1), as PEFT has it, drowns the text at the start",
+    }
 
     def check(self, shape: ModelConfig) -> None:
         check_virtual(self.num_virtual_tokens, shape)

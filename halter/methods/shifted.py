@@ -51,7 +51,7 @@ class Shifted(Piece):
             getattr(self, name).copy_(value)
 
     def bind(self, site: Site) -> Act:
-        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
+        rate, key = site.dropout(self.rate)
         a, b = torch.cat((self.a - self.a0, self.a0)), torch.cat((self.b, self.b - self.b0), 1)
         return LowRankAct(a.to(site.dtype), b.to(site.dtype), self.scale, rate, key)
 
@@ -105,7 +105,7 @@ def plain_config(method: Method, shape: ModelConfig) -> dict[str, Any]:
     """LoRA's configuration for pairs of twice the rank with the same scale."""
     plain = pair(method)
     scale = (plain.alpha or 0.0) / plain.r
-    at = {place.path: r for i in (None, *range(shape.layers)) for place, r in ranks(method, shape, i)}
+    at = {place.path: r for i in shape.layout.everywhere for place, r in ranks(method, shape, i)}
     smaller = {name: 2 * r for name, r in at.items() if r < plain.r}
     return plain.to_peft(shape) | {
         "r": 2 * plain.r,

@@ -9,7 +9,8 @@ import torch
 
 from halter.arguments import checked
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter, gather, joined
+from halter.methods.acting import acts_of, joined
+from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.joints import Weighted
 from halter.model.layout import Layout
@@ -55,7 +56,7 @@ class Stacked:
                 found=stuck,
                 fix="give these adapters the weight 1",
             )
-        return gather(at, base.layout)
+        return acts_of(at, base.layout)
 
     @property
     def tokenwise(self) -> bool:

@@ -104,6 +104,15 @@ class TokenRowsMethod(Method):
 
     peft_type: ClassVar[str] = "TRAINABLE_TOKENS"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+    note: ClassVar[str] = (
+        "The remedy for header and end-of-turn tokens that a base model never learned (`halter doctor` names them): "
+        "beside another method, `method: [{name: lora}, {name: token_rows, tokens: ['<|eot_id|>', 128006]}]`. With "
+        "LoRA or DoRA it is one PEFT folder (`trainable_token_indices`), unless the pairs act on the same table."
+    )
+    agreement: ClassVar[str] = (
+        "peft, on random models: logits within 1e-5, files both ways (TRAINABLE_TOKENS, and LoRA and DoRA with "
+        "trainable_token_indices), tied and untied."
+    )
 
     @property
     def tokenwise(self) -> bool:

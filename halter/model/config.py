@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -17,7 +17,7 @@ from torch import Tensor
 from halter.errors import Refusal, meant
 from halter.model import dense
 from halter.model.config_limits import unfit
-from halter.model.layout import HEAD, NORM, PREFIX, TABLE, VIRTUAL, Layout, Place
+from halter.model.layout import AROUND, HEAD, NORM, PREFIX, SCORE, TABLE, VIRTUAL, Layout, Place
 from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
 from halter.numerics import rope
 
@@ -47,8 +47,13 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str = "") -> ModelConfig:
-        """Read a config.json, which lies at ``where``. Refusal ``model-unsupported`` names everything in it that the
-        decoder cannot do, or that no LLaMA can be."""
+        """Read a config.json, which lies at ``where``, as its family has it. Refusal ``model-unsupported`` names
+        everything in it that the decoder cannot do, or that no model of the family can be."""
+        return FAMILIES.get(str(config.get("model_type")), cls.of_llama)(config, where)
+
+    @classmethod
+    def of_llama(cls, config: dict[str, Any], where: str) -> ModelConfig:
+        """The dense LLaMA's."""
         impossible, problems = _unsupported(config)
         if impossible and not problems:
             what = "this checkpoint's config.json holds values that no LLaMA can have"
@@ -127,6 +132,7 @@ class ModelConfig:
             Place("norm", NORM, "model.norm", (self.dim,)),
             Place("lm_head", HEAD, "lm_head", vocabulary, tied=self.tied),
             Place(VIRTUAL, PREFIX, f"model.{VIRTUAL}"),
+            Place(SCORE, AROUND, SCORE),
         )
         block = dense.layout(self)
         return Layout(outer, [block.at(f"model.layers.{layer}", layer) for layer in range(self.layers)])
@@ -153,6 +159,8 @@ class ModelConfig:
         return plain if self.rope_scaling is None else self.rope_scaling.frequencies(plain, self.rope_theta)
 
 
+FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {"llama": ModelConfig.of_llama}
+"""{model_type in config.json: how that family's is read}."""
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -208,10 +216,14 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9:]", "", name.lower())
 
 
-def preset_repository(name: str) -> str | None:
-    """The hub's id of a preset's weights, None where they were never published there."""
-    found = _presets()[name].get("repository")
-    return str(found) if found else None
+def preset_repository(name: str, asked: str = "") -> str | None:
+    """The hub's id of a preset's weights, None where they were never published there. ``asked``: what it was called; a
+    name of Ollama's, llama3.2:1b, is that of the model which answers, unless it says text or base."""
+    found = str(_presets()[name].get("repository") or "")
+    if ":" not in asked or re.search("text|base", asked.lower()) or re.search("instruct|python", found.lower()):
+        return found or None
+    end = {"llama-2": "-chat-hf", "code-ll": "-Instruct-hf"}.get(name[:7], "-Instruct")
+    return found.removesuffix("-hf") + end if found else None
 
 
 def preset(name: str) -> ModelConfig:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +13,36 @@ from torch.utils.checkpoint import checkpoint
 
 from halter.arguments import bound
 from halter.elsewhere import called_otherwise
-from halter.model.cache import Cache
 from halter.model.config import ModelConfig
-from halter.model.extras import surrounded
+from halter.model.extras import Surrounded, surrounded
 from halter.model.inputs import CALL, Binds, Identity, checked_call, refuse_cast
 from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
-from halter.model.layout import Place
+from halter.model.layout import MEMORY, Place
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
+from halter.model.passes import Here, Pass
 from halter.model.places import Acts, run_at
-from halter.model.rotation import rotations
+from halter.model.residence import Residence, Resident
+from halter.model.rotation import Rotation, rotations
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
 from halter.numerics.pointwise import normalise
+
+
+@dataclass
+class _Way:
+    """A pass on its way through the layers: its ``states`` so far, and the rows as the layers see them."""
+
+    asked: Pass
+    states: Tensor
+    rows: Surrounded
+    rotation: Rotation
+    beside: Any
+    tails: tuple[Segments, Tensor] | None = None
+
+
+def _through(block: nn.Module, heres: Sequence[tuple[Any, Here]], *states: Tensor) -> list[Tensor]:
+    return [block(h, *here) for h, here in zip(states, heres, strict=True)]
 
 
 @called_otherwise
@@ -44,7 +63,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.dtype, self.rope_fp32 = config, dtype, rope_fp32
         self.identity: Identity | None = None  # set by whoever read the weights from files
-        self.stream: Stream | None = None
+        self.residence: Residence = Resident()
         self.keepers: list[Keeper] = []
         self.layout = config.layout
         table = torch.empty(config.vocab_size, config.dim, dtype=dtype, device=device)
@@ -53,6 +72,8 @@ class Decoder(nn.Module):
         self.norm = Norm(torch.empty(config.dim, dtype=dtype, device=device))
         self.lm_head: Linear = DenseLinear(table if config.tied else torch.empty_like(table))
         self.frequencies = config.frequencies()
+        self.order = self.layout.stack()
+        """The layers that a pass goes through, by number."""
         self.bare = [one.acts() for one in self.layout.blocks]
         """What acts in each layer of the base alone: nothing."""
         self._whole = [[place.name for place in one if place.whole_rows] for one in self.layout.blocks]
@@ -73,69 +94,90 @@ class Decoder(nn.Module):
         segments = Segments.packed(counts, self.device)
         acts = None if adapter is None else adapter.bind(self, segments)
         if lengths is None:
-            return self.head(self.hidden(tokens.flatten(), segments, acts), acts).unflatten(0, (batch, width))
+            return self.head(self.hidden(Pass(tokens.flatten(), segments, acts)), acts).unflatten(0, (batch, width))
         real = torch.arange(width, device=tokens.device)[None] < torch.tensor(counts, device=tokens.device)[:, None]
-        packed = self.head(self.hidden(tokens[real], segments, acts), acts)
+        packed = self.head(self.hidden(Pass(tokens[real], segments, acts)), acts)
         return packed.new_zeros(batch, width, packed.shape[-1]).masked_scatter(real[..., None], packed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
         """What torch's ``to``, ``cuda``, ``half`` and their kin do to every tensor. Refusals of ``refuse_cast``."""
-        refuse_cast(fn, self.dtype, self.device, self.stream is not None)
+        refuse_cast(fn, self.dtype, self.device, not self.residence.resident)
         return super()._apply(fn, recurse)
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        segments: Segments,
-        acts: Acts | None = None,
-        cache: Cache | None = None,
-        checkpointing: bool = False,
-        wanted: Tensor | None = None,
-        entered: tuple[int, Tensor] | None = None,
-    ) -> Tensor:
-        """Hidden states after the final norm, [N, dim], for ``tokens`` int64 [N] lying end to end.
+    def hidden(self, asked: Pass) -> Tensor:
+        """States after the final norm, [M, dim], of the tokens of a pass that are wanted, or of all."""
+        return self.hidden_of([asked])[0]
 
-        With a cache (segments from ``cache.segments``) the tokens continue its rows, which then count as seen.
-        ``checkpointing`` keeps only each layer's input for backward and computes the layer again. ``wanted`` int64 [M],
-        ascending: only these tokens' states are returned, [M, dim], and the last layer leaves out what they do not
-        need. ``entered``: (layer, what enters it), where the layers below have been run already (model.entering).
-        """
-        first, h = entered or (0, run_at(acts and acts.embed_tokens, self.embed_tokens, tokens))
-        h, rows = surrounded(h, segments, acts, cache)
-        inside = rows.index(wanted)
-        rotation = rotations(self.config, rows.alone, self.frequencies.to(h.device), self.rotation_dtype)
-        tails = None
+    def hidden_of(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """``hidden`` of several passes through the same layers, each computed by itself. They go through one layer
+        after the other together, so that a layer that lives elsewhere comes once."""
+        ways = [self._begin(one) for one in passes]
+        first, _ = passes[0].entered or (0, None)
+        again = passes[0].checkpointing and torch.is_grad_enabled()
         with keeping(self.keepers):
-            for index, block in list(enumerate(self.layers))[first:]:
-                at = self.bare[index] if acts is None else acts.layers[index]
-                seen = rows.seen(at.memory)
-                last = index == len(self.layers) - 1
-                if last and inside is not None and not any(getattr(at, place) for place in self._whole[index]):
-                    tails = seen.tails(inside)
-                args = (h, at, rotation, seen, None if cache is None else (cache, index), tails)
-                run = block if self.stream is None else partial(self.stream.run, index, block)
-                if checkpointing and torch.is_grad_enabled():
-                    h = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+            for index in self.order[first : passes[0].stop]:
+                heres = [self._here(way, index) for way in ways]
+                run = partial(self.residence.run, index, _through, self.layers[index], heres)
+                states = [way.states for way in ways]  # by themselves: what a keeper may take of a call are its tensors
+                if again:
+                    states = checkpoint(run, *states, use_reentrant=False, preserve_rng_state=False)
                 else:
-                    h = run(*args)
-        if cache is not None:
-            cache.advance(rows.alone)
-        if inside is not None:
-            h = h[inside if tails is None else torch.searchsorted(tails[1], inside)]
-        at_norm = acts and acts.norm
-        at_norm = at_norm if at_norm is None or wanted is None else at_norm.select(wanted)
-        return run_at(at_norm, self.norm, normalise(h, self.config.norm_eps))
+                    states = run(*states)
+                for way, left in zip(ways, states, strict=True):
+                    way.states = left
+        return [self._end(way) for way in ways]
 
-    def head(self, hidden: Tensor, acts: Acts | None = None) -> Tensor:
-        """Logits [M, V] of final hidden states [M, dim]; the caller selects acts where M is not every token."""
-        return run_at(acts and acts.lm_head, self.lm_head, hidden)
+    def _begin(self, asked: Pass) -> _Way:
+        at = asked.acts and asked.acts.embed_tokens
+        _, states = asked.entered or (0, run_at(at, self.embed_tokens, asked.tokens))
+        states, rows = surrounded(states, asked)
+        rotation = rotations(self.config, rows.alone, self.frequencies.to(states.device), self.rotation_dtype)
+        with keeping(self.keepers):
+            beside = None if self.layout.beside is None else self.layout.beside(self, asked)
+        return _Way(asked, states, rows, rotation, beside)
+
+    def _here(self, way: _Way, index: int) -> tuple[Any, Here]:
+        """What acts in block ``index``, and what it sees."""
+        asked, rows = way.asked, way.rows
+        at = self.bare[index] if asked.acts is None else asked.acts.layers[index]
+        seen = rows.seen(getattr(at, MEMORY, None))
+        if index == self.order[-1] and rows.wanted is not None and not any(getattr(at, p) for p in self._whole[index]):
+            way.tails = seen.tails(rows.wanted)
+        return at, Here(way.rotation, seen, asked.cache, index, way.tails, way.beside)
+
+    def _end(self, way: _Way) -> Tensor:
+        asked, rows, states = way.asked, way.rows, way.states
+        if asked.cache is not None:
+            asked.cache.advance(rows.alone)
+        if rows.wanted is not None:
+            states = states[rows.wanted if way.tails is None else torch.searchsorted(way.tails[1], rows.wanted)]
+        if asked.stop is not None:
+            return states
+        act = asked.acts and asked.acts.norm
+        act = act if act is None or asked.wanted is None else act.select(asked.wanted)
+        return run_at(act, self.norm, normalise(states, self.config.norm_eps))
+
+    def head(self, hidden: Tensor, acts: Acts | None = None, index: Tensor | None = None) -> Tensor:
+        """Logits [M, V] of final hidden states [M, dim], of all tokens of a pass or of the tokens ``index`` (int64 [M],
+        ascending)."""
+        act = acts and acts.lm_head
+        return run_at(act if act is None or index is None else act.select(index), self.lm_head, hidden)
+
+    def head_matrix(self, acts: Acts | None = None) -> Tensor | None:
+        """The matrix [V, dim] that is all there is to the head, the base's or an adapter's own; None: there is more."""
+        act = acts and acts.lm_head
+        if act is None:
+            return self.lm_head.matrix if isinstance(self.lm_head, DenseLinear) else None
+        weight, bias = act.own_weight or (None, None)
+        return weight if bias is None else None
 
     def stream_layers(self, capacity: int | None = None, lane: Lane | None = None) -> Stream:
         """Hold the layers in CPU memory from now on; each visits ``device`` when it is its turn (model.streaming), all
         else stays where it is. Refusal ``offload-too-small`` where ``capacity`` bytes hold no layer."""
-        self.stream = Stream([*self.layers], self.device, capacity, lane)
-        self.keepers.append(self.stream)
-        return self.stream
+        stream = Stream([*self.layers], self.device, capacity, lane)
+        self.residence = stream
+        self.keepers.append(stream)
+        return stream
 
     @property
     def rotation_dtype(self) -> torch.dtype:
@@ -160,7 +202,7 @@ class Decoder(nn.Module):
                 continue
             for buffer, tensor in module.named_buffers(recurse=False):
                 if tensor is not None:
-                    yield f"{place.path}.{'bias' if buffer == 'bias' else 'weight'}", module, buffer
+                    yield f"{place.path}.bias" if buffer == "bias" else place.weight_name, module, buffer
 
     def expected(self) -> dict[str, torch.Size]:
         """What a checkpoint must hold: {tensor name: shape}."""
@@ -187,7 +229,7 @@ class Decoder(nn.Module):
         self.__dict__.pop("_slot_table", None)
 
     def _refuse_streamed(self) -> None:
-        if self.stream is not None:
+        if not self.residence.resident:
             raise ValueError("the layers are streamed already")
 
     def _slots(self) -> dict[str, tuple[nn.Module, str]]:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from halter.model.cache import Cache
 from halter.model.layout import AROUND, LINEAR, MEMORY, NORM, PREFIX, BlockLayout, Place
 from halter.model.linear import Linear, Norm, empty
+from halter.model.passes import Here
 from halter.model.places import Act, Context, LayerActs, Sublayer, run_at
-from halter.model.rotation import Rotation
 from halter.model.segments import Segments
 from halter.numerics import rope
 from halter.numerics.attention import attend
@@ -48,10 +47,6 @@ def layout(config: ModelConfig) -> BlockLayout:
     )
 
 
-Store = tuple[Cache, int]
-Tails = tuple[Segments, Tensor]
-
-
 class Block(nn.Module):
     """One layer: h += attention(norm(h)); h += mlp(norm(h))."""
 
@@ -72,46 +67,32 @@ class Block(nn.Module):
             if place.shape:
                 self.add_module(place.name, empty(place, dtype, device))
 
-    def forward(
-        self,
-        h: Tensor,
-        at: LayerActs,
-        rotation: Rotation,
-        segments: Segments,
-        store: Store | None,
-        tails: Tails | None = None,
-    ) -> Tensor:
-        """h [N, dim] -> [N, dim]; ``store`` is (cache, this layer's index) when decoding.
-
-        With ``tails`` only those tokens leave the layer, [M, dim]; keys and values are of all.
-        """
+    def forward(self, h: Tensor, at: LayerActs, here: Here) -> Tensor:
+        """h [N, dim] -> [N, dim], or [M, dim] of the tokens that alone leave the layer."""
         x = run_at(at.input_layernorm, self.input_layernorm, normalise(h, self.config.norm_eps))
-        every = x, at, rotation, segments
-        if tails is not None:
-            segments, index = tails
+        entering, everywhere, rotation, segments = x, at, here.rotation, here.segments
+        if here.tails is not None:
+            segments, index = here.tails
             h, x, rotation = h[index], x[index], (rotation[0][index], rotation[1][index])
             at = LayerActs(*(act.select(index) if isinstance(act, Act) else act for act in at))  # type: ignore[arg-type]
         q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
-        y = self.attention(q, *self.keys(*every, store), at, segments)
+        y = self.attention(q, *self.keys(entering, everywhere, here), at, segments)
         h = h + (y if at.after_attention is None else at.after_attention.after(Sublayer(x, h), y))
         x = run_at(at.post_attention_layernorm, self.post_attention_layernorm, normalise(h, self.config.norm_eps))
         y = self.mlp(x, at)
         h = h + (y if at.after_mlp is None else at.after_mlp.after(Sublayer(x, h), y))
         return h if at.block is None else at.block.after(segments, h)
 
-    def keys(
-        self, x: Tensor, at: LayerActs, rotation: Rotation, segments: Segments, store: Store | None
-    ) -> tuple[Tensor, Tensor]:
+    def keys(self, x: Tensor, at: LayerActs, here: Here) -> tuple[Tensor, Tensor]:
         """Keys as they are scored, and values, [N, kv_heads, head_dim]; the cache's whole buffers when decoding."""
-        k = rope.rotate(self.heads(run_at(at.k_proj, self.k_proj, x)), *rotation)
+        k = rope.rotate(self.heads(run_at(at.k_proj, self.k_proj, x)), *here.rotation)
         v = self.heads(run_at(at.v_proj, self.v_proj, x))
         if at.score_key is not None:
             k = at.score_key.after(x, k)
-        if store is not None:
-            cache, index = store
-            k, v = cache.put(index, k, v, segments)
+        if here.cache is not None:
+            k, v = here.cache.put(here.layer, k, v, here.segments)
             if at.memory is not None:
-                cache.remember(index, at.memory.tensors)
+                here.cache.remember(here.layer, at.memory.tensors)
         elif at.memory is not None:
             k, v = (torch.cat(pair) for pair in zip((k, v), at.memory.tensors, strict=True))
         return k, v

@@ -6,7 +6,7 @@ quantises, merges or adapts a model goes through its layout and keeps no list of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,9 @@ from torch import nn
 
 if TYPE_CHECKING:
     from halter.model.config import ModelConfig
+    from halter.model.decoder import Decoder
+    from halter.model.passes import Pass
+    from halter.model.segments import Segments
 
 LINEAR, NORM, TABLE, HEAD = "linear", "norm", "table", "head"
 """Kinds of places whose weights a checkpoint holds."""
@@ -23,7 +26,8 @@ AROUND = "around"
 """The kind of a place around no operation of the base, where only what follows can act."""
 PREFIX = "prefix"
 """The kind of a place at which an adapter brings vectors that rows see ahead of their own (places.Extra)."""
-MEMORY, VIRTUAL = "memory", "virtual_tokens"
+TEXT = "text"
+MEMORY, VIRTUAL, SCORE = "memory", "virtual_tokens", "score"
 BEHIND = ("norm", "head")
 """Kinds outside the blocks that come after them in a checkpoint."""
 
@@ -48,8 +52,17 @@ class Place:
     """Whether its weight is another place's, so that a checkpoint holds none of its own."""
     whole_rows: bool = False
     """Whether who acts there must see all tokens of a row: the last layer then leaves none of them out."""
+    suffix: str = ".weight"
+    """What the name of its weight adds to the path in a checkpoint; '' for a parameter that is no module's weight."""
+    rows: str = TEXT
+    """Whose tokens stand in what enters it: those of the text's rows, or of another stack's (``Layout.rows``)."""
     layer: int | None = None
     """The block that it belongs to, None outside of them."""
+
+    @property
+    def weight_name(self) -> str:
+        """The Hugging Face name of its weight."""
+        return self.path + self.suffix
 
     @property
     def follows_only(self) -> bool:
@@ -60,7 +73,7 @@ class Place:
         """{Hugging Face tensor name: shape} of what a checkpoint holds of it."""
         if not self.shape or self.tied:
             return {}
-        weight = {f"{self.path}.weight": torch.Size(self.shape)}
+        weight = {self.weight_name: torch.Size(self.shape)}
         return weight | {f"{self.path}.bias": torch.Size(self.shape[:1])} if self.bias else weight
 
 
@@ -75,6 +88,11 @@ class BlockLayout:
     places: tuple[Place, ...]
     """In the order of a checkpoint, those without tensors last."""
 
+    stack: str = TEXT
+    """The stack that it belongs to: a decoder's pass goes through the blocks of the text."""
+    cached: bool = True
+    """Whether the keys and values of the rows' tokens are kept while decoding."""
+
     def __iter__(self) -> Iterator[Place]:
         return iter(self.places)
 
@@ -87,11 +105,20 @@ class BlockLayout:
 class Layout:
     """All places of one model: those outside the blocks, and each block's own.
 
-    ``outer``: with whole paths. ``blocks``: one for each block, in the order in which they run.
+    ``outer``: with whole paths. ``blocks``: one for each block, those of a stack in the order in which they run.
+    ``rows``: {another stack: its own rows, made from the text's}, for stacks whose blocks see other tokens than the
+    text's, such as patches of pictures. ``beside``: what the text's blocks read of such a stack, made once a pass.
     """
 
-    def __init__(self, outer: Sequence[Place], blocks: Sequence[BlockLayout]) -> None:
-        self.outer, self.blocks = tuple(outer), tuple(blocks)
+    def __init__(
+        self,
+        outer: Sequence[Place],
+        blocks: Sequence[BlockLayout],
+        rows: Mapping[str, Callable[[Segments], Segments]] | None = None,
+        beside: Callable[[Decoder, Pass], Any] | None = None,
+    ) -> None:
+        self.outer, self.blocks, self.rows, self.beside = tuple(outer), tuple(blocks), dict(rows or {}), beside
+        self.everywhere: tuple[int | None, ...] = (None, *range(len(self.blocks)))
         self._by_name = {(place.layer, place.name): place for place in self}
 
     def __iter__(self) -> Iterator[Place]:
@@ -118,9 +145,13 @@ class Layout:
         """Every place of these kinds, in the order of a checkpoint."""
         return [place for place in self if place.kind in kinds]
 
+    def stack(self, name: str = TEXT) -> list[int]:
+        """The numbers of the blocks of one stack, in their order."""
+        return [index for index, block in enumerate(self.blocks) if block.stack == name]
+
     def names(self, *kinds: str) -> tuple[str, ...]:
-        """The names that places of these kinds have, each once."""
-        return tuple(dict.fromkeys(place.name for kind in kinds for place in self.of(kind)))
+        """What places of these kinds are called by people, each once: the last parts of their paths."""
+        return tuple(dict.fromkeys(place.path.rpartition(".")[2] for kind in kinds for place in self.of(kind)))
 
     @cached_property
     def inside(self) -> frozenset[str]:

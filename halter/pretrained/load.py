@@ -82,7 +82,7 @@ def located(path_or_hub_id: str | Path, revision: str | None = None, *, weights:
     """``files.hub.resolve``, which asks the hub for no name of a shape. Refusal ``preset-name``, and that one's."""
     name = str(path_or_hub_id)
     if not Path(name).exists() and (shape := preset_meant(name)):
-        repository = preset_repository(shape)
+        repository = preset_repository(shape, name)
         fix = f"--model {repository}, which the hub fetches" if repository else "give the folder of its weights"
         what = f"is a shape that halter plan knows as {shape}, not a model on this machine"
         raise Refusal("preset-name", what, where=name, fix=fix).calls(fix.removeprefix("--model "))
@@ -206,7 +206,7 @@ class _Plan:
         specs, groups = checkpoint.names(), checkpoint.quantized
         parts = {part for group in groups.values() for part in group.values()}
         expected = config.tensor_shapes()
-        linears = {f"{place.path}.weight": place for place in config.layout.of(LINEAR)}
+        linears = {place.weight_name: place for place in config.layout.of(LINEAR)}
         held = {name: spec for name, spec in specs.items() if name not in parts}
         if (
             config.tied

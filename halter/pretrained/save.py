@@ -96,7 +96,7 @@ def tensors_of(model: Decoder) -> Iterator[tuple[str, Tensor]]:
     for place, module in model.places():
         if place.tied:
             continue
-        yield f"{place.path}.weight", module.weight()  # type: ignore[operator]
+        yield place.weight_name, module.weight()  # type: ignore[operator]
         if isinstance(module, Linear) and module.bias is not None:
             yield f"{place.path}.bias", module.bias
 

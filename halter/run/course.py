@@ -93,7 +93,7 @@ class Course:
     def _log(self, record: dict[str, Any]) -> None:
         self.last = record
         self.log(record)
-        if record["step"] == 1:
+        if self.trainee.objective.nats and record["step"] == 1:
             rows = (row.tokens for row in self.job.data.train)
             if told := beyond_guessing(
                 record["loss"], self.job.config.vocab_size, lambda: strange_share(self.model, rows)

@@ -21,6 +21,7 @@ from halter.files.folders import new_folder
 from halter.files.writing import append_line, write_json, write_text
 from halter.methods.adapter import Adapter, adapt
 from halter.model.decoder import Decoder
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
 from halter.pretrained.save import write_model
@@ -133,12 +134,12 @@ def take_over(model: Decoder, adapter: Adapter) -> None:
     for place, module in list(model.places()):
         if not place.tied:
             weight, _ = trained[place.path].fold(module.weight().float(), None)  # type: ignore[operator]
-            model.set_tensor(f"{place.path}.weight", weight.to(model.dtype))
+            model.set_tensor(place.weight_name, weight.to(model.dtype))
 
 
 @torch.no_grad()
 def held_out_loss(model: Decoder, tokenizer: Tokenizer, tokens: int) -> float:
     """Mean loss a token over documents of a seed that was never read in training."""
     batch = pack([_example(row) for row in base.reading(tokenizer, tokens, base.HELD_OUT_SEED)])
-    logits = model.head(model.hidden(batch.tokens, Segments.packed(batch.lengths)))
+    logits = model.head(model.hidden(Pass(batch.tokens, Segments.packed(batch.lengths))))
     return float(torch.nn.functional.cross_entropy(logits.float(), batch.targets))

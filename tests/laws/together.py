@@ -19,6 +19,7 @@ from halter.methods.method import find
 from halter.methods.mixed import Mixed
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training.schedule import make as make_schedule
 from halter.training.step import gather
@@ -66,7 +67,7 @@ def logits(number, adapter, tokens=TOKENS):
     base = model(number)
     with torch.no_grad():
         acts = None if adapter is None else adapter.bind(base, segments)
-        return base.head(base.hidden(tokens.flatten(), segments, acts), acts).unflatten(0, tokens.shape)
+        return base.head(base.hidden(Pass(tokens.flatten(), segments, acts)), acts).unflatten(0, tokens.shape)
 
 
 def batch():

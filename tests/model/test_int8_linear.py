@@ -11,6 +11,7 @@ from halter.methods.adapter import adapt
 from halter.methods.method import find, names
 from halter.model.int8_linear import Int8Linear
 from halter.model.linear import DenseLinear
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.model.storages import STORAGES, held_in, quantised
 
@@ -89,7 +90,7 @@ def test_any_method_over_an_8_bit_base(name):
     for model, adapter in zip((small, dense), adapters, strict=True):
         tiny.jitter(adapter)
         segments = Segments.packed([12, 12])
-        model.hidden(tokens.flatten(), segments, adapter.bind(model, segments)).float().square().sum().backward()
+        model.hidden(Pass(tokens.flatten(), segments, adapter.bind(model, segments))).float().square().sum().backward()
         grads.append([p.grad for p in adapter.parameters() if p.grad is not None])
     assert grads[0]
     for a, b in zip(*grads, strict=True):

@@ -12,6 +12,7 @@ from halter.methods.adapter import adapt
 from halter.methods.method import find, names
 from halter.model.linear import DenseLinear
 from halter.model.nf4_linear import NF4Linear
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.numerics import nf4, nf4_packed
 
@@ -119,7 +120,7 @@ def test_any_method_over_a_4_bit_base(name, dtype):
     for model, adapter in zip((small, dense), adapters, strict=True):
         tiny.jitter(adapter)
         segments = Segments.packed([12, 12])
-        model.hidden(tokens.flatten(), segments, adapter.bind(model, segments)).float().square().sum().backward()
+        model.hidden(Pass(tokens.flatten(), segments, adapter.bind(model, segments))).float().square().sum().backward()
         grads.append([p.grad for p in adapter.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and grads[0]
 
