@@ -113,6 +113,7 @@ class Engine:
         self._waiting.append(row)
         return row.id
 
+    @torch.inference_mode()
     def cancel(self, id: int) -> Generation | None:
         """Give a request up; its answer as far as it came (finish reason cancelled), None where it has ended before."""
         row = next((row for row in (*self._live, *self._waiting) if row.id == id), None)
