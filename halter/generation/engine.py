@@ -20,7 +20,7 @@ from halter.files.measured import Measured
 from halter.files.tokenizer import Tokenizer
 from halter.generation.beginnings import hand_on, wait_for_shared
 from halter.generation.belonging import tell_others
-from halter.generation.choosing import choose
+from halter.generation.choosing import choose, of_prompt
 from halter.generation.owners import BASE, Owners
 from halter.generation.prompts import AnswerKeywords, Prompts, check_prompts
 from halter.generation.requests import Adapters, Request, check_tokens, requests_of
@@ -202,9 +202,11 @@ class Engine:
         return [row for row in self._live if row.pending]
 
     def _share(self, new: Sequence[Row]) -> None:
-        """Let new rows take what they begin with from others; not where an adapter knows positions."""
+        """Let new rows take what they begin with from others; not where an adapter knows positions, nor where something
+        is told of every token of the prompt."""
         if len(self._live) > 1:
-            wait_for_shared([row for row in self._live if self._owners.tokenwise(row.owner)], new)
+            rows = [row for row in self._live if self._owners.tokenwise(row.owner) and not row.tells_prompt]
+            wait_for_shared(rows, new)
             hand_on(self._live, self._slots.cache)
 
     def _leave(self, row: Row) -> None:
@@ -241,6 +243,7 @@ class Engine:
     def _pass(self, rows: list[Row]) -> list[Outcome]:
         """Feed what is pending, and choose the next token of every row whose prompt is read."""
         hidden, segments, acts = self._hidden(rows)
+        prompts = self._prompts(rows, hidden, segments, acts)
         ready = [at for at, row in enumerate(rows) if row.completes]
         if len(ready) < len(hidden):
             last = segments.last_tokens[ready].to(hidden.device)
@@ -248,7 +251,14 @@ class Engine:
             if acts is not None and acts.lm_head is not None:
                 acts = acts._replace(lm_head=acts.lm_head.select(last))
         found = iter(choose([rows[at] for at in ready], self.model.head(hidden, acts).float()) if ready else ())
-        return [next(found) if row.completes else Outcome() for row in rows]
+        outcomes = [next(found) if row.completes else Outcome() for row in rows]
+        return [one._replace(prompt=prompts[at]) if at in prompts else one for at, one in enumerate(outcomes)]
+
+    def _prompts(self, rows: list[Row], hidden: Tensor, segments: Segments, acts: Acts | None) -> dict[int, Any]:
+        """{place among rows: what is told of its prompt's tokens} of those that asked for it."""
+        asking = [at for at, row in enumerate(rows) if row.tells_prompt and row.filling]
+        starts = segments.query_starts.tolist() if asking else []
+        return {at: of_prompt(self.model, rows[at], starts[at], hidden, acts) for at in asking}
 
     def _hidden(self, rows: list[Row]) -> tuple[Tensor, Segments, Acts | None]:
         """Feed the rows' pending tokens: their states [N, dim], where they lie, and the acts."""

@@ -82,8 +82,9 @@ def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
 
 def check_tokens(options: GenerationOptions, vocab_size: int) -> None:
     """Refusal ``generation-options`` where options name token ids that a model of so many has not."""
-    beyond = [id for id in options.stop_ids if not 0 <= id < vocab_size]
-    if beyond:
-        what = "stop_ids names ids that are not in the vocabulary"
-        known, fix = f"0 to {vocab_size - 1}", "give ids of this model's tokenizer"
-        raise Refusal("generation-options", what, found=beyond, expected=known, fix=fix)
+    for name in ("stop_ids", "logit_bias"):
+        beyond = [id for id in getattr(options, name) if not 0 <= id < vocab_size]
+        if beyond:
+            what = f"{name} names ids that are not in the vocabulary"
+            known, fix = f"0 to {vocab_size - 1}", "give ids of this model's tokenizer"
+            raise Refusal("generation-options", what, found=beyond, expected=known, fix=fix)

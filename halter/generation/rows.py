@@ -8,14 +8,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from halter.generation.requests import Request
-from halter.generation.streaming import Answer, Piece
+from halter.generation.streaming import Answer, Piece, TokenLogprob
 
 
 class Outcome(NamedTuple):
-    """What one step made of a row: its next token, nothing while its prompt lasts, or the fault that ends it."""
+    """What one step made of a row: its next token, nothing while its prompt lasts, or the fault that ends it; and what
+    is told of its tokens."""
 
     token: int | None = None
     fault: Exception | None = None
+    logprob: TokenLogprob | None = None
+    prompt: tuple[TokenLogprob, ...] = ()
 
 
 class Row:
@@ -32,6 +35,12 @@ class Row:
         self.source: Row | None = None
         self.begins = 0
         self.seen: Tensor | None = None
+        self.told = 0  # log-probabilities that pieces have handed out
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether something is told of each of the prompt's tokens."""
+        return self.options.prompt_logprobs is not None
 
     @property
     def filling(self) -> bool:
@@ -54,9 +63,15 @@ class Row:
             text = self.answer.end("error", str(outcome.fault) or type(outcome.fault).__name__)
         else:
             self.fed += len(self.pending)
+            if self.answer.prompt_logprobs is not None:
+                self.answer.prompt_logprobs += outcome.prompt
             if outcome.token is None:
                 return None
-            text = self.answer.push(outcome.token)
+            text = self.answer.push(outcome.token, outcome.logprob)
             self.pending = (outcome.token,)
         ended = self.answer.result
-        return Piece(self.id, text, ended) if text or ended is not None else None
+        if not text and ended is None:
+            return None
+        new = tuple(self.answer.logprobs[self.told :]) if self.answer.logprobs else ()
+        self.told += len(new)
+        return Piece(self.id, text, ended, new)

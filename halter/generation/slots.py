@@ -27,7 +27,7 @@ class Slots:
         self._free: list[int] = []
 
     def give(self, row: Row, wanted: Sequence[Row]) -> None:
-        """A slot for a row; ``wanted``: the rows that have one and those, this one among them, that can have one now."""
+        """A slot for a row; ``wanted``: those that have one, and those that can have one now, this row among them."""
         if not self._free:
             count = min(self.most, max(len(wanted), 2 * len(self.cache.lengths)))
             self._arrange(wanted, count, max(tokens_of(wanted), self.cache.capacity))

@@ -16,6 +16,16 @@ from halter.generation.stopping import StopStrings
 Finish = Literal["stop", "length", "context", "cancelled", "error"]
 
 
+class TokenLogprob(NamedTuple):
+    """How likely the model held a token where it stands, by its own logits, whatever the options then made of them."""
+
+    token: int
+    logprob: float
+    """Natural logarithm of its probability."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at its place with theirs, the likeliest first, as many as were asked for."""
+
+
 @called_otherwise
 @dataclass(frozen=True)
 class Generation:
@@ -34,6 +44,10 @@ class Generation:
     """What the model was given, BOS included."""
     error: str = ""
     """What went wrong, where the finish reason is error."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of each of ``tokens``, where ``logprobs`` was asked for."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """Of each of ``prompt_tokens``, where that was asked for; None of the first, which nothing predicts."""
 
     @property
     def cut_off(self) -> str:
@@ -47,11 +61,13 @@ class Generation:
 
 
 class Piece(NamedTuple):
-    """New text of one row; the row's last piece carries its result."""
+    """New text of one row; the row's last piece carries its result. ``logprobs`` are those of the tokens since the
+    piece before, where they were asked for."""
 
     row: int
     text: str
     result: Generation | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class AnswersFailed(HalterError):
@@ -83,6 +99,8 @@ class Answer:
         self._limit: Finish = "length" if self.budget == options.max_new_tokens else "context"
         self._text: list[str] = []
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None if options.prompt_logprobs is None else [None]
         self.result: Generation | None = None
 
     @property
@@ -90,11 +108,13 @@ class Answer:
         """Whether it came to an end by itself, so that all that was computed for it were numbers."""
         return self.result is not None and self.result.finish_reason not in ("cancelled", "error")
 
-    def push(self, id: int) -> str:
+    def push(self, id: int, logprob: TokenLogprob | None = None) -> str:
         """Take the next token; returns the text that is certain now. ``result`` is there once the answer has ended."""
         if id in self._stop_ids:
             return self._finish("", "stop", id)
         self.tokens.append(id)
+        if self.logprobs is not None and logprob is not None:
+            self.logprobs.append(logprob)
         text = self._gate.push(self._stream.push(id))
         if self._gate.found is not None:
             return self._finish(text, "stop", self._gate.found)
@@ -112,5 +132,7 @@ class Answer:
             text += self._gate.push(self._stream.flush()) + self._gate.flush()
         self._text.append(text)
         answer = "".join(self._text)
-        self.result = Generation(answer, tuple(self.tokens), reason, stop, self._prompt.tokens, error)
+        own = None if self.logprobs is None else tuple(self.logprobs)
+        prompt = None if self.prompt_logprobs is None else tuple(self.prompt_logprobs)
+        self.result = Generation(answer, tuple(self.tokens), reason, stop, self._prompt.tokens, error, own, prompt)
         return text
