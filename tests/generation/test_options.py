@@ -98,6 +98,15 @@ def test_log_probabilities_with_an_adapter_are_those_of_the_model_in_float64(
             assert_told(one, want, 1e-4)
 
 
+def test_log_probabilities_of_prompts_that_begin_alike(asked: Asked, data: Data) -> None:
+    """A row that tells of its whole prompt takes its beginning from nobody."""
+    ids = [1, *asked[1].encode("Lily and Ben like to play in the park. They see a big tree.")]
+    assert len(ids) > 17
+    answers = generate(*asked, [ids, ids, [*ids, 300]], max_new_tokens=4, ignore_stop_ids=True, **TOLD)
+    for answer in answers:
+        assert_told(answer, of_peer(data, [*answer.prompt_tokens, *answer.tokens]))
+
+
 def test_pieces_bring_the_log_probabilities_of_their_tokens(asked: Asked) -> None:
     whole = generate(*asked, PROMPTS, max_new_tokens=10, logprobs=1)
     told: dict[int, list[TokenLogprob]] = {}
