@@ -26,6 +26,7 @@ from halter.methods.method import names
 from halter.methods.ready import ready
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
+from halter.model.places import Act
 
 LONG = [1, *range(3, 40)]
 PROMPTS = [[*LONG, 40], [1, 50], [*LONG, 41, 42], [1, 5, 9, 7], [*LONG[:25], 70, 71]]
@@ -46,11 +47,13 @@ def request(prompt: Sequence[int], draws: int = 0, adapter: Any = None, count: i
 
 
 def finished(engine: Engine) -> dict[int, Generation]:
-    """Steps until nothing is left."""
-    found = {}
-    while engine.busy:
+    """Steps until nothing is left, which they never take long for."""
+    found: dict[int, Generation] = {}
+    for _ in range(400):
+        if not engine.busy:
+            return found
         found |= {piece.row: piece.result for piece in engine.step() if piece.result is not None}
-    return found
+    raise AssertionError("the engine does not come to an end")
 
 
 def moved(model: Decoder, name: str, seed: int = 1) -> Adapter:
@@ -73,6 +76,28 @@ class Raises(Adapter):
         raise RuntimeError("nothing here")
 
 
+class Bursts(Act):
+    def act(self, x: Any, y: Any) -> Any:
+        raise RuntimeError("nothing here")
+
+
+class RaisesLate(Adapter):
+    """One that raises in the output head, when the cache has counted the step's tokens already."""
+
+    def bind(self, *args: Any, **named: Any) -> Any:
+        return super().bind(*args, **named)._replace(lm_head=Bursts())
+
+
+def fed_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each pass from now on feeds."""
+    fed: list[int] = []
+    hidden = Decoder.hidden
+    monkeypatch.setattr(
+        Decoder, "hidden", lambda self, tokens, *a, **n: fed.append(len(tokens)) or hidden(self, tokens, *a, **n)
+    )
+    return fed
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 11, 40])
 @pytest.mark.parametrize("name", [None, *names()])
 def test_a_prompt_in_pieces_is_answered_as_a_whole_one(asked: Asked, name: str | None, tokens: int) -> None:
@@ -90,11 +115,7 @@ def test_a_prompt_in_pieces_is_answered_as_a_whole_one(asked: Asked, name: str |
 def test_no_step_feeds_more_than_its_tokens(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of each row that is decoded, and of prompts what is left; rows at work get a token at every step."""
     model, tokenizer = asked
-    fed: list[int] = []
-    hidden = Decoder.hidden
-    monkeypatch.setattr(
-        Decoder, "hidden", lambda self, tokens, *a, **n: fed.append(len(tokens)) or hidden(self, tokens, *a, **n)
-    )
+    fed = fed_tokens(monkeypatch)
     engine = Engine(model, tokenizer, rows=4, tokens=6)
     first = engine.add(request([1, 5, 9], count=20))
     engine.step()
@@ -151,7 +172,10 @@ def test_a_request_is_given_up_wherever_it_is(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "broken"])
-def test_rows_that_wait_for_a_beginning_go_on_without_its_row(asked: Asked, how: str) -> None:
+def test_rows_that_wait_for_a_beginning_go_on_without_its_row(
+    asked: Asked, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They then compute it once for all of them."""
     model, tokenizer = asked
     want = finished_of(model, tokenizer, [request(PROMPTS[2])])[0]
     engine = Engine(model, tokenizer, tokens=8)
@@ -161,13 +185,16 @@ def test_rows_that_wait_for_a_beginning_go_on_without_its_row(asked: Asked, how:
         engine.cancel(source)
     else:  # its next pass raises
         engine._live[0].prompt = tuple(10**6 if at == 12 else id for at, id in enumerate(PROMPTS[0]))
+    fed = fed_tokens(monkeypatch)
     found = finished(engine)
     assert [found[id] for id in others] == [want, want]
+    beside = 8 if how == "broken" else 0  # its pass that raises
+    assert sum(fed) == len(PROMPTS[2]) + 1 + 2 * 7 + beside  # one's whole prompt, the other's last token, answers
     assert how == "cancelled" or found[source].finish_reason == "error"
 
 
 @pytest.mark.parametrize("tokens", [5, 4096])
-@pytest.mark.parametrize("kind", ["numbers", "raises", "ready"])
+@pytest.mark.parametrize("kind", ["numbers", "raises", "late", "ready"])
 def test_a_row_that_fails_ends_alone(asked: Asked, kind: str, tokens: int) -> None:
     """Logits that are no numbers, and an adapter that raises, beside rows of the base and of a good adapter; the slots
     are used again."""
@@ -177,6 +204,7 @@ def test_a_row_that_fails_ends_alone(asked: Asked, kind: str, tokens: int) -> No
     bad: Any = {
         "numbers": lambda: broken(adapt(model, "lora", r=2)),
         "raises": lambda: Raises(model.config, adapt(model, "lora").methods),
+        "late": lambda: RaisesLate(model.config, adapt(model, "lora").methods),
         "ready": lambda: ready(other, adapt(other, "lora")),
     }[kind]()
     owners = [good, bad, None, bad, good]
@@ -186,7 +214,7 @@ def test_a_row_that_fails_ends_alone(asked: Asked, kind: str, tokens: int) -> No
         engine.add(request(prompt, 0, owner))
     engine.add(request(PROMPTS[0], 0, good))
     found = finished(engine)
-    reason = {"numbers": "not finite", "raises": "nothing here", "ready": "another base"}[kind]
+    reason = {"numbers": "not finite", "ready": "another base"}.get(kind, "nothing here")
     for id in (1, 3):
         assert found[id].finish_reason == "error" and reason in found[id].error and found[id].tokens == ()
         assert reason in found[id].cut_off
@@ -198,14 +226,15 @@ def test_numbers_that_are_none_stay_with_their_row(asked: Asked, name: str) -> N
     """Of every method's parameters, beside rows of another adapter of it and of the base, joined by the quick ways."""
     model, tokenizer = asked
     good, bad = moved(model, name), broken(adapt(model, name))
-    owners = [good, bad, None, None, good]
-    want = generate(model, tokenizer, PROMPTS, [good, None, None, None, good], max_new_tokens=6, ignore_stop_ids=True)
-    engine = Engine(model, tokenizer, rows=4)
-    for prompt, owner in zip(PROMPTS, owners, strict=True):
-        engine.add(request(prompt, 0, owner, count=6))
-    found = finished(engine)
-    assert found[1].finish_reason == "error"
-    assert [found[id] for id in (0, 2, 3, 4)] == [want[id] for id in (0, 2, 3, 4)]
+    for owners in ([good, bad, None, None, good], [bad, None, good, None, good]):
+        beside = [None if owner is bad else owner for owner in owners]
+        want = generate(model, tokenizer, PROMPTS, beside, max_new_tokens=6, ignore_stop_ids=True)
+        engine = Engine(model, tokenizer, rows=4)
+        for prompt, owner in zip(PROMPTS, owners, strict=True):
+            engine.add(request(prompt, 0, owner, count=6))
+        found = finished(engine)
+        for id, owner in enumerate(owners):
+            assert found[id].finish_reason == "error" if owner is bad else found[id] == want[id]
 
 
 def test_what_a_broken_row_leaves_does_not_reach_the_next_one(asked: Asked) -> None:
