@@ -17,6 +17,7 @@ def laws() -> Facts:
     from halter.methods.method import names
     from halter.methods.mixed import Mixed
     from halter.methods.storage import load_adapter
+    from halter.model.passes import Pass
     from halter.model.segments import Segments
 
     model = tiny.decoder().to(DEVICE)
@@ -37,7 +38,7 @@ def laws() -> Facts:
             )
         segments = Segments.packed([24, 24], model.device)
         acts = Mixed([adapter], [0, -1]).bind(model, segments)
-        mixed = model.head(model.hidden(tokens.flatten(), segments, acts), acts).unflatten(0, (2, 24))
+        mixed = model.head(model.hidden(Pass(tokens.flatten(), segments, acts)), acts).unflatten(0, (2, 24))
         plain = model(tokens)
         worst[name] = max(_gap(mixed[0], alone[0]), _gap(mixed[1], plain[1]))
         assert worst[name] < 1e-4, f"{name}: mixed is not alone, {worst[name]}"

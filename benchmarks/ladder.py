@@ -57,9 +57,9 @@ def _plain_head(stack: ExitStack, rungs: int) -> None:
     hidden = Decoder.hidden
     seen: dict[str, Any] = {}
 
-    def whole(self: Any, *args: Any, wanted: Any = None, **named: Any) -> Any:
-        seen["wanted"], states = wanted, hidden(self, *args, **named)
-        return states if rungs < 2 else states[wanted]
+    def whole(self: Any, asked: Any) -> Any:
+        seen["wanted"], states = asked.wanted, hidden(self, replace(asked, wanted=None))
+        return states if rungs < 2 else states[asked.wanted]
 
     def at_once(project: Any, tensors: Any, states: Any, targets: Any, weights: Any, *_: Any) -> Any:
         """Every token's logits (without the second rung), through autograd."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from prepare import shape
 from workloads import Setting, Work, data, model_folder
 
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS
+from halter.model.layout import LINEAR
 from halter.numerics import denormals
 
 QKV, KV = ("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj")
@@ -64,8 +65,10 @@ def adapter_sizes(work: Work, config: ModelConfig) -> dict[str, int]:
     method = work.method or {}
     if method.get("name") != "lora":
         return {}
-    places = LINEARS if method["target_modules"] == "all-linear" else method["target_modules"]
-    return {place: method["r"] * sum(config.weight_shape(place)) for place in places}
+    all_linear = method["target_modules"] == "all-linear"
+    places = config.layout.names(LINEAR) if all_linear else method["target_modules"]
+    shapes = {place.name: place.shape for place in config.layout}
+    return {place: method["r"] * sum(shapes[place]) for place in places}
 
 
 def floor(work: Work, config: ModelConfig, lengths: Sequence[int], targets: Sequence[int]) -> Floor:
@@ -77,14 +80,14 @@ def floor(work: Work, config: ModelConfig, lengths: Sequence[int], targets: Sequ
     products, adapter = [], 0
     for layer in range(config.layers):
         first, last = layer == 0, layer == config.layers - 1
-        for place in LINEARS:
-            n = wanted if last and place not in KV else tokens
-            backward = 0 if not train or (first and place in QKV) else n
-            products.append(Product(place, config.weight_shape(place), n, backward, n if full else 0))
-            adapter += pairs.get(place, 0) * n * (6 if train else 2)
-    head = config.weight_shape("lm_head")
+        for place in config.layout.here(layer, LINEAR):
+            n = wanted if last and place.name not in KV else tokens
+            backward = 0 if not train or (first and place.name in QKV) else n
+            products.append(Product(place.name, place.shape, n, backward, n if full else 0))
+            adapter += pairs.get(place.name, 0) * n * (6 if train else 2)
+    head = config.layout.at(None, "lm_head").shape
     products.append(Product("lm_head", head, wanted, wanted if train else 0, wanted if full else 0))
-    weights = sum(out * into for out, into in map(config.weight_shape, LINEARS)) * config.layers
+    weights = sum(prod(place.shape) for place in config.layout.of(LINEAR))
     each = 6 if full else 4 if train else 2
     plain = each * (weights * tokens + head[0] * head[1] * wanted)
     return Floor(_merged(products), _attention(work, config, lengths, targets), adapter, plain)
@@ -116,7 +119,7 @@ def _merged(products: Sequence[Product]) -> list[Product]:
 
 def decode_bytes(work: Work, config: ModelConfig, setting: Setting) -> int:
     """Bytes that one step of decoding reads: every weight once, and the cache of keys and values."""
-    weights = sum(out * into for out, into in map(config.weight_shape, LINEARS)) * config.layers
+    weights = sum(prod(place.shape) for place in config.layout.of(LINEAR))
     width = torch.empty((), dtype=getattr(torch, config.dtype)).element_size()
     read = weights * (NF4_BYTES if work.quantize else width) + width * config.vocab_size * config.dim
     held = setting.prompt_tokens + setting.new_tokens / 2
@@ -185,7 +188,7 @@ def _decode(work: Work, config: ModelConfig, setting: Setting) -> dict[str, Any]
     """The slower of reading the weights and multiplying with them at the rate of large products."""
     read = decode_bytes(work, config, setting)
     speed = bandwidth(read)
-    weights = sum(out * into for out, into in map(config.weight_shape, LINEARS)) * config.layers
+    weights = sum(prod(place.shape) for place in config.layout.of(LINEAR))
     operations = 2 * work.batch * (weights + config.vocab_size * config.dim)
     square = Product("square", (2048, 8192), 1024, 0)
     rate = square.operations / product_seconds([square], getattr(torch, setting.dtype))

@@ -66,24 +66,23 @@ def base_of(s: Any, device: str) -> Any:
     import torch
 
     from halter.model.decoder import Decoder
-    from halter.model.places import LINEARS, path
+    from halter.model.layout import LINEAR
     from halter.model.storages import quantised
 
     model = Decoder(s.shape, s.dtype, "meta")
     drawn = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(s.dtype)
+    linears = {f"{place.path}.weight": place for place in s.shape.layout.of(LINEAR)}
     for name, size in s.shape.tensor_shapes().items():
         weight = torch.ones(size, dtype=s.dtype)
         if "norm" not in name:
             for part in weight.flatten().split(len(drawn)):  # which numbers they are costs time and no memory
                 part.copy_(drawn[: len(part)])
         weight = weight.to(device)
-        place = next((p for p in LINEARS if f".{p}." in name), None) if s.quantize else None
+        place = linears.get(name) if s.quantize else None
         if place is None:
             model.set_tensor(name, weight)
             continue
-        layer = int(name.split(".")[2])
-        assert name == f"{path(layer, place)}.weight"
-        model.set_linear(layer, place, quantised(s.quantize, weight))
+        model.set_linear(place, quantised(s.quantize, weight))
     return model
 
 

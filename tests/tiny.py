@@ -9,6 +9,17 @@ import torch
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def path(layer: int | None, place: str) -> str:
+    """The module path of a place, as transformers names a LLaMA's modules."""
+    if layer is None:
+        return place if place == "lm_head" else f"model.{place}"
+    inner = "self_attn." if place in LINEARS[:4] else "mlp." if place in LINEARS else ""
+    return f"model.layers.{layer}.{inner}{place}"
+
 
 def config(**changes: Any) -> ModelConfig:
     sizes: dict[str, Any] = {

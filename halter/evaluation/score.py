@@ -29,7 +29,7 @@ from halter.generation.requests import Request
 from halter.generation.streaming import Generation
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
-from halter.model.linear import DenseLinear
+from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import allocation
@@ -117,7 +117,7 @@ def _row_sums(
     segments = Segments.packed(batch.lengths, model.device, prompt_lengths=batch.prompt_lengths)
     acts = None if adapter is None else adapter.bind(model, segments)
     index = (batch.targets != IGNORED).nonzero().squeeze(1)
-    hidden = model.hidden(batch.tokens.to(model.device), segments, acts, wanted=index.to(model.device))
+    hidden = model.hidden(Pass(batch.tokens.to(model.device), segments, acts, wanted=index.to(model.device)))
     row_of = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))
     sums = torch.zeros(len(batch.lengths), dtype=torch.float64)
     targets = batch.targets[index].to(model.device)
@@ -132,19 +132,17 @@ def _row_sums(
 
 def _logits(model: Decoder, hidden: Tensor, acts: Acts | None, index: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first place, logits) of one chunk of ``hidden`` [M, dim] after the other, states of the tokens ``index`` [M].
-    Those of a frozen head lie in one buffer, and are gone when the next chunk is asked for."""
-    head = None if acts is None else acts.lm_head
-    frozen = model.lm_head.matrix if head is None and isinstance(model.lm_head, DenseLinear) else None
+    Those of a head that is a matrix alone lie in one buffer, and are gone when the next chunk is asked for."""
+    matrix = model.head_matrix(acts)
     most = chunk_rows(model.config.vocab_size, hidden.element_size())
-    rows = even_rows(len(hidden), most if frozen is None else 2 * most)
-    buffer = None if frozen is None else hidden.new_empty(rows, len(frozen))
+    rows = even_rows(len(hidden), most if matrix is None else 2 * most)
+    buffer = None if matrix is None else hidden.new_empty(rows, len(matrix))
     for start in range(0, len(hidden), max(1, rows)):
         states = hidden[start : start + rows]
-        if frozen is not None and buffer is not None:
-            yield start, torch.mm(states, frozen.t(), out=buffer[: len(states)])
+        if matrix is not None and buffer is not None:
+            yield start, torch.mm(states, matrix.t(), out=buffer[: len(states)])
             continue
-        here = acts if acts is None or head is None else acts._replace(lm_head=head.select(index[start : start + rows]))
-        yield start, model.head(states, here)
+        yield start, model.head(states, acts, index[start : start + rows])
 
 
 def evaluate(

@@ -30,7 +30,6 @@ from halter.methods.adapter import Adapter
 from halter.methods.method import find
 from halter.methods.stacked import tell_loud
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS
 from halter.numerics.dropout import key
 
 Mode = Literal["cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
@@ -259,6 +258,7 @@ def _paths(shape: ModelConfig, names: set[str]) -> list[str]:
 def _targets(shape: ModelConfig, names: dict[str, Pair]) -> tuple[str, ...]:
     """Last parts of names where every layer has them, whole paths otherwise."""
     ends = Counter(name.rpartition(".")[2] for name in names)
-    if all(count == (shape.layers if end in LINEARS else 1) for end, count in ends.items()):
+    everywhere = Counter(place.name for place in shape.layout)
+    if all(count == everywhere[end] for end, count in ends.items()):
         return tuple(ends)
     return tuple(names)

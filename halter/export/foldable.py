@@ -9,7 +9,6 @@ import torch
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter, Slot
 from halter.model.config import ModelConfig
-from halter.model.places import ATTENTION_LINEARS, LINEARS
 
 
 def refuse_unfoldable(adapter: Adapter) -> None:
@@ -25,7 +24,7 @@ def refuse_unfoldable(adapter: Adapter) -> None:
             found=stuck,
             fix="use it as an adapter: halter generate, halter chat or halter evaluate with its folder",
         )
-    biases = [slot.path for slot in adapter.slots if slot.place not in LINEARS and _brings_bias(adapter, slot)]
+    biases = [slot.path for slot in adapter.slots if not slot.at.bias_option and _brings_bias(slot)]
     if biases:
         raise Refusal(
             "cannot-merge",
@@ -35,21 +34,17 @@ def refuse_unfoldable(adapter: Adapter) -> None:
         )
 
 
-def _brings_bias(adapter: Adapter, slot: Slot) -> bool:
+def _brings_bias(slot: Slot) -> bool:
     """Whether a fold makes a bias at this place, where the base has none."""
-    norm = slot.place not in LINEARS and slot.place not in ("embed_tokens", "lm_head")
-    shape = (adapter.shape.dim,) if norm else adapter.shape.weight_shape(slot.place)
     with torch.device("meta"):
-        empty = torch.empty(shape)
+        empty = torch.empty(slot.at.shape)
     return slot.piece.fold(empty, None)[1] is not None
 
 
 def biased(config: ModelConfig, adapter: Adapter) -> ModelConfig:
     """The merged model's configuration: a fold may bring biases that the base does not have."""
-    linears = [slot for slot in adapter.slots if slot.place in LINEARS and not config.has_bias(slot.place)]
-    brings = {slot.place in ATTENTION_LINEARS for slot in linears if _brings_bias(adapter, slot)}
-    attention, mlp = config.attention_bias or True in brings, config.mlp_bias or False in brings
-    return replace(config, attention_bias=attention, mlp_bias=mlp)
+    without = [slot for slot in adapter.slots if slot.at.bias_option and not slot.at.bias]
+    return replace(config, **{slot.at.bias_option: True for slot in without if _brings_bias(slot)})  # type: ignore
 
 
 def unties(adapter: Adapter) -> bool:

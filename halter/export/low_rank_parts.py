@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.methods.adapter import Adapter, Slot
-from halter.methods.targets import CHOICES
+from halter.methods.targets import ADAPTED
 from halter.model.config import ModelConfig
 
 _PAIRS = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
@@ -75,9 +75,9 @@ def pairs_of(adapter: Adapter) -> dict[str, Pair]:
 
 @torch.no_grad()
 def _pair(shape: ModelConfig, slot: Slot) -> Pair | None:
-    if slot.place not in CHOICES:
+    if slot.at.kind not in ADAPTED:
         return None  # a norm
-    rows, columns = shape.weight_shape(slot.place)
+    rows, columns = slot.at.shape
     update, bias = slot.piece.fold(torch.zeros(rows, columns), None)
     if bias is not None:
         return None

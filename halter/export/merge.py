@@ -26,7 +26,6 @@ from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
-from halter.model.places import path
 from halter.pretrained.device import dtype_name
 from halter.pretrained.load import load_model, map_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
@@ -132,9 +131,9 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
 
     ``config`` is the merged model's; where it has biases that nothing brings, they are zero.
     """
-    for layer, place, module in base.places():
-        name = path(layer, place)
-        if place == "lm_head" and base.config.tied and not untied:
+    for place, module in base.places():
+        name = place.path
+        if place.tied and not untied:
             continue
         bias = module.bias if isinstance(module, Linear) else None
         weight, bias = adapter.fold(
@@ -142,8 +141,8 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
             module.weight().float(),  # type: ignore[operator]
             None if bias is None else bias.float(),
         )
-        yield f"{name}.weight", weight.detach()
-        if bias is None and config.has_bias(place):
+        yield place.weight_name, weight.detach()
+        if bias is None and config.layout.at(place.layer, place.name).bias:
             bias = weight.new_zeros(len(weight))
         if bias is not None:
             yield f"{name}.bias", bias.detach()
@@ -151,7 +150,7 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
 
 def is_quantised(model: Decoder) -> bool:
     """Whether linear layers are stored in fewer bits than they are computed in."""
-    return any(isinstance(m, Linear) and m.storage != "dense" for _, _, m in model.places())
+    return any(isinstance(m, Linear) and m.storage != "dense" for _, m in model.places())
 
 
 def base_of(model: Decoder, base: Literal["original", "dequantised"], origin: Path | None) -> Decoder:

@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from halter.errors import HalterError
 from halter.export.gap import Gap, gap, logits_on
 from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.linear import Embedding, Linear, Norm
-from halter.model.places import path
+from halter.model.linear import Embedding, Linear
 
 LARGEST, KL = 1e-4, 1e-4
 """Most that is allowed: in float32 of the largest logit above 1, in 16 bits in nats."""
@@ -86,8 +85,9 @@ def seen_as(
     made = Decoder(config, dtype, rope_fp32=base.rope_fp32)
     touched = set() if fold is None else {slot.path for slot in fold.slots}
 
-    def weights(name: str, module: Linear | Norm | Embedding) -> Made:
-        weight, bias = module.weight(), module.bias if isinstance(module, Linear) else None
+    def weights(name: str, module: nn.Module) -> Made:
+        weight: Tensor = module.weight()  # type: ignore[operator]
+        bias = module.bias if isinstance(module, Linear) else None
         if fold is not None and name in touched:
             weight, bias = fold.fold(name, weight.float(), None if bias is None else bias.float())
         weight, bias = weight.detach(), None if bias is None else bias.detach()
@@ -97,18 +97,17 @@ def seen_as(
         weight, bias = pair
         return weight.to(dtype), None if bias is None else bias.to(dtype)
 
-    for layer, place, module in base.places():
-        name = path(layer, place)
-        if isinstance(module, Norm):
-            inside = made if layer is None else made.layers[layer]
-            inside.add_module(place, Norm(in_dtype(weights(name, module))[0]))  # type: ignore[union-attr]
-        elif isinstance(module, Embedding):
+    for place, module in base.places():
+        name = place.path
+        if isinstance(module, Embedding):
             made.embed_tokens = _TableAtUse(weights(name, module)[0], dtype)
-        elif place == "lm_head" and base.config.tied and not untied:
-            made.set_linear(layer, place, _AtUse(module, dtype, lambda: (made.embed_tokens.weight(), None)))  # type: ignore[arg-type]
+        elif not isinstance(module, Linear):
+            made.set_tensor(place.weight_name, in_dtype(weights(name, module))[0])
+        elif place.tied and not untied:
+            made.set_linear(place, _AtUse(module, dtype, lambda: (made.embed_tokens.weight(), None)))  # type: ignore[arg-type]
         else:
             make = lambda name=name, module=module: in_dtype(weights(name, module))  # noqa: E731
-            made.set_linear(layer, place, _AtUse(module, dtype, make))  # type: ignore[arg-type]
+            made.set_linear(place, _AtUse(module, dtype, make))  # type: ignore[arg-type]
     return made
 
 

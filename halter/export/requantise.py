@@ -20,8 +20,8 @@ from halter.files.folders import new_folder
 from halter.files.writing import copy_file, write_json, write_tensors
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.model.layout import LINEAR
 from halter.model.linear import Linear
-from halter.model.places import LINEARS, path
 from halter.model.storages import BITS, Quantize, held_in, quantised
 from halter.pretrained.load import load_model
 from halter.pretrained.save import licence_files
@@ -89,19 +89,19 @@ def merge_quantised(
     config = biased(replace(model.config, tied=False) if untied else model.config, adapter)
     tensors: dict[str, torch.Tensor] = {}
     shares: dict[str, float] = {}
-    for layer, place, module in reference.places():
-        if place == "lm_head" and config.tied:
+    for place, module in reference.places():
+        if place.tied and not untied:
             continue
-        name = path(layer, place)
+        name = place.path
         weight = module.weight().float()  # type: ignore[operator]
         bias = module.bias if isinstance(module, Linear) else None
         merged, bias = adapter.fold(name, weight, None if bias is None else bias.float())
-        if bias is None and config.has_bias(place):
+        if bias is None and config.layout.at(place.layer, place.name).bias:
             bias = weight.new_zeros(len(weight))
         if bias is not None:
             tensors[f"{name}.bias"] = bias.to(model.dtype)
-        if place not in LINEARS:
-            tensors[f"{name}.weight"] = merged.to(model.dtype).contiguous()
+        if place.kind != LINEAR:
+            tensors[place.weight_name] = merged.to(model.dtype).contiguous()
             continue
         stored = quantised(kind, merged.to(model.dtype))
         # Against the base in as few bits: what it already lost is not the update's loss.

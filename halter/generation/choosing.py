@@ -50,10 +50,7 @@ def of_prompt(model: Decoder, row: Row, first: int, hidden: Tensor, acts: Acts |
     found: list[TokenLogprob] = []
     for wanted in targets.split(chunk_rows(model.config.vocab_size)):
         index = torch.arange(first + len(found), first + len(found) + len(wanted), device=hidden.device)
-        here = acts
-        if acts is not None and acts.lm_head is not None:
-            here = acts._replace(lm_head=acts.lm_head.select(index))
-        logits = model.head(hidden[index], here).float()
+        logits = model.head(hidden[index], acts, index).float()
         found += _told(logits, wanted, [row.options.prompt_logprobs or 0] * len(wanted))
     return tuple(found)
 

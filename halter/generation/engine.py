@@ -30,6 +30,7 @@ from halter.generation.streaming import Answer, AnswersFailed, Generation, Piece
 from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
 from halter.model.packing import packed
+from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
@@ -245,12 +246,11 @@ class Engine:
         hidden, segments, acts = self._hidden(rows)
         prompts = self._prompts(rows, hidden, segments, acts)
         ready = [at for at, row in enumerate(rows) if row.completes]
+        last = None
         if len(ready) < len(hidden):
             last = segments.last_tokens[ready].to(hidden.device)
             hidden = hidden[last]
-            if acts is not None and acts.lm_head is not None:
-                acts = acts._replace(lm_head=acts.lm_head.select(last))
-        found = iter(choose([rows[at] for at in ready], self.model.head(hidden, acts).float()) if ready else ())
+        found = iter(choose([rows[at] for at in ready], self.model.head(hidden, acts, last).float()) if ready else ())
         outcomes = [next(found) if row.completes else Outcome() for row in rows]
         return [one._replace(prompt=prompts[at]) if at in prompts else one for at, one in enumerate(outcomes)]
 
@@ -268,7 +268,7 @@ class Engine:
         segments = cache.segments(lengths, [row.slot for row in rows], [len(row.prompt) for row in rows])
         tokens = torch.tensor([id for row in rows for id in row.pending], device=self.model.device)
         acts = self._bind(segments, [row.owner for row in rows])
-        return self.model.hidden(tokens, segments, acts, cache=cache), segments, acts
+        return self.model.hidden(Pass(tokens, segments, acts, cache=cache)), segments, acts
 
     def _bind(self, segments: Segments, owners: list[int]) -> Acts | None:
         """The adapters' acts; those of the step before where owners are the same and position is no matter."""

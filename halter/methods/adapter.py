@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from halter.arguments import bound, check_options, checked, refusal, strange
 from halter.elsewhere import called_otherwise, refuse_unknown
 from halter.errors import Refusal
+from halter.methods.acting import acts_of, joined, rows_at
 from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find, names
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.inputs import moved
-from halter.model.joints import chained
-from halter.model.places import BARE_PLACES, LINEARS, VIRTUAL, Act, Acts, Extra, LayerActs, path
+from halter.model.layout import HEAD, LINEAR, TABLE, VIRTUAL, Place
+from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -29,13 +30,20 @@ class Slot:
     """One piece and where it acts; ``part`` counts the methods trained together."""
 
     part: int
-    layer: int | None
-    place: str
+    at: Place
     piece: Piece
 
     @property
+    def layer(self) -> int | None:
+        return self.at.layer
+
+    @property
+    def place(self) -> str:
+        return self.at.name
+
+    @property
     def path(self) -> str:
-        return path(self.layer, self.place)
+        return self.at.path
 
     def tensor(self, attribute: str) -> Tensor:
         """The piece's parameter or buffer of that name, be it inside a module of the piece (``low_rank.a``)."""
@@ -58,9 +66,10 @@ class Adapter(nn.Module):
         self.slots: list[Slot] = []
         for part, method in enumerate(self.methods):
             method.check(shape)
-            for layer in (None, *range(shape.layers)):
+            for layer in shape.layout.everywhere:
                 built = method.build(shape, layer)
-                self.slots += [Slot(part, layer, place, piece) for place, piece in built.items()]
+                refuse_missing(method, shape, layer, built)
+                self.slots += [Slot(part, shape.layout.at(layer, name), piece) for name, piece in built.items()]
             method.share([slot.piece for slot in self.slots if slot.part == part])
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
         for slot in self.slots:
@@ -71,7 +80,7 @@ class Adapter(nn.Module):
 
         Refusal ``offload-full`` where weights of streamed layers would be trained.
         """
-        if base.stream is not None:
+        if not base.residence.resident:
             refuse_trained_layers(self)
         for slot in self.slots:
             slot.piece.start(_module(base, slot))
@@ -88,11 +97,11 @@ class Adapter(nn.Module):
         for slot in self.slots:
             if id(slot.piece) not in shared:
                 part_key = None if key is None else dropout.key(key, slot.part)
-                rows = segments if slot.layer is None else inside
+                rows = rows_at(slot.at, base.layout, segments, inside)
                 shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key))
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
             at[where] = joined(at[where], act) if where in at else act
-        return gather(at, self.shape.layers)
+        return acts_of(at, self.shape.layout)
 
     @property
     def tokenwise(self) -> bool:
@@ -115,7 +124,15 @@ class Adapter(nn.Module):
         first = next(self.parameters(), None)
         if first is not None:
             moved(fn, first.dtype, first.device)
-        return super()._apply(fn, recurse)
+        holders: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                holders.setdefault(id(buffer), []).append((module, name))
+        super()._apply(fn, recurse)
+        for (first_module, first_name), *others in holders.values():  # torch makes a copy for each that holds one
+            for module, name in others:
+                setattr(module, name, getattr(first_module, first_name))
+        return self
 
     @bound("adapter.save", 'adapter.save("mine")')
     def save(self, folder: str | Path) -> None:
@@ -199,16 +216,17 @@ class Adapter(nn.Module):
             )
         here = [slot for slot in self.slots if slot.path == name]
         if len(here) > 1:
-            return fold_together([slot.piece for slot in here], here[0].layer, here[0].place, weight, bias)
+            return fold_together([slot.piece for slot in here], here[0].at, weight, bias)
         return here[0].piece.fold(weight, bias) if here else (weight, bias)
 
 
-def joined(first: Act | Extra, second: Act | Extra) -> Act | Extra:
-    """What two methods bring to one place."""
-    if isinstance(first, Extra) and isinstance(second, Extra):
-        return first.then(second)
-    assert isinstance(first, Act) and isinstance(second, Act)
-    return chained(first, second)
+def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, built: Mapping[str, Piece]) -> None:
+    """Refusal ``no-such-place`` where a method would act at a place that the block has not."""
+    known = [place.name for place in shape.layout.here(layer)]
+    if missing := [name for name in built if name not in known]:
+        what = f"{method.name()} acts at a place that " + (f"layer {layer}" if layer is not None else "this model")
+        fix = "leave the layer out (method.layers), or choose another method"
+        raise Refusal("no-such-place", f"{what} has not", found=missing, expected=", ".join(known), fix=fix)
 
 
 SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
@@ -218,7 +236,7 @@ SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
 def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
     """Refusal ``adapter-mismatch`` where an adapter was made for a model of other sizes; of the vocabulary where it
     acts on tokens."""
-    outer = any(slot.layer is None and slot.place in ("embed_tokens", "lm_head") for slot in adapter.slots)
+    outer = any(slot.at.kind in (TABLE, HEAD) for slot in adapter.slots)
     sizes = [(n, getattr(adapter.shape, n), getattr(shape, n)) for n in (*SIZES, *(("vocab_size",) if outer else ()))]
     other = [f"{name} {made} (this model: {has})" for name, made, has in sizes if made != has]
     if other:
@@ -228,7 +246,7 @@ def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
 
 def trained_matrices(adapter: Adapter) -> list[str]:
     """Paths of the layers' matrices that an adapter trains themselves: they can be neither streamed nor quantised."""
-    return [s.path for s in adapter.slots if s.layer is not None and s.piece.replaces and s.place in LINEARS]
+    return [slot.path for slot in adapter.slots if slot.piece.replaces and slot.at.kind == LINEAR]
 
 
 def refuse_trained_layers(adapter: Adapter) -> None:
@@ -246,20 +264,8 @@ def _module(base: Decoder, slot: Slot) -> nn.Module:
     """The base's module whose weights a piece may read: its place's, the layer at a place without any."""
     if slot.place == VIRTUAL:
         return base.embed_tokens
-    weightless = slot.layer is not None and slot.place not in base.layers[slot.layer]._modules
+    weightless = slot.layer is not None and not slot.at.shape
     return base.layers[slot.layer] if weightless else base.module(slot.layer, slot.place)  # type: ignore[index]
-
-
-def gather(at: Mapping[tuple[int | None, str], Act | Extra], layers: int) -> Acts:
-    """The record of one forward from {(layer, place): act}."""
-    per_layer: list[dict[str, Any]] = [{} for _ in range(layers)]
-    outer: dict[str, Any] = {}
-    for (layer, place), act in at.items():
-        if place in BARE_PLACES and isinstance(act, Act) and not act.follows:
-            what = f"around {place} is no operation whose input or weight could be changed"
-            raise TypeError(f"{type(act).__name__}: {what}")
-        (outer if layer is None else per_layer[layer])[place] = act
-    return Acts(tuple(LayerActs(**one) for one in per_layer), **outer)
 
 
 @checked('halter.adapt(model, "lora", r=16)')

@@ -9,7 +9,7 @@ PEFT's bias all and lora_only beside LoRA). Norms may be trained beside them. Fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from halter.errors import Refusal
 from halter.methods import targets
 from halter.methods.llama_adapter_v2 import BiasAct
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, Act
+from halter.model.layout import LINEAR
+from halter.model.places import Act
 
 
 class AddedBias(Piece):
@@ -75,24 +76,35 @@ class Bitfit(Method):
     """added: a new bias on every one of them; base: those biases that the base has, trained themselves."""
 
     peft_type: ClassVar[str] = "HALTER_BITFIT"
+    note: ClassVar[str] = "A baseline that costs nothing at all; the merged model has biases."
+    agreement: ClassVar[str] = "counts and laws; there is nothing else to get wrong."
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.0015,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
 
     @property
     def tokenwise(self) -> bool:
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self.target_modules, places=LINEARS)
-        if self.biases == "base" and not any(self.build(shape, layer) for layer in range(shape.layers)):
+        targets.check(shape, self.target_modules, kinds=(LINEAR,))
+        if self.biases == "base" and not any(self.build(shape, layer) for layer in shape.layout.everywhere):
             what = "this base has no biases at these linear layers"
             raise Refusal("nothing-trained", what, found=[str(self.target_modules)], fix="method.biases: added")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
             return {}
-        places = targets.chosen(shape, layer, self.target_modules)
+        places = targets.chosen(shape, layer, self.target_modules, kinds=(LINEAR,))
         if self.biases == "base":
-            return {place: OwnBias(shape.weight_shape(place)[0]) for place in places if shape.has_bias(place)}
-        return {place: AddedBias(shape.weight_shape(place)[0]) for place in places}
+            return {place.name: OwnBias(place.shape[0]) for place in places if place.bias}
+        return {place.name: AddedBias(place.shape[0]) for place in places}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         modules = targets.for_peft(self.target_modules)

@@ -16,6 +16,7 @@ its token, gate a layer starting at zero without tanh, prompts from N(0, 0.02^2)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from halter.errors import Refusal
 from halter.methods.llama_adapter import check_prompts
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act
 
@@ -94,6 +95,30 @@ class Excitor(Method):
     """Standard deviation of the first prompts."""
 
     peft_type: ClassVar[str] = "HALTER_EXCITOR"
+    note: ClassVar[str] = (
+        "Changes attention only, so the layer's outputs stay in the span of the base's values, which the authors find"
+        " to preserve knowledge. It cannot be merged: the extra key depends on the input. The authors' code was never"
+        " published."
+    )
+    agreement: ClassVar[str] = (
+        "an independent float64 reference of the equations, on random models: within 1e-5. The authors' code was "
+        "never published: what is inferred is marked at the options."
+    )
+    training: ClassVar[Mapping[str, Default]] = {
+        "learning_rate": Default(0.001125, "LLaMA-Adapter's, for want of a published recipe"),
+        "num_train_epochs": Default(5, "LLaMA-Adapter's, for want of a published recipe"),
+        "tokens_per_step": Default(8192, "LLaMA-Adapter's, for want of a published recipe"),
+        "warmup_steps": Default(0.4, "LLaMA-Adapter's, for want of a published recipe"),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "adapter_len": "inferred: makes the 7.6 M parameters that are quoted",
+        "adapter_layers": "the topmost 30 of 32, by a summary of the paper",
+        "r": "by a review of the paper",
+        "gate_scope": "our choice; the authors' is not known",
+        "gate_init": "our choice; the authors' is not known: zero makes the start the base exactly",
+        "rope_extra_key": "our choice; the authors' is not known: scores then depend on distance only",
+        "prompt_std": "our choice; the authors' is not known",
+    }
 
     @property
     def tokenwise(self) -> bool:

@@ -8,7 +8,7 @@ base's weight (DoRA); asking the acts themselves is, because this is how the for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from halter.methods.method import Piece, Site
 from halter.model.decoder import Decoder
 from halter.model.joints import chained
+from halter.model.layout import NORM, TABLE, Place
 from halter.model.linear import DenseLinear, Embedding, Norm
-from halter.model.places import NORMS, Act
+from halter.model.places import Act
+from halter.model.residence import Residence, Resident
 from halter.model.segments import Segments
 
 ROWS = 1024
@@ -32,23 +34,24 @@ class _OnePlace:
 
     here: nn.Module
     dtype: torch.dtype
-    stream: None = None
+    residence: Residence = field(default_factory=Resident)
 
     def module(self, layer: int | None, place: str) -> nn.Module:
         return self.here
 
 
 def fold_together(
-    pieces: Sequence[Piece], layer: int | None, place: str, weight: Tensor, bias: Tensor | None
+    pieces: Sequence[Piece], place: Place, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The weight and bias (None where there is none and none comes) with the pieces in them, in the order given.
 
     Linear [out, in], embeddings [vocab, dim] or a norm [dim], in the dtype of ``weight``; every piece must fold.
     """
-    norm = place in (*NORMS, "norm")
-    kind = Norm if norm else Embedding if place == "embed_tokens" else None
+    norm = place.kind == NORM
+    kind = Norm if norm else Embedding if place.kind == TABLE else None
     module = kind(weight) if kind is not None else DenseLinear(weight, bias)
-    site = Site(cast(Decoder, _OnePlace(module, weight.dtype)), layer, place, Segments.packed([1], weight.device))
+    here = cast(Decoder, _OnePlace(module, weight.dtype))
+    site = Site(here, place.layer, place.name, Segments.packed([1], weight.device))
     act: Act | None = None
     for piece in pieces:
         bound = cast(Act, piece.bind(site))
@@ -56,7 +59,7 @@ def fold_together(
     assert act is not None
     if norm:
         return act.apply(module, torch.ones_like(weight)[None])[0], None
-    if place == "embed_tokens":
+    if place.kind == TABLE:
         ids = torch.arange(len(weight), device=weight.device)
         return torch.cat([act.apply(module, some) for some in ids.split(ROWS)]), None
     return _linear(act, weight, bias)

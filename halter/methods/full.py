@@ -8,7 +8,7 @@ every chosen weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.methods.method import Method, Piece, Site
-from halter.methods.targets import check, for_peft, matches
+from halter.methods.method import Default, Method, Piece, Site
+from halter.methods.targets import check, chosen, for_peft
 from halter.model.config import ModelConfig
+from halter.model.layout import HEAD, LINEAR, NORM, TABLE
 from halter.model.linear import Embedding, Linear, Norm
-from halter.model.places import LINEARS, NORMS, OUTER_PLACES, Act, path
+from halter.model.places import Act
+
+KINDS = (LINEAR, NORM, TABLE, HEAD)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,19 @@ class Full(Method):
     PEFT's modules_to_save does."""
 
     peft_type: ClassVar[str] = "HALTER_FULL"
+    note: ClassVar[str] = (
+        "The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."
+    )
+    agreement: ClassVar[str] = "the base itself: what is trained stands in for its weights; laws only."
+    training: ClassVar[Mapping[str, Default]] = {
+        "learning_rate": Default(2e-05, "Stanford Alpaca's training command, LLaMA-7B"),
+        "num_train_epochs": Default(3, "Stanford Alpaca's training command, LLaMA-7B"),
+        "tokens_per_step": Default(16384, "128 rows of about 128 tokens, Stanford Alpaca's training command, LLaMA-7B"),
+        "warmup_steps": Default(0.03, "Stanford Alpaca's training command, LLaMA-7B"),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "target_modules": "full fine-tuning means all",
+    }
 
     @property
     def tokenwise(self) -> bool:
@@ -89,16 +105,12 @@ class Full(Method):
                 fix="target_modules: all, or names of weights",
             )
         if self.target_modules != "all":
-            check(shape, self.target_modules, places=(*LINEARS, *NORMS, *OUTER_PLACES))
+            check(shape, self.target_modules, kinds=KINDS)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        candidates = OUTER_PLACES if layer is None else (*LINEARS, *NORMS)
-        pieces: dict[str, Piece] = {}
-        for place in candidates:
-            if self.target_modules != "all" and not matches(self.target_modules, path(layer, place)):
-                continue
-            norm = place in NORMS or place == "norm"
-            pieces[place] = StandIn((shape.dim,) if norm else shape.weight_shape(place), shape.has_bias(place))
+        every = self.target_modules == "all"
+        here = shape.layout.here(layer, *KINDS) if every else chosen(shape, layer, self.target_modules, kinds=KINDS)
+        pieces: dict[str, Piece] = {place.name: StandIn(place.shape, place.bias) for place in here}
         if (
             shape.tied and self.keep_tied and ("embed_tokens" in pieces or "lm_head" in pieces)
         ):  # one matrix, trained as one

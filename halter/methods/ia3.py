@@ -8,7 +8,7 @@ l starts at one, so the start is the base. Folds into the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from halter.methods import targets
 from halter.methods.llama_adapter_v2 import InputScaleAct, OutputScaleAct
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, Act
+from halter.model.layout import LINEAR
+from halter.model.places import Act
 
 
 class Rescale(Piece):
@@ -55,13 +56,28 @@ class Ia3(Method):
 
     peft_type: ClassVar[str] = "IA3"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+    note: ClassVar[str] = "Fewest parameters of those that merge. Slower to learn than LoRA in most comparisons."
+    agreement: ClassVar[str] = "peft, on random models: logits within 1e-5, files both ways."
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.003,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "target_modules": "the paper; PEFT's mapping for llama",
+        "feedforward_modules": "the paper; PEFT's mapping for llama",
+    }
 
     @property
     def tokenwise(self) -> bool:
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self.target_modules, self.exclude_modules, places=LINEARS)
+        targets.check(shape, self.target_modules, self.exclude_modules, kinds=(LINEAR,))
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
@@ -70,7 +86,7 @@ class Ia3(Method):
         pieces: dict[str, Piece] = {}
         for place in targets.chosen(shape, layer, self.target_modules, self.exclude_modules):
             inside = place in inner
-            pieces[place] = Rescale(shape.weight_shape(place)[1 if inside else 0], inside)
+            pieces[place.name] = Rescale(place.shape[1 if inside else 0], inside)
         return pieces
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from halter.methods.import_files import opened
 from halter.methods.method import Method, find
 from halter.methods.storage import restore, state_of
 from halter.model.config import ModelConfig
-from halter.model.places import path
 
 MOST_STAND_INS = 1 << 24
 """Numbers of a tensor that is not there, beyond which looking for further faults is given up."""
@@ -164,8 +163,8 @@ def _authors_v1(taking: Taking, shape: ModelConfig, options: ImportOptions) -> I
         gate = taking.take(name, (count,), (1, count, 1, 1))
         if layer >= first:
             tensors |= {
-                f"{path(layer, 'context')}.prompts": prompts[layer - first],
-                f"{path(layer, 'context')}.gate": gate,
+                f"{shape.layout.path(layer, 'context')}.prompts": prompts[layer - first],
+                f"{shape.layout.path(layer, 'context')}.gate": gate,
             }
         elif bool(gate.any()):
             taking.wrong.append(f"{name} is not zero, and its layer has no prompts")
@@ -205,17 +204,18 @@ def _authors_v2(taking: Taking, shape: ModelConfig) -> Imported:
     tensors: dict[str, Tensor] = {}
     for layer in range(shape.layers):
         for place, meta in _META.items():
-            out, inner = shape.weight_shape(place)
+            out, inner = shape.layout.at(layer, place).shape
             bias = taking.take(f"layers.{layer}.{meta}_bias", (out,))
-            name = path(layer, place)
+            name = shape.layout.path(layer, place)
             tensors[f"{name}.bias"] = half_split_rows(bias, shape.head_dim) if place in ("q_proj", "k_proj") else bias
             tensors[f"{name}.scale"] = taking.take(f"layers.{layer}.{meta}_scale", (inner,))
         for place, meta in _META_NORMS.items():
-            tensors[f"{path(layer, place)}.weight"] = taking.take(f"layers.{layer}.{meta}.weight", (shape.dim,))
+            own = shape.layout.path(layer, place)
+            tensors[f"{own}.weight"] = taking.take(f"layers.{layer}.{meta}.weight", (shape.dim,))
         gate = taking.left.pop(f"layers.{layer}.attention.gate", None)
         if gate is not None and bool(gate.any()):
             taking.wrong.append(f"layers.{layer}.attention.gate is not zero, and there are no prompts")
-    tensors[f"{path(None, 'norm')}.weight"] = taking.take("norm.weight", (shape.dim,))
+    tensors[f"{shape.layout.path(None, 'norm')}.weight"] = taking.take("norm.weight", (shape.dim,))
     taking.done()
     adapter = filled(shape, find("llama_adapter_v2")(scale_side="in"), tensors, taking.where)  # type: ignore[call-arg]
     return Imported(adapter, "LLaMA-Adapter V2 (65B chat), the authors'")

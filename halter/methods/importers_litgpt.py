@@ -22,7 +22,6 @@ from halter.files import yaml12
 from halter.methods.importers import Imported, ImportOptions, Taking, filled
 from halter.methods.method import find
 from halter.model.config import ModelConfig
-from halter.model.places import path
 
 _OTHERS = {"o_proj": "attn.proj", "gate_proj": "mlp.fc_1", "up_proj": "mlp.fc_2", "down_proj": "mlp.proj"}
 _NORMS = {"input_layernorm": "norm_1", "post_attention_layernorm": "norm_2"}
@@ -62,7 +61,7 @@ def _prompts(taking: Taking, shape: ModelConfig) -> tuple[dict[str, Tensor], int
     length = lengths[0] if lengths else 1
     tensors: dict[str, Tensor] = {}
     for layer in range(first, shape.layers):
-        where, own = f"transformer.h.{layer}.attn", path(layer, "context")
+        where, own = f"transformer.h.{layer}.attn", shape.layout.path(layer, "context")
         heads = shape.heads
         tensors[f"{own}.prompts"] = taking.take(f"{where}.adapter_wte.weight", (length, shape.dim))
         gates = ((heads,), (1, 1, heads, 1), (1, heads, 1, 1))
@@ -79,16 +78,17 @@ def _v2(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
         where = f"transformer.h.{layer}"
         qkv = next((f for f in _FUSED if f"{where}.{f}.adapter_scale" in taking.left), _FUSED[0])
         for part in ("scale", "bias"):
-            rows = sum(shape.weight_shape(place)[0] for place in _QKV)
+            rows = sum(shape.layout.at(layer, place).shape[0] for place in _QKV)
             whole = taking.take(f"{where}.{qkv}.adapter_{part}", (rows,))
             for place, own in zip(_QKV, _apart(whole, shape, grouped=qkv == "attn.attn"), strict=True):
-                tensors[f"{path(layer, place)}.{part}"] = own
+                tensors[f"{shape.layout.path(layer, place)}.{part}"] = own
             for place, theirs in _OTHERS.items():
-                size = (shape.weight_shape(place)[0],)
-                tensors[f"{path(layer, place)}.{part}"] = taking.take(f"{where}.{theirs}.adapter_{part}", size)
+                size = (shape.layout.at(layer, place).shape[0],)
+                name = shape.layout.path(layer, place)
+                tensors[f"{name}.{part}"] = taking.take(f"{where}.{theirs}.adapter_{part}", size)
         for place, theirs in _NORMS.items():
-            tensors[f"{path(layer, place)}.weight"] = taking.take(f"{where}.{theirs}.weight", (shape.dim,))
-    tensors[f"{path(None, 'norm')}.weight"] = taking.take("transformer.ln_f.weight", (shape.dim,))
+            tensors[f"{shape.layout.path(layer, place)}.weight"] = taking.take(f"{where}.{theirs}.weight", (shape.dim,))
+    tensors[f"{shape.layout.path(None, 'norm')}.weight"] = taking.take("transformer.ln_f.weight", (shape.dim,))
     scale, bias = (taking.left.pop(f"lm_head.adapter_{part}", None) for part in ("scale", "bias"))
     off = [float((t.float() - rest).abs().max()) for t, rest in ((scale, 1.0), (bias, 0.0)) if t is not None]
     if any(off):
@@ -105,7 +105,7 @@ def _v2(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Imported:
 def _apart(whole: Tensor, shape: ModelConfig, grouped: bool) -> list[Tensor]:
     """q, k and v rows of litgpt's fused layer."""
     if not grouped:
-        return list(whole.split([shape.weight_shape(place)[0] for place in _QKV]))
+        return list(whole.split([shape.layout.at(0, place).shape[0] for place in _QKV]))
     group = shape.heads // shape.kv_heads
     heads = whole.view(shape.kv_heads, group + 2, shape.head_dim)
     return [part.flatten() for part in heads.split([group, 1, 1], dim=1)]
@@ -154,19 +154,19 @@ def _lora_layer(
     for place, theirs in _OTHERS.items():
         names = [f"{where}.{theirs}.lora_{part}" for part in "AB"]
         if any(name in taking.left for name in names):
-            out, inner = shape.weight_shape(place)
-            tensors[f"{path(layer, place)}.lora_A.weight"] = taking.take(names[0], (r, inner))
-            tensors[f"{path(layer, place)}.lora_B.weight"] = taking.take(names[1], (out, r))
+            out, inner = shape.layout.at(layer, place).shape
+            tensors[f"{shape.layout.path(layer, place)}.lora_A.weight"] = taking.take(names[0], (r, inner))
+            tensors[f"{shape.layout.path(layer, place)}.lora_B.weight"] = taking.take(names[1], (out, r))
     qkv = next((f for f in _FUSED if any(f"{where}.{f}.lora_{p}" in taking.left for p in "AB")), None)
     if qkv is None:
         return tensors
     enabled = _enabled(taking.left.get(f"{where}.{qkv}.lora_A"), r, said, options, taking.where)
-    rows = [shape.weight_shape(place)[0] for place in enabled]
+    rows = [shape.layout.at(layer, place).shape[0] for place in enabled]
     a = taking.take(f"{where}.{qkv}.lora_A", (r * len(enabled), shape.dim))
     b = taking.take(f"{where}.{qkv}.lora_B", (sum(rows), r))
     for place, own_a, own_b in zip(enabled, a.split(r), b.split(rows), strict=True):
-        tensors[f"{path(layer, place)}.lora_A.weight"] = own_a.contiguous()
-        tensors[f"{path(layer, place)}.lora_B.weight"] = own_b.contiguous()
+        tensors[f"{shape.layout.path(layer, place)}.lora_A.weight"] = own_a.contiguous()
+        tensors[f"{shape.layout.path(layer, place)}.lora_B.weight"] = own_b.contiguous()
     return tensors
 
 

@@ -23,10 +23,11 @@ from halter.methods import targets
 from halter.methods.full import StandIn
 from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, PromptRows, Through, check_prompts
 from halter.methods.low_rank import LowRank, LowRankAct
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.joints import chained
-from halter.model.places import LINEARS, NORMS, Act
+from halter.model.layout import LINEAR, NORM
+from halter.model.places import Act
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ScaleBias(Piece):
     }  # fmt: skip
     folds = True
 
-    def __init__(self, shape: tuple[int, int], side: str, bias: bool, rank: int) -> None:
+    def __init__(self, shape: tuple[int, ...], side: str, bias: bool, rank: int) -> None:
         super().__init__()
         out_features, in_features = shape
         self.side = side
@@ -147,6 +148,33 @@ class LlamaAdapterV2(Method):
     """own, or grouped: the rows that litgpt since 0.5.5 takes for prompts, as for llama_adapter."""
 
     peft_type: ClassVar[str] = "HALTER_LLAMA_ADAPTER_V2"
+    note: ClassVar[str] = (
+        "Tunes how strongly every channel speaks; without prompts it folds into the weights and costs nothing "
+        "afterwards (the merged model has biases). The visual half of the paper is not here."
+    )
+    agreement: ClassVar[str] = (
+        "an independent float64 reference of the equations, on random models: within 1e-5; the authors' counts exact."
+        " The paper and its releases differ; options name both."
+    )
+    training: ClassVar[Mapping[str, Default]] = {
+        "learning_rate": Default(
+            0.000125, ("OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune: blr 1e-3 x 32 rows / 256")
+        ),
+        "num_train_epochs": Default(4, "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune"),
+        "tokens_per_step": Default(
+            8192, ("32 rows of about 256 tokens, OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune")
+        ),
+        "warmup_steps": Default(0.25, "1 of 4 epochs, OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b, finetune"),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "scale_side": "the paper's equation",
+        "bias_targets": "the paper's equation",
+        "train_norm": "the paper",
+        "branch_rank": "optional in the paper",
+        "adapter_len": "the released 65B model has none",
+        "adapter_layers": "the authors' implementation: all but the first",
+        "prompts_through": "the authors' 65B code, and litgpt",
+    }
 
     @property
     def tokenwise(self) -> bool:
@@ -156,7 +184,7 @@ class LlamaAdapterV2(Method):
         if self.adapter_len:
             check_prompts(self.adapter_len, self.adapter_layers)
         if self.bias_targets:
-            targets.check(shape, self.bias_targets, places=LINEARS)
+            targets.check(shape, self.bias_targets, kinds=(LINEAR,))
         trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank, self.adapter_len)
         if not any(trained):
             raise Refusal(
@@ -168,14 +196,13 @@ class LlamaAdapterV2(Method):
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         pieces: dict[str, Piece] = {}
         if self.train_norm:
-            pieces = {place: StandIn((shape.dim,), False) for place in (NORMS if layer is not None else ("norm",))}
+            pieces = {place.name: StandIn(place.shape, False) for place in shape.layout.here(layer, NORM)}
         if layer is None:
             return pieces
         biased = targets.chosen(shape, layer, self.bias_targets) if self.bias_targets else []
-        for place in LINEARS:
+        for place in shape.layout.here(layer, LINEAR):
             if place in biased or self.scale_side != "none" or self.branch_rank:
-                size = shape.weight_shape(place)
-                pieces[place] = ScaleBias(size, self.scale_side, place in biased, self.branch_rank)
+                pieces[place.name] = ScaleBias(place.shape, self.scale_side, place in biased, self.branch_rank)
         if self.adapter_len and layer >= shape.layers - self.adapter_layers:
             kinds = (self.gate_scope, self.gate_activation, self.prompt_rows)
             pieces["context"] = GatedPrompts(self.adapter_len, shape, *kinds, self._through(pieces))

@@ -125,7 +125,7 @@ class LowRank(Piece):
             nn.init.uniform_(self.a, -bound, bound, generator=generator)
 
     def bind(self, site: Site) -> LowRankAct:
-        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
+        rate, key = site.dropout(self.rate)
         c = None if self.c is None else self.c.to(site.dtype)
         return LowRankAct(self.a.to(site.dtype), self.b.to(site.dtype), self.scale, rate, key, c)
 

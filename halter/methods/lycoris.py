@@ -18,9 +18,9 @@ from halter.methods import targets
 from halter.methods.lora import whole
 from halter.methods.method import Piece
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, path
+from halter.model.layout import HEAD, LINEAR
 
-HEAD = "lm_head"
+KINDS = (LINEAR, HEAD)
 Make = Callable[[int, int, int, float], Piece]
 """(in features, out features, rank, scale) to the piece of one linear layer."""
 
@@ -59,32 +59,26 @@ def check(options: Options, shape: ModelConfig, name: str, wrong: Sequence[str] 
         raise Refusal("lycoris-options", f"these options of {name} cannot be used", found=bad,
                       fix="give ranks from 1 up")  # fmt: skip
     target, exclude = options.target_modules, options.exclude_modules
-    targets.check(shape, target, exclude, options.layers, (*LINEARS, HEAD))
+    targets.check(shape, target, exclude, options.layers, KINDS)
     targets.check_patterns(options.rank_pattern, "rank_pattern")
     targets.check_patterns(options.alpha_pattern, "alpha_pattern")
-    chosen = (targets.chosen(shape, n, target, exclude, options.layers) for n in (None, *range(shape.layers)))
-    if not any(set(places) - {"embed_tokens"} for places in chosen):
-        raise Refusal("targets-match-nothing", f"{name} would act nowhere", found=[target],
-                      expected=", ".join((*LINEARS, HEAD)), fix="target_modules: all-linear")  # fmt: skip
 
 
 def build(options: Options, shape: ModelConfig, layer: int | None, make: Make) -> dict[str, Piece]:
     """{place: piece} of one layer, or of the head."""
     pieces: dict[str, Piece] = {}
-    for place in targets.chosen(shape, layer, options.target_modules, options.exclude_modules, options.layers):
-        if place == "embed_tokens":
-            continue
-        name = path(layer, place)
-        r = int(targets.by_pattern(dict(options.rank_pattern), name, options.r))
-        alpha = targets.by_pattern(options.alpha_pattern, name, options.alpha or 0.0)
-        out_features, in_features = shape.weight_shape(place)
-        pieces[place] = make(in_features, out_features, r, alpha / r)
+    target, exclude = options.target_modules, options.exclude_modules
+    for place in targets.chosen(shape, layer, target, exclude, options.layers, KINDS):
+        r = int(targets.by_pattern(dict(options.rank_pattern), place.path, options.r))
+        alpha = targets.by_pattern(options.alpha_pattern, place.path, options.alpha or 0.0)
+        out_features, in_features = place.shape
+        pieces[place.name] = make(in_features, out_features, r, alpha / r)
     return pieces
 
 
-def to_peft(options: Options) -> dict[str, Any]:
+def to_peft(options: Options, shape: ModelConfig) -> dict[str, Any]:
     """The shared part of adapter_config.json."""
-    modules = LINEARS if options.target_modules == "all-linear" else options.target_modules
+    modules = shape.layout.names(LINEAR) if options.target_modules == "all-linear" else options.target_modules
     return {
         "task_type": "CAUSAL_LM",
         "r": options.r,

@@ -24,7 +24,7 @@ from halter.errors import Refusal
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import Act, Extra, path
+from halter.model.places import Act, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
 
@@ -36,11 +36,30 @@ HELD_ELSEWHERE = {
 PEFT_PREFIX = "base_model.model."
 INFRASTRUCTURE = frozenset(
     {
-        "method", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted", "importers",
-        "importers_litgpt", "import_files", "peft_together", "unfit", "adapter_files", "warm", "former", "folding",
-        "lycoris", "misfit",
+        "method", "acting", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted",
+        "importers", "importers_litgpt", "import_files", "peft_together", "unfit", "adapter_files", "warm", "former",
+        "folding", "lycoris", "misfit",
     }
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Default:
+    """A value and where it comes from."""
+
+    value: Any
+    source: str
+
+
+LORA_TRAINING: dict[str, Default] = {
+    "learning_rate": Default(3e-4, "tloen/alpaca-lora finetune.py, LLaMA-7B"),
+    "num_train_epochs": Default(3, "tloen/alpaca-lora finetune.py, LLaMA-7B"),
+    "tokens_per_step": Default(
+        8192, "16 rows of up to 512 tokens, as in artidoro/qlora qlora.py and scripts/finetune_guanaco_7b.sh"
+    ),
+    "warmup_steps": Default(0.03, "warmup_ratio of Stanford Alpaca's training command, LLaMA-7B"),
+}
+"""What LoRA trains with, and what a method has of its own where its authors say nothing else."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +88,20 @@ class Site:
     def weights(self) -> AbstractContextManager[None]:
         """Within, the layer's weights are on the device that the base computes on, also where layers are streamed; a
         bind that computes with them must stand inside."""
-        stream = self.base.stream
-        return nullcontext() if stream is None or self.layer is None else stream.lent(self.layer)
+        return nullcontext() if self.layer is None else self.base.residence.lent(self.layer)
+
+    @property
+    def features(self) -> Sequence[Any] | None:
+        """What each row brings besides its tokens (Segments.features)."""
+        return self.segments.features
 
     def mask_key(self) -> int:
         """The key of this place's dropout mask."""
         return dropout.key(self.key, self.layer, self.place)
+
+    def dropout(self, rate: float) -> tuple[float, int]:
+        """The share that is dropped in this forward, and the key of the mask; (0, 0) where nothing is."""
+        return (0.0, 0) if self.key is None else (rate, self.mask_key())
 
 
 class Piece(nn.Module):
@@ -127,6 +154,14 @@ class Method:
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
     starts_as_base: ClassVar[bool] = True
     """Whether an adapter that nobody has trained changes nothing; false where the authors' start disturbs the base."""
+    training: ClassVar[Mapping[str, Default]] = {}
+    """{TrainOptions field: Default} that it trains with unless told otherwise; {}: LoRA's, told as such."""
+    sources: ClassVar[Mapping[str, str]] = {}
+    """{option: where its default comes from}."""
+    note: ClassVar[str] = ""
+    """When to use it and what it costs, for its page."""
+    agreement: ClassVar[str] = "The laws that hold for every method, and nothing else."
+    """What its numbers were compared with, for its page."""
 
     @classmethod
     def name(cls) -> str:
@@ -223,11 +258,6 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return "/".join(f"{key}: {_plain(one)}" for key, one in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def layer_paths(shape: ModelConfig, layer: int | None, places: tuple[str, ...]) -> dict[str, str]:
-    """{Hugging Face path: place} for the given places of one layer."""
-    return {path(layer, place): place for place in places}
 
 
 @cache

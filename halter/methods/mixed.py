@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from halter.methods.adapter import Adapter, gather
+from halter.methods.acting import acts_of, rows_at
+from halter.methods.adapter import Adapter
 from halter.methods.ready import Ready
 from halter.methods.stacked import Stacked
 from halter.model.decoder import Decoder
 from halter.model.joints import mixed
-from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra, Run
+from halter.model.layout import PREFIX, Place
+from halter.model.places import Act, Acts, Extra, Run
 from halter.model.segments import Segments
 
 
@@ -36,15 +38,15 @@ class Mixed:
         runs = segments.runs(self.owners)
         bound = [None if owner < 0 else self.adapters[owner].bind(base, segments.part(run), key) for owner, run in runs]
         at: dict[tuple[int | None, str], Act | Extra] = {}
-        spans, inside = (tuple(run for _, run in rows.runs(self.owners)) for rows in (segments, self.longer(segments)))
-        for place in OUTER_PLACES:
-            _mix(at, (None, place), bound, spans)
-        for layer in range(base.config.layers):
-            for place in LAYER_PLACES:
-                _mix(at, (layer, place), bound, inside)
-            _mix_extra(at, (layer, MEMORY), bound, spans)
-        _mix_extra(at, (None, VIRTUAL), bound, spans)
-        return gather(at, base.config.layers)
+        inside = self.longer(segments)
+        spans: dict[tuple[str, bool], tuple[Run, ...]] = {}
+        for place in base.layout:
+            kind = place.rows, place.layer is None or place.kind == PREFIX
+            if kind not in spans:
+                here = rows_at(place, base.layout, segments, segments if kind[1] else inside)
+                spans[kind] = tuple(run for _, run in here.runs(self.owners))
+            (_mix_extra if place.kind == PREFIX else _mix)(at, place, bound, spans[kind])
+        return acts_of(at, base.layout)
 
     def longer(self, segments: Segments) -> Segments:
         """The rows as the layers see them, virtual tokens included."""
@@ -52,19 +54,18 @@ class Mixed:
         return segments.with_virtual(torch.tensor(counts, dtype=torch.int64))[0] if any(counts) else segments
 
 
-Where = tuple[int | None, str]
-Places = dict[Where, Act | Extra]
+Places = dict[tuple[int | None, str], Act | Extra]
 
 
-def _mix(at: Places, where: Where, bound: Sequence[Acts | None], runs: tuple[Run, ...]) -> None:
-    act = mixed([_at(acts, where) for acts in bound], runs)
+def _mix(at: Places, place: Place, bound: Sequence[Acts | None], runs: tuple[Run, ...]) -> None:
+    act = mixed([_at(acts, place) for acts in bound], runs)
     if act is not None:
-        at[where] = act
+        at[place.layer, place.name] = act
 
 
-def _mix_extra(at: Places, where: Where, bound: Sequence[Acts | None], runs: Sequence[Run]) -> None:
+def _mix_extra(at: Places, place: Place, bound: Sequence[Acts | None], runs: Sequence[Run]) -> None:
     """One store of what every run brings, and which of it each row sees."""
-    parts: list[Extra | None] = [_at(acts, where) for acts in bound]
+    parts: list[Extra | None] = [_at(acts, place) for acts in bound]
     some = [part for part in parts if part is not None]
     if not some:
         return
@@ -74,11 +75,8 @@ def _mix_extra(at: Places, where: Where, bound: Sequence[Acts | None], runs: Seq
         rows += [[start, length]] * (run.row_end - run.row)
         start += length
     joined = tuple(torch.cat(tensors) for tensors in zip(*(part.tensors for part in some), strict=True))
-    at[where] = Extra(joined, torch.tensor(rows, dtype=torch.int64))
+    at[place.layer, place.name] = Extra(joined, torch.tensor(rows, dtype=torch.int64))
 
 
-def _at(acts: Acts | None, where: Where) -> Any:
-    layer, place = where
-    if acts is None:
-        return None
-    return getattr(acts if layer is None else acts.layers[layer], place)
+def _at(acts: Acts | None, place: Place) -> Any:
+    return None if acts is None else acts.at(place)

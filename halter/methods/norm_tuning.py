@@ -7,19 +7,17 @@ Two vectors a layer and the last norm: 266,240 numbers on a 7B model. Folds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halter.errors import Refusal
 from halter.methods import targets
 from halter.methods.full import StandIn
-from halter.methods.method import Method, Piece
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece
 from halter.model.config import ModelConfig
-from halter.model.places import NORMS, path
+from halter.model.layout import NORM
 
 SAVED_AS = "ln_tuning_layers.weight"  # in PEFT's files
-EVERY = (*NORMS, "norm")
 
 
 @dataclass(frozen=True)
@@ -36,33 +34,41 @@ class NormTuning(Method):
 
     peft_type: ClassVar[str] = "LN_TUNING"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+    note: ClassVar[str] = "The cheapest of all; a baseline."
+    agreement: ClassVar[str] = (
+        "logits of peft's LN_TUNING within 1e-5, files both ways, tensors bit for bit; exact counts."
+    )
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.0015,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
 
     @property
     def tokenwise(self) -> bool:
         return True
 
-    def _meant(self) -> str | Sequence[str]:
-        default = EVERY if self.final_norm else NORMS
-        return default if self.target_modules is None else self.target_modules
+    def _meant(self, shape: ModelConfig) -> str | Sequence[str]:
+        if self.target_modules is not None:
+            return self.target_modules
+        inside, everywhere = _norms(shape)
+        return everywhere if self.final_norm else inside
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self._meant(), self.exclude_modules, places=EVERY)
-        if not any(self.build(shape, layer) for layer in (None, *range(shape.layers))):
-            what = "exclude_modules leaves no norm to train"
-            raise Refusal("nothing-trained", what, found=[str(self.exclude_modules)], fix="leave out exclude_modules")
+        targets.check(shape, self._meant(shape), self.exclude_modules, kinds=(NORM,))
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        here = {place: path(layer, place) for place in (NORMS if layer is not None else ("norm",))}
-        return {
-            place: StandIn((shape.dim,), False, SAVED_AS)
-            for place, name in here.items()
-            if targets.matches(self._meant(), name) and not targets.matches(self.exclude_modules, name)
-        }
+        places = targets.chosen(shape, layer, self._meant(shape), self.exclude_modules, kinds=(NORM,))
+        return {place.name: StandIn(place.shape, False, SAVED_AS) for place in places}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         return {
             "task_type": "CAUSAL_LM",
-            "target_modules": targets.for_peft(self._meant()),
+            "target_modules": targets.for_peft(self._meant(shape)),
             "exclude_modules": targets.for_peft(self.exclude_modules) if self.exclude_modules else None,
         }
 
@@ -71,7 +77,11 @@ class NormTuning(Method):
         given, left_out = config.get("target_modules"), config.get("exclude_modules") or ()
         left_out = left_out if isinstance(left_out, str) else tuple(left_out)
         given = given if given is None or isinstance(given, str) else tuple(given)
-        for final, plain in ((True, EVERY), (False, NORMS)):
-            if isinstance(given, tuple) and set(given) == set(plain):
-                return cls(final_norm=final, exclude_modules=left_out)
         return cls(target_modules=given, exclude_modules=left_out)
+
+
+def _norms(shape: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the norms inside the layers, and of all."""
+    norms = shape.layout.of(NORM)
+    inside = dict.fromkeys(place.path.rpartition(".")[2] for place in norms if place.layer is not None)
+    return tuple(inside), shape.layout.names(NORM)

@@ -10,7 +10,7 @@ none``. Networks and starts are those of PEFT's PromptEncoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.methods.prefix_tuning import check_virtual
 from halter.model.config import ModelConfig
-from halter.model.places import VIRTUAL, Extra, path
+from halter.model.layout import VIRTUAL
+from halter.model.places import Extra
 from halter.numerics.dropout import dropout
 
 Encoder = Literal["mlp", "lstm", "none"]
@@ -133,6 +134,29 @@ class PTuning(Method):
     peft_type: ClassVar[str] = "P_TUNING"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     starts_as_base: ClassVar[bool] = False
+    note: ClassVar[str] = (
+        "Prompt tuning through a network that is thrown away afterwards, with many more numbers while it trains (an "
+        "encoder as wide as the model has three of its squares). What is saved, and what answers, is K vectors, as "
+        "for prompt_tuning."
+    )
+    agreement: ClassVar[str] = (
+        "peft, on random models: logits within 1e-5, files both ways; vectors and gradients of PEFT's own "
+        "PromptEncoder, MLP and LSTM."
+    )
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.0015,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "num_virtual_tokens": "PEFT's examples",
+        "encoder": "PEFT's default; the paper has an LSTM, PEFT's authors recommend the MLP",
+        "encoder_layers": "the paper's LSTM; PEFT's default",
+    }
 
     def check(self, shape: ModelConfig) -> None:
         check_virtual(self.num_virtual_tokens, shape)
@@ -175,8 +199,8 @@ class PTuning(Method):
         return cls(int(config["num_virtual_tokens"]), "none")  # PEFT too saves what the network made, not the network
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        return {"prompt_embeddings": own[f"{path(None, VIRTUAL)}.embeddings"]}
+        return {"prompt_embeddings": own[f"{shape.layout.path(None, VIRTUAL)}.embeddings"]}
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        key = {"prompt_embeddings": f"{path(None, VIRTUAL)}.embeddings"}
+        key = {"prompt_embeddings": f"{shape.layout.path(None, VIRTUAL)}.embeddings"}
         return {key.get(name, name): tensor for name, tensor in stored.items()}

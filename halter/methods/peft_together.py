@@ -12,7 +12,7 @@ tests/methods/test_peft_together.py and test_peft_matrix.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,14 +26,14 @@ from halter.methods.full import Full
 from halter.methods.method import PEFT_PREFIX, Method, find, names
 from halter.methods.token_rows import TokenRowsMethod
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, NORMS, OUTER_PLACES, path
+from halter.model.layout import HEAD, LINEAR, NORM, TABLE, Place
 
 ROWS, SAVED, BIAS = "trainable_token_indices", "modules_to_save", "bias"
 CARRIERS = ("LORA", "IA3", "LN_TUNING", "LOHA", "LOKR")
 TABLES = ("embed_tokens", "lm_head")
+WEIGHTS = (LINEAR, NORM, TABLE, HEAD)
 _DELTA = "trainable_tokens_delta"
 _PLAIN = re.compile(r"[\w.]+")
-Place = tuple[int | None, str]
 
 
 def together(methods: Sequence[Method], shape: ModelConfig) -> bool:
@@ -63,7 +63,8 @@ def together(methods: Sequence[Method], shape: ModelConfig) -> bool:
 def _ties_otherwise(rows: Sequence[TokenRowsMethod], shape: ModelConfig) -> bool:
     """Whether PEFT would tie the rows of two tied tables where these do not: it does wherever rows of the embeddings
     are trained and the head names none or the same."""
-    apart = {place: method.ids(shape) for method in rows if not method.keep_tied for _, place in _places(method, shape)}
+    loose = [method for method in rows if not method.keep_tied]
+    apart = {place.name: method.ids(shape) for method in loose for place in _places(method, shape)}
     return "embed_tokens" in apart and apart.get("lm_head", apart["embed_tokens"]) == apart["embed_tokens"]
 
 
@@ -74,8 +75,8 @@ def to_peft(methods: Sequence[Method], shape: ModelConfig) -> dict[str, Any]:
     for method in methods:
         if isinstance(method, TokenRowsMethod):
             one = shape.tied and method.keep_tied
-            tables = TABLES[:1] if one else [p for _, p in _places(method, shape)]  # of tied ones the first
-            indices |= {place: method.ids(shape) for place in tables}
+            tables = TABLES[:1] if one else [place.name for place in _places(method, shape)]  # of tied ones the first
+            indices |= {name: method.ids(shape) for name in tables}
         elif isinstance(method, Full):
             config[SAVED] = ["model.norm" if name == "norm" else name for name in _short(_places(method, shape), shape)]
         elif isinstance(method, Bitfit):
@@ -186,38 +187,37 @@ def _saved(config: dict[str, Any], shape: ModelConfig) -> list[Place]:
             fix='name modules, such as ["embed_tokens", "lm_head"]',
         )
     found: list[Place] = []
-    for layer, place in _everywhere(shape):
-        parts = path(layer, place).split(".")
+    for place in shape.layout.of(*WEIGHTS):
+        parts = place.path.split(".")
         above = [".".join(parts[: n + 1]) for n in range(len(parts))]
         if any(whole.endswith(name) for whole in above for name in listed):
-            found.append((layer, place))
+            found.append(place)
     return found
 
 
 def _without(method: Any, named: Iterable[str], shape: ModelConfig) -> Method:
     """The method without the modules that are saved whole, which PEFT does not adapt."""
     inside = [f".{name}." for name in ([named] if isinstance(named, str) else named)]
-    everything = [path(*place) for place in _everywhere(shape)]
-    out = [name for name in everything if any(part in f".{name}." for part in inside)]
+    out = [place for place in shape.layout.of(*WEIGHTS) if any(part in f".{place.path}." for part in inside)]
     target, before = method.target_modules, method.exclude_modules
     if not isinstance(target, str) or target == "all-linear":
-        out = [name for name in out if target is not None and targets.matches(target, name)]
+        out = [place for place in out if target is not None and targets.matches(target, place)]
     if not out:
         return method  # type: ignore[no-any-return]
     if isinstance(before, str):
         raise Refusal(
             "adapter-unsupported",
             "modules_to_save names modules that target_modules names too, and exclude_modules is a regular expression",
-            found=out,
+            found=[place.path for place in out],
             fix="write exclude_modules as a list of names",
         )
-    return replace(method, exclude_modules=(*before, *out))
+    return replace(method, exclude_modules=(*before, *(place.path for place in out)))
 
 
 def _biases(scope: str, method: Method, saved: Sequence[Place], shape: ModelConfig) -> list[Method]:
     """The biases that the base has, all of them or those beside a pair; [] where it has none."""
-    places = _places(method, shape) if scope == "lora_only" else _everywhere(shape)
-    chosen = [p for p in places if p[1] in LINEARS and shape.has_bias(p[1]) and p not in saved]
+    places = _places(method, shape) if scope == "lora_only" else shape.layout.of(LINEAR)
+    chosen = [place for place in places if place.kind == LINEAR and place.bias and place not in saved]
     return [Bitfit(tuple(_short(chosen, shape)), biases="base")] if chosen else []
 
 
@@ -238,15 +238,14 @@ def _scope(biases: Bitfit, methods: Sequence[Method], shape: ModelConfig) -> str
 def _names(method: Method, methods: Sequence[Method], shape: ModelConfig) -> dict[str, str]:
     """{a tensor's name in a folder of Halter's own: its name in PEFT's, without the prefix}."""
     if isinstance(method, TokenRowsMethod):
-        own = [f"{path(*place)}.{_DELTA}" for place in _places(method, shape)]
+        own = [f"{place.path}.{_DELTA}" for place in _places(method, shape)]
         return {name: name.replace(f".{_DELTA}", f".token_adapter.{_DELTA}") for name in own}
     if isinstance(method, Full):
-        return {
-            f"{path(*p)}.{kind}": f"{path(*p)}.{kind}" for p in _places(method, shape) for kind in ("weight", "bias")
-        }
+        names = [f"{place.path}.{kind}" for place in _places(method, shape) for kind in ("weight", "bias")]
+        return {name: name for name in names}
     (carrier,) = [other for other in methods if other.peft_type in CARRIERS]
     paired = set(_places(carrier, shape))
-    return {f"{path(*p)}.bias": f"{path(*p)}{'.base_layer' * (p in paired)}.bias" for p in _places(method, shape)}
+    return {f"{p.path}.bias": f"{p.path}{'.base_layer' * (p in paired)}.bias" for p in _places(method, shape)}
 
 
 def _drop_twins(left: dict[str, Tensor], found: dict[str, Tensor], part: int) -> None:
@@ -257,28 +256,23 @@ def _drop_twins(left: dict[str, Tensor], found: dict[str, Tensor], part: int) ->
             del left[name]
 
 
-def _everywhere(shape: ModelConfig) -> Iterator[Place]:
-    yield from ((layer, place) for layer in range(shape.layers) for place in (*LINEARS, *NORMS))
-    yield from ((None, place) for place in OUTER_PLACES)
-
-
 def _short(places: Iterable[Place], shape: ModelConfig) -> list[str]:
     """Names of places: one for those of every layer, whole paths for the others."""
-    at: dict[str, list[int | None]] = {}
-    for layer, place in places:
-        at.setdefault(place, []).append(layer)
+    at: dict[str, list[Place]] = {}
+    for place in places:
+        at.setdefault(place.name, []).append(place)
     named: list[str] = []
-    for place, layers in at.items():
-        every = place in OUTER_PLACES or len(layers) == shape.layers
-        named += [place] if every else [path(layer, place) for layer in layers]
+    for name, here in at.items():
+        every = here == [place for place in shape.layout.of(here[0].kind) if place.name == name]
+        named += [name] if every else [place.path for place in here]
     return named
 
 
 def _ties(method: Method, shape: ModelConfig) -> bool:
-    return shape.tied and any(place in TABLES for _, place in _places(method, shape))
+    return shape.tied and any(place.kind in (TABLE, HEAD) for place in _places(method, shape))
 
 
 def _places(method: Method, shape: ModelConfig) -> list[Place]:
     with torch.device("meta"):
-        layers = (None, *range(shape.layers))
-        return [(layer, place) for layer in layers for place in method.build(shape, layer)]
+        layers = shape.layout.everywhere
+        return [shape.layout.at(layer, name) for layer in layers for name in method.build(shape, layer)]

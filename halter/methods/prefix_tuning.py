@@ -9,7 +9,7 @@ end, [k_p; v_p] = W2 tanh(W1 e + b1) + b2, which is left out of what is saved: t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.methods.method import Method, Piece, Site
+from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import MEMORY, Extra, path
+from halter.model.layout import MEMORY
+from halter.model.places import Extra
 
 
 class Prefix(Piece):
@@ -91,6 +92,23 @@ class PrefixTuning(Method):
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     starts_as_base: ClassVar[bool] = False
+    note: ClassVar[str] = (
+        "K more keys and values in every layer. Sensitive to its start and learning rate; cannot be merged."
+    )
+    agreement: ClassVar[str] = "peft, on random models: logits within 1e-5, files both ways, projected ones too."
+    training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
+        "learning_rate": Default(
+            0.006,
+            (
+                "ours: of 1, 5 and 20 times LoRA's rate on the playground (docs/measured/learning-curves.md), at most "
+                "6e-3"
+            ),
+        ),
+    }
+    sources: ClassVar[Mapping[str, str]] = {
+        "num_virtual_tokens": "PEFT's examples; the authors have 5 to 200",
+        "init_std": "our choice: N(0, 1), as PEFT has it, drowns the text at the start",
+    }
 
     def check(self, shape: ModelConfig) -> None:
         check_virtual(self.num_virtual_tokens, shape)
@@ -134,7 +152,8 @@ class PrefixTuning(Method):
         return cls(int(config["num_virtual_tokens"]))  # PEFT too saves a projected prefix as its keys and values
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        rows = [own[f"{path(layer, MEMORY)}.{part}"] for layer in range(shape.layers) for part in ("keys", "values")]
+        paths = [shape.layout.path(layer, MEMORY) for layer in range(shape.layers)]
+        rows = [own[f"{path}.{part}"] for path in paths for part in ("keys", "values")]
         return {"prompt_embeddings": torch.cat([tensor.flatten(1) for tensor in rows], dim=1)}
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
@@ -145,7 +164,7 @@ class PrefixTuning(Method):
         heads = (shape.kv_heads, shape.head_dim)
         for number, part in enumerate(table.unflatten(1, (2 * shape.layers, -1)).unbind(1)):
             own = part.unflatten(1, heads) if part.shape[1] == heads[0] * heads[1] else part  # else told as misshapen
-            found[f"{path(number // 2, MEMORY)}.{('keys', 'values')[number % 2]}"] = own
+            found[f"{shape.layout.path(number // 2, MEMORY)}.{('keys', 'values')[number % 2]}"] = own
         return found
 
 

@@ -14,10 +14,11 @@ from halter.methods.lora import Lora, whole
 from halter.methods.low_rank import LowRankAct
 from halter.methods.method import PEFT_PREFIX, Method, Piece, Site
 from halter.model.config import ModelConfig
+from halter.model.layout import HEAD, LINEAR, Place
 from halter.model.linear import Linear
-from halter.model.places import LINEARS, Act, path
+from halter.model.places import Act
 
-PLACES = (*LINEARS, "lm_head")
+KINDS = (LINEAR, HEAD)
 Start = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
 """(weight float32 [out, in], r, scale) -> (A [r, in], B [out, r])."""
 
@@ -50,7 +51,7 @@ class Shifted(Piece):
             getattr(self, name).copy_(value)
 
     def bind(self, site: Site) -> Act:
-        rate, key = (0.0, 0) if site.key is None else (self.rate, site.mask_key())
+        rate, key = site.dropout(self.rate)
         a, b = torch.cat((self.a - self.a0, self.a0)), torch.cat((self.b, self.b - self.b0), 1)
         return LowRankAct(a.to(site.dtype), b.to(site.dtype), self.scale, rate, key)
 
@@ -93,18 +94,18 @@ def pair(method: Method) -> Lora:
     return Lora(**{name: options[name] for name in Lora.__dataclass_fields__ if name in options})
 
 
-def ranks(method: Method, shape: ModelConfig, layer: int | None) -> dict[str, int]:
-    """{place: rank} of one layer: the method's, or the smaller side of a weight that has no more."""
+def ranks(method: Method, shape: ModelConfig, layer: int | None) -> list[tuple[Place, int]]:
+    """The places of one layer and their rank: the method's, or the smaller side of a weight that has no more."""
     plain = pair(method)
-    places = targets.chosen(shape, layer, plain.target_modules, plain.exclude_modules, plain.layers)
-    return {place: min(plain.r, *shape.weight_shape(place)) for place in places if place in PLACES}
+    places = targets.chosen(shape, layer, plain.target_modules, plain.exclude_modules, plain.layers, KINDS)
+    return [(place, min(plain.r, *place.shape)) for place in places]
 
 
 def plain_config(method: Method, shape: ModelConfig) -> dict[str, Any]:
     """LoRA's configuration for pairs of twice the rank with the same scale."""
     plain = pair(method)
     scale = (plain.alpha or 0.0) / plain.r
-    at = {path(i, place): r for i in (None, *range(shape.layers)) for place, r in ranks(method, shape, i).items()}
+    at = {place.path: r for i in shape.layout.everywhere for place, r in ranks(method, shape, i)}
     smaller = {name: 2 * r for name, r in at.items() if r < plain.r}
     return plain.to_peft(shape) | {
         "r": 2 * plain.r,
@@ -118,7 +119,7 @@ def check_shifted(method: Method, shape: ModelConfig) -> None:
     """What LoRA refuses, and targets without a weight to start from."""
     plain = pair(method)
     plain.check(shape)
-    targets.check(shape, plain.target_modules, plain.exclude_modules, plain.layers, PLACES)
+    targets.check(shape, plain.target_modules, plain.exclude_modules, plain.layers, KINDS)
 
 
 def build_shifted(method: Method, shape: ModelConfig, layer: int | None, begin: Start) -> dict[str, Piece]:
@@ -126,7 +127,7 @@ def build_shifted(method: Method, shape: ModelConfig, layer: int | None, begin: 
     plain = pair(method)
     scale = (plain.alpha or 0.0) / plain.r
     made: dict[str, Piece] = {}
-    for place, r in ranks(method, shape, layer).items():
-        out_features, in_features = shape.weight_shape(place)
-        made[place] = Shifted(in_features, out_features, r, scale, plain.dropout, begin)
+    for place, r in ranks(method, shape, layer):
+        out_features, in_features = place.shape
+        made[place.name] = Shifted(in_features, out_features, r, scale, plain.dropout, begin)
     return made

@@ -9,10 +9,12 @@ import torch
 
 from halter.arguments import checked
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter, gather, joined
+from halter.methods.acting import acts_of, joined
+from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.joints import Weighted
-from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, Act, Acts, Extra
+from halter.model.layout import Layout
+from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.telling import tell
@@ -39,7 +41,7 @@ class Stacked:
         stuck: list[str] = []
         for number, (adapter, weight) in enumerate(zip(self.adapters, self.weights, strict=True)):
             own = None if key is None else dropout.key(key, number)
-            for where, act in _places(adapter.bind(base, segments, own, inside), base.config.layers):
+            for where, act in _places(adapter.bind(base, segments, own, inside), base.layout):
                 if weight != 1 and (isinstance(act, Extra) or not act.follows):
                     stuck.append(
                         f"adapter {number}: {where[1]}" + ("" if where[0] is None else f" of layer {where[0]}")
@@ -54,7 +56,7 @@ class Stacked:
                 found=stuck,
                 fix="give these adapters the weight 1",
             )
-        return gather(at, base.config.layers)
+        return acts_of(at, base.layout)
 
     @property
     def tokenwise(self) -> bool:
@@ -100,9 +102,6 @@ def tell_loud(weights: Sequence[float]) -> None:
         tell(f"warning: with the weights {given} what an adapter learned counts {most:g} times; as shares: {shares}")
 
 
-def _places(acts: Acts, layers: int) -> list[tuple[tuple[int | None, str], Act | Extra]]:
-    found: list[tuple[tuple[int | None, str], Act | Extra | None]] = []
-    found += [((None, place), getattr(acts, place)) for place in (*OUTER_PLACES, VIRTUAL)]
-    for layer in range(layers):
-        found += [((layer, place), getattr(acts.layers[layer], place)) for place in (*LAYER_PLACES, MEMORY)]
+def _places(acts: Acts, layout: Layout) -> list[tuple[tuple[int | None, str], Act | Extra]]:
+    found = (((place.layer, place.name), acts.at(place)) for place in layout)
     return [(where, act) for where, act in found if act is not None]

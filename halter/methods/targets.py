@@ -8,41 +8,45 @@ from difflib import get_close_matches
 
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS, OUTER_PLACES, path
+from halter.model.layout import HEAD, LINEAR, TABLE, Place
 
 Targets = str | Sequence[str]
-CHOICES = (*LINEARS, "lm_head", "embed_tokens")
-ADAPTED_OUTSIDE = ("embed_tokens", "lm_head")
+ADAPTED = (LINEAR, TABLE, HEAD)
+"""Kinds of places whose matrices can be adapted."""
 _NAME = re.compile(r"[\w.]+")
 
 
-def matches(target: Targets, name: str) -> bool:
-    """Whether module path ``name`` is meant: "all-linear" (every Linear but the head), a regular expression that must
-    match the whole path, or a list of paths or their last parts. A single name such as "q_proj" is a list of one."""
+def matches(target: Targets, place: Place) -> bool:
+    """Whether a place is meant: by "all-linear" (every Linear but the head), by a regular expression that must match
+    its whole path, or by a list of paths or their last parts. A single name such as "q_proj" is a list of one."""
+    name = place.path
     if target == "all-linear":
-        return name.rsplit(".", 1)[-1] in LINEARS
+        return place.kind == LINEAR
     if isinstance(target, str):
         return re.fullmatch(target, name) is not None or (_is_name(target) and name.endswith(f".{target}"))
     return any(name == item or name.endswith(f".{item}") for item in target)
 
 
 def chosen(
-    shape: ModelConfig, layer: int | None, target: Targets, exclude: Targets = (), layers: Sequence[int] | None = None
-) -> list[str]:
-    """The places of one layer (or outside the layers, ``layer`` None) that the options mean.
+    shape: ModelConfig,
+    layer: int | None,
+    target: Targets,
+    exclude: Targets = (),
+    layers: Sequence[int] | None = None,
+    kinds: Sequence[str] = ADAPTED,
+) -> list[Place]:
+    """The places of one layer (or outside the layers, ``layer`` None), of these kinds, that the options mean.
 
     ``layers`` keeps what lies in these layers only, and what a list names by its whole path, as PEFT's
     layers_to_transform does: ["lm_head"] stays, ["embed_tokens"] goes, ["model.embed_tokens"] stays.
     """
-    candidates = LINEARS if layer is not None else ADAPTED_OUTSIDE
     inside = layers is None or layer in layers
     listed = (target,) if isinstance(target, str) and _is_name(target) else target
     whole = () if isinstance(listed, str) else listed
-    paths = ((place, path(layer, place)) for place in candidates)
     return [
-        p
-        for p, name in paths
-        if ((inside and matches(target, name)) or name in whole) and not (exclude and matches(exclude, name))
+        place
+        for place in shape.layout.here(layer, *kinds)
+        if ((inside and matches(target, place)) or place.path in whole) and not (exclude and matches(exclude, place))
     ]
 
 
@@ -51,43 +55,38 @@ def check(
     target: Targets,
     exclude: Targets = (),
     layers: Sequence[int] | None = None,
-    places: Sequence[str] = (*LINEARS, *ADAPTED_OUTSIDE),
+    kinds: Sequence[str] = ADAPTED,
 ) -> None:
-    """Refuse targets of which any matches nothing among ``places``, listing what exists (``targets-match-nothing``),
-    and text that is no regular expression (``targets-regex``)."""
-    everything = paths_of(shape, places)
+    """Refuse targets of which any matches nothing among places of these kinds, listing what exists
+    (``targets-match-nothing``), and text that is no regular expression (``targets-regex``)."""
+    everything = sorted(shape.layout.of(*kinds), key=lambda place: place.layer is None)
     _refuse_no_regex(target, "target_modules")
     _refuse_no_regex(exclude, "exclude_modules")
     asked: list[Targets] = [target] if isinstance(target, str) else [[item] for item in target]
-    dead = [t if isinstance(t, str) else t[0] for t in asked if not any(matches(t, name) for name in everything)]
+    dead = [t if isinstance(t, str) else t[0] for t in asked if not any(matches(t, place) for place in everything)]
     wrong = [f"layer {n}" for n in layers or () if not 0 <= n < shape.layers]
-    left = any(chosen(shape, n, target, exclude, layers) for n in (None, *range(shape.layers)))
+    every = shape.layout.everywhere
+    left = any(chosen(shape, n, target, exclude, layers, kinds) for n in every)
     if wrong and not dead:
         what = "method.layers names layers that this model has not"
         told = f"numbers from 0 to {shape.layers - 1}"
         raise Refusal("targets-match-nothing", what, found=wrong, expected=told, fix="give those, or leave layers out")
-    if not (dead or wrong or left) and any(chosen(shape, n, target, (), layers) for n in (None, *range(shape.layers))):
+    if not (dead or wrong or left) and any(chosen(shape, n, target, (), layers, kinds) for n in every):
         what = "method.exclude_modules takes away all that target_modules names; nothing is left to train"
         named = [f"target_modules {_listed(target)}", f"exclude_modules {_listed(exclude)}"]
         fix = "leave one of them out of exclude_modules, or leave it out altogether"
         raise Refusal("targets-match-nothing", what, found=named, fix=fix)
-    if dead or wrong or not (left or set(places) - set(CHOICES)):
+    if dead or wrong or not left:
+        names = shape.layout.names(*kinds)
         raise Refusal(
             "targets-match-nothing",
             "these target_modules match nothing in this model",
             found=dead + wrong or [str(target)],
-            expected=f'"all-linear", a regular expression over whole paths such as {everything[0]}, or a list of '
-            + ", ".join(places)
+            expected=f'"all-linear", a regular expression over whole paths such as {everything[0].path}, or a list of '
+            + ", ".join(names)
             + f" (layers 0 to {shape.layers - 1})",
-            fix=", ".join(filter(None, map(_nearest, dead))),
+            fix=", ".join(filter(None, (_nearest(name, names) for name in dead))),
         )
-
-
-def paths_of(shape: ModelConfig, places: Sequence[str]) -> list[str]:
-    """The paths of these places in every layer, and outside the layers."""
-    inner = [place for place in places if place not in OUTER_PLACES]
-    layers = [path(layer, place) for layer in range(shape.layers) for place in inner]
-    return layers + [path(None, place) for place in places if place in OUTER_PLACES]
 
 
 def check_patterns(patterns: Mapping[str, float], option: str) -> None:
@@ -125,8 +124,8 @@ def _listed(target: Targets) -> str:
     return target if isinstance(target, str) else ", ".join(target)
 
 
-def _nearest(name: str) -> str:
-    close = get_close_matches(name.rsplit(".", 1)[-1], CHOICES, 1)
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name.rsplit(".", 1)[-1], known, 1)
     return f"did you mean {close[0]} for {name}?" if close and close[0] != name.rsplit(".", 1)[-1] else ""
 
 

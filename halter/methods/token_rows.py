@@ -20,7 +20,7 @@ from halter.errors import Refusal
 from halter.files.tokenizer import Tokenizer
 from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.places import Act, path
+from halter.model.places import Act
 
 MOST = 8
 """Tokens of a text that is none that a refusal shows."""
@@ -104,6 +104,15 @@ class TokenRowsMethod(Method):
 
     peft_type: ClassVar[str] = "TRAINABLE_TOKENS"
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
+    note: ClassVar[str] = (
+        "The remedy for header and end-of-turn tokens that a base model never learned (`halter doctor` names them): "
+        "beside another method, `method: [{name: lora}, {name: token_rows, tokens: ['<|eot_id|>', 128006]}]`. With "
+        "LoRA or DoRA it is one PEFT folder (`trainable_token_indices`), unless the pairs act on the same table."
+    )
+    agreement: ClassVar[str] = (
+        "peft, on random models: logits within 1e-5, files both ways (TRAINABLE_TOKENS, and LoRA and DoRA with "
+        "trainable_token_indices), tied and untied."
+    )
 
     @property
     def tokenwise(self) -> bool:
@@ -150,7 +159,7 @@ class TokenRowsMethod(Method):
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
         """PEFT files tied rows twice."""
-        table, head = (f"{path(None, p)}.trainable_tokens_delta" for p in ("embed_tokens", "lm_head"))
+        table, head = (f"{shape.layout.path(None, p)}.trainable_tokens_delta" for p in ("embed_tokens", "lm_head"))
         if (
             shape.tied
             and self.keep_tied
@@ -165,7 +174,7 @@ class TokenRowsMethod(Method):
     def from_peft(cls, config: dict[str, Any]) -> TokenRowsMethod:
         given = config.get("target_modules") or ["embed_tokens"]
         asked = [given] if isinstance(given, str) else list(given)
-        places = {name: place for place in ("embed_tokens", "lm_head") for name in (place, path(None, place))}
+        places = {name: place for place in ("embed_tokens", "lm_head") for name in (place, f"model.{place}")}
         strange = [str(name) for name in asked if name not in places]
         if strange:
             raise Refusal(

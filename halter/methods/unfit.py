@@ -13,7 +13,6 @@ from halter.errors import Refusal
 from halter.files.patterns import refuse_slow_patterns
 from halter.methods.method import Method
 from halter.model.config import ModelConfig
-from halter.model.places import LAYER_PLACES, MEMORY, OUTER_PLACES, VIRTUAL, path
 
 MAX_ENTRIES = 4096
 """Of any list or table in an adapter's options; the largest LLaMA has 882 linear layers."""
@@ -53,5 +52,4 @@ def refuse_slow(config: Mapping[str, Any], shape: ModelConfig, folder: Path) -> 
 
 
 def _paths(shape: ModelConfig) -> list[str]:
-    names = [path(None, p) for p in (*OUTER_PLACES, VIRTUAL)]
-    return names + [path(i, p) for i in range(shape.layers) for p in (*LAYER_PLACES, MEMORY)]
+    return [place.path for place in shape.layout]

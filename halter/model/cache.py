@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from halter.model.config import ModelConfig
 from halter.model.segments import Segments
+
+if TYPE_CHECKING:
+    from halter.model.config import ModelConfig
 
 
 class Cache:
     """Buffers [layers][rows * width + room, kv_heads, head_dim] of keys and of values; ``lengths`` says what is filled
     of each row. ``width`` is ``capacity`` given tokens and an adapter's virtual ones; ``room`` holds an adapter's
-    memory, once for all rows.
+    memory, once for all rows. A block that keeps none of them has empty ones; what it keeps of a row instead, such as
+    the keys of its pictures, is in ``beside[layer][row]``.
 
     Bytes: 2 * layers * (rows * width + room) * kv_heads * head_dim * bytes of dtype.
     """
@@ -24,11 +28,13 @@ class Cache:
         self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         shape = (rows * capacity, config.kv_heads, config.head_dim)
+        kept = [shape if block.cached else (0,) for block in config.layout.blocks]
         self.capacity, self.width, self.room = capacity, capacity, 0
         self.device = torch.device(device)
         self.lengths = [0] * rows
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+        self.keys = [torch.zeros(one, dtype=dtype, device=device) for one in kept]
+        self.values = [torch.zeros(one, dtype=dtype, device=device) for one in kept]
+        self.beside: list[dict[int, Any]] = [{} for _ in kept]
 
     def segments(
         self,
@@ -110,24 +116,33 @@ class Cache:
         lengths = [self.lengths[row] for row in kept]
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
+                if old.dim() == 1:
+                    continue
                 new = old.new_zeros(count * width + room, *old.shape[1:])
                 for place, (row, n) in enumerate(zip(kept, lengths, strict=True)):
                     new[place * width : place * width + n] = old[row * self.width : row * self.width + n]
                 store[layer] = new
         self.lengths = lengths + [0] * (count - len(lengths))
+        self.beside = [{place: own[row] for place, row in enumerate(kept) if row in own} for own in self.beside]
         self.width, self.room = width, room
 
     def copy(self, source: int, rows: Sequence[int], length: int) -> None:
         """Let ``rows`` begin with the first ``length`` tokens of row ``source``, which has seen that many."""
-        for store in (*self.keys, *self.values):
+        for store in (one for one in (*self.keys, *self.values) if one.dim() > 1):
             filled = store[: self.memory_start].unflatten(0, (-1, self.width))
             filled[list(rows), :length] = filled[source, :length]
         for row in rows:
             self.lengths[row] = length
+            for own in self.beside:
+                own.pop(row, None)
+                own |= {row: own[source]} if source in own else {}
 
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of a row."""
         self.lengths[row] = min(length, self.lengths[row])
+        if not length:
+            for own in self.beside:
+                own.pop(row, None)
 
     def erase(self, row: int) -> None:
         """Empty a row whose keys and values may be no numbers: what lies behind a row's end is masked and not left out,

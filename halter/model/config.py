@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from math import prod
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from halter.errors import Refusal, meant
+from halter.model import dense
 from halter.model.config_limits import unfit
-from halter.model.places import ATTENTION_LINEARS, LINEARS, NORMS, path
+from halter.model.layout import HEAD, NORM, PREFIX, TABLE, VIRTUAL, Layout, Place
 from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
 from halter.numerics import rope
 
@@ -45,8 +47,13 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str = "") -> ModelConfig:
-        """Read a config.json, which lies at ``where``. Refusal ``model-unsupported`` names everything in it that the
-        decoder cannot do, or that no LLaMA can be."""
+        """Read a config.json, which lies at ``where``, as its family has it. Refusal ``model-unsupported`` names
+        everything in it that the decoder cannot do, or that no model of the family can be."""
+        return FAMILIES.get(str(config.get("model_type")), cls.of_llama)(config, where)
+
+    @classmethod
+    def of_llama(cls, config: dict[str, Any], where: str) -> ModelConfig:
+        """The dense LLaMA's."""
         impossible, problems = _unsupported(config)
         if impossible and not problems:
             what = "this checkpoint's config.json holds values that no LLaMA can have"
@@ -116,40 +123,22 @@ class ModelConfig:
             "torch_dtype": self.dtype,
         }
 
-    def weight_shape(self, place: str) -> tuple[int, int]:
-        """(out_features, in_features) of the Linear at a place, lm_head and embed_tokens included."""
-        q_dim, kv_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q_proj": (q_dim, self.dim),
-            "k_proj": (kv_dim, self.dim),
-            "v_proj": (kv_dim, self.dim),
-            "o_proj": (self.dim, q_dim),
-            "gate_proj": (self.ffn_dim, self.dim),
-            "up_proj": (self.ffn_dim, self.dim),
-            "down_proj": (self.dim, self.ffn_dim),
-            "lm_head": (self.vocab_size, self.dim),
-            "embed_tokens": (self.vocab_size, self.dim),
-        }[place]
-
-    def has_bias(self, place: str) -> bool:
-        """Whether the Linear at a place has a bias."""
-        if place not in LINEARS:
-            return False
-        return self.attention_bias if place in ATTENTION_LINEARS else self.mlp_bias
+    @cached_property
+    def layout(self) -> Layout:
+        """Every place of the model, with its name in a checkpoint and its shape."""
+        vocabulary = (self.vocab_size, self.dim)
+        outer = (
+            Place("embed_tokens", TABLE, "model.embed_tokens", vocabulary),
+            Place("norm", NORM, "model.norm", (self.dim,)),
+            Place("lm_head", HEAD, "lm_head", vocabulary, tied=self.tied),
+            Place(VIRTUAL, PREFIX, f"model.{VIRTUAL}"),
+        )
+        block = dense.layout(self)
+        return Layout(outer, [block.at(f"model.layers.{layer}", layer) for layer in range(self.layers)])
 
     def tensor_shapes(self) -> dict[str, torch.Size]:
         """{Hugging Face tensor name: shape} of every tensor a checkpoint holds; a tied head has none of its own."""
-        shapes = {f"{path(None, 'embed_tokens')}.weight": torch.Size(self.weight_shape("embed_tokens"))}
-        for layer in range(self.layers):
-            for place in LINEARS:
-                shapes[f"{path(layer, place)}.weight"] = torch.Size(self.weight_shape(place))
-                if self.has_bias(place):
-                    shapes[f"{path(layer, place)}.bias"] = torch.Size(self.weight_shape(place)[:1])
-            shapes |= {f"{path(layer, place)}.weight": torch.Size((self.dim,)) for place in NORMS}
-        shapes[f"{path(None, 'norm')}.weight"] = torch.Size((self.dim,))
-        if not self.tied:
-            shapes[f"{path(None, 'lm_head')}.weight"] = torch.Size(self.weight_shape("lm_head"))
-        return shapes
+        return self.layout.tensors
 
     @property
     def num_parameters(self) -> int:
@@ -169,6 +158,8 @@ class ModelConfig:
         return plain if self.rope_scaling is None else self.rope_scaling.frequencies(plain, self.rope_theta)
 
 
+FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {"llama": ModelConfig.of_llama}
+"""{model_type in config.json: how that family's is read}."""
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 
 

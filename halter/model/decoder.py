@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,115 +13,36 @@ from torch.utils.checkpoint import checkpoint
 
 from halter.arguments import bound
 from halter.elsewhere import called_otherwise
-from halter.model.cache import Cache
 from halter.model.config import ModelConfig
-from halter.model.extras import surrounded
+from halter.model.extras import Surrounded, surrounded
 from halter.model.inputs import CALL, Binds, Identity, checked_call, refuse_cast
 from halter.model.keeping import Keeper, keeping
 from halter.model.lane import Lane
+from halter.model.layout import MEMORY, Place
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
-from halter.model.places import LINEARS, NORMS, NOTHING, Act, Acts, Context, LayerActs, Sublayer, path, run_at
+from halter.model.passes import Here, Pass
+from halter.model.places import Acts, run_at
+from halter.model.residence import Residence, Resident
 from halter.model.rotation import Rotation, rotations
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
-from halter.numerics import rope
-from halter.numerics.attention import attend
-from halter.numerics.pointwise import normalise, swiglu
-
-Store = tuple[Cache, int]
-Tails = tuple[Segments, Tensor]
+from halter.numerics.pointwise import normalise
 
 
-class Block(nn.Module):
-    """One layer: h += attention(norm(h)); h += mlp(norm(h))."""
+@dataclass
+class _Way:
+    """A pass on its way through the layers: its ``states`` so far, and the rows as the layers see them."""
 
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
-    o_proj: Linear
-    gate_proj: Linear
-    up_proj: Linear
-    down_proj: Linear
-    input_layernorm: Norm
-    post_attention_layernorm: Norm
+    asked: Pass
+    states: Tensor
+    rows: Surrounded
+    rotation: Rotation
+    beside: Any
+    tails: tuple[Segments, Tensor] | None = None
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
-        super().__init__()
-        self.config = config
-        for place in LINEARS:
-            out_features, in_features = config.weight_shape(place)
-            bias = torch.empty(out_features, dtype=dtype, device=device) if config.has_bias(place) else None
-            weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
-            self.add_module(place, DenseLinear(weight, bias))
-        for place in NORMS:
-            self.add_module(place, Norm(torch.empty(config.dim, dtype=dtype, device=device)))
 
-    def forward(
-        self,
-        h: Tensor,
-        at: LayerActs,
-        rotation: Rotation,
-        segments: Segments,
-        store: Store | None,
-        tails: Tails | None = None,
-    ) -> Tensor:
-        """h [N, dim] -> [N, dim]; ``store`` is (cache, this layer's index) when decoding.
-
-        With ``tails`` only those tokens leave the layer, [M, dim]; keys and values are of all.
-        """
-        x = run_at(at.input_layernorm, self.input_layernorm, normalise(h, self.config.norm_eps))
-        every = x, at, rotation, segments
-        if tails is not None:
-            segments, index = tails
-            h, x, rotation = h[index], x[index], (rotation[0][index], rotation[1][index])
-            at = LayerActs(*(act.select(index) if isinstance(act, Act) else act for act in at))  # type: ignore[arg-type]
-        q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
-        y = self.attention(q, *self.keys(*every, store), at, segments)
-        h = h + (y if at.after_attention is None else at.after_attention.after(Sublayer(x, h), y))
-        x = run_at(at.post_attention_layernorm, self.post_attention_layernorm, normalise(h, self.config.norm_eps))
-        y = self.mlp(x, at)
-        h = h + (y if at.after_mlp is None else at.after_mlp.after(Sublayer(x, h), y))
-        return h if at.block is None else at.block.after(segments, h)
-
-    def keys(
-        self, x: Tensor, at: LayerActs, rotation: Rotation, segments: Segments, store: Store | None
-    ) -> tuple[Tensor, Tensor]:
-        """Keys as they are scored, and values, [N, kv_heads, head_dim]; the cache's whole buffers when decoding."""
-        k = rope.rotate(self.heads(run_at(at.k_proj, self.k_proj, x)), *rotation)
-        v = self.heads(run_at(at.v_proj, self.v_proj, x))
-        if at.score_key is not None:
-            k = at.score_key.after(x, k)
-        if store is not None:
-            cache, index = store
-            k, v = cache.put(index, k, v, segments)
-            if at.memory is not None:
-                cache.remember(index, at.memory.tensors)
-        elif at.memory is not None:
-            k, v = (torch.cat(pair) for pair in zip((k, v), at.memory.tensors, strict=True))
-        return k, v
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, at: LayerActs, segments: Segments) -> Tensor:
-        spans = segments.spans
-        y = attend(q, k, v, spans)
-        if at.context is not None:
-            y = at.context.after(Context(q, k, v, segments, spans, self.projector(at)), y)
-        return run_at(at.o_proj, self.o_proj, y.flatten(1))
-
-    def mlp(self, x: Tensor, at: LayerActs) -> Tensor:
-        gate, up = run_at(at.gate_proj, self.gate_proj, x), run_at(at.up_proj, self.up_proj, x)
-        return run_at(at.down_proj, self.down_proj, swiglu(gate, up))
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.config.head_dim))
-
-    def projector(self, at: LayerActs) -> Any:
-        """Context.project for this layer and these acts."""
-
-        def project(hidden: Tensor, adapted: bool) -> tuple[Tensor, Tensor]:
-            k_act, v_act = (at.k_proj, at.v_proj) if adapted else (None, None)
-            return self.heads(run_at(k_act, self.k_proj, hidden)), self.heads(run_at(v_act, self.v_proj, hidden))
-
-        return project
+def _through(block: nn.Module, heres: Sequence[tuple[Any, Here]], *states: Tensor) -> list[Tensor]:
+    return [block(h, *here) for h, here in zip(states, heres, strict=True)]
 
 
 @called_otherwise
@@ -141,14 +63,20 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.dtype, self.rope_fp32 = config, dtype, rope_fp32
         self.identity: Identity | None = None  # set by whoever read the weights from files
-        self.stream: Stream | None = None
+        self.residence: Residence = Resident()
         self.keepers: list[Keeper] = []
+        self.layout = config.layout
         table = torch.empty(config.vocab_size, config.dim, dtype=dtype, device=device)
         self.embed_tokens = Embedding(table)
-        self.layers = nn.ModuleList(Block(config, dtype, device) for _ in range(config.layers))
+        self.layers = nn.ModuleList(one.make(config, one, dtype, device) for one in self.layout.blocks)
         self.norm = Norm(torch.empty(config.dim, dtype=dtype, device=device))
         self.lm_head: Linear = DenseLinear(table if config.tied else torch.empty_like(table))
         self.frequencies = config.frequencies()
+        self.order = self.layout.stack()
+        """The layers that a pass goes through, by number."""
+        self.bare = [one.acts() for one in self.layout.blocks]
+        """What acts in each layer of the base alone: nothing."""
+        self._whole = [[place.name for place in one if place.whole_rows] for one in self.layout.blocks]
 
     @property
     def device(self) -> torch.device:
@@ -166,81 +94,98 @@ class Decoder(nn.Module):
         segments = Segments.packed(counts, self.device)
         acts = None if adapter is None else adapter.bind(self, segments)
         if lengths is None:
-            return self.head(self.hidden(tokens.flatten(), segments, acts), acts).unflatten(0, (batch, width))
+            return self.head(self.hidden(Pass(tokens.flatten(), segments, acts)), acts).unflatten(0, (batch, width))
         real = torch.arange(width, device=tokens.device)[None] < torch.tensor(counts, device=tokens.device)[:, None]
-        packed = self.head(self.hidden(tokens[real], segments, acts), acts)
+        packed = self.head(self.hidden(Pass(tokens[real], segments, acts)), acts)
         return packed.new_zeros(batch, width, packed.shape[-1]).masked_scatter(real[..., None], packed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
         """What torch's ``to``, ``cuda``, ``half`` and their kin do to every tensor. Refusals of ``refuse_cast``."""
-        refuse_cast(fn, self.dtype, self.device, self.stream is not None)
+        refuse_cast(fn, self.dtype, self.device, not self.residence.resident)
         return super()._apply(fn, recurse)
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        segments: Segments,
-        acts: Acts | None = None,
-        cache: Cache | None = None,
-        checkpointing: bool = False,
-        wanted: Tensor | None = None,
-        entered: tuple[int, Tensor] | None = None,
-    ) -> Tensor:
-        """Hidden states after the final norm, [N, dim], for ``tokens`` int64 [N] lying end to end.
+    def hidden(self, asked: Pass) -> Tensor:
+        """States after the final norm, [M, dim], of the tokens of a pass that are wanted, or of all."""
+        return self.hidden_of([asked])[0]
 
-        With a cache (segments from ``cache.segments``) the tokens continue its rows, which then count as seen.
-        ``checkpointing`` keeps only each layer's input for backward and computes the layer again. ``wanted`` int64 [M],
-        ascending: only these tokens' states are returned, [M, dim], and the last layer leaves out what they do not
-        need. ``entered``: (layer, what enters it), where the layers below have been run already (model.entering).
-        """
-        first, h = entered or (0, run_at(acts and acts.embed_tokens, self.embed_tokens, tokens))
-        h, rows = surrounded(h, segments, acts, cache)
-        inside = rows.index(wanted)
-        rotation = rotations(self.config, rows.alone, self.frequencies.to(h.device), self.rotation_dtype)
-        tails = None
+    def hidden_of(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """``hidden`` of several passes through the same layers, each computed by itself. They go through one layer
+        after the other together, so that a layer that lives elsewhere comes once."""
+        ways = [self._begin(one) for one in passes]
+        first, _ = passes[0].entered or (0, None)
+        again = passes[0].checkpointing and torch.is_grad_enabled()
         with keeping(self.keepers):
-            for index, block in list(enumerate(self.layers))[first:]:
-                at = acts.layers[index] if acts is not None else NOTHING
-                seen = rows.seen(at.memory)
-                if inside is not None and index == len(self.layers) - 1 and at.context is None and at.block is None:
-                    tails = seen.tails(inside)
-                args = (h, at, rotation, seen, None if cache is None else (cache, index), tails)
-                run = block if self.stream is None else partial(self.stream.run, index, block)
-                if checkpointing and torch.is_grad_enabled():
-                    h = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+            for index in self.order[first : passes[0].stop]:
+                heres = [self._here(way, index) for way in ways]
+                run = partial(self.residence.run, index, _through, self.layers[index], heres)
+                states = [way.states for way in ways]  # by themselves: what a keeper may take of a call are its tensors
+                if again:
+                    states = checkpoint(run, *states, use_reentrant=False, preserve_rng_state=False)
                 else:
-                    h = run(*args)
-        if cache is not None:
-            cache.advance(rows.alone)
-        if inside is not None:
-            h = h[inside if tails is None else torch.searchsorted(tails[1], inside)]
-        at_norm = acts and acts.norm
-        at_norm = at_norm if at_norm is None or wanted is None else at_norm.select(wanted)
-        return run_at(at_norm, self.norm, normalise(h, self.config.norm_eps))
+                    states = run(*states)
+                for way, left in zip(ways, states, strict=True):
+                    way.states = left
+        return [self._end(way) for way in ways]
 
-    def head(self, hidden: Tensor, acts: Acts | None = None) -> Tensor:
-        """Logits [M, V] of final hidden states [M, dim]; the caller selects acts where M is not every token."""
-        return run_at(acts and acts.lm_head, self.lm_head, hidden)
+    def _begin(self, asked: Pass) -> _Way:
+        at = asked.acts and asked.acts.embed_tokens
+        _, states = asked.entered or (0, run_at(at, self.embed_tokens, asked.tokens))
+        states, rows = surrounded(states, asked)
+        rotation = rotations(self.config, rows.alone, self.frequencies.to(states.device), self.rotation_dtype)
+        with keeping(self.keepers):
+            beside = None if self.layout.beside is None else self.layout.beside(self, asked)
+        return _Way(asked, states, rows, rotation, beside)
+
+    def _here(self, way: _Way, index: int) -> tuple[Any, Here]:
+        """What acts in block ``index``, and what it sees."""
+        asked, rows = way.asked, way.rows
+        at = self.bare[index] if asked.acts is None else asked.acts.layers[index]
+        seen = rows.seen(getattr(at, MEMORY, None))
+        if index == self.order[-1] and rows.wanted is not None and not any(getattr(at, p) for p in self._whole[index]):
+            way.tails = seen.tails(rows.wanted)
+        return at, Here(way.rotation, seen, asked.cache, index, way.tails, way.beside)
+
+    def _end(self, way: _Way) -> Tensor:
+        asked, rows, states = way.asked, way.rows, way.states
+        if asked.cache is not None:
+            asked.cache.advance(rows.alone)
+        if rows.wanted is not None:
+            states = states[rows.wanted if way.tails is None else torch.searchsorted(way.tails[1], rows.wanted)]
+        if asked.stop is not None:
+            return states
+        act = asked.acts and asked.acts.norm
+        act = act if act is None or asked.wanted is None else act.select(asked.wanted)
+        return run_at(act, self.norm, normalise(states, self.config.norm_eps))
+
+    def head(self, hidden: Tensor, acts: Acts | None = None, index: Tensor | None = None) -> Tensor:
+        """Logits [M, V] of final hidden states [M, dim], of all tokens of a pass or of the tokens ``index`` (int64 [M],
+        ascending)."""
+        act = acts and acts.lm_head
+        return run_at(act if act is None or index is None else act.select(index), self.lm_head, hidden)
+
+    def head_matrix(self, acts: Acts | None = None) -> Tensor | None:
+        """The matrix [V, dim] that is all there is to the head, the base's or an adapter's own; None: there is more."""
+        act = acts and acts.lm_head
+        if act is None:
+            return self.lm_head.matrix if isinstance(self.lm_head, DenseLinear) else None
+        weight, bias = act.own_weight or (None, None)
+        return weight if bias is None else None
 
     def stream_layers(self, capacity: int | None = None, lane: Lane | None = None) -> Stream:
         """Hold the layers in CPU memory from now on; each visits ``device`` when it is its turn (model.streaming), all
         else stays where it is. Refusal ``offload-too-small`` where ``capacity`` bytes hold no layer."""
-        self.stream = Stream([*self.layers], self.device, capacity, lane)
-        self.keepers.append(self.stream)
-        return self.stream
+        stream = Stream([*self.layers], self.device, capacity, lane)
+        self.residence = stream
+        self.keepers.append(stream)
+        return stream
 
     @property
     def rotation_dtype(self) -> torch.dtype:
         return torch.float32 if self.rope_fp32 else self.dtype
 
-    def places(self) -> Iterator[tuple[int | None, str, nn.Module]]:
-        """Every place that holds base weights: (layer or None, place, module)."""
-        yield None, "embed_tokens", self.embed_tokens
-        for index, block in enumerate(self.layers):
-            for place in (*LINEARS, *NORMS):
-                yield index, place, getattr(block, place)
-        yield None, "norm", self.norm
-        yield None, "lm_head", self.lm_head
+    def places(self) -> Iterator[tuple[Place, nn.Module]]:
+        """Every place that holds base weights, with its module."""
+        return ((place, self.module(place.layer, place.name)) for place in self.layout if place.shape)
 
     def outer(self) -> list[Tensor]:
         """Every tensor outside the layers, tied ones once."""
@@ -252,16 +197,16 @@ class Decoder(nn.Module):
 
     def tensors(self) -> Iterator[tuple[str, nn.Module, str]]:
         """(Hugging Face tensor name, module, buffer name) of every tensor; a tied head is the embedding's."""
-        for layer, place, module in self.places():
-            if place == "lm_head" and self.config.tied:
+        for place, module in self.places():
+            if place.tied:
                 continue
             for buffer, tensor in module.named_buffers(recurse=False):
                 if tensor is not None:
-                    yield f"{path(layer, place)}.{'bias' if buffer == 'bias' else 'weight'}", module, buffer
+                    yield f"{place.path}.bias" if buffer == "bias" else place.weight_name, module, buffer
 
     def expected(self) -> dict[str, torch.Size]:
         """What a checkpoint must hold: {tensor name: shape}."""
-        return self.config.tensor_shapes()
+        return self.layout.tensors
 
     def set_tensor(self, name: str, tensor: Tensor) -> None:
         """Take over a dense tensor under its Hugging Face name. KeyError: no such name; ValueError: shape or dtype, or
@@ -274,17 +219,17 @@ class Decoder(nn.Module):
         if self.config.tied and module is self.embed_tokens:
             self.lm_head = DenseLinear(tensor)
 
-    def set_linear(self, layer: int | None, place: str, linear: Linear) -> None:
+    def set_linear(self, place: Place, linear: Linear) -> None:
         """Put another storage at a place; shapes must agree (ValueError), and layers not be streamed yet."""
         self._refuse_streamed()
-        old = self.module(layer, place)
+        old = self.module(place.layer, place.name)
         if (old.out_features, old.in_features) != (linear.out_features, linear.in_features):
-            raise ValueError(f"{path(layer, place)}: {linear.out_features} x {linear.in_features} does not fit")
-        (self if layer is None else self.layers[layer]).add_module(place, linear)
+            raise ValueError(f"{place.path}: {linear.out_features} x {linear.in_features} does not fit")
+        (self if place.layer is None else self.layers[place.layer]).add_module(place.name, linear)
         self.__dict__.pop("_slot_table", None)
 
     def _refuse_streamed(self) -> None:
-        if self.stream is not None:
+        if not self.residence.resident:
             raise ValueError("the layers are streamed already")
 
     def _slots(self) -> dict[str, tuple[nn.Module, str]]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from halter.model.cache import Cache
-from halter.model.places import Acts, Extra
+from halter.model.layout import MEMORY
+from halter.model.passes import Pass
+from halter.model.places import Extra
 from halter.model.segments import Segments
 
 
@@ -16,12 +17,12 @@ from halter.model.segments import Segments
 class Surrounded:
     """The rows of one forward as the layers see them, virtual tokens included.
 
-    ``given`` int64 [N]: where the given tokens lie among them (None: they are all there is). ``base``: the number of
-    the first key of memory.
+    ``wanted`` int64 [M]: where the tokens whose states are asked for lie among them (None: all are). ``base``: the
+    number of the first key of memory.
     """
 
     alone: Segments
-    given: Tensor | None = None
+    wanted: Tensor | None = None
     base: int = 0
 
     def seen(self, memory: Extra | None) -> Segments:
@@ -31,23 +32,20 @@ class Surrounded:
         rows = memory.of(len(self.alone.query_lengths))
         return replace(self.alone, beginnings=torch.stack((rows[:, 0] + self.base, rows[:, 1]), dim=1))
 
-    def index(self, wanted: Tensor | None) -> Tensor | None:
-        """Where the wanted ones of the given tokens lie; None: all tokens are wanted."""
-        return wanted if self.given is None else self.given if wanted is None else self.given[wanted]
 
-
-def surrounded(h: Tensor, segments: Segments, acts: Acts | None, cache: Cache | None) -> tuple[Tensor, Surrounded]:
+def surrounded(h: Tensor, asked: Pass) -> tuple[Tensor, Surrounded]:
     """Embeddings [N, dim] with the virtual ones put in, and the rows that they make up with memory ahead of them."""
+    segments, acts, cache, wanted = asked.segments, asked.acts, asked.cache, asked.wanted
     if acts is None:
-        return h, Surrounded(segments)
-    given = None
+        return h, Surrounded(segments, wanted)
     if acts.virtual_tokens is not None:
         longest = int(acts.virtual_tokens.of(len(segments.query_lengths))[:, 1].max())
         h, segments, given = _with_virtual(h, segments, acts.virtual_tokens)
+        wanted = given if wanted is None else given[wanted]
         segments = segments if cache is None else cache.fit(segments, longest)
-    memories = [at.memory for at in acts.layers if at.memory is not None]
+    memories = [memory for at in acts.layers if (memory := getattr(at, MEMORY, None)) is not None]
     if not memories:
-        return h, Surrounded(segments, given)
+        return h, Surrounded(segments, wanted)
     assert segments.beginnings is None, "rows that share a beginning have no memory"
     if cache is not None:
         cache.reserve(max(memory.length for memory in memories))
@@ -57,7 +55,7 @@ def surrounded(h: Tensor, segments: Segments, acts: Acts | None, cache: Cache | 
         torch.stack([memory.of(rows)[:, 1] for memory in memories]).amax(0).repeat_interleave(segments.query_lengths)
     )
     moved = replace(segments, positions=segments.positions + shift.to(segments.positions.device))
-    return h, Surrounded(moved, given, len(moved.positions) if cache is None else cache.memory_start)
+    return h, Surrounded(moved, wanted, len(moved.positions) if cache is None else cache.memory_start)
 
 
 def _with_virtual(h: Tensor, segments: Segments, virtual: Extra) -> tuple[Tensor, Segments, Tensor]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.model.layout import NORM, Place
 from halter.numerics.products import FEW, lay_out, linear, pieces
 
 
@@ -100,6 +101,14 @@ class DenseLinear(Linear):
 
     def rows(self, index: Tensor) -> Tensor:
         return F.embedding(index, self.matrix)
+
+
+def empty(place: Place, dtype: torch.dtype, device: torch.device | str) -> DenseLinear | Norm:
+    """What holds the weight of a Linear or a norm, before there are any numbers in it."""
+    weight = torch.empty(place.shape, dtype=dtype, device=device)
+    if place.kind == NORM:
+        return Norm(weight)
+    return DenseLinear(weight, torch.empty(place.shape[0], dtype=dtype, device=device) if place.bias else None)
 
 
 class Norm(nn.Module):

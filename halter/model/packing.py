@@ -28,11 +28,11 @@ def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
 
     Gives the bytes that the 4-bit copies take. All go at the end; the weights themselves are as before.
     """
-    every = [linear for _, _, linear in model.places() if isinstance(linear, Linear)]
+    every = [linear for _, linear in model.places() if isinstance(linear, Linear)]
     # Somebody else's copies are his to drop.
     short = [linear for linear in every if isinstance(linear, NF4Linear) and not linear.packed]
     dense = [linear for linear in every if isinstance(linear, DenseLinear) and not linear.awaits_laying]
-    room = available_bytes() // 2 if model.stream is None else 0
+    room = available_bytes() // 2 if model.residence.resident else 0
     need = int(sum(linear.in_features * linear.out_features for linear in short) * nf4_packed.BITS / 8)
     pays = steps >= PACK_STEPS and 0 < need <= room and model.dtype == torch.bfloat16 and nf4_packed.pays(rows)
     before = sum(linear.nbytes for linear in short)

@@ -1,6 +1,7 @@
-"""Where an adapter may act: the complete list of places, and what the decoder hands to whoever acts there.
+"""How an adapter acts at a place, and what the decoder hands to whoever acts there.
 
-This file is all that the decoder and the methods know of one another. A place has two halves: ``enter(x)`` before the
+This file and the layout, which lists a model's places, are all that the decoder and the methods know of one another. A
+place has two halves: ``enter(x)`` before the
 base operation and ``act(x, y)`` after it. ``None`` at a place means that nothing acts there and costs nothing.
 Several acts at one place, or on the rows of one batch, are joints (model.joints).
 """
@@ -15,26 +16,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from halter.model.layout import Place
     from halter.model.segments import Segments
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-NORMS = ("input_layernorm", "post_attention_layernorm")
-OUTER_PLACES = ("embed_tokens", "norm", "lm_head")
-ATTENTION_LINEARS = LINEARS[:4]
-
-
-def path(layer: int | None, place: str) -> str:
-    """The Hugging Face module path of a place, e.g. ``model.layers.3.self_attn.q_proj``."""
-    if layer is None:
-        return place if place == "lm_head" else f"model.{place}"
-    inner = "self_attn." if place in ATTENTION_LINEARS else "mlp." if place in LINEARS else ""
-    return f"model.layers.{layer}.{inner}{place}"
-
-
-def is_layer(name: str) -> bool:
-    """Whether a tensor or module of that Hugging Face name belongs to a layer."""
-    return name.startswith("model.layers.")
-
 
 JOINTS = "halter.model.joints"
 """The one module whose classes say how several acts work at one place."""
@@ -152,23 +135,19 @@ class LayerActs(NamedTuple):
     memory: Extra | None = None  # keys and values [K, kv_heads, head_dim], not rotated, ahead of each row
 
 
-MEMORY, VIRTUAL = "memory", "virtual_tokens"
-BARE_PLACES = ("score_key", "context", "after_attention", "after_mlp", "block")
-"""Places around no operation of the base: only what follows can act there."""
-LAYER_PLACES = tuple(name for name in LayerActs._fields if name != MEMORY)
-
-
 class Acts(NamedTuple):
-    """Everything that acts during one forward: the places outside the layers, and one LayerActs a layer."""
+    """Everything that acts during one forward: the places outside the layers, and one record a layer, which is a
+    LayerActs where the layer is the dense LLaMA's."""
 
-    layers: tuple[LayerActs, ...]
+    layers: tuple[Any, ...]
     embed_tokens: Act | None = None  # x: token ids int64 [N]   y: embeddings [N, dim]
     norm: Act | None = None
     lm_head: Act | None = None  # x: final hidden states [M, dim]   y: logits [M, vocab]
     virtual_tokens: Extra | None = None  # embeddings [K, dim] ahead of each row; what comes out of them is dropped
 
-
-NOTHING = LayerActs()
+    def at(self, place: Place) -> Any:
+        """The Act or Extra at a place of the layout, or None."""
+        return getattr(self if place.layer is None else self.layers[place.layer], place.name)
 
 
 @dataclass(frozen=True)

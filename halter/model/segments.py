@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ class Segments:
     device; ``prompt_lengths`` int64 CPU [R], how many of a row's tokens are prompt (0 where unknown); ``rows`` int64
     CPU [R], the caller's row ids; ``slots`` int64 [N] on the device, where a cached token's key and value go;
     ``key_starts`` int64 CPU [R], where a row's keys begin; ``beginnings`` int64 CPU [R, 2], (start, length) of the keys
-    of another row that a row continues (length 0: of none; None: of no row).
+    of another row that a row continues (length 0: of none; None: of no row). ``features``: what each row brings besides
+    its tokens, such as its pictures; R things, or None.
     """
 
     query_lengths: Tensor
@@ -30,6 +32,7 @@ class Segments:
     rows: Tensor
     slots: Tensor | None = None
     beginnings: Tensor | None = None
+    features: Sequence[Any] | None = None
 
     @classmethod
     def packed(
@@ -93,6 +96,7 @@ class Segments:
             rows=self.rows[rows],
             slots=None if self.slots is None else self.slots[tokens],
             beginnings=None if self.beginnings is None else self.beginnings[rows],
+            features=None if self.features is None else self.features[rows],
         )
 
     def with_virtual(self, counts: Tensor) -> tuple[Segments, Tensor]:
@@ -110,7 +114,8 @@ class Segments:
         starts = self.key_starts if cached else keys.cumsum(0) - keys
         slots = (positions + starts.repeat_interleave(queries)).to(device) if cached else None
         prompts = torch.where(self.prompt_lengths > 0, self.prompt_lengths + counts, 0)  # unknown stays unknown
-        longer = Segments(queries, keys, starts, positions.to(device), prompts, self.rows, slots)
+        rest = {"rows": self.rows, "slots": slots, "features": self.features}
+        longer = Segments(queries, keys, starts, positions.to(device), prompts, **rest)  # type: ignore[arg-type]
         return longer, given.to(device)
 
     def tails(self, wanted: Tensor) -> tuple[Segments, Tensor]:

@@ -22,7 +22,7 @@ BITS = {"nf4": "4 bits", "fp4": "4 bits", "int8": "8 bits"}
 
 def held_in(model: Decoder) -> Held | None:
     """How the linear layers of a decoder are held; None where all are dense."""
-    found = {module.storage for _, _, module in model.places() if isinstance(module, NF4Linear | Int8Linear)}
+    found = {module.storage for _, module in model.places() if isinstance(module, NF4Linear | Int8Linear)}
     return next((kind for kind in get_args(Held) if kind in found), None)
 
 

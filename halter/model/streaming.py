@@ -8,7 +8,7 @@ upwards and then downwards, those at both turning points are still there and are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from halter.errors import Refusal
 from halter.model.keeping import Kept, keeping
 from halter.model.lane import Lane, page_lock, paged
+from halter.model.residence import Residence
 
 ALIGNMENT = 256  # bytes; where tensors begin in a buffer, as CUDA's own allocator has it
 BUFFERS = 2
@@ -75,13 +76,15 @@ def bytes_apart(layers: Sequence[nn.Module], others: Iterable[Tensor]) -> tuple[
     return min(BUFFERS, len(sizes)) * max(sizes) + sum(t.nbytes for t in others), sum(sizes)
 
 
-class Stream:
+class Stream(Residence):
     """The layers of one base, held in CPU memory and brought to ``device`` as they are asked for.
 
     Outside ``held`` the layers' modules show their tensors in CPU memory, whole and unchanged. ``capacity``: bytes of
     the device that layers may take, by default two of the largest; with room for one only, copies do not overlap with
     computing. Refusal ``offload-too-small`` where the largest layer does not fit.
     """
+
+    resident = False
 
     def __init__(
         self, layers: Sequence[nn.Module], device: torch.device, capacity: int | None = None, lane: Lane | None = None
@@ -130,10 +133,10 @@ class Stream:
             self.locked = page_lock(stored.memory) and self.locked
         return stored
 
-    def run(self, index: int, layer: nn.Module, *args: Any) -> Any:
-        """``layer(*args)``, which is layer number ``index``, on the device."""
+    def run(self, index: int, work: Callable[..., Any], *args: Any) -> Any:
+        """``work(*args)`` with layer ``index`` on the device."""
         with self.held(index):
-            return layer(*args)
+            return work(*args)
 
     @contextmanager
     def held(self, index: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ from halter.methods.adapter import Adapter
 from halter.methods.method import Method
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.places import LINEARS
+from halter.model.layout import LINEAR
 from halter.model.storages import STORED
 from halter.model.streaming import bytes_apart
 
@@ -39,11 +39,9 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> De
     """The decoder as it would be loaded; its linear layers held as ``quantize`` says."""
     base = Decoder(shape, dtype, "meta")
     if quantize:
-        for layer in range(shape.layers):
-            for place in LINEARS:
-                bias = base.module(layer, place).bias
-                made = STORED[quantize].dry(shape.weight_shape(place), bias, dtype)  # type: ignore[arg-type]
-                base.set_linear(layer, place, made)
+        for place in shape.layout.of(LINEAR):
+            bias = base.module(place.layer, place.name).bias
+            base.set_linear(place, STORED[quantize].dry(place.shape, bias, dtype))  # type: ignore[arg-type]
     return base
 
 

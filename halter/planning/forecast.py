@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from halter.methods.adapter import Adapter, refuse_trained_layers
-from halter.model.places import LINEARS
+from halter.model.layout import LINEAR
 from halter.numerics import nf4_packed
 from halter.planning.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
 from halter.planning.setting import Setting
@@ -141,7 +141,7 @@ def _packed(setting: Setting) -> int:
     )
     if not takes or not nf4_packed.available():
         return 0
-    return setting.shape.layers * sum(nf4_packed.nbytes_of(setting.shape.weight_shape(place)) for place in LINEARS)
+    return sum(nf4_packed.nbytes_of(place.shape) for place in setting.shape.layout.of(LINEAR))
 
 
 def _passing(memory: Memory) -> int:

@@ -10,7 +10,7 @@ from math import ceil
 
 from halter.methods.method import Method
 from halter.model.config import ModelConfig
-from halter.model.places import ATTENTION_LINEARS
+from halter.model.layout import LINEAR
 from halter.numerics.nf4 import BLOCK, BLOCK2
 from halter.planning.dry import dry_adapter
 
@@ -53,7 +53,8 @@ class Shape:
         """{numbers of a linear layer's weight: how many such there are}; ``active``: those that one token passes."""
         dense, found = self.as_dense(self.ffn_dim), dict[int, int]()
         routed = 1 if active else self.experts
-        counts = [(dense.weight_shape(place), self.layers) for place in ATTENTION_LINEARS]
+        attention = [place for place in dense.layout.of(LINEAR) if ".self_attn." in place.path]
+        counts = [(place.shape, 1) for place in attention]
         counts.append(((self.dim, self.ffn_dim), 3 * self.sparse * (routed + 1)))
         counts.append(((self.dim, self.dense_dim), 3 * (self.layers - self.sparse)))
         for (out, width), count in counts:

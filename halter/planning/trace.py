@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from halter.methods.adapter import Adapter
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.numerics import attention_cpu as attention
 from halter.numerics import int8_product, losses, nf4, nf4_product
@@ -266,7 +267,7 @@ def reading_pass(base: Decoder, adapter: Adapter | None, rows: int, length: int,
         counter.binding = True
         acts = None if adapter is None else adapter.bind(base, segments)
         counter.binding = False
-        hidden = base.hidden(tokens, segments, acts, cache, wanted=segments.last_tokens)
+        hidden = base.hidden(Pass(tokens, segments, acts, cache, wanted=segments.last_tokens))
         base.head(hidden, acts)
     held = sum(t.nbytes for t in (*cache.keys, *cache.values))
     return Traced(counter.worst, counter.operations), held

@@ -35,7 +35,6 @@ from halter.files.reading import read_json
 from halter.files.tensors import tensor_sha256
 from halter.files.writing import write_json
 from halter.model.decoder import Decoder
-from halter.model.places import path
 
 _FORMAT = 2
 
@@ -138,14 +137,14 @@ def digest_model(model: Decoder) -> str:
     """
 
     def held() -> Iterable[tuple[str, tuple[int, ...], str]]:
-        for layer, place, module in model.places():
-            if place == "lm_head" and model.config.tied:
+        for place, module in model.places():
+            if place.tied:
                 continue
             buffers = dict(module.named_buffers())
             dense = len([name for name in buffers if name != "bias"]) == 1
             for name, tensor in buffers.items():
                 suffix = "bias" if name == "bias" else "weight" if dense else f"weight.{name}"
-                yield f"{path(layer, place)}.{suffix}", tuple(tensor.shape), tensor_sha256(tensor)
+                yield f"{place.path}.{suffix}", tuple(tensor.shape), tensor_sha256(tensor)
 
     return combine(held())
 

@@ -20,7 +20,7 @@ from halter.files.tensors import TensorSpec
 from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig, preset_meant, preset_repository
 from halter.model.decoder import Decoder
-from halter.model.places import LINEARS, is_layer, path
+from halter.model.layout import LINEAR, Place
 from halter.model.storages import BITS, STORED, Quantize, quantised
 from halter.model.streaming import bytes_apart
 from halter.numerics import spinning
@@ -197,7 +197,7 @@ class _Plan:
     specs: dict[str, TensorSpec]
     order: list[str]
     groups: dict[str, dict[str, str]]
-    linears: dict[str, tuple[int, str]]
+    linears: dict[str, Place]
     biases: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -206,7 +206,7 @@ class _Plan:
         specs, groups = checkpoint.names(), checkpoint.quantized
         parts = {part for group in groups.values() for part in group.values()}
         expected = config.tensor_shapes()
-        linears = {f"{path(i, p)}.weight": (i, p) for i in range(config.layers) for p in LINEARS}
+        linears = {place.weight_name: place for place in config.layout.of(LINEAR)}
         held = {name: spec for name, spec in specs.items() if name not in parts}
         if (
             config.tied
@@ -267,17 +267,17 @@ def _place(
     if linear is None or not (group or quantize):
         in_few_bits = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
         if name not in in_few_bits:  # those came with their weights
-            model.set_tensor(name, _dense(checkpoint, name, model.dtype, home if is_layer(name) else device))
+            where = home if name in model.layout.inside else device
+            model.set_tensor(name, _dense(checkpoint, name, model.dtype, where))
         return
     bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
     if group:
         parts = {key: checkpoint.read(part).to(device) for key, part in group.items()}
-        shape = tuple(model.expected()[name])
-        made = STORED[storage_of(group)].from_bitsandbytes(parts, shape, bias, model.dtype)
-        model.set_linear(*linear, made.to(home))
+        made = STORED[storage_of(group)].from_bitsandbytes(parts, linear.shape, bias, model.dtype)
+        model.set_linear(linear, made.to(home))
     elif quantize:
         weight = _dense(checkpoint, name, model.dtype, device)
-        model.set_linear(*linear, quantised(quantize, weight, bias, double_quant).to(home))
+        model.set_linear(linear, quantised(quantize, weight, bias, double_quant).to(home))
 
 
 def _dense(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

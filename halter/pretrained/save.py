@@ -23,7 +23,6 @@ from halter.files.writing import TensorSink, copy_file, stream_tensors, write_js
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
-from halter.model.places import path
 from halter.pretrained.device import dtype_name
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -94,12 +93,12 @@ def write_model(
 
 def tensors_of(model: Decoder) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, dense tensor) of everything a Decoder holds, quantised weights dequantised one at a time."""
-    for layer, place, module in model.places():
-        if place == "lm_head" and model.config.tied:
+    for place, module in model.places():
+        if place.tied:
             continue
-        yield f"{path(layer, place)}.weight", module.weight()  # type: ignore[operator]
+        yield place.weight_name, module.weight()  # type: ignore[operator]
         if isinstance(module, Linear) and module.bias is not None:
-            yield f"{path(layer, place)}.bias", module.bias
+            yield f"{place.path}.bias", module.bias
 
 
 def licence_files(folder: Path | None) -> list[Path]:

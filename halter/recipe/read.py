@@ -37,7 +37,7 @@ from halter.recipe.sections import (
 )
 from halter.recipe.unknown import way_out
 from halter.recipe.write import as_data, handed
-from halter.training.defaults import METHOD, PRESETS, RIVALS, Default, with_defaults
+from halter.training.defaults import PRESETS, RIVALS, Default, sourced, with_defaults
 from halter.training.options import TrainOptions
 
 
@@ -167,7 +167,7 @@ def _method(index: int, gathered: Gathered, preset: Any, taken: dict[str, Defaul
         gathered.problem(start.where(), f"init_from: expected a word or null, found {found(start.value)}")
         return None
     name = options.name()
-    known = METHOD.get(name, {}) | fallback
+    known = sourced(options) | fallback
     taken |= {f"{section}.{key}": default for key, default in known.items() if key not in given}
     return built if built is None else MethodChoice(name, built, None if start is None else start.value)
 

@@ -30,7 +30,7 @@ from halter.recipe.sections import (
     method_class,
     method_names,
 )
-from halter.training.defaults import FITTED, METHOD, PRESETS, REFERENCE_WIDTH, RIVALS, TRAIN, Default
+from halter.training.defaults import FITTED, PRESETS, REFERENCE_WIDTH, RIVALS, Default, sourced, trained_with
 
 WIDTH = 110
 INSTEAD = {
@@ -130,7 +130,7 @@ def commented(name: str = DEFAULT_METHOD, *, model: str = "", data: str = "", ou
     lines = [f"# Halter, {head}. Change what you like, then: halter train THIS_FILE", "# YAML 1.2: 2e-4 is a number; "
              "yes, no, on and off are words, true and false are not."]  # fmt: skip
     given = {"model": {"path": model or BLANK_MODEL}, "data": {"train": data or BLANK_DATA}}
-    tables = {"train": TRAIN.get(method, TRAIN[DEFAULT_METHOD]), "method": METHOD.get(method, {})}
+    tables: dict[str, dict[str, Default]] = {"train": dict(trained_with(options)), "method": sourced(options)}
     for section in ORDER:
         keys = keys_of(options) if section == "method" else keys_of(SECTIONS[section])
         defaults = tables.get(section, {}) | preset.get(section, {})

@@ -121,7 +121,7 @@ def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, roomy: b
         length=longest,
         passes=max(len(step) for step in job.plan(0)),
         device=model.device.type,
-        offload=model.stream is not None,
+        offload=not model.residence.resident,
     )
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)

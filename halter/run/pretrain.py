@@ -21,7 +21,7 @@ from halter.files.folders import new_folder
 from halter.files.writing import append_line, write_json, write_text
 from halter.methods.adapter import Adapter, adapt
 from halter.model.decoder import Decoder
-from halter.model.places import path
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
 from halter.pretrained.save import write_model
@@ -131,15 +131,15 @@ def _trainee(model: Decoder, recipe: Pretraining, steps: int) -> Trainee:
 def take_over(model: Decoder, adapter: Adapter) -> None:
     """Put what ``full`` trained into the model; this model is being made, nobody else holds it."""
     trained = {slot.path: slot.piece for slot in adapter.slots}
-    for layer, place, module in list(model.places()):
-        if place != "lm_head" or not model.config.tied:
-            weight, _ = trained[path(layer, place)].fold(module.weight().float(), None)  # type: ignore[operator]
-            model.set_tensor(f"{path(layer, place)}.weight", weight.to(model.dtype))
+    for place, module in list(model.places()):
+        if not place.tied:
+            weight, _ = trained[place.path].fold(module.weight().float(), None)  # type: ignore[operator]
+            model.set_tensor(place.weight_name, weight.to(model.dtype))
 
 
 @torch.no_grad()
 def held_out_loss(model: Decoder, tokenizer: Tokenizer, tokens: int) -> float:
     """Mean loss a token over documents of a seed that was never read in training."""
     batch = pack([_example(row) for row in base.reading(tokenizer, tokens, base.HELD_OUT_SEED)])
-    logits = model.head(model.hidden(batch.tokens, Segments.packed(batch.lengths)))
+    logits = model.head(model.hidden(Pass(batch.tokens, Segments.packed(batch.lengths))))
     return float(torch.nn.functional.cross_entropy(logits.float(), batch.targets))

@@ -7,7 +7,7 @@ begins with nothing kept, trains on the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from halter.data.pack import Batch
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
-from halter.model.entering import entering
-from halter.model.places import MEMORY
+from halter.model.layout import PREFIX, TABLE
+from halter.model.passes import Pass
+from halter.model.segments import Segments
 from halter.training.memory import free_memory_bytes
 from halter.training.options import CacheFrozen
 
@@ -42,7 +43,7 @@ class Frozen:
         rows = batch.tokens.split(batch.lengths)
         names = [blake2b(tokens.numpy().tobytes(), digest_size=16).digest() for tokens in rows]
         absent = {name: tokens for name, tokens in zip(names, rows, strict=True) if name not in self.kept}
-        made = dict(zip(absent, entering(model, self.layer, list(absent.values())), strict=True))
+        made = dict(zip(absent, self._enter(model, absent.values()), strict=True))
         for name, state in made.items():
             size = state.numel() * state.element_size()
             if self.held + size <= self.budget:
@@ -50,6 +51,13 @@ class Frozen:
                 self.held += size
         found = [made[name] if name in made else self.kept[name] for name in names]
         return torch.cat([state.to(model.device, non_blocking=True) for state in found])
+
+    @torch.no_grad()
+    def _enter(self, model: Decoder, rows: Iterable[Tensor]) -> list[Tensor]:
+        """What enters the layer, each row's tokens going alone, so that its bits do not depend on its neighbours."""
+        alone = ((tokens.to(model.device), Segments.packed([len(tokens)], model.device)) for tokens in rows)
+        passes = [Pass(tokens, segments, stop=self.layer) for tokens, segments in alone]
+        return model.hidden_of(passes) if passes else []
 
 
 def first_layer(adapter: Adapter) -> int:
@@ -59,7 +67,7 @@ def first_layer(adapter: Adapter) -> int:
     """
     first = adapter.shape.layers
     for slot in adapter.slots:
-        if slot.place == MEMORY or (slot.layer is None and slot.place not in ("norm", "lm_head")):
+        if slot.at.kind in (PREFIX, TABLE):
             return 0
         first = first if slot.layer is None else min(first, slot.layer)
     return first

@@ -9,13 +9,12 @@ import torch
 
 from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
-from halter.model.places import LINEARS
+from halter.model.layout import HEAD, LINEAR, TABLE
 from halter.numerics import nf4_kernels
 from halter.numerics.allocation import available_bytes
 
 OWN_BYTES = 8
 """A float32 number that a piece's product keeps, and its copy in the dtype computed in or its gradient."""
-WHOLE = ("embed_tokens", "lm_head")
 """Places whose pieces are rows of tokens."""
 BYTES_A_NUMBER = 12
 """A float32 gradient and the two moments of Adam, the most that an optimizer here keeps."""
@@ -54,8 +53,8 @@ def own_numbers(adapter: Adapter) -> int:
     """Numbers that an adapter's own products keep for one token: the ranks and widths of its pieces."""
     config, found = adapter.shape, 0
     for slot in adapter.slots:
-        sides = sum(config.weight_shape(slot.place)) if slot.place in LINEARS else 2 * config.dim
-        matrices = [p for p in slot.piece.parameters() if p.dim() == 2 and slot.place not in WHOLE]
+        sides = sum(slot.at.shape) if slot.at.kind == LINEAR else 2 * config.dim
+        matrices = [p for p in slot.piece.parameters() if p.dim() == 2 and slot.at.kind not in (TABLE, HEAD)]
         # Two matrices, [r, in] and [out, r]; one in the place of the base's weight counts for less than that.
         found += sum(p.numel() for p in matrices) // sides
     return found

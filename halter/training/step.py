@@ -16,8 +16,8 @@ from halter.data.pack import Batch
 from halter.data.share import share_beginnings
 from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
-from halter.model.linear import DenseLinear
-from halter.model.places import Act, Acts, run_at, tensors_of, with_tensors
+from halter.model.passes import Pass
+from halter.model.places import Acts, run_at, tensors_of, with_tensors
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.losses import head_loss
@@ -130,30 +130,23 @@ def one_pass(
     checkpointing: bool,
     entered: tuple[int, Tensor] | None = None,
 ) -> Tensor:
-    """Forward and backward over ``tokens`` int64 [N]; the learnt tokens' losses, float32 [M]. ``entered`` as
-    Decoder.hidden has it."""
-    hidden = model.hidden(tokens, segments, acts, checkpointing=checkpointing, wanted=learnt.index, entered=entered)
+    """Forward and backward over ``tokens`` int64 [N]; the learnt tokens' losses, float32 [M]. ``entered`` as Pass has
+    it."""
+    asked = Pass(tokens, segments, acts, wanted=learnt.index, checkpointing=checkpointing, entered=entered)
+    hidden = model.hidden(asked)
     head = acts.lm_head
 
     def project(piece: Tensor, start: int, end: int, tensors: Sequence[Tensor]) -> Tensor:
-        act = None if head is None else with_tensors(head, tensors).select(learnt.index[start:end])
-        return run_at(act, model.lm_head, piece)
+        here = acts if head is None else acts._replace(lm_head=with_tensors(head, tensors))
+        return model.head(piece, here, learnt.index[start:end])
 
-    vocabulary, matrix = model.config.vocab_size, _matrix(model, head)
+    vocabulary, matrix = model.config.vocab_size, model.head_matrix(acts)
     loss, each = head_loss(
         project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary, matrix, learnt.smoothing
     )
     if loss.requires_grad:
         loss.backward()
     return each
-
-
-def _matrix(model: Decoder, head: Act | None) -> Tensor | None:
-    """The output head's matrix, the base's or an adapter's own, where the head is nothing but that."""
-    if head is None:
-        return model.lm_head.matrix if isinstance(model.lm_head, DenseLinear) else None
-    weight, bias = head.own_weight or (None, None)
-    return weight if bias is None else None
 
 
 def _entered(model: Decoder, present: Sequence[tuple[Trainee, Batch]]) -> tuple[int, Tensor] | None:

@@ -21,6 +21,7 @@ from halter.data.share import share_beginnings
 from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
 from halter.model.decoder import Decoder
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.numerics import attention
 
@@ -48,7 +49,7 @@ def logits_of(model: Decoder, adapter: Any, rows: list[np.ndarray]) -> list[Tens
     batch = pack([Example(row.astype(np.int32), np.ones(len(row), bool)) for row in rows])
     segments = Segments.packed(batch.lengths, model.device)
     acts = adapter.bind(model, segments)
-    out = model.head(model.hidden(batch.tokens.to(model.device), segments, acts), acts)
+    out = model.head(model.hidden(Pass(batch.tokens.to(model.device), segments, acts)), acts)
     return list(out.split(batch.lengths))
 
 
@@ -118,7 +119,7 @@ def shared_logits(model: Decoder, adapter: Any, rows: list[np.ndarray], prompt: 
     batch = share_beginnings(pack([Example(r.astype(np.int32), s) for r, s in zip(rows, learnt)]))
     segments = Segments.packed(batch.lengths, prompt_lengths=batch.prompt_lengths, continues=batch.continues)
     acts = adapter.bind(model, segments)
-    out = model.head(model.hidden(batch.tokens, segments, acts), acts).split(batch.lengths)
+    out = model.head(model.hidden(Pass(batch.tokens, segments, acts)), acts).split(batch.lengths)
     return {number: logits[-(len(rows[number]) - prompt) :] for number, logits in zip(batch.rows, out) if number >= 0}
 
 

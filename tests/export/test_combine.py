@@ -32,7 +32,7 @@ def updates(adapter):
     """{path: float64 change of the weight}, as the fold makes it."""
     found = {}
     for slot in adapter.slots:
-        zero = torch.zeros(adapter.shape.weight_shape(slot.place))
+        zero = torch.zeros(slot.at.shape)
         found[slot.path] = slot.piece.fold(zero, None)[0].detach().double()
     return found
 
@@ -67,18 +67,12 @@ def test_cat_is_the_exact_sum_with_negative_and_fractional_weights(tmp_path):
     with torch.no_grad():
         assert torch.equal(again_logits := model(TOKENS, again), model(TOKENS, made))
     dense = tiny.decoder()  # the oracle: the base with the summed matrices in its weights
-    for layer, place, module in dense.places():
-        name = f"{combining_path(layer, place)}"
+    for place, module in dense.places():
+        name = place.path
         if name in want:
             dense.set_tensor(f"{name}.weight", (module.weight().double() + want[name]).float())
     with torch.no_grad():
         bounds.assert_same(again_logits, dense(TOKENS))
-
-
-def combining_path(layer, place):
-    from halter.model.places import path
-
-    return path(layer, place)
 
 
 def test_subtracting_an_adapter_from_itself_leaves_the_base():

@@ -18,7 +18,6 @@ from halter.methods.adapter import adapt
 from halter.methods.method import Method, find
 from halter.model.config import RopeScaling
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS, path
 from halter.pretrained.load import load_model
 from halter.pretrained.save import save_model
 
@@ -78,10 +77,10 @@ def test_a_merge_into_16_bits_is_proven_where_nothing_is_rounded(tmp_path):
     report = halter.merge(model, adapter, tmp_path / "merged")
     assert report.gap.kl > 1e-3 and "warning: rounding the new weights to bfloat16" in str(report)
     merged = load_model(tmp_path / "merged", "bfloat16")
-    for layer, place, module in model.places():
-        if place in LINEARS:
-            want = adapter.fold(path(layer, place), module.weight().float(), None)[0].bfloat16()
-            assert torch.equal(merged.module(layer, place).weight(), want)
+    for place, module in model.places():
+        if place.name in tiny.LINEARS:
+            want = adapter.fold(place.path, module.weight().float(), None)[0].bfloat16()
+            assert torch.equal(merged.module(place.layer, place.name).weight(), want)
 
 
 def test_a_folder_that_holds_something_else_than_was_written_never_appears(tmp_path, monkeypatch):
@@ -153,8 +152,8 @@ def nf4_pair():
     """A 4-bit model and the dense one that it was quantised from."""
     dense, small = tiny.decoder(), tiny.decoder()
     for layer in range(2):
-        for place in LINEARS:
-            small.set_linear(layer, place, NF4Linear.quantize(small.module(layer, place).weight()))
+        for place in tiny.LINEARS:
+            small.set_linear(small.layout.at(layer, place), NF4Linear.quantize(small.module(layer, place).weight()))
     return dense, small
 
 

@@ -25,7 +25,6 @@ from halter.files.tokenizer import Tokenizer
 from halter.methods.adapter import adapt
 from halter.methods.storage import load_adapter
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import path
 from halter.pretrained.load import load_config, load_model
 
 SMALL = {
@@ -67,8 +66,8 @@ def in_4_bits(source: Path, folder: Path) -> None:
     """The checkpoint as bitsandbytes would have saved it."""
     held = load_model(source, quantize="nf4", device="cpu")
     tensors = {}
-    for layer, place, module in held.places():
-        name = f"{path(layer, place)}.weight"
+    for place, module in held.places():
+        name = f"{place.path}.weight"
         parts = module.to_bitsandbytes() if isinstance(module, NF4Linear) else {"weight": module.weight()}
         tensors |= {name + part.removeprefix("weight"): tensor.contiguous() for part, tensor in parts.items()}
     save_file(tensors, folder / "model.safetensors")

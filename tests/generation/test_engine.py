@@ -264,7 +264,7 @@ def test_stop_ids(stories: tuple[Decoder, Tokenizer]) -> None:
 
 def test_the_tokenizers_end_token_stops_unless_ignored() -> None:
     class Says(Decoder):
-        def head(self, hidden: torch.Tensor, acts: Any = None) -> torch.Tensor:
+        def head(self, hidden: torch.Tensor, acts: Any = None, index: Any = None) -> torch.Tensor:
             logits = torch.zeros(len(hidden), self.config.vocab_size)
             logits[:, 2] = 1
             return logits

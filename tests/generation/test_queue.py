@@ -92,9 +92,7 @@ def fed_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each pass from now on feeds."""
     fed: list[int] = []
     hidden = Decoder.hidden
-    monkeypatch.setattr(
-        Decoder, "hidden", lambda self, tokens, *a, **n: fed.append(len(tokens)) or hidden(self, tokens, *a, **n)
-    )
+    monkeypatch.setattr(Decoder, "hidden", lambda self, asked: fed.append(len(asked.tokens)) or hidden(self, asked))
     return fed
 
 

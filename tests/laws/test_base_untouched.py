@@ -16,6 +16,7 @@ from halter.methods.adapter import adapt
 from halter.methods.method import names
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
+from halter.model.passes import Pass
 from halter.training import optimizers, schedule, step
 from halter.training.loop import Events, Feed, train_loop
 from halter.training.room import Room
@@ -61,7 +62,7 @@ def decoding(model, adapter, monkeypatch, tmp_path):
     with torch.no_grad():
         for length in (8, 1, 1):
             segments = cache.segments([length], [0], [8])
-            model.hidden(TOKENS[0, :length], segments, adapter.bind(model, segments), cache=cache)
+            model.hidden(Pass(TOKENS[0, :length], segments, adapter.bind(model, segments), cache=cache))
 
 
 def mixing_and_stacking(model, adapter, monkeypatch, tmp_path):

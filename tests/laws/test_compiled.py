@@ -12,7 +12,8 @@ import torch
 
 from halter.methods.adapter import adapt
 from halter.methods.method import names
-from halter.model.decoder import Block
+from halter.model.dense import Block
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 
 LENGTHS = ([9, 14, 5], [9, 14, 5], [7, 3], [4, 8, 2, 11])
@@ -24,7 +25,7 @@ def forward(model, adapter, lengths):
     tokens = torch.randint(0, 96, (sum(lengths),), generator=g)
     segments = Segments.packed(lengths, prompt_lengths=[(n + 1) // 2 for n in lengths])
     acts = None if adapter is None else adapter.bind(model, segments)
-    return model.hidden(tokens, segments, acts)
+    return model.hidden(Pass(tokens, segments, acts))
 
 
 @pytest.mark.parametrize("name", [None, *names()])

@@ -13,7 +13,6 @@ from halter.methods.adapter import Adapter, adapt
 from halter.methods.method import names
 from halter.methods.mixed import Mixed
 from halter.model.joints import MixedAct
-from halter.model.places import LAYER_PLACES
 from halter.model.segments import Segments
 
 every_method = pytest.mark.parametrize("name", names())
@@ -27,7 +26,7 @@ def moved(model, name, seed, **options):
 
 def quick_places(mixed, model, rows):
     acts = mixed.bind(model, Segments.packed([rows.shape[1]] * len(rows), model.device))
-    found = [getattr(layer, place) for layer in acts.layers for place in LAYER_PLACES]
+    found = [acts.at(place) for place in model.layout if place.layer is not None]
     return sum(isinstance(act, MixedAct) and act.quick is not None for act in found)
 
 

@@ -19,7 +19,7 @@ from halter.methods.method import find
 from halter.methods.mixed import Mixed
 from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
-from halter.model.places import path
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training.schedule import make as make_schedule
 from halter.training.step import gather
@@ -67,7 +67,7 @@ def logits(number, adapter, tokens=TOKENS):
     base = model(number)
     with torch.no_grad():
         acts = None if adapter is None else adapter.bind(base, segments)
-        return base.head(base.hidden(tokens.flatten(), segments, acts), acts).unflatten(0, tokens.shape)
+        return base.head(base.hidden(Pass(tokens.flatten(), segments, acts)), acts).unflatten(0, tokens.shape)
 
 
 def batch():
@@ -110,12 +110,12 @@ def folds_or_says_where(number, adapter):
         return False
     folded = {}
     with torch.no_grad():
-        for layer, place, module in base.places():
+        for place, module in base.places():
             bias = getattr(module, "bias", None)
-            weight, bias = adapter.fold(path(layer, place), module.weight(), bias)
-            folded[f"{path(layer, place)}.weight"] = weight
+            weight, bias = adapter.fold(place.path, module.weight(), bias)
+            folded[f"{place.path}.weight"] = weight
             if bias is not None:
-                folded[f"{path(layer, place)}.bias"] = bias
+                folded[f"{place.path}.bias"] = bias
         brought = {
             kind: any(part in name and name.endswith(".bias") for name in folded) for kind, part in KINDS.items()
         }

@@ -11,6 +11,7 @@ from halter.methods import folding
 from halter.methods.bitfit import AddedBias
 from halter.methods.folding import fold_together
 from halter.methods.method import Piece
+from halter.model.layout import LINEAR, Place
 from halter.model.places import Act
 
 
@@ -46,6 +47,6 @@ def test_an_input_that_is_turned_folds(rows, bias, monkeypatch):
     with torch.no_grad():
         added.bias.fill_(0.5)
         for turns in (turn, turn.triu()):  # the second has the diagonal that unit vectors have
-            made, total = fold_together([added, Turned(turns)], 0, "q_proj", weight, bias)
+            made, total = fold_together([added, Turned(turns)], Place("q_proj", LINEAR, layer=0), weight, bias)
             torch.testing.assert_close(made, weight @ turns, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(total, torch.full((4,), 0.5) + (0 if bias is None else bias))

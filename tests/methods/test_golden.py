@@ -18,6 +18,7 @@ from halter.files.tensors import read_tensors
 from halter.methods.storage import load_adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
@@ -53,7 +54,7 @@ BEGUN_WITH = {
 def logits(base: Decoder, adapter: halter.Adapter | None) -> torch.Tensor:
     """float32 [17, 33], every eighth token's."""
     acts = None if adapter is None else adapter.to(torch.float64).bind(base, SEGMENTS)
-    return base.head(base.hidden(TOKENS, SEGMENTS, acts), acts)[:, ::8].float()
+    return base.head(base.hidden(Pass(TOKENS, SEGMENTS, acts)), acts)[:, ::8].float()
 
 
 @pytest.mark.parametrize("name", CASES)

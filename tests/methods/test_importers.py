@@ -120,7 +120,7 @@ def authors_v2(model):
     state = {"norm.weight": 1 + drawn(32)}
     for layer in range(SHAPE.layers):
         for place, meta in META.items():
-            out, inner = SHAPE.weight_shape(f"{place}_proj")
+            out, inner = SHAPE.layout.at(0, f"{place}_proj").shape
             state[f"layers.{layer}.{meta}_bias"] = drawn(out)
             state[f"layers.{layer}.{meta}_scale"] = 1 + drawn(inner)
         for name in ("attention_norm", "ffn_norm"):
@@ -228,8 +228,8 @@ def test_litgpts_adapter_v2_answers_as_its_equation(fused, tmp_path):
     G.manual_seed(5)
     model, state = tiny.decoder(SHAPE), {"transformer.ln_f.weight": 1 + drawn(32)}
     for layer in range(3):
-        sizes = {place: SHAPE.weight_shape(place)[0] for place in ("q_proj", "k_proj", "v_proj")}
-        names = {fused: sum(sizes.values())} | {theirs: SHAPE.weight_shape(p)[0] for p, theirs in LITGPT.items()}
+        sizes = {place: SHAPE.layout.at(0, place).shape[0] for place in ("q_proj", "k_proj", "v_proj")}
+        names = {fused: sum(sizes.values())} | {theirs: SHAPE.layout.at(0, p).shape[0] for p, theirs in LITGPT.items()}
         for name, size in names.items():
             state[f"transformer.h.{layer}.{name}.adapter_scale"] = 1 + drawn(size)
             state[f"transformer.h.{layer}.{name}.adapter_bias"] = drawn(size)
@@ -272,7 +272,7 @@ def test_litgpts_lora_is_the_padded_update(parts, fused, source, tmp_path_factor
     G.manual_seed(6)
     r, alpha, state = 3, 6.0, {}
     places = [f"{p}_proj" for p in parts.split(",")]
-    sizes = [SHAPE.weight_shape(place)[0] for place in places]
+    sizes = [SHAPE.layout.at(0, place).shape[0] for place in places]
     for layer in range(3):
         state[f"transformer.h.{layer}.{fused}.lora_A"] = drawn(r * len(places), 32)
         state[f"transformer.h.{layer}.{fused}.lora_B"] = drawn(sum(sizes), r)
@@ -292,7 +292,7 @@ def test_litgpts_lora_is_the_padded_update(parts, fused, source, tmp_path_factor
     padded = torch.zeros(64, 32)
     padded[[row for place in places for row in fused_rows(place, fused)]] = update
     for place in ("q_proj", "k_proj", "v_proj"):
-        zero = torch.zeros(SHAPE.weight_shape(place))
+        zero = torch.zeros(SHAPE.layout.at(0, place).shape)
         got = made.adapter.fold(f"model.layers.1.self_attn.{place}", zero, None)[0]
         bounds.assert_same(got, padded[fused_rows(place, fused)])
     down = made.adapter.fold("model.layers.2.mlp.down_proj", torch.zeros(32, 48), None)[0]

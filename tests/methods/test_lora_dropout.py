@@ -9,6 +9,7 @@ import torch
 from halter.methods.adapter import adapt
 from halter.methods.dora import Dora
 from halter.methods.lora import Lora
+from halter.model.passes import Pass
 from halter.model.places import run_at
 from halter.model.segments import Segments
 from halter.numerics.dropout import dropout, key
@@ -72,8 +73,8 @@ def test_a_fresh_adapter_with_dropout_is_the_base(key):
     adapter = adapt(model, "lora", dropout=0.5)
     segments = Segments.packed([20])
     with torch.no_grad():
-        got = model.hidden(torch.arange(20), segments, adapter.bind(model, segments, key))
-        assert torch.equal(got, model.hidden(torch.arange(20), segments))
+        got = model.hidden(Pass(torch.arange(20), segments, adapter.bind(model, segments, key)))
+        assert torch.equal(got, model.hidden(Pass(torch.arange(20), segments)))
 
 
 @pytest.mark.parametrize("order", [("lora", "dora"), ("dora", "lora")])

@@ -18,7 +18,6 @@ from halter.methods.method import find
 from halter.methods.storage import load_adapter
 from halter.model.config import preset
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS
 
 peft = pytest.importorskip("peft")
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
@@ -82,7 +81,7 @@ def test_doras_gradients_are_pefts():
     adapter = adapt(model, "dora", r=4)
     tiny.jitter(adapter)
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=list(LINEARS), use_dora=True, lora_dropout=0.0
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=list(tiny.LINEARS), use_dora=True, lora_dropout=0.0
     )
     theirs = theirs_of(model, config)
     own = copied(adapter, theirs)
@@ -116,9 +115,9 @@ def test_doras_dropout_is_the_authors_form():
 def test_dora_over_4_bits_is_dora_over_the_dequantised_weights():
     dense, small = tiny.decoder(), tiny.decoder()
     for layer in range(2):
-        for place in LINEARS:
+        for place in tiny.LINEARS:
             made = NF4Linear.quantize(small.module(layer, place).weight())
-            small.set_linear(layer, place, made)
+            small.set_linear(small.layout.at(layer, place), made)
             dense.module(layer, place).weight().copy_(made.weight())
     adapter = adapt(small, "dora", r=4)
     tiny.jitter(adapter)
@@ -134,7 +133,7 @@ def test_started_pairs_move_as_pefts_do(name, init, shape):
     options = {"niter": 0} if name == "pissa" else {}
     adapter = adapt(model, name, r=4, alpha=6.0, **options)
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=6.0, target_modules=list(LINEARS), init_lora_weights=init
+        task_type="CAUSAL_LM", r=4, lora_alpha=6.0, target_modules=list(tiny.LINEARS), init_lora_weights=init
     )
     theirs = theirs_of(model, config)
     for path, product in products(theirs).items():  # singular vectors may have another sign: their product has not

@@ -24,18 +24,17 @@ from halter.methods.norm_tuning import NormTuning
 from halter.methods.olora import Olora
 from halter.methods.pissa import Pissa
 from halter.methods.token_rows import TokenRowsMethod
-from halter.model.places import LINEARS, path
 
 TOKENS = torch.tensor([1, 7, 3, 44, 3, 9, 2, 12])
 SIZES = {"layers": 1, "dim": 16, "heads": 2, "kv_heads": 1, "ffn_dim": 24, "vocab_size": 48}
 ROUNDING = 64 * 2.0**-24
 """Of float32, in which angles of positions are computed; all else is float64."""
-TABLES = [*LINEARS, "embed_tokens", "lm_head"]
+TABLES = [*tiny.LINEARS, "embed_tokens", "lm_head"]
 METHODS = {
     "lora": Lora(r=3, alpha=4.0, target_modules=TABLES, lora_bias=False),
     "dora": Dora(r=2, alpha=3.0, target_modules=TABLES),
-    "pissa": Pissa(r=2, niter=0, target_modules=[*LINEARS, "lm_head"]),
-    "olora": Olora(r=2, target_modules=[*LINEARS, "lm_head"]),
+    "pissa": Pissa(r=2, niter=0, target_modules=[*tiny.LINEARS, "lm_head"]),
+    "olora": Olora(r=2, target_modules=[*tiny.LINEARS, "lm_head"]),
     "ia3": Ia3(),
     "bitfit": Bitfit(),
     "v2-out": LlamaAdapterV2(scale_side="out", branch_rank=2),
@@ -137,10 +136,10 @@ def test_two_methods_are_both_their_equations_in_order(first):
         with torch.no_grad():
             given = dict(weights)
             for place in ("embed_tokens", "lm_head"):
-                key = f"{path(None, place)}.weight"
+                key = f"{tiny.path(None, place)}.weight"
                 given[key] = table(names, found, place, weights[key])
             for layer, place in ((0, "input_layernorm"), (0, "post_attention_layernorm"), (None, "norm")):
-                key = f"{path(layer, place)}.weight"
+                key = f"{tiny.path(layer, place)}.weight"
                 moves = [own[layer, place]["weight"] - weights[key] for own in found if (layer, place) in own]
                 given[key] = weights[key] + sum(moves)
             linear = lambda layer, place, x, weight: at_linear(names, found, weight, layer, place, x)  # noqa: E731, B023

@@ -19,6 +19,7 @@ from halter.methods.method import find
 from halter.methods.storage import load_adapter
 from halter.model.cache import Cache
 from halter.model.config import preset
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
@@ -129,7 +130,7 @@ def test_own_weights_for_both_ends_are_saved_counted_and_trained(tmp_path):
     adapter.save(tmp_path / "a")
     again = load_adapter(tmp_path / "a", model)
     segments = Segments.packed([20, 20], prompt_lengths=[15, 16])
-    both = [model.hidden(TOKENS.flatten(), segments, one.bind(model, segments)) for one in (adapter, again)]
+    both = [model.hidden(Pass(TOKENS.flatten(), segments, one.bind(model, segments))) for one in (adapter, again)]
     assert torch.equal(*both)
     both[0].square().mean().backward()
     assert all(bool(p.grad.abs().sum() > 0) for p in adapter.parameters())
@@ -188,7 +189,7 @@ def test_an_adapter_with_a_zero_row_loads_and_goes_on_training(tmp_path):
         Segments.packed([20, 20], prompt_lengths=[15, 16]),
     )
     for _ in range(6):
-        loss = (model.hidden(TOKENS.flatten(), segments, again.bind(model, segments)) - 0.3).square().mean()
+        loss = (model.hidden(Pass(TOKENS.flatten(), segments, again.bind(model, segments))) - 0.3).square().mean()
         loss.backward()
         assert all(bool(p.grad.isfinite().all()) for p in again.parameters())
         optimizer.step()
@@ -207,17 +208,17 @@ def test_training_and_generation_act_on_the_same_positions():
     segments = Segments.packed(batch.lengths, prompt_lengths=batch.prompt_lengths)
     cache, steps = Cache(model.config, 1, 32, model.dtype), []
     with torch.no_grad():
-        whole = model.hidden(tokens, segments, adapter.bind(model, segments))
+        whole = model.hidden(Pass(tokens, segments, adapter.bind(model, segments)))
         for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, 20))]:
             now = cache.segments([end - start], [0], [prompt])
-            steps.append(model.hidden(tokens[start:end], now, adapter.bind(model, now), cache=cache))
+            steps.append(model.hidden(Pass(tokens[start:end], now, adapter.bind(model, now), cache=cache)))
         bounds.assert_same(torch.cat(steps), whole)
         learnt = torch.arange(
             prompt - 1, 19
         )  # the last layer computes these tokens alone, the prompt's last among them
-        part = model.hidden(tokens, segments, adapter.bind(model, segments), wanted=learnt)
+        part = model.hidden(Pass(tokens, segments, adapter.bind(model, segments), wanted=learnt))
         bounds.assert_same(part, whole[learnt])
-        assert float((whole - model.hidden(tokens, segments)).abs().max()) > 1e-2
+        assert float((whole - model.hidden(Pass(tokens, segments))).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -230,10 +231,10 @@ def test_beside_virtual_tokens_a_short_prompt_is_decoded_as_the_full_pass(known)
     segments = Segments.packed([20], prompt_lengths=told)
     cache, steps = Cache(model.config, 1, 32, model.dtype), []
     with torch.no_grad():
-        whole = model.hidden(tokens, segments, adapter.bind(model, segments))
+        whole = model.hidden(Pass(tokens, segments, adapter.bind(model, segments)))
         for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, 20))]:
             now = cache.segments([end - start], [0], told)
-            steps.append(model.hidden(tokens[start:end], now, adapter.bind(model, now), cache=cache))
+            steps.append(model.hidden(Pass(tokens[start:end], now, adapter.bind(model, now), cache=cache)))
     bounds.assert_same(torch.cat(steps), whole)
 
 

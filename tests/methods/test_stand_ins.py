@@ -22,7 +22,6 @@ from halter.methods.storage import load_adapter
 from halter.methods.token_rows import TokenRowsMethod
 from halter.model.decoder import Decoder
 from halter.model.joints import Chain
-from halter.model.places import path
 from halter.model.segments import Segments
 
 TOKENS = torch.randint(0, 96, (13,), generator=torch.Generator().manual_seed(2))
@@ -51,7 +50,7 @@ def summed(model, adapters):
     made = dict(base)
     for adapter in adapters:
         for slot in adapter.slots:
-            name = f"{path(slot.layer, slot.place)}.weight"
+            name = f"{slot.path}.weight"
             made[name] = made[name] + (slot.piece.weight.detach() - base[name])
     return made
 
@@ -105,8 +104,8 @@ def test_they_fold_into_one_weight(methods, beside):
     adapter = moved(model, [*beside, *methods])
     after = Decoder(model.config)
     with torch.no_grad():
-        for layer, place, module in model.places():
-            name = path(layer, place)
+        for place, module in model.places():
+            name = place.path
             after.set_tensor(f"{name}.weight", adapter.fold(name, module.weight(), None)[0])
         bounds.assert_same(after(TOKENS[None]), model(TOKENS[None], adapter=adapter))
 

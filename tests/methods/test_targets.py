@@ -12,8 +12,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from halter.errors import Refusal
 from halter.methods.full import Full
 from halter.methods.lora import Lora
-from halter.methods.targets import by_pattern, check, chosen, matches, paths_of
-from halter.model.places import LINEARS, path
+from halter.methods.targets import by_pattern, check, chosen, matches
 
 
 @pytest.mark.parametrize(
@@ -31,14 +30,15 @@ from halter.model.places import LINEARS, path
     ],
 )
 def test_matches(target, name, meant):
-    assert matches(target, name) is meant
+    (place,) = [place for place in tiny.config(layers=12).layout if place.path == name]
+    assert matches(target, place) is meant
 
 
 def test_chosen_leaves_out_layers_and_exclusions():
     shape = tiny.config()
     assert chosen(shape, 0, "all-linear", (), [1]) == []
-    assert chosen(shape, 1, ["q_proj", "v_proj"], ["v_proj"], [1]) == ["q_proj"]
-    assert chosen(shape, None, ["lm_head", "q_proj"]) == ["lm_head"]
+    assert chosen(shape, 1, ["q_proj", "v_proj"], ["v_proj"], [1]) == [shape.layout.at(1, "q_proj")]
+    assert chosen(shape, None, ["lm_head", "q_proj"]) == [shape.layout.at(None, "lm_head")]
 
 
 def test_patterns_take_the_first_that_fits():
@@ -48,8 +48,9 @@ def test_patterns_take_the_first_that_fits():
     assert by_pattern(patterns, "model.layers.0.mlp.down_proj", 8) == 8
 
 
-PATHS = paths_of(tiny.config(), ("embed_tokens", *LINEARS, "lm_head"))
-NAMES = [*LINEARS, "lm_head", "embed_tokens", "self_attn.q_proj", *PATHS]
+PATHS = [tiny.path(None, place) for place in ("embed_tokens", "lm_head")]
+PATHS += [tiny.path(layer, place) for layer in range(2) for place in tiny.LINEARS]
+NAMES = [*tiny.LINEARS, "lm_head", "embed_tokens", "self_attn.q_proj", *PATHS]
 
 
 @given(
@@ -61,7 +62,8 @@ def test_chosen_is_what_peft_chooses(target, exclude, layers):
     shape = tiny.config()
     config = LoraConfig(target_modules=target, exclude_modules=exclude or None, layers_to_transform=layers)
     theirs = {name for name in PATHS if check_target_module_exists(config, name) in (True,)}
-    ours = {path(n, p) for n in (None, *range(shape.layers)) for p in chosen(shape, n, target, exclude, layers)}
+    everywhere = (None, *range(shape.layers))
+    ours = {place.path for n in everywhere for place in chosen(shape, n, target, exclude, layers)}
     assert ours == theirs
 
 

@@ -318,5 +318,5 @@ def test_norm_tuning_of_what_is_no_norm_is_refused_by_name():
     with pytest.raises(Refusal, match="targets-match-nothing") as caught:
         NormTuning.from_peft({"target_modules": ["input_layernorm", "q_proj"]}).check(shape)
     assert caught.value.found == ("q_proj",)
-    with pytest.raises(Refusal, match="nothing-trained"):
+    with pytest.raises(Refusal, match="takes away all"):
         NormTuning(target_modules=["norm"], exclude_modules=["model.norm"]).check(shape)

@@ -16,9 +16,11 @@ from halter.methods.adapter import adapt
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
 from halter.model.config import RopeScaling
-from halter.model.places import LAYER_PLACES, LINEARS, NORMS, Act, Acts, LayerActs
+from halter.model.passes import Pass
+from halter.model.places import Act, Acts, LayerActs
 from halter.model.segments import Segments
 
+CALLED = LayerActs._fields[:-1]  # the places in the order of the record; memory is none that is called
 llama3 = [RopeScaling("llama3", 8.0, 1.0, 4.0, 64), RopeScaling("llama3", 4.0, 1.0, 2.0, 32)]
 scalings = st.sampled_from([None, RopeScaling("linear", 4.0), *llama3])
 # A quarter of these frequencies is kept, a quarter blended, half divided: what a drawn shape need not have.
@@ -96,7 +98,7 @@ def test_cached_decoding_equals_the_full_pass(rows):
             counts = [pieces[r].pop(0) for r in live]
             new = [tokens[r][cache.lengths[r] : cache.lengths[r] + n] for r, n in zip(live, counts, strict=True)]
             segments = cache.segments(counts, rows=live)
-            out = model.head(model.hidden(torch.cat(new), segments, cache=cache)).split(counts)
+            out = model.head(model.hidden(Pass(torch.cat(new), segments, cache=cache))).split(counts)
             for r, logits in zip(live, out, strict=True):
                 seen[r].append(logits)
         for r, row in enumerate(tokens):
@@ -116,9 +118,9 @@ def test_every_place_is_called_once_per_layer_with_the_right_things():
 
         def act(self, x, y):
             calls.append((self.layer, self.place))
-            if self.place in LINEARS:
+            if self.place in tiny.LINEARS:
                 assert torch.equal(y, model.layers[self.layer].get_submodule(self.place)(x))
-            if self.place in NORMS:
+            if self.place in tiny.NORMS:
                 assert torch.equal(y, x * model.layers[self.layer].get_submodule(self.place).scale)
             if self.place == "context":
                 assert x.q.shape == y.shape and x.k.shape == x.v.shape
@@ -128,15 +130,15 @@ def test_every_place_is_called_once_per_layer_with_the_right_things():
                 assert isinstance(x, Segments)
             return y
 
-    layers = tuple(LayerActs(**{p: Spy(i, p) for p in LAYER_PLACES}) for i in range(2))
+    layers = tuple(LayerActs(**{p: Spy(i, p) for p in CALLED}) for i in range(2))
     acts = Acts(layers, Spy(None, "embed_tokens"), Spy(None, "norm"), Spy(None, "lm_head"))
     segments = Segments.packed([5, 3])
     tokens = torch.arange(8)
     with torch.no_grad():
-        got = model.head(model.hidden(tokens, segments, acts), acts)
-        want = model.head(model.hidden(tokens, segments))
+        got = model.head(model.hidden(Pass(tokens, segments, acts)), acts)
+        want = model.head(model.hidden(Pass(tokens, segments)))
     assert torch.equal(got, want)
-    order = [(i, p) for i in range(2) for p in LAYER_PLACES]
+    order = [(i, p) for i in range(2) for p in CALLED]
     assert calls == [(None, "embed_tokens"), *order, (None, "norm"), (None, "lm_head")]
 
 
@@ -161,7 +163,7 @@ def test_checkpointing_changes_no_bit_of_a_gradient():
     grads = []
     for checkpointing in (False, True):
         acts = adapter.bind(model, segments, key=7)
-        model.hidden(torch.arange(15), segments, acts, checkpointing=checkpointing).square().sum().backward()
+        model.hidden(Pass(torch.arange(15), segments, acts, checkpointing=checkpointing)).square().sum().backward()
         grads.append([p.grad.clone() for p in adapter.trainable().values()])
         adapter.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
@@ -183,7 +185,7 @@ def test_wanted_states_are_those_of_the_whole_pass(cached):
         cache = Cache(model.config, 4, 16, torch.float64) if cached else None
         segments = Segments.packed(lengths) if cache is None else cache.segments(lengths)
         acts = Mixed(adapters, [0, 1, -1, 0]).bind(model, segments)
-        hidden = model.hidden(tokens, segments, acts, cache, wanted=chosen)
+        hidden = model.hidden(Pass(tokens, segments, acts, cache, wanted=chosen))
         found.append((hidden if chosen is not None else hidden[wanted], cache and [*cache.keys, *cache.values]))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-12)
     for a, b in zip(found[0][1] or [], found[1][1] or [], strict=True):
@@ -195,11 +197,11 @@ def test_rows_that_continue_a_row_equal_whole_rows():
     begin, ends = torch.arange(3, 13), [torch.arange(20, 25), torch.arange(40, 48)]
     segments = Segments.packed([10, 5, 3, 8], continues=[None, 0, None, 0])
     other = torch.arange(60, 63)
-    together = model.hidden(torch.cat((begin, ends[0], other, ends[1])), segments)
+    together = model.hidden(Pass(torch.cat((begin, ends[0], other, ends[1])), segments))
     for end, part in ((ends[0], slice(10, 15)), (ends[1], slice(18, 26))):
-        alone = model.hidden(torch.cat((begin, end)), Segments.packed([10 + len(end)]))
+        alone = model.hidden(Pass(torch.cat((begin, end)), Segments.packed([10 + len(end)])))
         torch.testing.assert_close(together[part], alone[10:], rtol=1e-11, atol=1e-12)
-    alone = model.hidden(other, Segments.packed([3]))
+    alone = model.hidden(Pass(other, Segments.packed([3])))
     torch.testing.assert_close(together[15:18], alone, rtol=1e-11, atol=1e-12)
 
 

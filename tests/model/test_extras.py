@@ -14,7 +14,9 @@ from halter.methods.adapter import Adapter, adapt
 from halter.methods.method import Method, Piece
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
-from halter.model.places import MEMORY, VIRTUAL, Extra
+from halter.model.layout import MEMORY, VIRTUAL
+from halter.model.passes import Pass
+from halter.model.places import Extra
 from halter.model.segments import Segments
 
 K = 5
@@ -119,11 +121,11 @@ def test_neighbours_of_every_kind_equal_each_alone_cached_or_not(model):
         ]
         segments = Segments.packed([len(row) for row in rows])
         acts = binder.bind(model, segments)
-        together = model.head(model.hidden(torch.cat(rows), segments, acts), acts)
+        together = model.head(model.hidden(Pass(torch.cat(rows), segments, acts)), acts)
         bounds.assert_same(together, torch.cat(want))
         some = torch.tensor([3, 8, 12, 18, 33, 40, 53])
-        part = model.hidden(torch.cat(rows), segments, acts, wanted=some)
-        bounds.assert_same(part, model.hidden(torch.cat(rows), segments, acts)[some])
+        part = model.hidden(Pass(torch.cat(rows), segments, acts, wanted=some))
+        bounds.assert_same(part, model.hidden(Pass(torch.cat(rows), segments, acts))[some])
         cache = Cache(model.config, len(rows), 4, torch.float32)  # too small for virtual tokens: it must grow
         found = [[] for _ in rows]
         for step in range(11):
@@ -134,7 +136,7 @@ def test_neighbours_of_every_kind_equal_each_alone_cached_or_not(model):
                 cache.grow(longest)
             segments = cache.segments([len(p) for p in pieces], live)
             acts = Mixed(adapters, [owners[i] for i in live]).bind(model, segments)
-            logits = model.head(model.hidden(torch.cat(pieces), segments, acts, cache), acts)
+            logits = model.head(model.hidden(Pass(torch.cat(pieces), segments, acts, cache)), acts)
             for i, new in zip(live, logits.split([len(p) for p in pieces]), strict=True):
                 found[i].append(new)
     for i, whole in enumerate(want):

@@ -11,7 +11,7 @@ from halter.methods.adapter import adapt
 from halter.methods.method import find, names
 from halter.model.int8_linear import Int8Linear
 from halter.model.linear import DenseLinear
-from halter.model.places import LINEARS
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.model.storages import STORAGES, held_in, quantised
 
@@ -70,10 +70,10 @@ def both(dtype=torch.float32):
     """An 8-bit decoder and the dense one with the same dequantised weights."""
     small, dense = tiny.decoder(dtype=dtype), tiny.decoder(dtype=dtype)
     for layer in range(2):
-        for place in LINEARS:
+        for place in tiny.LINEARS:
             held = Int8Linear.quantize(small.module(layer, place).weight())
-            small.set_linear(layer, place, held)
-            dense.set_linear(layer, place, DenseLinear(held.weight()))
+            small.set_linear(small.layout.at(layer, place), held)
+            dense.set_linear(dense.layout.at(layer, place), DenseLinear(held.weight()))
     return small, dense
 
 
@@ -90,7 +90,7 @@ def test_any_method_over_an_8_bit_base(name):
     for model, adapter in zip((small, dense), adapters, strict=True):
         tiny.jitter(adapter)
         segments = Segments.packed([12, 12])
-        model.hidden(tokens.flatten(), segments, adapter.bind(model, segments)).float().square().sum().backward()
+        model.hidden(Pass(tokens.flatten(), segments, adapter.bind(model, segments))).float().square().sum().backward()
         grads.append([p.grad for p in adapter.parameters() if p.grad is not None])
     assert grads[0]
     for a, b in zip(*grads, strict=True):
@@ -102,5 +102,5 @@ def test_the_table_of_storages_is_one_to_one():
     for kind, storage in STORAGES.items():
         model = tiny.decoder()
         assert storage.storage == kind and held_in(model) is None
-        model.set_linear(1, "o_proj", quantised(kind, model.module(1, "o_proj").weight()))
+        model.set_linear(model.layout.at(1, "o_proj"), quantised(kind, model.module(1, "o_proj").weight()))
         assert held_in(model) == kind and isinstance(quantised(kind, weight), storage)

@@ -8,9 +8,10 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.adapter import gather
+from halter.methods.acting import acts_of
 from halter.model.joints import Chain, MixedAct, Weighted, chained, mixed
-from halter.model.places import BARE_PLACES, FINAL, Act, Run
+from halter.model.layout import AROUND
+from halter.model.places import FINAL, Act, Run
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 W, OTHER, BESIDE = (
@@ -113,8 +114,8 @@ def test_every_public_name_of_an_act_is_known_to_the_joints():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("place", BARE_PLACES)
+@pytest.mark.parametrize("place", tiny.config().layout.names(AROUND))
 def test_around_no_operation_only_what_follows_can_act(place):
     with pytest.raises(TypeError, match=f"around {place} is no operation"):
-        gather({(0, place): chained(Added(1.0), Everything(2.0))}, tiny.config().layers)
-    assert getattr(gather({(0, place): Added(1.0)}, 1).layers[0], place) == Added(1.0)
+        acts_of({(0, place): chained(Added(1.0), Everything(2.0))}, tiny.config().layout)
+    assert getattr(acts_of({(0, place): Added(1.0)}, tiny.config().layout).layers[0], place) == Added(1.0)

@@ -32,7 +32,7 @@ def model_of(dtype=torch.bfloat16):
 
 
 def dense(model):
-    return [linear for _, _, linear in model.places() if isinstance(linear, DenseLinear)]
+    return [linear for _, linear in model.places() if isinstance(linear, DenseLinear)]
 
 
 def held(model):

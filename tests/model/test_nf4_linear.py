@@ -12,7 +12,7 @@ from halter.methods.adapter import adapt
 from halter.methods.method import find, names
 from halter.model.linear import DenseLinear
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.numerics import nf4, nf4_packed
 
@@ -100,10 +100,10 @@ def both(dtype=torch.float32):
     """A 4-bit decoder and the dense one with the same dequantised weights."""
     small, dense = tiny.decoder(dtype=dtype), tiny.decoder(dtype=dtype)
     for layer in range(2):
-        for place in LINEARS:
+        for place in tiny.LINEARS:
             quantised = NF4Linear.quantize(small.module(layer, place).weight())
-            small.set_linear(layer, place, quantised)
-            dense.set_linear(layer, place, DenseLinear(quantised.weight()))
+            small.set_linear(small.layout.at(layer, place), quantised)
+            dense.set_linear(dense.layout.at(layer, place), DenseLinear(quantised.weight()))
     return small, dense
 
 
@@ -120,7 +120,7 @@ def test_any_method_over_a_4_bit_base(name, dtype):
     for model, adapter in zip((small, dense), adapters, strict=True):
         tiny.jitter(adapter)
         segments = Segments.packed([12, 12])
-        model.hidden(tokens.flatten(), segments, adapter.bind(model, segments)).float().square().sum().backward()
+        model.hidden(Pass(tokens.flatten(), segments, adapter.bind(model, segments))).float().square().sum().backward()
         grads.append([p.grad for p in adapter.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and grads[0]
 
@@ -134,7 +134,7 @@ def test_loading_quantises_and_reads_quantised(tmp_path):
     model = tiny.decoder()
     save_model(model, model.config, tmp_path / "dense")
     fresh = load_model(tmp_path / "dense", "float32", "nf4")
-    assert all(fresh.module(i, p).storage == "nf4" for i in range(2) for p in LINEARS)
+    assert all(fresh.module(i, p).storage == "nf4" for i in range(2) for p in tiny.LINEARS)
     assert fresh.lm_head.storage == "dense"
     want = NF4Linear.quantize(model.module(1, "up_proj").weight())
     assert torch.equal(fresh.module(1, "up_proj").weight(), want.weight())
@@ -142,7 +142,7 @@ def test_loading_quantises_and_reads_quantised(tmp_path):
     tensors = {}
     for name, module, buffer in model.tensors():
         place = name.split(".")[-2]
-        if place in LINEARS:
+        if place in tiny.LINEARS:
             stored = NF4Linear.quantize(module.weight()).to_bitsandbytes()
             tensors |= {name.removesuffix("weight") + k: v for k, v in stored.items()}
         else:

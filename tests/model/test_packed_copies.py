@@ -24,21 +24,21 @@ def packed_is_quick(quickest):
 
 def four_bits(dtype=torch.bfloat16):
     model = tiny.decoder(tiny.config(dim=64, ffn_dim=128, head_dim=16, vocab_size=512), dtype)
-    for layer, place, linear in list(model.places()):
-        if layer is not None and place.endswith("_proj"):
-            model.set_linear(layer, place, NF4Linear.quantize(linear.weight()))
+    for place, linear in list(model.places()):
+        if place.kind == "linear":
+            model.set_linear(place, NF4Linear.quantize(linear.weight()))
     return model
 
 
 def sizes(model):
-    return [linear.nbytes for _, _, linear in model.places() if isinstance(linear, NF4Linear)]
+    return [linear.nbytes for _, linear in model.places() if isinstance(linear, NF4Linear)]
 
 
 def test_there_for_a_while_counted_and_gone():
     model = four_bits()
     before = sizes(model)
     with packing.packed(model, 4, 1000) as held:
-        numbers = sum(lin.in_features * lin.out_features for _, _, lin in model.places() if isinstance(lin, NF4Linear))
+        numbers = sum(lin.in_features * lin.out_features for _, lin in model.places() if isinstance(lin, NF4Linear))
         assert held == numbers * 4.25 / 8 and sum(sizes(model)) == sum(before) + held
         with packing.packed(model, 4, 1000) as more:
             assert more == 0
@@ -70,7 +70,7 @@ def test_generation_uses_them_drops_them_and_answers_the_same(monkeypatch, tmp_p
     prompts = [[1, 5, 9, 30], [1, 7]]
     tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(tmp_path))
     quick = generate(model, tokenizer, prompts, max_new_tokens=40)
-    assert calls and not any(linear.packed for _, _, linear in model.places() if isinstance(linear, NF4Linear))
+    assert calls and not any(linear.packed for _, linear in model.places() if isinstance(linear, NF4Linear))
     calls.clear()
     monkeypatch.setattr(packing, "PACK_STEPS", 10**6)
     slow = generate(model, tokenizer, prompts, max_new_tokens=40)

@@ -18,7 +18,7 @@ from halter.errors import Refusal
 from halter.methods.adapter import adapt
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig, RopeScaling
-from halter.model.entering import entering
+from halter.model.passes import Pass
 from halter.model.rotation import rotations
 from halter.model.segments import Segments
 
@@ -149,21 +149,22 @@ def test_cached_decoding_and_packed_rows_equal_the_full_pass(scaling):
     cache = Cache(model.config, len(rows), 128, torch.float32)
     with torch.no_grad():
         full = [model(row[None])[0] for row in rows]
-        packed = model.head(model.hidden(torch.cat(rows), Segments.packed(lengths))).split(lengths)
+        packed = model.head(model.hidden(Pass(torch.cat(rows), Segments.packed(lengths)))).split(lengths)
         for got, want in zip(packed, full, strict=True):
             bounds.assert_same(got, want)
         firsts = [min(n, 30) for n in lengths]
         heads = torch.cat([row[:n] for row, n in zip(rows, firsts, strict=True)])
-        out = model.head(model.hidden(heads, cache.segments(firsts), cache=cache)).split(firsts)
+        out = model.head(model.hidden(Pass(heads, cache.segments(firsts), cache=cache))).split(firsts)
         for got, want in zip(out, full, strict=True):
             bounds.assert_same(got, want[: len(got)])
         for at in range(30, 128):
             live = [r for r, n in enumerate(lengths) if at < n]
             new = torch.stack([rows[r][at] for r in live])
-            logits = model.head(model.hidden(new, cache.segments([1] * len(live), rows=live), cache=cache))
+            logits = model.head(model.hidden(Pass(new, cache.segments([1] * len(live), rows=live), cache=cache)))
             bounds.assert_same(logits, torch.stack([full[r][at] for r in live]))
-        states = entering(model, 2, rows)
-        torch.testing.assert_close(entering(model, 2, [rows[0]])[0], states[0], rtol=0, atol=0)
+        passes = [Pass(row, Segments.packed([len(row)]), stop=2) for row in rows]
+        states = model.hidden_of(passes)
+        torch.testing.assert_close(model.hidden(passes[0]), states[0], rtol=0, atol=0)
 
 
 def test_dynamic_scaling_has_no_one_value_beyond_the_context_and_is_refused_there():
@@ -182,15 +183,15 @@ def test_dynamic_scaling_has_no_one_value_beyond_the_context_and_is_refused_ther
             assert float((one - other).abs().max()) > 1e-3
         bounds.assert_same(model(row[:, :32]), oracle(model, config)(row[:, :32]).logits)
         cache = Cache(model.config, 1, 64, torch.float32)
-        model.hidden(row[0, :32], cache.segments([32]), cache=cache)
+        model.hidden(Pass(row[0, :32], cache.segments([32]), cache=cache))
         prompt = adapt(model, "prompt_tuning", num_virtual_tokens=4)
         for beyond in (
             lambda: model(row),
             lambda: model(row[:, :30], adapter=prompt),
-            lambda: model.hidden(row[0], Segments.packed([7, 33])),
-            lambda: model.hidden(row[0], Segments.packed([30, 10], continues=[None, 0])),
-            lambda: model.hidden(row[0, 32:33], cache.segments([1]), cache=cache),
-            lambda: entering(model, 1, [row[0]]),
+            lambda: model.hidden(Pass(row[0], Segments.packed([7, 33]))),
+            lambda: model.hidden(Pass(row[0], Segments.packed([30, 10], continues=[None, 0]))),
+            lambda: model.hidden(Pass(row[0, 32:33], cache.segments([1]), cache=cache)),
+            lambda: model.hidden(Pass(row[0], Segments.packed([len(row[0])]), stop=1)),
         ):
             with pytest.raises(Refusal, match="type dynamic") as caught:
                 beyond()

@@ -23,7 +23,6 @@ from halter.model.int8_linear import Int8Linear
 from halter.model.lane import PAGE, paged
 from halter.model.linear import DenseLinear, Linear
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes
 from halter.pretrained.load import load
@@ -44,8 +43,8 @@ def base(storage: str = "dense", layers: int = LAYERS):
     model = tiny.decoder(tiny.config(layers=layers), dtype)
     if kind is not DenseLinear:
         for layer in range(layers):
-            for place in LINEARS:
-                model.set_linear(layer, place, kind.quantize(model.module(layer, place).weight()))
+            for place in tiny.LINEARS:
+                model.set_linear(model.layout.at(layer, place), kind.quantize(model.module(layer, place).weight()))
     return model
 
 
@@ -129,9 +128,9 @@ def test_greedy_tokens_are_the_same(storage, data, monkeypatch):
 def watched(model, adapter, checkpointing):
     """The device's view of one step; resident tensors are not counted as made."""
     standing = [t.untyped_storage() for t in (*model.buffers(), *adapter.parameters())]
-    if model.stream is not None:
-        standing += [buffer.memory.untyped_storage() for buffer in model.stream._buffers]
-    device = Device(set() if model.stream is None else host_addresses(model))
+    if not model.residence.resident:
+        standing += [buffer.memory.untyped_storage() for buffer in model.residence._buffers]
+    device = Device(set() if model.residence.resident else host_addresses(model))
     device.held = {storage._cdata: weakref.ref(storage) for storage in standing}
     with device:
         step(model, adapter, checkpointing)
@@ -151,7 +150,7 @@ def test_no_operation_reads_the_cpu_and_nothing_of_the_layers_is_kept(name, stor
     seen, reference = watched(streamed, through, checkpointing), watched(resident, plain, checkpointing)
     assert seen.touched == []
     assert seen.most <= reference.most  # two buffers stand, and the step takes what it takes with all layers there
-    assert streamed.stream.device_bytes == 2 * layer_bytes(resident.layers[0])
+    assert streamed.residence.device_bytes == 2 * layer_bytes(resident.layers[0])
 
 
 def test_the_watch_itself_sees():
@@ -164,7 +163,7 @@ def test_the_watch_itself_sees():
 
 def test_layers_are_under_way_early_and_spared_at_both_turning_points():
     _, streamed = pair()
-    stream, adapter = streamed.stream, adapt(streamed, "lora")
+    stream, adapter = streamed.residence, adapt(streamed, "lora")
     for checkpointing in (False, True):
         before = stream.copies
         step(streamed, adapter, checkpointing)  # forward all but those still there, backward all but the last two
@@ -184,7 +183,7 @@ def test_layers_outside_their_turn_are_whole_and_on_the_cpu():
     for (name, module, _buffer), (_, other, _) in zip(streamed.tensors(), resident.tensors(), strict=True):
         if "layers" in name and hasattr(module, "weight"):
             assert torch.equal(module.weight(), other.weight())
-    assert streamed.stream.host_bytes == sum(layer_bytes(layer) for layer in resident.layers)
+    assert streamed.residence.host_bytes == sum(layer_bytes(layer) for layer in resident.layers)
 
 
 def test_too_little_room_and_trained_layers_are_refused():
@@ -196,7 +195,7 @@ def test_too_little_room_and_trained_layers_are_refused():
     _, streamed = pair()
     with pytest.raises(Refusal) as refused:
         adapt(streamed, "full")
-    assert refused.value.id == "offload-full" and len(refused.value.found) == LAYERS * len(LINEARS)
+    assert refused.value.id == "offload-full" and len(refused.value.found) == LAYERS * len(tiny.LINEARS)
     with pytest.raises(ValueError, match="streamed"):
         streamed.set_tensor("model.layers.0.mlp.up_proj.weight", torch.zeros(48, 32))
 

@@ -19,7 +19,6 @@ from halter.model.config import preset
 from halter.model.decoder import Decoder
 from halter.model.nf4_linear import NF4Linear
 from halter.model.packing import packed
-from halter.model.places import LINEARS
 from halter.model.storages import quantised
 from halter.numerics import nf4_packed
 from halter.planning import Setting, forecast
@@ -62,8 +61,8 @@ def test_base_bytes_are_those_of_a_real_base(held: str | None) -> None:
     model = tiny.decoder(tiny.config(dim=64, ffn_dim=192))
     if held:
         for layer in range(model.config.layers):
-            for place in LINEARS:
-                model.set_linear(layer, place, quantised(held, model.module(layer, place).weight()))
+            for place in tiny.LINEARS:
+                model.set_linear(model.layout.at(layer, place), quantised(held, model.module(layer, place).weight()))
     assert base_bytes(dry_base(model.config, model.dtype, held)) == base_bytes(model)
     assert base_bytes(model).total == sum({id(b): b.nbytes for b in model.buffers()}.values())
 
@@ -100,10 +99,12 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     shape, rows, length = tiny.config(), 3, 40
     adapter = dry_adapter(shape, [Lora(r=2)])
     found = training_pass(dry_base(shape, torch.float32, None), adapter, rows, length, False)
-    linear = sum(a * b for a, b in map(shape.weight_shape, LINEARS)) * shape.layers
+    linear = sum(a * b for a, b in (shape.layout.at(0, p).shape for p in tiny.LINEARS)) * shape.layers
     head = shape.vocab_size * shape.dim
     pairs = rows * length * (length + 1) // 2 * shape.layers
-    first = 2 * sum(a * b for a, b in (shape.weight_shape(p) for p in ("q_proj", "k_proj", "v_proj")))  # no dx there
+    first = 2 * sum(
+        a * b for a, b in (shape.layout.at(0, p).shape for p in ("q_proj", "k_proj", "v_proj"))
+    )  # no dx there
     expected = rows * length * (4 * (linear + head) - first + 6 * adapter.num_trainable)
     expected += 14 * pairs * shape.heads * shape.head_dim
     assert found.operations == pytest.approx(expected, rel=0.005)
@@ -128,11 +129,11 @@ def test_packed_copies_for_writing_are_counted(dtype: torch.dtype, packs: bool, 
     found = forecast(Setting("tiny", shape, (Lora(r=2),), dtype, quantize="nf4", length=16)).generation
     model = tiny.decoder(shape, dtype=dtype)
     for layer in range(shape.layers):
-        for place in LINEARS:
-            model.set_linear(layer, place, NF4Linear.quantize(model.module(layer, place).weight()))
-    before = sum(linear.nbytes for _, _, linear in model.places() if isinstance(linear, NF4Linear))
+        for place in tiny.LINEARS:
+            model.set_linear(model.layout.at(layer, place), NF4Linear.quantize(model.module(layer, place).weight()))
+    before = sum(linear.nbytes for _, linear in model.places() if isinstance(linear, NF4Linear))
     with packed(model, 1, 100):
-        after = sum(linear.nbytes for _, _, linear in model.places() if isinstance(linear, NF4Linear))
+        after = sum(linear.nbytes for _, linear in model.places() if isinstance(linear, NF4Linear))
     assert found.packed == (after - before if packs else 0)
     assert found.total == sum(vars(found).values())
 
@@ -144,8 +145,8 @@ def test_streamed_layers_are_counted_where_they_lie(kind: str | None) -> None:
     whole, apart = forecast(setting), forecast(replace(setting, offload=True))
     model = tiny.decoder(shape, torch.bfloat16)
     for layer in range(shape.layers if kind else 0):
-        for place in LINEARS:
-            model.set_linear(layer, place, quantised(kind, model.module(layer, place).weight()))  # type: ignore
+        for place in tiny.LINEARS:
+            model.set_linear(model.layout.at(layer, place), quantised(kind, model.module(layer, place).weight()))  # type: ignore
     stream = model.stream_layers()
     outer = sum(t.nbytes for t in (model.embed_tokens.matrix, model.norm.scale, model.lm_head.weight()))
     assert (

@@ -298,13 +298,13 @@ def test_offloaded_layers_are_the_layers(tmp_path: Path, quantize: str | None, m
     tiny_llama(attention_bias=True).save_pretrained(tmp_path)
     said: list[str] = []
     plain = load_model(tmp_path, quantize=quantize, **CPU, offload="layers", say=said.append)
-    assert plain.stream is None and "changes nothing on cpu" in said[-1]
+    assert plain.residence.resident and "changes nothing on cpu" in said[-1]
     with pytest.raises(Refusal) as refused:
         load_model(tmp_path, **CPU, offload="disk")
     assert refused.value.id == "unknown-offload"
     monkeypatch.setattr("halter.pretrained.load.streams", lambda *_: True)  # as on a GPU
     apart = load_model(tmp_path, quantize=quantize, **CPU, offload="layers", say=said.append)
-    assert apart.stream is not None and "at a time on cpu" in said[-1]
+    assert not apart.residence.resident and "at a time on cpu" in said[-1]
     with torch.no_grad():
         assert torch.equal(apart(TOKENS), plain(TOKENS))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bounds
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import logits_of, tiny_llama
@@ -19,7 +20,6 @@ from halter.export.requantise import merge_quantised
 from halter.methods.adapter import adapt
 from halter.model.linear import DenseLinear
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS, path
 from halter.model.storages import held_in
 from halter.numerics import nf4, nf4_packed
 from halter.planning.dry import base_bytes, dry_base
@@ -53,16 +53,16 @@ def dequantised(folder: Path, name: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def linears(model) -> dict[str, NF4Linear]:
-    return {path(i, p): m for i, p, m in model.places() if p in LINEARS}
+    return {place.path: m for place, m in model.places() if place.name in tiny.LINEARS}
 
 
 def dense_twin(folder: Path, model):
     """The same decoder with every weight as bitsandbytes dequantises it."""
     twin = load_model(folder, dtype=model.dtype, device="cpu")
-    for layer, place, linear in list(twin.places()):
-        if place in LINEARS:
-            weight = dequantised(folder, f"{path(layer, place)}.weight", model.dtype)
-            twin.set_linear(layer, place, DenseLinear(weight, linear.bias))
+    for place, linear in list(twin.places()):
+        if place.name in tiny.LINEARS:
+            weight = dequantised(folder, f"{place.path}.weight", model.dtype)
+            twin.set_linear(place, DenseLinear(weight, linear.bias))
     return twin
 
 
@@ -91,7 +91,7 @@ def test_logits_and_gradients_are_those_of_the_dequantised_weights(folders, kern
     oracle = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
     with torch.no_grad():
         for name, module in oracle.named_modules():
-            if name.rpartition(".")[2] in LINEARS:
+            if name.rpartition(".")[2] in tiny.LINEARS:
                 module.weight.copy_(dequantised(four, f"{name}.weight", torch.float32))
     model = load_model(four, dtype="float32", device="cpu")
     bounds.assert_same(model(TOKENS).detach(), logits_of(oracle, TOKENS))

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import logits_of, tiny_llama
@@ -13,7 +14,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from halter.errors import Refusal
 from halter.model.int8_linear import Int8Linear
-from halter.model.places import LINEARS, path
 from halter.pretrained.digest import digest_base, digest_model
 from halter.pretrained.load import load_model
 
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def linears(model) -> dict[str, Int8Linear]:
-    return {path(i, p): m for i, p, m in model.places() if p in LINEARS}
+    return {place.path: m for place, m in model.places() if place.name in tiny.LINEARS}
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["quantised while read", "stored so"])
@@ -63,7 +63,7 @@ def test_logits_in_fp32_are_those_of_the_dequantised_weights(folders: tuple[Path
     )
     with torch.no_grad():
         for name, module in oracle.named_modules():
-            if name.rpartition(".")[2] in LINEARS:
+            if name.rpartition(".")[2] in tiny.LINEARS:
                 module.weight.copy_(functional.int8_vectorwise_dequant(stored[f"{name}.weight"], stored[f"{name}.SCB"]))
         logits = load_model(eight, dtype="float32", device="cpu")(TOKENS)
     assert (logits - logits_of(oracle, TOKENS)).abs().max() < 1e-4

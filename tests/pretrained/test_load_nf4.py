@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import logits_of, tiny_llama
@@ -13,7 +14,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from halter.errors import Refusal
 from halter.model.linear import Linear
-from halter.model.places import LINEARS, path
 from halter.pretrained.digest import digest_base, digest_model
 from halter.pretrained.load import load_model
 
@@ -48,7 +48,7 @@ def dequantised(folder: Path, name: str, dtype: torch.dtype = torch.bfloat16) ->
 
 
 def linears(model) -> dict[str, Linear]:
-    return {path(i, p): m for i, p, m in model.places() if p in LINEARS}
+    return {place.path: m for place, m in model.places() if place.name in tiny.LINEARS}
 
 
 def test_quantising_while_reading_gives_bitsandbytes_weights(quantised: tuple[bool, Path, Path]) -> None:
@@ -83,7 +83,7 @@ def test_logits_in_fp32_are_those_of_the_dequantised_weights(quantised: tuple[bo
     oracle = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
     with torch.no_grad():
         for name, module in oracle.named_modules():
-            if name.rpartition(".")[2] in LINEARS:
+            if name.rpartition(".")[2] in tiny.LINEARS:
                 module.weight.copy_(dequantised(four, f"{name}.weight", torch.float32))
         logits = load_model(four, dtype="float32", device="cpu")(TOKENS)
     assert logits.dtype == torch.float32

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from halter import telling
 from halter.errors import Refusal
 from halter.files import yaml12
-from halter.methods.method import find, names
+from halter.methods.method import LORA_TRAINING, find, names
 from halter.recipe import Recipe, as_data, commented, dump, json_schema, load, load_tolerant
 from halter.recipe.aliases import ALIASES
 from halter.recipe.fields import keys_of, words
 from halter.recipe.foreign.convert import TOOLS, convert
 from halter.recipe.foreign.tables import Read, Tool
 from halter.recipe.sections import SECTIONS, method_names
-from halter.training.defaults import METHOD, TRAIN
+from halter.training.defaults import sourced
 from halter.training.options import TrainOptions
 
 LEAST = {"model": "DIR", "data": "FILE.jsonl"}
@@ -42,9 +42,9 @@ def mistakes(error: pytest.ExceptionInfo[Refusal]) -> tuple[str, ...]:
 def test_the_least_recipe_gets_the_methods_defaults_with_their_sources() -> None:
     recipe = load(LEAST)
     assert recipe.model.path == "DIR" and recipe.data.train == "FILE.jsonl" and recipe.method.name == "lora"
-    assert recipe.train.learning_rate == TRAIN["lora"]["learning_rate"].value
-    assert recipe.defaults["train.learning_rate"].source == TRAIN["lora"]["learning_rate"].source
-    assert recipe.defaults["method.r"] == METHOD["lora"]["r"] and recipe.notes == ()
+    assert recipe.train.learning_rate == LORA_TRAINING["learning_rate"].value
+    assert recipe.defaults["train.learning_rate"].source == LORA_TRAINING["learning_rate"].source
+    assert recipe.defaults["method.r"] == sourced(find("lora"))["r"] and recipe.notes == ()
 
 
 WRONG = """\

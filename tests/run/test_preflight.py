@@ -13,6 +13,7 @@ from typing import Any
 
 import preflight_folders as made
 import pytest
+import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -336,9 +337,7 @@ def test_a_pass_that_does_not_fit_is_told_before_the_run(good: Any, monkeypatch:
 def load_free_adapter(job: Any) -> int:
     """LoRA's count by its formula: r (in + out) for each linear."""
     shape, r = job.config, job.recipe.method.options.r
-    from halter.model.places import LINEARS
-
-    return shape.layers * sum(r * sum(shape.weight_shape(p)) for p in LINEARS)
+    return shape.layers * sum(r * sum(shape.layout.at(0, p).shape) for p in tiny.LINEARS)
 
 
 def test_disk_space_is_that_of_three_checkpoints_or_those_kept(good: Any, monkeypatch: pytest.MonkeyPatch) -> None:

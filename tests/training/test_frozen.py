@@ -17,8 +17,8 @@ from halter.data.pack import pack
 from halter.methods.adapter import adapt
 from halter.methods.method import find
 from halter.methods.storage import restore, state_of
-from halter.model.decoder import Block
-from halter.model.entering import entering
+from halter.model.dense import Block
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training import optimizers, schedule
 from halter.training.frozen import Frozen, first_layer, keep_frozen
@@ -85,14 +85,14 @@ def test_what_enters_a_layer():
     segments, h = Segments.packed([17]), []
     hooks = [block.register_forward_pre_hook(lambda _, given: h.append(given[0])) for block in MODEL.layers]
     with torch.no_grad():
-        MODEL.hidden(tokens, segments)
+        MODEL.hidden(Pass(tokens, segments))
     for hook in hooks:
         hook.remove()
     for layer in range(LAYERS):
-        assert torch.equal(entering(MODEL, layer, [tokens])[0], h[layer])
+        assert torch.equal(MODEL.hidden(Pass(tokens, segments, stop=layer)), h[layer])
         with torch.no_grad():
             assert torch.equal(
-                MODEL.hidden(tokens, segments, entered=(layer, h[layer])), MODEL.hidden(tokens, segments)
+                MODEL.hidden(Pass(tokens, segments, entered=(layer, h[layer]))), MODEL.hidden(Pass(tokens, segments))
             )
 
 

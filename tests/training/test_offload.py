@@ -11,6 +11,7 @@ import torch
 from stand_in import Device, LateLane
 
 from halter.methods.adapter import adapt
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training.offload import ActivationOffload, offloaded
 from halter.training.step import Learnt, one_pass
@@ -106,7 +107,7 @@ def test_a_pass_that_fails_leaves_nothing_behind():
     _, _, model, adapter = pair("lora")
     lane, keeper = offload(model, adapter, smallest=1, leaving=0)
     segments = Segments.packed([40, 56])
-    hidden = model.hidden(TOKENS, segments, adapter.bind(model, segments))
+    hidden = model.hidden(Pass(TOKENS, segments, adapter.bind(model, segments)))
     alive = [ref for ref in keeper._order if ref() is not None]
     assert len(alive) > 20
     del hidden

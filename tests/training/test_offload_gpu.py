@@ -10,7 +10,6 @@ import torch
 
 from halter.methods.adapter import adapt
 from halter.model.nf4_linear import NF4Linear
-from halter.model.places import LINEARS
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes
 from halter.training.offload import offloaded
@@ -24,8 +23,8 @@ LENGTH = 1024
 def base(nf4):
     model = tiny.decoder(SHAPE, torch.bfloat16)
     for layer in range(SHAPE.layers if nf4 else 0):
-        for place in LINEARS:
-            model.set_linear(layer, place, NF4Linear.quantize(model.module(layer, place).weight()))
+        for place in tiny.LINEARS:
+            model.set_linear(model.layout.at(layer, place), NF4Linear.quantize(model.module(layer, place).weight()))
     return model.to("cuda")
 
 

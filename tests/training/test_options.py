@@ -7,8 +7,8 @@ from dataclasses import fields
 import pytest
 
 from halter.errors import Refusal
-from halter.methods.method import find, names
-from halter.training.defaults import METHOD, PRESETS, TRAIN, with_defaults
+from halter.methods.method import LORA_TRAINING, find, names
+from halter.training.defaults import PRESETS, trained_with, with_defaults
 from halter.training.options import TrainOptions
 
 
@@ -36,7 +36,7 @@ def test_a_step_is_given_in_rows_or_in_tokens() -> None:
 def test_defaults_fill_only_what_was_not_given() -> None:
     filled, taken = with_defaults(TrainOptions(learning_rate=0.5), "lora")
     assert filled.learning_rate == 0.5 and "learning_rate" not in taken
-    assert filled.tokens_per_step == TRAIN["lora"]["tokens_per_step"].value
+    assert filled.tokens_per_step == LORA_TRAINING["tokens_per_step"].value
     assert set(taken) == {"num_train_epochs", "tokens_per_step", "warmup_steps"}
     assert all(default.source for default in taken.values())
 
@@ -47,17 +47,16 @@ def test_rows_and_max_steps_keep_their_rivals_away() -> None:
 
 
 def test_a_method_without_a_row_says_whose_defaults_it_got() -> None:
-    _, taken = with_defaults(TrainOptions(), "a_method_of_tomorrow")
-    assert all("LoRA's, for want of one for a_method_of_tomorrow" in d.source for d in taken.values())
+    _, taken = with_defaults(TrainOptions(), "dora")
+    assert all("LoRA's, for want of one for dora" in d.source for d in taken.values())
 
 
 def test_the_table_speaks_of_real_fields_and_true_values() -> None:
     train = {f.name for f in fields(TrainOptions)}
-    for row in TRAIN.values():
+    for method in map(find, names()):
+        row = trained_with(method)
         assert set(row) <= train and all(getattr(TrainOptions(), name) is None for name in row)
-    for method, row in METHOD.items():
-        declared = {f.name: f.default for f in fields(find(method))}
-        assert {name: d.value for name, d in row.items()} == {name: declared[name] for name in row}
+        assert set(method.sources) <= {f.name for f in fields(method)} and method.note and method.agreement
     for preset in PRESETS.values():
         assert preset["method"]["name"].value in names() and set(preset["train"]) <= train
         TrainOptions(**{name: d.value for name, d in preset["train"].items()})

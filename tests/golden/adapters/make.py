@@ -35,6 +35,7 @@ from halter.methods.importers import ImportOptions, import_adapter
 from halter.methods.method import find
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.pretrained.save import write_model
 
@@ -164,7 +165,7 @@ def logits(model: Decoder, adapter: Adapter) -> torch.Tensor:
     """float64 inside, float32 [17, 33] outside; the adapter's own numbers are float32."""
     segments = Segments.packed(LENGTHS, prompt_lengths=PROMPTS)
     acts = adapter.to(torch.float64).bind(model, segments)
-    found = model.head(model.hidden(tokens(), segments, acts), acts)
+    found = model.head(model.hidden(Pass(tokens(), segments, acts)), acts)
     return found[:, ::EVERY].float().contiguous()
 
 
