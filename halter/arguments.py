@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -18,7 +19,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from halter import kinds
-from halter.elsewhere import LOADED, meant_of, refuse_unknown
+from halter.elsewhere import LOADED, meant_of, peft_call, refuse_unknown
 from halter.errors import Refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -174,7 +175,10 @@ def _bindable(
         raise Refusal("wrong-argument", f"arguments are missing: {', '.join(missing)}", where=name, fix=call)
     if len(args) > len(places):
         what = f"{len(args)} arguments by place; the first {len(places)} are taken so, the others by name"
-        raise Refusal("wrong-argument", what, where=name, expected=", ".join(names), fix=call)
+        more = args[len(places)]
+        number = isinstance(more, Integral) and not isinstance(more, bool)  # which is most likely meant as the call's
+        fix = re.sub(r"(\w+)=\d+\)", rf"\1={more})", call) if number else call
+        raise Refusal("wrong-argument", what, where=name, expected=", ".join(names), fix=fix)
 
 
 def _named(hint: Any) -> dict[str, Any]:
@@ -220,7 +224,7 @@ def _swapped(wrong: Mapping[str, tuple[Any, Any]]) -> list[str]:
 def _hint(name: str, hint: Any, value: Any) -> str:
     """What would have been right, where the kind that was given tells."""
     arms = kinds.arms_of(hint)
-    if str in arms and (way := _rows_hint(name, hint, value)):
+    if str in arms and (way := peft_call(value) or _rows_hint(name, hint, value)):
         return way
     listed = [str(one) for arm in arms if typing.get_origin(arm) is typing.Literal for one in typing.get_args(arm)]
     if listed and (meant := meant_of(str(value), listed) or (listed[0] if value is True else "")):
@@ -234,7 +238,9 @@ def _hint(name: str, hint: Any, value: Any) -> str:
             except ValueError:
                 continue
         if any(typing.get_origin(a) in kinds.LISTS and typing.get_args(a)[:1] == (str,) for a in arms):
-            return f"{name}=[{value[: kinds.LONGEST]!r}]"
+            return f"{name}={_names(value[: 2 * kinds.LONGEST])}"
+        if any(typing.get_origin(a) in kinds.LISTS and typing.get_args(a)[:1] == (int,) for a in arms):
+            return f"{name}=[{value}]" if re.fullmatch(r"\d+(\s*,\s*\d+)*", value) else ""
     if str in arms and isinstance(value, int | float) and not isinstance(value, bool):
         if name in AMOUNTS and 0 < value < 10**6:
             return f'{name}="{with_unit(f"{value!r:.{kinds.LONGEST}}")}", with its unit'
@@ -247,6 +253,11 @@ def _hint(name: str, hint: Any, value: Any) -> str:
     if made:
         return "; ".join(made)
     return f"{name} {NOT_LOADED}" if type(value).__name__ in MAKES and str in arms else ""
+
+
+def _names(text: str) -> list[str]:
+    """Names that one text holds with commas between; the text itself where it is none of that."""
+    return re.split(r"\s*,\s*", text) if re.fullmatch(r"[\w./=-]+(\s*,\s*[\w./=-]+)+", text) else [text]
 
 
 def _rows_hint(name: str, hint: Any, value: Any) -> str:

@@ -14,11 +14,14 @@ from halter.errors import Refusal
 
 LOADED = 'model, tokenizer = halter.load("path/or/hub-id")'
 _LOADS = f"{LOADED} reads both"
-_ENCODES = 'tokenizer.encode("Once upon a time") gives ids, and torch.tensor([ids]) is what a model takes'
+TOKENS = "torch.tensor([[tokenizer.bos_id, *tokenizer.encode(TEXT)]])"
+"""What a model takes; tokenizer.encode alone gives no BOS."""
+_ENCODES = f"what a model takes is {TOKENS}".replace("TEXT", '"Once upon a time"')
 _WEIGHTS = "the base is frozen and its weights are buffers: model.config.num_parameters counts them, "
 _GENERATES = 'halter.generate(model, tokenizer, ["Once upon a time"], adapter, max_new_tokens=20)'
 _MERGES = 'halter.merge(model, adapter, "merged") writes the merged model'
-_BATCHES = "rows lie end to end here, so nothing is padded: [tokenizer.encode(text) for text in texts]"
+_BATCHES = "rows lie end to end here, so nothing is padded: "
+_BATCHES += "[[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]"
 WHOSE = {"Decoder": "model", "Tokenizer": "tokenizer", "Adapter": "adapter", "Generation": "answer"}
 """{class: what an object of it is called}."""
 CALLS = {
@@ -90,8 +93,6 @@ OURS = {
     "n": "num_return_sequences best_of num_samples num_answers",
     "repetition_penalty": "repeat_penalty",
     "logprobs": "top_logprobs output_scores return_logprobs num_logprobs",
-    "prompt_logprobs": "echo input_logprobs",
-    "logit_bias": "sequence_bias",
     "stop": "stop_sequence stop_sequences stop_strings stop_token",
     "model": "base base_model model_name_or_path model_name model_path model_id pretrained preset model_size",
     "adapter": "peft peft_model lora lora_path lora_weights adapter_path adapter_name_or_path",
@@ -117,6 +118,7 @@ OURS = {
 """{an option of ours: what other programs call it}, where a command or function has ours."""
 BITS = {"4": "nf4", "8": "int8"}
 """{bits of a weight: the storage of so many}, as others name them: 4bit, int4, fp4, 8-bit."""
+NOT_HERE = "is not here; the nearest are"
 SHORTEST = 3
 """Letters from which on a key can be near to another: of fewer any two are alike."""
 _TRAINS = 'halter.train({"model": "DIR", "data": "my.jsonl", "method": "lora"})'
@@ -133,6 +135,16 @@ MODULE = {
     "combine": "halter adapters combine, in a shell; halter.stack([first, second], [0.5, 0.5]) uses both at once",
 }
 """{a name that others look for in the package: what they want here}."""
+PEFT_METHODS = {name.upper(): name for name in "lora ia3 loha lokr prefix_tuning prompt_tuning p_tuning".split()}
+PEFT_METHODS |= {"ADAPTION_PROMPT": "llama_adapter", "LN_TUNING": "norm_tuning"}
+"""{peft_type: our method}."""
+PEFT_OPTIONS = {
+    "r": "r", "lora_alpha": "alpha", "alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target_modules",
+    "use_rslora": "rslora", "exclude_modules": "exclude_modules", "layers_to_transform": "layers",
+    "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern", "lora_bias": "lora_bias",
+    "num_virtual_tokens": "num_virtual_tokens", "adapter_len": "adapter_len", "adapter_layers": "adapter_layers",
+}  # fmt: skip
+"""{an option of peft's configurations: ours}, of those that our methods of the same kind have."""
 LEAVE_OUT = "leave it out"
 KEYWORDS = {
     "do_sample": "temperature, above 0", "load_in_4bit": 'quantize="nf4"', "load_in_8bit": 'quantize="int8"',
@@ -142,11 +154,12 @@ KEYWORDS = {
         (
             "add_special_tokens", "attention_mask", "attn_implementation", "clean_up_tokenization_spaces",
             "low_cpu_mem_usage", "pad_token_id", "padding", "return_tensors", "truncation", "trust_remote_code",
-            "use_cache", "use_fast", "batch_size",
+            "use_cache", "use_fast", "batch_size", "task_type", "inference_mode",
         ),
         LEAVE_OUT,
     ),
     "labels": "leave them out: halter.train learns, and a call gives logits",
+    "bias": "leave it out: the base's biases stay as they are; method bitfit trains them",
 }  # fmt: skip
 """{a keyword of other libraries, in Python: ours for it and with what, or what is so here}."""
 _OURS = re.compile(r"(\w+)(?:=|,|$)")
@@ -229,6 +242,22 @@ def _first(value: Any) -> Any:
         return next(iter(value), None) if isinstance(value, Collection) and not isinstance(value, bytes) else None
     except TypeError:  # an array without dimensions
         return None
+
+
+def peft_call(value: Any) -> str:
+    """The call that asks for what one of peft's configurations does; '' of anything else. Known by its attributes."""
+    kind = str(getattr(value, "peft_type", "")).rpartition(".")[2]
+    if kind not in PEFT_METHODS or isinstance(value, type):
+        return ""
+    start = str(getattr(value, "init_lora_weights", "")).partition("_")[0]
+    name = "dora" if getattr(value, "use_dora", False) is True else PEFT_METHODS[kind]
+    name = start if start in ("pissa", "olora") else name
+    here = [(ours, getattr(value, theirs, None)) for theirs, ours in PEFT_OPTIONS.items()]
+    options = {ours: one for ours, one in here if one}
+    if kind == "LORA":  # without targets peft takes these of a LLaMA
+        options.setdefault("target_modules", ["q_proj", "v_proj"])
+    told = "".join(f", {key}={sorted(one) if isinstance(one, set) else one!r}" for key, one in options.items())
+    return f'halter.adapt(model, "{name}"{told})'
 
 
 def missing_name(name: str) -> str:

@@ -112,7 +112,7 @@ def test_merge_is_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     report = told(capsys, "merge", str(run), "--output", str(tmp_path / "command"))
     found = halter.merge(run, output=tmp_path / "named", say=lambda _: None)
     assert report["stored"] == found.stored and report["gap"]["kl"] == found.gap.kl
-    halter.merge(BASE, run / "adapter", tmp_path / "beside", dtype="float32", say=lambda _: None)
+    halter.merge(BASE, run / "adapter", tmp_path / "beside", dtype="bfloat16", say=lambda _: None)
     model, _ = halter.load(BASE, device="cpu")
     halter.merge(model, halter.load_adapter(run, model), tmp_path / "loaded")
     weights = {
@@ -260,7 +260,16 @@ def test_the_right_calls_are_right(run: Path, tmp_path: Path) -> None:
     assert 'halter.generate(model, tokenizer, ["Once upon a time"], max_new_tokens=20)' in told
     assert len(halter.generate(model, tokenizer, ["Once upon a time"], max_new_tokens=20)) == 1
     ids = tokenizer.encode("Once upon a time")
-    assert model(torch.tensor([ids])).shape[:2] == (1, len(ids))
+    for hint in (CALLS["Tokenizer"]["__call__"], CALLS["Tokenizer"]["encode_plus"]):  # as transformers' gives ids
+        found = re.search(r"torch\.tensor\(.*\]\]\)", hint)
+        assert found is not None
+        tokens = eval(found[0], {"torch": torch, "tokenizer": tokenizer})
+        assert tokens.tolist() == [[tokenizer.bos_id, *ids]] and model(tokens).shape[:2] == (1, len(ids) + 1)
+    for wrong in ("text", torch.tensor([[10**6]])):
+        with pytest.raises(halter.Refusal) as caught:
+            model(wrong)  # type: ignore[arg-type]
+        assert "torch.tensor([[tokenizer.bos_id, *tokenizer.encode(TEXT)]])" in caught.value.fix
+    assert "tokenizer.bos_id" in CALLS["Tokenizer"]["pad"]
     assert [tokenizer.decode(row) for row in [ids]] == ["Once upon a time"]
     assert [tokenizer.token_id(tokenizer.token(id)) for id in ids] == ids
     halter.merge(model, adapter, tmp_path / "merged")

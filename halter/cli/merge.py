@@ -12,15 +12,14 @@ import typer
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.requantise import Survival
-from halter.run.merging import Kind, merge_named
-from halter.run.opening import OpenOptions
+from halter.run.merging import Kind, MergeOptions, merge_named
 
 KINDS: dict[str, Kind] = {"16bit": "16bit", "int8": "int8", "nf4": "nf4"}
 
 
-@with_options(opening=OpenOptions())
+@with_options(opening=MergeOptions())
 def command(
-    opening: OpenOptions,
+    opening: MergeOptions,
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder or adapter folder.")] = None,
     output: Annotated[str | None, typer.Option(help="New folder for the merged model.")] = None,
     base: Annotated[
@@ -31,8 +30,9 @@ def command(
         str,
         typer.Option(
             metavar="<16bit|int8|nf4>",
-            help="int8 and nf4 write 8-bit and 4-bit weights, and say how much of the update is lost. For GGUF merge "
-            "into 16bit and give the folder to llama.cpp's convert_hf_to_gguf.py.",
+            help="16bit is any weights that are not quantised, whose dtype --dtype says; int8 and nf4 write 8-bit and "
+            "4-bit ones, and say how much of the update is lost. For GGUF merge into 16bit and give the folder to "
+            "llama.cpp's convert_hf_to_gguf.py.",
         ),
     ] = "16bit",
     allow_gap: Annotated[
@@ -40,7 +40,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Merge an adapter into 16-bit weights, and prove that the merged model answers as base + adapter does."""
+    """Merge an adapter into its base's weights, and prove that the merged model answers as base + adapter does."""
     if output is None:
         raise Refusal("usage", "merge needs a folder to write", fix="--output FOLDER")
     if into not in KINDS:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from halter.comparison.ground import Contestant
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal, meant
-from halter.methods.method import spelt
+from halter.methods.otherwise import as_variant, spelt
 from halter.recipe.sections import method_names
 
 
@@ -18,16 +19,23 @@ def sections(options: CompareOptions, variants: Mapping[str, Any]) -> dict[str, 
         name: value if isinstance(value, list) else dict(value) if isinstance(value, Mapping) else {"name": value}
         for name, value in variants.items()
     }
-    listed = [[spelt(part.strip(), known) for part in name.split("+")] for name in options.methods]
+    listed = [[spelt(part.strip(), known) for part in re.split(r"\+(?=.)", name)] for name in options.methods]
     parts = {"+".join(one): one for one in listed}
     strange = sorted({part for listed in parts.values() for part in listed if part not in known})
     if strange:
         raise Refusal(
             "unknown-method", "a comparison names methods that there are not", found=strange,
             expected=", ".join([*method_names(), *variants]),
-            fix=meant(strange[0], known) if " " not in strange[0] else f"--methods {','.join(strange[0].split())}",
+            fix=_fix(strange[0], known),
         )  # fmt: skip
     return {name: known[listed[0]] if len(listed) == 1 else _several(known, listed) for name, listed in parts.items()}
+
+
+def _fix(strange: str, known: Mapping[str, Any]) -> str:
+    """What to name in place of a stranger."""
+    if other := as_variant(strange):
+        return other
+    return f"--methods {','.join(strange.split())}" if " " in strange else meant(strange, known)
 
 
 def _several(known: Mapping[str, Any], listed: list[str]) -> list[Any]:

@@ -127,7 +127,7 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
             return ()
         held = replace(job.recipe.data, train=str(material.files[part]), validation=None)
         held = replace(held, on_long="drop" if held.on_long == "stop" else held.on_long)
-        return load_examples(held, job.tokenizer, job.template, options.seed).train
+        return load_examples(held, job.tokenizer, job.template, options.seed, context=job.config.context).train
 
     whole = int(job.data.train.lengths.sum())
     tokens = options.tokens or min(PASSES * whole, MOST_TOKENS)

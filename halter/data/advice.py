@@ -65,7 +65,7 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
     if held.keys() & {"image", "images", "pixel_values"}:
         return "pictures are not read yet; rows need a text to learn"
     texts = list(dict.fromkeys(key for row in rows[:MOST] for key, value in row.items() if isinstance(value, str)))
-    texts = [key for key in texts if not NO_TEXT & set(plain_name(key).split("_"))]
+    texts = [key for key in texts if about(key)]
     if not texts:
         return "no column holds text: give rows with messages, with instruction and output, or with text"
     if all(plain_name(text) in QUESTIONS for text in texts):
@@ -79,6 +79,11 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
     ask = _named([text for text in texts if text != answer], ASKING) or next(t for t in texts if t != answer)
     told = columns_option({"instruction": ask, "output": answer})
     return f"say what is asked and what is learned, perhaps {told}; or data.row_template"
+
+
+def about(column: str) -> bool:
+    """Whether a column may hold what is asked or answered, by its name."""
+    return not NO_TEXT & set(plain_name(column).split("_"))
 
 
 def _named(columns: Iterable[str], known: Sequence[str]) -> str:

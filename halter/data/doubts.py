@@ -15,10 +15,14 @@ import numpy as np
 
 from halter.data.example import Example
 from halter.data.meaning import Canonical
-from halter.files.chat_marks import begun, ended
+from halter.files.chat_marks import begun, ended, families
+from halter.files.odd_texts import spells_new_lines
 from halter.files.tokenizer import Tokenizer
 
 Pair = tuple[int, int]
+SPELT_OUT = re.compile(r"\\n(?=[A-Z0-9\s\\*#(-]|$)")
+AS_OF = "text as of "
+"""How what is counted of plain text begins that holds the marks of a template, whose name follows."""
 LOST = "\ufffd"
 """What a reader writes for bytes that are no letter in the encoding that it reads."""
 WINDOWS = {bytes([code]).decode("cp1252"): bytes([code]) for code in range(0x80, 0xA0) if code not in
@@ -49,12 +53,22 @@ def of_row(meant: Canonical, row: Mapping[str, Any], ends: Collection[str]) -> C
         roles = [m["role"] for m in meant.messages if m["role"] != "system"]
         if roles and roles[0] == "assistant" and roles[-1] == "user":
             found["swapped_human" if _speaks(row, "human") else "swapped_user"] = 1
+        elif roles and roles[0] == "assistant":
+            found["unprompted"] = 1
+    if meant.text is not None:
+        found.update(f"{AS_OF}{name}" for name in families(meant.text)[:1])
     asked, answer = question(meant)
     found["mojibake"] = any(map(misread, (*learned, asked)))
     found["unreadable"] = any(LOST in text for text in (*learned, asked))
+    found["spelt_out"] = any(map(spells_out, (*learned, asked)))
     found["ended"] = any(ended(text, ends) for text in learned)
     found["echoed"] = bool(answer.strip()) and answer.strip() == asked.strip()
     return +Counter({name: int(count) for name, count in found.items()})
+
+
+def spells_out(text: str) -> bool:
+    r"""Whether the new lines of a text are a backslash and an n each: not of LaTeX (\nu), JSON, or code ("\n")."""
+    return spells_new_lines(text) and text.lstrip()[:1] not in "{[" and SPELT_OUT.search(text) is not None
 
 
 def misread(text: str) -> bool:

@@ -26,6 +26,13 @@ class Encoder:
     template: ChatTemplate | None
     system: str | None = None
     """The system message of every conversation, in place of one that a row has."""
+    context: int | None = None
+    """The most tokens that the model reads, where that is known: no length beyond it is ever offered."""
+
+    @property
+    def at_context(self) -> bool:
+        """Whether the longest row that is taken is all that the model reads."""
+        return self.context is not None and self.options.max_length >= self.context
 
     def examples(self, meant: Canonical, origin: str) -> tuple[list[Example], dict[str, int]]:
         """Tokens and targets of a row, which may be several rows to train on, and what is to be told of it (data.told).

@@ -65,22 +65,24 @@ def load_examples(
     seed: int = 0,
     progress: Progress | None = None,
     system: str | None = None,
+    context: int | None = None,
 ) -> Loaded:
     """Read, check, encode and split, or take what the cache has. ``progress`` is told the number of rows encoded so
     far, now and then; rows from the cache are not encoded. ``system``: the system message of every conversation.
+    ``context``: the most tokens that the model reads.
     A source called ``-`` is standard input, read once.
 
     Refusals: ``bad-rows`` and ``long-rows`` name every culprit of all sources, ``no-rows``, ``data-changed``; and those
     of sources, formats and the template.
     """
-    encoder = Encoder(options, tokenizer, template, system)
+    encoder = Encoder(options, tokenizer, template, system, context)
     load = _Load(encoder, seed, progress)
     train = load.rows(options.sources, options.limit)
     held_out = _Load(encoder, seed, progress)
     validation = Examples()
     if isinstance(options.validation, str):
         validation = held_out.rows((Source(options.validation),), None)
-    _refuse(options, tokenizer, [load.account, held_out.account])
+    _refuse(encoder, [load.account, held_out.account])
     report = load.account.report
     read = train
     if isinstance(options.validation, float):
@@ -144,7 +146,7 @@ class _Load:
 def _nothing(what: str, report: DataReport, encoder: Encoder, held: Examples | None = None) -> Refusal:
     """Refusal ``no-rows``, with what became of the rows and what keeps them; ``held``: those of which the share of
     validation left none to train on."""
-    options, tokenizer = encoder.options, encoder.tokenizer
+    tokenizer = encoder.tokenizer
     framed, shorter = for_long_rows(encoder, report) if report.long_dropped else ("", "")
     fates = (
         (
@@ -153,7 +155,7 @@ def _nothing(what: str, report: DataReport, encoder: Encoder, held: Examples | N
             "give another file, or a share of the rows: --validation 0.1",
         ),
         (0, "", "") if held is None else _all_held(held),
-        (report.long_dropped, f"longer than {options.max_length} tokens", shorter),
+        (report.long_dropped, f"longer than {_most(encoder)}", shorter),
         (report.notes["rejected_dropped"], "marked as bad answers", "data.on_rejected=learn learns them all the same"),
         (len(report.faults), "not usable", way_out(report.faults, report.rows, tokenizer)),
     )
@@ -173,7 +175,14 @@ def _all_held(held: Examples) -> tuple[int, str, str]:
     return rows, same, "give rows that differ, or leave data.validation (--validation) out"
 
 
-def _refuse(options: DataOptions, tokenizer: Tokenizer, accounts: list[Account]) -> None:
+def _most(encoder: Encoder) -> str:
+    """The tokens of the longest row that is taken, with what bounds them where that is the model."""
+    bound = " (this model's context)" if encoder.at_context else ""
+    return f"{encoder.options.max_length} tokens{bound}"
+
+
+def _refuse(encoder: Encoder, accounts: list[Account]) -> None:
+    options, tokenizer = encoder.options, encoder.tokenizer
     faults = [fault for account in accounts for fault in account.report.faults]
     long = [fault for account in accounts for fault in account.too_long]
     empty = [Fault(origin, EMPTY) for account in accounts for origin in account.report.empty_at]
@@ -189,10 +198,10 @@ def _refuse(options: DataOptions, tokenizer: Tokenizer, accounts: list[Account])
     if long:
         raise Refusal(
             "long-rows",
-            f"{len(long)} of {rows} rows have more than {options.max_length} tokens",
+            f"{len(long)} of {rows} rows have more than {_most(encoder)}",
             found=long,
             groups=grouped([Fault(one.origin, TOO_LONG) for one in long]),
-            fix="raise data.max_length, or data.on_long: drop, cut or split",
+            fix=f"{'' if encoder.at_context else 'raise data.max_length, or '}data.on_long: drop, cut or split",
         )
 
 

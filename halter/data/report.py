@@ -74,6 +74,11 @@ class DataReport:
     """What is to be told of rows that can be used, by its name in data.told."""
 
     @property
+    def looked_at(self) -> int:
+        """Rows read that no limit passed over."""
+        return self.rows - self.left_out
+
+    @property
     def supervised_share(self) -> float:
         """Targets per token."""
         return self.targets / self.tokens if self.tokens else 0.0

@@ -19,6 +19,7 @@ from halter.files.extras import missing_extra
 from halter.files.nearby import with_slashes
 from halter.files.offline import quick_offline
 from halter.files.row_names import SUFFIXES, TEXT, suffix_of
+from halter.files.yaml_faults import as_escaped, shown
 
 __all__ = ["Fault", "Found", "open_source", "read_source"]
 
@@ -99,9 +100,9 @@ def local_files(path: str) -> list[Path] | None:
         if suffix_of(local) not in SUFFIXES:
             return None
     again = " ".join(f"--data {part}" for part in _parts(path))
-    fix = f"give each by itself: {again}" if again else _near(local)
+    fix = as_escaped(path) or (f"give each by itself: {again}" if again else _near(local))
     raise Refusal(
-        "data-missing", "there is no such data", where=path, expected="a file, a folder, or a hub id", fix=fix
+        "data-missing", "there is no such data", where=shown(path), expected="a file, a folder, or a hub id", fix=fix
     )
 
 

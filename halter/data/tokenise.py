@@ -139,7 +139,10 @@ class Pass:
             keeping, fitted = self.encoder.keeping, self.encoder.fitted
             rows += [(len(one.tokens), keeping(one, meant), fitted(one, meant)) for one in examples]
             notes.update(told)
-            notes.update(doubts.of_row(meant, read.row, self._ends))
+            found = doubts.of_row(meant, read.row, self._ends)
+            if self.encoder.options.train_on == "last_response":
+                del found["unprompted"]
+            notes.update(found)
             pairs += [pair] if (pair := doubts.pair(meant)) is not None else []
             plain |= meant.messages is None
         notes.update(doubts.unknown([piece for _, _, pieces in rows for piece in pieces], self.encoder.tokenizer))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halter.data.row_files import Fault
+from halter.files.row_names import suffix_of
 
 if TYPE_CHECKING:
     from halter.data.report import DataReport
@@ -47,18 +49,30 @@ NOTES: dict[str, str] = {
     "data.roles='{{user: assistant, assistant: user}}' swaps them back",
     "swapped_human": "in {n} conversations the assistant speaks first and the user last: are the roles swapped? "
     "data.roles='{{human: assistant, gpt: user}}' swaps them back",
+    "unprompted": "{n} conversations begin with the assistant: that turn is learned without a prompt",
+    "spelt_out": "{n} rows hold new lines as a backslash and an n each, which are read as these two letters: {way}",
     "echoed": "in {n} rows the answer is the question word for word: is one column given for both?",
     "contradicting": "{n} rows ask what another row asks and want another answer ({contradicted} questions)",
 }
 """{what was met: its sentence}; ``Rows.notes`` and ``DataReport.notes`` count by these names."""
-ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids", "contradicting"})
+ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids", "contradicting", "unprompted"})
 """What the user asked for, or what costs nothing: told, and no warning."""
 ENOUGH = {
     "templated": 0.05, "mojibake": 0.01, "unreadable": 0.01, "ended": 0.05, "swapped_user": 0.5, "swapped_human": 0.5,
-    "echoed": 0.5, "contradicting": 0.01,
+    "echoed": 0.5, "contradicting": 0.01, "spelt_out": 0.05,
 }  # fmt: skip
 """Share of the rows from which on it is no accident; what is not named here is told from the first on."""
-SCORED = ("unknown", "templated", "mojibake", "unreadable", "ended", "swapped_user", "swapped_human", "echoed")
+SCORED = (
+    "unknown",
+    "templated",
+    "mojibake",
+    "unreadable",
+    "spelt_out",
+    "ended",
+    "swapped_user",
+    "swapped_human",
+    "echoed",
+)
 """What is told of rows that are scored, too."""
 MANY_UNKNOWN = 0.001
 """Share of the learned tokens from which on <unk> is worth a word: a rare character stands in every large file."""
@@ -134,28 +148,43 @@ def readings(readings: Mapping[str, str], ignored: Mapping[str, Sequence[str]]) 
 
 def notes(report: DataReport, aside: bool) -> list[str]:
     """The sentences that are no warnings (``aside``), or those that are."""
-    return [NOTES[name].format_map(_Counted(report.notes, name)) for name in NOTES
+    return [NOTES[name].format_map(_Counted(report, name)) for name in NOTES
             if (name in ASIDE) == aside and _told_of(report, name)]  # fmt: skip
 
 
 def doubts(report: DataReport) -> list[str]:
     """The warnings that matter where rows are scored and nothing is learned."""
-    return [NOTES[name].format_map(_Counted(report.notes, name)) for name in SCORED if _told_of(report, name)]
+    return [NOTES[name].format_map(_Counted(report, name)) for name in SCORED if _told_of(report, name)]
+
+
+def _to_new_lines(files: Iterable[str]) -> str:
+    """The command that makes new lines of backslashes and ns in the first of these files."""
+    file = next(iter(files), "FILE")
+    suffix = suffix_of(Path(file))
+    new = shlex.quote(Path(file).stem + ".lines" + Path(file).suffix)
+    if suffix == ".csv":
+        rows = "[c.replace(chr(92) + 'n', chr(10)) for c in r] for r in csv.reader(sys.stdin)"
+        made = f"import csv, sys; csv.writer(sys.stdout).writerows({rows})"
+        return f'python -c "{made}" < {shlex.quote(file)} > {new}, and give {new}'
+    turn = r"s/\\\\n/\\n/g" if suffix in (".jsonl", ".json", ".ndjson") else r"s/\\n/\n/g" if suffix == ".txt" else ""
+    if not turn or file.endswith(".gz"):
+        return "write the file again with new lines in their place"
+    return f"sed '{turn}' {shlex.quote(file)} > {new}, and give {new}"
 
 
 def _told_of(report: DataReport, name: str) -> bool:
     count = report.notes[name]
     if name == "unknown":
         return count > MANY_UNKNOWN * (report.targets + report.validation_targets)
-    return count > 0 and count >= ENOUGH.get(name, 0.0) * (report.rows - report.left_out)
+    return count > 0 and count >= ENOUGH.get(name, 0.0) * report.looked_at
 
 
 class _Counted(dict[str, str]):
-    """Counts as they are written, ``n`` the one that the sentence is about."""
+    """Counts as they are written, ``n`` the one that the sentence is about; ``way``: how new lines become such."""
 
-    def __init__(self, counts: Mapping[str, int], name: str) -> None:
-        super().__init__({"n": f"{counts[name]:,}"})
-        self._counts = counts
+    def __init__(self, report: DataReport, name: str) -> None:
+        super().__init__({"n": f"{report.notes[name]:,}", "way": _to_new_lines(report.sources)})
+        self._counts = report.notes
 
     def __missing__(self, key: str) -> str:
         return f"{self._counts[key]:,}"

@@ -73,10 +73,11 @@ def merge(
     *,
     base: Literal["original", "dequantised"] = "original",
     source: str | Path | None = None,
+    dtype: torch.dtype | None = None,
     allow_gap: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> MergeReport:
-    """Write the merged model into a new folder, weights in the dtype that the checkpoint has them in.
+    """Write the merged model into a new folder, weights in ``dtype``; not given, in that which the checkpoint has.
 
     ``model`` is the base that the adapter was trained over. ``source``: the base's folder, for its tokenizer and
     licence files and, under a quantised model with ``base="original"``, for its 16-bit weights; default: what the
@@ -98,7 +99,7 @@ def merge(
     trained = logits_on(model, rows, adapter) if quantised else None
     untied = unties(adapter)
     config = biased(replace(model.config, tied=False) if untied else model.config, adapter)
-    stored = getattr(torch, config.dtype, reference.dtype)
+    stored = dtype or getattr(torch, config.dtype, reference.dtype)
     stored = stored if stored in DTYPES else reference.dtype
     del model
     if not allow_gap:

@@ -17,6 +17,27 @@ ENDS = (
 )  # fmt: skip
 
 
+FAMILIES = {
+    "alpaca": r"### ?(?:Instruction|Response):",
+    "llama-2": r"(?:<s>)?(?:\[/?INST\]|<<SYS>>)|<s>",
+    "llama-3": r"<\|(?:begin_of_text|start_header_id)\|>",
+    "llama-4": r"<\|header_start\|>",
+    "chatml": r"<\|im_start\|>",
+    "zephyr": r"<\|(?:system|user|assistant)\|>",
+    "vicuna": r"\bUSER: (?=[\s\S]*\bASSISTANT:)",
+}
+"""{a template: the marks by which it is known}."""
+
+
+MARKS = {"llama-2": "llama-2's marks ([INST], <<SYS>>, <s>)"}
+"""{a template: what its marks are called}, where their look says little."""
+
+
+def families(text: str) -> list[str]:
+    """The templates whose marks a text holds."""
+    return [name for name, marks in FAMILIES.items() if begun(text) and re.search(marks, text)]
+
+
 def begun(text: str) -> str:
     """The first mark in a text with which a template begins somebody's turn; '' where there is none."""
     found = BEGINS.search(text)

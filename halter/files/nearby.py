@@ -10,6 +10,7 @@ from typing import Literal
 from halter.errors import Refusal
 from halter.files.row_names import called_rows
 from halter.files.runs import RunFolder
+from halter.files.yaml_faults import as_escaped, shown
 
 Kind = Literal["run", "adapter", "model", ""]
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
@@ -35,6 +36,31 @@ def adapter_folder(folder: str | Path) -> Path:
         if (place / ADAPTER_CONFIG).is_file():
             return place
     raise no_adapter(folder)
+
+
+def refuse_mlx(folder: Path) -> None:
+    """Refusal ``adapter-unsupported`` of a folder that mlx-lm wrote, by its configuration."""
+    if "lora_parameters" in (config := _config(folder)) and not config.get("peft_type"):
+        raise of_mlx(folder, str(config.get("model") or "MODEL"))
+
+
+def of_mlx(folder: Path, model: str) -> Refusal:
+    """What is said of an adapter of mlx-lm."""
+    what = "is an adapter as mlx-lm writes it, of other names and shapes than PEFT's"
+    way = f"mlx_lm.fuse --model {model} --adapter-path {folder} --save-path merged"
+    fix = f"{way}, where mlx runs, writes a merged model: give that, --model merged"
+    return Refusal("adapter-unsupported", what, where=str(folder), fix=fix)
+
+
+def _config(folder: Path) -> dict[str, object]:
+    """An adapter's configuration, {} where it cannot be read."""
+    from halter.files.reading import read_json
+
+    try:
+        read = read_json(folder / ADAPTER_CONFIG)
+    except (Refusal, OSError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def no_adapter(folder: Path) -> Refusal:
@@ -126,8 +152,8 @@ def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
             fix=exported or near or _choose(similar(folder, wanted)) or f"give the folder of {kinds}",
         )  # fmt: skip
     return Refusal(
-        id, "there is no such folder", where=str(folder),
-        fix=_several(folder) or _choose(similar(folder, wanted))
+        id, "there is no such folder", where=shown(str(folder)),
+        fix=as_escaped(str(folder)) or _several(folder) or _choose(similar(folder, wanted))
         or "give the path of a folder that exists, from where you are",
     )  # fmt: skip
 
@@ -179,6 +205,7 @@ def _on_the_hub(named: Path) -> bool:
 def refuse_inside_adapter(file: Path) -> None:
     """Refusal ``source-inside`` of a file that is part of an adapter folder, which says how its tensors are meant."""
     if (file.parent / ADAPTER_CONFIG).is_file():
+        refuse_mlx(file.parent)
         what = f"is part of an adapter folder: {ADAPTER_CONFIG} lies beside it and says how its tensors are meant"
         raise Refusal("source-inside", what, where=str(file), fix=f"give its folder: {file.parent}")
 

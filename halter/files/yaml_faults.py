@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+ESCAPED = {"\t": "t", "\n": "n", "\r": "r", "\b": "b", "\a": "a", "\f": "f", "\v": "v", "\x1b": "e", "\x00": "0",
+           "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P"}  # fmt: skip
+"""{a sign that no path holds: the letter that stands for it behind a backslash}."""
 _KEY = re.compile(r"( *)(?:- +)*[\w.-]+:(?: +(.*))?$")
 
 
 def way_out(lines: Sequence[str], what: str, number: int) -> str:
     """The way out of the mistake that a reader calls ``what`` in line ``number``, counted from 0."""
     line = lines[number] if number < len(lines) else ""
+    if told := _backslashed(lines[: number + 1] if "end of stream" in what or "quoted" in what else [line]):
+        return told
     lead = line[: len(line) - len(line.lstrip())]
     if "\t" in lead or "\\t" in what:
         return "indent with spaces: YAML takes no tabs for it"
@@ -28,6 +33,32 @@ def way_out(lines: Sequence[str], what: str, number: int) -> str:
     if any(word in what for word in ("flow", "quoted", "',' or", "end of stream")):
         return "close what is opened above: [ ] or { } or quotes"
     return "write key: value, the keys of a section indented alike below it; halter init lora FILE writes a recipe"
+
+
+def _backslashed(lines: Sequence[str]) -> str:
+    """The way out of a path with backslashes in double quotes, where they begin an escape; '' where none is."""
+    for line in lines:
+        if found := re.search(r'([\w.-]+: *)?"([^"]*[\w:.]\\[^"]*)"', line):
+            slashes = re.sub(r"\\+", "/", found[2])
+            way = f"{found[1] or ''}'{found[2]}', in single quotes or in none, or with slashes: {slashes}"
+            return f"in double quotes a backslash begins an escape, as \\t of a tab: {way}"
+    return ""
+
+
+def shown(path: str) -> str:
+    """A path as it was written, where double quotes have made other signs of a backslash and a letter."""
+    return "".join(f"\\{ESCAPED[sign]}" if sign in ESCAPED else sign for sign in path)
+
+
+def as_escaped(path: str) -> str:
+    """What to do about a path with signs that a backslash and a letter became in double quotes, in YAML and in Python;
+    '' of any other path."""
+    written = shown(path)
+    if written == path:
+        return ""
+    slashes = written.replace("\\", "/")
+    what = "in double quotes a backslash and a letter are another sign, as \\t is a tab"
+    return f"{what}: write '{written}', in single quotes or in none (in Python r'{written}'), or {slashes}"
 
 
 def toml_line(lines: Sequence[str]) -> tuple[int, str] | None:

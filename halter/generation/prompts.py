@@ -21,6 +21,7 @@ from halter.files.row_names import called_rows
 from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
 from halter.kinds import Words
+from halter.telling import tell_once
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,19 @@ def _ids(tensor: Tensor, least: int, most: int) -> Any:
             "a tensor of prompts is token ids",
             found=[found],
             expected=expected,
-            fix="give texts, or what tokenizer.encode gives",
+            fix="give texts, or [tokenizer.bos_id, *tokenizer.encode(TEXT)]",
         )
     return tensor.tolist()
+
+
+def tell_of_template(asked: Sequence[Any], template: Template, adapter: Any) -> None:
+    """Say once that texts are asked without the template in which their adapter was trained."""
+    if template is not None or not any(isinstance(one, str) for one in asked):
+        return
+    for one in adapter if isinstance(adapter, list | tuple) else [adapter]:
+        name = (getattr(one, "facts", {}).get("template") or {}).get("name")
+        if name:
+            tell_once(f"note: this adapter was trained with {name}; template={name!r} asks it so")
 
 
 def as_template(template: Template) -> ChatTemplate | None:

@@ -15,6 +15,7 @@ from halter.generation.prompts import (
     as_list,
     as_template,
     encode_prompt,
+    tell_of_template,
     told_of_files,
     told_of_marks,
 )
@@ -52,6 +53,7 @@ def requests_of(tokenizer: Tokenizer, prompts: Prompts, adapter: Adapters, given
     asked = as_list(prompts)
     for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
         tell(odd)
+    tell_of_template(asked, template, adapter)
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     return [Request(p, chosen, a, draws=number + (again << 32)) for number, (p, a) in both for again in range(n)]

@@ -16,10 +16,11 @@ from halter.errors import Refusal
 from halter.methods.acting import acts_of, joined, rows_at
 from halter.methods.folding import fold_together
 from halter.methods.method import Method, Piece, Site, find, names
+from halter.methods.misfit import refuse_unfit
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.inputs import moved
-from halter.model.layout import HEAD, LINEAR, TABLE, VIRTUAL, Place
+from halter.model.layout import LINEAR, VIRTUAL, Place
 from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
@@ -229,21 +230,6 @@ def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, built:
         raise Refusal("no-such-place", f"{what} has not", found=missing, expected=", ".join(known), fix=fix)
 
 
-SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
-"""What two models must have alike for an adapter of the one to fit the other."""
-
-
-def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
-    """Refusal ``adapter-mismatch`` where an adapter was made for a model of other sizes; of the vocabulary where it
-    acts on tokens."""
-    outer = any(slot.at.kind in (TABLE, HEAD) for slot in adapter.slots)
-    sizes = [(n, getattr(adapter.shape, n), getattr(shape, n)) for n in (*SIZES, *(("vocab_size",) if outer else ()))]
-    other = [f"{name} {made} (this model: {has})" for name, made, has in sizes if made != has]
-    if other:
-        fix = "halter.load_adapter(FOLDER, model) or halter.adapt(model, METHOD), with the model that is asked"
-        raise Refusal("adapter-mismatch", "this adapter was made for another model", found=other, fix=fix)
-
-
 def trained_matrices(adapter: Adapter) -> list[str]:
     """Paths of the layers' matrices that an adapter trains themselves: they can be neither streamed nor quantised."""
     return [slot.path for slot in adapter.slots if slot.piece.replaces and slot.at.kind == LINEAR]
@@ -269,7 +255,7 @@ def _module(base: Decoder, slot: Slot) -> nn.Module:
 
 
 @checked('halter.adapt(model, "lora", r=16)')
-def adapt(base: Decoder, method: str | Method | Sequence[Method], seed: int = 0, **options: Any) -> Adapter:
+def adapt(base: Decoder, method: str | Method | Sequence[Method], *, seed: int = 0, **options: Any) -> Adapter:
     """A fresh adapter for ``base``: a method's name with its options, a Method, or several to be trained together.
 
     A Method says to an editor which options there are: ``adapt(model, Lora(r=16))``, from halter.methods.lora.

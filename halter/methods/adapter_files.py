@@ -10,7 +10,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.manifest import MANIFEST, check_manifest
 from halter.files.meta import open_pth
-from halter.files.nearby import no_adapter
+from halter.files.nearby import no_adapter, refuse_mlx
 from halter.files.reading import read_json
 from halter.files.tensors import TensorFile, TensorSpec, read_tensors
 
@@ -48,6 +48,7 @@ def checked_facts(folder: Path) -> dict[str, Any]:
 
     Refusals ``not-an-adapter`` and ``adapter-damaged``. A folder without halter.json is PEFT's, and has no digests.
     """
+    refuse_mlx(folder)
     absent = [name for name in (CONFIG, weights_file(folder).name) if not (folder / name).is_file()]
     if absent and not (folder / MANIFEST).is_file():
         raise no_adapter(folder)

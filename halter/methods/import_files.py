@@ -12,6 +12,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.files.meta import open_pth
 from halter.files.names import EMBEDDING
+from halter.files.nearby import of_mlx
 from halter.files.tensors import TensorFile, read_tensors
 from halter.methods.method import PEFT_PREFIX
 
@@ -46,6 +47,8 @@ def opened(paths: Sequence[Path]) -> tuple[Literal["litgpt", "authors-v1", "auth
             "these are a model's weights, not an adapter's",
             "give an adapter's file; the model goes behind --model",
         )
+    elif any(name.endswith(".lora_a") for name in names):
+        raise of_mlx(paths[0].parent, "MODEL")
     elif any(name.startswith(PEFT_PREFIX) for name in names):
         what = (
             "these are tensors as PEFT names them, and adapter_config.json, which says how they act, is not beside them"

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar
 
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from halter.errors import Refusal
 from halter.files.tokenizer import Tokenizer
+from halter.methods.otherwise import in_python, spelt
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.places import Act, Extra
@@ -38,7 +37,7 @@ INFRASTRUCTURE = frozenset(
     {
         "method", "acting", "adapter", "mixed", "ready", "stacked", "storage", "targets", "low_rank", "shifted",
         "importers", "importers_litgpt", "import_files", "peft_together", "unfit", "adapter_files", "warm", "former",
-        "folding", "lycoris", "misfit",
+        "folding", "lycoris", "misfit", "otherwise",
     }
 )  # fmt: skip
 
@@ -268,22 +267,12 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name not in INFRASTRUCTURE))
 
 
-def spelt(word: Any, known: Iterable[str]) -> Any:
-    """That of the known names which a word spells as people do (LoRA, llama-adapter-v2), else what was given."""
-    return {_bare(name): name for name in known}.get(_bare(word), word) if isinstance(word, str) else word
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.lower())
-
-
 @cache
 def find(name: str) -> type[Method]:
     """The Method in the file of that name. Refusal ``unknown-method`` names those there are."""
     name = spelt(name, names())
     if name not in names():
-        near = get_close_matches(re.sub(r"[\W_]+", "_", name.lower()), names(), 1)
-        fix = HELD_ELSEWHERE.get(name) or (f"did you mean {near[0]}?" if near else "")
+        fix = HELD_ELSEWHERE.get(name) or in_python(name, names())
         raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(names()), fix=fix)
     module = importlib.import_module(f"halter.methods.{name}")
     return next(

@@ -5,20 +5,40 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halter.errors import SHOWN_LINES, Refusal
 from halter.files.nearby import base_name
 from halter.methods.method import Method
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.layout import HEAD, TABLE
 
+if TYPE_CHECKING:
+    from halter.methods.adapter import Adapter
+
+_ROWS = re.compile(r"(?:part\d+\.)?\S*(?:embed_tokens|lm_head)\.\S+ is \((\d+), (\d+)\), not \((\d+), (\d+)\)")
 _SHAPES = re.compile(r"\S+ is \(([\d, ]*)\), not \(([\d, ]*)\)")
 
+SIZES = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")
+"""What two models must have alike for an adapter of the one to fit the other."""
 
-def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method]) -> Refusal:
+
+def refuse_unfit(adapter: Adapter, shape: ModelConfig) -> None:
+    """Refusal ``adapter-mismatch`` where an adapter was made for a model of other sizes; of the vocabulary where it
+    acts on tokens."""
+    outer = any(slot.at.kind in (TABLE, HEAD) for slot in adapter.slots)
+    sizes = [(n, getattr(adapter.shape, n), getattr(shape, n)) for n in (*SIZES, *(("vocab_size",) if outer else ()))]
+    other = [f"{name} {made} (this model: {has})" for name, made, has in sizes if made != has]
+    if other:
+        fix = "halter.load_adapter(FOLDER, model) or halter.adapt(model, METHOD), with the model that is asked"
+        raise Refusal("adapter-mismatch", "this adapter was made for another model", found=other, fix=fix)
+
+
+def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method], here: Path | None = None) -> Refusal:
     """Refusal ``adapter-mismatch`` of an adapter whose tensors are not those that its configuration asks for here.
 
-    ``wrong`` are the lines of ``storage.faults``. There is no waiver for it.
+    ``wrong`` are the lines of ``storage.faults``; ``here`` is the base's folder. There is no waiver for it.
     """
     what = "this adapter does not fit this model"
     rank = _other_rank(wrong, methods)
@@ -28,11 +48,53 @@ def misfit(folder: Path, wrong: Sequence[str], methods: Sequence[Method]) -> Ref
         fix = f'write "r": {has} there, with the lora_alpha that it was trained with'
         return Refusal("adapter-mismatch", what, where=str(folder), found=wrong, fix=fix)
     name = base_name(folder)
-    told = f"it was trained on {name}: give that" if name else "give the model that it was trained on"
+    if rows := _other_vocabulary(wrong):
+        has, wants = rows
+        what = f"its vocabulary was enlarged by {has - wants} ({wants} to {has}) before it was trained"
+        fix = (
+            f"merge it with PEFT into {name or 'its base'} after resize_token_embeddings({has}), or give the base that "
+        )
+        fix += "was saved after the resize (--model)"
+        return Refusal("adapter-mismatch", what, where=str(folder), found=wrong, fix=fix).calls(
+            fix.removesuffix(" (--model)")
+        )
     groups = [*wrong[:SHOWN_LINES], f"and {len(wrong) - SHOWN_LINES} more"] if len(wrong) > SHOWN_LINES + 1 else ()
-    return Refusal(
-        "adapter-mismatch", what, where=str(folder), found=wrong, groups=groups, fix=f"{told} (--model)"
-    ).calls(_of_its_base(folder, name))
+    return _of_another(folder, here, what, wrong, groups)
+
+
+def _of_another(
+    folder: Path, here: Path | None, what: str, found: Sequence[str], groups: Sequence[str] = ()
+) -> Refusal:
+    """Refusal ``adapter-mismatch`` with the base that the adapter names, unless that is ``here``, the one that was
+    given."""
+    name = base_name(folder)
+    told = f"it was trained on {name}: give that" if name else "give the model that it was trained on"
+    call = _of_its_base(folder, name)
+    if name and here is not None and is_named(here, name):
+        told = (
+            f"it names {name}, which is this very model and was another when it was trained: give that as it was then"
+        )
+        call = f"{told}, or train again on this one"
+        told = f"{call}; --model gives another"
+    else:
+        told = f"{told} (--model)"
+    refusal = Refusal("adapter-mismatch", what, where=str(folder), found=found, groups=groups, fix=told)
+    return refusal.calls(call)
+
+
+def is_named(folder: Path, name: str) -> bool:
+    """Whether a base's folder is what an adapter calls its base: that path, or where the hub's cache keeps that id."""
+    kept = f"models--{name.replace('/', '--')}"
+    return Path(name).expanduser().resolve() == folder.resolve() or kept in folder.absolute().parts
+
+
+def _other_vocabulary(wrong: Sequence[str]) -> tuple[int, int] | None:
+    """(rows of the adapter's vocabulary, rows of the model's) where nothing but these differs, and those are more."""
+    found = {match.groups() for line in wrong if (match := _ROWS.fullmatch(line))}
+    if len(found) != 1 or not all(map(_ROWS.fullmatch, wrong)):
+        return None
+    has, width, wants, wide = map(int, found.pop())
+    return (has, wants) if width == wide and has > wants else None
 
 
 def _of_its_base(folder: Path, name: str) -> str:
@@ -47,16 +109,14 @@ def refuse_other_kind(config: Mapping[str, Any], folder: Path) -> None:
         raise other_kind(folder, ["fan_in_fan_out, as of GPT-2, whose weights lie transposed"])
 
 
-def of_other_layers(folder: Path, refusal: Refusal, config: Mapping[str, Any], own: bool) -> Refusal:
+def of_other_layers(
+    folder: Path, refusal: Refusal, config: Mapping[str, Any], own: bool, here: Path | None = None
+) -> Refusal:
     """The refusal of an adapter (``own``: Halter's) whose targets match nothing here, as one of an adapter: nobody who
     reads one chooses targets. ``refusal`` itself where only some of PEFT's targets are none."""
     if own:
-        name = base_name(folder)
-        told = f"it was trained on {name}: give that" if name else "give the model that it was trained on"
-        return Refusal(
-            "adapter-mismatch", "this adapter acts on modules that this model has not", where=str(folder),
-            found=refusal.found, fix=f"{told} (--model)",
-        ).calls(_of_its_base(folder, name))  # fmt: skip
+        what = "this adapter acts on modules that this model has not"
+        return _of_another(folder, here, what, refusal.found)
     targets = config.get("target_modules")
     named = {targets} if isinstance(targets, str) else set(targets or ())
     return other_kind(folder, refusal.found) if named and named <= set(refusal.found) else refusal

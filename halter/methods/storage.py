@@ -151,7 +151,8 @@ def load_adapter(
     folder = adapter_folder(folder)
     facts = checked_facts(folder)
     shapes_in(folder)  # a torn file is told before anything is made of its configuration
-    plan, notes = _planned(folder, facts, base.config, allow)
+    here = getattr(base.identity, "folder", None)
+    plan, notes = _planned(folder, facts, base.config, allow, here)
     if facts.get("packed"):
         shapes = {name: tuple(slot.tensor(a).shape) for name, slot, a in plan.named_tensors()}
         tensors, wrong = unpack(read_tensors(folder / TENSORS), shapes)
@@ -159,7 +160,7 @@ def load_adapter(
         tensors, wrong = _own_names(stored_tensors(folder), plan, base)
     wrong += faults(plan, tensors)
     if wrong:
-        raise misfit(folder, wrong, plan.methods)
+        raise misfit(folder, wrong, plan.methods, here)
     refuse_other_base(facts, base, folder, allow)  # after what has no waiver
     adapter = Adapter(base.config, plan.methods)
     adapter = adapter if base.device.type == "meta" else adapter.to(base.device)
@@ -171,15 +172,15 @@ def load_adapter(
     return adapter
 
 
-def planned(folder: str | Path, shape: ModelConfig, allow: Collection[str] = ()) -> Adapter:
+def planned(folder: str | Path, shape: ModelConfig, allow: Collection[str] = (), here: Path | None = None) -> Adapter:
     """The adapter of that folder on meta, by its configuration alone: what it would do to which places, no tensor read.
-    Refusals as of load_adapter, of what the configuration shows."""
+    ``here``: the model's folder. Refusals as of load_adapter, of what the configuration shows."""
     folder = adapter_folder(folder)
-    return _planned(folder, checked_facts(folder), shape, allow)[0]
+    return _planned(folder, checked_facts(folder), shape, allow, here)[0]
 
 
 def _planned(
-    folder: Path, facts: dict[str, Any], shape: ModelConfig, allow: Collection[str]
+    folder: Path, facts: dict[str, Any], shape: ModelConfig, allow: Collection[str], here: Path | None
 ) -> tuple[Adapter, list[str]]:
     """The adapter that its options ask for, and what has to be said of how they were read.
 
@@ -199,7 +200,7 @@ def _planned(
         except Refusal as refusal:
             if refusal.id != "targets-match-nothing":
                 raise
-            raise of_other_layers(folder, refusal, config, bool(facts.get("methods"))) from None
+            raise of_other_layers(folder, refusal, config, bool(facts.get("methods")), here) from None
         except RuntimeError as error:
             what = f"asks for tensors that cannot be: {str(error).splitlines()[0][:200]}"
             raise Refusal("adapter-unreadable", what, where=str(folder), fix="copy the whole folder again") from None
@@ -240,15 +241,20 @@ def _own_names(stored: Mapping[str, Tensor], plan: Adapter, base: Decoder) -> tu
         kept = peft_together.from_peft_tensors(kept, plan.methods, plan.shape)
     for name in [name for name in kept if name not in own]:
         plain = _BESIDE.sub("", _PART.sub("", name))
-        if plain in _VOCABULARY and not _same(kept.pop(name), base.module(None, _VOCABULARY[plain]).weight()):  # type: ignore[operator]
+        if plain not in _VOCABULARY:
+            continue
+        given, held = kept.pop(name), base.module(None, _VOCABULARY[plain]).weight()  # type: ignore[operator]
+        if given.shape != held.shape:
+            wrong.append(f"{_PART.sub('', name)} is {tuple(given.shape)}, not {tuple(held.shape)}")
+        elif not _same(given, held):
             wrong.append(f"{_PART.sub('', name)} differs from the base's")
     return kept, wrong
 
 
 def _same(stored: Tensor, held: Tensor) -> bool:
     """Whether one is the other, be it cast once: bases are held in other dtypes than they are stored in."""
-    if stored.shape != held.shape or held.is_meta:
-        return stored.shape == held.shape  # without weights there is no telling
+    if held.is_meta:
+        return True  # without weights there is no telling
     stored = stored.to(held.device)
     return torch.equal(stored.to(held.dtype), held) or torch.equal(stored, held.to(stored.dtype))
 

@@ -60,8 +60,9 @@ def check(
     """Refuse targets of which any matches nothing among places of these kinds, listing what exists
     (``targets-match-nothing``), and text that is no regular expression (``targets-regex``)."""
     everything = sorted(shape.layout.of(*kinds), key=lambda place: place.layer is None)
-    _refuse_no_regex(target, "target_modules")
-    _refuse_no_regex(exclude, "exclude_modules")
+    for option, given in (("target_modules", target), ("exclude_modules", exclude)):
+        _refuse_joined(given, option)
+        _refuse_no_regex(given, option)
     asked: list[Targets] = [target] if isinstance(target, str) else [[item] for item in target]
     dead = [t if isinstance(t, str) else t[0] for t in asked if not any(matches(t, place) for place in everything)]
     wrong = [f"layer {n}" for n in layers or () if not 0 <= n < shape.layers]
@@ -87,6 +88,14 @@ def check(
             + f" (layers 0 to {shape.layers - 1})",
             fix=", ".join(filter(None, (_nearest(name, names) for name in dead))),
         )
+
+
+def _refuse_joined(given: Targets, option: str) -> None:
+    """Refusal ``targets-match-nothing`` for several names in one text, which alone is a name or an expression."""
+    if isinstance(given, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", given.strip()):
+        names = ", ".join(f'"{name}"' for name in re.split(r"\s*,\s*", given.strip()))
+        what = f"{option} holds several names in one text"
+        raise Refusal("targets-match-nothing", what, found=[given], fix=f"{option}=[{names}]")
 
 
 def check_patterns(patterns: Mapping[str, float], option: str) -> None:

@@ -62,7 +62,7 @@ class Vectors(Piece):
     def __init__(self, in_features: int, out_features: int, r: int, start: float, rate: float) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rate = in_features, out_features, rate
-        self.d = nn.Parameter(torch.full((r,), start))
+        self.d = nn.Parameter(torch.full((r,), float(start)))
         self.b = nn.Parameter(torch.zeros(out_features))
         self.register_buffer("shared_a", torch.zeros(r, in_features))
         self.register_buffer("shared_b", torch.zeros(out_features, r))

@@ -215,10 +215,14 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9:]", "", name.lower())
 
 
-def preset_repository(name: str) -> str | None:
-    """The hub's id of a preset's weights, None where they were never published there."""
-    found = _presets()[name].get("repository")
-    return str(found) if found else None
+def preset_repository(name: str, asked: str = "") -> str | None:
+    """The hub's id of a preset's weights, None where they were never published there. ``asked``: what it was called; a
+    name of Ollama's, llama3.2:1b, is that of the model which answers, unless it says text or base."""
+    found = str(_presets()[name].get("repository") or "")
+    if ":" not in asked or re.search("text|base", asked.lower()) or re.search("instruct|python", found.lower()):
+        return found or None
+    end = {"llama-2": "-chat-hf", "code-ll": "-Instruct-hf"}.get(name[:7], "-Instruct")
+    return found.removesuffix("-hf") + end if found else None
 
 
 def preset(name: str) -> ModelConfig:

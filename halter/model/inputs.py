@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from halter import arguments, kinds
+from halter.elsewhere import TOKENS
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.rotation import within
@@ -103,14 +104,14 @@ def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
         outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
         if outside.numel():
             known = f"0 .. {config.vocab_size - 1}"
-            fix = "encode with the tokenizer that halter.load gave: torch.tensor([tokenizer.encode(TEXT)])"
+            fix = f"encode with the tokenizer that halter.load gave: {TOKENS}"
             raise Refusal("token-ids", "the model has no such tokens", found=outside.tolist(), expected=known, fix=fix)
     return tokens.shape[0], tokens.shape[1]
 
 
 def _not_tokens(given: object) -> Refusal:
     found = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
-    fix = "torch.tensor([tokenizer.encode(TEXT)]); halter.generate takes texts as they are"
+    fix = f"{TOKENS}; halter.generate takes texts as they are"
     if isinstance(given, Tensor) and given.dim() == 1:
         fix = "tokens[None], a batch of one row"
     return Refusal("tokens-wanted", "a model takes token ids", found=[found], expected="int64 [batch, tokens]", fix=fix)

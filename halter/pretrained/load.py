@@ -82,7 +82,7 @@ def located(path_or_hub_id: str | Path, revision: str | None = None, *, weights:
     """``files.hub.resolve``, which asks the hub for no name of a shape. Refusal ``preset-name``, and that one's."""
     name = str(path_or_hub_id)
     if not Path(name).exists() and (shape := preset_meant(name)):
-        repository = preset_repository(shape)
+        repository = preset_repository(shape, name)
         fix = f"--model {repository}, which the hub fetches" if repository else "give the folder of its weights"
         what = f"is a shape that halter plan knows as {shape}, not a model on this machine"
         raise Refusal("preset-name", what, where=name, fix=fix).calls(fix.removeprefix("--model "))

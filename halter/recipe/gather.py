@@ -9,7 +9,7 @@ from typing import Any
 
 from halter.errors import Refusal
 from halter.files.yaml12 import Document, Path, flow, parse
-from halter.methods.method import spelt
+from halter.methods.otherwise import in_words, spelt
 from halter.recipe.aliases import ALIASES, NOTHING, SO_ANYWAY, TOLERATED, Alias
 from halter.recipe.fields import keys_of
 from halter.recipe.sections import (
@@ -247,10 +247,10 @@ def _name(result: Gathered, keys: Path) -> str:
 def _check_method(result: Gathered, method: dict[str, Given], index: int) -> None:
     given = method["name"] = replace(method["name"], value=spelt(method["name"].value, method_names()))
     if given.value not in method_names():
-        meant = meant_methods(str(given.value))
-        hint = f"; did you mean {meant}?" if meant else "."
-        listed = ", ".join(method_names())
-        result.problem(given.where(), f"no method is called {given.value!r}{hint} There are: {listed}")
+        meant, other = meant_methods(str(given.value)), in_words(str(given.value))
+        hint = f"; here: {other}." if other else f"; did you mean {meant}?" if meant else "."
+        there = f"There are: {', '.join(method_names())}"
+        result.problem(given.where(), f"no method is called {given.value!r}{hint} {there}")
 
 
 def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from halter.data.options import DataOptions
 from halter.errors import Refusal
-from halter.methods.method import Method, find, names, spelt
+from halter.methods.method import Method, find, names
+from halter.methods.otherwise import in_words, spelt
 from halter.pretrained.device import Offload
 from halter.training.defaults import PRESETS, Default
 from halter.training.options import TrainOptions
@@ -134,6 +135,7 @@ def method_class(name: str) -> type[Method]:
     """The options dataclass behind a method's or a preset's name. Refusal ``unknown-method``."""
     name = spelt(name, method_names())
     if name not in method_names():
-        fix = f"did you mean {meant}?" if (meant := meant_methods(str(name))) else USUAL
+        near = in_words(str(name))
+        fix = near or (f"did you mean {meant}?" if (meant := meant_methods(str(name))) else USUAL)
         raise Refusal("unknown-method", f"no method is called {name!r}", expected=", ".join(method_names()), fix=fix)
     return find(PRESETS[name]["method"]["name"].value if name in PRESETS else name)

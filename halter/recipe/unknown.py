@@ -100,6 +100,9 @@ OUT_OF_RANGE = re.compile(
     r"(?:^|: )(\w+)\.(?:\d+\.)?(\w+): .*(?:must |lies between|expected a (?:finite |whole )?number)"
 )
 MOVED = re.compile(r"^command line, [\w.-]+=(.*): unknown key .*; did you mean (method\.\w+)\?$", re.DOTALL)
+OTHERWISE = re.compile(
+    r"no method is called .*; here: (?:(\w+)(?: with (\S+))?|.* nearest are (\w+), (\w+))\. There are"
+)
 METHODS = re.compile(r"no method is called .*; did you mean ([\w,]+)\?")
 A_LIST = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected a list of .*, found (?:the word '([^']*)'|(\S+))$")
 A_MAPPING = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected a mapping .*, found the word '([^']*)'$")
@@ -143,6 +146,8 @@ def _value_way(problem: str) -> str:
 
 def _several_way(problem: str) -> str:
     """What to do about a value of which several things were meant: methods, a list, a mapping."""
+    if other := OTHERWISE.search(problem):
+        return f"--method {other[3]}, or {other[4]}" if other[3] else f"--method {other[1]} {other[2] or ''}".rstrip()
     if methods := METHODS.search(problem):
         return f"--method {methods[1]}"
     if (several := A_LIST.search(problem)) and re.fullmatch(r"[\w. ,-]+", several[2] or several[3]):

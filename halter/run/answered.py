@@ -11,7 +11,8 @@ from halter.run.opening import Opened
 def answered(options: DataOptions, opened: Opened, seed: int, system: str | None = None) -> Loaded:
     """``load_examples``, whose ways out for columns that nobody knows are about learning and not about scoring."""
     try:
-        return load_examples(options, opened.tokenizer, opened.template, seed, system=system)
+        context = opened.model.config.context
+        return load_examples(options, opened.tokenizer, opened.template, seed, system=system, context=context)
     except Refusal as refusal:
         alone = "{text:" in refusal.fix or "halter generate --input" in refusal.fix  # a column that asks, and no answer
         if refusal.id != "data-format" or not (alone or "data.columns" in refusal.fix):

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from halter.data import told
+from halter.data.advice import about, columns_option
+from halter.data.doubts import AS_OF
+from halter.data.formats import READINGS
+from halter.data.report import DataReport
+from halter.files.chat_marks import MARKS
 from halter.methods.method import in_words
 from halter.run.cautions import cautions
 from halter.run.prepare import Job, Say
@@ -32,6 +37,22 @@ def describe(job: Job, say: Say) -> None:
         say(f"warning: {line}")
 
 
+def _asked_by(report: DataReport) -> str:
+    """How rows that are plain text are asked by a template."""
+    marked = {name.removeprefix(AS_OF): n for name, n in report.notes.items() if name.startswith(AS_OF)}
+    if marked:
+        name, count = max(marked.items(), key=lambda one: one[1])
+        what = MARKS.get(name, f"marks of {name}")
+        return (
+            f"{count} hold {what}, which are text there, letter by letter; take these marks out, give what is asked "
+            f"and answered as instruction and output, and --template {name} writes them"
+        )
+    others = [one for columns in report.ignored.values() for one in columns if about(one)]
+    if set(report.readings.values()) == {READINGS["text"]} and len(set(others)) == 1:
+        return f"perhaps {columns_option({'instruction': 'text', 'output': others[0]})}"
+    return "data.columns says what is asked and what is answered"
+
+
 def lost_rows(job: Job, share: float = 0.0) -> list[str]:
     """One sentence for each way in which more than ``share`` of the rows are not, or not so, in the training."""
     report, options = job.data.report, job.recipe.data
@@ -39,7 +60,7 @@ def lost_rows(job: Job, share: float = 0.0) -> list[str]:
     larger = "a larger data.max_length" if longer else ""
     kept = ", or ".join(filter(None, (ways, larger))) if ways or not longer else f"{larger} keeps them"
     template = None if job.recipe.data.template is None or job.template is None else job.template.name
-    found, taken = [], report.rows - report.left_out
+    found, taken = [], report.looked_at
     for count, words in (
         (
             report.long_dropped,
@@ -49,8 +70,7 @@ def lost_rows(job: Job, share: float = 0.0) -> list[str]:
         (len(report.faults), f"cannot be used and are skipped ({report.kinds()})"),
         (
             report.as_they_stand if template else 0,
-            f"are learned as plain text, without the chat template {template}: data.columns says what is asked and "
-            "what is answered",
+            f"are learned as plain text, without the chat template {template}: {_asked_by(report)}",
         ),
     ):
         if taken and count / taken > share:

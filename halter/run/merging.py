@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
+
+import torch
 
 from halter.arguments import checked
 from halter.errors import Refusal
@@ -28,6 +31,15 @@ Kind = Literal["16bit", "int8", "nf4"]
 Base = Literal["original", "dequantised"]
 CALL = 'halter.merge("runs/mine", output="merged")'
 CALLS = f'{CALL}, or halter.merge(model, adapter, "merged") of what is loaded'
+
+
+@dataclass(frozen=True)
+class MergeOptions(OpenOptions):
+    """How what is merged is opened; the flags of merge."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the merged weights are written in; auto: what the checkpoint has them in. The gap to base + adapter, which
+    is told, has their rounding in it."""
 
 
 class FoldKeywords(TypedDict, total=False):
@@ -85,10 +97,10 @@ def merge(
     """Write the merged model into a new folder, and prove that it answers as base + adapter does.
 
     As the command: ``merge("runs/mine", output="merged")``, of a run folder or an adapter's, whose base is found;
-    ``merge(MODEL, "runs/mine", "merged")`` puts it on another. ``options`` then are the fields of OpenOptions, too. Or
+    ``merge(MODEL, "runs/mine", "merged")`` puts it on another. ``options`` then are the fields of MergeOptions, too. Or
     of what is loaded: ``merge(model, adapter, "merged")``; ``source``, ``allow_gap`` and ``max_shard_bytes`` as of
-    export.merge. ``folder`` and ``output`` are the same. ``into``: 16bit, or int8 and nf4, which say how much
-    of the update is left.
+    export.merge. ``dtype``: what the weights are written in. ``folder`` and ``output`` are the same. ``into``: 16bit,
+    or int8 and nf4, which say how much of the update is left.
 
     Refusals: ``wrong-argument``, ``cannot-merge``, ``merge-source``, ``already-exists``, and those of opening.
     """
@@ -98,8 +110,10 @@ def merge(
         raise Refusal("wrong-argument", what, where="halter.merge", fix=f"such as {CALLS}")
     fold: Any = {name: value for name, value in options.items() if name in FoldKeywords.__annotations__}
     opening: Any = {name: value for name, value in options.items() if name not in fold}
-    (chosen,) = sorted_out("halter.merge", opening, OpenOptions)
+    (chosen,) = sorted_out("halter.merge", opening, MergeOptions)
     if isinstance(model, Decoder) and isinstance(adapter, Adapter):
+        if into == "16bit":
+            fold["dtype"] = _written(opening.pop("dtype", "auto"))
         if opening:
             what = "the model is loaded already, as it was asked for then"
             raise Refusal("wrong-argument", what, where="halter.merge", found=opening, fix="leave these out")
@@ -112,7 +126,7 @@ def merge(
 
 def merge_named(
     named: str | Path | None,
-    opening: OpenOptions,
+    opening: MergeOptions,
     output: str | Path,
     *,
     adapter: str | Path | None = None,
@@ -131,18 +145,27 @@ def merge_named(
         ).by_keyword()
     refuse_unwritable(str(output), folder=True)
     shape = load_config(subject.base, subject.revision)
-    refuse_unfoldable(planned(subject.adapter, shape, opening.allow))
+    refuse_unfoldable(planned(subject.adapter, shape, opening.allow, Path(subject.base)))
+    dense: Any = {"dtype": _written(opening.dtype)} if into == "16bit" else {}
+    if dense and opening.dtype != "float32":  # what is rounded is told against the base as it is
+        opening = replace(opening, dtype="auto")
     opened = open_subject(subject, say, opening)
     assert opened.adapter is not None
     if fold.get("source") is None:
         fold["source"] = resolve(subject.base, subject.revision)
     say(f"merging into {output} ...")
-    return _folded(opened.model, opened.adapter, output, base, into, **fold)
+    return _folded(opened.model, opened.adapter, output, base, into, **fold, **dense)
+
+
+def _written(dtype: str) -> torch.dtype | None:
+    """The dtype of that name; None: the checkpoint's."""
+    return None if dtype == "auto" else getattr(torch, dtype)
 
 
 def _folded(
-    model: Decoder, adapter: Adapter, output: str | Path, base: Base, into: Kind, **fold: Unpack[FoldKeywords]
+    model: Decoder, adapter: Adapter, output: str | Path, base: Base, into: Kind, **fold: Any
 ) -> MergeReport | Survival:
+    """``fold``: what export.merge takes."""
     if into != "16bit":
         return merge_quantised(model, adapter, output, into, base=base, source=fold.get("source"))
     return folding.merge(model, adapter, output, base=base, **fold)

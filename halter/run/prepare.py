@@ -106,9 +106,9 @@ def collect(recipe: Recipe, say: Say, findings: Findings, base: Base | None = No
         say("reading and tokenising the data ...")
     if template is None and recipe.data.template is not None:  # a problem already; the rows are looked at all the same
         fallback = tokenizer.chat_template or ChatTemplate.builtin("alpaca")
-        data = load_rows(recipe, tokenizer, fallback, findings)
+        data = load_rows(recipe, base, fallback, findings)
     else:
-        data = load_rows(recipe, tokenizer, template, findings)
+        data = load_rows(recipe, base, template, findings)
     if data is None:
         return None
     options = recipe.train
@@ -174,9 +174,9 @@ def _files(path: str) -> None:
     local_files(path)
 
 
-def load_rows(recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate | None, findings: Findings) -> Loaded | None:
+def load_rows(recipe: Recipe, base: Base, template: ChatTemplate | None, findings: Findings) -> Loaded | None:
     """The rows, and where some cannot be used or found, those that can."""
-    options, seed = recipe.data, recipe.train.seed
+    options, seed, tokenizer, context = recipe.data, recipe.train.seed, base.tokenizer, base.config.context
     lost = data_missing(options)
     findings.take(lost)
     if not findings.strict:
@@ -187,14 +187,15 @@ def load_rows(recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate | Non
         held = None if isinstance(held, str) and _lost(Source(held).parts[0]) else held
         options = replace(options, train=there, validation=held) if lost else options
     try:
-        return load_examples(options, tokenizer, template, seed)
+        return load_examples(options, tokenizer, template, seed, context=context)
     except Refusal as refusal:
         findings.add(refusal)
         if refusal.id not in ("bad-rows", "long-rows"):
             return None
     long = "drop" if options.on_long == "stop" else options.on_long
     with suppress(Refusal):  # what follows from the first
-        return load_examples(replace(options, on_bad="skip", on_long=long), tokenizer, template, seed)
+        options = replace(options, on_bad="skip", on_long=long)
+        return load_examples(options, tokenizer, template, seed, context=context)
     return None
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from halter.data import again, told
+from halter.data.choose import sample
 from halter.data.example import Example
-from halter.data.load import DataReport, Examples, load_examples
+from halter.data.load import DataReport, Examples, Loaded, load_examples
 from halter.data.options import DataOptions
 from halter.data.sources import refuse_several
 from halter.errors import Refusal
@@ -24,13 +25,16 @@ from halter.run.prepare import Say
 from halter.run.words import data_options
 from halter.telling import tell
 
+MORE = 4
+"""Times as many rows are drawn as before, where a limit found too few that can be scored."""
+
 
 @dataclass(frozen=True)
 class Scoring(TaskOptions):
     """What is scored, and how."""
 
     limit: int | None = None
-    """Rows taken at most."""
+    """Rows scored at most, chosen by the seed among those that can be."""
     questions: int | None = None
     """Rows answered at most (the loss is over all); 0: none."""
     strict: bool = False
@@ -99,8 +103,8 @@ def held_out_rows(
     known = replace(known, max_length=min(scoring.max_length or known.max_length, opened.model.config.context))
     policy = scoring.on_long or ("cut" if known.on_long in ("cut", "split") else "drop")
     options = replace(known, train=str(data), validation=None, limit=limit, on_long=policy)
-    loaded = answered(options, opened, seed, scoring.system)
-    _refuse_system_unused(scoring.system, loaded.report, say)
+    loaded, looked_at = _limited(options, opened, seed, scoring.system)
+    _refuse_system_unused(scoring.system, loaded.report, say, looked_at)
     say(f"rows: {loaded.report}")
     for line in told.readings(loaded.report.readings, loaded.report.ignored):
         say(f"rows: {line}")
@@ -113,9 +117,34 @@ def held_out_rows(
             "scored on them says nothing of rows that it has not seen"
         )
     if loaded.report.long_dropped:
-        left = f"{loaded.report.long_dropped} of {loaded.report.rows} rows have more than {known.max_length} tokens"
+        left = f"{loaded.report.long_dropped} of {looked_at} rows have more than {known.max_length} tokens"
         say(f"warning: {left} and are not scored; {_kept_by(policy, known.max_length, opened.model.config.context)}")
     return loaded.train, str(loaded.report)
+
+
+def _limited(options: DataOptions, opened: Opened, seed: int, system: str | None) -> tuple[Loaded, int]:
+    """(rows to score, as many as the limit says of those that can be scored; rows that were looked at for it). Where
+    some of the first drawn cannot be scored, more are drawn."""
+    most, drawn = options.limit, options.limit
+    while True:
+        try:
+            loaded = answered(replace(options, limit=drawn), opened, seed, system)
+        except Refusal as refusal:
+            if drawn is None or refusal.id != "no-rows":
+                raise
+            drawn = None  # none of those that were drawn: perhaps another
+            continue
+        report = loaded.report
+        looked_at = report.looked_at
+        if most is None or len(loaded.train) >= most or not report.left_out:
+            break
+        drawn = None if drawn is None else MORE * drawn
+    if most is not None and len(loaded.train) > most:
+        kept, count = sample(range(len(loaded.train)), most, seed, 0)
+        loaded = replace(loaded, train=Examples([loaded.train[i] for i in kept]))
+        report.left_out += count - most
+        report.count(loaded.train, loaded.validation)
+    return loaded, looked_at
 
 
 def _run_of(opened: Opened) -> RunFolder | None:
@@ -153,17 +182,18 @@ def _validation(opened: Opened, known: DataOptions, system: str | None, seed: in
     anew = replace(known, validation=None)
     if isinstance(known.validation, str):
         anew = replace(anew, train=known.validation, limit=None)
-    loaded = load_examples(anew, opened.tokenizer, opened.template, seed, system=system)
-    _refuse_system_unused(system, loaded.report, say)
+    loaded = load_examples(anew, opened.tokenizer, opened.template, seed, None, system, opened.model.config.context)
+    _refuse_system_unused(system, loaded.report, say, loaded.report.looked_at)
     found = [row for row in (loaded.train[i] for i in range(len(loaded.train))) if row.origin in origins]
     if len(found) < len(held):
         say(f"warning: {len(held) - len(found)} of {len(held)} validation rows are too long with this system message")
     return Examples(found)
 
 
-def _refuse_system_unused(system: str | None, report: DataReport, say: Say) -> None:
-    """Refusal ``system-unused`` where no row is asked by the template; where some are not, their number is told."""
-    plain, rows = report.as_they_stand, report.rows
+def _refuse_system_unused(system: str | None, report: DataReport, say: Say, rows: int) -> None:
+    """Refusal ``system-unused`` where none of the ``rows`` that were looked at is asked by the template; where some are
+    not, their number is told."""
+    plain = report.as_they_stand
     if system is not None and plain >= rows:
         raise system_unused("these rows are plain text, which no chat template writes")
     if system is not None and plain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,30 @@ def test_held_out_rows_stay_those_of_the_training(own: Own, tmp_path: Path, shar
         assert all((SYSTEM in answer["prompt"]) == (system is not None) for answer in answers)
         found.append([answer["origin"] for answer in answers])
     assert found[0] == found[1] and len(found[0]) == (6 if share else 3)
+
+
+@pytest.mark.parametrize("limit", [1, 6, 10, 20])
+def test_a_limit_is_of_rows_that_can_be_scored(
+    own: Own, tmp_path: Path, limit: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the rows are too long; the count that is told is of those that were looked at."""
+    long = "It ran and ran and ran over the hill. " * 60
+    found = [{"instruction": f"Tell me of {n}.", "output": long if n % 2 else "It ran home."} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text(lines(found))
+    words = ["evaluate", own.base, "--data", tmp_path / "rows.jsonl", "--template", "alpaca", "--questions", "0"]
+    code, out, err = told(capsys, *words, "--limit", limit, "--max-length", "200")
+    assert code == 0 and f"{min(limit, 15)} rows, " in out, (out, err)
+    if dropped := re.search(r"(\d+) of (\d+) rows have more than 200 tokens and are not scored", err):
+        assert int(dropped[2]) >= min(limit, 15) + int(dropped[1]) and int(dropped[2]) <= 30, err
+        assert limit < 15 or dropped[2] == "30"
+    assert out == told(capsys, *words, "--limit", limit, "--max-length", "200")[1]
+
+
+def test_a_limit_is_drawn_again_where_none_of_the_first_can_be_scored(own: Own, tmp_path: Path) -> None:
+    long = "It ran and ran and ran over the hill. " * 60
+    found = [{"instruction": f"Tell me of {n}.", "output": long} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text(lines([*found, {"instruction": "Why?", "output": "It ran home."}]))
+    scored = halter.evaluate(
+        own.base, tmp_path / "rows.jsonl", template="alpaca", limit=1, max_length=200, questions=0, say=lambda _: None
+    )
+    assert scored.rows == 1

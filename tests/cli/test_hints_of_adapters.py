@@ -22,6 +22,7 @@ from halter.cli import main
 from halter.methods import misfit
 from halter.methods.lora import Lora
 from halter.playground import base_folder
+from halter.pretrained.save import save_model
 
 
 def trained(folder: Path, name: str, method: str = "lora", **train: Any) -> None:
@@ -45,7 +46,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def said(capsys: Any, words: str) -> str:
     code = main.run(shlex.split(words))
-    err = str(capsys.readouterr().err)
+    lines = str(capsys.readouterr().err).splitlines(keepends=True)
+    err = "".join(line for line in lines if "for which this CPU has no instructions" not in line)
     assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 6, err
     return err
 
@@ -349,3 +351,52 @@ def test_small_words_that_lead_on(words: str, told: str, place: Path, capsys: An
     assert told in err, err
     if (follow := re.search(r"Fix: halter (.* --output new)\.", err)) is not None:
         assert main.run(shlex.split(follow[1])) == 0 and Path("new").is_dir()
+
+
+def test_an_adapter_of_mlx_is_told_as_such_however_it_is_named(place: Path, capsys: Any) -> None:
+    tensors = {"model.layers.0.self_attn.q_proj.lora_a": torch.zeros(4, 2)}
+    told = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0}, "model": "base", "num_layers": 2}
+    for folder, name in (("mlx", "adapters"), ("renamed", "adapter_model"), ("alone", "adapters")):
+        Path(folder).mkdir()
+        save_file(tensors, f"{folder}/{name}.safetensors")
+        if folder != "alone":
+            Path(folder, "adapter_config.json").write_text(json.dumps(told))
+    ways = [f"generate --model base --adapter X {ASK}", f"generate X {ASK}", "merge X --model base --output m"]
+    ways += ["adapters show X", "adapters convert X --output x", f"{TRAIN} X", "evaluate X --data rows.jsonl"]
+    for words in ways:
+        for folder in ("mlx", "renamed"):
+            err = said(capsys, words.replace("X", folder))
+            assert f"mlx_lm.fuse --model base --adapter-path {folder} --save-path merged" in err, (words, err)
+            assert "missing" not in err and "PEFT (merge" not in err, err
+    for file in ("mlx/adapters.safetensors", "alone/adapters.safetensors"):
+        err = said(capsys, f"adapters convert {file} --model base --output x")
+        assert f"--adapter-path {file.partition('/')[0]} --save-path" in err, err
+
+
+@pytest.mark.parametrize("kept", ["modules_to_save", "along"])
+def test_an_enlarged_vocabulary_is_told_as_such(kept: str, place: Path, capsys: Any) -> None:
+    """PEFT keeps the whole table where tokens were added: as trained ones, or along with the adapter."""
+    folder = peft_folder("resized", **({"modules_to_save": ["embed_tokens", "lm_head"]} if kept != "along" else {}))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    base = load_file("base/model.safetensors")
+    rows = len(base["model.embed_tokens.weight"])
+    for name in ("model.embed_tokens", "lm_head"):
+        weight = base.get(f"{name}.weight", base["model.embed_tokens.weight"]).float()
+        tensors[f"base_model.model.{name}.weight"] = torch.cat([weight, weight[:3]])
+    save_file(tensors, folder / "adapter_model.safetensors")
+    err = said(capsys, f"generate --model base --adapter resized {ASK}")
+    assert f"its vocabulary was enlarged by 3 ({rows} to {rows + 3}) before it was trained" in err, err
+    assert "give that" not in err and f"resize_token_embeddings({rows + 3})" in err
+
+
+def test_the_base_that_is_given_is_never_advised(place: Path, capsys: Any) -> None:
+    """The weights there are no longer those that the adapter was trained on, and their shapes differ."""
+    Path("base").rename("kept")
+    model, tokenizer = halter.load("kept", dtype="float32")
+    narrow = tiny.decoder(tiny.config(layers=1, vocab_size=model.config.vocab_size))
+    save_model(narrow, narrow.config, "base", tokenizer.files)
+    for words in (f"generate runs/mine {ASK}", f"generate --model base --adapter runs/mine {ASK}"):
+        err = said(capsys, f"{words}")
+        assert "[adapter-mismatch]" in err and "it was trained on base: give that" not in err, err
+        assert "which is this very model" in err and "--model" in err, err
+    assert main.run(["generate", "runs/mine", "--model", "kept", *ASK.split()]) == 0

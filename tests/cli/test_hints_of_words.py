@@ -209,6 +209,11 @@ def test_none_stays_a_word_where_words_are_taken() -> None:
         ("model: 'a\n", "close what is opened above"),
         ("model: @a\n", "into quotes"),
         ("model\ndata: b\n", "quotes"),
+        (
+            'model: "C:\\models\\x"\n',
+            r"model: 'C:\models\x', in single quotes or in none, or with slashes: C:/models/x",
+        ),
+        ('data:\n  train: "C:\\Users\\anna"\n', r"train: 'C:\Users\anna', in single quotes"),
         ("- a\nb: c\n", "halter init lora FILE writes a recipe"),
     ],
 )
@@ -216,6 +221,17 @@ def test_a_recipe_that_is_no_yaml_says_what_to_do(text: str, told: str) -> None:
     with pytest.raises(Refusal, match="not valid YAML") as caught:
         yaml12.parse(text, "r.yaml")
     assert told in caught.value.fix and re.match(r"r\.yaml:\d+:\d+", caught.value.where)
+
+
+@pytest.mark.parametrize(("key", "id"), [("data", "data-missing"), ("model", "model-not-found")])
+@pytest.mark.parametrize("path", [r"data\train.jsonl", r"C:\new\rows.jsonl", r"a\b\f.jsonl"])
+def test_a_path_whose_backslashes_became_other_signs_is_told_so(key: str, id: str, path: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f'model: {BASE}\ndata: a.jsonl\n{key}: "{path}"\n'.replace(
+        f"model: {BASE}\n" if key == "model" else "data: a.jsonl\n", ""))  # fmt: skip
+    found = halter.doctor(tmp_path / "r.yaml", say=lambda _: None).problems
+    (told,) = [one for one in found if one.id == id and "double quotes" in one.fix]
+    assert f"'{path}', in single quotes" in told.fix and path.replace("\\", "/") in told.fix
+    assert told.where == path and not re.search(r"[\x00-\x1f]", str(told))
 
 
 def test_a_recipe_that_is_no_yaml_is_told_before_torch_is_imported(tmp_path: Path) -> None:

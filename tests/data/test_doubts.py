@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,3 +269,67 @@ def test_a_prompt_that_holds_marks_is_told(own: Own, capsys: pytest.CaptureFixtu
         assert main.run([*args, "Tell me a story"]) == 0
         assert "marks" not in capsys.readouterr().err
     assert told_of_marks([[{"role": "user", "content": asked}], "[INST] hi", [1, 2]], None).startswith("note: 1 of 3")
+
+
+def test_conversations_that_begin_with_the_assistant_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    greeting = {"role": "assistant", "content": "Hello, what shall I write?"}
+    path = write(tmp_path / "a.jsonl", [{"messages": [greeting, *row["messages"]]} for row in TURNS])
+    (line,) = said(tokenizer, path, aside=True)
+    assert line == "8 conversations begin with the assistant: that turn is learned without a prompt"
+    assert said(tokenizer, path, aside=True, train_on="last_response") == [] == said(tokenizer, path)
+
+
+def test_plain_text_that_holds_a_templates_marks_is_told_by_its_name(own: Own, tmp_path: Path, capsys: Any) -> None:
+    marked = [{"text": f"<s>[INST] {ask} [/INST] {answer} </s>"} for ask, answer in BOTH]
+    labels = [{"text": ask, "label": answer, "id": "a"} for ask, answer in BOTH]
+    for rows, line in (
+        (marked, "8 hold llama-2's marks ([INST], <<SYS>>, <s>), which are text there"),
+        (labels, "perhaps data.columns='{instruction: text, output: label}'"),
+    ):
+        words = ["inspect", "--model", str(own.base), "--data", write(tmp_path / "a.jsonl", rows)]
+        assert main.run([*words, "--template", "alpaca"]) == 0
+        captured = capsys.readouterr()
+        assert line in captured.out + captured.err
+    columns = line.partition("perhaps ")[2].replace("'", "")
+    assert main.run([*words, "--template", "alpaca", columns]) == 0
+
+
+SPELT = [{"instruction": row["instruction"], "output": row["output"] + r"\n\nThe end."} for row in STORIES]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
+def test_new_lines_that_are_spelt_out_are_turned_as_is_said(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["instruction", "output"], *(row.values() for row in SPELT)])
+    else:
+        plain = r"\n\n".join(row["output"] for row in SPELT)
+        path.write_text(
+            plain
+            if kind == "txt"
+            else json.dumps(SPELT)
+            if kind == "json"
+            else "".join(json.dumps(r) + "\n" for r in SPELT)
+        )
+    (line,) = said(tokenizer, str(path))
+    assert re.match(r"[18] rows hold new lines as a backslash and an n each", line), line
+    command, _, name = line.partition("two letters: ")[2].partition(", and give ")
+    command = command.replace("python", sys.executable, 1) if kind == "csv" else command
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    new = tmp_path / name
+    assert said(tokenizer, str(new)) == []
+    if kind == "txt":
+        assert new.read_text() == path.read_text().replace(r"\n", "\n")
+        return
+    right = write(tmp_path / "right.jsonl", [{**row, "output": row["output"].replace(r"\n", "\n")} for row in SPELT])
+    made, wanted = (
+        load_examples(DataOptions(train=str(file), cache=False), tokenizer, ALPACA).train for file in (new, right)
+    )
+    assert (made.digests() == wanted.digests()).all()
+
+
+@pytest.mark.parametrize("text", [r"so \nu is \nabla f", r'print("a\n")', r'{"a": "b\nC"}', "a\nb \\n C"])
+def test_a_backslash_and_an_n_that_are_meant_are_not_told(text: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{**row, "output": text + f" {n}"} for n, row in enumerate(STORIES)]
+    assert said(tokenizer, write(tmp_path / "a.jsonl", rows)) == []

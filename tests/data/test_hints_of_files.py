@@ -31,10 +31,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_folder(base_folder())
 
 
-def loaded(path: Path | str, tokenizer: Tokenizer, **options: Any) -> Any:
-    return load_examples(
-        DataOptions(train=str(path), cache=False, **options), tokenizer, ChatTemplate.builtin("llama-3")
-    )
+def loaded(path: Path | str, tokenizer: Tokenizer, context: int | None = None, **options: Any) -> Any:
+    asked = DataOptions(train=str(path), cache=False, **options)
+    return load_examples(asked, tokenizer, ChatTemplate.builtin("llama-3"), context=context)
 
 
 def refused(path: Path, tokenizer: Tokenizer, **options: Any) -> Refusal:
@@ -191,3 +190,37 @@ def test_what_keeps_long_rows_is_named_where_it_does(
             except Refusal:
                 works = False
             assert works == (other in names), (most, other, told)
+
+
+@pytest.mark.parametrize("policy", ["drop", "cut", "stop"])
+@pytest.mark.parametrize("most", [100, 200, 400])
+def test_no_length_beyond_the_models_context_is_offered(
+    most: int, policy: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The model reads 200 tokens: at that length no larger one is offered, below it none above."""
+    path, long = tmp_path / "a.jsonl", "It ran and ran and ran over the hill, and home. " * 40
+    path.write_text("".join(json.dumps({"instruction": f"{n}: {long}", "output": "Yes."}) + "\n" for n in range(9)))
+    options: dict[str, Any] = {"max_length": min(most, 200), "on_long": policy}
+    refusal = refused(path, tokenizer, context=200 if most < 400 else None, **options)
+    told = str(refusal)
+    if most == 400:
+        assert policy == "stop" or "keeps every row" in told
+        return
+    assert "keeps every row" not in told and ("(this model's context)" in told) == (most == 200 or policy != "stop")
+    lengths = [int(n) for n in re.findall(r"max-length, up to (\d+)", told)]
+    assert lengths == ([200] if most < 200 and policy != "stop" else []) and ("raise" in told) == (
+        policy == "stop" and most < 200
+    )
+    if policy == "cut" and most == 200:
+        assert "cutting leaves no answer: what is asked fills the 200 tokens; shorten what is asked" in told
+
+
+def test_the_columns_that_make_rows_too_long_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path, long = tmp_path / "a.jsonl", "It ran and ran and ran over the hill, and home. " * 40
+    rows = [{"question": f"{n}?", "context": long, "answer": "Yes."} for n in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refusal = refused(path, tokenizer, max_length=200, context=200)
+    told = re.search(r"without context: data\.columns='\{(.*)\}'", refusal.fix)
+    assert told is not None, refusal
+    columns = dict(pair.split(": ") for pair in told[1].split(", "))
+    assert loaded(path, tokenizer, max_length=200, columns=columns).report.kept == 9

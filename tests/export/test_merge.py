@@ -301,3 +301,26 @@ def test_the_template_of_training_goes_along(tmp_path):
     adapter.facts = {"template": {"name": "alpaca", "digest": template.digest}, "template_source": template.source}
     write_template(tmp_path, adapter, None)
     assert (tmp_path / "chat_template.jinja").read_text("utf-8") == template.source
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_dtype_is_that_of_the_files(loaded, name, tmp_path, own):
+    """Whatever is computed in, the files are what was asked for, and the gap to base + adapter is that of the files."""
+    from safetensors.torch import load_file
+
+    model, _ = halter.load(own.base, say=lambda _: None)
+    adapter = adapt(model, "lora", r=2)
+    tiny.jitter(adapter, 0.01)
+    adapter.facts["base"] = {"name": str(own.base), "folder": str(own.base)}
+    adapter.save(tmp_path / "adapter")
+    named = (model, adapter) if loaded else (tmp_path / "adapter",)
+    report = halter.merge(*named, output=tmp_path / "merged", dtype=name)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["torch_dtype"] == name == report.stored
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {getattr(torch, name)}
+    merged = load_model(tmp_path / "merged", "float32")
+    rows = merging.sample_rows(merging.tokenizer_of(own.base), model.config)
+    found = gap(merging.logits_on(model, rows, adapter), merging.logits_on(merged, rows))
+    assert report.gap.largest == pytest.approx(found.largest) and f"({name})" in str(report)
+    assert (found.largest > 1e-3) == (name != "float32")

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import tiny_tokenizers
 import torch
-from own_data import Data
+from own_data import Data, Own
 
+import halter
+from halter import telling
 from halter.errors import Refusal
 from halter.files.chat import ChatTemplate
 from halter.files.tokenizer import Tokenizer
@@ -144,3 +146,18 @@ def test_token_ids_have_no_text_before_them(llama3: Tokenizer) -> None:
     with pytest.raises(Refusal, match="prefill-tokens"):
         encode_prompt(llama3, [5, 6], prefill="There")
     assert encode_prompt(llama3, "There", prefill=" was").tokens == encode_prompt(llama3, "There was").tokens
+
+
+def test_a_text_asked_without_the_template_of_training_is_told_once(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = halter.load(own.base, say=lambda _: None)
+    adapter = halter.adapt(model, "lora", r=1)
+    said: list[str] = []
+    monkeypatch.setattr(telling, "tell", said.append)
+    telling.tell_once.cache_clear()
+    halter.generate(model, tokenizer, ["One day"], adapter, max_new_tokens=1)
+    adapter.facts["template"] = {"name": "alpaca", "digest": "x"}
+    halter.generate(model, tokenizer, ["One day"], adapter, template="alpaca", max_new_tokens=1)
+    assert said == []
+    for _ in range(2):
+        halter.generate(model, tokenizer, ["One day"], adapter, max_new_tokens=1)
+    assert said == ["note: this adapter was trained with alpaca; template='alpaca' asks it so"]

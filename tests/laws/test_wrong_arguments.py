@@ -22,8 +22,11 @@ from playground_run import write_rows
 
 import halter
 from halter import recipe as recipes
+from halter.comparison.entrants import sections
+from halter.comparison.options import CompareOptions
 from halter.methods.lora import Lora
 from halter.methods.method import find, names
+from halter.methods.otherwise import ABSENT, VARIANTS
 from halter.playground import base_folder
 from tests import tiny
 
@@ -174,6 +177,18 @@ def test_the_refusal_says_what_would_be_right(bench: Bench) -> None:
         "overrides=['train.max_steps=3']": lambda: halter.train("recipe.yaml", "train.max_steps=3"),
         'memory="8GB", with its unit': lambda: halter.plan(memory=8),  # type: ignore[arg-type]
         "did you mean quantize?": lambda: halter.load(BASE, quantise="nf4"),  # type: ignore[call-arg]
+        "by place; the first 2 are taken so, the others by name. ": lambda: halter.adapt(model, "lora", 8),  # type: ignore[misc]
+        'Fix: halter.adapt(model, "lora", r=8). ': lambda: halter.adapt(model, "lora", 8),  # type: ignore[misc]
+        "max_new_tokens=50": lambda: halter.generate(model, tokenizer, ["Hi"], None, 50),  # type: ignore[misc]
+        'halter.adapt(model, "lora", loraplus_lr_ratio=16)': lambda: halter.adapt(model, "lora+"),
+        'target_modules=["q_proj", "v_proj"]. ': lambda: halter.adapt(model, "lora", target_modules="q_proj,v_proj"),
+        'exclude_modules=["q_proj", "k_proj", "v_proj"]': lambda: halter.adapt(
+            model, "lora", exclude_modules="q_proj, k_proj,v_proj"
+        ),
+        "layers=[0,1]": lambda: halter.adapt(model, "lora", layers="0,1"),
+        "overrides=['a.b=1', 'c.d=2']": lambda: halter.train("recipe.yaml", "a.b=1,c.d=2"),
+        "bias (leave it out: ": lambda: halter.adapt(model, "lora", bias="none"),
+        "task_type (leave it out)": lambda: halter.adapt(model, "lora", task_type="CAUSAL_LM"),
     }
     for said, call in refused.items():
         error = outcome(call)
@@ -253,3 +268,52 @@ def test_whatever_a_mapping_holds(source: dict[str, Any], prompts: Any, bench: B
     outcome(recipes.load, source)
     outcome(halter.compare, source, say=quiet)
     outcome(halter.generate, **{**bench.calls["generate"], "prompts": prompts})
+
+
+@pytest.mark.parametrize("spelling", ["lora+", "LoRA+", "loraplus", "lora-plus", "lora_plus"])
+def test_a_variant_of_a_method_is_never_the_method_without_it(spelling: str, bench: Bench) -> None:
+    model = bench.calls["adapt"]["base"]
+    with pytest.raises(halter.Refusal, match="unknown-method") as caught:
+        halter.adapt(model, spelling)
+    made = eval(caught.value.fix, {"halter": halter, "model": model})
+    assert made.methods[0].loraplus_lr_ratio == 16
+    with pytest.raises(halter.Refusal, match=r"loraplus_lr_ratio: 16\}\}, and --methods mine"):
+        sections(CompareOptions(methods=(spelling,)), {})
+
+
+def test_methods_that_are_not_here_are_told_so(bench: Bench) -> None:
+    model = bench.calls["adapt"]["base"]
+    for name in ABSENT:
+        with pytest.raises(halter.Refusal, match=f"{name} is not here; the nearest are ") as caught:
+            halter.adapt(model, name)
+        assert {one.strip() for one in caught.value.fix.rpartition(" are ")[2].split(",")} <= set(names())
+    for name, (method, option, value) in VARIANTS.items():
+        with pytest.raises(halter.Refusal, match="unknown-method") as caught:
+            halter.adapt(model, name)
+        made = eval(caught.value.fix, {"halter": halter, "model": model}) if name != "trainabletokens" else None
+        assert made is None or (made.methods[0].name(), getattr(made.methods[0], option or "none", None)) == (
+            method, value,
+        )  # fmt: skip
+
+
+def test_a_configuration_of_peft_is_told_as_the_call_that_does_the_same(bench: Bench) -> None:
+    peft = pytest.importorskip("peft")
+    model = bench.calls["adapt"]["base"]
+    several = "target_modules=['q_proj', 'v_proj']"
+    wanted = [
+        (
+            peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["v_proj", "q_proj"]),
+            f'halter.adapt(model, "lora", r=8, alpha=16, dropout=0.05, {several})',
+        ),
+        (peft.LoraConfig(r=4, use_dora=True), f'halter.adapt(model, "dora", r=4, alpha=8, {several}'),
+        (peft.LoraConfig(use_rslora=True, target_modules="all-linear"), "target_modules='all-linear', rslora=True)"),
+        (peft.LoraConfig(init_lora_weights="pissa"), 'halter.adapt(model, "pissa", r=8, '),
+        (peft.PrefixTuningConfig(num_virtual_tokens=5), 'halter.adapt(model, "prefix_tuning", num_virtual_tokens=5)'),
+        (peft.LoHaConfig(r=4, alpha=4), 'halter.adapt(model, "loha", r=4, alpha=4)'),
+        (peft.IA3Config(), 'halter.adapt(model, "ia3")'),
+    ]
+    for config, call in wanted:
+        error = outcome(halter.adapt, model, config)
+        assert error is not None and call in str(error), error
+        halter_call = getattr(error, "fix", "").partition("; such as ")[0]
+        eval(halter_call, {"halter": halter, "model": model})

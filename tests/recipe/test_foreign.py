@@ -430,3 +430,25 @@ def test_whatever_stands_in_a_file_is_told_or_refused(tool: Tool, data: st.DataO
     if not reading.stops:
         assert yaml12.parse(text(reading)).data.keys() <= {"model", "method", "data", "train", "output_dir"}
     assert all("\n" not in line for line in summary(reading)) and len(summary(reading)) <= 5
+
+
+def test_a_script_and_a_modelfile_are_told_as_the_flags_that_they_are(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        'model = get_peft_model(model, r = 16, target_modules = ["q_proj", "v_proj"], lora_alpha = 16, bias = "none")\n'
+        "args = SFTConfig(max_steps = 10, learning_rate = 2e-4, seed = SEED)\n"
+    )
+    (tmp_path / "Modelfile").write_text(
+        'FROM llama3.2:1b\nADAPTER ./mine\nPARAMETER temperature 0.7\nPARAMETER num_ctx 4096\nSYSTEM """Be kind."""\n'
+    )
+    told = {}
+    for name in ("train.py", "Modelfile"):
+        with pytest.raises(Refusal, match="foreign-unknown") as caught:
+            open_foreign(str(tmp_path / name))
+        told[name] = caught.value.fix
+    flags = "--r 16 --target-modules q_proj,v_proj --lora-alpha 16 --max-steps 10 --learning-rate 0.0002"
+    assert told["train.py"].endswith(f": halter train --model DIR --data FILE {flags}")
+    assert told["Modelfile"] == "halter chat --model llama3.2:1b --adapter ./mine --temperature 0.7 --system 'Be kind.'"
+    words = told["train.py"].partition("--data FILE ")[2].split()
+    assert load(
+        {"model": "a", "data": "b"}, [f"{k[2:].replace('-', '_')}={v}" for k, v in zip(words[::2], words[1::2])]
+    )

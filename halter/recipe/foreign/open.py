@@ -8,6 +8,7 @@ from halter.errors import Refusal
 from halter.files import yaml12
 from halter.recipe.foreign import shell
 from halter.recipe.foreign.convert import TOOLS, convert, recognise
+from halter.recipe.foreign.no_recipe import refuse_no_recipe
 from halter.recipe.foreign.tables import Reading
 from halter.recipe.foreign.written import as_data, refuse_other_training, text
 from halter.recipe.read import load_tolerant
@@ -28,6 +29,7 @@ def open_foreign(path: str) -> Reading:
             expected="a recipe of another tool",
             fix="check the path",
         )
+    refuse_no_recipe(file)
     read = shell.read(file)
     if read is None:
         held = yaml12.read(file).data
