@@ -73,7 +73,7 @@ def streaming() -> Facts:
     from halter.methods.adapter import adapt
     from halter.model.segments import Segments
     from halter.training.offload import offloaded
-    from halter.training.step import Learnt, one_pass
+    from halter.training.one_pass import Learnt, one_pass
 
     def gradients(streamed: bool, moved: bool) -> list[torch.Tensor]:
         model = tiny.decoder(tiny.config(layers=6)).to(DEVICE)

@@ -52,7 +52,7 @@ def _plain_head(stack: ExitStack, rungs: int) -> None:
     import torch.nn.functional as F
 
     from halter.model.decoder import Decoder
-    from halter.training import step
+    from halter.training import head
 
     hidden = Decoder.hidden
     seen: dict[str, Any] = {}
@@ -61,8 +61,9 @@ def _plain_head(stack: ExitStack, rungs: int) -> None:
         seen["wanted"], states = asked.wanted, hidden(self, replace(asked, wanted=None))
         return states if rungs < 2 else states[asked.wanted]
 
-    def at_once(project: Any, tensors: Any, states: Any, targets: Any, weights: Any, *_: Any) -> Any:
+    def at_once(project: Any, tensors: Any, states: Any, asked: Any, *_: Any) -> Any:
         """Every token's logits (without the second rung), through autograd."""
+        targets, weights = asked.targets, asked.weights
         if rungs < 2:
             full = targets.new_zeros(len(states)).index_copy(0, seen["wanted"], targets)
         else:
@@ -74,7 +75,7 @@ def _plain_head(stack: ExitStack, rungs: int) -> None:
     if rungs < 4:
         stack.enter_context(patch.object(Decoder, "hidden", whole))
     if rungs < 3:
-        stack.enter_context(patch.object(step, "head_loss", at_once))
+        stack.enter_context(patch.object(head, "head_loss", at_once))
 
 
 def measure(base: Setting, rounds: int, say: Callable[[str], None], begin: frame.Start) -> list[dict[str, Any]]:

@@ -47,6 +47,8 @@ class Writer:
         """Write the index, and last of all the manifest."""
         arrays = {name: np.ascontiguousarray(getattr(store, name)) for name in ARRAYS}
         arrays["digests"] = arrays["digests"].view(np.uint8).reshape(len(store), 16)
+        if store.labels is not None:
+            arrays["labels"] = store.labels
         index = self._folder / INDEX
         write_tensors(index, {name: torch.from_numpy(array) for name, array in arrays.items()})
         self._files[INDEX] = {"size": index.stat().st_size, "blake2b": _digest(index)}

@@ -17,6 +17,10 @@ class Example:
     origin: str = ""
     answer: str = ""
     """The last answer as the row's file has it, where somebody has looked because the tokens do not say all of it."""
+    group: int | None = None
+    """Rows with the same number belong together, such as the two answers of a pair; None: to no other row."""
+    label: float | None = None
+    """What is known of the row beside its tokens: which answer of a pair it is, a class, a reward."""
 
     @property
     def targets(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ class Examples(Sequence[Example]):
     def __init__(self, examples: Iterable[Example] = ()) -> None:
         builder = Builder()
         for number, example in enumerate(examples):
-            builder.add(example, number)
+            builder.add(example, number if example.group is None else example.group)
         self._hold(builder.store(), None)
 
     @classmethod
@@ -58,7 +59,10 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | Examples:
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        return Example(*self._store.row(int(self._rows[index])), self.origin(index))
+        row, labels = int(self._rows[index]), self._store.labels
+        known = labels is not None and not np.isnan(labels[row])
+        label = float(labels[row]) if labels is not None and known else None
+        return Example(*self._store.row(row), self.origin(index), group=int(self.documents[index]), label=label)
 
     def origin(self, index: int) -> str:
         """Where a row comes from: "file:line"."""
@@ -104,6 +108,7 @@ class Builder:
         self._pieces: list[Piece] = []
         self._data = bytearray()
         self._codes: dict[str, array[Any]] = {name: array(code) for name, code in CODES.items()}
+        self._labels = array("f")
         self._digests = bytearray()
         self._names: dict[tuple[str, str], int] = {}
 
@@ -123,6 +128,7 @@ class Builder:
         )  # fmt: skip
         for values, value in zip(self._codes.values(), row, strict=True):
             values.append(value)
+        self._labels.append(math.nan if example.label is None else example.label)
         self._digests += token_digest(tokens)
         self._data += tokens
         self._data += learnt
@@ -144,7 +150,10 @@ class Builder:
         self._hand_on()
         arrays: dict[str, np.ndarray] = {name: np.array(values, ARRAYS[name]) for name, values in self._codes.items()}
         arrays["digests"] = np.array(memoryview(self._digests)).view(ARRAYS["digests"])
-        return Store(tuple(self._pieces), tuple(self._names), **arrays)
+        labels = np.array(self._labels, np.float32)
+        return Store(
+            tuple(self._pieces), tuple(self._names), **arrays, labels=None if np.isnan(labels).all() else labels
+        )
 
 
 CODES = {

@@ -48,6 +48,22 @@ def epoch_rows(weights: Sequence[float] | np.ndarray, seed: int, epoch: int) -> 
     return np.repeat(np.arange(len(weight), dtype=np.int64), times)
 
 
+def epoch_groups(
+    groups: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the rows of one epoch, where each group of them begins, and the end of all), both int64.
+
+    Each group comes whole, as often as the weight of its first row says; rows of one group lie side by side.
+    """
+    _, first, number = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))[number]  # groups counted in the order in which they come
+    members, sizes = np.argsort(place, kind="stable"), np.bincount(place)
+    chosen = epoch_rows(np.asarray(weights)[np.sort(first)], seed, epoch)
+    starts = np.append(0, np.cumsum(sizes[chosen]))
+    begins = (np.cumsum(sizes) - sizes)[chosen]
+    return members[np.repeat(begins - starts[:-1], sizes[chosen]) + np.arange(starts[-1])], starts
+
+
 def plan_epoch(
     lengths: Sequence[int] | np.ndarray,
     targets: Sequence[int] | np.ndarray,
@@ -88,17 +104,26 @@ class Plan(Sequence[Step]):
         lengths: np.ndarray,
         most: tuple[int | None, int | None],
         numbers: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
     ) -> None:
-        self._order, self._ends, self._lengths, self._most, self._numbers = order, ends, lengths, most, numbers
+        self._order, self._ends, self._lengths, self._most = order, ends, lengths, most
+        self._numbers, self._starts = numbers, starts
 
-    def numbered(self, numbers: np.ndarray) -> Plan:
-        """The same steps with ``numbers[row]`` for each row: of the rows of an epoch, what they are in the data."""
-        return Plan(self._order, self._ends, self._lengths, self._most, numbers)
+    def numbered(self, numbers: np.ndarray, starts: np.ndarray | None = None) -> Plan:
+        """The same steps with ``numbers[row]`` for each row: of the rows of an epoch, what they are in the data.
+
+        ``starts``, as of epoch_groups: what was planned as a row is a group, and stands for all of its rows.
+        """
+        return Plan(self._order, self._ends, self._lengths, self._most, numbers, starts)
 
     def holding(self, row: int) -> int | None:
         """The number of the first step that holds a row of the data; None where it is left out."""
-        numbers = self._order if self._numbers is None else self._numbers[self._order]
-        found = np.flatnonzero(numbers == row)
+        if self._numbers is None or self._starts is None:
+            numbers = self._order if self._numbers is None else self._numbers[self._order]
+            found = np.flatnonzero(numbers == row)
+        else:
+            groups = np.searchsorted(self._starts, np.flatnonzero(self._numbers == row), side="right") - 1
+            found = np.flatnonzero(np.isin(self._order, groups))
         return int(np.searchsorted(self._ends, found[0], side="right")) if len(found) else None
 
     def __len__(self) -> int:
@@ -114,7 +139,12 @@ class Plan(Sequence[Step]):
         place = range(len(self))[index]
         rows = self._order[self._ends[place - 1] if place else 0 : self._ends[place]]
         micros = cut(rows.tolist(), self._lengths[rows].tolist(), *self._most)
-        return micros if self._numbers is None else [self._numbers[micro].tolist() for micro in micros]
+        if self._numbers is None:
+            return micros
+        if self._starts is None:
+            return [self._numbers[micro].tolist() for micro in micros]
+        spans = [[slice(*self._starts[group : group + 2]) for group in micro] for micro in micros]
+        return [np.concatenate([self._numbers[span] for span in micro]).tolist() for micro in spans]
 
 
 def _by_tokens(lengths: np.ndarray, budget: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ class Batch:
     """tokens int64 [N]; targets int64 [N], the next token of the same row where it is supervised, else -100; lengths
     and prompt_lengths (tokens before the first supervised one) per row; rows, the caller's row numbers (-1: a beginning
     that several rows share); continues, per row the place in this batch of the beginning that it goes on from; order,
-    where each token lay before beginnings were shared."""
+    where each token lay before beginnings were shared; origins ("file:line"), groups and labels per row, as it was
+    before that. groups are given only where rows of one group must stay in one pass; labels are NaN where a row has
+    none."""
 
     tokens: Tensor
     targets: Tensor
@@ -28,10 +30,37 @@ class Batch:
     rows: list[int]
     continues: list[int | None] | None = None
     order: Tensor | None = None
+    origins: tuple[str, ...] = ()
+    groups: list[int] | None = None
+    labels: list[float] | None = None
+
+    def select(self, places: Sequence[int]) -> Batch:
+        """The rows at these places, in that order; of a batch whose beginnings are not shared."""
+        tokens, targets = (whole.split(self.lengths) for whole in (self.tokens, self.targets))
+        return replace(
+            self,
+            tokens=torch.cat([tokens[place] for place in places]),
+            targets=torch.cat([targets[place] for place in places]),
+            lengths=[self.lengths[place] for place in places],
+            prompt_lengths=[self.prompt_lengths[place] for place in places],
+            rows=[self.rows[place] for place in places],
+            origins=tuple(self.origins[place] for place in places) if self.origins else (),
+            groups=None if self.groups is None else [self.groups[place] for place in places],
+            labels=None if self.labels is None else [self.labels[place] for place in places],
+        )
+
+    def units(self) -> list[list[int]]:
+        """Places of rows that must stay in one pass: those of each group, or each row by itself."""
+        if self.groups is None:
+            return [[place] for place in range(len(self.lengths))]
+        units: dict[int, list[int]] = {}
+        for place, group in enumerate(self.groups):
+            units.setdefault(group, []).append(place)
+        return list(units.values())
 
 
-def pack(examples: Sequence[Example], rows: Sequence[int] | None = None) -> Batch:
-    """Lay examples end to end."""
+def pack(examples: Sequence[Example], rows: Sequence[int] | None = None, grouped: bool = False) -> Batch:
+    """Lay examples end to end. ``rows`` are their numbers; ``grouped``: neighbours of one group stay together."""
     lengths = [len(e.tokens) for e in examples]
     tokens = np.concatenate([e.tokens for e in examples]).astype(np.int64)
     supervised = np.concatenate([e.supervised for e in examples]).astype(bool)
@@ -42,4 +71,25 @@ def pack(examples: Sequence[Example], rows: Sequence[int] | None = None) -> Batc
     targets[learnt - 1] = tokens[learnt]
     prompts = [int(e.supervised.argmax()) if e.supervised.any() else len(e.tokens) for e in examples]
     numbers = list(range(len(examples))) if rows is None else list(rows)
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), lengths, prompts, numbers)
+    labels = [float("nan") if e.label is None else e.label for e in examples]
+    return Batch(
+        torch.from_numpy(tokens), torch.from_numpy(targets), lengths, prompts, numbers,
+        origins=tuple(e.origin for e in examples),
+        groups=_groups(examples, numbers) if grouped else None,
+        labels=labels if any(e.label is not None for e in examples) else None,
+    )  # fmt: skip
+
+
+def _groups(examples: Sequence[Example], numbers: Sequence[int]) -> list[int]:
+    """A number for each run of rows of one group; a row that comes again, as its weight may have it, begins another."""
+    groups: list[int] = []
+    here: set[int] = set()
+    for place, (example, number) in enumerate(zip(examples, numbers, strict=True)):
+        goes_on = place > 0 and example.group is not None and example.group == examples[place - 1].group
+        if goes_on and number not in here:
+            groups.append(groups[-1])
+        else:
+            groups.append(len(groups))
+            here = set()
+        here.add(number)
+    return groups

@@ -79,6 +79,8 @@ class Store:
     numbers: np.ndarray
     digests: np.ndarray
     checks: np.ndarray
+    labels: np.ndarray | None = None
+    """float32, NaN of a row that has none; None where no row has one."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -126,8 +128,10 @@ def joined(stores: Sequence[Store]) -> Store:
         by = np.cumsum([0, *shifts.get(field, [0] * len(stores))])
         return np.concatenate([(part + shift).astype(part.dtype) if shift else part for part, shift in zip(parts, by)])
 
+    labels = [np.full(len(s), np.nan, np.float32) if s.labels is None else s.labels for s in stores]
     return Store(
         tuple(piece for store in stores for piece in store.pieces),
         tuple(name for store in stores for name in store.names),
         **{field: together(field) for field in ARRAYS},
+        labels=None if all(store.labels is None for store in stores) else np.concatenate(labels),
     )

@@ -20,7 +20,7 @@ from halter.methods.misfit import refuse_unfit
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.inputs import moved
-from halter.model.layout import LINEAR, VIRTUAL, Place
+from halter.model.layout import LINEAR, SCORE, VIRTUAL, Place
 from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
@@ -247,9 +247,10 @@ def refuse_trained_layers(adapter: Adapter) -> None:
 
 
 def _module(base: Decoder, slot: Slot) -> nn.Module:
-    """The base's module whose weights a piece may read: its place's, the layer at a place without any."""
-    if slot.place == VIRTUAL:
-        return base.embed_tokens
+    """The base's module whose weights a piece may read: its place's, the layer at a place without any, the head where
+    scores are made."""
+    if slot.place in (VIRTUAL, SCORE):
+        return base.embed_tokens if slot.place == VIRTUAL else base.lm_head
     weightless = slot.layer is not None and not slot.at.shape
     return base.layers[slot.layer] if weightless else base.module(slot.layer, slot.place)  # type: ignore[index]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from halter.errors import Refusal, meant
 from halter.model import dense
 from halter.model.config_limits import unfit
-from halter.model.layout import HEAD, NORM, PREFIX, TABLE, VIRTUAL, Layout, Place
+from halter.model.layout import AROUND, HEAD, NORM, PREFIX, SCORE, TABLE, VIRTUAL, Layout, Place
 from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
 from halter.numerics import rope
 
@@ -132,6 +132,7 @@ class ModelConfig:
             Place("norm", NORM, "model.norm", (self.dim,)),
             Place("lm_head", HEAD, "lm_head", vocabulary, tied=self.tied),
             Place(VIRTUAL, PREFIX, f"model.{VIRTUAL}"),
+            Place(SCORE, AROUND, SCORE),
         )
         block = dense.layout(self)
         return Layout(outer, [block.at(f"model.layers.{layer}", layer) for layer in range(self.layers)])

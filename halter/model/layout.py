@@ -27,7 +27,7 @@ AROUND = "around"
 PREFIX = "prefix"
 """The kind of a place at which an adapter brings vectors that rows see ahead of their own (places.Extra)."""
 TEXT = "text"
-MEMORY, VIRTUAL = "memory", "virtual_tokens"
+MEMORY, VIRTUAL, SCORE = "memory", "virtual_tokens", "score"
 BEHIND = ("norm", "head")
 """Kinds outside the blocks that come after them in a checkpoint."""
 

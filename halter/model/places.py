@@ -144,6 +144,7 @@ class Acts(NamedTuple):
     norm: Act | None = None
     lm_head: Act | None = None  # x: final hidden states [M, dim]   y: logits [M, vocab]
     virtual_tokens: Extra | None = None  # embeddings [K, dim] ahead of each row; what comes out of them is dropped
+    score: Act | None = None  # x: final hidden states [M, dim]   y: [M, 0], which acts make wider; asked by objectives
 
     def at(self, place: Place) -> Any:
         """The Act or Extra at a place of the layout, or None."""

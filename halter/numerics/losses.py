@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ CHUNK_BYTES = 64 * 2**20  # of logits that have a gradient beside them; 256 rows
 BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE = 4 * 2**20, 64 * 2**20
 """Of float32 logits worked on at a time: on a CPU they stay in its cache."""
 Project = Callable[[Tensor, int, int, Sequence[Tensor]], Tensor]
+Measure = Callable[[Tensor, int, int], Tensor]
 
 
 def chunk_rows(vocab_size: int, itemsize: int = 4) -> int:
@@ -29,11 +30,18 @@ def even_rows(count: int, most: int) -> int:
 class Wanted:
     """What M tokens should have been followed by: ``targets`` int64 [M], ``weights`` float32 [M] of their losses, and
     ``smoothing`` float32 [M] or None, the share of the label that all V tokens have evenly (Szegedy et al., arXiv
-    1512.00567, section 7): loss = (1 - s) (-log p_target) + s mean over V of (-log p)."""
+    1512.00567, section 7): loss = (1 - s) (-log p_target) + s mean over V of (-log p).
+
+    ``measure(log_probabilities [c, V], start, end) -> [c]``, differentiable, of tokens start .. end: the loss in place
+    of cross entropy, where it asks for all of a token's distribution. ``first``: the first of these tokens among those
+    that it counts.
+    """
 
     targets: Tensor
     weights: Tensor
     smoothing: Tensor | None = None
+    measure: Measure | None = None
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -41,7 +49,11 @@ class Wanted:
     def part(self, start: int, end: int) -> Wanted:
         """Those of tokens start .. end."""
         smoothing = None if self.smoothing is None else self.smoothing[start:end]
-        return Wanted(self.targets[start:end], self.weights[start:end], smoothing)
+        return Wanted(self.targets[start:end], self.weights[start:end], smoothing, self.measure, self.first + start)
+
+    def weighted(self, factors: Tensor) -> Wanted:
+        """The same with each weight ``factors`` [M] times as large."""
+        return replace(self, weights=(self.weights * factors).to(self.weights.dtype))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -63,7 +75,7 @@ class _HeadLoss(torch.autograd.Function):
             with torch.enable_grad():
                 logits = project(piece, start, end, leaves)
             d_logits = torch.empty_like(logits)
-            losses[start:end] = _cross_entropy(logits.detach(), wanted.part(start, end), d_logits)
+            losses[start:end] = _token_losses(logits.detach(), wanted.part(start, end), d_logits)
             asked = [t for t in (piece, *leaves) if t.requires_grad]
             if not asked:
                 continue
@@ -103,7 +115,7 @@ class _MatrixHeadLoss(torch.autograd.Function):
         for start in range(0, len(wanted), max(1, rows)):
             end = min(start + rows, len(wanted))
             logits = torch.mm(hidden[start:end], weight.t(), out=buffer[: end - start])
-            losses[start:end] = _cross_entropy(logits, wanted.part(start, end), logits)
+            losses[start:end] = _token_losses(logits, wanted.part(start, end), logits)
             if d_hidden is not None:
                 torch.mm(logits, weight, out=d_hidden[start:end])
             if d_weight is not None:
@@ -129,11 +141,22 @@ def _wide(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
-def _cross_entropy(logits: Tensor, wanted: Wanted, gradient: Tensor) -> Tensor:
+def _token_losses(logits: Tensor, wanted: Wanted, gradient: Tensor) -> Tensor:
     """Per-token loss [M]; d(sum of weighted losses)/d(logits) [M, V] goes into ``gradient``, rounded once, which may be
-    ``logits`` itself.
+    ``logits`` itself."""
+    if wanted.measure is None:
+        return _cross_entropy(logits, wanted, gradient)
+    with torch.enable_grad():
+        wide = logits.to(_wide(logits), copy=True).requires_grad_()
+        losses = wanted.measure(wide.log_softmax(-1), wanted.first, wanted.first + len(wanted))
+        total = (losses * wanted.weights).sum()
+    gradient.copy_(torch.autograd.grad(total, wide)[0])
+    return losses.detach()
 
-    A few rows at a time, so that the wide copy is small, and on a CPU read from memory never and not six times.
+
+def _cross_entropy(logits: Tensor, wanted: Wanted, gradient: Tensor) -> Tensor:
+    """``_token_losses`` of cross entropy, a few rows at a time, so that the wide copy is small, and on a CPU read from
+    memory never and not six times.
     """
     block = BLOCK_BYTES if logits.device.type == "cpu" else BLOCK_BYTES_ELSEWHERE
     rows = max(1, block // (4 * logits.shape[1]))
@@ -165,23 +188,21 @@ def head_loss(
     project: Project,
     tensors: Sequence[Tensor],
     hidden: Tensor,
-    targets: Tensor,
-    weights: Tensor,
+    wanted: Wanted,
     vocab_size: int,
     matrix: Tensor | None = None,
-    smoothing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of token losses through a head, and the losses themselves.
 
     ``project(piece [c, dim], start, end, tensors) -> logits [c, V]``, tensors being the trainable inputs of the head;
-    hidden [M, dim]; targets int64 [M]; weights [M] fp32, known beforehand (1 / target tokens of the step).
+    hidden [M, dim]; ``wanted`` of M tokens, whose weights are known beforehand (1 / target tokens of the step).
     ``matrix`` [V, dim]: the head's, frozen or trained, where it is nothing but that; ``project`` is not asked then, and
-    where it is trained backward runs once. ``smoothing`` fp32 [M]: label smoothing of each token, None for none.
+    where it is trained backward runs once.
     Returns (scalar, float32 [M]); gradients flow to ``hidden``, ``tensors`` and ``matrix`` from the scalar only.
     """
-    rows, wanted = chunk_rows(vocab_size, hidden.element_size()), Wanted(targets, weights, smoothing)
+    rows = chunk_rows(vocab_size, hidden.element_size())
     if matrix is None:
-        return _HeadLoss.apply(project, wanted, even_rows(len(targets), rows), hidden, *tensors)
+        return _HeadLoss.apply(project, wanted, even_rows(len(wanted), rows), hidden, *tensors)
     # The gradient of a trained matrix takes as much as ``dim`` rows of logits: so may they.
     most = max(2 * rows, matrix.shape[1]) if matrix.requires_grad else 2 * rows
-    return _MatrixHeadLoss.apply(wanted, even_rows(len(targets), most), hidden, matrix)
+    return _MatrixHeadLoss.apply(wanted, even_rows(len(wanted), most), hidden, matrix)

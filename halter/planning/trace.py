@@ -24,7 +24,7 @@ from halter.model.segments import Segments
 from halter.numerics import attention_cpu as attention
 from halter.numerics import int8_product, losses, nf4, nf4_product
 from halter.planning.shapes import Shapes
-from halter.training.step import Learnt, one_pass
+from halter.training.one_pass import Learnt, one_pass
 
 COPIES, ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARY = "copies", "activations", "logits", "gradients", "temporary"
 WIDENS = (torch.ops.aten._to_copy, torch.ops.aten.clone)

@@ -93,7 +93,8 @@ class Course:
     def _log(self, record: dict[str, Any]) -> None:
         self.last = record
         self.log(record)
-        if record["step"] == 1 and (told := beyond_guessing(record["loss"], self.job.config.vocab_size)):
+        nats = self.trainee.objective.nats
+        if nats and record["step"] == 1 and (told := beyond_guessing(record["loss"], self.job.config.vocab_size)):
             self.say(told)
 
     def _after(self, step: int) -> None:

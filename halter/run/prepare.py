@@ -9,9 +9,11 @@ from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from halter.data.load import Loaded, load_examples
 from halter.data.options import DataOptions, Source
-from halter.data.order import Plan, epoch_rows, plan_epoch
+from halter.data.order import Plan, epoch_groups, epoch_rows, plan_epoch
 from halter.data.sources import local_files
 from halter.errors import HalterError, Refusal
 from halter.files import yaml12
@@ -24,7 +26,7 @@ from halter.pretrained.load import load_config, located
 from halter.recipe import MethodChoice, Recipe
 from halter.recipe.sections import BLANK_DATA, BLANK_MODEL
 from halter.run.findings import Findings
-from halter.training import memory
+from halter.training import memory, objective
 from halter.training.defaults import Default, at_width
 from halter.training.loop import total_steps
 
@@ -136,15 +138,27 @@ def fit(choice: MethodChoice, base: Base) -> MethodChoice:
 
 
 def plan_of(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Plan]:
-    """{epoch: its steps}, passes of at most ``micro`` tokens; a pure function of the recipe's seed and the lengths."""
+    """{epoch: its steps}, passes of at most ``micro`` tokens; a pure function of the recipe's seed and the lengths.
+
+    Where the objective learns from groups, the rows of one document are one: steps and passes are then counted in
+    groups wherever the recipe counts them in rows.
+    """
     options = recipe.train
+    grouped = objective.make(options.objective).grouped
 
     @lru_cache(maxsize=4)
     def plan(epoch: int) -> Plan:
-        rows = epoch_rows(data.train.weights, options.seed, epoch)
+        starts = None
+        if grouped:
+            rows, starts = epoch_groups(data.train.documents, data.train.weights, options.seed, epoch)
+        else:
+            rows = epoch_rows(data.train.weights, options.seed, epoch)
+        lengths, targets = data.train.lengths[rows], data.train.targets[rows]
+        if starts is not None and len(rows):  # a group of which a row teaches nothing is left out whole
+            lengths, targets = np.add.reduceat(lengths, starts[:-1]), np.minimum.reduceat(targets, starts[:-1])
         planned = plan_epoch(
-            data.train.lengths[rows],
-            data.train.targets[rows],
+            lengths,
+            targets,
             seed=options.seed,
             epoch=epoch,
             rows_per_step=options.rows_per_step,
@@ -152,7 +166,7 @@ def plan_of(recipe: Recipe, data: Loaded, micro: int) -> Callable[[int], Plan]:
             micro_rows=options.per_device_train_batch_size if options.gradient_accumulation_steps else None,
             micro_tokens=micro,
         )
-        return planned.numbered(rows)
+        return planned.numbered(rows, starts)
 
     return plan
 

@@ -41,6 +41,7 @@ from halter.training import memory, optimizers, schedule
 from halter.training.callbacks import Callback, Callbacks, Ended, StopTraining
 from halter.training.frozen import keep_frozen
 from halter.training.guards import Guards
+from halter.training.objective import make as make_objective
 from halter.training.progress import Display
 from halter.training.trackers import open_trackers
 from halter.training.trainee import Trainee
@@ -242,4 +243,5 @@ def new_trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
     return Trainee(
         adapter, optimizer, share, scaler, options.max_grad_norm, options.seed, guards=guards,
         smoothing=options.label_smoothing_factor, noise=options.neftune_noise_alpha,
+        objective=make_objective(options.objective),
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,15 +10,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from halter.data.example import Example
-from halter.data.pack import pack
+from halter.data.pack import Batch, pack
 from halter.errors import SHOWN_FOUND, HalterError
 from halter.model.decoder import Decoder
 from halter.training.memory import peak_memory_bytes
 from halter.training.room import Room
-from halter.training.step import Gathered, StepRecord, gather, move
+from halter.training.step import StepRecord, settled, take_step
 from halter.training.trainee import Trainee
 
 AGAIN_SECONDS = 1.0
@@ -50,9 +48,9 @@ class Feed:
             if number >= self.total or not planned:
                 return
 
-    def rows(self, step: Step) -> list[list[Example]]:
-        """The rows of the step's micro-batches."""
-        return [[self.examples[row] for row in micro] for micro in step]
+    def batches(self, step: Step, grouped: bool) -> list[Batch]:
+        """The step's micro-batches; ``grouped``: rows of one group stay together."""
+        return [pack([self.examples[row] for row in micro], micro, grouped) for micro in step]
 
 
 def total_steps(plan: Callable[[int], Sequence[Step]], epochs: float, max_steps: int | None) -> int:
@@ -132,15 +130,15 @@ def train_loop(
         number += 1
         with events.whole():
             started = time.perf_counter()
-            planned = [feeds[i].rows(current[i][1]) for i in live]  # type: ignore[index]
-            gathered, parts = _gather(model, [trainees[i] for i in live], planned, checkpointing, room)
-            records = move([trainees[i] for i in live], gathered)
+            planned = [feeds[i].batches(current[i][1], trainees[i].objective.grouped) for i in live]  # type: ignore[index]
+            micros = list(itertools.zip_longest(*planned))
+            records = take_step(model, [trainees[i] for i in live], micros, checkpointing, room)
             seconds = time.perf_counter() - started
             for place, (i, record) in enumerate(zip(live, records, strict=True)):
                 events.log(_line(number, i if len(trainees) > 1 else None, current[i][0], record, seconds))  # type: ignore[index]
-                rows = _origins(planned[place])
+                rows = [origin for batch in planned[place] for origin in batch.origins]
                 if record.trouble:
-                    named = _suspects(gathered.losses[:, place], parts[place]) or rows
+                    named = list(record.suspects) or rows
                     ends = trainees[i].guards.ends(record.trouble, trainees[i].scaler.is_enabled())
                     events.alarm(Alarm(number, i, record, named, before.get(i, []), ends))
                     if ends:
@@ -161,10 +159,10 @@ def rehearse(
 
     Returns its seconds; those of a second time where the first, which warms up, took no longer than ``AGAIN_SECONDS``.
     """
-    seconds = 0.0
+    seconds, batch = 0.0, pack(rows, grouped=trainee.objective.grouped)
     for _ in range(2):
         started = time.perf_counter()
-        _gather(model, [trainee], [[rows]], checkpointing, room or Room())
+        settled(model, [trainee], [[batch]], checkpointing, room or Room())
         trainee.forget()
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
@@ -172,39 +170,6 @@ def rehearse(
         if seconds > AGAIN_SECONDS:
             break
     return seconds
-
-
-def _gather(
-    model: Decoder,
-    trainees: Sequence[Trainee],
-    planned: Sequence[Sequence[Sequence[Example]]],
-    checkpointing: bool,
-    room: Room,
-) -> tuple[Gathered, list[list[list[Example]]]]:
-    """The gradients of one step, settled, and the rows of the passes that made them, per trainee."""
-
-    def work() -> tuple[Gathered, list[list[list[Example]]]]:
-        parts = [[part for micro in one for part in room.parts(micro)] for one in planned]
-        packed = [[pack(part) for part in one] for one in parts]
-        gathered = gather(model, trainees, list(itertools.zip_longest(*packed)), checkpointing)
-        for trainee in trainees:
-            trainee.settle()
-        return gathered, parts
-
-    def undo() -> None:
-        for trainee in trainees:
-            trainee.forget()
-
-    return room.step([micro for one in planned for micro in one], work, undo)
-
-
-def _origins(micros: Sequence[Sequence[Example]]) -> list[str]:
-    return [row.origin for micro in micros for row in micro]
-
-
-def _suspects(losses: Tensor, parts: Sequence[Sequence[Example]]) -> list[str]:
-    """Rows of the passes whose loss is not finite."""
-    return _origins([part for loss, part in zip(losses.tolist(), parts) if not math.isfinite(loss)])
 
 
 def _why(record: StepRecord, number: int, in_a_row: int, rows: Sequence[str]) -> str:
@@ -222,6 +187,6 @@ def _why(record: StepRecord, number: int, in_a_row: int, rows: Sequence[str]) ->
 
 def _line(number: int, trainee: int | None, epoch: float, record: StepRecord, seconds: float) -> dict[str, Any]:
     line = {"step": number} | ({} if trainee is None else {"trainee": trainee}) | {"epoch": round(epoch, 6)}
-    line |= {key: value for key, value in asdict(record).items() if key != "trouble" or value}
+    line |= {key: value for key, value in asdict(record).items() if key != "suspects" and (key != "trouble" or value)}
     line["tokens_per_second"] = round(record.tokens / seconds, 3)
     return line | {"peak_memory_bytes": peak_memory_bytes()}

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from halter.errors import Refusal
+from halter.training import objective
 from halter.training.guards import OnNonfinite, OnSpike
+
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[objective.names()]
 
 CacheFrozen = Literal["auto", "on", "off"]
 
@@ -19,8 +25,8 @@ CacheFrozen = Literal["auto", "on", "off"]
 class TrainOptions:
     """Options of one training run. Refusal ``train-options`` names every value that makes no sense."""
 
-    objective: Literal["sft"] = "sft"
-    """What is learned: sft is cross entropy on the learned tokens."""
+    objective: ObjectiveName | dict[str, Any] = "sft"
+    """What is learned: sft is cross entropy on the learned tokens; one with options is {name: NAME, option: value}."""
     learning_rate: float | None = None
     """Peak learning rate; not given: the method's default."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
@@ -102,7 +108,7 @@ class TrainOptions:
     as other programs leave cores free at the start. A run records the number; --resume and evaluate take it again."""
 
     def __post_init__(self) -> None:
-        problems = [*self._numbers(), *self._step()]
+        problems = [*self._objective(), *self._numbers(), *self._step()]
         if problems:
             raise Refusal(
                 "train-options",
@@ -117,6 +123,15 @@ class TrainOptions:
         if self.per_device_train_batch_size is None:
             return None
         return self.per_device_train_batch_size * (self.gradient_accumulation_steps or 1)
+
+    def _objective(self) -> list[str]:
+        try:
+            objective.make(self.objective)
+        except Refusal as refusal:
+            known = f"there are: {refusal.expected}" if refusal.expected else ""
+            told = (refusal.what, *refusal.found, known, refusal.fix)
+            return [f"objective: {'; '.join(part for part in told if part)}"]
+        return []
 
     def _numbers(self) -> list[str]:
         positive = ("num_train_epochs", "max_steps", "tokens_per_step", "per_device_train_batch_size", "micro_tokens",

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import torch
 
-from halter.data.example import Example
+from halter.data.pack import Batch
 from halter.errors import HalterError
 
 T = TypeVar("T")
+Unit = list[int]
 _WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -37,17 +38,20 @@ class Room:
     say: Callable[[str], None] = lambda _: None
     halvings: int = 0
 
-    def parts(self, rows: Sequence[Example]) -> list[list[Example]]:
-        """One micro-batch's rows in parts of about equal tokens; a row is never cut."""
-        parts = [list(rows)]
+    def parts(self, batch: Batch) -> list[Batch]:
+        """One micro-batch in parts of about equal tokens; a row is never cut, nor a group torn."""
+        return [batch.select(sum(part, [])) for part in self._cut(batch)] if self.halvings else [batch]
+
+    def _cut(self, batch: Batch) -> list[list[Unit]]:
+        parts = [batch.units()]
         for _ in range(self.halvings):
-            parts = [half for part in parts for half in _halves(part)]
+            parts = [half for part in parts for half in _halves(part, batch.lengths)]
         return parts
 
-    def step(self, rows: Sequence[Sequence[Example]], work: Callable[[], T], undo: Callable[[], None]) -> T:
+    def step(self, batches: Sequence[Batch], work: Callable[[], T], undo: Callable[[], None]) -> T:
         """``work()``, again with smaller passes as often as memory runs out; ``undo`` forgets half-made gradients.
 
-        ``rows``: the step's micro-batches as planned. HalterError where single rows do not fit.
+        ``batches``: the step's micro-batches as planned. HalterError where single rows, or groups, do not fit.
         """
         while True:
             try:
@@ -58,28 +62,35 @@ class Room:
             # Outside the handler, whose traceback would hold the tensors.
             undo()
             free()
-            if all(len(part) == 1 for micro in rows for part in self.parts(micro)):
-                raise _no_room(max((row for micro in rows for row in micro), key=_size))
+            if all(len(part) == 1 for batch in batches for part in self._cut(batch)):
+                raise _no_room(batches)
             self.halvings += 1
-            largest = max(sum(map(_size, part)) for micro in rows for part in self.parts(micro))
+            largest = max(_size(sum(part, []), batch.lengths) for batch in batches for part in self._cut(batch))
             self.say(f"out of memory: passes are halved, to at most {largest} tokens here; the gradient stays the same")
 
 
-def _size(row: Example) -> int:
-    return len(row.tokens)
+def _size(unit: Unit, lengths: Sequence[int]) -> int:
+    return sum(lengths[row] for row in unit)
 
 
-def _halves(rows: list[Example]) -> list[list[Example]]:
-    """Two lists of about equal tokens, the longest rows apart; one where there is one row."""
-    halves: tuple[list[Example], list[Example]] = ([], [])
-    for row in sorted(rows, key=_size, reverse=True):
-        min(halves, key=lambda half: sum(map(_size, half))).append(row)
+def _halves(units: list[Unit], lengths: Sequence[int]) -> list[list[Unit]]:
+    """Two lists of about equal tokens, the longest apart; one where there is one."""
+    halves: tuple[list[Unit], list[Unit]] = ([], [])
+    taken = [0, 0]
+    for unit in sorted(units, key=lambda unit: _size(unit, lengths), reverse=True):
+        half = taken.index(min(taken))
+        halves[half].append(unit)
+        taken[half] += _size(unit, lengths)
     return [half for half in halves if half]
 
 
-def _no_room(row: Example) -> HalterError:
+def _no_room(batches: Sequence[Batch]) -> HalterError:
+    sizes = [(_size(unit, batch.lengths), batch, unit) for batch in batches for unit in batch.units()]
+    tokens, batch, unit = max(sizes, key=lambda size: size[0])
+    what = "a single row" if len(unit) == 1 else f"{len(unit)} rows that belong together"
+    named = ", ".join(batch.origins[row] for row in unit) if batch.origins else f"row {batch.rows[unit[0]]}"
     return HalterError(
-        f"out of memory with a single row: {row.origin}, {_size(row)} tokens. Shorten it (data.max_length with "
+        f"out of memory with {what}: {named}, {tokens} tokens. Shorten it (data.max_length with "
         "data.on_long), or make room: train.activation_checkpointing=on, model.quantize=nf4, a smaller rank; on a GPU "
         "also model.offload=layers and train.offload_activations=true"
     )

@@ -1,38 +1,44 @@
 """The one training step, for every method and objective: packed rows in, one optimizer step of every trainee out.
 
-The loss of a trainee is the sum of its token losses divided by the target tokens of its *whole* step, however the step
-is cut into micro-batches; the output head runs on supervised tokens only.
+The value of a trainee is a sum over its passes divided by the units of its *whole* step (for sft its token losses and
+its target tokens), however the step is cut into micro-batches; the output head runs on supervised tokens only.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from halter.data.pack import Batch
+from halter.data.pack import IGNORED, Batch
 from halter.data.share import share_beginnings
+from halter.methods.adapter import Adapter
 from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
-from halter.model.passes import Pass
-from halter.model.places import Acts, run_at, tensors_of, with_tensors
+from halter.model.places import Acts, run_at
 from halter.model.segments import Segments
 from halter.numerics import dropout
-from halter.numerics.losses import head_loss
 from halter.numerics.noise import neftune
+from halter.training.asked import Asked, Part, Reference
 from halter.training.guards import Trouble
+from halter.training.head import Head
+from halter.training.objective import Rows, units
+from halter.training.one_pass import Learnt, Read, one_pass
+from halter.training.room import Room
 from halter.training.trainee import Trainee
 
-IGNORED = -100
 Micro = Sequence[Batch | None]  # one entry a trainee; None where a trainee has no rows in this micro-batch
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one trainee's step did: mean loss over its target tokens, norm before clipping, counts of tokens, and what
-    was wrong with it (training.guards)."""
+    """What one trainee's step did: the objective's value, for sft the mean loss over its target tokens, norm before
+    clipping, counts of tokens, what was wrong with it (training.guards), and the origins of the rows of the passes
+    whose value is not finite."""
 
     loss: float
     grad_norm: float
@@ -41,12 +47,13 @@ class StepRecord:
     tokens: int
     applied: bool
     trouble: Trouble = ""
+    suspects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Gradients are in the parameters; ``losses`` float64 CPU [micro-batches, trainees], shares of each trainee's mean
-    loss; counts of targets and of all tokens per trainee."""
+    """Gradients are in the parameters; ``losses`` float64 CPU [micro-batches, trainees], shares of each trainee's
+    value; counts of targets and of all tokens per trainee."""
 
     losses: Tensor
     targets: list[int]
@@ -54,14 +61,51 @@ class Gathered:
 
 
 def take_step(
-    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[Micro], checkpointing: bool = False
+    model: Decoder,
+    trainees: Sequence[Trainee],
+    micros: Sequence[Micro],
+    checkpointing: bool = False,
+    room: Room | None = None,
 ) -> list[StepRecord]:
     """Accumulate the micro-batches' gradients and let every trainee's optimizer move once.
 
     All trainees share each pass over the base (a mixed batch); with one trainee this is the ordinary step. A step whose
-    loss or gradient is not finite changes nothing and says so in its record.
+    loss or gradient is not finite changes nothing and says so in its record. Where memory runs out the passes are cut
+    finer, in this step and, by the same ``room``, in those that follow. HalterError where that does not help.
     """
-    return move(trainees, gather(model, trainees, micros, checkpointing))
+    gathered, passes = settled(model, trainees, micros, checkpointing, room or Room())
+    records = move(trainees, gathered)
+    for place, record in enumerate(records):
+        if record.trouble:
+            ran = zip(gathered.losses[:, place].tolist(), (micro[place] for micro in passes), strict=True)
+            rows = [batch.origins for loss, batch in ran if batch is not None and not math.isfinite(loss)]
+            records[place] = replace(record, suspects=tuple(itertools.chain(*rows)))
+    return records
+
+
+def settled(
+    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[Micro], checkpointing: bool, room: Room
+) -> tuple[Gathered, list[Micro]]:
+    """The gradients of one step, unscaled and clipped, and the passes that made them; all of a step that may want
+    memory before anything moves."""
+
+    def work() -> tuple[Gathered, list[Micro]]:
+        parts = ([part for micro in micros for part in _cut(micro[i], room)] for i in range(len(trainees)))
+        passes: list[Micro] = list(itertools.zip_longest(*parts))
+        gathered = gather(model, trainees, passes, checkpointing)
+        for trainee in trainees:
+            trainee.settle()
+        return gathered, passes
+
+    def undo() -> None:
+        for trainee in trainees:
+            trainee.forget()
+
+    return room.step([batch for micro in micros for batch in micro if batch is not None], work, undo)
+
+
+def _cut(batch: Batch | None, room: Room) -> Sequence[Batch | None]:
+    return [None] if batch is None else room.parts(batch)
 
 
 def gather(
@@ -70,9 +114,11 @@ def gather(
     """The gradients of one step of every trainee, however it is cut."""
     targets = [sum(_targets(micro[i]) for micro in micros) for i in range(len(trainees))]
     tokens = [sum(_tokens(micro[i]) for micro in micros) for i in range(len(trainees))]
-    losses = [
-        _accumulate(model, trainees, micro, targets, number, checkpointing) for number, micro in enumerate(micros)
+    counts = [
+        sum(units(batch, trainee.objective.per) for micro in micros if (batch := micro[i]) is not None)
+        for i, trainee in enumerate(trainees)
     ]
+    losses = [_accumulate(model, trainees, micro, counts, number, checkpointing) for number, micro in enumerate(micros)]
     return Gathered(torch.stack(losses), targets, tokens)
 
 
@@ -110,96 +156,110 @@ def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
     )
 
 
-@dataclass(frozen=True)
-class Learnt:
-    """The tokens of one pass that are learnt: their ``index`` int64 [M], ascending, the ``targets`` int64 [M] that
-    follow them, ``weights`` float32 [M] of their losses, ``smoothing`` float32 [M] of their labels or None."""
-
-    index: Tensor
-    targets: Tensor
-    weights: Tensor
-    smoothing: Tensor | None = None
-
-
-def one_pass(
-    model: Decoder,
-    tokens: Tensor,
-    segments: Segments,
-    acts: Acts,
-    learnt: Learnt,
-    checkpointing: bool,
-    entered: tuple[int, Tensor] | None = None,
-) -> Tensor:
-    """Forward and backward over ``tokens`` int64 [N]; the learnt tokens' losses, float32 [M]. ``entered`` as Pass has
-    it."""
-    asked = Pass(tokens, segments, acts, wanted=learnt.index, checkpointing=checkpointing, entered=entered)
-    hidden = model.hidden(asked)
-    head = acts.lm_head
-
-    def project(piece: Tensor, start: int, end: int, tensors: Sequence[Tensor]) -> Tensor:
-        here = acts if head is None else acts._replace(lm_head=with_tensors(head, tensors))
-        return model.head(piece, here, learnt.index[start:end])
-
-    vocabulary, matrix = model.config.vocab_size, model.head_matrix(acts)
-    loss, each = head_loss(
-        project, tensors_of(head), hidden, learnt.targets, learnt.weights, vocabulary, matrix, learnt.smoothing
-    )
-    if loss.requires_grad:
-        loss.backward()
-    return each
-
-
-def _entered(model: Decoder, present: Sequence[tuple[Trainee, Batch]]) -> tuple[int, Tensor] | None:
-    """What enters the lowest layer that is trained, where that is kept; adapters trained together go through all."""
-    trainee, batch = present[0]
-    if trainee.frozen is None or len(present) > 1:
-        return None
-    return trainee.frozen.layer, trainee.frozen.states(model, batch)
-
-
 def _accumulate(
     model: Decoder,
     trainees: Sequence[Trainee],
     micro: Micro,
-    step_targets: Sequence[int],
+    counts: Sequence[int],
     number: int,
     checkpointing: bool,
 ) -> Tensor:
-    """Forward and backward of one micro-batch; each trainee's share of its step's mean loss, float64 CPU [trainees]."""
-    present = [(i, batch) for i, batch in enumerate(micro) if batch is not None and _targets(batch)]
+    """Forward and backward of one micro-batch; each trainee's share of its step's value, float64 CPU [trainees]."""
+    present = [
+        Part(i, trainee, Rows(batch, batch, model.device), trainee.scaler.get_scale() / max(1, counts[i]))
+        for i, (trainee, batch) in enumerate(zip(trainees, micro, strict=True))
+        if batch is not None and (_targets(batch) or not trainee.objective.plain)
+    ]
     shares = torch.zeros(len(trainees), dtype=torch.float64)
-    if not present:
-        return shares
-    entered = _entered(model, [(trainees[i], batch) for i, batch in present])
-    noises = [trainees[i].noise for i, _ in present]
-    if all(trainees[i].adapter.tokenwise for i, _ in present) and not any(noises):
-        present = [(i, share_beginnings(batch)) for i, batch in present]
-    device = model.device
-    if entered is not None and (order := present[0][1].order) is not None:
+    # A layer does not know whose rows it reports of: who listens goes alone.
+    listen = [part for part in present if "reports" in part.objective.needs]
+    others = [part for part in present if "reports" not in part.objective.needs]
+    for parts in (*([part] for part in listen), others):
+        if parts:
+            shares[[part.number for part in parts]] = _run(model, parts, number, checkpointing)
+    return shares / torch.tensor([max(1, n) for n in counts], dtype=torch.float64)
+
+
+def _run(model: Decoder, parts: Sequence[Part], number: int, checkpointing: bool) -> Tensor:
+    """One pass over the rows of all parts; the value of each, not yet divided, float64 CPU [parts]."""
+    entered = _entered(model, parts)
+    noisy = any(part.trainee.noise for part in parts)
+    if all(part.tokenwise for part in parts) and not noisy:
+        parts = [replace(part, rows=replace(part.rows, laid=share_beginnings(part.rows.batch))) for part in parts]
+    batches, device = [part.rows.laid for part in parts], model.device
+    if entered is not None and (order := batches[0].order) is not None:
         entered = entered[0], entered[1][order.to(device)]
-    tokens = torch.cat([batch.tokens for _, batch in present]).to(device)
-    targets = torch.cat([batch.targets for _, batch in present]).to(device)
-    trainee_of = torch.cat([torch.full_like(batch.tokens, i) for i, batch in present]).to(device)
-    segments = _segments([batch for _, batch in present], device)
-    scales = [trainees[i].scaler.get_scale() / max(1, n) for i, n in enumerate(step_targets)]
-    lead = trainees[present[0][0]]
+    tokens = torch.cat([batch.tokens for batch in batches]).to(device)
+    targets = torch.cat([batch.targets for batch in batches]).to(device)
+    segments = _segments(batches, device)
+    lead = parts[0].trainee
     key = dropout.key(lead.seed, lead.step, number)
-    if len(present) == 1:
-        acts = lead.adapter.bind(model, segments, key)
-    else:
-        owners = [place for place, (_, batch) in enumerate(present) for _ in batch.lengths]
-        acts = Mixed([trainees[i].adapter for i, _ in present], owners).bind(model, segments, key)
-    if any(noises):
-        alphas = [noise for noise, (_, batch) in zip(noises, present, strict=True) for _ in batch.lengths]
-        embedded = run_at(acts.embed_tokens, model.embed_tokens, tokens)
+    acts = _bound(model, segments, [part.trainee.adapter for part in parts], batches, key)
+    if noisy:
+        alphas = [part.trainee.noise for part, batch in zip(parts, batches, strict=True) for _ in batch.lengths]
+        embedded = run_at(acts and acts.embed_tokens, model.embed_tokens, tokens)
         entered = 0, neftune(embedded, segments.query_lengths.tolist(), alphas, dropout.key(key, "neftune"))
     index = (targets != IGNORED).nonzero().squeeze(1)
-    owner = trainee_of[index]
-    weights, smoothing = (
-        torch.tensor(values, dtype=torch.float32, device=device)[owner]
-        for values in (scales, [trainee.smoothing for trainee in trainees])
-    )
-    learnt = Learnt(index, targets[index], weights, smoothing if bool(smoothing.any()) else None)
-    each = one_pass(model, tokens, segments, acts, learnt, checkpointing, entered)
-    shares.index_add_(0, owner.cpu(), each.double().cpu())
-    return shares / torch.tensor([max(1, n) for n in step_targets], dtype=torch.float64)
+    owner = torch.repeat_interleave(torch.tensor([_targets(batch) for batch in batches]))
+    smoothing = torch.tensor([part.trainee.smoothing for part in parts])[owner]
+    scales = torch.tensor([part.scale for part in parts])[owner].to(device)
+    learnt = Learnt(index, targets[index], scales, smoothing.to(device) if bool(smoothing.any()) else None)
+    if not all(part.objective.plain for part in parts):
+        asked = Asked(parts, index, learnt.wanted, _reference(model, tokens, segments, parts, index))
+        return one_pass(model, tokens, segments, acts, asked, checkpointing, entered)
+    factors = _factors(parts)
+    if factors is not None:
+        learnt = replace(learnt, weights=learnt.wanted.weighted(factors.to(device)).weights)
+    each = one_pass(model, tokens, segments, acts, learnt, checkpointing, entered).double().cpu()
+    values = torch.zeros(len(parts), dtype=torch.float64)
+    return values.index_add_(0, owner, each if factors is None else each * factors)
+
+
+def _entered(model: Decoder, parts: Sequence[Part]) -> tuple[int, Tensor] | None:
+    """What enters the lowest layer that is trained, where that is kept; adapters trained together go through all, and
+    so does who listens to what the layers report."""
+    frozen = parts[0].trainee.frozen
+    if frozen is None or len(parts) > 1 or "reports" in parts[0].objective.needs:
+        return None
+    return frozen.layer, frozen.states(model, parts[0].rows.batch)
+
+
+def _bound(
+    model: Decoder,
+    segments: Segments,
+    adapters: Sequence[Adapter | None],
+    batches: Sequence[Batch],
+    key: int | None = None,
+) -> Acts | None:
+    """The acts of these adapters, each on the rows of its batch; None where all are the base."""
+    there = [adapter for adapter in adapters if adapter is not None]
+    if not there:
+        return None
+    if len(adapters) == 1:
+        return there[0].bind(model, segments, key)
+    numbers = iter(range(len(there)))
+    own = [-1 if adapter is None else next(numbers) for adapter in adapters]
+    owners = [number for number, batch in zip(own, batches, strict=True) for _ in batch.lengths]
+    return Mixed(there, owners).bind(model, segments, key)
+
+
+def _reference(
+    model: Decoder, tokens: Tensor, segments: Segments, parts: Sequence[Part], index: Tensor
+) -> Reference | None:
+    """The same pass by the references of those that ask for one: without dropout, noise and gradient."""
+    if not any(part.objective.referring for part in parts):
+        return None
+    asked = [part.trainee.reference if part.objective.referring else None for part in parts]
+    with torch.no_grad():
+        acts = _bound(model, segments, asked, [part.rows.laid for part in parts])
+        return Reference(Head(model, acts, index), one_pass(model, tokens, segments, acts, Read(index), False))
+
+
+def _factors(parts: Sequence[Part]) -> Tensor | None:
+    """What the objectives multiply the token losses by, float64 CPU [M]; None where that is 1 for all."""
+    own = [part.objective.weights(part.rows) for part in parts]
+    if all(weights is None for weights in own):
+        return None
+    counts = [_targets(part.rows.batch) for part in parts]
+    given = (torch.ones(n) if weights is None else weights for weights, n in zip(own, counts, strict=True))
+    return torch.cat([weights.double().cpu() for weights in given])

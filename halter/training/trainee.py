@@ -15,6 +15,8 @@ from halter.methods.adapter import Adapter
 from halter.training import optimizers
 from halter.training.frozen import Frozen
 from halter.training.guards import Guards, Trouble
+from halter.training.objective import Objective
+from halter.training.objectives.sft import Sft
 from halter.training.room import free, out_of_memory
 
 
@@ -36,6 +38,9 @@ class Trainee:
     noise: float = 0.0
     frozen: Frozen | None = None
     """Where outputs of the layers below the adapter are kept."""
+    objective: Objective = field(default_factory=Sft)
+    reference: Adapter | None = None
+    """Beside whom the objective compares it, where it does; None: the base."""
     base_rates: list[float] = field(init=False)
     norm: float | None = field(init=False, default=None)
     """The norm of settled gradients, before clipping."""

@@ -17,7 +17,7 @@ from halter.methods.method import names
 from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
 from halter.model.passes import Pass
-from halter.training import optimizers, schedule, step
+from halter.training import head, optimizers, schedule
 from halter.training.loop import Events, Feed, train_loop
 from halter.training.room import Room
 from halter.training.trainee import Trainee
@@ -46,13 +46,13 @@ def training(model, adapter, monkeypatch, tmp_path):
 
 
 def a_crash_in_a_step(model, adapter, monkeypatch, tmp_path):
-    monkeypatch.setattr(step, "head_loss", lambda *a: (_ for _ in ()).throw(RuntimeError("crash")))
+    monkeypatch.setattr(head, "head_loss", lambda *a: (_ for _ in ()).throw(RuntimeError("crash")))
     with pytest.raises(RuntimeError, match="crash"):
         trained(model, adapter)
 
 
 def out_of_memory(model, adapter, monkeypatch, tmp_path):
-    monkeypatch.setattr(step, "head_loss", lambda *a: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(head, "head_loss", lambda *a: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(HalterError, match="out of memory"):
         trained(model, adapter, Room())
 

@@ -26,7 +26,7 @@ from halter.model.nf4_linear import NF4Linear
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes
 from halter.pretrained.load import load
-from halter.training.step import Learnt, one_pass
+from halter.training.one_pass import Learnt, one_pass
 
 LAYERS = 4
 STORAGES = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halter.numerics import losses
-from halter.numerics.losses import head_loss
+from halter.numerics.losses import Wanted, head_loss
 
 
 def case(tokens=37, dim=6, vocab=50, dtype=torch.float64):
@@ -31,7 +31,7 @@ def test_loss_and_gradients_equal_whole_logits(monkeypatch, rows):
     hidden, weight, extra, targets, weights = case()
     monkeypatch.setattr(losses, "chunk_rows", lambda *_: rows)
     hidden.requires_grad_(), extra.requires_grad_()
-    loss, each = head_loss(project(weight), [extra], hidden, targets, weights, 50)
+    loss, each = head_loss(project(weight), [extra], hidden, Wanted(targets, weights), 50)
     whole = F.cross_entropy(hidden @ (weight + extra).t(), targets, reduction="none")
     torch.testing.assert_close(each, whole.detach(), rtol=1e-13, atol=1e-13)
     want = torch.autograd.grad((whole * weights).sum() * 3, (hidden, extra))
@@ -46,7 +46,7 @@ def test_a_frozen_head_in_one_buffer_equals_whole_logits(monkeypatch, rows):
     before = weight.clone()
     monkeypatch.setattr(losses, "chunk_rows", lambda *_: rows)
     hidden.requires_grad_()
-    loss, each = head_loss(None, [], hidden, targets, weights, 50, weight)
+    loss, each = head_loss(None, [], hidden, Wanted(targets, weights), 50, weight)
     whole = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
     torch.testing.assert_close(each, whole.detach(), rtol=1e-13, atol=1e-13)
     got, want = torch.autograd.grad(loss * 3, hidden), torch.autograd.grad((whole * weights).sum() * 3, hidden)
@@ -62,7 +62,7 @@ def test_a_trained_matrix_equals_whole_logits(monkeypatch, rows, chunks, asked):
     seen = []
     monkeypatch.setattr(losses, "_cross_entropy", lambda *a, real=losses._cross_entropy: seen.append(1) or real(*a))
     hidden.requires_grad_(asked), weight.requires_grad_()
-    loss, _ = head_loss(None, [], hidden, targets, weights, 50, weight)
+    loss, _ = head_loss(None, [], hidden, Wanted(targets, weights), 50, weight)
     assert len(seen) == chunks
     whole = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
     inputs = (hidden, weight) if asked else (weight,)
@@ -77,7 +77,7 @@ def test_a_trained_matrix_sums_its_chunks_in_float32(monkeypatch):
     exact = weight.double().requires_grad_()
     (F.cross_entropy(hidden.double() @ exact.t(), targets, reduction="none") * weights).sum().backward()
     trained = weight.requires_grad_()
-    head_loss(None, [], hidden, targets, weights.float(), 50, trained)[0].backward()
+    head_loss(None, [], hidden, Wanted(targets, weights.float()), 50, trained)[0].backward()
     apart = (trained.grad.double() - exact.grad).norm() / exact.grad.norm()
     print(f"{float(apart):.2e} apart")
     assert apart < 4e-3  # one rounding of the sum and one of each chunk's; summed in bf16 it is above that
@@ -86,7 +86,7 @@ def test_a_trained_matrix_sums_its_chunks_in_float32(monkeypatch):
 def test_a_trained_matrix_and_nothing_supervised():
     hidden, weight, _, targets, weights = case()
     weight.requires_grad_()
-    head_loss(None, [], hidden[:0], targets[:0], weights[:0], 50, weight)[0].backward()
+    head_loss(None, [], hidden[:0], Wanted(targets[:0], weights[:0]), 50, weight)[0].backward()
     assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
@@ -95,7 +95,9 @@ def test_gradient_by_finite_differences(frozen):
     hidden, weight, _, targets, weights = case(tokens=5)
     hidden.requires_grad_()
     one = weight if frozen else None
-    assert torch.autograd.gradcheck(lambda h: head_loss(project(weight), [], h, targets, weights, 50, one)[0], hidden)
+    assert torch.autograd.gradcheck(
+        lambda h: head_loss(project(weight), [], h, Wanted(targets, weights), 50, one)[0], hidden
+    )
 
 
 @given(count=st.integers(0, 10_000), most=st.integers(1, 700))
@@ -108,8 +110,8 @@ def test_chunks_are_even_and_as_few_as_can_be(count, most):
 
 def test_bf16_stays_near_float64():
     hidden, weight, _, targets, weights = case(dtype=torch.float32)
-    exact, _ = head_loss(project(weight.double()), [], hidden.double(), targets, weights, 50)
-    low, _ = head_loss(project(weight.bfloat16()), [], hidden.bfloat16(), targets, weights, 50)
+    exact, _ = head_loss(project(weight.double()), [], hidden.double(), Wanted(targets, weights), 50)
+    low, _ = head_loss(project(weight.bfloat16()), [], hidden.bfloat16(), Wanted(targets, weights), 50)
     assert abs(float(low - exact)) < 2e-2 * float(exact)
 
 
@@ -120,10 +122,10 @@ def test_a_chunk_is_bounded():
 
 def test_nothing_supervised_and_nothing_trained():
     hidden, weight, _, targets, weights = case()
-    loss, each = head_loss(project(weight), [], hidden[:0], targets[:0], weights[:0], 50)
+    loss, each = head_loss(project(weight), [], hidden[:0], Wanted(targets[:0], weights[:0]), 50)
     assert float(loss) == 0.0 and each.shape == (0,)
-    loss, each = head_loss(None, [], hidden[:0], targets[:0], weights[:0], 50, weight)
+    loss, each = head_loss(None, [], hidden[:0], Wanted(targets[:0], weights[:0]), 50, weight)
     assert float(loss) == 0.0 and each.shape == (0,)
     for frozen in (None, weight):
-        loss, _ = head_loss(project(weight), [], hidden, targets, weights, 50, frozen)
+        loss, _ = head_loss(project(weight), [], hidden, Wanted(targets, weights), 50, frozen)
         assert not loss.requires_grad

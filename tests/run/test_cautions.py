@@ -156,9 +156,9 @@ def test_a_large_base_with_nan_is_found_at_the_first_step(
 
 def lost(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """The losses of these steps are not finite."""
-    from halter.training import loop
+    from halter.training import step
 
-    gather = loop.gather
+    gather = step.gather
 
     def without(model: Any, trainees: Any, micros: Any, checkpointing: bool = False) -> Any:
         gathered = gather(model, trainees, micros, checkpointing)
@@ -166,7 +166,7 @@ def lost(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             gathered.losses.mul_(float("nan"))
         return gathered
 
-    monkeypatch.setattr(loop, "gather", without)
+    monkeypatch.setattr(step, "gather", without)
 
 
 def test_a_run_whose_every_step_was_lost_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import halter
 from halter.data.example import Example
 from halter.run import course
 from halter.training import loop
+from halter.training.objectives.sft import Sft
 from halter.training.progress import Display
 
 SENTENCES = ("It ran.", "It sat in the sun and slept.", "The dog ran to the park and back and slept there all day.")
@@ -98,15 +99,18 @@ def test_a_short_pass_is_timed_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) 
             type = "cpu"
 
     class Trainee:
+        objective = Sft()
+
         def forget(self) -> None:
             pass
 
+    row = Example(np.arange(4, dtype=np.int32), np.ones(4, dtype=bool))
     for takes, wanted in (([0.9, 0.25], 0.25), ([7.0, 0.5], 7.0)):
         clock, left = [0.0], list(takes)
 
         def gather(*_: Any, clock: list[float] = clock, left: list[float] = left) -> None:
             clock[0] += left.pop(0)
 
-        monkeypatch.setattr(loop, "_gather", gather)
+        monkeypatch.setattr(loop, "settled", gather)
         monkeypatch.setattr(loop.time, "perf_counter", lambda clock=clock: clock[0])
-        assert loop.rehearse(Model(), Trainee(), []) == pytest.approx(wanted)  # type: ignore[arg-type]
+        assert loop.rehearse(Model(), Trainee(), [row]) == pytest.approx(wanted)  # type: ignore[arg-type]

@@ -210,9 +210,9 @@ def test_a_run_that_only_gets_worse_ends_as_it_began(recipe):
 
 
 def test_the_checkpoint_before_a_spike_is_kept_and_named(recipe, heavy_data, monkeypatch):
-    from halter.training import loop
+    from halter.training import step
 
-    gather = loop.gather
+    gather = step.gather
 
     def leap(model, trainees, micros, checkpointing=False):
         gathered = gather(model, trainees, micros, checkpointing)
@@ -220,7 +220,7 @@ def test_the_checkpoint_before_a_spike_is_kept_and_named(recipe, heavy_data, mon
             gathered.losses.mul_(20)
         return gathered
 
-    monkeypatch.setattr(loop, "gather", leap)
+    monkeypatch.setattr(step, "gather", leap)
     run, told = quiet(recipe(train__max_steps=20, train__save_steps=4, train__save_total_limit=1))
     assert [step for step, _ in RunFolder(run).checkpoints()] == [12, 20]
     said = next(line for line in told.splitlines() if "leapt" in line)

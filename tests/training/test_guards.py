@@ -15,7 +15,7 @@ from halter.data.example import Example
 from halter.errors import HalterError
 from halter.methods.adapter import adapt
 from halter.methods.storage import state_of
-from halter.training import guards, loop, optimizers, schedule
+from halter.training import guards, optimizers, schedule, step
 from halter.training.guards import Guards
 from halter.training.loop import Events, Feed, train_loop
 from halter.training.trainee import Trainee
@@ -56,7 +56,7 @@ def test_not_finite_never_reaches_the_weights(poison, where, monkeypatch):
     one = trainee()
     bad = sorted(draw.sample(range(2, 40), 8))
     bad = [n for i, n in enumerate(bad) if i < 3 or n != bad[i - 3] + 3]
-    gather = loop.gather
+    gather = step.gather
 
     def poisoned(model, trainees, micros, checkpointing=False):
         gathered = gather(model, trainees, micros, checkpointing)
@@ -75,9 +75,9 @@ def test_not_finite_never_reaches_the_weights(poison, where, monkeypatch):
                 assert differences(before[part], now[part]) == []
             assert line["trouble"] == "non-finite" and not line["applied"]
 
-    monkeypatch.setattr(loop, "gather", poisoned)
+    monkeypatch.setattr(step, "gather", poisoned)
     train_loop(MODEL, [one], [feed(40)], Events(log=after, alarm=alarms.append))
-    assert [alarm.step for alarm in alarms] == bad == [step for step, _ in hits]
+    assert [alarm.step for alarm in alarms] == bad == [number for number, _ in hits]
     for alarm in alarms:
         pair = [f"file:{2 * alarm.step - 2}", f"file:{2 * alarm.step - 1}"]
         assert alarm.rows == (pair[1:] if where == "loss" else pair)
@@ -87,7 +87,7 @@ def test_not_finite_never_reaches_the_weights(poison, where, monkeypatch):
 
 
 def poison_from(monkeypatch, first):
-    gather = loop.gather
+    gather = step.gather
 
     def poisoned(model, trainees, micros, checkpointing=False):
         gathered = gather(model, trainees, micros, checkpointing)
@@ -95,7 +95,7 @@ def poison_from(monkeypatch, first):
             gathered.losses[0] = math.nan
         return gathered
 
-    monkeypatch.setattr(loop, "gather", poisoned)
+    monkeypatch.setattr(step, "gather", poisoned)
 
 
 @pytest.mark.parametrize("policy, last", [("skip", 8), ("stop", 5)])
@@ -111,7 +111,7 @@ def test_the_policy_is_obeyed_and_more_than_three_in_a_row_always_stop(policy, l
 
 
 def spiked(at, factor):
-    gather = loop.gather
+    gather = step.gather
 
     def poisoned(model, trainees, micros, checkpointing=False):
         gathered = gather(model, trainees, micros, checkpointing)
@@ -125,11 +125,11 @@ def spiked(at, factor):
 def test_a_spike_is_found_in_its_step_in_50_of_50_runs(monkeypatch):
     """[20] A loss twenty times too large in real, noisy runs of two rows a step; no other alarm in any of them."""
     found, others = 0, 0
-    gather = loop.gather
+    gather = step.gather
     for seed in range(50):
         at, alarms = random.Random(seed).randrange(12, 22), []
-        monkeypatch.setattr(loop, "gather", gather)
-        monkeypatch.setattr(loop, "gather", spiked(at, 20))
+        monkeypatch.setattr(step, "gather", gather)
+        monkeypatch.setattr(step, "gather", spiked(at, 20))
         train_loop(MODEL, [trainee(seed=seed)], [feed(at, seed)], Events(log=lambda _: None, alarm=alarms.append))
         found += any(alarm.step == at and alarm.rows[0] == f"file:{2 * at - 2}" for alarm in alarms)
         others += sum(alarm.step != at for alarm in alarms)
@@ -139,7 +139,7 @@ def test_a_spike_is_found_in_its_step_in_50_of_50_runs(monkeypatch):
 
 @pytest.mark.parametrize("policy", ["warn", "skip", "stop", "off"])
 def test_what_happens_at_a_spike(policy, monkeypatch):
-    monkeypatch.setattr(loop, "gather", spiked(15, 20))
+    monkeypatch.setattr(step, "gather", spiked(15, 20))
     one, alarms, before, moved = trainee(Guards(on_spike=policy)), [], {}, {}
 
     def log(line):

@@ -14,7 +14,7 @@ from halter.data.example import Example
 from halter.data.pack import pack
 from halter.errors import Refusal
 from halter.methods.adapter import adapt
-from halter.numerics.losses import head_loss
+from halter.numerics.losses import Wanted, head_loss
 from halter.numerics.noise import neftune
 from halter.training import step as training_step
 from halter.training.options import TrainOptions
@@ -46,8 +46,8 @@ def test_smoothed_loss_and_gradient_are_torchs_and_transformers(whole_matrix, ep
     hidden.requires_grad_()
     share = torch.full((37,), epsilon, dtype=torch.float64)
     loss, each = head_loss(
-        lambda piece, start, end, tensors: piece @ weight.t(), [], hidden, targets,
-        torch.full((37,), 1 / 37, dtype=torch.float64), 50, weight if whole_matrix else None, share,
+        lambda piece, start, end, tensors: piece @ weight.t(), [], hidden,
+        Wanted(targets, torch.full((37,), 1 / 37, dtype=torch.float64), share), 50, weight if whole_matrix else None,
     )  # fmt: skip
     logits = hidden @ weight.t()
     exact = F.cross_entropy(logits, targets, label_smoothing=epsilon)

@@ -14,7 +14,7 @@ from halter.methods.adapter import adapt
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training.offload import ActivationOffload, offloaded
-from halter.training.step import Learnt, one_pass
+from halter.training.one_pass import Learnt, one_pass
 
 SHAPE = tiny.config(layers=6)
 TOKENS = torch.randint(0, 96, (96,), generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from halter.model.nf4_linear import NF4Linear
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes
 from halter.training.offload import offloaded
-from halter.training.step import Learnt, one_pass
+from halter.training.one_pass import Learnt, one_pass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = tiny.config(layers=12, dim=1024, heads=8, kv_heads=4, head_dim=128, ffn_dim=4096, context=2048)

@@ -15,7 +15,7 @@ from halter.data.pack import pack
 from halter.errors import HalterError
 from halter.methods.adapter import adapt
 from halter.methods.storage import state_of
-from halter.training import loop, optimizers, schedule, step
+from halter.training import optimizers, schedule, step
 from halter.training.loop import Events, Feed, rehearse, train_loop
 from halter.training.room import Room, out_of_memory
 from halter.training.trainee import Trainee
@@ -68,7 +68,7 @@ def test_memory_that_runs_out_changes_no_step(where, monkeypatch):
     """[21] At 10 of 30 steps: the gradient is the planned one within 1e-6, every row is used once a step."""
     draw, one, said, gaps, counts = random.Random(where), trainee(), [], [], []
     fails = set(draw.sample(range(1, STEPS), 10))
-    accumulate, move, move_weights = step._accumulate, loop.move, one.optimizer.step
+    accumulate, move, move_weights = step._accumulate, step.move, one.optimizer.step
 
     def fail_once():
         if one.step + 1 in fails:
@@ -102,7 +102,7 @@ def test_memory_that_runs_out_changes_no_step(where, monkeypatch):
         return move(trainees, planned)
 
     monkeypatch.setattr(step, "_accumulate", failing)
-    monkeypatch.setattr(loop, "move", compared)
+    monkeypatch.setattr(step, "move", compared)
     one.optimizer.step = failing_optimizer
     room = Room(said.append)
     for at in range(STEPS):  # six rows can be halved three times, so begin again
@@ -130,12 +130,12 @@ def test_a_single_row_that_does_not_fit_is_named(monkeypatch):
 def test_rows_are_cut_into_parts_that_hold_each_once():
     counts = []
     for halvings in range(8):
-        parts = Room(halvings=halvings).parts(EXAMPLES[:7])
-        assert sorted(row.origin for part in parts for row in part) == sorted(row.origin for row in EXAMPLES[:7])
-        assert all(parts)
+        parts = Room(halvings=halvings).parts(pack(EXAMPLES[:7]))
+        assert sorted(origin for part in parts for origin in part.origins) == sorted(row.origin for row in EXAMPLES[:7])
+        assert all(part.lengths for part in parts)
         counts.append(len(parts))
     assert counts[:2] == [1, 2] and counts == sorted(counts) and counts[-1] == 7
-    tokens = [sum(len(row.tokens) for row in part) for part in Room(halvings=1).parts(EXAMPLES[:20])]
+    tokens = [len(part.tokens) for part in Room(halvings=1).parts(pack(EXAMPLES[:20]))]
     assert max(tokens) - min(tokens) <= 30
 
 
