@@ -37,6 +37,8 @@ def command(
     system: Annotated[str | None, typer.Option(help="System message to begin with.")] = None,
 ) -> None:
     """Talk to a run, an adapter or a model. /help lists what else can be typed."""
+    if unshown := options.unshown("a chat"):
+        tell(unshown)
     subject = find(run, model=opening.model, adapter=opening.adapter)
     Chat(open_subject(subject, tell, opening), options, system, forced=opening.template).run()
 

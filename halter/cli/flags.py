@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Annotated, Any
@@ -39,6 +39,8 @@ def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., 
                 )
             for name in ESCAPED & given.keys():
                 given[name] = [unescaped(one) for one in given[name]]
+            for key in (key for group in keys.values() for key in group.values() if _maps(key)):
+                given[key.name] = _pairs(key.name, given[key.name])
             made = {g: replace(groups[g], **{name: given.pop(name) for name in keys[g]}) for g in groups}
             return command(**given, **made)
 
@@ -58,11 +60,30 @@ def with_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., 
     return decorate
 
 
+def _maps(key: Key) -> bool:
+    return typing.get_origin(key.type) is Mapping
+
+
+def _pairs(name: str, words: Sequence[str]) -> dict[int, float]:
+    """{id: number} of words such as 13=-100. Refusal ``usage`` for others."""
+    flag, made, wrong = f"--{name.replace('_', '-')}", {}, []
+    for word in words:
+        id, _, number = word.partition("=")
+        try:
+            made[int(id)] = float(number)
+        except ValueError:
+            wrong.append(word)
+    if wrong:
+        raise Refusal("usage", f"{flag} takes an id and a number", found=wrong, fix=f"{flag} 13=-100")
+    return made
+
+
 def _flag(key: Key, default: Any) -> inspect.Parameter:
-    many = typing.get_origin(key.type) is tuple
-    kind: Any = types.GenericAlias(list, typing.get_args(key.type)[:1]) if many else key.type
+    many = typing.get_origin(key.type) is tuple or _maps(key)
+    kind: Any = types.GenericAlias(list, str if _maps(key) else typing.get_args(key.type)[:1]) if many else key.type
     words = f"--{key.name.replace('_', '-')}"
-    declared = typer.Option(words, help=key.doc + (" May be given several times." if many else ""))
+    metavar = "ID=NUMBER" if _maps(key) else None
+    declared = typer.Option(words, metavar=metavar, help=key.doc + (" May be given several times." if many else ""))
     value = list(default) if many else default
     annotation = Annotated[kind, declared]
     return inspect.Parameter(key.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -13,13 +14,13 @@ import typer
 from halter.cli.flags import with_options
 from halter.cli.progress import Counter
 from halter.data.options import DataOptions
-from halter.errors import Refusal
+from halter.errors import HalterError, Refusal
 from halter.files import folders, writing
 from halter.generation.engine import stream
 from halter.generation.inputs import Asked, asks_nothing, read_prompts
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, told_of_marks, too_long, with_system
-from halter.generation.streaming import Generation
+from halter.generation.streaming import AnswersFailed, Generation, TokenLogprob
 from halter.run.opening import Opened, OpenOptions, Subject, find, open_subject
 from halter.run.words import data_options, subject_and_keys
 from halter.telling import tell
@@ -77,6 +78,8 @@ def command(
         if not output.lower().endswith(LINES):
             tell(f"note: {output} will hold one JSON object a line, whatever its name says: .jsonl is usual")
     asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
+    if output is None and not as_json and (unshown := options.unshown("the screen")):
+        tell(unshown)
     subject = find(run, model=opening.model, adapter=opening.adapter)
     asked += _rows_of(input, subject, keys, asking)
     tell_empty(asked)
@@ -92,6 +95,12 @@ def command(
     each = [one for one, _ in rows for _ in range(asking.n)]
     talks = list(zip(each, ([answer] for answer in answers), strict=True))
     _later_turns(opened, talks, asking, options, adapter)
+    _show(opened, talks, asking, output, as_json)
+    _raise_failed(talks)
+
+
+def _show(opened: Opened, talks: Talks, asking: Asking, output: str | None, as_json: bool) -> None:
+    """Print the answers, or write them to the file ``output``."""
     if output is None and not as_json:
         for place, (one, said) in enumerate(talks):
             which = f" ({place % asking.n + 1}/{asking.n})" if asking.n > 1 else ""
@@ -99,13 +108,21 @@ def command(
                 head = f"--- {one.origin}{which}" + (f", turn {turn}" if one.later else "")
                 print(f"{head}\n{answer.text}" + (f" [cut off: {answer.cut_off}]" if answer.cut_off else ""))
         return
-    lines = [json.dumps(_record(one, said), ensure_ascii=False) for one, said in talks]
+    lines = [json.dumps(_record(opened, one, said), ensure_ascii=False) for one, said in talks]
     text = "".join(f"{line}\n" for line in lines)
     if output is None:
         sys.stdout.write(text)
         return
     writing.write_text(output, text)
     tell(f"{output}: {len(lines)} answers")
+
+
+def _raise_failed(talks: Talks) -> None:
+    """HalterError where an answer failed: it is shown with the others, and the exit code says that not all is well."""
+    failed = [(one, said[-1]) for one, said in talks if said[-1].finish_reason == "error"]
+    if failed:
+        what = f"{len(failed)} of {len(talks)} answers failed; the first, of {failed[0][0].origin}"
+        raise HalterError(f"{what}: {failed[0][1].error}")
 
 
 def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking) -> list[Asked]:
@@ -132,6 +149,7 @@ def tell_empty(asked: Sequence[Asked]) -> None:
 
 LINES = (".jsonl", ".ndjson")
 Row = tuple[Asked, EncodedPrompt]
+Talks = Sequence[tuple[Asked, list[Generation]]]
 
 
 def _encoded(opened: Opened, asked: Sequence[Asked], asking: Asking) -> list[Row]:
@@ -184,8 +202,9 @@ def _print_as_it_comes(opened: Opened, prompt: EncodedPrompt, options: Generatio
 def _answers(
     opened: Opened, prompts: Sequence[EncodedPrompt], asking: Asking, options: GenerationOptions, adapter: Any
 ) -> list[Generation]:
+    """The answers in their order, those that failed among them; what makes all of them fail is raised."""
     results: dict[int, Generation] = {}
-    with Counter("answers", len(prompts) * asking.n) as counter:
+    with Counter("answers", len(prompts) * asking.n) as counter, suppress(AnswersFailed):
         for piece in stream(opened.model, opened.tokenizer, prompts, adapter, n=asking.n, **options.keywords()):
             if piece.result is not None:
                 results[piece.row] = piece.result
@@ -193,13 +212,12 @@ def _answers(
     return [results[row] for row in range(len(results))]
 
 
-def _later_turns(
-    opened: Opened, talks: Sequence[tuple[Asked, list[Generation]]], asking: Asking, options: GenerationOptions,
-    adapter: Any,
-) -> None:  # fmt: skip
+def _later_turns(opened: Opened, talks: Talks, asking: Asking, options: GenerationOptions, adapter: Any) -> None:
     """Ask what comes after the first answers, turn by turn, each talk with its own answers in it."""
     for turn in range(max((len(one.later) for one, _ in talks), default=0)):
-        going = [(one, said) for one, said in talks if len(one.later) > turn and len(said) == turn + 1]
+        going = [
+            (one, said) for one, said in talks if len(one.later) > turn and len(said) == turn + 1 and not said[-1].error
+        ]
         put = []
         for one, said in going:
             whole = list(one.prompt) if isinstance(one.prompt, list) else []
@@ -216,8 +234,25 @@ def _later_turns(
                 said.append(next(heard))
 
 
-def _record(one: Asked, said: Sequence[Generation]) -> dict[str, Any]:
-    """The row with its answer; of several turns ``answers`` in their order, the last one also as ``answer``."""
+def _record(opened: Opened, one: Asked, said: Sequence[Generation]) -> dict[str, Any]:
+    """The row with its answer; of several turns ``answers`` in their order, the last one also as ``answer``, whose
+    log-probabilities are told where they were asked for."""
     several = {"answers": [answer.text for answer in said]} if one.later else {}
-    tokens = sum(len(answer.tokens) for answer in said)
-    return {**one.row, **several, "answer": said[-1].text, "finish_reason": said[-1].finish_reason, "tokens": tokens}
+    last, tokens = said[-1], sum(len(answer.tokens) for answer in said)
+    told = {"logprobs": last.logprobs, "prompt_logprobs": last.prompt_logprobs}
+    likely = {name: [_likely(opened, token) for token in each] for name, each in told.items() if each is not None}
+    failed = {"error": last.error} if last.error else {}
+    outcome = {"answer": last.text, "finish_reason": last.finish_reason, "tokens": tokens}
+    return {**one.row, **several, **outcome, **failed, **likely}
+
+
+def _likely(opened: Opened, told: TokenLogprob | None) -> dict[str, Any] | None:
+    """A token with its log-probability, and the likeliest in its place; None of the prompt's first."""
+    if told is None:
+        return None
+    vocabulary = opened.tokenizer
+    each = [  # a model may have more ids than its tokenizer
+        {"id": id, "token": vocabulary.token(id) if id < vocabulary.vocab_size else None, "logprob": logprob}
+        for id, logprob in ((told.token, told.logprob), *told.top)
+    ]
+    return {**each[0], **({"top": each[1:]} if told.top else {})}

@@ -23,8 +23,9 @@ from halter.evaluation.questions import Question, question
 from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, token_f1, translation
 from halter.files import disk, writing
 from halter.files.tokenizer import Tokenizer
-from halter.generation.engine import MAX_ROWS, Engine, Request
+from halter.generation.engine import MAX_ROWS, Engine
 from halter.generation.options import GenerationOptions
+from halter.generation.requests import Request
 from halter.generation.streaming import Generation
 from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
@@ -209,9 +210,9 @@ def answers(
     told: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """What the model says to each question, in their order; ``told`` hears how many are answered."""
-    requests = [Request(q.prompt, options, adapter, row) for row, q in enumerate(questions)]
+    requests = [Request(q.prompt, options, adapter, draws) for draws, q in enumerate(questions)]
     results: dict[int, Generation] = {}
-    for piece in Engine(model, tokenizer, requests, MAX_ROWS).run():
+    for piece in Engine(model, tokenizer, MAX_ROWS).run(requests):
         if piece.result is not None:
             results[piece.row] = piece.result
             if told is not None:

@@ -1,9 +1,12 @@
-"""Prompts that begin alike: which rows can take a beginning's keys and values from another row."""
+"""Prompts that begin alike: which rows can take a beginning's keys and values from another row, and the taking."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from halter.generation.rows import Row
+from halter.model.cache import Cache
 
 SHORTEST = 16  # tokens: below it the copies cost about what they save
 
@@ -39,3 +42,24 @@ def shared(prompts: Sequence[Tokens], owners: Sequence[int]) -> list[Beginning]:
             length = min(own, *(common(prompts[source], prompts[row]) for row in rest))
             found.append(Beginning(source, tuple(rest), length))
     return found
+
+
+def wait_for_shared(rows: Sequence[Row], new: Sequence[Row]) -> None:
+    """Let rows that are ``new`` among ``rows`` wait for the beginning that they have in common with an earlier one, so
+    that it is computed once for all."""
+    for alike in shared([row.prompt for row in rows], [row.owner for row in rows]):
+        for row in (rows[at] for at in alike.rows):
+            if row in new:
+                row.source, row.begins = rows[alike.source], alike.length
+
+
+def hand_on(rows: Sequence[Row], cache: Cache) -> None:
+    """Give beginnings that the cache has by now to the rows that wait for them."""
+    taking: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        if row.source is not None and row.source.fed >= row.begins:
+            taking.setdefault((row.source.slot, row.begins), []).append(row)
+    for (source, length), takers in taking.items():
+        cache.copy(source, [row.slot for row in takers], length)
+        for row in takers:
+            row.fed, row.source = length, None

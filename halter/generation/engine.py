@@ -1,60 +1,42 @@
 """Generation for many prompts at once: no padding, rows join and leave the batch at any step, adapters mixed freely.
 
-Every step is one pass over the tokens that each live row has not yet been through: a whole prompt for a row that has
-just joined, one token for the others. So filling the cache and decoding are the same code.
+Every step is one pass over the tokens that each row has not yet been through: a prompt, or as much of it as a step has
+room for, for a row that has just joined, one token for the others. So filling the cache and decoding are the same code.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Unpack
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from halter.arguments import checked
-from halter.errors import HalterError, Refusal
 from halter.files.measured import Measured
 from halter.files.tokenizer import Tokenizer
-from halter.generation.beginnings import shared
+from halter.generation.beginnings import hand_on, wait_for_shared
 from halter.generation.belonging import tell_others
-from halter.generation.options import GenerationOptions
-from halter.generation.prompts import (
-    AnswerKeywords,
-    EncodedPrompt,
-    Prompts,
-    as_list,
-    as_template,
-    check_prompts,
-    encode_prompt,
-    tell_of_template,
-    told_of_files,
-    told_of_marks,
-)
-from halter.generation.streaming import Answer, Generation, Piece
-from halter.kinds import Words
-from halter.methods.adapter import Adapter
+from halter.generation.choosing import choose, of_prompt
+from halter.generation.owners import BASE, Owners
+from halter.generation.prompts import AnswerKeywords, Prompts, check_prompts
+from halter.generation.requests import Adapters, Request, check_tokens, requests_of
+from halter.generation.rows import Outcome, Row
+from halter.generation.slots import Slots
+from halter.generation.streaming import Answer, AnswersFailed, Generation, Piece
 from halter.methods.mixed import Mixed
-from halter.methods.ready import Ready
-from halter.methods.stacked import Stacked
-from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.packing import packed
 from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
-from halter.numerics.sampling import draw, penalise, uniform
-from halter.telling import tell
 
 MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
-PREFILL_TOKENS = 4096  # of prompts in one step; bounds the activations' memory
-ROOM_TOKENS = 512  # of answer that the cache has room for at first; it doubles when that is full
-
-One = Adapter | Stacked | Ready | None
-Adapters = Annotated[One | Sequence[One], Words("an adapter, None, or a list with one for each prompt")]
+PREFILL_TOKENS = 4096  # in one step, those of prompts and one for each row that is decoded; bounds a step's memory
 
 
 @checked('halter.generate(model, tokenizer, ["Once upon a time"], adapter, max_new_tokens=20)')
@@ -71,8 +53,10 @@ def generate(
     messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
     A conversation that ends with the assistant's words is continued there, and ``prefill`` begins every answer so;
     an answer's text is what follows. Several answers to a prompt need a temperature above 0; the first is the one that
-    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD): what day a template is told. ``adapter``: none, one for all, or a
-    list with one (or None) for each prompt. ``max_rows``: answers worked on at once. Others are GenerationOptions'.
+    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is for templates that ask what day it is. ``adapter``: none, one for
+    all, or a list with one (or None) for each prompt. ``max_rows``: answers worked on at once. The other ``options``
+    are the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts. What makes
+    every answer fail is raised; where some do, AnswersFailed with all ``answers``, once the others are done.
     """
     pieces = stream(model, tokenizer, prompts, adapter, **options)
     results = {piece.row: piece.result for piece in pieces if piece.result is not None}
@@ -88,213 +72,217 @@ def stream(
 ) -> Iterator[Piece]:
     """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
     given: dict[str, Any] = dict(options)
-    template = as_template(given.pop("template", None))
-    date, prefill = given.pop("template_date", None), given.pop("prefill", "")
-    n, max_rows = given.pop("n", 1), given.pop("max_rows", MAX_ROWS)
-    chosen = GenerationOptions.of(**given).told()
-    _check_count(n, chosen)
-    beyond = [id for id in chosen.stop_ids if not 0 <= id < model.config.vocab_size]
-    if beyond:
-        what = "stop_ids names ids that are not in the vocabulary"
-        known, fix = f"0 to {model.config.vocab_size - 1}", "give ids of this model's tokenizer"
-        raise Refusal("generation-options", what, found=beyond, expected=known, fix=fix)
-    asked = as_list(prompts)
-    for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
-        tell(odd)
-    tell_of_template(asked, template, adapter)
-    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
-    both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
-    requests = [
-        Request(p, chosen, a, row=number * n + again, draws=number + (again << 32))
-        for number, (p, a) in both
-        for again in range(n)
-    ]
-    return Engine(model, tokenizer, requests, max_rows).run()
-
-
-def _check_count(n: int, options: GenerationOptions) -> None:
-    """Refusal ``generation-options`` where ``n`` answers are none, or all the same."""
-    if n < 1:
-        raise Refusal("generation-options", f"n, the answers to a prompt, is {n}", expected="1 or more", fix="n=1")
-    if n > 1 and options.temperature == 0:
-        what = f"the {n} answers to each prompt would all be the same: the temperature is 0"
-        raise Refusal("generation-options", what, fix="set temperature above 0, e.g. 0.8, or n to 1")
-
-
-def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
-    """The adapter of each prompt. Refusal ``adapter-count`` where a list does not match the prompts."""
-    if adapter is None or isinstance(adapter, Adapter | Stacked | Ready):
-        return [adapter] * prompts
-    if len(adapter) != prompts:
-        raise Refusal(
-            "adapter-count",
-            f"{len(adapter)} adapters for {prompts} prompts",
-            expected="one adapter, or one a prompt",
-            fix="give one adapter for all, or a list as long as that of the prompts",
-        )
-    return list(adapter)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt with its own options and adapter; ``row`` names it in the pieces, ``draws`` in its random draws (as
-    ``row`` where that is None)."""
-
-    prompt: EncodedPrompt
-    options: GenerationOptions = field(default_factory=GenerationOptions)
-    adapter: One = None
-    row: int = 0
-    draws: int | None = None
-
-
-class _Row:
-    """A request while it is in the batch, in one slot of the cache."""
-
-    def __init__(self, request: Request, answer: Answer, owner: int, slot: int) -> None:
-        self.request, self.answer, self.owner, self.slot = request, answer, owner, slot
-        self.draws = request.row if request.draws is None else request.draws
-        self.pending: Sequence[int] = request.prompt.tokens
-        self.seen: Tensor | None = None
+    rows = given.pop("max_rows", MAX_ROWS)
+    return Engine(model, tokenizer, rows).run(requests_of(tokenizer, prompts, adapter, given))
 
 
 class Engine:
-    """Works through requests; the draws and (up to rounding) the logits of a row do not depend on the other rows."""
+    """Works on requests, up to ``rows`` at once and ``tokens`` in a step; they come (``add``) and go (``cancel``)
+    between any two steps. The draws and (up to rounding) the logits of a row do not depend on the other rows, on when
+    it came, nor on how its prompt was cut into steps. An adapter must not change while a row has it. For one thread."""
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, requests: Sequence[Request], max_rows: int = MAX_ROWS
+        self, model: Decoder, tokenizer: Tokenizer, rows: int = MAX_ROWS, tokens: int = PREFILL_TOKENS
     ) -> None:
-        check_prompts([r.prompt for r in requests], model.config.context, model.config.vocab_size)
-        tell_others(model, tokenizer, [r.adapter for r in requests])
-        self.model = model
-        distinct = {id(r.adapter): r.adapter for r in requests if r.adapter is not None}
-        self._adapters = list(distinct.values())
-        self._owner = {key: number for number, key in enumerate(distinct)}
-        context = model.config.context
-        self._waiting = deque((r, Answer(tokenizer, r.prompt, r.options, context)) for r in requests)
-        self._live: list[_Row] = []
+        self.model, self.tokenizer = model, tokenizer
+        self.rows, self.tokens = max(1, rows), max(1, tokens)
+        self.fault: Exception | None = None  # the first that ended a row
+        self._ids = count()
+        self._owners = Owners()
+        self._waiting: deque[Row] = deque()
+        self._live: list[Row] = []
+        self._slots = Slots(model, self.rows)
         self._bound: tuple[list[int], list[int], Acts] | None = None
-        self._free = list(range(min(max(1, max_rows), len(requests))))
-        # The last token of an answer is never fed back.
-        self._longest = max((len(r.prompt.tokens) + answer.budget - 1 for r, answer in self._waiting), default=0)
-        room = min(self._longest, max((len(r.prompt.tokens) for r in requests), default=0) + ROOM_TOKENS)
-        with torch.inference_mode():
-            self._cache = Cache(model.config, len(self._free), room, model.dtype, model.device)
 
-    def run(self) -> Iterator[Piece]:
-        """Pieces of all rows until every request has its result."""
-        choice.keep_on(Measured.in_cache())
-        with packed(self.model, len(self._free), max((answer.budget for _, answer in self._waiting), default=0)):
-            yield from self._run()
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._waiting or self._live)
+
+    def add(self, request: Request) -> int:
+        """Take a request in; the number, 0, 1, 2, ..., that its pieces will have as ``row``. Refusals ``prompt-empty``,
+        ``prompt-tokens``, ``prompt-too-long``, and ``generation-options`` for token ids that the model has not."""
+        config = self.model.config
+        check_prompts([request.prompt], config.context, config.vocab_size)
+        return self._put(request)
+
+    def _put(self, request: Request) -> int:
+        check_tokens(request.options, self.model.config.vocab_size)
+        tell_others(self.model, self.tokenizer, [request.adapter])
+        answer = Answer(self.tokenizer, request.prompt, request.options, self.model.config.context)
+        row = Row(next(self._ids), request, answer, self._owners.take(request.adapter))
+        self._waiting.append(row)
+        return row.id
+
+    @torch.inference_mode()
+    def cancel(self, id: int) -> Generation | None:
+        """Give a request up; its answer as far as it came (finish reason cancelled), None where it has ended before."""
+        row = next((row for row in (*self._live, *self._waiting) if row.id == id), None)
+        if row is None:
+            return None
+        row.answer.end("cancelled")
+        self._leave(row)
+        self._slots.shrink(self._wanted())
+        return row.answer.result
+
+    def run(self, requests: Sequence[Request] = ()) -> Iterator[Piece]:
+        """Pieces of all rows until nothing is left to do, ``requests`` added first, whose refusals come at once. In the
+        end what failed is raised: the fault itself where no answer is whole, else AnswersFailed."""
+        check_prompts([r.prompt for r in requests], self.model.config.context, self.model.config.vocab_size)
+        for request in requests:
+            self._put(request)
+        return self._run()
 
     def _run(self) -> Iterator[Piece]:
-        while self._waiting or self._live:
-            self._admit()
-            ids = self._step()
-            ended = []
-            for row, token in zip(self._live, ids, strict=True):
-                text = row.answer.push(token)
-                row.pending = (token,)
-                if row.answer.result is not None:
-                    ended.append(row)
-                if text or row.answer.result is not None:
-                    yield Piece(row.request.row, text, row.answer.result)
-            for row in ended:
-                self._live.remove(row)
-                self._free.append(row.slot)
-                self._cache.truncate(row.slot, 0)
+        rows = [*self._live, *self._waiting]
+        results: dict[int, Generation] = {}
+        with self.decoding(min(self.rows, len(rows)), max((row.answer.budget for row in rows), default=0)):
+            while self.busy:
+                for piece in self.step():
+                    if piece.result is not None:
+                        results[piece.row] = piece.result
+                    yield piece
+        failed = [result for result in results.values() if result.finish_reason == "error"]
+        if failed and self.fault is not None:
+            if len(failed) == len(results):
+                raise self.fault
+            raise AnswersFailed([results[row] for row in sorted(results)]) from self.fault
+
+    @contextmanager
+    def decoding(self, rows: int, steps: int) -> Iterator[None]:
+        """Steps within go the ways that are quick for up to ``rows`` rows and about ``steps`` steps (model.packing)."""
+        choice.keep_on(Measured.in_cache())
+        with packed(self.model, rows, steps):
+            yield
+
+    @torch.inference_mode()
+    def step(self) -> list[Piece]:
+        """One pass: a token more for each row whose prompt is read, of the other prompts as much as there is room for.
+        The pieces that this made certain. A row that cannot be worked on ends with the finish reason error, alone."""
+        self._admit()
+        rows = self._due()
+        pieces, ended = [], []
+        for row, outcome in zip(rows, self._attempt(rows) if rows else (), strict=True):
+            piece = row.take(outcome)
+            self.fault = self.fault or outcome.fault
+            if piece is not None:
+                pieces.append(piece)
+            if row.answer.result is not None:
+                ended.append(row)
+        hand_on(self._live, self._slots.cache)
+        for row in ended:
+            self._leave(row)
+        if ended:
+            self._slots.shrink(self._wanted())
+        return pieces
 
     def _admit(self) -> None:
-        """Let waiting requests into free slots, as many as one step should take."""
-        tokens, live = 0, len(self._live)
-        while self._free and self._waiting:
-            request, answer = self._waiting[0]
-            tokens += len(request.prompt.tokens)
-            if tokens > PREFILL_TOKENS and tokens > len(request.prompt.tokens):
-                break
-            self._waiting.popleft()
-            owner = -1 if request.adapter is None else self._owner[id(request.adapter)]
-            self._live.append(_Row(request, answer, owner, self._free.pop(0)))
-        if len(self._live) > max(1, live):
-            self._share(live)
-        self._live.sort(key=lambda row: row.owner)  # rows of one adapter are then computed together
+        """Let waiting rows into the batch as far as it has slots."""
+        new = []
+        while self._waiting and len(self._live) < self.rows:
+            self._slots.give(self._waiting[0], self._wanted())
+            new.append(self._waiting.popleft())
+            self._live.append(new[-1])
+        if new:
+            self._share(new)
+            self._live.sort(key=lambda row: row.owner)  # rows of one adapter are then computed together
 
-    @torch.inference_mode()
-    def _share(self, first_new: int) -> None:
-        """Of beginnings that new rows have in common, or with a row at work, keep what is computed once for all."""
-        rows = [row for row in self._live if row.owner < 0 or self._adapters[row.owner].tokenwise]
-        new = set(map(id, self._live[first_new:]))
-        alike = shared([row.request.prompt.tokens for row in rows], [row.owner for row in rows])
-        for beginning in alike:
-            source = rows[beginning.source]
-            taking = [rows[at] for at in beginning.rows if id(rows[at]) in new]
-            if not taking:
-                continue
-            if id(source) in new:
-                source.pending = source.request.prompt.tokens[: beginning.length]
-                self._hidden([source])
-                source.pending = source.request.prompt.tokens[beginning.length :]
-            self._cache.copy(source.slot, [row.slot for row in taking], beginning.length)
-            for row in taking:
-                row.pending = row.request.prompt.tokens[beginning.length :]
+    def _wanted(self) -> list[Row]:
+        """The rows at work and those that can join them now."""
+        return [*self._live, *islice(self._waiting, self.rows - len(self._live))]
 
-    @torch.inference_mode()
-    def _step(self) -> list[int]:
-        """Feed what is pending and choose every live row's next token."""
-        logits = self._logits()
-        finite = torch.isfinite(logits.amax(-1)).tolist()
-        if not all(finite):
-            rows = [row.request.row for row, fine in zip(self._live, finite, strict=True) if not fine]
-            raise HalterError(f"the model's logits are not finite for prompts {rows}; are its weights or dtype broken?")
-        options = [row.request.options for row in self._live]
-        if any(o.repetition_penalty != 1 for o in options):
-            penalty = torch.tensor([o.repetition_penalty for o in options])
-            logits = penalise(logits, self._seen(), penalty)
-        numbers = [uniform(r.request.options.seed, r.draws, len(r.answer.tokens)) for r in self._live]
-        return draw(logits, [o.rule for o in options], numbers).tolist()
+    def _due(self) -> list[Row]:
+        """The rows of the next step: all that are decoded, and prompts as far as there is room, the earliest first."""
+        filling = [row for row in self._live if row.filling]
+        if filling:
+            room = max(1, self.tokens - len(self._live) + len(filling))
+            for row in sorted(filling, key=lambda row: row.id):
+                end = row.fed if row.source is not None else row.fed + room
+                row.pending = row.prompt[row.fed : end]
+                room -= len(row.pending)
+        return [row for row in self._live if row.pending]
 
-    def _logits(self) -> Tensor:
-        """Float32 logits [live rows, V] after each row's last pending token."""
-        hidden, segments, acts = self._hidden(self._live)
+    def _share(self, new: Sequence[Row]) -> None:
+        """Let new rows take what they begin with from others; not where an adapter knows positions, nor where something
+        is told of every token of the prompt."""
+        if len(self._live) > 1:
+            rows = [row for row in self._live if self._owners.tokenwise(row.owner) and not row.tells_prompt]
+            wait_for_shared(rows, new)
+            hand_on(self._live, self._slots.cache)
+
+    def _leave(self, row: Row) -> None:
+        """Let a row go, with its slot and its reference to the adapter."""
+        if self._owners.release(row.owner):
+            self._bound = None
+        if row.slot < 0:
+            self._waiting.remove(row)
+            return
+        self._live.remove(row)
+        self._slots.take_back(row, clean=row.answer.whole)
+        orphans = [one for one in self._live if one.source is row]
+        for one in orphans:
+            one.source = None
+        if orphans:
+            self._share(orphans)
+
+    def _attempt(self, rows: list[Row]) -> list[Outcome]:
+        """What a pass makes of rows. Where it raises, owner by owner and then row by row, so that those end whose fault
+        it is."""
+        filled = list(self._slots.cache.lengths)
+        try:
+            return self._pass(rows)
+        except BaseException as fault:
+            self._slots.cache.lengths, self._bound = filled, None
+            if not isinstance(fault, Exception):
+                raise
+            if len(rows) == 1:
+                return [Outcome(fault=fault)]
+        owners = list(dict.fromkeys(row.owner for row in rows))
+        parts = [[row for row in rows if row.owner == owner] for owner in owners]
+        return [one for part in (parts if len(parts) > 1 else [[row] for row in rows]) for one in self._attempt(part)]
+
+    def _pass(self, rows: list[Row]) -> list[Outcome]:
+        """Feed what is pending, and choose the next token of every row whose prompt is read."""
+        hidden, segments, acts = self._hidden(rows)
+        prompts = self._prompts(rows, hidden, segments, acts)
+        ready = [at for at, row in enumerate(rows) if row.completes]
         last = None
-        if len(hidden) > len(self._live):
-            last = segments.last_tokens.to(hidden.device)
+        if len(ready) < len(hidden):
+            last = segments.last_tokens[ready].to(hidden.device)
             hidden = hidden[last]
-        return self.model.head(hidden, acts, last).float()
+        found = iter(choose([rows[at] for at in ready], self.model.head(hidden, acts, last).float()) if ready else ())
+        outcomes = [next(found) if row.completes else Outcome() for row in rows]
+        return [one._replace(prompt=prompts[at]) if at in prompts else one for at, one in enumerate(outcomes)]
 
-    def _hidden(self, rows: Sequence[_Row]) -> tuple[Tensor, Segments, Acts | None]:
+    def _prompts(self, rows: list[Row], hidden: Tensor, segments: Segments, acts: Acts | None) -> dict[int, Any]:
+        """{place among rows: what is told of its prompt's tokens} of those that asked for it."""
+        asking = [at for at, row in enumerate(rows) if row.tells_prompt and row.filling]
+        starts = segments.query_starts.tolist() if asking else []
+        return {at: of_prompt(self.model, rows[at], starts[at], hidden, acts) for at in asking}
+
+    def _hidden(self, rows: list[Row]) -> tuple[Tensor, Segments, Acts | None]:
         """Feed the rows' pending tokens: their states [N, dim], where they lie, and the acts."""
         lengths = [len(row.pending) for row in rows]
-        if max(self._cache.lengths[row.slot] + n for row, n in zip(rows, lengths)) > self._cache.capacity:
-            self._cache.grow(min(2 * self._cache.capacity, self._longest))
-        prompts = [len(row.request.prompt.tokens) for row in rows]
-        segments = self._cache.segments(lengths, [row.slot for row in rows], prompts)
+        self._slots.fit(rows)
+        cache = self._slots.cache
+        segments = cache.segments(lengths, [row.slot for row in rows], [len(row.prompt) for row in rows])
         tokens = torch.tensor([id for row in rows for id in row.pending], device=self.model.device)
         acts = self._bind(segments, [row.owner for row in rows])
-        return self.model.hidden(Pass(tokens, segments, acts, cache=self._cache)), segments, acts
+        return self.model.hidden(Pass(tokens, segments, acts, cache=cache)), segments, acts
 
     def _bind(self, segments: Segments, owners: list[int]) -> Acts | None:
-        """The adapters' acts; those of the step before where rows and adapters are the same and position is no matter.
-
-        An adapter must therefore not change while answers are being made.
-        """
-        if owners == [-1] * len(owners):
+        """The adapters' acts; those of the step before where owners are the same and position is no matter."""
+        if owners == [BASE] * len(owners):
             return None
         counts = segments.query_lengths.tolist()
         if self._bound is not None and self._bound[:2] == (owners, counts):
             return self._bound[2]
+        present = {owner: place for place, owner in enumerate(sorted(set(owners) - {BASE}))}
+        adapters = [self._owners[owner] for owner in present]
         if len(set(owners)) > 1:
-            acts = Mixed(self._adapters, owners).bind(self.model, segments)
+            acts = Mixed(adapters, [present.get(owner, BASE) for owner in owners]).bind(self.model, segments)
         else:
-            acts = self._adapters[owners[0]].bind(self.model, segments)
-        alike = all(self._adapters[owner].tokenwise for owner in set(owners) - {-1})
+            acts = adapters[0].bind(self.model, segments)
+        alike = all(adapter.tokenwise for adapter in adapters)
         self._bound = (owners, counts, acts) if alike else None
         return acts
-
-    def _seen(self) -> Tensor:
-        """Bool [live rows, V]: the tokens that each row's prompt and answer hold."""
-        for row in self._live:
-            if row.seen is None:
-                row.seen = torch.zeros(self.model.config.vocab_size, dtype=torch.bool, device=self.model.device)
-                row.seen[torch.tensor(row.request.prompt.tokens, device=row.seen.device)] = True
-            row.seen[torch.tensor(row.pending, device=row.seen.device)] = True
-        return torch.stack([row.seen for row in self._live if row.seen is not None])

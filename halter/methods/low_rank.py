@@ -49,8 +49,9 @@ class LowRankAct(Act):
             return None
         if min(counts) != max(counts) and sum(counts) > STACKED_TOKENS:
             return None
-        pairs = [(0, 0 * self.a[:1], 0 * self.b[:, :1]) if not isinstance(p, LowRankAct) else (p.scale, p.a, p.b)
-                 for p in parts]  # fmt: skip
+        # Zeros of their own for rows of the base: 0 times a number of a neighbour's that is none would be none.
+        nothing = (0, torch.zeros_like(self.a[:1]), torch.zeros_like(self.b[:, :1]))
+        pairs = [(p.scale, p.a, p.b) if isinstance(p, LowRankAct) else nothing for p in parts]
         rank = max(len(a) for _, a, _ in pairs)
         a = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for _, a, _ in pairs])
         b = torch.stack([F.pad(b, (0, rank - len(a))) for _, a, b in pairs])

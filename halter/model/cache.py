@@ -103,16 +103,27 @@ class Cache:
             self._resize(capacity + self.width - self.capacity, self.room)
             self.capacity = capacity
 
-    def _resize(self, width: int, room: int) -> None:
-        rows = len(self.lengths)
+    def arrange(self, kept: Sequence[int], rows: int, capacity: int) -> None:
+        """Have ``rows`` rows with room for ``capacity`` given tokens each: the first ones hold what the rows ``kept``
+        held, in their order, the others nothing. Between passes only; a kept row holds no more than ``capacity``."""
+        width = capacity + self.width - self.capacity
+        self._resize(width, self.room, kept, rows)
+        self.capacity = capacity
+
+    def _resize(self, width: int, room: int, kept: Sequence[int] | None = None, rows: int | None = None) -> None:
+        kept = range(len(self.lengths)) if kept is None else kept
+        count = len(self.lengths) if rows is None else rows
+        lengths = [self.lengths[row] for row in kept]
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
                 if old.dim() == 1:
                     continue
-                new = old.new_zeros(rows * width + room, *old.shape[1:])
-                filled = old[: rows * self.width].unflatten(0, (rows, self.width))
-                new[: rows * width].unflatten(0, (rows, width))[:, : self.width] = filled
+                new = old.new_zeros(count * width + room, *old.shape[1:])
+                for place, (row, n) in enumerate(zip(kept, lengths, strict=True)):
+                    new[place * width : place * width + n] = old[row * self.width : row * self.width + n]
                 store[layer] = new
+        self.lengths = lengths + [0] * (count - len(lengths))
+        self.beside = [{place: own[row] for place, row in enumerate(kept) if row in own} for own in self.beside]
         self.width, self.room = width, room
 
     def copy(self, source: int, rows: Sequence[int], length: int) -> None:
@@ -132,3 +143,10 @@ class Cache:
         if not length:
             for own in self.beside:
                 own.pop(row, None)
+
+    def erase(self, row: int) -> None:
+        """Empty a row whose keys and values may be no numbers: what lies behind a row's end is masked and not left out,
+        and a mask makes no number of what is none."""
+        for store in (*self.keys, *self.values):
+            store[row * self.width : (row + 1) * self.width].zero_()
+        self.lengths[row] = 0

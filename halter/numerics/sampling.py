@@ -6,7 +6,8 @@ function of (seed, row, step): never on its neighbours in the batch, nor on how 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,31 @@ def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """
     penalty = penalty.to(logits)[:, None]
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def added(logits: Tensor, changes: Sequence[Mapping[int, float]]) -> Tensor:
+    """logits [R, V] with numbers added to some of them, one {token id: number} a row."""
+    spots = [(row, id, number) for row, change in enumerate(changes) for id, number in change.items()]
+    if not spots:
+        return logits
+    rows, ids, numbers = zip(*spots, strict=True)
+    where = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
+    return logits.index_put(where, torch.tensor(numbers, device=logits.device).to(logits.dtype), accumulate=True)
+
+
+def repeated(tokens: Iterable[int], presence: float, frequency: float) -> dict[int, float]:
+    """Presence and frequency penalty of OpenAI's API, for ``added``: the logits of an answer's ``tokens`` are lowered,
+    each by ``presence`` where it is there at all, and by ``frequency`` for each time that it is."""
+    return {id: -(presence + frequency * times) for id, times in Counter(tokens).items()}
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Natural log-probabilities for float logits [M, V]: those of ``tokens`` int64 [M], and of each row's ``most``
+    likeliest tokens, the likeliest first (ids int64 [M, most], values [M, most]). All from the same numbers, so that
+    a token that is the likeliest has the very value of the first."""
+    values = logits.log_softmax(-1)
+    best, ids = _largest(values, min(most, values.shape[-1]))
+    return values.gather(-1, tokens[:, None]).squeeze(1), ids[:, :most], best[:, :most]
 
 
 def draw(logits: Tensor, rules: Sequence[Rule], uniforms: Sequence[float]) -> Tensor:

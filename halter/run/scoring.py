@@ -109,6 +109,8 @@ def evaluate(
     rows and of generation.
     """
     scoring, opening, generation = sorted_out("halter.evaluate", options, Scoring, OpenOptions, GenerationOptions)
+    if unshown := generation.unshown("an evaluation"):
+        say(unshown)
     if scoring.columns is not None:
         keys = [*keys, f"data.columns={scoring.columns}"]
     subject = find(named, model=opening.model, adapter=opening.adapter)

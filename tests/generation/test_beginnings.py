@@ -89,9 +89,9 @@ def test_a_beginning_of_a_row_at_work_is_taken_from_it(monkeypatch, tmp_path):
     prompts = [[*LONG, 40], [1, 50], [*LONG, 44]]
     fed = counted(monkeypatch)
     requests = [
-        Request(EncodedPrompt(tuple(prompt), False), GenerationOptions(max_new_tokens=budget), row=row)
+        Request(EncodedPrompt(tuple(prompt), False), GenerationOptions(max_new_tokens=budget), draws=row)
         for row, (prompt, budget) in enumerate(zip(prompts, (9, 3, 9), strict=True))
     ]
-    tokens = {piece.row: piece.result.tokens for piece in Engine(model, tokenizer, requests, 2).run() if piece.result}
+    tokens = {piece.row: piece.result.tokens for piece in Engine(model, tokenizer, 2).run(requests) if piece.result}
     assert [len(tokens[row]) for row in range(3)] == [9, 3, 9]
     assert fed[0] == 34 and max(fed[1:]) == 2  # the third row brought one token of its own

@@ -17,7 +17,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from halter.errors import HalterError, Refusal
 from halter.files.reading import read_json
 from halter.files.tokenizer import Tokenizer
-from halter.generation import engine
+from halter.generation import slots
 from halter.generation.engine import Engine, Request, generate, stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
@@ -144,8 +144,8 @@ def test_any_batching_gives_the_same_answers(each: tuple[Decoder, Tokenizer], op
     others = [generate(*each, PROMPTS, max_new_tokens=40, max_rows=max_rows, **options) for max_rows in (1, 2)]
     encoded = [EncodedPrompt(a.prompt_tokens, True) for a in together]
     chosen = GenerationOptions(max_new_tokens=40, **options)
-    alone = [Engine(model, tokenizer, [Request(prompt, chosen, row=row)]) for row, prompt in enumerate(encoded)]
-    others.append([list(one.run())[-1].result for one in alone])  # under its own row number
+    alone = [Request(prompt, chosen, draws=row) for row, prompt in enumerate(encoded)]  # each under its own number
+    others.append([list(Engine(model, tokenizer).run([one]))[-1].result for one in alone])
     for found in others:
         if options:
             assert found == together
@@ -158,26 +158,22 @@ def test_rows_join_as_others_leave(stories: tuple[Decoder, Tokenizer]) -> None:
     lengths = [3, 30, 1, 17, 2, 9, 5]
     prompts = [EncodedPrompt((1, 10 + i), True) for i in range(len(lengths))]
     requests = [
-        Request(p, GenerationOptions(max_new_tokens=n), row=i) for i, (p, n) in enumerate(zip(prompts, lengths))
+        Request(p, GenerationOptions(max_new_tokens=n), draws=i) for i, (p, n) in enumerate(zip(prompts, lengths))
     ]
-    working = Engine(model, tokenizer, requests, max_rows=3)
-    steps = 0
-    original = working._step
-
-    def counted() -> list[int]:
-        nonlocal steps
+    working = Engine(model, tokenizer, rows=3)
+    ids = [working.add(request) for request in requests]
+    steps, results = 0, {}
+    while working.busy:
+        results |= {p.row: p.result for p in working.step() if p.result is not None}
         steps += 1
-        return original()
-
-    working._step = counted  # type: ignore[method-assign]
-    results = {p.row: p.result for p in working.run() if p.result is not None}
+    assert ids == list(range(len(lengths)))
     assert [len(results[i].tokens) for i in range(len(lengths))] == lengths
     assert steps == 30  # the 67 tokens fit beside the longest row: 3 + 1 + ... are done in its shadow
 
 
 def test_the_cache_grows_with_the_answers(stories: tuple[Decoder, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = generate(*stories, PROMPTS, max_new_tokens=60, max_rows=3)
-    monkeypatch.setattr(engine, "ROOM_TOKENS", 3)
+    monkeypatch.setattr(slots, "ROOM_TOKENS", 3)
     assert generate(*stories, PROMPTS, max_new_tokens=60, max_rows=3) == whole
     capacities: list[int] = []
     grow = Cache.grow
@@ -268,7 +264,7 @@ def test_stop_ids(stories: tuple[Decoder, Tokenizer]) -> None:
 
 def test_the_tokenizers_end_token_stops_unless_ignored() -> None:
     class Says(Decoder):
-        def head(self, hidden: torch.Tensor, acts: Any = None) -> torch.Tensor:
+        def head(self, hidden: torch.Tensor, acts: Any = None, index: Any = None) -> torch.Tensor:
             logits = torch.zeros(len(hidden), self.config.vocab_size)
             logits[:, 2] = 1
             return logits

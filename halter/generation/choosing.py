@@ -1,0 +1,77 @@
+"""From logits to each row's next token, and to what is told of tokens' log-probabilities. In which order options act on
+logits is said in generation/options.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from halter.errors import HalterError
+from halter.generation.rows import Outcome, Row
+from halter.generation.streaming import TokenLogprob
+from halter.model.decoder import Decoder
+from halter.model.places import Acts
+from halter.numerics.losses import chunk_rows
+from halter.numerics.sampling import added, draw, log_probabilities, penalise, repeated, uniform
+
+BROKEN = "the model's logits are not finite; are its weights, those of the adapter, or the dtype broken?"
+
+
+def choose(rows: Sequence[Row], logits: Tensor) -> list[Outcome]:
+    """The next token of each row, or what is wrong with it, for float32 logits [rows, V]."""
+    finite = torch.isfinite(logits.amax(-1)).tolist()
+    if not all(finite):
+        fine = [at for at, one in enumerate(finite) if one]
+        found = iter(choose([rows[at] for at in fine], logits[fine]) if fine else ())
+        return [next(found) if one else Outcome(fault=HalterError(BROKEN)) for one in finite]
+    shaped = _shaped(rows, logits)
+    numbers = [uniform(r.options.seed, r.draws, len(r.answer.tokens)) if r.rule.temperature else 0.0 for r in rows]
+    tokens = draw(shaped, [row.rule for row in rows], numbers)
+    told: dict[int, TokenLogprob] = {}
+    if asked := [at for at, row in enumerate(rows) if row.options.logprobs is not None]:
+        mosts = [rows[at].options.logprobs or 0 for at in asked]
+        told = dict(zip(asked, _told(logits[asked], tokens[asked], mosts), strict=True))
+    return [Outcome(token, logprob=told.get(at)) for at, token in enumerate(tokens.tolist())]
+
+
+def _told(logits: Tensor, tokens: Tensor, mosts: Sequence[int]) -> Iterator[TokenLogprob]:
+    """Of each token, and of the likeliest in its place, as many as ``mosts`` says."""
+    own, ids, best = (t.tolist() for t in log_probabilities(logits, tokens, max(mosts)))
+    for token, logprob, most, *top in zip(tokens.tolist(), own, mosts, ids, best, strict=True):
+        yield TokenLogprob(token, logprob, tuple(zip(*(each[:most] for each in top), strict=True)))
+
+
+def of_prompt(model: Decoder, row: Row, first: int, hidden: Tensor, acts: Acts | None) -> tuple[TokenLogprob, ...]:
+    """What is told of the prompt tokens that a row's pending ones predict, their states [N, dim] from ``first`` on in
+    ``hidden``; a few of them at a time, so that a prompt's logits never exist together."""
+    targets = torch.tensor(row.prompt[row.fed + 1 : row.fed + 1 + len(row.pending)], device=hidden.device)
+    found: list[TokenLogprob] = []
+    for wanted in targets.split(chunk_rows(model.config.vocab_size)):
+        index = torch.arange(first + len(found), first + len(found) + len(wanted), device=hidden.device)
+        logits = model.head(hidden[index], acts, index).float()
+        found += _told(logits, wanted, [row.options.prompt_logprobs or 0] * len(wanted))
+    return tuple(found)
+
+
+def _shaped(rows: Sequence[Row], logits: Tensor) -> Tensor:
+    """The logits after all that the options ask for ahead of the temperature."""
+    if any(row.options.logit_bias for row in rows):
+        logits = added(logits, [row.options.logit_bias for row in rows])
+    if any(row.options.repetition_penalty != 1 for row in rows):
+        penalty = torch.tensor([row.options.repetition_penalty for row in rows])
+        logits = penalise(logits, torch.stack([_seen(row, logits) for row in rows]), penalty)
+    if any(row.options.presence_penalty or row.options.frequency_penalty for row in rows):
+        each = [(row.answer.tokens, row.options.presence_penalty, row.options.frequency_penalty) for row in rows]
+        logits = added(logits, [repeated(*one) if one[1] or one[2] else {} for one in each])
+    return logits
+
+
+def _seen(row: Row, logits: Tensor) -> Tensor:
+    """Bool [V]: the tokens that a row's prompt and answer hold."""
+    if row.seen is None:
+        row.seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        row.seen[torch.tensor(row.prompt, device=logits.device)] = True
+    row.seen[row.pending[-1]] = True
+    return row.seen

@@ -1,0 +1,92 @@
+"""What is asked of the engine: one prompt with its options and its adapter, and how a user's list becomes such."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from halter.errors import Refusal
+from halter.files.tokenizer import Tokenizer
+from halter.generation.options import GenerationOptions
+from halter.generation.prompts import (
+    EncodedPrompt,
+    Prompts,
+    as_list,
+    as_template,
+    encode_prompt,
+    tell_of_template,
+    told_of_files,
+    told_of_marks,
+)
+from halter.kinds import Words
+from halter.methods.adapter import Adapter
+from halter.methods.ready import Ready
+from halter.methods.stacked import Stacked
+from halter.telling import tell
+
+One = Adapter | Stacked | Ready | None
+Adapters = Annotated[One | Sequence[One], Words("an adapter, None, or a list with one for each prompt")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt with its own options and adapter. ``draws`` names it in its random draws, beside the seed of its
+    options: what is drawn depends on these two and never on when a request comes or what is answered beside it."""
+
+    prompt: EncodedPrompt
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    adapter: One = None
+    draws: int = 0
+
+
+def requests_of(tokenizer: Tokenizer, prompts: Prompts, adapter: Adapters, given: dict[str, Any]) -> list[Request]:
+    """The requests that ``generate`` makes of its arguments, ``n`` a prompt: those of the first prompt, ...
+
+    ``given``: AnswerKeywords without ``max_rows``. Refusals of GenerationOptions, of halter.generation.prompts, and
+    ``adapter-count``.
+    """
+    template = as_template(given.pop("template", None))
+    date, prefill, n = given.pop("template_date", None), given.pop("prefill", ""), given.pop("n", 1)
+    chosen = GenerationOptions.of(**given).told()
+    _check_count(n, chosen)
+    asked = as_list(prompts)
+    for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
+        tell(odd)
+    tell_of_template(asked, template, adapter)
+    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
+    both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
+    return [Request(p, chosen, a, draws=number + (again << 32)) for number, (p, a) in both for again in range(n)]
+
+
+def _check_count(n: int, options: GenerationOptions) -> None:
+    """Refusal ``generation-options`` where ``n`` answers are none, or all the same."""
+    if n < 1:
+        raise Refusal("generation-options", f"n, the answers to a prompt, is {n}", expected="1 or more", fix="n=1")
+    if n > 1 and options.temperature == 0:
+        what = f"the {n} answers to each prompt would all be the same: the temperature is 0"
+        raise Refusal("generation-options", what, fix="set temperature above 0, e.g. 0.8, or n to 1")
+
+
+def one_per_prompt(adapter: Adapters, prompts: int) -> list[One]:
+    """The adapter of each prompt. Refusal ``adapter-count`` where a list does not match the prompts."""
+    if adapter is None or isinstance(adapter, Adapter | Stacked | Ready):
+        return [adapter] * prompts
+    if len(adapter) != prompts:
+        raise Refusal(
+            "adapter-count",
+            f"{len(adapter)} adapters for {prompts} prompts",
+            expected="one adapter, or one a prompt",
+            fix="give one adapter for all, or a list as long as that of the prompts",
+        )
+    return list(adapter)
+
+
+def check_tokens(options: GenerationOptions, vocab_size: int) -> None:
+    """Refusal ``generation-options`` where options name token ids that a model of so many has not."""
+    for name in ("stop_ids", "logit_bias"):
+        beyond = [id for id in getattr(options, name) if not 0 <= id < vocab_size]
+        if beyond:
+            what = f"{name} names ids that are not in the vocabulary"
+            known, fix = f"0 to {vocab_size - 1}", "give ids of this model's tokenizer"
+            raise Refusal("generation-options", what, found=beyond, expected=known, fix=fix)
