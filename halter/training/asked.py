@@ -114,7 +114,7 @@ class Asked:
         before, without gradient."""
         objective, rows = part.objective, part.rows
         wanted = self.wanted.part(place.start, place.stop)
-        wanted = replace(wanted, first=0, measure=self._measure(part, place))
+        wanted = replace(wanted, measure=self._measure(part))
         if self.reference is not None and "reference" in objective.needs:
             plain = Wanted(wanted.targets, wanted.weights)
             _, given = self.reference.head.part(place).without_gradient().loss(self.reference.hidden[place], plain)
@@ -127,17 +127,16 @@ class Asked:
         loss, each = head.loss(states, wanted if own is None else wanted.weighted(own))
         return loss, (each.double() if own is None else each.double() * own).sum()
 
-    def _measure(self, part: Part, place: slice) -> Measure | None:
-        """The part's own token loss in place of cross entropy, or None."""
-        if self.reference is None or "distributions" not in part.objective.needs:
+    def _measure(self, part: Part) -> Measure | None:
+        """The part's own loss of tokens start .. end of the pass, in place of cross entropy, or None."""
+        other = self.reference
+        if other is None or "distributions" not in part.objective.needs:
             return None
-        head, hidden = self.reference.head.part(place), self.reference.hidden[place]
-        targets = self.wanted.targets[place]
 
         def measure(own: Tensor, start: int, end: int) -> Tensor:
             with torch.no_grad():
-                reference = head.log_probabilities(hidden, start, end)
-            return part.objective.compare(own, reference, targets[start:end])
+                reference = other.head.log_probabilities(other.hidden, start, end)
+            return part.objective.compare(own, reference, self.wanted.targets[start:end])
 
         return measure
 
