@@ -101,6 +101,11 @@ def heavy_data(request: pytest.FixtureRequest) -> Data:
     return found
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes do not name a test: packed ones hold the time, and xdist's processes would collect different tests."""
+    return argname if isinstance(val, bytes) else None
+
+
 # Skips are told, and in CI those that nobody expected are failures.
 
 

@@ -64,8 +64,8 @@ class Vectors(Piece):
         self.in_features, self.out_features, self.rate = in_features, out_features, rate
         self.d = nn.Parameter(torch.full((r,), float(start)))
         self.b = nn.Parameter(torch.zeros(out_features))
-        self.register_buffer("shared_a", torch.zeros(r, in_features))
-        self.register_buffer("shared_b", torch.zeros(out_features, r))
+        for name in ("shared_a", "shared_b"):
+            self.register_buffer(name, torch.empty(0))  # Method.share puts the one pair of all there
 
     def _mine(self) -> tuple[Tensor, Tensor]:
         return self.shared_a[:, : self.in_features], self.shared_b[: self.out_features]
@@ -108,11 +108,13 @@ class Vera(Method):
         "peft, on random models: logits within 1e-5, files both ways, shared matrices bit for bit."
     )
     training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {
-        "learning_rate": Default(4e-3, "the paper's table of hyperparameters: 4e-3 for LLaMA 7B and 13B"),
+        "learning_rate": Default(
+            4e-3, "remembered as the paper's for instruction tuning of LLaMA 7B and 13B, and not checked against it"
+        ),
     }
     sources: ClassVar[Mapping[str, str]] = {
-        "r": "the paper's for LLaMA-7B and 13B; PEFT's default",
-        "d_initial": "the paper and PEFT: 0.1",
+        "r": "PEFT's default",
+        "d_initial": "PEFT's default",
         "projection_key": "PEFT's default",
     }
 
@@ -124,10 +126,8 @@ class Vera(Method):
         bad = [f"r {self.r}: a rank is at least 1"] if self.r < 1 else []
         bad += [] if 0 <= self.dropout < 1 else [f"dropout {self.dropout}: a share below 1"]
         if bad:
-            what, fix = (
-                "these options of VeRA cannot be used",
-                "leave them out, or give usual ones: r 256, dropout 0.05",
-            )
+            what = "these options of VeRA cannot be used"
+            fix = "leave them out, or give usual ones: r 256, dropout 0.05"
             raise Refusal("vera-options", what, found=bad, fix=fix)
         targets.check(shape, self.target_modules, self.exclude_modules, self.layers, KINDS)
 

@@ -62,10 +62,10 @@ def refused(tokenizer: Tokenizer, path: str, **options: Any) -> Refusal:
     ("name", "data", "told"),
     [
         ("a.jsonl.gz", JSONL.encode(), "is not packed"),
-        ("a.jsonl", gzip.compress(JSONL.encode()), "is packed with gzip"),
+        ("a.jsonl", gzip.compress(JSONL.encode(), mtime=0), "is packed with gzip"),
         ("a.parquet", JSONL.encode(), "is no parquet file"),
         ("a.parquet", json.dumps(ROWS).encode(), "is no parquet file"),
-        ("a.csv", gzip.compress(b"instruction,output\na,b\n"), "is packed with gzip"),
+        ("a.csv", gzip.compress(b"instruction,output\na,b\n", mtime=0), "is packed with gzip"),
     ],
 )
 def test_a_file_of_another_kind_is_renamed_as_the_hint_says(
