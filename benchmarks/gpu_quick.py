@@ -34,8 +34,8 @@ def rates() -> Facts:
 
 def training(quantize: str | None) -> Part:
     def part() -> Facts:
+        from halter.adapters.adapter import adapt
         from halter.data.pack import pack
-        from halter.methods.adapter import adapt
         from halter.methods.lora import Lora
         from halter.planning import Setting, forecast
         from halter.training import optimizers
@@ -118,9 +118,9 @@ def peer() -> Facts:
 
 def decoding() -> Facts:
     """Tokens a second at 1, 8 and 32 prompts, each with a LoRA of its own."""
-    from halter.files.tokenizer import Tokenizer
+    from halter.adapters.adapter import adapt
     from halter.generation.engine import generate
-    from halter.methods.adapter import adapt
+    from halter.text.tokenizer import Tokenizer
 
     fresh()
     model, found = base(), {}

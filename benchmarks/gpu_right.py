@@ -13,10 +13,10 @@ def laws() -> Facts:
     """Every method: starts as the base where it says so, mixed is alone, saved is loaded, gradients are finite."""
     import tiny
 
-    from halter.methods.adapter import adapt
-    from halter.methods.method import names
-    from halter.methods.mixed import Mixed
-    from halter.methods.storage import load_adapter
+    from halter.adapters.adapter import adapt
+    from halter.adapters.loading import load_adapter
+    from halter.adapters.mixed import Mixed
+    from halter.contract.registry import names
     from halter.model.passes import Pass
     from halter.model.segments import Segments
 
@@ -70,7 +70,7 @@ def streaming() -> Facts:
     """Layers in CPU memory, and activations there: the resident base's gradients, bit for bit."""
     import tiny
 
-    from halter.methods.adapter import adapt
+    from halter.adapters.adapter import adapt
     from halter.model.segments import Segments
     from halter.training.offload import offloaded
     from halter.training.one_pass import Learnt, one_pass

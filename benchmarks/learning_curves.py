@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import halter
-from halter.methods.method import names
+from halter.contract.registry import names
 from halter.playground import base_folder
 from halter.playground.tasks import rows
 

@@ -49,7 +49,7 @@ def setting(cell: dict[str, Any], device: str) -> Any:
     """The cell as the plan sees it."""
     import torch
 
-    from halter.methods.method import find
+    from halter.contract.registry import find
     from halter.model.config import preset
     from halter.planning import Setting
 
@@ -93,9 +93,9 @@ def one_step(s: Any, device: str) -> tuple[int, float]:
     import numpy as np
     import torch
 
+    from halter.adapters.adapter import adapt
     from halter.data.example import Example
     from halter.data.pack import pack
-    from halter.methods.adapter import adapt
     from halter.numerics import allocation
     from halter.training import memory, optimizers
     from halter.training.step import take_step

@@ -14,9 +14,9 @@ from tokenizers import pre_tokenizers
 from workloads import Setting, Work, cache, first_adapter, ids, model_folder
 
 import halter
-from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig, preset
 from halter.pretrained.save import save_model
+from halter.text.tokenizer import Tokenizer
 
 STD = 0.02  # of every matrix: transformers' initializer_range, which is also what LLaMA's shapes say they begin with
 ROWS = {"alpaca": "instruct/alpaca_5000.jsonl", "gsm8k": "eval/gsm8k_train_1000.jsonl"}

@@ -11,11 +11,11 @@ import torch
 from workloads import WARM_PROMPTS, Setting, Work, data, first_adapter, model_folder, prompts
 
 import halter
+from halter.adapters.adapter import Adapter, adapt
+from halter.adapters.loading import load_adapter
 from halter.data.example import Example
 from halter.evaluation.score import held_out
 from halter.generation.engine import generate
-from halter.methods.adapter import Adapter, adapt
-from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.model.packing import LAY_STEPS, packed
 from halter.pretrained.load import load

@@ -20,9 +20,9 @@ from dataclasses import replace
 
 import torch
 
-from halter.methods.adapter import Adapter
-from halter.methods.method import find
-from halter.methods.ready import ready
+from halter.adapters.adapter import Adapter
+from halter.adapters.ready import ready
+from halter.contract.registry import find
 from halter.model.config import ModelConfig, preset
 from halter.model.decoder import Decoder
 from halter.model.segments import Segments

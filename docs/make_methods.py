@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from halter.methods.adapter import Adapter
-from halter.methods.method import Method, find, names
+from halter.adapters.adapter import Adapter
+from halter.contract.method import Method
+from halter.contract.registry import find, names
 from halter.model.config import ModelConfig, preset
 from halter.recipe.fields import keys_of
 from halter.recipe.write import plain

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from halter.comparison.report import table_lines
-from halter.comparison.report_facts import Comparison
-from halter.comparison.report_tables import Table, tables
+from halter.comparison.report.facts import Comparison
+from halter.comparison.report.tables import Table, tables
+from halter.comparison.report.writing import table_lines
 from halter.model.config import preset
 from halter.planning import dry
 from halter.planning.survey import (

@@ -5,38 +5,40 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from halter.version import __version__ as __version__
+
 import_module("halter.waiting")  # before torch is loaded
 _HOME = {
     **dict.fromkeys(("HalterError", "Refusal"), "halter.errors"),
     **dict.fromkeys(("Callback", "StopTraining"), "halter.training.callbacks"),
-    "adapt": "halter.methods.adapter",
+    "adapt": "halter.adapters.adapter",
     "compare": "halter.comparison.whole",
-    **dict.fromkeys(("doctor", "inspect", "plan"), "halter.run.asked"),
+    "inspect": "halter.inspection.asked",
+    **dict.fromkeys(("doctor", "plan"), "halter.run.asked"),
     "evaluate": "halter.run.scoring",
     "generate": "halter.generation.engine",
     "load": "halter.pretrained.load",
-    "load_adapter": "halter.methods.storage",
+    "load_adapter": "halter.adapters.loading",
     "merge": "halter.run.merging",
-    "ready": "halter.methods.ready",
-    "stack": "halter.methods.stacked",
+    "ready": "halter.adapters.ready",
+    "stack": "halter.adapters.stacked",
     "train": "halter.run",
 }
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (the names are the table's)
 
 if TYPE_CHECKING:  # what editors and checkers read; a test holds it to the table
+    from halter.adapters.adapter import adapt as adapt
+    from halter.adapters.loading import load_adapter as load_adapter
+    from halter.adapters.ready import ready as ready
+    from halter.adapters.stacked import stack as stack
     from halter.comparison.whole import compare as compare
     from halter.errors import HalterError as HalterError
     from halter.errors import Refusal as Refusal
     from halter.generation.engine import generate as generate
-    from halter.methods.adapter import adapt as adapt
-    from halter.methods.ready import ready as ready
-    from halter.methods.stacked import stack as stack
-    from halter.methods.storage import load_adapter as load_adapter
+    from halter.inspection.asked import inspect as inspect
     from halter.pretrained.load import load as load
     from halter.run import train as train
     from halter.run.asked import doctor as doctor
-    from halter.run.asked import inspect as inspect
     from halter.run.asked import plan as plan
     from halter.run.merging import merge as merge
     from halter.run.scoring import evaluate as evaluate

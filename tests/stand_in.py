@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from halter.model.lane import Lane
+from halter.model.copy_stream import Lane
 
 
 class LateLane(Lane):

@@ -15,9 +15,9 @@ from own_data import GOLDEN, Data, Own
 
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.pretrained.load import load
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 ROWS = {
     "train": (400, "65ce7deb43df7867"),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from halter.adapters.importing.taking import ImportOptions
 from halter.cli.differences import differences, said
 from halter.cli.flags import with_options
 from halter.cli.strays import percent
@@ -18,7 +19,6 @@ from halter.errors import Refusal
 from halter.export.combine import CombineOptions
 from halter.export.compress import CompressOptions
 from halter.files.folders import refuse_unwritable
-from halter.methods.importers import ImportOptions
 from halter.telling import tell
 
 MISTAKES = 2
@@ -40,12 +40,12 @@ def list_(
     as_json: Json = False,
 ) -> int:
     """Method, numbers, rank, base and size of every adapter; exit code 2 if one cannot be read."""
-    from halter.run import shelf
+    from halter.run import adapter_folders
 
     rows: list[dict[str, Any]] = []
-    for place in shelf.adapters_in(folders):
+    for place in adapter_folders.adapters_in(folders):
         try:
-            rows.append(shelf.describe(place))
+            rows.append(adapter_folders.describe(place))
         except Refusal as refusal:
             rows.append({"folder": str(place), "problem": refusal.id, "text": refusal.paragraph()})
     print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else _table(rows))
@@ -57,9 +57,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Everything that an adapter folder says of itself."""
-    from halter.run import shelf
+    from halter.run import adapter_folders
 
-    found = shelf.describe(shelf.adapter_place(folder))
+    found = adapter_folders.describe(adapter_folders.adapter_place(folder))
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -81,9 +81,9 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """How two adapters differ: options, and tensor by tensor norms and cosines."""
-    from halter.run import shelf
+    from halter.run import adapter_folders
 
-    found = shelf.difference(shelf.adapter_place(a), shelf.adapter_place(b), model)
+    found = adapter_folders.difference(adapter_folders.adapter_place(a), adapter_folders.adapter_place(b), model)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else differences(found))
 
 
@@ -100,14 +100,14 @@ def combine(
 ) -> None:
     """A weighted combination of LoRAs as one; of one alone: scaled (--weights), or at a lower rank (--mode svd)."""
     from halter.export.combine import combine as combined
-    from halter.run import shelf
+    from halter.run import adapter_folders
 
     place = _needed(output, "combine")
     if weights is not None and (loose := [word for word in folders if _is_weight(word)]):
         one = ",".join(part for word in (weights, *loose) for part in word.split(",") if part)
         raise Refusal("usage", "weights are one word, with commas between", found=loose, fix=f"--weights {one}")
     numbers = [1.0] * len(folders) if weights is None else _numbers(weights)
-    adapters = [shelf.open_without_weights(folder, model) for folder in folders]
+    adapters = [adapter_folders.open_without_weights(folder, model) for folder in folders]
     made, report = combined(adapters, numbers, options, folders)
     made.facts["combined"]["of"] = [str(folder) for folder in folders]
     made.save(place)
@@ -126,11 +126,11 @@ def compress(
 ) -> None:
     """An adapter's file in 8, 4 or 1 bit, or with its important numbers only, and what that loses."""
     from halter.export.compress import compress as compressed
-    from halter.run import shelf
+    from halter.run import adapter_folders
 
     place = _needed(output, "compress")
     opened, rows = _opened(folder, model, data, limit) if data is not None else (None, [])
-    adapter = shelf.open_without_weights(folder, model) if opened is None else opened.adapter
+    adapter = adapter_folders.open_without_weights(folder, model) if opened is None else opened.adapter
     smaller, report = compressed(adapter, place, options)
     record = {"folder": place, **asdict(report)}
     words = [str(report), ONLY_HALTER]
@@ -188,11 +188,11 @@ def convert(
 
 def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple[Any, list[str], list[str], str]:
     """(adapter, what was lost, what is told of its reading, what it was)."""
+    from halter.adapters.importing.formats import import_adapter
+    from halter.adapters.importing.whose import opened
     from halter.files.nearby import no_such_source, refuse_inside_adapter
-    from halter.methods.import_files import opened
-    from halter.methods.importers import import_adapter
     from halter.pretrained.load import load_config
-    from halter.run import shelf
+    from halter.run import adapter_folders
 
     if len(source) == 1 and Path(source[0]).is_dir():
         if options != ImportOptions():
@@ -202,7 +202,7 @@ def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple
                 where=source[0],
                 fix="leave the options out, or name the file itself",
             )
-        adapter = shelf.open_without_weights(source[0], model)
+        adapter = adapter_folders.open_without_weights(source[0], model)
         return adapter, [], adapter.notes, " + ".join(method.name() for method in adapter.methods)
     for name in source:
         if not os.path.lexists(name):
@@ -219,8 +219,8 @@ def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple
 
 
 def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
-    from halter.methods.importers import regated
-    from halter.run.shelf import convertible
+    from halter.adapters.importing.authors import regated
+    from halter.run.adapter_folders import convertible
 
     notes: list[str] = []
     if [method.name() for method in adapter.methods] == ["llama_adapter"]:
@@ -240,9 +240,9 @@ def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
 
 def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tuple[Any, Any]:
     """The base with the adapter on it, and rows to score."""
+    from halter.run.adapter_folders import adapter_place
     from halter.run.opening import OpenOptions, find, open_subject
     from halter.run.scored import Scoring, held_out_rows
-    from halter.run.shelf import adapter_place
 
     chosen = OpenOptions(model=model)
     opened = open_subject(find(adapter_place(folder), model=model), tell, chosen)

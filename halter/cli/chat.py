@@ -11,19 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
+from halter.adapters.adapter import Adapter
 from halter.cli import chat_words
 from halter.cli.chat_words import HELP
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.files import writing
-from halter.files.chat import ChatTemplate
 from halter.generation.engine import stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import with_system
-from halter.methods.adapter import Adapter
 from halter.model.packing import packed
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 from halter.telling import tell
+from halter.text.chat.conversations import ChatTemplate
 
 BASE = "/base"
 """The base alone, a name that no folder has."""

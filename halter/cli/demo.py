@@ -133,7 +133,7 @@ def _train(out: Path) -> Path:
 
 def _adapted(base: Any, tokenizer: Any, rows: Sequence[Row], run: Path) -> tuple[Any, list[str]]:
     """The adapter as it was saved, read back, and its answers."""
-    from halter.methods.storage import load_adapter
+    from halter.adapters.loading import load_adapter
 
     adapter = load_adapter(run / "adapter", base)
     return adapter, _answers(base, tokenizer, rows, adapter)

@@ -47,13 +47,13 @@ def command(
         raise Refusal(
             "nothing-to-train", "there is nothing to inspect", fix=NEEDS.replace("halter train", "halter inspect")
         )
-    from halter.run.asked import inspect
-    from halter.run.inspect_text import Look, render
+    from halter.inspection.asked import inspect
+    from halter.inspection.text import Look, render
 
     if html is not None:
         from halter.files.disk import refuse_existing
         from halter.files.folders import try_out
-        from halter.run.inspect_page import is_page
+        from halter.inspection.page import is_page
 
         if not is_page(html):
             refuse_existing(html)
@@ -61,7 +61,7 @@ def command(
     found = inspect(recipe, overrides, rows=rows, row=row or ())
     if html is not None:
         from halter.files.writing import write_text
-        from halter.run.inspect_page import page
+        from halter.inspection.page import page
 
         write_text(html, page(found), replace=True)
         tell(f"written: {html}")

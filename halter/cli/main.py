@@ -14,10 +14,10 @@ import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
-from halter import __version__
-from halter.cli.entry import INTERRUPTED, begin, started
+from halter.cli.interrupts import INTERRUPTED, begin, started
 from halter.errors import HalterError, Refusal
 from halter.telling import RED, loudness, painted, spelt, wrapped
+from halter.version import __version__
 
 VERBS = {
     "demo": "see a LLaMA adapted in a minute, without model or data of your own",

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from halter.errors import Refusal
-from halter.files.odd_texts import file_named, spells_new_lines
 from halter.files.row_names import called_rows
 from halter.telling import tell
+from halter.text.odd_texts import file_named, spells_new_lines
 
 TEXTS = ("prompt", "system", "prefill")
 """Parameters whose words a model reads, whatever they are."""

@@ -67,8 +67,8 @@ def command(
 
 def _refuse_other_method(recipe: str, asked: Sequence[str]) -> None:
     """Refusal ``run-differs`` of a run that is to go on with another method than it was begun with."""
+    from halter.contract.otherwise import spelt
     from halter.files import yaml12
-    from halter.methods.otherwise import spelt
 
     held = yaml12.read(recipe).data["method"]
     names = [one["name"] for one in (held if isinstance(held, list) else [held])]

@@ -8,14 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from halter.adapters.adapter import Adapter
+from halter.adapters.loading import load_adapter
 from halter.comparison.scores import Exam, decode_rates
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.export.compress import CompressOptions, compress
 from halter.export.merge import merge
 from halter.files.folders import discard
-from halter.methods.adapter import Adapter
-from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 
 BITS: Literal[8] = 8

@@ -36,7 +36,7 @@ def probe(recipe: Path) -> dict[str, Any]:
 def measure(path: str) -> dict[str, Any]:
     """The first steps of the recipe, here, and the peak of this process."""
     from halter import recipe as recipes
-    from halter.comparison.rounds import checkpointed, roomy
+    from halter.comparison.training_runs import checkpointed, roomy
     from halter.numerics import allocation, denormals
     from halter.pretrained.load import load_model
     from halter.run.prepare import prepare

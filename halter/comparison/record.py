@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from halter import __version__
 from halter.comparison import search, statistics
-from halter.comparison.ground import Ground
 from halter.comparison.options import CompareOptions
+from halter.comparison.setup import Ground
 from halter.playground import base_folder
 from halter.pretrained.device import choose_device
+from halter.version import __version__
 
 Row = dict[str, Any]
 SHARES = {"exact_match": "matches", "choice_accuracy": "rights"}

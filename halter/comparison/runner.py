@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from halter import recipe as recipes
+from halter.adapters.adapter import Adapter, trained_matrices
+from halter.adapters.loading import load_adapter
 from halter.comparison.costs import costs
-from halter.comparison.ground import Contestant, Ground
 from halter.comparison.probe import probe
-from halter.comparison.rounds import train_runs
 from halter.comparison.scores import DECODED, TIMES, Exam, decode_rates, examine
+from halter.comparison.setup import Contestant, Ground
+from halter.comparison.training_runs import train_runs
 from halter.comparison.trials import Trials
 from halter.errors import HalterError, Refusal
 from halter.files.folders import discard
 from halter.files.writing import write_text
-from halter.methods.adapter import Adapter, trained_matrices
-from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.model.storages import BITS, STORAGES, Quantize
 from halter.planning import Setting, forecast

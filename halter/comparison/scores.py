@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.choices import Ballot, ballot
@@ -16,10 +17,9 @@ from halter.evaluation.questions import Question, question
 from halter.evaluation.score import answers, held_out, held_out_loss
 from halter.evaluation.tasks import Judge, task_scores
 from halter.evaluation.texts import ROUGE, exact_match, rouge
-from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationOptions
-from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.text.tokenizer import Tokenizer
 
 DIGITS = 7
 """Of the losses by row that a trial keeps."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from halter.arguments import checked
-from halter.comparison import engine, start
+from halter.comparison import loop, start
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
 from halter.evaluation.options import TaskKeywords
@@ -140,11 +140,11 @@ def compare(
         if value is not None:
             _refuse_twice(key, value, recipe, overrides)
             recipe[name] = {**_section(recipe, name), key: value}
-    engine.tell_unwritable(say)
+    loop.tell_unwritable(say)
     say(f"comparison: {folder}")
     with counting(source):
-        record = engine.compare(recipe, chosen, variants, folder, say)
-    reports = engine.write_report(record, folder, say)
+        record = loop.compare(recipe, chosen, variants, folder, say)
+    reports = loop.write_report(record, folder, say)
     rows = tuple(Compared.of(row) for row in record["rows"])
     return Comparison(folder, rows, tuple(tuple(pair) for pair in record["ties"]), reports, record)
 

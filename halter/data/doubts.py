@@ -15,9 +15,9 @@ import numpy as np
 
 from halter.data.example import Example
 from halter.data.meaning import Canonical
-from halter.files.chat_marks import begun, ended, families
-from halter.files.odd_texts import spells_new_lines
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.marks import begun, ended, families
+from halter.text.odd_texts import spells_new_lines
+from halter.text.tokenizer import Tokenizer
 
 Pair = tuple[int, int]
 SPELT_OUT = re.compile(r"\\n(?=[A-Z0-9\s\\*#(-]|$)")

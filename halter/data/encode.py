@@ -12,9 +12,9 @@ from halter.data.formats import Canonical
 from halter.data.options import DataOptions
 from halter.data.turns import BadRow, under_system
 from halter.errors import Refusal
-from halter.files.chat import BUILTIN, ChatTemplate
-from halter.files.chat_rows import Rows, encode_pair, encode_text
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import BUILTIN, ChatTemplate
+from halter.text.chat.rows import Rows, encode_pair, encode_text
+from halter.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from halter.data.advice import columns_option
 from halter.data.encode import Encoder
 from halter.data.report import DataReport
 from halter.errors import HalterError
-from halter.files.chat import BUILTIN, ChatTemplate
+from halter.text.chat.conversations import BUILTIN, ChatTemplate
 
 
 def frame(encoder: Encoder, template: ChatTemplate, beside: bool) -> int:

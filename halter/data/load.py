@@ -32,9 +32,9 @@ from halter.data.told import grouped, place
 from halter.data.turns import UNANSWERED
 from halter.data.workers import useful
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.chat_render import NO_TOOLS
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.chat.render import NO_TOOLS
+from halter.text.tokenizer import Tokenizer
 
 __all__ = ["DataReport", "Examples", "Loaded", "load_examples"]
 

@@ -25,10 +25,10 @@ from halter.data.told import as_learned
 from halter.data.turns import BadRow
 from halter.data.workers import mapped
 from halter.errors import Refusal
-from halter.files.chat import LLAMA_3
-from halter.files.chat_render import NO_TOOLS
 from halter.files.row_names import TEXT, suffix_of
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import LLAMA_3
+from halter.text.chat.render import NO_TOOLS
+from halter.text.tokenizer import Tokenizer
 
 HEAD = 100
 """Rows of a file that are looked at to find its format."""

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.questions import Question, question
 from halter.evaluation.score import held_out
 from halter.evaluation.texts import exact_match
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.text.tokenizer import Tokenizer
 
 LONGEST, MOST = 40, 20
 """Letters of an answer that are shown, and answers of which there may be choices."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from halter.data.example import Example
-from halter.files.tokenizer import Tokenizer
 from halter.generation.prompts import EncodedPrompt
+from halter.text.tokenizer import Tokenizer
 
 REPLACED = "\ufffd"
 """What is written for a piece of a wanted answer that the tokenizer does not know."""

@@ -16,18 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
 from halter.errors import Refusal
 from halter.evaluation.questions import Question, question
 from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, token_f1, translation
 from halter.files import disk, writing
-from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import MAX_ROWS, Engine
 from halter.generation.options import GenerationOptions
 from halter.generation.requests import Request
 from halter.generation.streaming import Generation
-from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass
 from halter.model.places import Acts
@@ -35,6 +34,7 @@ from halter.model.segments import Segments
 from halter.numerics import allocation
 from halter.numerics.losses import chunk_rows, even_rows
 from halter.numerics.metrics import perplexity, token_losses
+from halter.text.tokenizer import Tokenizer
 
 PASS_TOKENS = 4096  # in one pass; bounds the activations' memory
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.options import TaskOptions
@@ -25,11 +26,10 @@ from halter.evaluation.questions import Question
 from halter.evaluation.score import answers, likelihoods
 from halter.files.extras import missing_extra
 from halter.files.offline import quick_offline
-from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
-from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
+from halter.text.tokenizer import Tokenizer
 
 ASKED = "openai/gsm8k"
 """A data set of the hub, as good as any to see whether there is a way to it."""

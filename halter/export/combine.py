@@ -24,11 +24,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
+from halter.adapters.stacked import tell_loud
+from halter.contract.registry import find
 from halter.errors import Refusal
 from halter.export.low_rank_parts import Pair, decompose, decompose_pair, pairs_of
-from halter.methods.adapter import Adapter
-from halter.methods.method import find
-from halter.methods.stacked import tell_loud
 from halter.model.config import ModelConfig
 from halter.numerics.dropout import key
 

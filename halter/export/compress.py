@@ -15,11 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
+from halter.adapters.loading import restore
+from halter.adapters.saving import save_adapter, state_of
 from halter.errors import Refusal
 from halter.export.low_rank_parts import pairs_of
 from halter.files.packed import CODES, pack, unpack
-from halter.methods.adapter import Adapter
-from halter.methods.storage import restore, save_adapter, state_of
 
 SMALL = 256
 """Tensors of fewer numbers (gates, a few biases) stay as they are: they weigh nothing, and much hangs on each."""

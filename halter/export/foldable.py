@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from halter.adapters.adapter import Adapter, Slot
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter, Slot
 from halter.model.config import ModelConfig
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter, Slot
+from halter.contract.targets import ADAPTED
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter, Slot
-from halter.methods.targets import ADAPTED
 from halter.model.config import ModelConfig
 
 _PAIRS = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})

@@ -15,20 +15,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
 from halter.errors import Refusal
 from halter.export.foldable import biased, refuse_unfoldable, unties
 from halter.export.gap import SAMPLE, Gap, gap, logits_on
 from halter.export.proof import prove_fold, prove_written
 from halter.files.folders import new_folder
-from halter.files.tokenizer import Tokenizer
 from halter.files.writing import write_text
-from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
 from halter.pretrained.device import dtype_name
 from halter.pretrained.load import load_model, map_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
+from halter.text.tokenizer import Tokenizer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What weights are written in."""

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.adapters.adapter import Adapter
 from halter.errors import HalterError
 from halter.export.gap import Gap, gap, logits_on
-from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Embedding, Linear

@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
 from halter.export.foldable import biased, refuse_unfoldable, unties
 from halter.export.gap import Gap, gap, logits_on
 from halter.export.merge import base_of, sample_rows, source_of, tokenizer_of, write_template
 from halter.files.folders import new_folder
 from halter.files.writing import copy_file, write_json, write_tensors
-from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.layout import LINEAR
 from halter.model.linear import Linear

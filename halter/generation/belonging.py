@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from halter.files.tokenizer import Tokenizer, other_vocabulary
-from halter.methods.adapter import Adapter
+from halter.adapters.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.telling import tell
+from halter.text.tokenizer import Tokenizer, other_vocabulary
 
 
 @lru_cache(64)

@@ -15,9 +15,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from halter.adapters.mixed import Mixed
 from halter.arguments import checked
 from halter.files.measured import Measured
-from halter.files.tokenizer import Tokenizer
 from halter.generation.beginnings import hand_on, wait_for_shared
 from halter.generation.belonging import tell_others
 from halter.generation.choosing import choose, of_prompt
@@ -27,13 +27,13 @@ from halter.generation.requests import Adapters, Request, check_tokens, requests
 from halter.generation.rows import Outcome, Row
 from halter.generation.slots import Slots
 from halter.generation.streaming import Answer, AnswersFailed, Generation, Piece
-from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
 from halter.model.packing import packed
 from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
+from halter.text.tokenizer import Tokenizer
 
 MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
 PREFILL_TOKENS = 4096  # in one step, those of prompts and one for each row that is decoded; bounds a step's memory

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import count
 
-from halter.methods.adapter import Adapter
-from halter.methods.ready import Ready
-from halter.methods.stacked import Stacked
+from halter.adapters.adapter import Adapter
+from halter.adapters.ready import Ready
+from halter.adapters.stacked import Stacked
 
 BASE = -1
 """The owner of rows that have no adapter."""

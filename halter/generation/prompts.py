@@ -15,13 +15,13 @@ from torch import Tensor
 from halter import kinds
 from halter.data.turns import under_system
 from halter.errors import Refusal
-from halter.files import chat_marks
-from halter.files.chat import ChatTemplate, writable
 from halter.files.row_names import called_rows
-from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords
 from halter.kinds import Words
 from halter.telling import tell_once
+from halter.text.chat import marks as chat_marks
+from halter.text.chat.conversations import ChatTemplate, writable
+from halter.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from halter.adapters.adapter import Adapter
+from halter.adapters.ready import Ready
+from halter.adapters.stacked import Stacked
 from halter.errors import Refusal
-from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import (
     EncodedPrompt,
@@ -20,10 +22,8 @@ from halter.generation.prompts import (
     told_of_marks,
 )
 from halter.kinds import Words
-from halter.methods.adapter import Adapter
-from halter.methods.ready import Ready
-from halter.methods.stacked import Stacked
 from halter.telling import tell
+from halter.text.tokenizer import Tokenizer
 
 One = Adapter | Stacked | Ready | None
 Adapters = Annotated[One | Sequence[One], Words("an adapter, None, or a list with one for each prompt")]

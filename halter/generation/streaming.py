@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 from halter.elsewhere import called_otherwise
 from halter.errors import HalterError
-from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
 from halter.generation.stopping import StopStrings
+from halter.text.tokenizer import Tokenizer
 
 Finish = Literal["stop", "length", "context", "cancelled", "error"]
 

@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from halter.contract import targets
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods import targets
-from halter.methods.llama_adapter_v2 import BiasAct
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR
 from halter.model.places import Act
+from halter.parts.scales import BiasAct
 
 
 class AddedBias(Piece):

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract.method import Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods.method import Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act, Sublayer
 

@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.methods import targets
+from halter.contract import targets
+from halter.contract.method import Method, Piece, Site
 from halter.methods.lora import Lora
-from halter.methods.low_rank import LowRank, LowRankRows
-from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.layout import TABLE, Place
 from halter.model.linear import Embedding, Linear
 from halter.model.places import Act
 from halter.numerics.dropout import dropout
+from halter.parts.low_rank import LowRank, LowRankRows
 
 ROWS = 1024  # of a weight whose norms are made at once
 

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract.method import Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods.llama_adapter import check_prompts
-from halter.methods.method import Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act
+from halter.parts.prompts import check_prompts
 
 
 @dataclass(frozen=True)

@@ -12,59 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
+from halter.contract.method import Default, Method, Piece
+from halter.contract.targets import check, chosen, for_peft
 from halter.errors import Refusal
-from halter.methods.method import Default, Method, Piece, Site
-from halter.methods.targets import check, chosen, for_peft
 from halter.model.config import ModelConfig
 from halter.model.layout import HEAD, LINEAR, NORM, TABLE
-from halter.model.linear import Embedding, Linear, Norm
-from halter.model.places import Act
+from halter.parts.stand_in import StandIn
 
 KINDS = (LINEAR, NORM, TABLE, HEAD)
-
-
-@dataclass(frozen=True)
-class StandInAct(Act):
-    """The place computes with these instead of the base's weight and bias."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def stand_in(self) -> tuple[Tensor, Tensor | None]:
-        return self.weight, self.bias
-
-
-class StandIn(Piece):
-    """A weight (and bias) of one place in float32, read from the base at the start."""
-
-    saved_names = {"weight": "weight", "bias": "bias"}
-    folds = True
-    replaces = True
-
-    def __init__(self, shape: tuple[int, ...], bias: bool, saved_as: str = "") -> None:
-        super().__init__()
-        if saved_as:
-            self.saved_names = {"weight": saved_as}
-        self.weight = nn.Parameter(torch.empty(shape))
-        self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
-
-    @torch.no_grad()
-    def start(self, module: nn.Module) -> None:
-        assert isinstance(module, (Linear, Norm, Embedding))
-        self.weight.copy_(module.weight())
-        if self.bias is not None:
-            self.bias.copy_(module.bias)  # type: ignore[arg-type]
-
-    def bind(self, site: Site) -> Act:
-        if self.joins_as_formerly:
-            return Act()
-        return StandInAct(self.weight.to(site.dtype), None if self.bias is None else self.bias.to(site.dtype))
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.weight.to(weight), bias if self.bias is None else self.bias.to(weight)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halter.methods import targets
-from halter.methods.llama_adapter_v2 import InputScaleAct, OutputScaleAct
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
+from halter.contract import targets
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR
 from halter.model.places import Act
+from halter.parts.scales import InputScaleAct, OutputScaleAct
 
 
 class Rescale(Piece):

@@ -24,10 +24,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from halter.errors import Refusal
-from halter.methods.method import PEFT_PREFIX, Default, Method, Piece, Site
+from halter.contract.method import PEFT_PREFIX, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act, Context, run_at
+from halter.parts.prompts import check_prompts
 
 GateScope = Literal["head", "layer"]
 GateActivation = Literal["tanh", "identity"]
@@ -240,15 +240,3 @@ class LlamaAdapter(Method):
             else:
                 renamed[f"{layer}.context.gate" if found and part == "gate" else name] = tensor
         return renamed
-
-
-def check_prompts(length: int, layers: int) -> None:
-    """Refusal ``prompt-options`` where there is no prompt or no layer for it."""
-    bad = [f"{key} {value}" for key, value in (("adapter_len", length), ("adapter_layers", layers)) if value < 1]
-    if bad:
-        raise Refusal(
-            "prompt-options",
-            "prompts need at least one vector and one layer",
-            found=bad,
-            fix="give numbers from 1 up, or leave them out",
-        )

@@ -18,58 +18,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from halter.contract import targets
+from halter.contract.method import Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods import targets
-from halter.methods.full import StandIn
-from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, PromptRows, Through, check_prompts
-from halter.methods.low_rank import LowRank, LowRankAct
-from halter.methods.method import Default, Method, Piece, Site
+from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, PromptRows, Through
 from halter.model.config import ModelConfig
 from halter.model.joints import chained
 from halter.model.layout import LINEAR, NORM
 from halter.model.places import Act
-
-
-@dataclass(frozen=True)
-class OutputScaleAct(Act):
-    """s * (y + b) with y the base's output; s, b [out] in the dtype computed in, b None without a bias."""
-
-    scale: Tensor
-    bias: Tensor | None
-
-    def act(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.scale * (y if self.bias is None else y + self.bias)
-
-
-@dataclass(frozen=True)
-class InputScaleAct(Act):
-    """W (s * x) + b, and where there is a low-rank branch B A x, on the input as it came; s [in], b [out]."""
-
-    scale: Tensor
-    bias: Tensor | None
-    branch: LowRankAct | None = None
-
-    def enter(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-    def act(self, x: Tensor, y: Tensor) -> Tensor:
-        return y if self.bias is None else y + self.bias
-
-    def beside(self, x: Tensor, y: Tensor) -> Tensor:
-        return y if self.branch is None else self.branch.act(x, y)
-
-    def select(self, index: Tensor) -> InputScaleAct:
-        return self if self.branch is None else replace(self, branch=self.branch.select(index))
-
-
-@dataclass(frozen=True)
-class BiasAct(Act):
-    """y + b; b [out]."""
-
-    bias: Tensor
-
-    def act(self, x: Tensor, y: Tensor) -> Tensor:
-        return y + self.bias
+from halter.parts.low_rank import LowRank
+from halter.parts.prompts import check_prompts
+from halter.parts.scales import BiasAct, InputScaleAct, OutputScaleAct
+from halter.parts.stand_in import StandIn
 
 
 class ScaleBias(Piece):

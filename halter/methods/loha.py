@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halter.methods import lycoris, targets
-from halter.methods.lycoris import draw
-from halter.methods.method import Method, Piece, Site
+from halter.contract import targets
+from halter.contract.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act
+from halter.parts import lycoris
+from halter.parts.lycoris import draw
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from halter.contract import targets
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece
 from halter.errors import Refusal
-from halter.methods import targets
-from halter.methods.low_rank import Init, LowRank, LowRankRows
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR, TABLE, Place
+from halter.parts.low_rank import Init, LowRank, LowRankRows
 
 TABLE_RATE = 1e-6  # of LoRA+ for the embedding's pair, whatever the rest learns at
-
-
-def whole(value: float) -> float | int:
-    """A whole number as an int, as PEFT writes it."""
-    return int(value) if value == int(value) else value
 
 
 @dataclass(frozen=True)
@@ -157,7 +152,7 @@ class Lora(Method):
         return {
             "task_type": "CAUSAL_LM",
             "r": self.r,
-            "lora_alpha": whole(self.alpha or 0.0),
+            "lora_alpha": targets.whole(self.alpha or 0.0),
             "lora_dropout": self.dropout,
             "target_modules": targets.for_peft(modules),
             "exclude_modules": None if not self.exclude_modules else targets.for_peft(self.exclude_modules),

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halter.methods import targets
-from halter.methods.full import StandIn
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece
+from halter.contract import targets
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece
 from halter.model.config import ModelConfig
 from halter.model.layout import NORM
+from halter.parts.stand_in import StandIn
 
 SAVED_AS = "ln_tuning_layers.weight"  # in PEFT's files
 

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece
-from halter.methods.shifted import build_shifted, check_shifted, from_plain, pair, plain_config, to_plain
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece
+from halter.methods.pissa import build_shifted, check_shifted, pair, plain_config
 from halter.model.config import ModelConfig
+from halter.parts.shifted import from_plain, to_plain
 
 
 def orthonormal_start(weight: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
-from halter.methods.prefix_tuning import check_virtual
 from halter.model.config import ModelConfig
 from halter.model.layout import VIRTUAL
 from halter.model.places import Extra
 from halter.numerics.dropout import dropout
+from halter.parts.prompts import check_virtual
 
 Encoder = Literal["mlp", "lstm", "none"]
 

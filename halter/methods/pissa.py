@@ -9,17 +9,21 @@ base's weight; here B0 and A0 stay in the adapter, frozen, and the base is not t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece
-from halter.methods.shifted import build_shifted, check_shifted, from_plain, pair, plain_config, to_plain
+from halter.contract import targets
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece
+from halter.methods.lora import Lora
 from halter.model.config import ModelConfig
+from halter.model.layout import HEAD, LINEAR, Place
+from halter.parts.shifted import Shifted, Start, from_plain, to_plain
 
+KINDS = (LINEAR, HEAD)
 SEED = 0  # of the fast decomposition, so that a run can be repeated
 
 
@@ -101,3 +105,51 @@ class Pissa(Method):
     @classmethod
     def reads(cls, config: dict[str, Any]) -> bool:
         return False  # PEFT's form of it is plain LoRA; halter.json says what it was
+
+
+# OLoRA has the same, from another start.
+
+
+def pair(method: Method) -> Lora:
+    """LoRA with the options that both have."""
+    options = asdict(method)
+    return Lora(**{name: options[name] for name in Lora.__dataclass_fields__ if name in options})
+
+
+def ranks(method: Method, shape: ModelConfig, layer: int | None) -> list[tuple[Place, int]]:
+    """The places of one layer and their rank: the method's, or the smaller side of a weight that has no more."""
+    plain = pair(method)
+    places = targets.chosen(shape, layer, plain.target_modules, plain.exclude_modules, plain.layers, KINDS)
+    return [(place, min(plain.r, *place.shape)) for place in places]
+
+
+def plain_config(method: Method, shape: ModelConfig) -> dict[str, Any]:
+    """LoRA's configuration for pairs of twice the rank with the same scale."""
+    plain = pair(method)
+    scale = (plain.alpha or 0.0) / plain.r
+    at = {place.path: r for i in shape.layout.everywhere for place, r in ranks(method, shape, i)}
+    smaller = {name: 2 * r for name, r in at.items() if r < plain.r}
+    return plain.to_peft(shape) | {
+        "r": 2 * plain.r,
+        "lora_alpha": targets.whole(2 * plain.r * scale),
+        "rank_pattern": smaller,
+        "alpha_pattern": {name: targets.whole(r * scale) for name, r in smaller.items()},
+    }
+
+
+def check_shifted(method: Method, shape: ModelConfig) -> None:
+    """What LoRA refuses, and targets without a weight to start from."""
+    plain = pair(method)
+    plain.check(shape)
+    targets.check(shape, plain.target_modules, plain.exclude_modules, plain.layers, KINDS)
+
+
+def build_shifted(method: Method, shape: ModelConfig, layer: int | None, begin: Start) -> dict[str, Piece]:
+    """A Shifted piece at every chosen place."""
+    plain = pair(method)
+    scale = (plain.alpha or 0.0) / plain.r
+    made: dict[str, Piece] = {}
+    for place, r in ranks(method, shape, layer):
+        out_features, in_features = place.shape
+        made[place.name] = Shifted(in_features, out_features, r, scale, plain.dropout, begin)
+    return made

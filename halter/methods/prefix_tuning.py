@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.layout import MEMORY
 from halter.model.places import Extra
+from halter.parts.prompts import check_virtual
 
 
 class Prefix(Piece):
@@ -166,12 +167,3 @@ class PrefixTuning(Method):
             own = part.unflatten(1, heads) if part.shape[1] == heads[0] * heads[1] else part  # else told as misshapen
             found[f"{shape.layout.path(number // 2, MEMORY)}.{('keys', 'values')[number % 2]}"] = own
         return found
-
-
-def check_virtual(length: int, shape: ModelConfig) -> None:
-    """Refusal ``prompt-options`` where there is none, or no room for it."""
-    if not 1 <= length < shape.context:
-        raise Refusal(
-            "prompt-options", "there must be a virtual token, and room for text behind them",
-            found=[f"num_virtual_tokens {length}"], expected=f"1 to {shape.context - 1}", fix="num_virtual_tokens 20"
-        )  # fmt: skip

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from halter.contract.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods.method import LORA_TRAINING, Default, Method, Piece, Site
-from halter.methods.prefix_tuning import check_virtual
 from halter.model.config import ModelConfig
 from halter.model.layout import VIRTUAL
 from halter.model.linear import Embedding
 from halter.model.places import Extra
+from halter.parts.prompts import check_virtual
 
 
 class Prompt(Piece):

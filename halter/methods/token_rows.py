@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract.method import Method, Piece, Site
 from halter.errors import Refusal
-from halter.files.tokenizer import Tokenizer
-from halter.methods.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act
+from halter.text.tokenizer import Tokenizer
 
 MOST = 8
 """Tokens of a text that is none that a refusal shows."""

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract import targets
+from halter.contract.method import LORA_TRAINING, PEFT_PREFIX, Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods import targets
-from halter.methods.method import LORA_TRAINING, PEFT_PREFIX, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR
 from halter.model.places import Act

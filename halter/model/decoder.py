@@ -14,16 +14,16 @@ from torch.utils.checkpoint import checkpoint
 from halter.arguments import bound
 from halter.elsewhere import called_otherwise
 from halter.model.config import ModelConfig
+from halter.model.copy_stream import Lane
 from halter.model.extras import Surrounded, surrounded
 from halter.model.inputs import CALL, Binds, Identity, checked_call, refuse_cast
-from halter.model.keeping import Keeper, keeping
-from halter.model.lane import Lane
 from halter.model.layout import MEMORY, Place
 from halter.model.linear import DenseLinear, Embedding, Linear, Norm
 from halter.model.passes import Here, Pass
 from halter.model.places import Acts, run_at
 from halter.model.residence import Residence, Resident
 from halter.model.rotation import Rotation, rotations
+from halter.model.saved_tensors import Keeper, keeping
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
 from halter.numerics.pointwise import normalise

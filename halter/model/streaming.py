@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.model.keeping import Kept, keeping
-from halter.model.lane import Lane, page_lock, paged
+from halter.model.copy_stream import Lane, page_lock, paged
 from halter.model.residence import Residence
+from halter.model.saved_tensors import Kept, keeping
 
 ALIGNMENT = 256  # bytes; where tensors begin in a buffer, as CUDA's own allocator has it
 BUFFERS = 2

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
+from halter.contract.method import Method
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter
-from halter.methods.method import Method
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.layout import LINEAR

@@ -9,10 +9,11 @@ from functools import lru_cache
 
 import torch
 
+from halter.adapters.adapter import trained_matrices
 from halter.arguments import with_unit
+from halter.contract.method import Method
+from halter.contract.registry import find, names
 from halter.errors import Refusal
-from halter.methods.adapter import trained_matrices
-from halter.methods.method import Method, find, names
 from halter.model.config import ModelConfig
 from halter.model.storages import Held, Quantize
 from halter.planning.dry import adapter_bytes, base_bytes, dry_adapter, dry_base

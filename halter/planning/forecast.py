@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from halter.methods.adapter import Adapter, refuse_trained_layers
+from halter.adapters.adapter import Adapter, refuse_trained_layers
 from halter.model.layout import LINEAR
 from halter.numerics import nf4_packed
 from halter.planning.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from halter.methods.method import Method
+from halter.contract.method import Method
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR
 from halter.numerics.nf4 import BLOCK, BLOCK2

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from halter.contract.method import Method
 from halter.errors import Refusal, meant
 from halter.files.checkpoint import read_config
 from halter.files.hub import resolve
-from halter.methods.method import Method
 from halter.model.config import ModelConfig, preset, preset_names
 from halter.model.storages import Held
 

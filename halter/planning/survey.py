@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from halter.contract.method import Method
 from halter.methods.excitor import Excitor
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
-from halter.methods.method import Method
 from halter.model.config import ModelConfig, preset, preset_names
 from halter.planning import llama4
 from halter.planning.dry import dry_adapter

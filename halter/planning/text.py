@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from halter.methods.method import in_words
+from halter.contract.method import in_words
 from halter.planning.answer import Answer
 from halter.planning.fit import ORDER
 from halter.planning.forecast import Forecast

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from halter.methods.adapter import Adapter
+from halter.adapters.adapter import Adapter
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass

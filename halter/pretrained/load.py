@@ -17,7 +17,6 @@ from halter.files.checkpoint import Checkpoint, HFCheckpoint, dtype_of, open_che
 from halter.files.hub import resolve
 from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.tensors import TensorSpec
-from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig, preset_meant, preset_repository
 from halter.model.decoder import Decoder
 from halter.model.layout import LINEAR, Place
@@ -28,6 +27,7 @@ from halter.pretrained.bnb import faults, storing
 from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
 from halter.pretrained.digest import BaseIdentity
 from halter.telling import tell
+from halter.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
 
@@ -57,7 +57,7 @@ def load(
     ``device``: by default cuda, mps or cpu. ``offload="layers"``: layers in CPU memory, two on the GPU (streaming.py).
 
     Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
-    files.checkpoint.open_checkpoint and files.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
+    files.checkpoint.open_checkpoint and text.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
     every missing, unexpected and misshapen tensor at once; ``device-missing``; ``device-too-small``;
     ``unknown-dtype``; ``unknown-offload``; ``quantisation-differs``.
     """

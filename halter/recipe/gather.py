@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from halter.contract.otherwise import in_words, spelt
 from halter.errors import Refusal
 from halter.files.yaml12 import Document, Path, flow, parse
-from halter.methods.otherwise import in_words, spelt
 from halter.recipe.aliases import ALIASES, NOTHING, SO_ANYWAY, TOLERATED, Alias
 from halter.recipe.fields import keys_of
 from halter.recipe.sections import (

@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from halter.adapters.former import as_recorded
+from halter.contract.method import Method
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.files import yaml12
 from halter.files.yaml12 import Document, Path
-from halter.methods.former import as_recorded
-from halter.methods.method import Method
 from halter.recipe.fields import Key, found, keys_of, strangers, words
 from halter.recipe.foreign.convert import convert, recognise
 from halter.recipe.foreign.written import command

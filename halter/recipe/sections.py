@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from halter.contract.method import Method
+from halter.contract.otherwise import in_words, spelt
+from halter.contract.registry import find, names
 from halter.data.options import DataOptions
 from halter.errors import Refusal
-from halter.methods.method import Method, find, names
-from halter.methods.otherwise import in_words, spelt
 from halter.pretrained.device import Offload
 from halter.training.defaults import PRESETS, Default
 from halter.training.options import TrainOptions

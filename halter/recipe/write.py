@@ -11,11 +11,11 @@ from typing import Any
 
 from halter import kinds
 from halter.arguments import WRITE_ROWS
+from halter.contract.otherwise import spelt
 from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
 from halter.files.own_files import HEADED
 from halter.files.yaml12 import flow
-from halter.methods.otherwise import spelt
 from halter.recipe.fields import Key, keys_of, words
 from halter.recipe.sections import (
     BESIDE_OPTIONS,

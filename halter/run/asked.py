@@ -1,4 +1,4 @@
-"""`halter plan`, `inspect` and `doctor` in Python: what is known of a recipe before anything is trained."""
+"""`halter plan` and `doctor` in Python: what is known of a recipe before anything is trained."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halter import recipe as recipes
 from halter.arguments import checked
 from halter.errors import Refusal
 from halter.planning.answer import Answer
 from halter.recipe import Recipe
 from halter.run import doctor as machine_of
-from halter.run import inspect as inspecting
 from halter.run import planned
 from halter.run.beside import counting
-from halter.run.inspect import Inspection
 from halter.run.preflight import examine
 from halter.run.prepare import Job, Say
 from halter.telling import tell
@@ -51,28 +48,6 @@ def plan(
     overrides = [*(f"{key}={json.dumps(str(v))}" for key, v in asked.items() if v is not None), *overrides]
     with counting(source):
         return planned.plan(planned.read_recipe(source, overrides), memory, on, calibrate, tell=progress)
-
-
-@checked('halter.inspect("recipe.yaml", rows=3)')
-def inspect(
-    source: Source = None,
-    overrides: Sequence[str] = (),
-    *,
-    rows: int = 3,
-    row: Sequence[str] = (),
-    say: Say = tell,
-) -> Inspection:
-    """What a recipe would train on, token by token with labels, lengths, what is left out and why; no weights are read.
-
-    ``source`` and ``overrides`` as for halter.train. ``rows``: how many rows to show, from the first; ``row``: those to
-    show instead, as "file.jsonl:7". ``stops`` of the result says why training would not start.
-
-    Refusals: ``usage`` for a negative ``rows``, ``recipe``, ``no-such-row``, and those of base and data.
-    """
-    if rows < 0:
-        raise Refusal("usage", f"rows is {rows}", expected="0 or more rows to show", fix="rows=3")
-    with counting(source):
-        return inspecting.inspect(recipes.load(source, overrides), rows, row, say)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import numpy as np
 
 from halter.errors import Refusal
 from halter.files.caches import cache_folder
-from halter.files.tokenizer import other_vocabulary
 from halter.recipe import Recipe
 from halter.run.checks_machine import gib, nearest
 from halter.run.prepare import Job
+from halter.text.tokenizer import other_vocabulary
 from halter.training.defaults import at_width, with_defaults
 from halter.training.options import TrainOptions
 from halter.training.schedule import warmup_steps

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from halter.adapters.adapter import Adapter
 from halter.data.examples import Examples
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
 from halter.files.checkpoint import Checkpoint
 from halter.files.names import EMBEDDING, HEAD
-from halter.files.token_rows import rows_of
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import Adapter
+from halter.files.vocabulary_rows import rows_of
 from halter.model.config import ModelConfig
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 MOST_SCANNED = 200_000
 """Rows whose tokens are looked at; of more, so many evenly spread ones."""

@@ -11,8 +11,8 @@ import numpy as np
 from halter.data.example import Example
 from halter.model.decoder import Decoder
 from halter.numerics import allocation
+from halter.run.checkpoints import Keeper
 from halter.run.ends import beyond_guessing, refuse_broken_base, strange_share
-from halter.run.keeper import Keeper
 from halter.run.prepare import Job, Say
 from halter.run.signals import Stops
 from halter.run.watch import Watch

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from halter.contract.method import in_words
 from halter.data import told
 from halter.data.advice import about, columns_option
 from halter.data.doubts import AS_OF
 from halter.data.formats import READINGS
 from halter.data.report import DataReport
-from halter.files.chat_marks import MARKS
-from halter.methods.method import in_words
 from halter.run.cautions import cautions
 from halter.run.prepare import Job, Say
+from halter.text.chat.marks import MARKS
 
 
 def describe(job: Job, say: Say) -> None:

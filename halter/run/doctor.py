@@ -15,7 +15,7 @@ from typing import Any
 import huggingface_hub
 import torch
 
-from halter import __version__, waiting
+from halter import waiting
 from halter.files.caches import cache_folder
 from halter.files.extras import install
 from halter.numerics import int8_product, nf4_kernels, spinning, threads
@@ -23,6 +23,7 @@ from halter.pretrained.device import choose_device, cpu_has_bf16
 from halter.run.cautions import of_environment
 from halter.run.checks_machine import gib, nearest
 from halter.run.estimate import free_bytes
+from halter.version import __version__
 
 PACKAGES = (
     "torch", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pydantic", "typer", "rich", "ruamel.yaml",

@@ -9,8 +9,8 @@ from typing import cast
 
 import torch
 
+from halter.adapters.adapter import Adapter
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.storages import Held
 from halter.planning import Setting, fit

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
+from halter.adapters.adapter import Adapter
+from halter.adapters.loading import planned
 from halter.arguments import checked
 from halter.errors import Refusal
 from halter.export import merge as folding
@@ -17,8 +19,6 @@ from halter.export.requantise import Survival, merge_quantised
 from halter.files.folders import refuse_unwritable
 from halter.files.hub import resolve
 from halter.files.nearby import no_adapter
-from halter.methods.adapter import Adapter
-from halter.methods.storage import planned
 from halter.model.decoder import Decoder
 from halter.model.storages import Quantize
 from halter.pretrained.load import load_config

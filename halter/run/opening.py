@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from halter import recipe as recipes
+from halter.adapters import folder_files, loading
+from halter.adapters.adapter import Adapter
 from halter.errors import Refusal, Waivers
-from halter.files.chat import BUILTIN, ChatTemplate
 from halter.files.nearby import adapter_folder
 from halter.files.reading import junk_refused
 from halter.files.runs import RunFolder
-from halter.files.tokenizer import Tokenizer
-from halter.methods import adapter_files, storage
-from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.storages import STORAGES, Quantize
 from halter.numerics import threads
@@ -25,6 +23,8 @@ from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_backgro
 from halter.pretrained.load import Say, load
 from halter.recipe import Recipe
 from halter.telling import tell
+from halter.text.chat.conversations import BUILTIN, ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 RAW = "raw"
 """As a template's name: no template, text is used as it stands."""
@@ -133,7 +133,7 @@ CHECKPOINT = "adapter-0.safetensors"
 
 
 def _is_tuned(folder: Path) -> bool:
-    return RunFolder(folder).begun or any((folder / name).is_file() for name in (adapter_files.CONFIG, CHECKPOINT))
+    return RunFolder(folder).begun or any((folder / name).is_file() for name in (folder_files.CONFIG, CHECKPOINT))
 
 
 def _tuned(folder: Path, base: str | None) -> Subject:
@@ -145,11 +145,11 @@ def _tuned(folder: Path, base: str | None) -> Subject:
     run = RunFolder(folder) if RunFolder(folder).begun else None
     place = adapter_folder(folder)
     with junk_refused("adapter-unreadable", "its halter.json is not as it should be", place):
-        facts = adapter_files.checked_facts(place)
+        facts = folder_files.checked_facts(place)
         _check_kinds(facts)
         kept = facts.get("recipe")
         recipe = recipes.load(run.recipe) if run is not None else recipes.load(kept) if kept else None
-        known = adapter_files.base_config(place)
+        known = folder_files.base_config(place)
     path = None if run is None else run.path
     if base is not None:
         return Subject(base, None, place, path, recipe, facts)
@@ -221,9 +221,9 @@ def put_on(
     try:
         _compare_tokenizers(subject, tokenizer, say, allow)
     except Refusal:  # what no waiver helps is told first: shapes that differ
-        storage.load_adapter(subject.adapter, model, {*allow, "base-differs"}, lambda _: None)
+        loading.load_adapter(subject.adapter, model, {*allow, "base-differs"}, lambda _: None)
         raise
-    adapter = storage.load_adapter(subject.adapter, model, allow, say)
+    adapter = loading.load_adapter(subject.adapter, model, allow, say)
     _compare_bases(subject.facts.get("base"), model, say, allow)
     return adapter
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
+from halter.adapters import folder_files, loading, warm
+from halter.adapters.adapter import Adapter, refuse_trained_layers
 from halter.errors import WAIVABLE, Refusal, Waivers, together
-from halter.files.chat import ChatTemplate
 from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from halter.files.hub import resolve
 from halter.files.nearby import kind_of
 from halter.files.runs import RunFolder
-from halter.methods import adapter_files, storage, warm
-from halter.methods.adapter import Adapter, refuse_trained_layers
 from halter.model.decoder import Decoder
 from halter.planning.dry import dry_adapter
 from halter.pretrained.bnb import storing
@@ -32,6 +31,7 @@ from halter.run.cautions import rate_problem
 from halter.run.findings import Findings
 from halter.run.output import as_begun, open_run, refuse_unusable
 from halter.run.prepare import Base, Job, Say, collect, data_missing, fit, read_base, with_passes
+from halter.text.chat.conversations import ChatTemplate
 
 Source = str | Path | Mapping[str, Any] | Recipe | None
 
@@ -249,7 +249,7 @@ def _way_over(recipe: Recipe, base: Base, adapter: Adapter) -> None:
     folders = {n: choice.init_from for n, choice in enumerate(recipe.methods) if choice.init_from is not None}
     try:
         paths = {name: Path(name).expanduser() for name in set(folders.values())}
-        read = {name: storage.load_adapter(path, model, say=_unsaid) for name, path in paths.items()}
+        read = {name: loading.load_adapter(path, model, say=_unsaid) for name, path in paths.items()}
     except (Refusal, NotImplementedError, RuntimeError):
         return
     warm.match(adapter, {n: (name, read[name]) for n, name in folders.items()})
@@ -264,12 +264,12 @@ def _kept_template(source: str, name: str) -> ChatTemplate:
 
 
 def _adapter_facts(choice: MethodChoice, model: Decoder, base: Base, findings: Findings) -> dict[str, Any]:
-    """halter.json of an adapter that fits the model, which is on meta. Refusals as methods.storage.load_adapter's, and
+    """halter.json of an adapter that fits the model, which is on meta. Refusals as methods.loading.load_adapter's, and
     ``tokenizer-differs``."""
     folder = Path(str(choice.init_from)).expanduser()
-    facts = adapter_files.checked_facts(folder)
+    facts = folder_files.checked_facts(folder)
     try:
-        storage.load_adapter(folder, model, say=_unsaid)
+        loading.load_adapter(folder, model, say=_unsaid)
     except Refusal as refusal:
         findings.add(refusal)
     except (

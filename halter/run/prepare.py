@@ -17,15 +17,15 @@ from halter.data.order import Plan, epoch_groups, epoch_rows, plan_epoch
 from halter.data.sources import local_files
 from halter.errors import HalterError, Refusal
 from halter.files import yaml12
-from halter.files.chat import ChatTemplate
 from halter.files.reading import read_json
 from halter.files.runs import RunFolder
-from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_config, located
 from halter.recipe import MethodChoice, Recipe
 from halter.recipe.sections import BLANK_DATA, BLANK_MODEL
 from halter.run.findings import Findings
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 from halter.training import memory, objective
 from halter.training.defaults import Default, at_width
 from halter.training.loop import total_steps

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from halter.adapters.adapter import Adapter, adapt
 from halter.data.example import Example
 from halter.data.pack import pack
 from halter.files.folders import new_folder
 from halter.files.writing import append_line, write_json, write_text
-from halter.methods.adapter import Adapter, adapt
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass
 from halter.model.segments import Segments

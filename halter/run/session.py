@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from halter import recipe as recipes
+from halter.adapters import warm
+from halter.adapters.adapter import Adapter, adapt, trained_matrices
+from halter.adapters.loading import load_adapter
 from halter.arguments import checked
 from halter.errors import HalterError
 from halter.files.runs import RECIPE, THREADS, RunFolder
 from halter.files.unwritten import Unwritten
-from halter.methods import warm
-from halter.methods.adapter import Adapter, adapt, trained_matrices
-from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.numerics import allocation, denormals, threads
 from halter.pretrained.digest import digest_in_background
@@ -26,10 +26,10 @@ from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run import same_data
 from halter.run.cautions import to_lower
+from halter.run.checkpoints import Keeper
 from halter.run.course import Course
 from halter.run.describe import describe
 from halter.run.ends import last_words, refuse_nothing_learnt, result
-from halter.run.keeper import Keeper
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
 from halter.run.preflight import ready

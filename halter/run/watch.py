@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
+from halter.adapters.loading import restore
+from halter.adapters.saving import state_of
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.files.runs import RunFolder
 from halter.generation.engine import generate
-from halter.methods.adapter import Adapter
-from halter.methods.storage import restore, state_of
 from halter.model.decoder import Decoder
 from halter.run.prepare import Job, Say
 

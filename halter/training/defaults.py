@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from halter.methods.method import LORA_TRAINING, Default, Method, find
+from halter.contract.method import LORA_TRAINING, Default, Method
+from halter.contract.registry import find
 from halter.training.options import TrainOptions
 
 _QLORA = "artidoro/qlora qlora.py and scripts/finetune_guanaco_7b.sh"

@@ -14,8 +14,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
 from halter.data.pack import Batch
-from halter.methods.adapter import Adapter
 from halter.model.decoder import Decoder
 from halter.model.layout import PREFIX, TABLE
 from halter.model.passes import Pass

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from halter.methods.adapter import Adapter
+from halter.adapters.adapter import Adapter
 from halter.model.config import ModelConfig
 from halter.model.layout import HEAD, LINEAR, TABLE
 from halter.numerics import nf4_kernels

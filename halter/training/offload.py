@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from halter.model.copy_stream import Lane
 from halter.model.decoder import Decoder
-from halter.model.keeping import Kept
-from halter.model.lane import Lane
+from halter.model.saved_tensors import Kept
 
 SMALLEST = 2**20
 """Bytes from which on a tensor is worth a copy."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
+from halter.adapters.mixed import Mixed
 from halter.data.pack import IGNORED, Batch
 from halter.data.share import share_beginnings
-from halter.methods.adapter import Adapter
-from halter.methods.mixed import Mixed
 from halter.model.decoder import Decoder
 from halter.model.places import Acts, run_at
 from halter.model.segments import Segments

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
 from halter.errors import HalterError
-from halter.methods.adapter import Adapter
 from halter.training import optimizers
 from halter.training.frozen import Frozen
 from halter.training.guards import Guards, Trouble

@@ -13,13 +13,14 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
+from halter.adapters.saving import state_of
+from halter.adapters.stacked import stack
 from halter.cli import main
-from halter.methods.adapter import adapt
-from halter.methods.stacked import stack
-from halter.methods.storage import load_adapter, state_of
 from halter.pretrained.load import load_model
 from halter.pretrained.save import save_model
-from halter.run import shelf
+from halter.run import adapter_folders
 
 TOKENS = torch.randint(0, 96, (1, 16), generator=torch.Generator().manual_seed(2))
 
@@ -107,9 +108,14 @@ def test_diff_is_numpys(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_figures_of_one_tensor() -> None:
     a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, -3.0]])
-    assert shelf.compared(a, b) == {"norm_a": 5.0, "norm_b": 5.0, "difference": pytest.approx(50**0.5), "cosine": 0.0}
-    assert shelf.compared(a, 2 * a)["cosine"] == pytest.approx(1.0)
-    assert shelf.compared(a, 0 * a)["cosine"] == 0.0
+    assert adapter_folders.compared(a, b) == {
+        "norm_a": 5.0,
+        "norm_b": 5.0,
+        "difference": pytest.approx(50**0.5),
+        "cosine": 0.0,
+    }
+    assert adapter_folders.compared(a, 2 * a)["cosine"] == pytest.approx(1.0)
+    assert adapter_folders.compared(a, 0 * a)["cosine"] == 0.0
 
 
 def test_combine_writes_the_weighted_sum(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +268,7 @@ def test_a_base_without_weights_takes_what_only_they_could_tell_apart(tmp_path: 
     assert all(torch.equal(t, state_of(adapter)[name]) for name, t in state_of(bare).items())
     with pytest.raises(Refusal, match="differs from the base's"):
         load_adapter(tmp_path / "a", model)
-    assert shelf.describe(tmp_path / "a")["parameters"] == adapter.num_trainable
+    assert adapter_folders.describe(tmp_path / "a")["parameters"] == adapter.num_trainable
     write_tensors(file, stored | {copy: torch.zeros(97, 32)}, replace=True)
     with pytest.raises(Refusal, match=r"is \(97, 32\), not \(96, 32\)"):
         load_adapter(tmp_path / "a", Decoder(model.config))

@@ -15,11 +15,11 @@ import pytest
 from playground_run import finished, write_rows
 
 import halter
+from halter.adapters.loading import load_adapter
 from halter.cli import main
 from halter.files.locks import held
 from halter.files.runs import RunFolder
 from halter.files.tensors import read_tensors
-from halter.methods.storage import load_adapter
 from halter.model.config import preset_names
 from halter.playground import base_folder
 from halter.pretrained.load import load_model

@@ -18,8 +18,8 @@ from playground_run import recipe, write_rows
 from safetensors.torch import load_file, save_file
 
 import halter
+from halter.adapters import misfit
 from halter.cli import main
-from halter.methods import misfit
 from halter.methods.lora import Lora
 from halter.playground import base_folder
 from halter.pretrained.save import save_model

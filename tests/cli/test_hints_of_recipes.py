@@ -15,7 +15,7 @@ import pytest
 from playground_run import finished
 
 from halter.cli import main
-from halter.comparison.entrants import sections
+from halter.comparison.entries import sections
 from halter.comparison.options import CompareOptions
 from halter.playground import base_folder
 from halter.recipe import load

@@ -16,12 +16,12 @@ from own_data import Data, Own
 
 from halter import recipe as recipes
 from halter.cli import main
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
-from halter.run import inspect_text
-from halter.run.inspect import Inspection, inspect
-from halter.run.inspect_page import page
-from halter.run.inspect_text import ANSI, LEARNT, RESET, Look, bars, render, visible
+from halter.inspection import text as inspect_text
+from halter.inspection.census import Inspection, inspect
+from halter.inspection.page import page
+from halter.inspection.text import ANSI, LEARNT, RESET, Look, bars, render, visible
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 from halter.training import schedule
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x00\"'&"

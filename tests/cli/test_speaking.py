@@ -16,12 +16,12 @@ from own_data import Data
 from sealing import reseal
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.cli import main
 from halter.cli.chat import HELP, Chat, _read_turn
 from halter.errors import Refusal
 from halter.generation.options import GenerationOptions
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter
 from halter.pretrained.load import load
 from halter.recipe.fields import keys_of
 from halter.run.opening import Opened, OpenOptions, find, open_subject

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from playground_run import recipe
 
-from halter.cli import entry
+from halter.cli import interrupts
 from halter.files.disk import TEMPORARY, UNFINISHED
 from halter.files.writing import write_text
 from halter.recipe import dump, load
 
 START = (
-    "import sys; sys.argv[0] = 'halter'; from halter.cli import entry; entry.begin(); "
+    "import sys; sys.argv[0] = 'halter'; from halter.cli import entry, interrupts; interrupts.begin(); "
     "print('begun', flush=True); entry.entry()"
 )
 """What the console script does. It tells when Ctrl-C is the command's: before, it is Python's own."""
@@ -72,8 +72,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(code: int) -> None:
         raise Ended(code)
 
-    monkeypatch.setattr(entry, "_started", True)
-    monkeypatch.setattr(entry, "end", lambda: leave(130))
+    monkeypatch.setattr(interrupts, "_started", True)
+    monkeypatch.setattr(interrupts, "end", lambda: leave(130))
 
 
 def pressed_in_an_import(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def pressed_in_an_import(folder: Path, name: str, monkeypatch: pytest.MonkeyPatc
         "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(0.1)\nwhole = True\n", "utf-8"
     )
     monkeypatch.syspath_prepend(str(folder))
-    former = signal.signal(signal.SIGINT, entry.interrupted)
+    former = signal.signal(signal.SIGINT, interrupts.interrupted)
     try:
         module = __import__(name)
         assert module.whole
@@ -96,7 +96,7 @@ def test_an_import_is_never_left_half_done(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises((Ended, KeyboardInterrupt)) as caught:
         pressed_in_an_import(tmp_path, "pressed_one", monkeypatch)
     assert caught.type is Ended
-    monkeypatch.setattr(entry, "_at_work", lambda: True)
+    monkeypatch.setattr(interrupts, "_at_work", lambda: True)
     with pytest.raises(KeyboardInterrupt):
         pressed_in_an_import(tmp_path, "pressed_two", monkeypatch)
 
@@ -106,7 +106,7 @@ def test_what_is_being_written_is_known(tmp_path: Path) -> None:
 
     class Watching(type(__import__("halter.files.disk", fromlist=["Disk"]).DISK)):  # type: ignore[misc]
         def write(self, descriptor: int, data: memoryview) -> int:
-            seen.append(entry._at_work())
+            seen.append(interrupts._at_work())
             return os.write(descriptor, data)
 
     write_text(tmp_path / "f", "text", disk=Watching())

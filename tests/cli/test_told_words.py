@@ -16,12 +16,12 @@ from playground_run import finished, recipe, write_rows
 
 import halter
 from halter import telling
+from halter.adapters.loading import load_adapter
 from halter.cli import main
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
 from halter.files.dtype_names import SPELLINGS, long_name, short_name
 from halter.generation.engine import generate
-from halter.methods.storage import load_adapter
 from halter.playground import base_folder
 from halter.pretrained.load import load
 from halter.recipe import load as read

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from halter.comparison.engine import compare
+from halter.comparison.loop import compare
 from halter.comparison.options import CompareOptions
-from halter.files.tokenizer import Tokenizer
 from halter.pretrained.save import write_model
+from halter.text.tokenizer import Tokenizer
 from tests import tiny, tiny_tokenizers
 
 WORDS = ("park", "girl", "dog", "fox", "time", "play")

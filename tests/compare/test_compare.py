@@ -13,16 +13,17 @@ import pytest
 import torch
 
 import halter
+from halter.adapters.loading import load_adapter
+from halter.adapters.saving import state_of
 from halter.comparison import runner, search
-from halter.comparison.ground import Contestant, lay
-from halter.comparison.report import markdown
-from halter.comparison.report_facts import Comparison
-from halter.comparison.rounds import train_runs
+from halter.comparison.report.facts import Comparison
+from halter.comparison.report.writing import markdown
+from halter.comparison.setup import Contestant, lay
+from halter.comparison.training_runs import train_runs
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation.choices import choice_report
-from halter.methods.storage import load_adapter, state_of
 from halter.pretrained.load import load_model
 from tests.compare import small
 from tests.evaluation import fake_lm_eval

@@ -12,8 +12,8 @@ import torch
 
 from halter import recipe as recipes
 from halter.comparison import probe
-from halter.comparison.ground import Contestant, lay
 from halter.comparison.runner import Runner
+from halter.comparison.setup import Contestant, lay
 from halter.errors import Refusal
 from halter.model.decoder import Decoder
 from halter.pretrained import load

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from halter.comparison.material import split
 from halter.comparison.options import CompareOptions
+from halter.comparison.splits import split
 from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from own_data import Data
 
-from halter.comparison.engine import compare
+from halter.comparison.loop import compare
 from halter.comparison.options import CompareOptions
 
 

@@ -20,11 +20,12 @@ import pytest
 from browser import MISSING, Browser, browser
 from made_record import record
 
-from halter.comparison.report import main, markdown, write
-from halter.comparison.report_facts import Comparison, Row
-from halter.comparison.report_plots import plots
-from halter.comparison.report_tables import comma_separated, tables
-from halter.comparison.report_words import headline, reasons, size
+from halter.comparison.report.__main__ import main
+from halter.comparison.report.facts import Comparison, Row
+from halter.comparison.report.plots import plots
+from halter.comparison.report.summary import headline, reasons, size
+from halter.comparison.report.tables import comma_separated, tables
+from halter.comparison.report.writing import markdown, write
 from halter.files.reading import visible
 
 HOSTILE = (
@@ -281,7 +282,13 @@ def test_sizes_are_in_powers_of_a_thousand():
 
 def test_the_module_writes_a_report_from_a_kept_record(tmp_path: Path):
     (tmp_path / "record.json").write_text(json.dumps(record()))
-    command = [sys.executable, "-m", "halter.comparison.report", str(tmp_path / "record.json"), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "halter.comparison.report",
+        str(tmp_path / "record.json"),
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "out" / "report.html").is_file(), done.stderr
     for text in ("[]", "{}", '{"rows": [{}]}', '{"rows": {"name": "x"}}'):

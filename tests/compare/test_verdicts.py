@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from halter.comparison.record import row_of
-from halter.comparison.verdicts import verdicts
+from halter.comparison.survey import verdicts
 
 
 def row(name: str, loss: float, precision: str = "float32", **known: Any) -> dict[str, Any]:

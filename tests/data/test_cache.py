@@ -16,8 +16,8 @@ from halter.data import cache, cache_entry, cache_key, examples, tokenise
 from halter.data.load import Loaded, load_examples
 from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 ALPACA, VICUNA = ChatTemplate.builtin("alpaca"), ChatTemplate.builtin("vicuna")
 

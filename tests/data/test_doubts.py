@@ -22,9 +22,9 @@ from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
 from halter.evaluation import questions
 from halter.evaluation.texts import token_f1
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.generation.prompts import told_of_marks
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 ALPACA = ChatTemplate.builtin("alpaca")
 STORIES = [

@@ -16,8 +16,8 @@ from halter.data.options import DataOptions
 from halter.data.row_files import Fault
 from halter.data.sources import read_source
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 ROWS = [{"instruction": f"Q{n}", "output": f"A{n}"} for n in range(3)]
 

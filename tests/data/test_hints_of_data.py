@@ -23,11 +23,11 @@ from halter.data.load import load_examples
 from halter.data.misnamed import headless
 from halter.data.options import DataOptions
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
 from halter.files.nearby import no_such_folder
-from halter.files.tokenizer import Tokenizer
 from halter.playground import base_folder
 from halter.playground.tasks import rows
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 BASE = str(base_folder())
 ROWS = [{"instruction": row["messages"][0]["content"] if "messages" in row else str(row), "output": "Ann."}

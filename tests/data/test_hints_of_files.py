@@ -18,9 +18,9 @@ from halter.data.options import DataOptions
 from halter.data.sources import read_source
 from halter.data.told import notes
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.playground import base_folder
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 ROWS = [{"instruction": f"Say {n}.", "output": f"The word is {n}."} for n in range(5)]
 LINES = [json.dumps(row) for row in ROWS]

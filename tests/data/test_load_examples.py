@@ -23,8 +23,8 @@ from halter.data.load import Loaded, load_examples
 from halter.data.options import DataOptions, Source
 from halter.data.progress import spoken
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from halter.adapters.adapter import adapt
 from halter.data.example import Example
 from halter.data.pack import pack
 from halter.data.share import share_beginnings
-from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass

@@ -15,6 +15,7 @@ import torch
 from own_data import Own
 
 import halter.run.session as session
+from halter.adapters.adapter import adapt
 from halter.cli import main
 from halter.data.example import Example
 from halter.data.examples import Examples
@@ -23,10 +24,9 @@ from halter.data.options import DataOptions
 from halter.data.order import plan_epoch
 from halter.data.pack import pack
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 from halter.training import optimizers, schedule
 from halter.training.step import take_step
 from halter.training.trainee import Trainee

@@ -22,8 +22,8 @@ from halter.data.row_files import Fault
 from halter.data.sources import read_source
 from halter.errors import Refusal
 from halter.files import yaml12
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 ALPACA = ChatTemplate.builtin("alpaca")
 

@@ -26,10 +26,10 @@ from halter.data.options import DataOptions
 from halter.data.sources import open_source, read_source
 from halter.data.turns import BadRow, turn
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.generation.inputs import prompt_of, read_prompts
 from halter.playground import base_folder
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 ROW = {"instruction": "Who has the lamp?", "input": "", "output": "Ann."}
 TWICE = '{"instruction": "Who?", "output": "Ann.", "output": "Ben."}'

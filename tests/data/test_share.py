@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halter.adapters.adapter import adapt
 from halter.data import share
 from halter.data.example import Example
 from halter.data.pack import IGNORED, pack
 from halter.data.share import share_beginnings
-from halter.methods.adapter import adapt
 from halter.training import step as training_step
 from halter.training.step import take_step
 from halter.training.trainee import Trainee

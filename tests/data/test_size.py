@@ -21,7 +21,7 @@ from halter.data.load import load_examples
 from halter.data.options import DataOptions
 from halter.data.order import plan_epoch
 from halter.data.pack import pack
-from halter.files.tokenizer import Tokenizer
+from halter.text.tokenizer import Tokenizer
 
 def memory(name):
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))

@@ -12,7 +12,7 @@ import transformers
 
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
-from halter.files.tokenizer import Tokenizer
+from halter.text.tokenizer import Tokenizer
 
 USER, ASSISTANT = "user", "assistant"
 ROWS = [

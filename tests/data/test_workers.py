@@ -20,9 +20,9 @@ from halter.data import load, workers
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
 from halter.data.workers import CHUNK, mapped, useful
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.numerics import spinning
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 

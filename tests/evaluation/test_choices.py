@@ -11,6 +11,7 @@ import tiny
 import torch
 from own_data import Data
 
+from halter.adapters.adapter import adapt
 from halter.cli import main
 from halter.data.encode import Encoder
 from halter.data.example import Example
@@ -19,10 +20,9 @@ from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation.choices import choice_report, variants
 from halter.evaluation.questions import question
-from halter.files.chat import ChatTemplate
-from halter.files.chat_rows import encode_pair
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import adapt
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.chat.rows import encode_pair
+from halter.text.tokenizer import Tokenizer
 
 CHOICES = ("yes", "often", "a b c d")  # by the mean over tokens the third has the lowest loss, by the sum the first
 

@@ -14,11 +14,11 @@ import transformers
 from own_data import Data
 
 import halter
+from halter.adapters.adapter import adapt
 from halter.cli import main
 from halter.errors import Refusal
 from halter.evaluation.options import TaskOptions
 from halter.evaluation.tasks import Judge, harness_model, task_manager, task_scores
-from halter.methods.adapter import adapt
 from tests.evaluation import fake_lm_eval
 
 ONCE = {

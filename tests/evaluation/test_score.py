@@ -12,16 +12,16 @@ import tiny
 import torch
 from own_data import Own
 
+from halter.adapters.adapter import adapt
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation import score
 from halter.evaluation.questions import question
 from halter.evaluation.score import evaluate, held_out, held_out_loss
 from halter.evaluation.texts import exact_match, rouge
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import adapt
 from halter.model.decoder import Decoder
 from halter.numerics import losses, metrics
+from halter.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

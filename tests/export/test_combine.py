@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
 from halter.export import combine as combining
 from halter.export.combine import CombineOptions, combine, reduce_rank
 from halter.export.low_rank_parts import EXACT_SIDE, decompose, pairs_of
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 PLACES = ["q_proj", "up_proj"]

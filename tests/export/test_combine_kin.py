@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal
 from halter.export.combine import combine
-from halter.methods.adapter import adapt
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 

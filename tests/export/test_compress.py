@@ -12,14 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
+from halter.adapters.saving import state_of
 from halter.errors import Refusal
 from halter.export.compress import CompressOptions, compress, kept_numbers
 from halter.files.manifest import write_manifest
 from halter.files.packed import pack, unpack
 from halter.files.tensors import read_tensors
 from halter.files.writing import write_tensors
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter, state_of
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 SHAPE = tiny.config(layers=1, dim=64, ffn_dim=96)

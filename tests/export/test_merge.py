@@ -10,12 +10,13 @@ import tiny
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.contract.method import Method
+from halter.contract.registry import find
 from halter.errors import HalterError, Refusal
 from halter.export import merge as merging
 from halter.export.gap import gap
 from halter.export.requantise import merge_quantised
-from halter.methods.adapter import adapt
-from halter.methods.method import Method, find
 from halter.model.config import RopeScaling
 from halter.model.nf4_linear import NF4Linear
 from halter.pretrained.load import load_model
@@ -293,7 +294,7 @@ def test_the_checkpoints_dtype_is_kept(tmp_path):
 def test_the_template_of_training_goes_along(tmp_path):
     """Where the checkpoint has none, transformers and Halter find the adapter's."""
     from halter.export.merge import write_template
-    from halter.files.chat import ChatTemplate
+    from halter.text.chat.conversations import ChatTemplate
 
     model = tiny.decoder()
     adapter = adapt(model, "lora", r=2)

@@ -10,13 +10,13 @@ import tiny
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.cli import main
+from halter.contract.registry import find
 from halter.errors import Refusal
 from halter.export.compress import compress
 from halter.export.requantise import merge_quantised
-from halter.methods.adapter import adapt
-from halter.methods.method import find
-from halter.methods.storage import load_adapter
 from halter.pretrained.load import load_model
 
 V2 = "llama_adapter_v2"

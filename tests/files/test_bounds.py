@@ -14,16 +14,18 @@ import tiny
 import tiny_tokenizers
 import torch
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
+from halter.adapters.unfit import MAX_ENTRIES
 from halter.errors import Refusal
-from halter.files import codec, codec_bounds, manifest, meta, meta_archive, meta_config, patterns, reading, tensors
-from halter.files.codec_json import JsonCodec
+from halter.files import manifest, meta, meta_archive, meta_config, reading, tensors
 from halter.files.meta_config import read_params
 from halter.files.tensors import TensorFile
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter
-from halter.methods.unfit import MAX_ENTRIES
 from halter.model import config_limits
 from halter.model.config import ModelConfig
+from halter.text import patterns
+from halter.text.codecs import bounds, codec
+from halter.text.codecs.tokenizer_json import JsonCodec
 
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 96,
@@ -175,7 +177,7 @@ def replace(content: str, pattern: str = "a") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        ("parts", [{"type": "NFC"}] * (codec_bounds.MAX_PARTS - 1), [{"type": "NFC"}] * codec_bounds.MAX_PARTS),
+        ("parts", [{"type": "NFC"}] * (bounds.MAX_PARTS - 1), [{"type": "NFC"}] * bounds.MAX_PARTS),
         ("growth", [replace("b" * 16)], [replace("b" * 17)]),
         ("growth together", [replace("bb")] * 4, [replace("bb")] * 5),
         ("growth of nothing", [replace("b" * 16, "")], [replace("b" * 17, "")]),
@@ -191,7 +193,7 @@ def test_normalizers(kind: str, good: list[dict[str, Any]], bad: list[dict[str, 
 
 @pytest.mark.parametrize(
     ("regex", "good"),
-    [("a" * codec_bounds.MAX_PATTERN_CHARS, True), ("a" * (codec_bounds.MAX_PATTERN_CHARS + 1), False),
+    [("a" * bounds.MAX_PATTERN_CHARS, True), ("a" * (bounds.MAX_PATTERN_CHARS + 1), False),
      (tiny_tokenizers.LLAMA3_SPLIT, True), ("(a+)?", True), (r"\(+", True), ("(a+)+", False), ("(a|b)*", False),
      ("(a){2,}", False), (r"(a)\1", False), (r"(?<x>a)\k<x>", False)],
     ids=lambda v: v[:20] if isinstance(v, str) else "",
@@ -206,7 +208,7 @@ def test_expressions_of_tokenizers(regex: str, good: bool, tmp_path: Path) -> No
 
 
 def test_a_panic_of_the_library_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec_bounds, "_REPEATED_GROUP", codec_bounds.re.compile("(?!)"))
+    monkeypatch.setattr(bounds, "_REPEATED_GROUP", bounds.re.compile("(?!)"))
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     slow = tokenizer(tmp_path, pre_tokenizer=split)
     with pytest.raises(Refusal, match="the tokenizers library fails at it"):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from own_data import Data
 
 from halter.errors import Refusal
-from halter.files.chat import BUILTIN, ChatTemplate
-from halter.files.chat_rows import Encoded, encode_pair, encode_text
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import BUILTIN, ChatTemplate
+from halter.text.chat.rows import Encoded, encode_pair, encode_text
+from halter.text.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
 TEMPLATES = {"llama3": tiny.LLAMA3_TEMPLATE, "chatml": tiny.CHATML_TEMPLATE, "llama2": tiny.LLAMA2_TEMPLATE}

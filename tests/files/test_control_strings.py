@@ -9,8 +9,8 @@ import pytest
 import tiny_tokenizers as tiny
 from own_data import Own
 
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 WORDS = ("Once", "upon a time", "\n\n", "é", "你好", "12345", "{x}", "it's", "</", "|", "<|", "|>", "[INST]", " ")
 ROLES = ("system", "user", "assistant", "user", "assistant")

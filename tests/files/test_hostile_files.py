@@ -19,13 +19,13 @@ from own_data import Own
 from safetensors.torch import save_file
 from tiny_models import tiny_llama, write_meta_folder
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.files.checkpoint import open_checkpoint
 from halter.files.tensors import read_tensors
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter
 from halter.model.nf4_linear import NF4Linear
 from halter.pretrained.load import load_config, load_model
+from halter.text.tokenizer import Tokenizer
 
 SMALL = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -10,9 +10,9 @@ import tiny_tokenizers as tiny
 import transformers
 
 from halter.errors import Refusal
-from halter.files import reasoning
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat import reasoning
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 # The shape of R1's distilled models: past turns lose what stands before </think>, the prompt opens a thought.
 R1 = (

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halter.errors import HalterError, Refusal
-from halter.files import template_render, template_sandbox
-from halter.files.chat import ChatTemplate
-from halter.files.chat_render import Renderer
-from halter.files.template_sandbox import Sandbox
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.chat.render import Renderer
+from halter.text.templates import rendering, sandbox
+from halter.text.templates.sandbox import Sandbox
 
 # What ends by the clock costs a second of processor time each, so only a few of them are run here.
 ENDLESS = {
@@ -122,8 +122,8 @@ def test_greedy_templates_end_by_their_size(box: Sandbox) -> None:
         used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
         assert used < 1.5, name
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10  # of any child, start included
-    assert largest <= max(earlier, own, template_render.MEMORY_BYTES + (64 << 20))
-    assert render(box, "{{ 'a' * 1048576 }}") == "a" * template_render.OUTPUT_CHARS
+    assert largest <= max(earlier, own, rendering.MEMORY_BYTES + (64 << 20))
+    assert render(box, "{{ 'a' * 1048576 }}") == "a" * rendering.OUTPUT_CHARS
 
 
 def hostile(box: Sandbox, sources: dict[str, str]) -> None:
@@ -193,7 +193,7 @@ def test_honest_templates_render_as_in_this_process(parts: list[str], content: s
     assert str(here) == str(there)
     if isinstance(here, str) and "break" not in source:
         plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-        plain.filters["tojson"] = template_render._tojson
+        plain.filters["tojson"] = rendering._tojson
         assert plain.from_string(source).render(variables) == here
 
 
@@ -224,7 +224,7 @@ def test_built_in_templates_need_no_worker(monkeypatch: pytest.MonkeyPatch) -> N
     def never(jobs: Any) -> Any:
         raise AssertionError("a built-in template went to the sandbox")
 
-    monkeypatch.setattr(template_sandbox.sandbox, "run", never)
+    monkeypatch.setattr(sandbox.sandbox, "run", never)
     for name in ("llama-2", "llama-3", "alpaca", "vicuna"):
         source = ChatTemplate.builtin(name).source
         assert Renderer(name, trusted=True).names(source)

@@ -14,8 +14,8 @@ from own_data import Own
 from tokenizers import AddedToken
 
 from halter.errors import Refusal
-from halter.files.chat import BUILTIN, ChatTemplate
-from halter.files.tokenizer import Tokenizer
+from halter.text.chat.conversations import BUILTIN, ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
 SYSTEM, ASK = {"role": "system", "content": "Be kind."}, {"role": "user", "content": " Once?"}

@@ -21,8 +21,8 @@ from own_data import Data, Own, Real
 from tokenizers import AddedToken
 
 from halter.errors import Refusal
-from halter.files.codec_tiktoken import PATTERN, TiktokenCodec, chunks
-from halter.files.tokenizer import Tokenizer
+from halter.text.codecs.tiktoken_ranks import PATTERN, TiktokenCodec, chunks
+from halter.text.tokenizer import Tokenizer
 
 MODELS = ("base", "letters")
 QUICK = settings(max_examples=60, deadline=None)

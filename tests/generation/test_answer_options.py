@@ -11,17 +11,17 @@ import torch
 from own_data import Data
 from transformers import SequenceBiasLogitsProcessor
 
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal
-from halter.files.tokenizer import Tokenizer
 from halter.generation import choosing
 from halter.generation.engine import Engine, generate, stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
 from halter.generation.requests import Request
 from halter.generation.streaming import Generation, TokenLogprob
-from halter.methods.adapter import adapt
 from halter.model.decoder import Decoder
 from halter.numerics.sampling import added, log_probabilities, repeated
+from halter.text.tokenizer import Tokenizer
 from tests.generation.test_engine import opened
 
 Asked = tuple[Decoder, Tokenizer]

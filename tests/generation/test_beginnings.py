@@ -8,15 +8,15 @@ import tiny_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halter.files.tokenizer import Tokenizer
+from halter.adapters.adapter import adapt
+from halter.contract.registry import names
 from halter.generation import beginnings
 from halter.generation.beginnings import SHORTEST, shared
 from halter.generation.engine import Engine, Request, generate
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
-from halter.methods.adapter import adapt
-from halter.methods.method import names
 from halter.model.decoder import Decoder
+from halter.text.tokenizer import Tokenizer
 
 few_tokens = st.lists(st.integers(0, 1), min_size=1, max_size=SHORTEST + 6)
 

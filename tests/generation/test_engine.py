@@ -14,18 +14,18 @@ from own_data import GOLDEN, Data, Own
 from safetensors.torch import load_file
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from halter.adapters.adapter import Adapter, adapt
 from halter.errors import HalterError, Refusal
 from halter.files.reading import read_json
-from halter.files.tokenizer import Tokenizer
 from halter.generation import slots
 from halter.generation.engine import Engine, Request, generate, stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
 from halter.generation.streaming import Generation
-from halter.methods.adapter import Adapter, adapt
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.text.tokenizer import Tokenizer
 
 REFERENCE = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "

@@ -13,11 +13,11 @@ import tiny_tokenizers
 from halter.data.columns import understand
 from halter.data.options import DataOptions
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.generation import inputs
 from halter.generation.inputs import prompt_of, read_prompts
 from halter.generation.prompts import encode_prompt
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 

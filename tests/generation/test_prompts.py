@@ -13,11 +13,11 @@ from own_data import Data, Own
 import halter
 from halter import telling
 from halter.errors import Refusal
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.generation.options import GenerationKeywords, GenerationOptions
 from halter.generation.prompts import AnswerKeywords, as_list, encode_prompt, turn_end
 from halter.generation.streaming import Answer
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 TURN = {"role": "user", "content": "Hi"}
 

@@ -12,8 +12,10 @@ import tiny
 import tiny_tokenizers
 import torch
 
+from halter.adapters.adapter import Adapter, adapt
+from halter.adapters.ready import ready
+from halter.contract.registry import names
 from halter.errors import HalterError, Refusal
-from halter.files.tokenizer import Tokenizer
 from halter.generation import slots
 from halter.generation.engine import Engine, generate, stream
 from halter.generation.options import GenerationOptions
@@ -21,12 +23,10 @@ from halter.generation.owners import BASE, Owners
 from halter.generation.prompts import EncodedPrompt
 from halter.generation.requests import Request
 from halter.generation.streaming import AnswersFailed, Generation
-from halter.methods.adapter import Adapter, adapt
-from halter.methods.method import names
-from halter.methods.ready import ready
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.places import Act
+from halter.text.tokenizer import Tokenizer
 
 LONG = [1, *range(3, 40)]
 PROMPTS = [[*LONG, 40], [1, 50], [*LONG, 41, 42], [1, 5, 9, 7], [*LONG[:25], 70, 71]]

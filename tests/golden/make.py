@@ -28,8 +28,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import own_rows  # noqa: E402
 
+from halter.adapters.adapter import adapt  # noqa: E402
 from halter.data.example import Example  # noqa: E402
-from halter.methods.adapter import adapt  # noqa: E402
 from halter.model.config import ModelConfig  # noqa: E402
 from halter.model.decoder import Decoder  # noqa: E402
 from halter.pretrained.save import write_model  # noqa: E402

@@ -10,11 +10,11 @@ import tiny
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.adapters.mixed import Mixed
+from halter.contract.registry import names
 from halter.data.example import Example
 from halter.errors import HalterError, Refusal
-from halter.methods.adapter import adapt
-from halter.methods.method import names
-from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
 from halter.model.passes import Pass
 from halter.training import head, optimizers, schedule

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.adapter import adapt
-from halter.methods.method import names
+from halter.adapters.adapter import adapt
+from halter.contract.registry import names
 from halter.model.dense import Block
 from halter.model.passes import Pass
 from halter.model.segments import Segments

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from halter.methods.method import names
+from halter.contract.registry import names
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "measured" / "learning-curves.md"

@@ -7,13 +7,13 @@ import tiny
 import tiny_tokenizers
 import torch
 
-from halter.files.tokenizer import Tokenizer
+from halter.adapters.adapter import Adapter, adapt
+from halter.adapters.mixed import Mixed
+from halter.contract.registry import names
 from halter.generation.engine import generate
-from halter.methods.adapter import Adapter, adapt
-from halter.methods.method import names
-from halter.methods.mixed import Mixed
 from halter.model.joints import MixedAct
 from halter.model.segments import Segments
+from halter.text.tokenizer import Tokenizer
 
 every_method = pytest.mark.parametrize("name", names())
 
@@ -47,7 +47,7 @@ def test_loras_of_other_ranks_and_strengths_at_once(monkeypatch, owners, width):
         assert quick_places(mixed, model, rows) == (14 if quick and fits else 0)
         logits = model(rows, adapter=mixed)
         results.append([logits.detach(), *torch.autograd.grad(logits.square().sum(), parameters)])
-        monkeypatch.setattr("halter.methods.low_rank.LowRankAct.stack", lambda *_: None)
+        monkeypatch.setattr("halter.parts.low_rank.LowRankAct.stack", lambda *_: None)
     largest = max(float(t.abs().max()) for t in results[1])  # a row of one token gives q and k no gradient but rounding
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7 * largest)

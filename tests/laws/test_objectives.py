@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from toy_pieces import Gated, Scores
 
 import halter.training.objectives as folder
+from halter.adapters.adapter import adapt
 from halter.data.example import Example
 from halter.data.pack import Batch, pack
 from halter.errors import HalterError, Refusal
-from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
 from halter.model.passes import Pass
 from halter.model.reports import listening

@@ -12,7 +12,7 @@ import pytest
 import together
 import torch
 
-from halter.methods.method import find, names
+from halter.contract.registry import find, names
 
 every_method = pytest.mark.parametrize("name", names())
 

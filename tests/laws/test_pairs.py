@@ -15,9 +15,9 @@ import together
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.contract.registry import find, names
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
-from halter.methods.method import find, names
 
 PAIRS = list(itertools.product(names(), repeat=2))
 REFUSED: dict[tuple[str, str], str] = {}

@@ -8,13 +8,13 @@ import tiny_tokenizers
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.adapters.mixed import Mixed
+from halter.adapters.ready import Ready
+from halter.contract.registry import names
 from halter.errors import HalterError
-from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import generate
-from halter.methods.adapter import adapt
-from halter.methods.method import names
-from halter.methods.mixed import Mixed
-from halter.methods.ready import Ready
+from halter.text.tokenizer import Tokenizer
 
 every_method = pytest.mark.parametrize("name", names())
 

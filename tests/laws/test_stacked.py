@@ -8,11 +8,12 @@ import tiny
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import restore
+from halter.adapters.mixed import Mixed
+from halter.adapters.saving import state_of
+from halter.contract.registry import find, names
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
-from halter.methods.method import find, names
-from halter.methods.mixed import Mixed
-from halter.methods.storage import restore, state_of
 
 TOKENS = torch.randint(0, 96, (3, 24), generator=torch.Generator().manual_seed(5))
 every_method = pytest.mark.parametrize("name", names())

@@ -22,11 +22,11 @@ from playground_run import write_rows
 
 import halter
 from halter import recipe as recipes
-from halter.comparison.entrants import sections
+from halter.comparison.entries import sections
 from halter.comparison.options import CompareOptions
+from halter.contract.otherwise import ABSENT, VARIANTS
+from halter.contract.registry import find, names
 from halter.methods.lora import Lora
-from halter.methods.method import find, names
-from halter.methods.otherwise import ABSENT, VARIANTS
 from halter.playground import base_folder
 from tests import tiny
 

@@ -12,12 +12,12 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import Adapter, adapt
+from halter.adapters.loading import load_adapter
+from halter.adapters.mixed import Mixed
+from halter.contract.registry import find
 from halter.data.pack import Batch
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter, adapt
-from halter.methods.method import find
-from halter.methods.mixed import Mixed
-from halter.methods.storage import load_adapter
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass
 from halter.model.segments import Segments

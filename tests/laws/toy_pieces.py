@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halter.methods.method import Method, Piece, Site
+from halter.contract.method import Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act
 from halter.model.reports import report

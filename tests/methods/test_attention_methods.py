@@ -11,12 +11,12 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.adapter import Adapter, adapt
+from halter.adapters.adapter import Adapter, adapt
+from halter.adapters.loading import load_adapter
 from halter.methods.excitor import Excitor
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
-from halter.methods.storage import load_adapter
 from halter.model.config import preset
 
 TOKENS = torch.randint(0, 96, (13,), generator=torch.Generator().manual_seed(2))

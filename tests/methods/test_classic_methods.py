@@ -8,15 +8,15 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import Adapter, adapt
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
-from halter.methods.adapter import Adapter, adapt
 from halter.methods.bitfit import Bitfit
 from halter.methods.bottleneck import BottleneckMethod
 from halter.methods.ia3 import Ia3
 from halter.methods.norm_tuning import NormTuning
 from halter.methods.prefix_tuning import PrefixTuning
 from halter.methods.prompt_tuning import PromptTuning
-from halter.methods.storage import load_adapter
 from halter.model.config import preset
 
 TOKENS = torch.randint(0, 96, (2, 13), generator=torch.Generator().manual_seed(2))

@@ -11,10 +11,11 @@ import tiny
 import torch
 
 import halter
-from halter.methods.adapter import adapt
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter, restore
+from halter.adapters.saving import state_of
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
-from halter.methods.storage import load_adapter, restore, state_of
 
 TOKENS = torch.randint(0, 96, (13,), generator=torch.Generator().manual_seed(2))
 ROUNDING = 64 * 2.0**-24

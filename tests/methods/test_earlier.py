@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halter.methods.storage import load_adapter
+from halter.adapters.loading import load_adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 

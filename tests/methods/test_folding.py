@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from halter.methods import folding
+from halter.adapters import folding
+from halter.adapters.folding import fold_together
+from halter.contract.method import Piece
 from halter.methods.bitfit import AddedBias
-from halter.methods.folding import fold_together
-from halter.methods.method import Piece
 from halter.model.layout import LINEAR, Place
 from halter.model.places import Act
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import halter
+from halter.adapters.loading import load_adapter
 from halter.files.tensors import read_tensors
-from halter.methods.storage import load_adapter
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass

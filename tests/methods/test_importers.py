@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halter.adapters.adapter import adapt
+from halter.adapters.importing.authors import regated
+from halter.adapters.importing.formats import import_adapter
+from halter.adapters.importing.taking import ImportOptions
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
-from halter.methods.importers import ImportOptions, import_adapter, regated
-from halter.methods.storage import load_adapter
 
 SHAPE = tiny.config(layers=3)
 TOKENS = torch.arange(12) * 7 % 96

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.adapter import adapt
+from halter.adapters.adapter import adapt
 from halter.methods.dora import Dora
 from halter.methods.lora import Lora
 from halter.model.passes import Pass

@@ -10,12 +10,12 @@ import tiny
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
+from halter.contract.registry import find
 from halter.errors import Refusal
 from halter.files.tensors import read_tensors
-from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
-from halter.methods.method import find
-from halter.methods.storage import load_adapter
 from halter.model.config import preset
 from halter.model.nf4_linear import NF4Linear
 
@@ -261,10 +261,10 @@ COUNTS = {"llama-1-7b": 21_348_352, "llama-1-65b": 106_741_760, "llama-3-8b": 22
 def test_doras_counts(name):
     """mechanisms 0.1: seven linears, r = 8."""
     with torch.device("meta"):
-        assert halter.methods.adapter.Adapter(preset(name), [find("dora")(r=8)]).num_trainable == COUNTS[name]
-        plain = halter.methods.adapter.Adapter(preset(name), [find("lora")(r=8)]).num_trainable
+        assert halter.adapters.adapter.Adapter(preset(name), [find("dora")(r=8)]).num_trainable == COUNTS[name]
+        plain = halter.adapters.adapter.Adapter(preset(name), [find("lora")(r=8)]).num_trainable
         for kin in ("pissa", "olora"):  # the frozen start is not trained
-            assert halter.methods.adapter.Adapter(preset(name), [find(kin)(r=8)]).num_trainable == plain
+            assert halter.adapters.adapter.Adapter(preset(name), [find(kin)(r=8)]).num_trainable == plain
 
 
 @pytest.mark.parametrize("name", ["dora", "pissa", "olora"])

@@ -11,11 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.data.pack import Batch
 from halter.errors import Refusal
 from halter.files.tensors import read_tensors
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter
 from halter.training.schedule import make as make_schedule
 from halter.training.step import take_step
 from halter.training.trainee import Trainee
@@ -234,7 +234,7 @@ def test_a_target_that_matches_nothing_lists_what_exists():
      ("llama-1-65b", ["q_proj", "k_proj", "v_proj", "o_proj"], 8, 41_943_040)],
 )  # fmt: skip
 def test_counts_are_exact(preset_name, targets, r, count):
-    from halter.methods.method import find
+    from halter.contract.registry import find
     from halter.model.config import preset
 
     shape, method = preset(preset_name), find("lora")(r=r, target_modules=targets)

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
 from halter.methods.loha import Loha
 from halter.methods.lokr import Lokr, factors
-from halter.methods.storage import load_adapter
 
 peft = pytest.importorskip("peft")
 TOKENS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(3))

@@ -6,9 +6,9 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter
 
 peft = pytest.importorskip("peft")
 TOKENS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(2))

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 import halter
-from halter.methods.adapter import Adapter, adapt
+from halter.adapters.adapter import Adapter, adapt
 from halter.methods.bitfit import Bitfit
 from halter.methods.dora import Dora
 from halter.methods.full import Full

@@ -13,8 +13,8 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.method import find, names
-from halter.methods.storage import load_adapter
+from halter.adapters.loading import load_adapter
+from halter.contract.registry import find, names
 
 peft = pytest.importorskip("peft")
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))

@@ -9,14 +9,14 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters import peft_together
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
 from halter.files.tensors import read_tensors
-from halter.methods import peft_together
-from halter.methods.adapter import adapt
 from halter.methods.dora import Dora
 from halter.methods.excitor import Excitor
 from halter.methods.lora import Lora
-from halter.methods.storage import load_adapter
 from halter.methods.token_rows import TokenRowsMethod as Rows
 
 peft = pytest.importorskip("peft")

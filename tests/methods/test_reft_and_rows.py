@@ -10,13 +10,13 @@ import tiny
 import torch
 
 import halter
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
+from halter.contract.registry import find
 from halter.data.example import Example
 from halter.data.pack import pack
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
 from halter.methods.loreft import Subspace, orthonormal, positions
-from halter.methods.method import find
-from halter.methods.storage import load_adapter
 from halter.model.cache import Cache
 from halter.model.config import preset
 from halter.model.passes import Pass
@@ -244,7 +244,7 @@ def test_beside_virtual_tokens_a_short_prompt_is_decoded_as_the_full_pass(known)
 def test_lorefts_count(name, count):
     """Per layer 2 r d + r."""
     with torch.device("meta"):
-        assert halter.methods.adapter.Adapter(preset(name), [find("loreft")()]).num_trainable == count
+        assert halter.adapters.adapter.Adapter(preset(name), [find("loreft")()]).num_trainable == count
 
 
 def test_nonsense_is_refused():

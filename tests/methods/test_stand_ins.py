@@ -12,13 +12,13 @@ import tiny
 import torch
 
 import halter
-from halter.methods.adapter import adapt
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
+from halter.adapters.mixed import Mixed
 from halter.methods.full import Full
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
-from halter.methods.mixed import Mixed
 from halter.methods.norm_tuning import NormTuning
-from halter.methods.storage import load_adapter
 from halter.methods.token_rows import TokenRowsMethod
 from halter.model.decoder import Decoder
 from halter.model.joints import Chain

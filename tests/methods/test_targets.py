@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
+from halter.contract.targets import by_pattern, check, chosen, matches
 from halter.errors import Refusal
 from halter.methods.full import Full
 from halter.methods.lora import Lora
-from halter.methods.targets import by_pattern, check, chosen, matches
 
 
 @pytest.mark.parametrize(

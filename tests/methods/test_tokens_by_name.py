@@ -11,11 +11,11 @@ import tiny_tokenizers
 import tokenizers
 
 import halter
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import adapt
 from halter.methods.token_rows import TokenRowsMethod
 from halter.run.preflight import examine
+from halter.text.tokenizer import Tokenizer
 
 
 def refused(texts, tokenizer):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.adapter import adapt
+from halter.adapters.adapter import adapt
 from halter.methods.vera import Vera
 
 SHAPE = tiny.config()

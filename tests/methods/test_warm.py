@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters import warm
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal
-from halter.methods import warm
-from halter.methods.adapter import adapt
 from halter.methods.dora import Dora
 from halter.methods.excitor import Excitor
 from halter.methods.lora import Lora

@@ -21,11 +21,11 @@ from endless import ended
 from safetensors.torch import load_file, save_file
 from sealing import reseal
 
+from halter.adapters import loading
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
 from halter.files.manifest import check_manifest
-from halter.methods import storage
-from halter.methods.adapter import adapt
-from halter.methods.storage import load_adapter
 from halter.pretrained.digest import BaseIdentity, digest_model
 
 FILES = ("adapter_model.safetensors", "adapter_config.json", "halter.json", "manifest.json")
@@ -52,7 +52,7 @@ def refused(folder: Path, base: Any, id: str) -> list[str]:
     with pytest.raises(Refusal) as caught:
         load_adapter(folder, base)
     assert caught.value.id == id, caught.value
-    return [wrong.removeprefix(storage.PREFIX) for wrong in caught.value.found]
+    return [wrong.removeprefix(loading.PREFIX) for wrong in caught.value.found]
 
 
 # Each takes tensors by their names in the file, wounds some of them, and says which names the refusal must have.
@@ -124,7 +124,7 @@ def test_two_hundred_wrong_adapters_are_refused_with_every_name(folders: Path, t
             kinds[wound.__name__] += 1
         save_file(tensors, folder / FILES[0])
         found = {wrong.split(" ")[0] for wrong in refused(folder, base, "adapter-mismatch")}
-        assert found == {name.removeprefix(storage.PREFIX) for name in expected}
+        assert found == {name.removeprefix(loading.PREFIX) for name in expected}
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for case in range(30):
         folder, rank = tmp_path / f"r{case}", rng.choice((1, 2, 3, 5, 8, 4096, 10**6, 2**40, 2**62))
@@ -139,8 +139,8 @@ def test_two_hundred_wrong_adapters_are_refused_with_every_name(folders: Path, t
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 64 << 10  # KiB; a rank of 10**6 would be 3 GB
     for name, layers in (("longer", 3), ("shorter", 1)):
         for _ in range(5):
-            more = {n.removeprefix(storage.PREFIX) for n in load_file(folders / name / FILES[0])}
-            less = {n.removeprefix(storage.PREFIX) for n in whole}
+            more = {n.removeprefix(loading.PREFIX) for n in load_file(folders / name / FILES[0])}
+            less = {n.removeprefix(loading.PREFIX) for n in whole}
             found = {wrong.split(" ")[0] for wrong in refused(folders / name, base, "adapter-mismatch")}
             assert found == more ^ less and len(found) == 14 and layers != 2
             kinds["layers"] += 1
@@ -158,7 +158,7 @@ def flips(folders: Path, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyP
     rng, base, slowest = random.Random(count), tiny.decoder(), 0.0
     shutil.copytree(folders / "ours", tmp_path / "a")
     load_adapter(tmp_path / "a", base)
-    monkeypatch.setattr(storage, "read_tensors", None)  # a call would raise
+    monkeypatch.setattr(loading, "read_tensors", None)  # a call would raise
     whole = {name: (tmp_path / "a" / name).read_bytes() for name in FILES}
     for _ in range(count):
         name = rng.choice(FILES)
@@ -253,7 +253,7 @@ def test_both_spellings_of_one_name_are_refused(folders: Path, tmp_path: Path) -
     shutil.copytree(folders / "peft", tmp_path / "a")
     tensors = load_file(tmp_path / "a" / FILES[0])
     name = sorted(tensors)[0]
-    save_file({**tensors, name.removeprefix(storage.PREFIX): tensors[name] * 9}, tmp_path / "a" / FILES[0])
+    save_file({**tensors, name.removeprefix(loading.PREFIX): tensors[name] * 9}, tmp_path / "a" / FILES[0])
     assert "twice" in refused(tmp_path / "a", tiny.decoder(), "adapter-mismatch")[0]
 
 
@@ -282,7 +282,7 @@ def test_vocabulary_matrices_that_peft_saved_along_are_dropped_where_equal(
         tensors[name][3] += 1
     save_file(tensors, tmp_path / "a" / FILES[0])
     found = refused(tmp_path / "a", model, "adapter-mismatch")
-    assert found == [f"{n.removeprefix(storage.PREFIX)} differs from the base's" for n in copies]
+    assert found == [f"{n.removeprefix(loading.PREFIX)} differs from the base's" for n in copies]
     tensors = {n.replace(".base_layer.", "."): t[:-1].clone() if n in copies else t for n, t in tensors.items()}
     save_file(tensors, tmp_path / "a" / FILES[0])
     assert len(refused(tmp_path / "a", model, "adapter-mismatch")) == 2

@@ -11,9 +11,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from halter.adapters.adapter import adapt
+from halter.adapters.mixed import Mixed
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
-from halter.methods.mixed import Mixed
 from halter.model.cache import Cache
 from halter.model.config import RopeScaling
 from halter.model.passes import Pass
@@ -154,7 +154,7 @@ def test_meta_rounding_is_a_switch():
 
 
 def test_checkpointing_changes_no_bit_of_a_gradient():
-    from halter.methods.adapter import adapt
+    from halter.adapters.adapter import adapt
 
     model = tiny.decoder()
     adapter = adapt(model, "lora", r=2, dropout=0.3)

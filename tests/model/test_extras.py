@@ -10,9 +10,9 @@ import tiny
 import torch
 from torch import nn
 
-from halter.methods.adapter import Adapter, adapt
-from halter.methods.method import Method, Piece
-from halter.methods.mixed import Mixed
+from halter.adapters.adapter import Adapter, adapt
+from halter.adapters.mixed import Mixed
+from halter.contract.method import Method, Piece
 from halter.model.cache import Cache
 from halter.model.layout import MEMORY, VIRTUAL
 from halter.model.passes import Pass

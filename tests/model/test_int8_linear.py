@@ -6,9 +6,9 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import adapt
+from halter.contract.registry import find, names
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
-from halter.methods.method import find, names
 from halter.model.int8_linear import Int8Linear
 from halter.model.linear import DenseLinear
 from halter.model.passes import Pass

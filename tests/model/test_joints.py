@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.acting import acts_of
+from halter.adapters.acting import acts_of
 from halter.model.joints import Chain, MixedAct, Weighted, chained, mixed
 from halter.model.layout import AROUND
 from halter.model.places import FINAL, Act, Run

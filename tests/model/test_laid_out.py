@@ -9,12 +9,12 @@ import tiny_tokenizers
 import torch
 from laying import NO_LAYING, can_lay_out
 
-from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import generate
 from halter.model import packing
 from halter.model.linear import DenseLinear
 from halter.numerics import allocation, products
 from halter.numerics.products import NEED_LAID
+from halter.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(not can_lay_out(), reason=NO_LAYING)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.cuda import _pin_memory_utils as locking
 
-from halter.model.lane import PAGE, Lane, page_lock, paged
+from halter.model.copy_stream import PAGE, Lane, page_lock, paged
 
 
 @pytest.fixture

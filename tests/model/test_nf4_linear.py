@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import adapt
+from halter.contract.registry import find, names
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
-from halter.methods.method import find, names
 from halter.model.linear import DenseLinear
 from halter.model.nf4_linear import NF4Linear
 from halter.model.passes import Pass

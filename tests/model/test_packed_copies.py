@@ -8,11 +8,11 @@ import tiny
 import tiny_tokenizers
 import torch
 
-from halter.files.tokenizer import Tokenizer
 from halter.generation.engine import generate
 from halter.model import packing
 from halter.model.nf4_linear import NF4Linear
 from halter.numerics import nf4_packed
+from halter.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(not nf4_packed.available(), reason="no packed product on this machine (AVX512-BF16)")
 

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from halter.adapters.adapter import adapt
 from halter.cli import main
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
 from halter.model.cache import Cache
 from halter.model.config import ModelConfig, RopeScaling
 from halter.model.passes import Pass

@@ -14,13 +14,13 @@ import tiny
 import torch
 from stand_in import Device, LateLane, address
 
+from halter.adapters.adapter import adapt
+from halter.contract.registry import names
 from halter.errors import Refusal
 from halter.generation.engine import generate
-from halter.methods.adapter import adapt
-from halter.methods.method import names
 from halter.model import packing
+from halter.model.copy_stream import PAGE, paged
 from halter.model.int8_linear import Int8Linear
-from halter.model.lane import PAGE, paged
 from halter.model.linear import DenseLinear, Linear
 from halter.model.nf4_linear import NF4Linear
 from halter.model.segments import Segments

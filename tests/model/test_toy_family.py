@@ -10,13 +10,13 @@ import tiny
 import torch
 from toy_family import EXPERTS, VISION, ToyConfig, logits_of
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import load_adapter
+from halter.adapters.mixed import Mixed
+from halter.contract.registry import names
 from halter.errors import Refusal
 from halter.export.merge import merge
-from halter.methods.adapter import adapt
 from halter.methods.lora import Lora
-from halter.methods.method import names
-from halter.methods.mixed import Mixed
-from halter.methods.storage import load_adapter
 from halter.model import config as config_file
 from halter.model.cache import Cache
 from halter.model.layout import LINEAR

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from halter.adapters.adapter import adapt
+from halter.contract.method import Method
+from halter.contract.registry import find, names
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
 from halter.methods.excitor import Excitor
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
-from halter.methods.method import Method, find, names
 from halter.model.config import preset
 from halter.model.decoder import Decoder
 from halter.model.nf4_linear import NF4Linear

@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from halter.adapters.adapter import adapt
+from halter.contract.registry import find
 from halter.data.example import Example
 from halter.data.pack import pack
-from halter.methods.adapter import adapt
-from halter.methods.method import find
 from halter.planning.dry import dry_adapter, dry_base
 from halter.planning.trace import training_pass
 from halter.training import optimizers

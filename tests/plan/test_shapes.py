@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from halter.methods.method import find, names
+from halter.contract.registry import find, names
 from halter.planning import trace
 from halter.planning.dry import dry_adapter, dry_base
 from halter.planning.shapes import Shapes

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import logits_of, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal
 from halter.export.merge import merge
 from halter.export.requantise import merge_quantised
-from halter.methods.adapter import adapt
 from halter.model.linear import DenseLinear
 from halter.model.nf4_linear import NF4Linear
 from halter.model.storages import held_in

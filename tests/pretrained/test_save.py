@@ -18,10 +18,10 @@ from halter.errors import HalterError, Refusal
 from halter.files.checkpoint import INDEX, open_checkpoint
 from halter.files.folders import new_folder
 from halter.files.tensors import TensorFile
-from halter.files.tokenizer import Tokenizer
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load, load_model
 from halter.pretrained.save import save_model, write_model
+from halter.text.tokenizer import Tokenizer
 
 TOKENS = torch.tensor([[1, 5, 9, 100, 42, 7, 7, 3]])
 LLAMA3 = {

@@ -14,9 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halter import telling
+from halter.contract.method import LORA_TRAINING
+from halter.contract.registry import find, names
 from halter.errors import Refusal
 from halter.files import yaml12
-from halter.methods.method import LORA_TRAINING, find, names
 from halter.recipe import Recipe, as_data, commented, dump, json_schema, load, load_tolerant
 from halter.recipe.aliases import ALIASES
 from halter.recipe.fields import keys_of, words

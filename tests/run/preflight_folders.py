@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from halter.adapters.adapter import adapt
 from halter.files.writing import write_tensors
-from halter.methods.adapter import adapt
 from halter.model.config import ModelConfig
 from halter.pretrained.load import load_model
 

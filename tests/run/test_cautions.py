@@ -19,7 +19,6 @@ import halter
 from halter.cli import main
 from halter.errors import HalterError, Refusal
 from halter.files.tensors import read_tensors
-from halter.files.tokenizer import other_vocabulary
 from halter.files.writing import write_tensors
 from halter.generation import belonging
 from halter.playground import base_folder
@@ -27,6 +26,7 @@ from halter.recipe import dump, load
 from halter.run.cautions import TOO_HIGH, VARIABLES, cautions, of_environment, strength, to_lower, usual_rate
 from halter.run.ends import beyond_guessing, last_words, strange_share
 from halter.run.preflight import ready
+from halter.text.tokenizer import other_vocabulary
 from halter.training.guards import Guards
 
 PACKAGE = Path(halter.__file__).parent
@@ -56,7 +56,7 @@ def test_a_rate_that_cannot_be_right_is_refused(tmp_path: Path, capsys: pytest.C
     (tmp_path / "r.yaml").write_text(dump(load(recipe)), "utf-8")
     assert main.run(["train", str(tmp_path / "r.yaml"), *fix[1].split()]) == 0
     # The default is never far from what is allowed, for any method.
-    from halter.methods.method import names
+    from halter.contract.registry import names
 
     assert all(0 < usual_rate(name, 64) <= usual_rate(name, 16) for name in names())
 

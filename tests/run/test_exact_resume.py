@@ -11,9 +11,9 @@ import pytest
 from same_bits import differences
 
 import halter
+from halter.contract.registry import find, names
 from halter.files.runs import RunFolder
 from halter.files.tensors import read_tensors
-from halter.methods.method import find, names
 from halter.run import session, watch
 from halter.training import step
 

@@ -10,18 +10,18 @@ import torch
 from bounds import PROMISE, assert_same, summing, unit
 
 import halter
+from halter.adapters.loading import load_adapter
 from halter.cli.main import run as command
 from halter.export.merge import merge, sample_rows
 from halter.export.requantise import merge_quantised
 from halter.files.tensors import read_tensors
-from halter.files.tokenizer import Tokenizer
-from halter.methods.storage import load_adapter
 from halter.model.storages import held_in
 from halter.planning.dry import base_bytes, dry_base
 from halter.pretrained.digest import digest_model
 from halter.pretrained.load import load_model
 from halter.run.opening import OpenOptions, find, open_subject
 from halter.run.preflight import examine
+from halter.text.tokenizer import Tokenizer
 
 TOKENS = torch.arange(3, 43).view(2, 20)
 

@@ -81,7 +81,7 @@ def test_checkpointing_counts_the_adapters_own_numbers(tmp_path: Path) -> None:
 
 
 def _full() -> Any:
-    from halter.methods.method import find
+    from halter.contract.registry import find
 
     return find("full")()
 

@@ -16,13 +16,13 @@ from sealing import reseal
 from tiny_models import tiny_llama, write_meta_folder
 
 import halter
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal
 from halter.files.names import EMBEDDING
-from halter.files.tokenizer import Tokenizer
-from halter.methods.adapter import adapt
 from halter.pretrained.digest import BaseIdentity, digest_base
 from halter.pretrained.load import load_model
 from halter.run.opening import OpenOptions, find, open_subject
+from halter.text.tokenizer import Tokenizer
 
 LAYOUTS = ("single", "shards", "meta1", "meta2")
 

@@ -165,8 +165,8 @@ def test_template_that_differs_from_the_checkpoints_is_refused_and_the_waiver_re
 def test_an_adapter_trained_with_another_template_or_tokenizer_is_told(
     good: Any, stories: Path, tmp_path: Path
 ) -> None:
-    from halter.files.chat import ChatTemplate
-    from halter.files.tokenizer import Tokenizer
+    from halter.text.chat.conversations import ChatTemplate
+    from halter.text.tokenizer import Tokenizer
 
     vicuna = ChatTemplate.builtin("vicuna")
     facts = {"template": {"name": "vicuna", "digest": vicuna.digest}, "template_source": vicuna.source}
@@ -242,7 +242,7 @@ def test_untrained_rows_that_the_template_needs(
 
 def test_only_the_rows_asked_for_are_read(stories: Path) -> None:
     from halter.files.checkpoint import open_checkpoint
-    from halter.files.token_rows import rows_of
+    from halter.files.vocabulary_rows import rows_of
 
     checkpoint = open_checkpoint(stories)
     whole = checkpoint.read(EMBEDDING)

@@ -12,9 +12,9 @@ import halter
 from halter.data import seen
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
-from halter.files.chat import ChatTemplate
-from halter.files.tokenizer import Tokenizer
 from halter.playground import base_folder
+from halter.text.chat.conversations import ChatTemplate
+from halter.text.tokenizer import Tokenizer
 
 
 def said(run: Path, rows: Path, **options: Any) -> list[str]:

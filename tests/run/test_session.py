@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import halter
+from halter.adapters.loading import load_adapter
 from halter.errors import Refusal
 from halter.files.disk import temporary_name
 from halter.files.runs import RunFolder
-from halter.methods.storage import load_adapter
 from halter.pretrained.load import load_model
 
 

@@ -14,11 +14,11 @@ import torch
 from same_bits import differences
 
 import halter
+from halter.adapters.loading import load_adapter
 from halter.cli import main
 from halter.files.manifest import MANIFEST, write_manifest
 from halter.files.runs import RunFolder
 from halter.files.tensors import read_tensors
-from halter.methods.storage import load_adapter
 from halter.numerics import spinning, threads
 from halter.playground import base_folder
 from halter.playground.tasks import rows

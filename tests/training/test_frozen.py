@@ -12,11 +12,12 @@ import torch
 from same_bits import differences
 
 import halter.training.frozen as frozen
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import restore
+from halter.adapters.saving import state_of
+from halter.contract.registry import find
 from halter.data.example import Example
 from halter.data.pack import pack
-from halter.methods.adapter import adapt
-from halter.methods.method import find
-from halter.methods.storage import restore, state_of
 from halter.model.dense import Block
 from halter.model.passes import Pass
 from halter.model.segments import Segments

@@ -11,10 +11,10 @@ import tiny
 import torch
 from same_bits import differences
 
+from halter.adapters.adapter import adapt
+from halter.adapters.saving import state_of
 from halter.data.example import Example
 from halter.errors import HalterError
-from halter.methods.adapter import adapt
-from halter.methods.storage import state_of
 from halter.training import guards, optimizers, schedule, step
 from halter.training.guards import Guards
 from halter.training.loop import Events, Feed, train_loop

@@ -10,11 +10,12 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import adapt
+from halter.adapters.loading import restore
+from halter.adapters.saving import state_of
 from halter.data.example import Example
 from halter.errors import HalterError, Refusal
 from halter.files.runs import RunFolder
-from halter.methods.adapter import adapt
-from halter.methods.storage import restore, state_of
 from halter.training import optimizers, schedule
 from halter.training.loop import Events, Feed, epoch_ends, total_steps, train_loop
 from halter.training.trainee import Trainee

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers.trainer_pt_utils import LabelSmoother
 
+from halter.adapters.adapter import adapt
 from halter.data.example import Example
 from halter.data.pack import pack
 from halter.errors import Refusal
-from halter.methods.adapter import adapt
 from halter.numerics.losses import Wanted, head_loss
 from halter.numerics.noise import neftune
 from halter.training import step as training_step

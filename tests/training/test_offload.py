@@ -10,7 +10,7 @@ import tiny
 import torch
 from stand_in import Device, LateLane
 
-from halter.methods.adapter import adapt
+from halter.adapters.adapter import adapt
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training.offload import ActivationOffload, offloaded

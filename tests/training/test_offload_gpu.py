@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.adapter import adapt
+from halter.adapters.adapter import adapt
 from halter.model.nf4_linear import NF4Linear
 from halter.model.segments import Segments
 from halter.model.streaming import layer_bytes

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from halter.methods.adapter import adapt
+from halter.adapters.adapter import adapt
 from halter.training import optimizers
 
 RATE, BETAS, EPS, DECAY = 1e-2, (0.8, 0.97), 1e-8, 0.3

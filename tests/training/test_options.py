@@ -6,8 +6,9 @@ from dataclasses import fields
 
 import pytest
 
+from halter.contract.method import LORA_TRAINING
+from halter.contract.registry import find, names
 from halter.errors import Refusal
-from halter.methods.method import LORA_TRAINING, find, names
 from halter.training.defaults import PRESETS, trained_with, with_defaults
 from halter.training.options import TrainOptions
 

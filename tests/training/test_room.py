@@ -10,11 +10,11 @@ import tiny
 import torch
 from same_bits import differences
 
+from halter.adapters.adapter import adapt
+from halter.adapters.saving import state_of
 from halter.data.example import Example
 from halter.data.pack import pack
 from halter.errors import HalterError
-from halter.methods.adapter import adapt
-from halter.methods.storage import state_of
 from halter.training import optimizers, schedule, step
 from halter.training.loop import Events, Feed, rehearse, train_loop
 from halter.training.room import Room, out_of_memory

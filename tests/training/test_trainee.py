@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 
+from halter.adapters.adapter import adapt
 from halter.data.pack import Batch
-from halter.methods.adapter import adapt
 from halter.numerics import losses
 from halter.training.step import take_step
 from halter.training.trainee import Trainee

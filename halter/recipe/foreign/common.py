@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from halter.files.template_names import spelt
 from halter.recipe.foreign.tables import (
     Absent,
     Entry,
@@ -22,6 +21,7 @@ from halter.recipe.foreign.tables import (
     word,
     words,
 )
+from halter.text.templates.names import spelt
 
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
 OPTIMIZERS = {

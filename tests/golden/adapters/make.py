@@ -29,10 +29,11 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import halter
+from halter.adapters.adapter import Adapter
+from halter.adapters.importing.formats import import_adapter
+from halter.adapters.importing.taking import ImportOptions
+from halter.contract.registry import find
 from halter.export.compress import CompressOptions, compress
-from halter.methods.adapter import Adapter
-from halter.methods.importers import ImportOptions, import_adapter
-from halter.methods.method import find
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass

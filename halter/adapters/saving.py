@@ -1,0 +1,79 @@
+"""Writing adapter folders: adapter_config.json and adapter_model.safetensors as PEFT writes them, halter.json beside
+them, and manifest.json, against which every byte is compared before a tensor is handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from halter.adapters import peft_together
+from halter.adapters.folder_files import CONFIG, FACTS, TENSORS
+from halter.adapters.former import how_joined
+from halter.contract.method import PEFT_PREFIX as PREFIX
+from halter.files.folders import new_folder
+from halter.files.manifest import MANIFEST, write_manifest
+from halter.files.writing import write_json, write_tensors
+from halter.version import __version__
+
+if TYPE_CHECKING:
+    from halter.adapters.adapter import Adapter
+
+SEVERAL, COMPRESSED = "HALTER_SEVERAL", "HALTER_COMPRESSED"
+
+
+def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapter's folder, whole or not at all. Refusal ``already-exists`` where the folder does.
+
+    ``packed``: its tensors in fewer bits under their own names (files.packed), which only Halter reads.
+    """
+    adapter = adapter.plain()
+    config: dict[str, Any] = {
+        "base_model_name_or_path": adapter.facts.get("base", {}).get("name"),
+        "inference_mode": True,
+        "revision": adapter.facts.get("base", {}).get("revision"),
+    }
+    servable = sorted(set.intersection(*(set(method.servable_by) for method in adapter.methods)))
+    if len(adapter.methods) == 1:
+        config |= {"peft_type": adapter.methods[0].peft_type, **adapter.methods[0].to_peft(adapter.shape)}
+    elif peft_together.together(adapter.methods, adapter.shape):
+        config |= peft_together.to_peft(adapter.methods, adapter.shape)
+        servable = ["halter", "peft"]
+    else:
+        config["peft_type"], servable = SEVERAL, ["halter"]
+    methods = [{"name": method.name(), **asdict(method)} for method in adapter.methods]
+    facts = {
+        "halter_version": __version__,
+        "methods": methods,
+        "servable_by": servable,
+        "manifest": MANIFEST,
+        **how_joined(adapter),
+        **adapter.facts,
+    }
+    if packed is not None:
+        config["peft_type"] = COMPRESSED
+        facts |= {"packed": True, "servable_by": ["halter"]}
+    with new_folder(folder) as temporary:
+        write_tensors(temporary / TENSORS, _peft_names(adapter) if packed is None else packed)
+        write_json(temporary / CONFIG, config)
+        write_json(temporary / FACTS, facts)
+        write_manifest(temporary, (TENSORS, CONFIG, FACTS))
+
+
+def _peft_names(adapter: Adapter) -> dict[str, Tensor]:
+    own = state_of(adapter)
+    if len(adapter.methods) == 1:
+        return adapter.methods[0].to_peft_tensors(own, adapter.shape)
+    if peft_together.together(adapter.methods, adapter.shape):
+        return peft_together.to_peft_tensors(own, adapter.methods, adapter.shape)
+    return {PREFIX + name: tensor for name, tensor in own.items()}
+
+
+def state_of(adapter: Adapter) -> dict[str, Tensor]:
+    """{name in the adapter's file: tensor}, detached and on the CPU."""
+    return {
+        name: slot.tensor(attribute).detach().cpu().contiguous() for name, slot, attribute in adapter.named_tensors()
+    }

@@ -1,0 +1,191 @@
+"""The course of a comparison: every row's search, runs and costs, each trial once, the record written after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from halter import recipe as recipes
+from halter.comparison import record as records
+from halter.comparison.entries import base_name, contestants
+from halter.comparison.options import CompareOptions
+from halter.comparison.report import writing as report
+from halter.comparison.runner import Runner, Trial
+from halter.comparison.search import halve
+from halter.comparison.setup import Contestant, Ground, lay
+from halter.comparison.survey import verdicts
+from halter.errors import Refusal
+from halter.evaluation.tasks import task_manager
+from halter.files.extras import install
+from halter.files.locks import held
+from halter.files.runs import THREADS, RunFolder
+from halter.files.writing import write_json
+from halter.model.storages import STORAGES
+from halter.numerics import allocation, denormals, threads
+from halter.run.prepare import Say
+from halter.training.progress import in_words
+
+
+@allocation.kept()
+@denormals.flushed()
+def compare(
+    source: Mapping[str, Any], options: CompareOptions, variants: Mapping[str, Any], output: Path, say: Say
+) -> dict[str, Any]:
+    """Run what was not run yet; returns the record, which is in ``output``/record.json.
+
+    ``source``: a recipe as a mapping without `method` and `compare`. Refusals before anything is trained: of the
+    options, the recipe, the data and the base's folder; ``run-in-use`` where another process works in ``output``.
+    """
+    entered = contestants(options, variants)
+    with held(output, say):
+        ground = lay(source, entered[0].method, options, output, say)
+        with threads.taken(_threads(ground, output, say)):
+            return Comparison(ground, entered, say).run()
+
+
+def _threads(ground: Ground, output: Path, say: Say) -> threads.Threads:
+    """Those of the whole comparison, of trials of another day too."""
+    run, train = RunFolder(output), ground.job.recipe.train
+    chosen = threads.choose(train.threads, run.threads(), look=not train.deterministic)
+    if chosen.remarkable():
+        say(chosen.words())
+    run.put(THREADS, chosen.facts())
+    return chosen
+
+
+def tell_unwritable(say: Say) -> None:
+    """Say before hours of training what cannot be written after them."""
+    if find_spec("matplotlib") is None:
+        say(f"warning: no report page will be written, only record.json and the table; first: {install('report')}")
+
+
+def write_report(record: Mapping[str, Any], output: Path, say: Say) -> tuple[Path, ...]:
+    """Write the pages beside the record; where the extra for figures is not installed, the record has to do: ()."""
+    try:
+        written = tuple(report.write(record, output))
+    except Refusal as refusal:
+        again = f"python -m halter.comparison.report {output / 'record.json'} {output}"
+        say(f"no report page: {refusal}. Once that is there: {again}")
+        return ()
+    for path in written:
+        say(f"report: {path}")
+    return written
+
+
+class Comparison:
+    """One comparison under way."""
+
+    def __init__(self, ground: Ground, entered: Sequence[Contestant], say: Say) -> None:
+        self.ground, self.entered, self.say = ground, entered, say
+        self.options = ground.options
+        self.head = records.head(ground)  # with the base's digest, by which all trials are named
+        self.runner = Runner(ground, say, self.write)
+        if (asked := self.runner.exam.ballot) is not None:  # choices that do not fit are refused before any training
+            self.head["choices"] = asked.facts()
+        if self.options.task_names:
+            task_manager(self.options)
+        self.rows: dict[str, records.Row] = {}
+        self.took: list[float] = []  # seconds of each row
+        targets = [example.targets for example in ground.test]
+        self.noise = records.Noise(targets, self.options.resamples, self.options.seed)
+
+    def run(self) -> dict[str, Any]:
+        """All rows, then the record. Memory first, while no base is in this process."""
+        for contestant in self.entered:
+            self._start(contestant)
+        for precision in self.options.precisions:
+            before = self._base(precision)
+            for contestant in self.entered:
+                if contestant.precision == precision and self.rows[contestant.name]["status"] == "done":
+                    began = time.monotonic()
+                    self._row(contestant, before)
+                    self.took.append(time.monotonic() - began)
+                    self._foretell()
+        return self.write()
+
+    def _foretell(self) -> None:
+        """How long the methods that are left take at the pace of those that were done."""
+        left = sum(self.rows[one.name]["status"] == "done" and not self.rows[one.name]["mean"] for one in self.entered)
+        if left:
+            done = len(self.took)
+            more = in_words(sum(self.took) / done * left)
+            self.say(f"time: about {more} more: {left} to go, at the pace of the {done} done so far")
+
+    def write(self) -> dict[str, Any]:
+        """record.json as it stands: rows that have been scored, or never will be."""
+        shown = [row for row in self.rows.values() if row["status"] != "done" or row["mean"]]
+        ties = self.noise.judge([row for row in shown if row["mean"]]) if self.noise.losses else {}
+        record = {**self.head, "rows": shown, "ties": ties.pop("test_loss", []), "ties_by": ties}
+        # The survey's claims are about its own methods and sizes: whoever compares on other data did not ask for them.
+        record["verdicts"] = verdicts(record) if record["base"]["name"] == "playground" else []
+        write_json(self.ground.folder / "record.json", record, replace=True)
+        return record
+
+    def _start(self, contestant: Contestant) -> None:
+        """The row with what can be said before training: counts, whether it fits, its memory."""
+        row = records.row_of(contestant.name, contestant.method, contestant.precision)
+        self.rows[contestant.name] = row
+        try:
+            job, adapter = self.runner.first_look(contestant)
+        except Refusal as refusal:
+            row |= {"status": "left out", "why": str(refusal)}
+            return
+        count = adapter.num_trainable
+        row |= {"trainable": count, "share": count / job.config.num_parameters}
+        row |= {"method": recipes.as_data(job.recipe)["method"], "learning_rate": job.recipe.train.learning_rate}
+        row["warmup"] = job.recipe.train.warmup_steps
+        memory = self.runner.memory(contestant, job)
+        if "why" in memory:
+            row |= {"status": "left out", "why": f"its first steps failed: {memory['why']}"}
+        row["memory"] |= {key: value for key, value in memory.items() if key != "why"}
+
+    def _base(self, precision: str) -> float | None:
+        """The base's row; returns its loss on general text."""
+        name = base_name(self.options, precision)
+        trial = self.runner.base(precision)
+        held = precision if precision in STORAGES else trial["dtype"]
+        mean = {"test_loss": trial["test_loss"], **trial["scores"]}
+        self.head |= {"tasks": trial["tasks"]} if "tasks" in trial else {}
+        row = records.row_of(name, None, held, mean=mean, decode_tokens_per_second=trial["decode"])
+        place = next((n for n, c in enumerate(self.entered) if c.precision == precision), 0)
+        rows = list(self.rows.items())
+        place += sum(entry["method"] is None for _, entry in rows)  # the bases before it
+        self.rows = dict([*rows[:place], (name, row), *rows[place:]])
+        for contestant in self.entered:
+            if contestant.precision == precision:
+                self.rows[contestant.name]["precision"] = held
+        self.noise.add(name, [trial])
+        self.say(f"{name}: test loss {trial['test_loss']:.4f}")
+        return None if trial["general_loss"] is None else float(trial["general_loss"])
+
+    def _row(self, contestant: Contestant, before: float | None) -> None:
+        """Search, runs and costs of one contestant; ``before``: its base's loss on general text."""
+        row, options = self.rows[contestant.name], self.options
+
+        def attempt(rates: Sequence[float], tokens: int) -> list[Trial]:
+            return self.runner.search(contestant, rates, tokens)
+
+        rate, found = halve(row["learning_rate"], options.search_trials, self.ground.tokens, attempt)
+        if rate is None:
+            row |= {"status": "failed", "why": "training failed at every learning rate that was tried"}
+            return
+        row["learning_rate"] = rate
+        trials: list[Trial] = []
+        for seed in range(options.seed, options.seed + options.seeds):
+            trial = self.runner.run(contestant, rate, seed)
+            why = trial["why"] or ("" if trial["test_loss"] is not None else "its loss on the test rows is not finite")
+            if why:
+                row |= {"status": "failed", "why": f"seed {seed}: {why}"}
+                return
+            after = trial["general_loss"]
+            forgetting = None if after is None or before is None else after - before
+            trials.append({**trial, "forgetting": forgetting})
+            self.noise.add(contestant.name, trials)
+            row |= records.summed(row, trials, found)
+            row["recipe"] = trials[0]["recipe"]
+        row |= self.runner.costs(contestant, rate)
+        self.say(f"{contestant.name}: rate {rate:g}, test loss {row['mean']['test_loss']:.4f}")
+        self.write()

@@ -1,0 +1,137 @@
+"""What all runs of a comparison have in common: base, tokenizer, encoded rows, budget; and the job of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from halter import recipe as recipes
+from halter.comparison.options import CompareOptions
+from halter.comparison.splits import Material, split
+from halter.data.example import Example
+from halter.data.load import load_examples
+from halter.errors import HalterError
+from halter.files.folders import discard
+from halter.model.decoder import Decoder
+from halter.model.storages import STORAGES
+from halter.pretrained.digest import digest_base
+from halter.pretrained.load import load_model
+from halter.run.prepare import Job, Say, plan_of, prepare
+from halter.training.defaults import at_width
+from halter.training.loop import total_steps
+
+MOST_STEP_TOKENS, STEPS = 8192, 60
+"""A step's tokens where the recipe does not say: so many steps in the budget, but no larger ones than this."""
+PASSES, MOST_TOKENS = 3, 300_000
+"""Of a run, where the options do not say: passes over the rows, but no more tokens than this."""
+_STEP = ("tokens_per_step", "per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the comparison before it is run: a name, the recipe's method section, and how the base is held."""
+
+    name: str
+    method: Any
+    precision: str
+
+
+@dataclass(frozen=True)
+class Ground:
+    """See the module. ``job`` is that of the first contestant; its rows and tokenizer serve all."""
+
+    options: CompareOptions
+    folder: Path
+    source: Mapping[str, Any]
+    material: Material
+    job: Job
+    test: Sequence[Example]
+    general: Sequence[Example]
+    tokens: int
+    step: Mapping[str, Any]
+    """What makes a step, as keys of the train section; the same for all."""
+
+    @cached_property
+    def base_digest(self) -> str:
+        return digest_base(self.job.folder).digest
+
+    def data_section(self) -> dict[str, Any]:
+        """The data section that every run has."""
+        kept = {k: v for k, v in recipes.as_data(self.job.recipe)["data"].items() if k not in ("limit", "train")}
+        named = {part: str(self.material.files[part]) for part in ("train", "validation")}
+        return {**kept, **named}
+
+    def job_for(self, contestant: Contestant, rate: float | None, seed: int, tokens: int, beside: int = 1) -> Job:
+        """The job of one run; ``rate`` None: the source's or the method's default. ``beside``: runs in each pass."""
+        train = {**self.source.get("train", {}), **self.step, "seed": seed}
+        train = {k: v for k, v in train.items() if k not in ("num_train_epochs", "max_steps")}
+        if rate is not None:
+            train["learning_rate"] = rate
+        quantize = contestant.precision if contestant.precision in STORAGES else None
+        named = contestant.precision not in ("auto", *STORAGES)
+        dtype = {"dtype": contestant.precision} if named else {}
+        train = {k: v for k, v in train.items() if not (named and k == "precision")}  # the row's own counts
+        model = {**recipes.as_data(self.job.recipe)["model"], **dtype, "quantize": quantize}
+        sections = {"model": model, "method": contestant.method, "data": self.data_section(), "train": train}
+        recipe = recipes.load({**sections, "checks": self.source.get("checks") or {}})
+        if rate is None and "train.learning_rate" in recipe.defaults:  # else the source gives it, for all
+            fitted = at_width(recipe.defaults["train.learning_rate"], self.job.config.dim).value
+            recipe = replace(recipe, train=replace(recipe.train, learning_rate=fitted))
+        micro = max(self.job.micro_tokens // beside, int(self.job.data.train.lengths.max()))
+        plan = plan_of(recipe, self.job.data, micro)
+        whole = float(self.job.data.train.lengths[self.job.data.train.targets > 0].sum())
+        steps = max(1, round(tokens / (whole / max(1, len(plan(0))))))
+        recipe = replace(recipe, train=replace(recipe.train, max_steps=steps, num_train_epochs=None))
+        return replace(self.job, recipe=recipe, plan=plan, steps=total_steps(plan, 1.0, steps), micro_tokens=micro)
+
+    def load_base(self, precision: str) -> Decoder:
+        """The base as the precision says."""
+        options = self.job.recipe.model
+        dtype = self.job.recipe.dtype if precision in ("auto", *STORAGES) else precision
+        storing = precision if precision in STORAGES else None
+        return load_model(
+            self.job.folder,
+            dtype,
+            storing,  # type: ignore[arg-type]
+            options.device,
+            offload=options.offload,
+            say=lambda _: None,
+        )
+
+
+def lay(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Ground:
+    """Read and encode everything once. ``source``: the recipe as a mapping, without `compare` and `method`; ``first``:
+    a method section. Refusals as of the recipe, the data, the base's folder, and ``compare-data``; after one nothing is
+    left of the data, so that the same folder is free for the next try."""
+    fresh = not (folder / "data").exists()
+    try:
+        return _laid(source, first, options, folder, say)
+    except HalterError:
+        if fresh and (folder / "data").exists():
+            discard(folder / "data")
+        raise
+
+
+def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Ground:
+    recipe = recipes.load({**source, "method": first})
+    material = split(recipe.data, options, folder / "data", say)
+    train, validation = (str(material.files[part]) for part in ("train", "validation"))
+    data = replace(recipe.data, train=train, validation=validation, limit=None)
+    job = prepare(replace(recipe, data=data), say)
+
+    def rows(part: str) -> Sequence[Example]:
+        if part not in material.files:
+            return ()
+        held = replace(job.recipe.data, train=str(material.files[part]), validation=None)
+        held = replace(held, on_long="drop" if held.on_long == "stop" else held.on_long)
+        return load_examples(held, job.tokenizer, job.template, options.seed, context=job.config.context).train
+
+    whole = int(job.data.train.lengths.sum())
+    tokens = options.tokens or min(PASSES * whole, MOST_TOKENS)
+    given = {k: v for k, v in (source.get("train") or {}).items() if k in _STEP and v is not None}
+    step = given or {"tokens_per_step": max(1, min(MOST_STEP_TOKENS, tokens // STEPS, whole))}
+    source = {**source, "train": {k: v for k, v in (source.get("train") or {}).items() if k not in _STEP}}
+    return Ground(options, folder, source, material, job, rows("test"), rows("general"), tokens, step)

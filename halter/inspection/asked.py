@@ -1,0 +1,37 @@
+"""`halter inspect` in Python: what a recipe would train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from halter import recipe as recipes
+from halter.arguments import checked
+from halter.errors import Refusal
+from halter.inspection import census
+from halter.inspection.census import Inspection
+from halter.run.asked import Source
+from halter.run.beside import counting
+from halter.run.prepare import Say
+from halter.telling import tell
+
+
+@checked('halter.inspect("recipe.yaml", rows=3)')
+def inspect(
+    source: Source = None,
+    overrides: Sequence[str] = (),
+    *,
+    rows: int = 3,
+    row: Sequence[str] = (),
+    say: Say = tell,
+) -> Inspection:
+    """What a recipe would train on, token by token with labels, lengths, what is left out and why; no weights are read.
+
+    ``source`` and ``overrides`` as for halter.train. ``rows``: how many rows to show, from the first; ``row``: those to
+    show instead, as "file.jsonl:7". ``stops`` of the result says why training would not start.
+
+    Refusals: ``usage`` for a negative ``rows``, ``recipe``, ``no-such-row``, and those of base and data.
+    """
+    if rows < 0:
+        raise Refusal("usage", f"rows is {rows}", expected="0 or more rows to show", fix="rows=3")
+    with counting(source):
+        return census.inspect(recipes.load(source, overrides), rows, row, say)

@@ -1,0 +1,154 @@
+"""What a conversation must look like before a template sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from halter.errors import Refusal
+from halter.text.chat import reasoning
+
+ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+SWITCHES = ("loss", "train", "weight")  # per message, whether it is learned; templates never see them
+CONTENT = (str, list, tuple, dict, type(None))
+
+
+def checked(messages: Sequence[Any], tools: Sequence[Any] | None) -> tuple[list[dict[str, Any]], list[bool]]:
+    """The messages as templates expect them, and for each whether it may be learned.
+
+    Refusal ``messages-malformed`` names every message that is wrong.
+    """
+    if not isinstance(messages, list | tuple) or not messages:
+        raise _malformed(["no messages"])
+    wrong = [f"message {i + 1}: {problem}" for i, m in enumerate(messages) if (problem := _problem(m))]
+    if wrong:
+        raise _malformed(wrong)
+    try:
+        json.dumps([messages, tools], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _malformed([f"a half of a surrogate pair, {error.object[error.start]!r}"]) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _malformed([f"not JSON: {error}"]) from None
+    learned = [not any(m.get(key) in (False, 0) and m.get(key) is not None for key in SWITCHES) for m in messages]
+    return [_plain(m) for m in messages], learned
+
+
+def _problem(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return f"is a {type(message).__name__}, not an object"
+    role = message.get("role")
+    if not isinstance(role, str) or not ROLE.fullmatch(role):
+        return f"has the role {role!r}"
+    if not isinstance(message.get("content"), CONTENT):
+        return f"has content of type {type(message['content']).__name__}"
+    if message.get("content") is None and not message.get("tool_calls"):
+        return "has neither content nor tool_calls"
+    calls = message.get("tool_calls")
+    if calls and not (isinstance(calls, list | tuple) and all(isinstance(call, dict) for call in calls)):
+        return "has tool_calls that are no list of objects"
+    for key in SWITCHES:
+        if message.get(key, True) is not None and message.get(key, True) not in (True, False):
+            if isinstance(message[key], int | float):
+                return f"has {key} {message[key]!r}: a message is learned whole (1) or not at all (0)"
+            return f"has {key} {message[key]!r} instead of true or false"
+    return None
+
+
+def _malformed(wrong: list[str]) -> Refusal:
+    return Refusal(
+        "messages-malformed",
+        "this conversation cannot be rendered",
+        found=wrong,
+        expected='objects like {"role": "user", "content": "..."}; content may be text, a list of parts, or null '
+        "beside tool_calls; loss, train and weight are true or false",
+        fix="correct the row; halter inspect shows how rows are read",
+    )
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in message.items() if key not in SWITCHES}
+    plain.setdefault("content", None)
+    return plain
+
+
+def reasoning_in(messages: Sequence[dict[str, Any]], numbers: Collection[int]) -> int:
+    """How many of the messages with these numbers reason before they speak."""
+    return sum(reasoning.parts(messages[number]["content"]) is not None for number in numbers)
+
+
+def unreasoned(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation without the assistant's reasoning."""
+    return [
+        {**m, "content": reasoning.without(m["content"])}
+        if m["role"] == "assistant" and isinstance(m["content"], str)
+        else m
+        for m in messages
+    ]
+
+
+def spellings(messages: list[dict[str, Any]], source: str) -> Iterator[list[dict[str, Any]]]:
+    """The conversation as templates of different habits want tool calls: most likely first.
+
+    Arguments as an object or as JSON text (OpenAI's interface gives text, most templates want to print an object
+    themselves), a missing content beside calls as none where the template asks for that, else as an empty text.
+    """
+    calling = [m for m in messages if m.get("tool_calls")]
+    if not calling:
+        yield messages
+        return
+    objects_first = "tojson" in source
+    asks = re.search(r"\bis\s+(not\s+)?none\b", source, re.IGNORECASE) is not None
+    empties: tuple[str | None, ...] = (None, "") if asks else ("", None)  # who does not ask may print "None"
+    for empty in empties if any(m["content"] is None for m in calling) else (None,):
+        for as_object in (objects_first, not objects_first):
+            yield [_spelled(m, as_object, empty) if m.get("tool_calls") else m for m in messages]
+
+
+def _spelled(message: dict[str, Any], as_object: bool, empty: str | None) -> dict[str, Any]:
+    calls = [_with_arguments(call, as_object) for call in message["tool_calls"]]
+    return {**message, "content": empty if message["content"] is None else message["content"], "tool_calls": calls}
+
+
+def _with_arguments(call: dict[str, Any], as_object: bool) -> dict[str, Any]:
+    holder = call["function"] if isinstance(call.get("function"), dict) else call
+    arguments = holder.get("arguments")
+    if as_object and isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            return call
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    elif not as_object and isinstance(arguments, dict):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    holder = {**holder, "arguments": arguments}
+    return {**call, "function": holder} if isinstance(call.get("function"), dict) else holder
+
+
+def input_joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For templates that know no ``input``: it follows the content after an empty line."""
+    return [
+        {**{k: v for k, v in m.items() if k != "input"}, "content": f"{m['content']}\n\n{m['input']}"}
+        if isinstance(m["content"], str) and isinstance(m.get("input"), str) and m["input"].strip()
+        else m
+        for m in messages
+    ]
+
+
+def text_joined(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """For built-in templates: a content made of text parts becomes one text. Refusal for any other part."""
+    joined = []
+    for i, m in enumerate(messages):
+        if isinstance(m["content"], list | tuple):
+            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in m["content"]]
+            if not all(isinstance(p, str) for p in parts):
+                raise Refusal(
+                    "template-unsupported",
+                    f"the built-in template {name} takes text only",
+                    found=[f"message {i + 1}"],
+                    fix="give text, or the checkpoint's own template (leave data.chat_template out)",
+                )
+            m = {**m, "content": "".join(str(p) for p in parts)}
+        joined.append(m)
+    return joined
