@@ -17,7 +17,7 @@ from halter.data.example import Example
 from halter.evaluation.score import held_out
 from halter.generation.engine import generate
 from halter.model.decoder import Decoder
-from halter.model.packing import LAY_STEPS, packed
+from halter.model.decoding import LAY_STEPS, for_decoding
 from halter.pretrained.load import load
 from halter.training import memory, optimizers
 from halter.training.loop import Events, Feed, train_loop
@@ -130,7 +130,7 @@ def decode(work: Work, setting: Setting, alike: bool = False) -> dict[str, Any]:
         made = generate(model, tokenizer, asked, adapters, max_new_tokens=count, ignore_stop_ids=True)
         return time.perf_counter() - began, [list(one.tokens) for one in made]
 
-    with packed(model, len(asked), setting.new_tokens):  # as `halter chat` holds it over its turns
+    with for_decoding(model, len(asked), setting.new_tokens):  # as `halter chat` holds it over its turns
         answer(2 + LAY_STEPS + len(list(model.places())))  # where weights have been laid out anew
         for _ in range(WARM_PROMPTS):
             answer(1)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from halter.comparison.report.facts import Comparison
-from halter.comparison.report.tables import Table, tables
+from halter.comparison.report.facts import ReportFacts
+from halter.comparison.report.tables import ReportTable, tables
 from halter.comparison.report.writing import table_lines
 from halter.model.config import preset
 from halter.planning import dry
@@ -174,7 +174,7 @@ def _table3() -> Iterator[str]:
 def _measured() -> Iterator[str]:
     yield from ("### Measured", "")
     if RECORD.is_file():
-        found = Comparison(json.loads(RECORD.read_text("utf-8")))
+        found = ReportFacts(json.loads(RECORD.read_text("utf-8")))
         base = found.record["base"]
         yield (
             f"The same comparison at the size of this project's machines: a base of {base['parameters']:,} parameters, "
@@ -195,7 +195,7 @@ def _measured() -> Iterator[str]:
     yield from _curves()
 
 
-def _measured_table(table: Table) -> Iterator[str]:
+def _measured_table(table: ReportTable) -> Iterator[str]:
     yield from ("", f"#### {table.title}", "", table.note, "")
     yield from table_lines(table.head, table.rows)
     yield ""

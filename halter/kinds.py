@@ -37,7 +37,7 @@ ASKS = ("prompt", "messages", "instruction", "question", "text")
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowsInMemory:
     """Rows that somebody holds in memory: the names of their columns, how what they ask is had as a list, and how they
     are written to rows.jsonl."""
 
@@ -46,7 +46,7 @@ class Rows:
     writes: str
 
 
-def rows_in(value: Any) -> Rows | None:
+def rows_in(value: Any) -> RowsInMemory | None:
     """A table of another library, a dict of columns, a list of dicts, talks or texts as Rows; None for all else."""
     if library := table(value):
         columns = value.columns if library in ("pandas", "polars") else value.column_names
@@ -66,9 +66,11 @@ def rows_in(value: Any) -> Rows | None:
     return None
 
 
-def _rows(columns: Any, asks: str, writes: str) -> Rows:
+def _rows(columns: Any, asks: str, writes: str) -> RowsInMemory:
     names = tuple(map(str, columns))
-    return Rows(names, asks.format(next((name for name in ASKS if name in names), next(iter(names), "prompt"))), writes)
+    return RowsInMemory(
+        names, asks.format(next((name for name in ASKS if name in names), next(iter(names), "prompt"))), writes
+    )
 
 
 def _talk(value: Any) -> bool:
@@ -91,7 +93,7 @@ def table(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Words:
+class Worded:
     """Beside a type in Annotated: what it takes, where the type's own words would be long."""
 
     said: str
@@ -199,7 +201,7 @@ def words(hint: Any) -> str:
     """A type as a Python programmer would say it."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        said = [one.said for one in inner[1:] if isinstance(one, Words)]
+        said = [one.said for one in inner[1:] if isinstance(one, Worded)]
         return said[0] if said else words(inner[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(words(one) for one in inner))

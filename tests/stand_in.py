@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from halter.model.copy_stream import Lane
+from halter.model.copy_stream import CopyStream
 
 
-class LateLane(Lane):
+class LateLane(CopyStream):
     """Copies as late as a device may make them."""
 
     def __init__(self) -> None:

@@ -24,9 +24,9 @@ from halter.contract.method import PEFT_PREFIX as PREFIX
 from halter.contract.method import Method
 from halter.contract.registry import find, names
 from halter.errors import Refusal
+from halter.files.few_bits import unpack
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.nearby import adapter_folder
-from halter.files.packed import unpack
 from halter.files.reading import junk_refused, read_json
 from halter.files.tensors import read_tensors
 from halter.model.config import ModelConfig

@@ -19,7 +19,7 @@ from halter.adapters.stacked import Stacked
 from halter.model.decoder import Decoder
 from halter.model.joints import mixed
 from halter.model.layout import PREFIX, Place
-from halter.model.places import Act, Acts, Extra, Run
+from halter.model.places import Act, Acts, Extra, RowRun
 from halter.model.segments import Segments
 
 
@@ -39,7 +39,7 @@ class Mixed:
         bound = [None if owner < 0 else self.adapters[owner].bind(base, segments.part(run), key) for owner, run in runs]
         at: dict[tuple[int | None, str], Act | Extra] = {}
         inside = self.longer(segments)
-        spans: dict[tuple[str, bool], tuple[Run, ...]] = {}
+        spans: dict[tuple[str, bool], tuple[RowRun, ...]] = {}
         for place in base.layout:
             kind = place.rows, place.layer is None or place.kind == PREFIX
             if kind not in spans:
@@ -54,16 +54,16 @@ class Mixed:
         return segments.with_virtual(torch.tensor(counts, dtype=torch.int64))[0] if any(counts) else segments
 
 
-Places = dict[tuple[int | None, str], Act | Extra]
+ActsAt = dict[tuple[int | None, str], Act | Extra]
 
 
-def _mix(at: Places, place: Place, bound: Sequence[Acts | None], runs: tuple[Run, ...]) -> None:
+def _mix(at: ActsAt, place: Place, bound: Sequence[Acts | None], runs: tuple[RowRun, ...]) -> None:
     act = mixed([_at(acts, place) for acts in bound], runs)
     if act is not None:
         at[place.layer, place.name] = act
 
 
-def _mix_extra(at: Places, place: Place, bound: Sequence[Acts | None], runs: Sequence[Run]) -> None:
+def _mix_extra(at: ActsAt, place: Place, bound: Sequence[Acts | None], runs: Sequence[RowRun]) -> None:
     """One store of what every run brings, and which of it each row sees."""
     parts: list[Extra | None] = [_at(acts, place) for acts in bound]
     some = [part for part in parts if part is not None]

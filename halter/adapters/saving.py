@@ -28,7 +28,7 @@ SEVERAL, COMPRESSED = "HALTER_SEVERAL", "HALTER_COMPRESSED"
 def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tensor] | None = None) -> None:
     """Write the adapter's folder, whole or not at all. Refusal ``already-exists`` where the folder does.
 
-    ``packed``: its tensors in fewer bits under their own names (files.packed), which only Halter reads.
+    ``packed``: its tensors in fewer bits under their own names (files.few_bits), which only Halter reads.
     """
     adapter = adapter.plain()
     config: dict[str, Any] = {

@@ -31,7 +31,7 @@ FREE = ("dropout",)  # options that only training knows
 PAIRS = ("lora", "dora", "pissa", "olora")
 INTO = {"lora": ("lora", "pissa", "olora"), "dora": ("dora", "lora", "pissa", "olora")}
 """{method: those whose pairs it can begin with}."""
-Places = dict[tuple[int | None, str], Slot]
+SlotsAt = dict[tuple[int | None, str], Slot]
 
 
 def match(adapter: Adapter, starts: Mapping[int, tuple[str, Adapter]]) -> dict[int, int]:
@@ -120,7 +120,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _places(adapter: Adapter, part: int) -> Places:
+def _places(adapter: Adapter, part: int) -> SlotsAt:
     return {(slot.layer, slot.place): slot for slot in adapter.slots if slot.part == part}
 
 

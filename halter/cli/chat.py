@@ -20,7 +20,7 @@ from halter.files import writing
 from halter.generation.engine import stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import with_system
-from halter.model.packing import packed
+from halter.model.decoding import for_decoding
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 from halter.telling import tell
 from halter.text.chat.conversations import ChatTemplate
@@ -71,7 +71,7 @@ class Chat:
     def run(self) -> None:
         """Read lines until the end."""
         self.write(f"{self._status()}. /help lists the commands.\n")
-        with packed(self.opened.model, 1, self.options.max_new_tokens):  # once, not at every turn
+        with for_decoding(self.opened.model, 1, self.options.max_new_tokens):  # once, not at every turn
             self._talk()
 
     def _talk(self) -> None:

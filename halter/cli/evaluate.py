@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from halter.cli.flags import with_options
-from halter.cli.progress import Counter
+from halter.cli.progress import CountLine
 from halter.files.extras import install
 from halter.generation.options import GenerationOptions
 from halter.run.opening import OpenOptions
@@ -52,12 +52,12 @@ def command(
     """Held-out loss, exact match, F1, ROUGE, BLEU and chrF of a run, its base beside its adapter; every answer in a
     file. With --tasks also, or without rows only, tasks of lm-eval."""
     run, keys = subject_and_keys(words, "--data", data, opening.model or opening.adapter)
-    counters: dict[str, Counter] = {}
+    counters: dict[str, CountLine] = {}
     with ExitStack() as stack:
 
         def progress(side: str, done: int, of: int) -> None:
             if side not in counters:
-                counters[side] = stack.enter_context(Counter(f"answers of the {side}", of))
+                counters[side] = stack.enter_context(CountLine(f"answers of the {side}", of))
             counters[side].done(done)
 
         given: dict[str, Any] = vars(scoring) | vars(opening) | vars(options)

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from halter.cli.flags import with_options
-from halter.cli.progress import Counter
+from halter.cli.progress import CountLine
 from halter.data.options import DataOptions
 from halter.errors import HalterError, Refusal
 from halter.files import folders, writing
 from halter.generation.engine import stream
-from halter.generation.inputs import Asked, asks_nothing, read_prompts
+from halter.generation.inputs import PromptRow, asks_nothing, read_prompts
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, told_of_marks, too_long, with_system
 from halter.generation.streaming import AnswersFailed, Generation, TokenLogprob
@@ -77,7 +77,7 @@ def command(
         folders.refuse_unwritable(output)
         if not output.lower().endswith(LINES):
             tell(f"note: {output} will hold one JSON object a line, whatever its name says: .jsonl is usual")
-    asked = [Asked(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
+    asked = [PromptRow(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
     if output is None and not as_json and (unshown := options.unshown("the screen")):
         tell(unshown)
     subject = find(run, model=opening.model, adapter=opening.adapter)
@@ -125,7 +125,7 @@ def _raise_failed(talks: Talks) -> None:
         raise HalterError(f"{what}: {failed[0][1].error}")
 
 
-def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking) -> list[Asked]:
+def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking) -> list[PromptRow]:
     """The prompts of a file, read as in the subject's training but for ``keys``."""
     keys = keys if asking.columns is None else [*keys, f"data.columns={asking.columns}"]
     if path is not None:
@@ -137,7 +137,7 @@ def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking
     return []
 
 
-def tell_empty(asked: Sequence[Asked]) -> None:
+def tell_empty(asked: Sequence[PromptRow]) -> None:
     """Say which prompts ask nothing, as what is answered to them comes of the model alone."""
     empty = [one.origin for one in asked if asks_nothing(one.prompt)]
     if empty:
@@ -148,11 +148,11 @@ def tell_empty(asked: Sequence[Asked]) -> None:
 
 
 LINES = (".jsonl", ".ndjson")
-Row = tuple[Asked, EncodedPrompt]
-Talks = Sequence[tuple[Asked, list[Generation]]]
+AskedRow = tuple[PromptRow, EncodedPrompt]
+Talks = Sequence[tuple[PromptRow, list[Generation]]]
 
 
-def _encoded(opened: Opened, asked: Sequence[Asked], asking: Asking) -> list[Row]:
+def _encoded(opened: Opened, asked: Sequence[PromptRow], asking: Asking) -> list[AskedRow]:
     """Every prompt as token ids, in the template and with the system message that it is asked in."""
     rows = []
     for one in asked:
@@ -162,7 +162,7 @@ def _encoded(opened: Opened, asked: Sequence[Asked], asking: Asking) -> list[Row
     return rows
 
 
-def _fitting(opened: Opened, rows: list[Row], asking: Asking, options: GenerationOptions) -> list[Row]:
+def _fitting(opened: Opened, rows: list[AskedRow], asking: Asking, options: GenerationOptions) -> list[AskedRow]:
     """The prompts that are answered, and what became of the others. Refusal ``input-empty`` where none is left."""
     context = opened.model.config.context
     if asking.on_long == "skip":
@@ -204,7 +204,7 @@ def _answers(
 ) -> list[Generation]:
     """The answers in their order, those that failed among them; what makes all of them fail is raised."""
     results: dict[int, Generation] = {}
-    with Counter("answers", len(prompts) * asking.n) as counter, suppress(AnswersFailed):
+    with CountLine("answers", len(prompts) * asking.n) as counter, suppress(AnswersFailed):
         for piece in stream(opened.model, opened.tokenizer, prompts, adapter, n=asking.n, **options.keywords()):
             if piece.result is not None:
                 results[piece.row] = piece.result
@@ -234,7 +234,7 @@ def _later_turns(opened: Opened, talks: Talks, asking: Asking, options: Generati
                 said.append(next(heard))
 
 
-def _record(opened: Opened, one: Asked, said: Sequence[Generation]) -> dict[str, Any]:
+def _record(opened: Opened, one: PromptRow, said: Sequence[Generation]) -> dict[str, Any]:
     """The row with its answer; of several turns ``answers`` in their order, the last one also as ``answer``, whose
     log-probabilities are told where they were asked for."""
     several = {"answers": [answer.text for answer in said]} if one.later else {}

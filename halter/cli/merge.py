@@ -12,9 +12,9 @@ import typer
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.export.requantise import Survival
-from halter.run.merging import Kind, MergeOptions, merge_named
+from halter.run.merging import MergedAs, MergeOptions, merge_named
 
-KINDS: dict[str, Kind] = {"16bit": "16bit", "int8": "int8", "nf4": "nf4"}
+KINDS: dict[str, MergedAs] = {"16bit": "16bit", "int8": "int8", "nf4": "nf4"}
 
 
 @with_options(opening=MergeOptions())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from halter.cli.progress import Counter, patiently
+from halter.cli.progress import CountLine, patiently
 from halter.cli.train import SETTINGS as SETTINGS
 from halter.cli.train import Methods, as_overrides, split
 
@@ -46,7 +46,7 @@ def command(
         from halter.planning.text import as_text
         from halter.run.asked import plan
 
-        with Counter("methods tried", 1) as counter:
+        with CountLine("methods tried", 1) as counter:
             found = plan(recipe, overrides, memory=memory, on=on, calibrate=calibrate, progress=counter.of)
     print(json.dumps(found.as_dict(), indent=2) if as_json else as_text(found))
     return 0

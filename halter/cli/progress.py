@@ -30,7 +30,7 @@ def patiently(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-class Counter:
+class CountLine:
     """Counts up to ``total`` pieces of ``what``; says nothing of work that is done within two seconds."""
 
     def __init__(self, what: str, total: int) -> None:
@@ -39,7 +39,7 @@ class Counter:
         self._began = self._said = time.monotonic()
         self._bar: Progress | None = None
 
-    def __enter__(self) -> Counter:
+    def __enter__(self) -> CountLine:
         return self
 
     def __exit__(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from halter.adapters.adapter import Adapter
 from halter.adapters.loading import load_adapter
-from halter.comparison.scores import Exam, decode_rates
+from halter.comparison.scores import EvaluationSuite, decode_rates
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.export.compress import CompressOptions, compress
@@ -29,7 +29,9 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def costs(model: Decoder, adapter: Adapter, kept: Path, exam: Exam, base: Path, scratch: Path) -> dict[str, Any]:
+def costs(
+    model: Decoder, adapter: Adapter, kept: Path, suite: EvaluationSuite, base: Path, scratch: Path
+) -> dict[str, Any]:
     """Of an adapter that lies in ``kept``; ``base`` is the base's folder, ``scratch`` holds what is thrown away again.
 
     ``decode_share``: of the base's speed, which is measured in turn with it. ``merge_gap``: mean Kullback-Leibler
@@ -38,7 +40,7 @@ def costs(model: Decoder, adapter: Adapter, kept: Path, exam: Exam, base: Path, 
     began = time.perf_counter()
     load_adapter(kept, model)
     result: dict[str, Any] = {"startup_seconds": time.perf_counter() - began, "adapter_bytes": size_of(kept)}
-    rates = decode_rates(model, exam, (adapter, None))
+    rates = decode_rates(model, suite, (adapter, None))
     result["decode_tokens_per_second"] = None if rates is None else rates[0]
     result["decode_share"] = None if rates is None else rates[0] / rates[1]
     result["compressed_bytes"] = result["compressed_loss"] = None
@@ -50,7 +52,7 @@ def costs(model: Decoder, adapter: Adapter, kept: Path, exam: Exam, base: Path, 
         with suppress(HalterError):
             smaller, _ = compress(adapter, scratch / "compressed", CompressOptions(bits=BITS))
             result["compressed_bytes"] = size_of(scratch / "compressed")
-            result["compressed_loss"] = held_out_loss(model, exam.test, smaller, exam.pass_tokens)
+            result["compressed_loss"] = held_out_loss(model, suite.test, smaller, suite.pass_tokens)
             discard(scratch / "compressed")
     result["mergeable"] = not adapter.unfoldable()
     result |= _merged(model, adapter, base, scratch / "merged") if result["mergeable"] else {"merge_gap": None}

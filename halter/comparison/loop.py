@@ -10,12 +10,12 @@ from typing import Any
 
 from halter import recipe as recipes
 from halter.comparison import record as records
-from halter.comparison.entries import base_name, contestants
+from halter.comparison.entries import base_name, entries
 from halter.comparison.options import CompareOptions
 from halter.comparison.report import writing as report
 from halter.comparison.runner import Runner, Trial
 from halter.comparison.search import halve
-from halter.comparison.setup import Contestant, Ground, lay
+from halter.comparison.setup import Entry, Setup, set_up
 from halter.comparison.survey import verdicts
 from halter.errors import Refusal
 from halter.evaluation.tasks import task_manager
@@ -39,16 +39,16 @@ def compare(
     ``source``: a recipe as a mapping without `method` and `compare`. Refusals before anything is trained: of the
     options, the recipe, the data and the base's folder; ``run-in-use`` where another process works in ``output``.
     """
-    entered = contestants(options, variants)
+    entered = entries(options, variants)
     with held(output, say):
-        ground = lay(source, entered[0].method, options, output, say)
-        with threads.taken(_threads(ground, output, say)):
-            return Comparison(ground, entered, say).run()
+        setup = set_up(source, entered[0].method, options, output, say)
+        with threads.taken(_threads(setup, output, say)):
+            return ComparisonLoop(setup, entered, say).run()
 
 
-def _threads(ground: Ground, output: Path, say: Say) -> threads.Threads:
+def _threads(setup: Setup, output: Path, say: Say) -> threads.Threads:
     """Those of the whole comparison, of trials of another day too."""
-    run, train = RunFolder(output), ground.job.recipe.train
+    run, train = RunFolder(output), setup.job.recipe.train
     chosen = threads.choose(train.threads, run.threads(), look=not train.deterministic)
     if chosen.remarkable():
         say(chosen.words())
@@ -75,33 +75,35 @@ def write_report(record: Mapping[str, Any], output: Path, say: Say) -> tuple[Pat
     return written
 
 
-class Comparison:
+class ComparisonLoop:
     """One comparison under way."""
 
-    def __init__(self, ground: Ground, entered: Sequence[Contestant], say: Say) -> None:
-        self.ground, self.entered, self.say = ground, entered, say
-        self.options = ground.options
-        self.head = records.head(ground)  # with the base's digest, by which all trials are named
-        self.runner = Runner(ground, say, self.write)
-        if (asked := self.runner.exam.ballot) is not None:  # choices that do not fit are refused before any training
+    def __init__(self, setup: Setup, entered: Sequence[Entry], say: Say) -> None:
+        self.setup, self.entered, self.say = setup, entered, say
+        self.options = setup.options
+        self.head = records.head(setup)  # with the base's digest, by which all trials are named
+        self.runner = Runner(setup, say, self.write)
+        if (
+            asked := self.runner.suite.choice_questions
+        ) is not None:  # choices that do not fit are refused before any training
             self.head["choices"] = asked.facts()
         if self.options.task_names:
             task_manager(self.options)
-        self.rows: dict[str, records.Row] = {}
+        self.rows: dict[str, records.RecordRow] = {}
         self.took: list[float] = []  # seconds of each row
-        targets = [example.targets for example in ground.test]
+        targets = [example.targets for example in setup.test]
         self.noise = records.Noise(targets, self.options.resamples, self.options.seed)
 
     def run(self) -> dict[str, Any]:
         """All rows, then the record. Memory first, while no base is in this process."""
-        for contestant in self.entered:
-            self._start(contestant)
+        for entry in self.entered:
+            self._start(entry)
         for precision in self.options.precisions:
             before = self._base(precision)
-            for contestant in self.entered:
-                if contestant.precision == precision and self.rows[contestant.name]["status"] == "done":
+            for entry in self.entered:
+                if entry.precision == precision and self.rows[entry.name]["status"] == "done":
                     began = time.monotonic()
-                    self._row(contestant, before)
+                    self._row(entry, before)
                     self.took.append(time.monotonic() - began)
                     self._foretell()
         return self.write()
@@ -121,15 +123,15 @@ class Comparison:
         record = {**self.head, "rows": shown, "ties": ties.pop("test_loss", []), "ties_by": ties}
         # The survey's claims are about its own methods and sizes: whoever compares on other data did not ask for them.
         record["verdicts"] = verdicts(record) if record["base"]["name"] == "playground" else []
-        write_json(self.ground.folder / "record.json", record, replace=True)
+        write_json(self.setup.folder / "record.json", record, replace=True)
         return record
 
-    def _start(self, contestant: Contestant) -> None:
+    def _start(self, entry: Entry) -> None:
         """The row with what can be said before training: counts, whether it fits, its memory."""
-        row = records.row_of(contestant.name, contestant.method, contestant.precision)
-        self.rows[contestant.name] = row
+        row = records.row_of(entry.name, entry.method, entry.precision)
+        self.rows[entry.name] = row
         try:
-            job, adapter = self.runner.first_look(contestant)
+            job, adapter = self.runner.first_look(entry)
         except Refusal as refusal:
             row |= {"status": "left out", "why": str(refusal)}
             return
@@ -137,7 +139,7 @@ class Comparison:
         row |= {"trainable": count, "share": count / job.config.num_parameters}
         row |= {"method": recipes.as_data(job.recipe)["method"], "learning_rate": job.recipe.train.learning_rate}
         row["warmup"] = job.recipe.train.warmup_steps
-        memory = self.runner.memory(contestant, job)
+        memory = self.runner.memory(entry, job)
         if "why" in memory:
             row |= {"status": "left out", "why": f"its first steps failed: {memory['why']}"}
         row["memory"] |= {key: value for key, value in memory.items() if key != "why"}
@@ -152,30 +154,30 @@ class Comparison:
         row = records.row_of(name, None, held, mean=mean, decode_tokens_per_second=trial["decode"])
         place = next((n for n, c in enumerate(self.entered) if c.precision == precision), 0)
         rows = list(self.rows.items())
-        place += sum(entry["method"] is None for _, entry in rows)  # the bases before it
+        place += sum(one["method"] is None for _, one in rows)  # the bases before it
         self.rows = dict([*rows[:place], (name, row), *rows[place:]])
-        for contestant in self.entered:
-            if contestant.precision == precision:
-                self.rows[contestant.name]["precision"] = held
+        for entry in self.entered:
+            if entry.precision == precision:
+                self.rows[entry.name]["precision"] = held
         self.noise.add(name, [trial])
         self.say(f"{name}: test loss {trial['test_loss']:.4f}")
         return None if trial["general_loss"] is None else float(trial["general_loss"])
 
-    def _row(self, contestant: Contestant, before: float | None) -> None:
+    def _row(self, entry: Entry, before: float | None) -> None:
         """Search, runs and costs of one contestant; ``before``: its base's loss on general text."""
-        row, options = self.rows[contestant.name], self.options
+        row, options = self.rows[entry.name], self.options
 
         def attempt(rates: Sequence[float], tokens: int) -> list[Trial]:
-            return self.runner.search(contestant, rates, tokens)
+            return self.runner.search(entry, rates, tokens)
 
-        rate, found = halve(row["learning_rate"], options.search_trials, self.ground.tokens, attempt)
+        rate, found = halve(row["learning_rate"], options.search_trials, self.setup.tokens, attempt)
         if rate is None:
             row |= {"status": "failed", "why": "training failed at every learning rate that was tried"}
             return
         row["learning_rate"] = rate
         trials: list[Trial] = []
         for seed in range(options.seed, options.seed + options.seeds):
-            trial = self.runner.run(contestant, rate, seed)
+            trial = self.runner.run(entry, rate, seed)
             why = trial["why"] or ("" if trial["test_loss"] is not None else "its loss on the test rows is not finite")
             if why:
                 row |= {"status": "failed", "why": f"seed {seed}: {why}"}
@@ -183,9 +185,9 @@ class Comparison:
             after = trial["general_loss"]
             forgetting = None if after is None or before is None else after - before
             trials.append({**trial, "forgetting": forgetting})
-            self.noise.add(contestant.name, trials)
+            self.noise.add(entry.name, trials)
             row |= records.summed(row, trials, found)
             row["recipe"] = trials[0]["recipe"]
-        row |= self.runner.costs(contestant, rate)
-        self.say(f"{contestant.name}: rate {rate:g}, test loss {row['mean']['test_loss']:.4f}")
+        row |= self.runner.costs(entry, rate)
+        self.say(f"{entry.name}: rate {rate:g}, test loss {row['mean']['test_loss']:.4f}")
         self.write()

@@ -36,7 +36,7 @@ def probe(recipe: Path) -> dict[str, Any]:
 def measure(path: str) -> dict[str, Any]:
     """The first steps of the recipe, here, and the peak of this process."""
     from halter import recipe as recipes
-    from halter.comparison.training_runs import checkpointed, roomy
+    from halter.comparison.training_runs import checkpointed, keeps_freed
     from halter.numerics import allocation, denormals
     from halter.pretrained.load import load_model
     from halter.run.prepare import prepare
@@ -59,7 +59,7 @@ def measure(path: str) -> dict[str, Any]:
         again = checkpointed(model, job)
         feed = Feed(job.data.train, job.plan, min(STEPS, job.steps))
         offload = offloaded(model, [trainee.adapter], job.recipe.train.offload_activations, lambda _: None)
-        with allocation.kept(roomy(model, job, [trainee])), offload:
+        with allocation.kept(keeps_freed(model, job, [trainee])), offload:
             rehearse(model, trainee, [job.data.train[row] for row in planned[step or 0][0]], again)
             train_loop(model, [trainee], [feed], Events(log=lambda _: None), again)
     device = "" if model.device.type == "cpu" else str(model.device)

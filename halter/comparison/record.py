@@ -15,19 +15,19 @@ import torch
 
 from halter.comparison import search, statistics
 from halter.comparison.options import CompareOptions
-from halter.comparison.setup import Ground
+from halter.comparison.setup import Setup
 from halter.playground import base_folder
 from halter.pretrained.device import choose_device
 from halter.version import __version__
 
-Row = dict[str, Any]
+RecordRow = dict[str, Any]
 SHARES = {"exact_match": "matches", "choice_accuracy": "rights"}
 """{score: the key of a trial that holds 0 or 1 for each row}."""
 
 
-def head(ground: Ground) -> dict[str, Any]:
+def head(setup: Setup) -> dict[str, Any]:
     """Everything of the record but its rows."""
-    job, options = ground.job, ground.options
+    job, options = setup.job, setup.options
     return {
         "halter": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -35,16 +35,16 @@ def head(ground: Ground) -> dict[str, Any]:
         "base": {
             "name": "playground" if job.folder.resolve() == base_folder().resolve() else job.recipe.model.path,
             "parameters": job.config.num_parameters,
-            "digest": ground.base_digest,
+            "digest": setup.base_digest,
         },
         "data": {
-            **{part: str(path.relative_to(ground.folder)) for part, path in ground.material.files.items()},
-            "rows": dict(ground.material.rows),
-            "digests": dict(ground.material.digests),
-            "dropped": ground.material.dropped,
+            **{part: str(path.relative_to(setup.folder)) for part, path in setup.splits.files.items()},
+            "rows": dict(setup.splits.rows),
+            "digests": dict(setup.splits.digests),
+            "dropped": setup.splits.dropped,
         },
-        "budget": {"tokens": ground.tokens, "seeds": options.seeds, "search_trials": options.search_trials},
-        "settings": {**_plain(options), "step": dict(ground.step), "max_length": job.recipe.data.max_length},
+        "budget": {"tokens": setup.tokens, "seeds": options.seeds, "search_trials": options.search_trials},
+        "settings": {**_plain(options), "step": dict(setup.step), "max_length": job.recipe.data.max_length},
     }
 
 
@@ -75,9 +75,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def row_of(name: str, method: Any, precision: str, **known: Any) -> Row:
+def row_of(name: str, method: Any, precision: str, **known: Any) -> RecordRow:
     """A row with every key, of which nothing is known but ``known``."""
-    blank: Row = {
+    blank: RecordRow = {
         "name": name, "method": method, "precision": precision, "status": "done", "why": None, "trainable": 0,
         "share": 0.0, "mergeable": False, "merge_gap": None, "adapter_bytes": 0, "compressed_bytes": None,
         "compressed_loss": None, "memory": {"planned": None, "measured_peak_bytes": 0}, "tokens_per_second": 0.0,
@@ -88,7 +88,7 @@ def row_of(name: str, method: Any, precision: str, **known: Any) -> Row:
     return blank | known
 
 
-def summed(row: Row, trials: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> Row:
+def summed(row: RecordRow, trials: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> RecordRow:
     """The row with means, spreads and speeds of its finished seeds ``trials``, and of its search ``found``."""
     values = {"test_loss": [t["test_loss"] for t in trials]}
     for score in trials[0]["scores"] if trials else ():
@@ -132,7 +132,7 @@ class Noise:
             if all(t.get(key) for t in trials):
                 self.shares[score][name] = np.asarray([t[key] for t in trials], dtype=np.float64)
 
-    def judge(self, rows: Sequence[Row]) -> dict[str, list[list[str]]]:
+    def judge(self, rows: Sequence[RecordRow]) -> dict[str, list[list[str]]]:
         """Write each row's intervals into it; returns the ties by every measure, ``test_loss`` among them."""
         drawn = {"test_loss": statistics.draws(self.losses, self.weights, self.resamples, self.seed)}
         for score, values in self.shares.items():

@@ -14,8 +14,8 @@ from halter.adapters.adapter import Adapter, trained_matrices
 from halter.adapters.loading import load_adapter
 from halter.comparison.costs import costs
 from halter.comparison.probe import probe
-from halter.comparison.scores import DECODED, TIMES, Exam, decode_rates, examine
-from halter.comparison.setup import Contestant, Ground
+from halter.comparison.scores import DECODED, TIMES, EvaluationSuite, decode_rates, evaluate_on
+from halter.comparison.setup import Entry, Setup
 from halter.comparison.training_runs import train_runs
 from halter.comparison.trials import Trials
 from halter.errors import HalterError, Refusal
@@ -46,33 +46,33 @@ Trial = dict[str, Any]
 class Bases:
     """The one base in memory."""
 
-    ground: Ground
+    setup: Setup
     held: dict[str, Decoder] = field(default_factory=dict)
 
     def get(self, precision: str) -> Decoder:
         """The base at this precision; another one is let go first."""
         if precision not in self.held:
             self.held.clear()
-            self.held[precision] = self.ground.load_base(precision)
+            self.held[precision] = self.setup.load_base(precision)
         return self.held[precision]
 
 
 class Runner:
     """Runs trials, or finds them. ``changed`` is called after every one that was run."""
 
-    def __init__(self, ground: Ground, say: Say, changed: Callable[[], object]) -> None:
-        options, job = ground.options, ground.job
-        self.ground, self.say, self.options, self.folder = ground, say, options, ground.folder
-        self.trials, self.bases = Trials(ground.folder / "trials", changed), Bases(ground)
+    def __init__(self, setup: Setup, say: Say, changed: Callable[[], object]) -> None:
+        options, job = setup.options, setup.job
+        self.setup, self.say, self.options, self.folder = setup, say, options, setup.folder
+        self.trials, self.bases = Trials(setup.folder / "trials", changed), Bases(setup)
         self.device = choose_device(job.recipe.model.device)
-        self.exam = Exam(
-            job.tokenizer, ground.test, ground.general, options.questions, options.max_new_tokens, job.micro_tokens,
+        self.suite = EvaluationSuite(
+            job.tokenizer, setup.test, setup.general, options.questions, options.max_new_tokens, job.micro_tokens,
             options.choices, options,
         )  # fmt: skip
 
     def define(self, kind: str, precision: str, job: Job | None = None, **more: Any) -> dict[str, Any]:
         """What defines a trial: base, rows, recipe, and how it is measured; ``job`` None: of the base alone."""
-        whole = (job or self.ground.job).recipe
+        whole = (job or self.setup.job).recipe
         recipe = recipes.as_data(whole)
         for section, key in ELSEWHERE:
             del recipe[section][key]
@@ -81,7 +81,7 @@ class Runner:
         recipe["model"]["dtype"] = whole.dtype  # train.precision counts for the base alone, too
         if job is None:
             recipe["model"]["quantize"] = None
-        known = {"base": self.ground.base_digest, "data": dict(self.ground.material.digests), "recipe": recipe}
+        known = {"base": self.setup.base_digest, "data": dict(self.setup.splits.digests), "recipe": recipe}
         return {"kind": kind, "precision": precision, **known, **more}
 
     @property
@@ -97,64 +97,64 @@ class Runner:
 
         def run() -> Trial:
             model = self.bases.get(precision)
-            rates = decode_rates(model, self.exam, (None,))
+            rates = decode_rates(model, self.suite, (None,))
             dtype = str(model.dtype).removeprefix("torch.")
-            return {**examine(model, self.exam), "decode": None if rates is None else rates[0], "dtype": dtype}
+            return {**evaluate_on(model, self.suite), "decode": None if rates is None else rates[0], "dtype": dtype}
 
         return self.trials.once(self.define("base", precision, **self.measure), run)
 
-    def first_look(self, contestant: Contestant) -> tuple[Job, Adapter]:
+    def first_look(self, entry: Entry) -> tuple[Job, Adapter]:
         """The job with the default rate, and the adapter on meta. Refusal where it is impossible or does not fit."""
-        job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
+        job = self.setup.job_for(entry, None, self.options.seed, self.setup.tokens)
         adapter = dry_adapter(job.config, [choice.options for choice in job.recipe.methods])
-        if contestant.precision in STORAGES and trained_matrices(adapter):
-            what = f"which {contestant.precision} holds in {BITS[contestant.precision]}"
+        if entry.precision in STORAGES and trained_matrices(adapter):
+            what = f"which {entry.precision} holds in {BITS[entry.precision]}"
             raise Refusal(
                 "compare-full",
                 f"full fine-tuning trains the weights themselves, {what}",
                 fix="--precisions bf16 or fp32 for it, or a method that trains beside the weights, such as lora",
             )
-        need, report = self._sizes(contestant, job, adapter), job.data.report
+        need, report = self._sizes(entry, job, adapter), job.data.report
         for problem in memory_problem(need, self.device, (report.longest_origin, report.longest)):
             raise problem
         return job, adapter
 
-    def _sizes(self, contestant: Contestant, job: Job, adapter: Adapter) -> Sizes:
+    def _sizes(self, entry: Entry, job: Job, adapter: Adapter) -> Sizes:
         width = self._dtype(job).itemsize
-        return sizes(job.recipe, job.config, adapter, width, _storage(contestant))
+        return sizes(job.recipe, job.config, adapter, width, _storage(entry))
 
     def _dtype(self, job: Job) -> torch.dtype:
         """What the base computes in."""
         stored = getattr(torch, job.config.dtype, torch.float32)
         return choose_dtype(job.recipe.dtype, stored, self.device, lambda _: None)
 
-    def memory(self, contestant: Contestant, job: Job) -> Trial:
+    def memory(self, entry: Entry, job: Job) -> Trial:
         """Bytes planned by part, and the peak of the first steps in a fresh process, best asked for before this one
         holds a base. ``measured_peak_bytes`` leaves out what that process took before its base was there.
 
         {"why"} where the steps failed, which is not kept: there may be more room another time."""
-        planned_bytes = {"planned": vars(forecast(self._setting(contestant, job)).training)}
+        planned_bytes = {"planned": vars(forecast(self._setting(entry, job)).training)}
         if self.options.skip_memory:
             return planned_bytes
-        definition = self.define("peak", contestant.precision, job)
+        definition = self.define("peak", entry.precision, job)
         found = self.trials.find(definition)
         if found is None:
-            self.say(f"{contestant.name}: measuring memory")
+            self.say(f"{entry.name}: measuring memory")
             try:
-                found = self.trials.keep(definition, probe(self.recipe(contestant.name, job)))
+                found = self.trials.keep(definition, probe(self.recipe(entry.name, job)))
             except HalterError as error:
                 return {"why": str(error)}
         own = max(0, found["process_peak_bytes"] - found["runtime_bytes"])
         return {**planned_bytes, "measured_peak_bytes": own, **found}
 
-    def _setting(self, contestant: Contestant, job: Job) -> Setting:
+    def _setting(self, entry: Entry, job: Job) -> Setting:
         """The largest pass of the first epoch, as rows of one length."""
         lengths = job.data.train.lengths
         micros = [micro for step in job.plan(0) for micro in step]
         rows = max(micros, key=lambda micro: int(lengths[list(micro)].sum()))
         methods = tuple(choice.options for choice in job.recipe.methods)
         setting = Setting(
-            job.recipe.model.path, job.config, methods, self._dtype(job), _storage(contestant),
+            job.recipe.model.path, job.config, methods, self._dtype(job), _storage(entry),
             job.recipe.train.optimizer, rows=len(rows), length=-(-int(lengths[list(rows)].sum()) // len(rows)),
             passes=max(len(step) for step in job.plan(0)), device=self.device.type,
         )  # fmt: skip
@@ -162,52 +162,52 @@ class Runner:
         auto = needs_checkpointing(job.config, job.micro_tokens, setting.dtype.itemsize, self.device)
         return replace(setting, checkpointing=asked == "on" or (asked == "auto" and auto))
 
-    def search(self, contestant: Contestant, tried: Sequence[float], tokens: int) -> list[Trial]:
+    def search(self, entry: Entry, tried: Sequence[float], tokens: int) -> list[Trial]:
         """One round of a search; those that were never run are trained together, as many as memory allows."""
         seed = self.options.seed
-        jobs = {rate: self.ground.job_for(contestant, rate, seed, tokens) for rate in tried}
-        definitions = {rate: self.define("search", contestant.precision, job) for rate, job in jobs.items()}
+        jobs = {rate: self.setup.job_for(entry, rate, seed, tokens) for rate in tried}
+        definitions = {rate: self.define("search", entry.precision, job) for rate, job in jobs.items()}
         left = [rate for rate in tried if self.trials.find(definitions[rate]) is None]
-        beside = self._beside(contestant) if left else 1
+        beside = self._beside(entry) if left else 1
         for start in range(0, len(left), beside):
             group = left[start : start + beside]
-            several = [self.ground.job_for(contestant, rate, seed, tokens, len(group)) for rate in group]
-            runs = train_runs(self.bases.get(contestant.precision), several, 1)
+            several = [self.setup.job_for(entry, rate, seed, tokens, len(group)) for rate in group]
+            runs = train_runs(self.bases.get(entry.precision), several, 1)
             for rate, run in zip(group, runs, strict=True):
                 known = {"learning_rate": rate, "tokens": tokens, "validation_loss": run.loss}
                 result = {**known, "seconds": run.seconds, "tokens_seen": run.tokens, "why": run.why}
                 self.trials.keep(definitions[rate], result)
                 loss = run.why or f"validation loss {run.loss:.4f}"
-                self.say(f"{contestant.name}: rate {rate:g}, {tokens:,} tokens: {loss}")
+                self.say(f"{entry.name}: rate {rate:g}, {tokens:,} tokens: {loss}")
         return [self.trials.once(definitions[rate], dict) for rate in tried]
 
-    def _beside(self, contestant: Contestant) -> int:
+    def _beside(self, entry: Entry) -> int:
         """How many trials may be trained at once."""
         asked = self.options.together or (1 if self.device.type == "cpu" else TOGETHER)
-        job = self.ground.job_for(contestant, None, self.options.seed, self.ground.tokens)
-        need = self._sizes(contestant, job, dry_adapter(job.config, [choice.options for choice in job.recipe.methods]))
-        self.bases.get(contestant.precision)
+        job = self.setup.job_for(entry, None, self.options.seed, self.setup.tokens)
+        need = self._sizes(entry, job, dry_adapter(job.config, [choice.options for choice in job.recipe.methods]))
+        self.bases.get(entry.precision)
         room = ROOM * free_bytes(self.device) - job.micro_tokens * need.per_token
         return max(1, min(asked, int(room // max(1, need.trained))))
 
-    def run(self, contestant: Contestant, rate: float, seed: int) -> Trial:
+    def run(self, entry: Entry, rate: float, seed: int) -> Trial:
         """One run with the chosen rate, scored on the test rows."""
-        job = self.ground.job_for(contestant, rate, seed, self.ground.tokens)
-        name = contestant.name if seed == self.options.seed else f"{contestant.name}-seed{seed}"
+        job = self.setup.job_for(entry, rate, seed, self.setup.tokens)
+        name = entry.name if seed == self.options.seed else f"{entry.name}-seed{seed}"
         self.recipe(name, job)
 
         def run() -> Trial:
-            model = self.bases.get(contestant.precision)
+            model = self.bases.get(entry.precision)
             (one,) = train_runs(model, [job], LOOKS)
             told: Trial = {"seed": seed, "seconds": one.seconds, "tokens": one.tokens, "curve": one.curve,
                            "why": one.why, "recipe": f"recipes/{name}.yaml"}  # fmt: skip
             if one.adapter is None:
                 return told
             if seed == self.options.seed:
-                self._keep(contestant, one.adapter)
-            return {**told, **examine(model, self.exam, one.adapter)}
+                self._keep(entry, one.adapter)
+            return {**told, **evaluate_on(model, self.suite, one.adapter)}
 
-        return self.trials.once(self.define("run", contestant.precision, job, looks=LOOKS, **self.measure), run)
+        return self.trials.once(self.define("run", entry.precision, job, looks=LOOKS, **self.measure), run)
 
     def recipe(self, name: str, job: Job) -> Path:
         """Write the recipe that runs this again."""
@@ -215,40 +215,40 @@ class Runner:
         write_text(path, recipes.dump(job.recipe), replace=True)
         return path
 
-    def _kept(self, contestant: Contestant) -> Path:
-        return self.folder / "adapters" / contestant.name
+    def _kept(self, entry: Entry) -> Path:
+        return self.folder / "adapters" / entry.name
 
-    def _keep(self, contestant: Contestant, adapter: Adapter) -> None:
-        folder = self._kept(contestant)
+    def _keep(self, entry: Entry, adapter: Adapter) -> None:
+        folder = self._kept(entry)
         if folder.exists():  # of other settings, or of a run that was interrupted before it was scored
             discard(folder)
-        adapter.facts["base"] |= digest_base(self.ground.job.folder).facts()
+        adapter.facts["base"] |= digest_base(self.setup.job.folder).facts()
         adapter.save(folder)
 
-    def _first(self, contestant: Contestant, job: Job, model: Decoder) -> Adapter:
+    def _first(self, entry: Entry, job: Job, model: Decoder) -> Adapter:
         """The first seed's adapter, trained again where what lies there is not it any more."""
-        folder = self._kept(contestant)
+        folder = self._kept(entry)
         if folder.is_dir():
             adapter = load_adapter(folder, model)
             if adapter.facts.get("recipe") == recipes.as_data(job.recipe):
                 return adapter
         (one,) = train_runs(model, [job], 1)
         if one.adapter is None:
-            raise HalterError(f"{contestant.name}: {one.why}")
-        self._keep(contestant, one.adapter)
+            raise HalterError(f"{entry.name}: {one.why}")
+        self._keep(entry, one.adapter)
         return load_adapter(folder, model)
 
-    def costs(self, contestant: Contestant, rate: float) -> Trial:
+    def costs(self, entry: Entry, rate: float) -> Trial:
         """Bytes, speed and merging, of the first seed's adapter."""
-        job = self.ground.job_for(contestant, rate, self.options.seed, self.ground.tokens)
+        job = self.setup.job_for(entry, rate, self.options.seed, self.setup.tokens)
 
         def run() -> Trial:
-            model, kept = self.bases.get(contestant.precision), self._kept(contestant)
-            adapter = self._first(contestant, job, model)
-            return costs(model, adapter, kept, self.exam, self.ground.job.folder, self.folder)
+            model, kept = self.bases.get(entry.precision), self._kept(entry)
+            adapter = self._first(entry, job, model)
+            return costs(model, adapter, kept, self.suite, self.setup.job.folder, self.folder)
 
-        return self.trials.once(self.define("costs", contestant.precision, job, decoded=[DECODED, TIMES]), run)
+        return self.trials.once(self.define("costs", entry.precision, job, decoded=[DECODED, TIMES]), run)
 
 
-def _storage(contestant: Contestant) -> Quantize | None:
-    return contestant.precision if contestant.precision in STORAGES else None  # type: ignore[return-value]
+def _storage(entry: Entry) -> Quantize | None:
+    return entry.precision if entry.precision in STORAGES else None  # type: ignore[return-value]

@@ -10,7 +10,7 @@ from typing import Any
 
 from halter import recipe as recipes
 from halter.comparison.options import CompareOptions
-from halter.comparison.splits import Material, split
+from halter.comparison.splits import Splits, split
 from halter.data.example import Example
 from halter.data.load import load_examples
 from halter.errors import HalterError
@@ -31,7 +31,7 @@ _STEP = ("tokens_per_step", "per_device_train_batch_size", "gradient_accumulatio
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Entry:
     """One row of the comparison before it is run: a name, the recipe's method section, and how the base is held."""
 
     name: str
@@ -40,13 +40,13 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Setup:
     """See the module. ``job`` is that of the first contestant; its rows and tokenizer serve all."""
 
     options: CompareOptions
     folder: Path
     source: Mapping[str, Any]
-    material: Material
+    splits: Splits
     job: Job
     test: Sequence[Example]
     general: Sequence[Example]
@@ -61,21 +61,21 @@ class Ground:
     def data_section(self) -> dict[str, Any]:
         """The data section that every run has."""
         kept = {k: v for k, v in recipes.as_data(self.job.recipe)["data"].items() if k not in ("limit", "train")}
-        named = {part: str(self.material.files[part]) for part in ("train", "validation")}
+        named = {part: str(self.splits.files[part]) for part in ("train", "validation")}
         return {**kept, **named}
 
-    def job_for(self, contestant: Contestant, rate: float | None, seed: int, tokens: int, beside: int = 1) -> Job:
+    def job_for(self, entry: Entry, rate: float | None, seed: int, tokens: int, beside: int = 1) -> Job:
         """The job of one run; ``rate`` None: the source's or the method's default. ``beside``: runs in each pass."""
         train = {**self.source.get("train", {}), **self.step, "seed": seed}
         train = {k: v for k, v in train.items() if k not in ("num_train_epochs", "max_steps")}
         if rate is not None:
             train["learning_rate"] = rate
-        quantize = contestant.precision if contestant.precision in STORAGES else None
-        named = contestant.precision not in ("auto", *STORAGES)
-        dtype = {"dtype": contestant.precision} if named else {}
+        quantize = entry.precision if entry.precision in STORAGES else None
+        named = entry.precision not in ("auto", *STORAGES)
+        dtype = {"dtype": entry.precision} if named else {}
         train = {k: v for k, v in train.items() if not (named and k == "precision")}  # the row's own counts
         model = {**recipes.as_data(self.job.recipe)["model"], **dtype, "quantize": quantize}
-        sections = {"model": model, "method": contestant.method, "data": self.data_section(), "train": train}
+        sections = {"model": model, "method": entry.method, "data": self.data_section(), "train": train}
         recipe = recipes.load({**sections, "checks": self.source.get("checks") or {}})
         if rate is None and "train.learning_rate" in recipe.defaults:  # else the source gives it, for all
             fitted = at_width(recipe.defaults["train.learning_rate"], self.job.config.dim).value
@@ -102,7 +102,7 @@ class Ground:
         )
 
 
-def lay(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Ground:
+def set_up(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Setup:
     """Read and encode everything once. ``source``: the recipe as a mapping, without `compare` and `method`; ``first``:
     a method section. Refusals as of the recipe, the data, the base's folder, and ``compare-data``; after one nothing is
     left of the data, so that the same folder is free for the next try."""
@@ -115,17 +115,17 @@ def lay(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: 
         raise
 
 
-def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Ground:
+def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Setup:
     recipe = recipes.load({**source, "method": first})
-    material = split(recipe.data, options, folder / "data", say)
-    train, validation = (str(material.files[part]) for part in ("train", "validation"))
+    splits = split(recipe.data, options, folder / "data", say)
+    train, validation = (str(splits.files[part]) for part in ("train", "validation"))
     data = replace(recipe.data, train=train, validation=validation, limit=None)
     job = prepare(replace(recipe, data=data), say)
 
     def rows(part: str) -> Sequence[Example]:
-        if part not in material.files:
+        if part not in splits.files:
             return ()
-        held = replace(job.recipe.data, train=str(material.files[part]), validation=None)
+        held = replace(job.recipe.data, train=str(splits.files[part]), validation=None)
         held = replace(held, on_long="drop" if held.on_long == "stop" else held.on_long)
         return load_examples(held, job.tokenizer, job.template, options.seed, context=job.config.context).train
 
@@ -134,4 +134,4 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
     given = {k: v for k, v in (source.get("train") or {}).items() if k in _STEP and v is not None}
     step = given or {"tokens_per_step": max(1, min(MOST_STEP_TOKENS, tokens // STEPS, whole))}
     source = {**source, "train": {k: v for k, v in (source.get("train") or {}).items() if k not in _STEP}}
-    return Ground(options, folder, source, material, job, rows("test"), rows("general"), tokens, step)
+    return Setup(options, folder, source, splits, job, rows("test"), rows("general"), tokens, step)

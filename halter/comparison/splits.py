@@ -21,7 +21,7 @@ from halter.files.folders import make
 from halter.files.reading import read_bytes
 from halter.files.writing import write_bytes
 
-Row = dict[str, Any]
+DataRow = dict[str, Any]
 PARTS = ("train", "validation", "test", "general")
 MOST_BYTES = 1 << 30
 MOST_HELD = 200
@@ -29,7 +29,7 @@ MOST_HELD = 200
 
 
 @dataclass(frozen=True)
-class Material:
+class Splits:
     """{part: file}, {part: SHA-256} and {part: rows}; ``dropped`` rows of train were also in another part."""
 
     files: Mapping[str, Path]
@@ -38,7 +38,7 @@ class Material:
     dropped: int
 
 
-def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callable[[str], None]) -> Material:
+def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callable[[str], None]) -> Splits:
     """Read every source and write ``folder``/PART.jsonl.
 
     Training rows that are in another part too are left out, and validation rows that are test rows.
@@ -50,7 +50,7 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
         raise Refusal("compare-data", what, fix="--test FILE; in a recipe compare.test: FILE").by_keyword()
     if any(source.weight != 1 for source in data.sources):
         say("note: a comparison takes every row as often as every other; weights of sources are not used")
-    rows: dict[str, list[Row]] = {"train": [row for source in data.sources for row in _read(source)]}
+    rows: dict[str, list[DataRow]] = {"train": [row for source in data.sources for row in _read(source)]}
     rows["test"] = _read(Source(str(options.test)))
     if isinstance(data.validation, str):
         rows["validation"] = _read(Source(data.validation))
@@ -83,7 +83,7 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     return _written({part: rows[part] for part in PARTS if part in rows}, folder, dropped)
 
 
-def _read(source: Source) -> list[Row]:
+def _read(source: Source) -> list[DataRow]:
     name, count = source.parts
     found = list(read_source(name))
     faults = [one for one in found if isinstance(one, Fault)]
@@ -95,11 +95,11 @@ def _read(source: Source) -> list[Row]:
     return [one[1] for one in found[:limit] if not isinstance(one, Fault)]
 
 
-def _key(row: Row) -> str:
+def _key(row: DataRow) -> str:
     return json.dumps(row, sort_keys=True, default=str)
 
 
-def _written(rows: Mapping[str, Sequence[Row]], folder: Path, dropped: int) -> Material:
+def _written(rows: Mapping[str, Sequence[DataRow]], folder: Path, dropped: int) -> Splits:
     texts = {p: "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows[p]).encode() for p in rows}
     files = {part: folder / f"{part}.jsonl" for part in texts}
     there = {part for part in PARTS if (folder / f"{part}.jsonl").is_file()}
@@ -118,4 +118,4 @@ def _written(rows: Mapping[str, Sequence[Row]], folder: Path, dropped: int) -> M
         if part not in there:
             write_bytes(files[part], text)
     digests = {part: hashlib.sha256(text).hexdigest() for part, text in texts.items()}
-    return Material(files, digests, {part: len(found) for part, found in rows.items()}, dropped)
+    return Splits(files, digests, {part: len(found) for part, found in rows.items()}, dropped)

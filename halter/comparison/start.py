@@ -18,7 +18,7 @@ from halter.files import folders, writing, yaml12
 from halter.files.folders import set_aside
 from halter.files.reading import read_json
 from halter.recipe.fields import keys_of
-from halter.recipe.gather import Gathered, gather
+from halter.recipe.sorting import SortedKeys, sort_keys
 from halter.recipe.write import handed
 
 SECTION, VARIANTS = "compare", "variants"
@@ -143,7 +143,7 @@ def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dic
 
     Refusal ``recipe`` names every mistake, ``compare-options`` what no run would obey.
     """
-    gathered = gather(yaml12.Document(dict(source), source="recipe"), overrides)
+    gathered = sort_keys(yaml12.YamlDocument(dict(source), source="recipe"), overrides)
     if gathered.problems:
         raise Refusal(
             "recipe",
@@ -162,7 +162,7 @@ def overridden(source: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dic
     ]
 
 
-def _without_effect(gathered: Gathered) -> Iterator[tuple[str, str]]:
+def _without_effect(gathered: SortedKeys) -> Iterator[tuple[str, str]]:
     """(name, what to do instead) of every key that was given beside the recipe and that no run of it would obey."""
     for key, given in gathered.sections["train"].items():
         if given.override and key in LENGTHS:

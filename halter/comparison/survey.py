@@ -22,9 +22,9 @@ from halter.methods.lora import Lora
 from halter.model.config import preset
 from halter.model.storages import STORAGES
 
-Kind = Literal["arithmetic", "measured", "not testable here"]
+ClaimKind = Literal["arithmetic", "measured", "not testable here"]
 Verdict = dict[str, Any]
-Row = Mapping[str, Any]
+RecordRow = Mapping[str, Any]
 Judged = tuple[bool | None, str] | None
 """(whether it holds, figures); (None, why it cannot be told); None where rows are missing."""
 SEVEN = "llama-1-7b"
@@ -57,7 +57,7 @@ ELSEWHERE = (
 )
 
 
-def verdict(claim: str, kind: Kind, holds: bool | None, size: str, figures: str) -> Verdict:
+def verdict(claim: str, kind: ClaimKind, holds: bool | None, size: str, figures: str) -> Verdict:
     return {"claim": claim, "verdict": kind, "holds": holds, "size": size, "figures": figures}
 
 
@@ -92,23 +92,23 @@ class Measured:
         self.trained = [row for row in self.rows if row["method"] is not None]
         self.dense = [row for row in self.trained if row["precision"] not in STORAGES]
 
-    def one(self, method: str, nf4: bool = False) -> Row | None:
+    def one(self, method: str, nf4: bool = False) -> RecordRow | None:
         """The row of a method by itself."""
         rows = [row for row in self.trained if row["precision"] == "nf4"] if nf4 else self.dense
         return next((r for r in rows if isinstance(r["method"], Mapping) and r["method"].get("name") == method), None)
 
-    def worse(self, one: Row, other: Row) -> bool:
+    def worse(self, one: RecordRow, other: RecordRow) -> bool:
         """Whether ``one`` has more loss than ``other`` by more than the noise."""
         tied = frozenset((one["name"], other["name"])) in self.ties
         return not tied and one["mean"]["test_loss"] > other["mean"]["test_loss"]
 
-    def twins(self) -> list[tuple[Row, Row]]:
+    def twins(self) -> list[tuple[RecordRow, RecordRow]]:
         """(row, the same method over nf4)."""
         fours = [row for row in self.trained if row["precision"] == "nf4"]
         return [(row, four) for row in self.dense for four in fours if row["method"] == four["method"]]
 
 
-def _losses(rows: Sequence[Row]) -> str:
+def _losses(rows: Sequence[RecordRow]) -> str:
     """Their losses, by which they are judged, and their choice accuracies where there are."""
     text = "test loss: " + "; ".join(f"{row['name']} {row['mean']['test_loss']:.4f}" for row in rows)
     if all("choice_accuracy" in row["mean"] for row in rows):
@@ -195,6 +195,6 @@ def verdicts(record: Mapping[str, Any]) -> list[Verdict]:
     for claim, judge in MEASURED:
         result = judge(measured) if measured.trained else None
         holds, figures = result or (None, "the rows for it are not there")
-        kind: Kind = "not testable here" if holds is None else "measured"
+        kind: ClaimKind = "not testable here" if holds is None else "measured"
         found.append(verdict(claim, kind, holds, measured.size, figures))
     return found + [verdict(claim, "not testable here", None, "7B and more", why) for claim, why in ELSEWHERE]

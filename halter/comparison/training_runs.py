@@ -23,7 +23,7 @@ from halter.training.trainee import Trainee
 
 
 @dataclass
-class Run:
+class FinishedRun:
     """One run that is over. ``curve`` holds {step, tokens, seconds, validation_loss}, seconds of training alone;
     ``why``: what ended it before its time, '' if nothing did."""
 
@@ -39,7 +39,7 @@ class Run:
         return None if self.why or not self.curve else self.curve[-1]["validation_loss"]
 
 
-def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
+def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[FinishedRun]:
     """Train every job's adapter over ``model`` in shared passes, the validation loss taken ``looks`` times, the last
     time at the end; with several looks also before the first step. All jobs have the same number of steps.
 
@@ -50,7 +50,7 @@ def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
     except HalterError as error:
         if len(jobs) > 1:
             return [run for job in jobs for run in train_runs(model, [job], looks)]
-        return [Run(why=str(error))]
+        return [FinishedRun(why=str(error))]
 
 
 def checkpointed(model: Decoder, job: Job) -> bool:
@@ -59,18 +59,18 @@ def checkpointed(model: Decoder, job: Job) -> bool:
     return asked == "on" or (asked == "auto" and memory.needs_checkpointing(*_largest(model, job)))
 
 
-def roomy(model: Decoder, job: Job, trainees: Sequence[Trainee]) -> bool:
+def keeps_freed(model: Decoder, job: Job, trainees: Sequence[Trainee]) -> bool:
     """Whether there is room to keep freed memory."""
-    return memory.roomy(*_largest(model, job), sum(trainee.adapter.num_trainable for trainee in trainees))
+    return memory.keeps_freed(*_largest(model, job), sum(trainee.adapter.num_trainable for trainee in trainees))
 
 
 def _largest(model: Decoder, job: Job) -> tuple[ModelConfig, int, int, torch.device]:
     return job.config, job.micro_tokens, model.dtype.itemsize, model.device
 
 
-def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
+def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[FinishedRun]:
     trainees = [new_trainee(job, new_adapter(job, model), lambda _: None) for job in jobs]
-    runs = [Run(trainee.adapter) for trainee in trainees]
+    runs = [FinishedRun(trainee.adapter) for trainee in trainees]
     feeds = [Feed(job.data.train, job.plan, job.steps) for job in jobs]
     last = max(job.steps for job in jobs)
     due = {max(1, round(last * (n + 1) / looks)) for n in range(looks)}
@@ -91,6 +91,6 @@ def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Run]:
     events = Events(log=log, evaluate=look, evaluate_at=due.__contains__)
     away = jobs[0].recipe.train.offload_activations
     offload = offloaded(model, [t.adapter for t in trainees], away, lambda _: None)
-    with allocation.kept(roomy(model, jobs[0], trainees)), offload:
+    with allocation.kept(keeps_freed(model, jobs[0], trainees)), offload:
         train_loop(model, trainees, feeds, events, checkpointed(model, jobs[0]))
     return runs

@@ -36,19 +36,19 @@ GIGABYTES = 20.0
 DAY_SECONDS = 86400.0
 ENTRY = re.compile(r"[0-9a-f]{32}")
 
-Found = tuple[Store, Account]
+CachedRows = tuple[Store, Account]
 Fill = Callable[[Builder], Account]
 
 
 class _NotKept(Exception):
     """Carries rows that were made and are no entry."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: CachedRows) -> None:
         super().__init__()
         self.found = found
 
 
-def find_or_make(encoder: Encoder, group: Group, seed: int, fill: Fill) -> Found | None:
+def find_or_make(encoder: Encoder, group: Group, seed: int, fill: Fill) -> CachedRows | None:
     """The group's rows from the cache, or by ``fill`` and then kept; None where they cannot be kept.
 
     Refusal ``data-changed`` where a file is written to while it is read, and whatever ``fill`` raises.
@@ -76,7 +76,7 @@ def find_or_make(encoder: Encoder, group: Group, seed: int, fill: Fill) -> Found
     return None if found is None else _weighted(found, group)
 
 
-def _make(folder: Path, fill: Fill, before: Stamps) -> Found | None:
+def _make(folder: Path, fill: Fill, before: Stamps) -> CachedRows | None:
     try:
         with new_folder(folder) as inside:
             writer = Writer(inside)
@@ -101,7 +101,7 @@ def _make(folder: Path, fill: Fill, before: Stamps) -> Found | None:
     return open_entry(folder)
 
 
-def _weighted(found: Found, group: Group) -> Found:
+def _weighted(found: CachedRows, group: Group) -> CachedRows:
     store, account = found
     if len(group.sources) == 1:
         store = replace(store, weights=np.full(len(store), group.sources[0][1].weight, np.float32))

@@ -14,7 +14,7 @@ import torch
 
 from halter.data.report import DataReport
 from halter.data.row_files import Fault
-from halter.data.store import ARRAYS, Filed, Held, Piece, Store
+from halter.data.store import ARRAYS, Chunk, Filed, Held, Store
 from halter.data.tokenise import Account
 from halter.errors import HalterError
 from halter.files.reading import read_json
@@ -36,7 +36,7 @@ class Writer:
         self._folder = folder
         self._files: dict[str, dict[str, Any]] = {}
 
-    def put(self, data: memoryview) -> Piece:
+    def put(self, data: memoryview) -> Chunk:
         """A piece of rows, written down. What is returned stands for it until the entry is opened."""
         name = f"rows-{len(self._files):05}.bin"
         write_bytes(self._folder / name, data)

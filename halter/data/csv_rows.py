@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import BinaryIO
 
-from halter.data.fault import EMPTY, Fault, Found
+from halter.data.fault import EMPTY, Fault, RowOrFault
 from halter.data.json_text import damage
 from halter.data.odd_files import HEAD_LINES, SEPARATORS
 from halter.data.odd_files import separator as separator_of
@@ -51,7 +51,7 @@ def _spaced(head: list[str], sign: str) -> bool:
     return bool(rows) and bool(names) and all(name.startswith(" ") for name in names) and spaced
 
 
-def read(path: str, data: BinaryIO, separator: str, most: int) -> Iterator[Found]:
+def read(path: str, data: BinaryIO, separator: str, most: int) -> Iterator[RowOrFault]:
     """Rows of a table called ``path``, whose first line names its columns; a field has at most so many bytes."""
     csv.field_size_limit(most)
     with io.TextIOWrapper(data, "utf-8-sig", newline="", errors="surrogateescape") as file:

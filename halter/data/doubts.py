@@ -19,7 +19,7 @@ from halter.text.chat.marks import begun, ended, families
 from halter.text.odd_texts import spells_new_lines
 from halter.text.tokenizer import Tokenizer
 
-Pair = tuple[int, int]
+RowPair = tuple[int, int]
 SPELT_OUT = re.compile(r"\\n(?=[A-Z0-9\s\\*#(-]|$)")
 AS_OF = "text as of "
 """How what is counted of plain text begins that holds the marks of a template, whose name follows."""
@@ -100,7 +100,7 @@ def question(meant: Canonical) -> tuple[str, str]:
     return "\n".join(words), answer if isinstance(answer, str) else ""
 
 
-def pair(meant: Canonical) -> Pair | None:
+def pair(meant: Canonical) -> RowPair | None:
     """(digest of everything before the last answer, digest of that answer); None where a row asks nothing."""
     if meant.messages is None:
         return (_digest(meant.prompt), _digest(meant.completion)) if meant.prompt and meant.completion else None
@@ -121,7 +121,7 @@ class Contradictions:
     def __init__(self) -> None:
         self._asked, self._wanted = array("Q"), array("Q")
 
-    def add(self, pairs: Collection[Pair]) -> None:
+    def add(self, pairs: Collection[RowPair]) -> None:
         """One more row's."""
         for asked, wanted in pairs:
             self._asked.append(asked)

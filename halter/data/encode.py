@@ -13,7 +13,7 @@ from halter.data.options import DataOptions
 from halter.data.turns import BadRow, under_system
 from halter.errors import Refusal
 from halter.text.chat.conversations import BUILTIN, ChatTemplate
-from halter.text.chat.rows import Rows, encode_pair, encode_text
+from halter.text.chat.rows import EncodedRows, encode_pair, encode_text
 from halter.text.tokenizer import Tokenizer
 
 
@@ -50,13 +50,13 @@ class Encoder:
             raise BadRow("no token to learn")
         return [example for example in made if example.targets], notes
 
-    def _encoded(self, meant: Canonical, origin: str) -> Rows:
+    def _encoded(self, meant: Canonical, origin: str) -> EncodedRows:
         every = self.options.train_on == "all"
         if meant.text is not None:
-            return Rows([encode_text(self.tokenizer, meant.text)], {})
+            return EncodedRows([encode_text(self.tokenizer, meant.text)], {})
         if meant.messages is None:
             prompt, completion = meant.prompt or "", meant.completion or ""
-            return Rows([encode_pair(self.tokenizer, prompt, completion, train_on_prompt=every)], {})
+            return EncodedRows([encode_pair(self.tokenizer, prompt, completion, train_on_prompt=every)], {})
         if self.template is None:
             raise Refusal(
                 "no-template",

@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from halter.data.example import Example
-from halter.data.store import ARRAYS, TOKEN_BYTES, Held, Piece, Store, token_digest
+from halter.data.store import ARRAYS, TOKEN_BYTES, Chunk, Held, Store, token_digest
 
 PLACE = re.compile(r"(.*[:\[])(\d+)(\]?)", re.DOTALL)
 PIECE_BYTES = 64 << 20
@@ -103,9 +103,9 @@ class Examples(Sequence[Example]):
 class Builder:
     """Takes rows one by one. ``put``, where given, takes every PIECE_BYTES of them out of memory."""
 
-    def __init__(self, put: Callable[[memoryview], Piece] | None = None) -> None:
+    def __init__(self, put: Callable[[memoryview], Chunk] | None = None) -> None:
         self._put = put
-        self._pieces: list[Piece] = []
+        self._pieces: list[Chunk] = []
         self._data = bytearray()
         self._codes: dict[str, array[Any]] = {name: array(code) for name, code in CODES.items()}
         self._labels = array("f")

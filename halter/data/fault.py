@@ -18,5 +18,5 @@ class Fault:
         return f"{self.origin}: {self.kind}"
 
 
-Found = tuple[str, dict[str, Any]] | Fault
+RowOrFault = tuple[str, dict[str, Any]] | Fault
 EMPTY = "empty line"

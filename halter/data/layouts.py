@@ -36,7 +36,7 @@ ASKED = {"cause": "What was the cause?", "effect": "What happened as a result?"}
 
 
 @dataclass(frozen=True)
-class Pair:
+class QuestionAnswer:
     """A question and its answer in two columns, with a text to it and a system's words where there are some; ``lead``
     is asked of a text that asks nothing itself."""
 
@@ -111,7 +111,7 @@ class Instances:
         cases = row.get("instances")
         if not isinstance(cases, list) or not cases:
             raise BadRow("empty instances")
-        one = Pair("instruction", "output", "input")
+        one = QuestionAnswer("instruction", "output", "input")
         return [one({"instruction": row.get("instruction"), **case}) for case in cases if isinstance(case, Mapping)]
 
 
@@ -127,7 +127,7 @@ def layouts(columns: set[str], row: Row) -> Iterator[tuple[str, Format]]:
         for answer in SHORT:
             if {ask, answer} <= columns and isinstance(row.get(ask), str):
                 lead = f"Summarise this {ask}."
-                form = Format(Pair(ask, answer, lead=lead), frozenset({ask, answer}))
+                form = Format(QuestionAnswer(ask, answer, lead=lead), frozenset({ask, answer}))
                 yield f'asked: "{lead}", {ask}; learned: {answer}', form
     for ask, answer in PAIRS:
         if {ask, answer} <= columns:
@@ -142,7 +142,7 @@ def _pair(ask: str, answer: str, columns: set[str]) -> tuple[str, Format]:
     system = next((name for name in SYSTEM if name in columns), "")
     also = frozenset(name for name in (context, system) if name)
     told = f"asked: {', '.join(filter(None, [system, ask, context]))}; learned: {answer}"
-    return told, Format(Pair(ask, answer, context, system), frozenset({ask, answer}), also)
+    return told, Format(QuestionAnswer(ask, answer, context, system), frozenset({ask, answer}), also)
 
 
 def _multiple_choice(columns: set[str], row: Row) -> Iterator[tuple[str, Format]]:

@@ -27,7 +27,7 @@ from halter.data.report import DataReport
 from halter.data.respelt import broken_way, python_lists, twice_encoded
 from halter.data.row_files import EMPTY, Fault, as_utf8, opened
 from halter.data.store import Store, joined
-from halter.data.tokenise import DUPLICATE, NO_ROW, Account, Group, Pass, fitting, tools_fix
+from halter.data.tokenise import DUPLICATE, NO_ROW, Account, Group, Tokenising, fitting, tools_fix
 from halter.data.told import grouped, place
 from halter.data.turns import UNANSWERED
 from halter.data.workers import useful
@@ -46,7 +46,7 @@ NOT_JSON = re.compile(r"wrong type of (\w+): not JSON")
 MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
 
-Progress = Callable[[int], None]
+CountProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def load_examples(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
     system: str | None = None,
     context: int | None = None,
 ) -> Loaded:
@@ -105,7 +105,7 @@ def load_examples(
 class _Load:
     """The rows of some sources; each is a group of its own, so that another mixture of the same is not encoded anew."""
 
-    def __init__(self, encoder: Encoder, seed: int, progress: Progress | None) -> None:
+    def __init__(self, encoder: Encoder, seed: int, progress: CountProgress | None) -> None:
         self.encoder, self.seed, self.account = encoder, seed, Account()
         self._progress = progress
 
@@ -133,7 +133,7 @@ class _Load:
         size = sum(path.stat().st_size for path in files_of(group) or ())
 
         def fill(builder: Builder) -> Account:
-            return Pass(self.encoder, self.seed, builder, told, first, useful(size)).run(group)
+            return Tokenising(self.encoder, self.seed, builder, told, first, useful(size)).run(group)
 
         found = cache.find_or_make(self.encoder, group, self.seed, fill) if self.encoder.options.cache else None
         if found is not None:

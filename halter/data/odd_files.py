@@ -10,7 +10,7 @@ from pathlib import Path
 
 from halter.errors import HalterError, Refusal
 from halter.files import yaml12
-from halter.files.nearby import Kind, kind_of
+from halter.files.nearby import FolderKind, kind_of
 from halter.files.reading import read_json
 from halter.files.runs import RunFolder
 
@@ -58,7 +58,7 @@ def refuse_no_data(path: Path) -> None:
     raise Refusal("not-data", told, where=str(path), fix=fix)
 
 
-def _kind(folder: Path) -> Kind:
+def _kind(folder: Path) -> FolderKind:
     kind = kind_of(folder)
     if kind == "model":  # by what its configuration says, as data sets may have one too
         for name, keys in (("config.json", {"model_type", "architectures"}), ("params.json", {"dim", "n_layers"})):

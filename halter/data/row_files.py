@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from halter.data import csv_rows
-from halter.data.fault import EMPTY, Fault, Found
+from halter.data.fault import EMPTY, Fault, RowOrFault
 from halter.data.json_text import BROKEN, Twice, broken, damage, loads, repeated
 from halter.data.misnamed import refuse_misnamed, unlocked, unread
 from halter.errors import Refusal
@@ -46,7 +46,7 @@ def as_utf8(path: Path) -> str:
     return ""
 
 
-def read(path: Path) -> Iterator[Found]:
+def read(path: Path) -> Iterator[RowOrFault]:
     """Rows of one file, by its suffix. Refusals ``data-suffix``, ``data-unreadable``, ``data-encoding``."""
     suffix = suffix_of(path)
     if suffix not in SUFFIXES or (suffix == ".parquet" and path.suffix.lower() == PACKED):
@@ -88,7 +88,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, str]]:
             yield number, raw, ""
 
 
-def _json_lines(path: Path) -> Iterator[Found]:
+def _json_lines(path: Path) -> Iterator[RowOrFault]:
     if _is_one_list(path):
         yield Fault(str(path), ONE_LIST, harmless=True)
         yield from _json(path)
@@ -97,12 +97,12 @@ def _json_lines(path: Path) -> Iterator[Found]:
         yield from _rows_by_line(str(path), file)
 
 
-def read_lines(name: str, text: bytes) -> Iterator[Found]:
+def read_lines(name: str, text: bytes) -> Iterator[RowOrFault]:
     """Rows of a text that has one in JSON a line, as those of a .jsonl file called ``name``."""
     return _rows_by_line(name, io.BytesIO(text))
 
 
-def _rows_by_line(name: str, file: BinaryIO) -> Iterator[Found]:
+def _rows_by_line(name: str, file: BinaryIO) -> Iterator[RowOrFault]:
     for number, raw, fault in _lines(file):
         origin = f"{name}:{number}"
         if not fault and not raw.strip():
@@ -161,7 +161,7 @@ def _row(raw: bytes) -> tuple[str, dict[str, Any] | None]:
     return (fault, None) if fault else ("", row)
 
 
-def _json(path: Path) -> Iterator[Found]:
+def _json(path: Path) -> Iterator[RowOrFault]:
     """One list of objects, an object that holds one such list, or objects line by line."""
     try:
         with opened(path) as file:
@@ -200,7 +200,7 @@ def _json(path: Path) -> Iterator[Found]:
         yield Fault(origin, kind) if kind else (origin, row)
 
 
-def _text(path: Path) -> Iterator[Found]:
+def _text(path: Path) -> Iterator[RowOrFault]:
     """Paragraphs, which empty lines separate; one row each."""
     lines: list[str] = []
     start = 1
@@ -225,7 +225,7 @@ def _text(path: Path) -> Iterator[Found]:
         yield f"{path}:{start}", {"text": "\n".join(lines)}
 
 
-def _parquet(path: Path) -> Iterator[Found]:
+def _parquet(path: Path) -> Iterator[RowOrFault]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet

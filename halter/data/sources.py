@@ -14,7 +14,7 @@ from typing import Any
 from halter.data import row_files
 from halter.data.misnamed import refuse_address, saved_to_disk
 from halter.data.odd_files import near_a_missing_folder, refuse_no_data
-from halter.data.row_files import Fault, Found
+from halter.data.row_files import Fault, RowOrFault
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
 from halter.files.nearby import MOST_LOOKED_AT, kind_of, with_slashes
@@ -22,9 +22,9 @@ from halter.files.offline import quick_offline
 from halter.files.row_names import SUFFIXES, TEXT, called_rows, suffix_of
 from halter.files.yaml_faults import as_escaped, shown
 
-__all__ = ["Fault", "Found", "open_source", "read_source"]
+__all__ = ["Fault", "RowOrFault", "open_source", "read_source"]
 
-Part = tuple[str, Iterator[Found]]
+SourcePart = tuple[str, Iterator[RowOrFault]]
 
 #: What Hugging Face's libraries write beside data, and what is read by people.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "license.txt", "readme.txt")
@@ -34,7 +34,7 @@ FEW = 3
 HELD_OUT = ("test", "valid", "validation", "dev", "eval")
 
 
-def read_source(path: str) -> Iterator[Found]:
+def read_source(path: str) -> Iterator[RowOrFault]:
     """(origin, row) of every row of a file, a folder of files or a hub id, or a Fault in its place; empty lines are
     passed over. Refusals as in ``open_source``."""
     if path == STANDARD_INPUT:
@@ -43,7 +43,7 @@ def read_source(path: str) -> Iterator[Found]:
     return (found for found in rows if not (isinstance(found, Fault) and found.harmless))
 
 
-def open_source(path: str) -> Iterator[Part]:
+def open_source(path: str) -> Iterator[SourcePart]:
     """(name, its rows) of every file of a source. Nothing is read before it is asked for.
 
     Of a folder whose file names tell a training part from a held-out one, only the training part is taken; its text
@@ -216,7 +216,7 @@ def _named(path: Path, words: tuple[str, ...]) -> bool:
     return any(word in pieces for word in words)
 
 
-def _hub(name: str) -> Iterator[Found]:
+def _hub(name: str) -> Iterator[RowOrFault]:
     try:
         import datasets
     except ImportError as error:

@@ -25,7 +25,7 @@ ARRAYS: dict[str, np.dtype[Any]] = {
 """Fields of a store that are arrays, one entry a row."""
 
 
-class Piece(Protocol):
+class Chunk(Protocol):
     """Rows end to end."""
 
     def read(self, start: int, stop: int) -> bytes | memoryview:
@@ -67,7 +67,7 @@ class Store:
     """Row r lies in ``pieces[piece_of[r]]`` from token ``starts[r]`` on. Its origin is ``names[name_of[r]]`` with
     ``numbers[r]`` in its gap; ``digests`` are of its tokens, ``checks`` of what is learnt of them."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Chunk, ...]
     names: tuple[tuple[str, str], ...]
     piece_of: np.ndarray
     starts: np.ndarray

@@ -19,7 +19,7 @@ from halter.data.example import Example
 from halter.data.examples import PLACE, Builder
 from halter.data.options import Source
 from halter.data.report import DataReport
-from halter.data.row_files import Fault, Found
+from halter.data.row_files import Fault, RowOrFault
 from halter.data.sources import left_out, open_source
 from halter.data.told import as_learned
 from halter.data.turns import BadRow
@@ -86,10 +86,10 @@ class _Made:
     rows: list[tuple[int, tuple[str, ...], list[Example]]]
     plain: bool
     notes: dict[str, int]
-    pairs: tuple[doubts.Pair, ...] = ()
+    pairs: tuple[doubts.RowPair, ...] = ()
 
 
-class Pass:
+class Tokenising:
     """Fills a builder with the rows of one group; ``account`` is complete afterwards.
 
     ``first``: no other group gave rows so far, so that a template which refuses the first hundred is at fault itself.
@@ -164,7 +164,7 @@ class Pass:
         self.account.report.left_out += count - len(kept)
         return iter(kept)
 
-    def _file(self, source: Source, name: str, found: Iterator[Found]) -> Iterator[_Read]:
+    def _file(self, source: Source, name: str, found: Iterator[RowOrFault]) -> Iterator[_Read]:
         report = self.account.report
         head = list(islice(found, HEAD))
         rows = [one[1] for one in head if not isinstance(one, Fault)]
@@ -252,7 +252,7 @@ class _Ids:
         self._column, self._strict, self._report = column or USUAL_IDS, column is not None, report
         self._seen: set[int] = set()
 
-    def checked(self, origin: str, row: dict[str, Any]) -> Found:
+    def checked(self, origin: str, row: dict[str, Any]) -> RowOrFault:
         """The row, or the fault that its id was there before."""
         value = row.get(self._column)
         if isinstance(value, str | int) and value != "":

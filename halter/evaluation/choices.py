@@ -24,7 +24,7 @@ LONGEST, MOST = 40, 20
 
 
 @dataclass(frozen=True)
-class Ballot:
+class ChoiceQuestions:
     """Questions with the answers that each can have, as rows to be scored: all choices of a question lie together."""
 
     choices: tuple[str, ...]
@@ -54,7 +54,7 @@ class Ballot:
         return sums.reshape(len(self.right), len(self.choices)).argmin(axis=1)
 
 
-def ballot(tokenizer: Tokenizer, examples: Sequence[Example], choices: Sequence[str]) -> Ballot:
+def choice_questions(tokenizer: Tokenizer, examples: Sequence[Example], choices: Sequence[str]) -> ChoiceQuestions:
     """The questions of ``examples`` with every choice in turn. Refusals: ``choices`` (fewer than two, or twice the
     same), ``not-a-choice`` (wanted texts that are none), ``choice-tokens`` and ``no-questions``."""
     if len(choices) < 2 or len({" ".join(choice.split()) for choice in choices}) < len(choices):
@@ -72,7 +72,7 @@ def ballot(tokenizer: Tokenizer, examples: Sequence[Example], choices: Sequence[
         )
     right = _right([q for _, q in asked], choices)
     rows = [row for (e, q), r in zip(asked, right, strict=True) for row in variants(e, q, tokenizer, choices, r)]
-    return Ballot(tuple(choices), tuple(rows), tuple(right))
+    return ChoiceQuestions(tuple(choices), tuple(rows), tuple(right))
 
 
 def choice_report(
@@ -87,7 +87,7 @@ def choice_report(
     Returns what `Ballot.facts` does, and under ``base`` and ``adapter`` ``choice_accuracy`` with ``chosen`` (how often
     each was). Refusals as of `ballot`.
     """
-    voted = ballot(tokenizer, examples, choices)
+    voted = choice_questions(tokenizer, examples, choices)
     report = voted.facts()
     for side, one in {"base": None, "adapter": adapter}.items():
         if side == "base" or one is not None:

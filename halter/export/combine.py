@@ -28,7 +28,7 @@ from halter.adapters.adapter import Adapter
 from halter.adapters.stacked import tell_loud
 from halter.contract.registry import find
 from halter.errors import Refusal
-from halter.export.low_rank_parts import Pair, decompose, decompose_pair, pairs_of
+from halter.export.low_rank_parts import Factors, decompose, decompose_pair, pairs_of
 from halter.model.config import ModelConfig
 from halter.numerics.dropout import key
 
@@ -93,7 +93,7 @@ def combine(
     _refuse_other_bases(adapters, names or [f"adapter {i}" for i in range(1, len(adapters) + 1)])
     tables = [pairs_of(adapter) for adapter in adapters]
     shape = adapters[0].shape
-    made: dict[str, Pair] = {}
+    made: dict[str, Factors] = {}
     lost: dict[str, float] = {}
     whole: dict[str, float] = {}
     for name in _paths(shape, {name for table in tables for name in table}):
@@ -116,7 +116,7 @@ def reduce_rank(
     return combine([adapter], [1.0], CombineOptions("svd", rank, tolerance))
 
 
-def lora_of(shape: ModelConfig, pairs: dict[str, Pair]) -> Adapter:
+def lora_of(shape: ModelConfig, pairs: dict[str, Factors]) -> Adapter:
     """A LoRA adapter of scale 1 with these updates; PEFT and servers read its folder."""
     most = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
     other: dict[str, Any] = {name: pair.rank for name, pair in pairs.items() if pair.rank != most}
@@ -191,9 +191,11 @@ def _agreed(adapters: Sequence[Adapter], name: str) -> bool:
     return name in first and all(a.facts.get(name) == first[name] for a in adapters)
 
 
-def _combined(name: str, parts: list[tuple[int, float, Pair]], options: CombineOptions) -> tuple[Pair, float, float]:
+def _combined(
+    name: str, parts: list[tuple[int, float, Factors]], options: CombineOptions
+) -> tuple[Factors, float, float]:
     """The pair for one place, the norm of what its rank leaves out, and the norm of all."""
-    side = Pair(torch.cat([w * p.left for _, w, p in parts], 1), torch.cat([p.right for _, _, p in parts]))
+    side = Factors(torch.cat([w * p.left for _, w, p in parts], 1), torch.cat([p.right for _, _, p in parts]))
     rank = options.rank or max(p.rank for _, _, p in parts)
     if options.mode == "cat":
         return side, 0.0, side.norm()
@@ -208,7 +210,7 @@ def _combined(name: str, parts: list[tuple[int, float, Pair]], options: CombineO
         rank, whole = min(rank, len(values)), float(matrix.norm())
         lost = float((matrix - left[:, :rank] * values[:rank] @ right[:rank]).norm())
     root = values[:rank].sqrt()  # halved between the factors, so that neither is tiny in 16 bits
-    return Pair((left[:, :rank] * root).float(), (root[:, None] * right[:rank]).float()), lost, whole
+    return Factors((left[:, :rank] * root).float(), (root[:, None] * right[:rank]).float()), lost, whole
 
 
 def _least(values: Tensor, tolerance: float) -> int:
@@ -255,7 +257,7 @@ def _paths(shape: ModelConfig, names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
-def _targets(shape: ModelConfig, names: dict[str, Pair]) -> tuple[str, ...]:
+def _targets(shape: ModelConfig, names: dict[str, Factors]) -> tuple[str, ...]:
     """Last parts of names where every layer has them, whole paths otherwise."""
     ends = Counter(name.rpartition(".")[2] for name in names)
     everywhere = Counter(place.name for place in shape.layout)

@@ -1,6 +1,6 @@
 """An adapter's file made smaller: 8, 4 or 1 bits a number, or the important numbers only, with the loss measured.
 
-The folder stays an adapter folder that Halter opens like any other (files.packed says how numbers are spelt); numbers
+The folder stays an adapter folder that Halter opens like any other (files.few_bits says how numbers are spelt); numbers
 are float32 again once it is loaded, so that nothing is faster or leaner in memory, only on disk and on the wire.
 """
 
@@ -20,7 +20,7 @@ from halter.adapters.loading import restore
 from halter.adapters.saving import save_adapter, state_of
 from halter.errors import Refusal
 from halter.export.low_rank_parts import pairs_of
-from halter.files.packed import CODES, pack, unpack
+from halter.files.few_bits import CODES, pack, unpack
 
 SMALL = 256
 """Tensors of fewer numbers (gates, a few biases) stay as they are: they weigh nothing, and much hangs on each."""

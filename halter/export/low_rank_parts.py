@@ -23,7 +23,7 @@ EXACT_SIDE = 2048
 
 
 @dataclass(frozen=True)
-class Pair:
+class Factors:
     """The update left @ right of one weight as the base has it [rows, columns]: left [rows, r], right [r, columns],
     float32, scale included in ``left``."""
 
@@ -39,19 +39,19 @@ class Pair:
         left, right = self.left.double(), self.right.double()
         return max(0.0, float(((left.T @ left) * (right @ right.T)).sum())) ** 0.5
 
-    def minus(self, other: Pair) -> Pair:
+    def minus(self, other: Factors) -> Factors:
         """This update less another of the same weight."""
-        return Pair(torch.cat([self.left, -other.left], 1), torch.cat([self.right, other.right]))
+        return Factors(torch.cat([self.left, -other.left], 1), torch.cat([self.right, other.right]))
 
     def matrix(self) -> Tensor:
         """The update itself, float32 [rows, columns]."""
         return self.left @ self.right
 
 
-def pairs_of(adapter: Adapter) -> dict[str, Pair]:
+def pairs_of(adapter: Adapter) -> dict[str, Factors]:
     """{module path: Pair} of an adapter whose effect is low-rank sums. Refusal ``not-low-rank``, naming the rest."""
     wrong = [slot.path for slot in adapter.slots if not slot.piece.folds]
-    found: dict[str, Pair] = {}
+    found: dict[str, Factors] = {}
     for slot in adapter.slots if not wrong else ():
         if slot.path in found:
             wrong.append(f"{slot.path} (two methods at one place)")
@@ -74,7 +74,7 @@ def pairs_of(adapter: Adapter) -> dict[str, Pair]:
 
 
 @torch.no_grad()
-def _pair(shape: ModelConfig, slot: Slot) -> Pair | None:
+def _pair(shape: ModelConfig, slot: Slot) -> Factors | None:
     if slot.at.kind not in ADAPTED:
         return None  # a norm
     rows, columns = slot.at.shape
@@ -95,13 +95,13 @@ def _pair(shape: ModelConfig, slot: Slot) -> Pair | None:
         simple = round(scale * 4096) / 4096  # nearly every alpha / r is such a number; the fit is off by 1e-7
         scale = simple if abs(simple - scale) <= 1e-6 * abs(scale) else scale
         if _near(seen * scale, wanted):
-            return Pair(left * scale, right)
+            return Factors(left * scale, right)
     probe = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
     if not _near(slot.piece.fold(probe, None)[0].detach().cpu() - probe, update, 1e-4 * float(probe.norm())):
         return None  # it depends on the weight: no sum
     left, values, right = decompose(update.double(), min(rows, columns))
     kept = max(1, int((values > 1e-6 * values.max()).sum()))
-    return Pair((left[:, :kept] * values[:kept]).float(), right[:kept].float())
+    return Factors((left[:, :kept] * values[:kept]).float(), right[:kept].float())
 
 
 def _held(slot: Slot) -> Iterator[tuple[str, Tensor]]:
@@ -132,7 +132,7 @@ def decompose(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor,
     return (basis @ small)[:, :rank], values[:rank], right[:rank]
 
 
-def decompose_pair(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+def decompose_pair(pair: Factors) -> tuple[Tensor, Tensor, Tensor]:
     """All singular values of a pair's product, exactly and without making it (QR of both factors), in float64."""
     outer, inner = torch.linalg.qr(pair.left.double()), torch.linalg.qr(pair.right.double().t())
     left, values, right = torch.linalg.svd(outer.R @ inner.R.t(), full_matrices=False)

@@ -1,7 +1,7 @@
 """Opening a model's folder, whatever its layout: what it holds by canonical name, and its tensors one at a time.
 
 Hugging Face folders are read here (one safetensors file, or shards with an index), Meta's in files/meta.py; both have
-the same face, ``Checkpoint``. Pickled weights of other layouts are refused: opening one can run code.
+the same face, ``ModelFolder``. Pickled weights of other layouts are refused: opening one can run code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-class Checkpoint(Protocol):
+class ModelFolder(Protocol):
     """A model's folder, open for reading.
 
     ``config`` and ``generation_config`` are in Hugging Face's keys; ``files`` are those with tensors; ``layout`` is
@@ -130,7 +130,7 @@ class HFCheckpoint:
             )
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
+def open_checkpoint(folder: str | Path) -> ModelFolder:
     """Open a model's folder for reading; nothing but headers is read yet.
 
     Refusals, each with all that is wrong: ``folder-missing``, ``no-weights``, ``pickle-weights``, ``checkpoint-index``,
@@ -156,7 +156,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     raise _no_weights(folder)
 
 
-def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
+def dtype_of(checkpoint: ModelFolder) -> torch.dtype:
     """The dtype of most of a checkpoint's floating-point bytes, which config.json may state wrongly or not at all."""
     sizes: Counter[torch.dtype] = Counter()
     for spec in checkpoint.names().values():

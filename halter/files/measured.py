@@ -26,13 +26,13 @@ DAYS = 30
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTimes:
     """The shelf of numerics.choice in one file."""
 
     path: Path
 
     @classmethod
-    def in_cache(cls) -> Measured:
+    def in_cache(cls) -> MeasuredTimes:
         return cls(cache_folder() / "measured-kernels.json")
 
     def read(self, machine: str) -> dict[str, Times]:

@@ -12,7 +12,7 @@ from halter.files.row_names import called_rows
 from halter.files.runs import RunFolder
 from halter.files.yaml_faults import as_escaped, shown
 
-Kind = Literal["run", "adapter", "model", ""]
+FolderKind = Literal["run", "adapter", "model", ""]
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """What files of weights end in, ours and other programs'."""
@@ -20,7 +20,7 @@ MOST_LOOKED_AT, NAMED = 2000, 3
 _TRAINED = "where it was trained, or fetch the whole folder again"
 
 
-def kind_of(folder: Path) -> Kind:
+def kind_of(folder: Path) -> FolderKind:
     """What lies in a folder, by the names of its files; '' for anything else."""
     if (folder / ADAPTER_CONFIG).is_file():
         return "adapter"
@@ -133,12 +133,12 @@ def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
     )  # fmt: skip
 
 
-def no_such_folder(id: str, folder: Path, wanted: tuple[Kind, ...] = ("model", "adapter", "run")) -> Refusal:
+def no_such_folder(id: str, folder: Path, wanted: tuple[FolderKind, ...] = ("model", "adapter", "run")) -> Refusal:
     """The refusal of a folder that is not there, with the neighbour whose name is nearest."""
     return _not_there(id, folder, wanted)
 
 
-def _not_there(id: str, folder: Path, wanted: tuple[Kind, ...]) -> Refusal:
+def _not_there(id: str, folder: Path, wanted: tuple[FolderKind, ...]) -> Refusal:
     if folder.exists():
         around = kind_of(folder.parent)
         known = around in wanted and (around == "model" or folder.parent != Path())  # in a run's folder lies anything
@@ -213,7 +213,7 @@ def refuse_inside_adapter(file: Path) -> None:
         raise Refusal("source-inside", what, where=str(file), fix=f"give its folder: {file.parent}")
 
 
-def similar(folder: Path, wanted: tuple[Kind, ...] = (), files: bool = False) -> list[Path]:
+def similar(folder: Path, wanted: tuple[FolderKind, ...] = (), files: bool = False) -> list[Path]:
     """Neighbours whose names are near to this one's, the nearest first: folders of the kinds ``wanted``, or those in a
     folder that is near; with ``files`` everything."""
     if (turned := with_slashes(folder)) is not None and (files or turned.is_dir()):
@@ -237,7 +237,7 @@ def _above(folder: Path) -> list[Path]:
     return [path for path in list(folder.parents)[:2] if kind_of(path) == "run"][:1]
 
 
-def inside(folder: Path, wanted: tuple[Kind, ...]) -> list[Path]:
+def inside(folder: Path, wanted: tuple[FolderKind, ...]) -> list[Path]:
     """Folders right below this one that are of these kinds, or that the hub's cache holds for one."""
     below = children(folder)
     cached = [place for path in below for place in snapshots(path)] if "model" in wanted else []

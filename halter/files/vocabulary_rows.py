@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from halter.files.checkpoint import Checkpoint
+from halter.files.checkpoint import ModelFolder
 from halter.files.tensors import TensorFile
 
 
-def rows_of(checkpoint: Checkpoint, name: str, ids: Sequence[int]) -> Tensor:
+def rows_of(checkpoint: ModelFolder, name: str, ids: Sequence[int]) -> Tensor:
     """Rows ``ids`` of tensor ``name``, fp32 [len(ids), width]. KeyError where there is no such tensor."""
     if checkpoint.layout == "huggingface":
         for path in checkpoint.files:

@@ -51,7 +51,7 @@ _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./+@=\-]*( [A-Za-z0-9_./+@=\-]+)*")
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """One YAML document: plain Python data, and the (line, column) of every key and item, counted from 1."""
 
     data: Any
@@ -69,7 +69,7 @@ class Document:
 A_RECIPE = "a recipe is a text file of YAML in UTF-8; halter init lora FILE writes one"
 
 
-def read(path: str | FilePath) -> Document:
+def read(path: str | FilePath) -> YamlDocument:
     """The document in a file. Refusal ``yaml`` names file, line and column of what is wrong."""
     path = FilePath(path)
     if path.is_dir() or called_rows(path) and path.is_file() and path.suffix.lower() != ".json":
@@ -105,7 +105,7 @@ def no_sections(where: str) -> Refusal:
     return Refusal("recipe", what, where=where, fix="halter init lora FILE writes one")
 
 
-def parse(text: str, source: str = "<text>") -> Document:
+def parse(text: str, source: str = "<text>") -> YamlDocument:
     """The document in a text of at most MAX_BYTES; an empty one holds {}. Refusal ``yaml``."""
     if len(text) > MAX_BYTES:
         raise Refusal(
@@ -160,7 +160,7 @@ class _Builder:
         self.anchors: dict[str, Any] = {}
         self.nodes = self.inside_anchors = 0
 
-    def document(self) -> Document:
+    def document(self) -> YamlDocument:
         data: Any = {}
         documents = 0
         for event in self.events:
@@ -170,7 +170,7 @@ class _Builder:
                     raise self.refusal(event, "a second document begins; one file holds one")
                 value = self.value(next(self.events), ())
                 data = {} if value is None else value
-        return Document(data, self.marks, self.source)
+        return YamlDocument(data, self.marks, self.source)
 
     def value(self, event: Event, path: Path) -> Any:
         self.nodes += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from halter.generation.rows import Row
+from halter.generation.rows import ActiveRow
 from halter.model.cache import Cache
 
 SHORTEST = 16  # tokens: below it the copies cost about what they save
@@ -44,7 +44,7 @@ def shared(prompts: Sequence[Tokens], owners: Sequence[int]) -> list[Beginning]:
     return found
 
 
-def wait_for_shared(rows: Sequence[Row], new: Sequence[Row]) -> None:
+def wait_for_shared(rows: Sequence[ActiveRow], new: Sequence[ActiveRow]) -> None:
     """Let rows that are ``new`` among ``rows`` wait for the beginning that they have in common with an earlier one, so
     that it is computed once for all."""
     for alike in shared([row.prompt for row in rows], [row.owner for row in rows]):
@@ -53,9 +53,9 @@ def wait_for_shared(rows: Sequence[Row], new: Sequence[Row]) -> None:
                 row.source, row.begins = rows[alike.source], alike.length
 
 
-def hand_on(rows: Sequence[Row], cache: Cache) -> None:
+def hand_on(rows: Sequence[ActiveRow], cache: Cache) -> None:
     """Give beginnings that the cache has by now to the rows that wait for them."""
-    taking: dict[tuple[int, int], list[Row]] = {}
+    taking: dict[tuple[int, int], list[ActiveRow]] = {}
     for row in rows:
         if row.source is not None and row.source.fed >= row.begins:
             taking.setdefault((row.source.slot, row.begins), []).append(row)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halter.errors import HalterError
-from halter.generation.rows import Outcome, Row
+from halter.generation.rows import ActiveRow, Outcome
 from halter.generation.streaming import TokenLogprob
 from halter.model.decoder import Decoder
 from halter.model.places import Acts
@@ -19,7 +19,7 @@ from halter.numerics.sampling import added, draw, log_probabilities, penalise, r
 BROKEN = "the model's logits are not finite; are its weights, those of the adapter, or the dtype broken?"
 
 
-def choose(rows: Sequence[Row], logits: Tensor) -> list[Outcome]:
+def choose(rows: Sequence[ActiveRow], logits: Tensor) -> list[Outcome]:
     """The next token of each row, or what is wrong with it, for float32 logits [rows, V]."""
     finite = torch.isfinite(logits.amax(-1)).tolist()
     if not all(finite):
@@ -43,7 +43,9 @@ def _told(logits: Tensor, tokens: Tensor, mosts: Sequence[int]) -> Iterator[Toke
         yield TokenLogprob(token, logprob, tuple(zip(*(each[:most] for each in top), strict=True)))
 
 
-def of_prompt(model: Decoder, row: Row, first: int, hidden: Tensor, acts: Acts | None) -> tuple[TokenLogprob, ...]:
+def of_prompt(
+    model: Decoder, row: ActiveRow, first: int, hidden: Tensor, acts: Acts | None
+) -> tuple[TokenLogprob, ...]:
     """What is told of the prompt tokens that a row's pending ones predict, their states [N, dim] from ``first`` on in
     ``hidden``; a few of them at a time, so that a prompt's logits never exist together."""
     targets = torch.tensor(row.prompt[row.fed + 1 : row.fed + 1 + len(row.pending)], device=hidden.device)
@@ -55,7 +57,7 @@ def of_prompt(model: Decoder, row: Row, first: int, hidden: Tensor, acts: Acts |
     return tuple(found)
 
 
-def _shaped(rows: Sequence[Row], logits: Tensor) -> Tensor:
+def _shaped(rows: Sequence[ActiveRow], logits: Tensor) -> Tensor:
     """The logits after all that the options ask for ahead of the temperature."""
     if any(row.options.logit_bias for row in rows):
         logits = added(logits, [row.options.logit_bias for row in rows])
@@ -68,7 +70,7 @@ def _shaped(rows: Sequence[Row], logits: Tensor) -> Tensor:
     return logits
 
 
-def _seen(row: Row, logits: Tensor) -> Tensor:
+def _seen(row: ActiveRow, logits: Tensor) -> Tensor:
     """Bool [V]: the tokens that a row's prompt and answer hold."""
     if row.seen is None:
         row.seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)

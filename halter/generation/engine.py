@@ -17,18 +17,18 @@ from torch import Tensor
 
 from halter.adapters.mixed import Mixed
 from halter.arguments import checked
-from halter.files.measured import Measured
+from halter.files.measured import MeasuredTimes
 from halter.generation.beginnings import hand_on, wait_for_shared
 from halter.generation.belonging import tell_others
 from halter.generation.choosing import choose, of_prompt
 from halter.generation.owners import BASE, Owners
 from halter.generation.prompts import AnswerKeywords, Prompts, check_prompts
 from halter.generation.requests import Adapters, Request, check_tokens, requests_of
-from halter.generation.rows import Outcome, Row
+from halter.generation.rows import ActiveRow, Outcome
 from halter.generation.slots import Slots
-from halter.generation.streaming import Answer, AnswersFailed, Generation, Piece
+from halter.generation.streaming import AnswersFailed, Delta, Generation, GrowingAnswer
 from halter.model.decoder import Decoder
-from halter.model.packing import packed
+from halter.model.decoding import for_decoding
 from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
@@ -69,7 +69,7 @@ def stream(
     prompts: Prompts,
     adapter: Adapters = None,
     **options: Unpack[AnswerKeywords],
-) -> Iterator[Piece]:
+) -> Iterator[Delta]:
     """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
     given: dict[str, Any] = dict(options)
     rows = given.pop("max_rows", MAX_ROWS)
@@ -89,8 +89,8 @@ class Engine:
         self.fault: Exception | None = None  # the first that ended a row
         self._ids = count()
         self._owners = Owners()
-        self._waiting: deque[Row] = deque()
-        self._live: list[Row] = []
+        self._waiting: deque[ActiveRow] = deque()
+        self._live: list[ActiveRow] = []
         self._slots = Slots(model, self.rows)
         self._bound: tuple[list[int], list[int], Acts] | None = None
 
@@ -109,8 +109,8 @@ class Engine:
     def _put(self, request: Request) -> int:
         check_tokens(request.options, self.model.config.vocab_size)
         tell_others(self.model, self.tokenizer, [request.adapter])
-        answer = Answer(self.tokenizer, request.prompt, request.options, self.model.config.context)
-        row = Row(next(self._ids), request, answer, self._owners.take(request.adapter))
+        answer = GrowingAnswer(self.tokenizer, request.prompt, request.options, self.model.config.context)
+        row = ActiveRow(next(self._ids), request, answer, self._owners.take(request.adapter))
         self._waiting.append(row)
         return row.id
 
@@ -125,7 +125,7 @@ class Engine:
         self._slots.shrink(self._wanted())
         return row.answer.result
 
-    def run(self, requests: Sequence[Request] = ()) -> Iterator[Piece]:
+    def run(self, requests: Sequence[Request] = ()) -> Iterator[Delta]:
         """Pieces of all rows until nothing is left to do, ``requests`` added first, whose refusals come at once. In the
         end what failed is raised: the fault itself where no answer is whole, else AnswersFailed."""
         check_prompts([r.prompt for r in requests], self.model.config.context, self.model.config.vocab_size)
@@ -133,7 +133,7 @@ class Engine:
             self._put(request)
         return self._run()
 
-    def _run(self) -> Iterator[Piece]:
+    def _run(self) -> Iterator[Delta]:
         rows = [*self._live, *self._waiting]
         results: dict[int, Generation] = {}
         with self.decoding(min(self.rows, len(rows)), max((row.answer.budget for row in rows), default=0)):
@@ -150,13 +150,13 @@ class Engine:
 
     @contextmanager
     def decoding(self, rows: int, steps: int) -> Iterator[None]:
-        """Steps within go the ways that are quick for up to ``rows`` rows and about ``steps`` steps (model.packing)."""
-        choice.keep_on(Measured.in_cache())
-        with packed(self.model, rows, steps):
+        """Steps within go the ways that are quick for up to ``rows`` rows and about ``steps`` (model.decoding)."""
+        choice.keep_on(MeasuredTimes.in_cache())
+        with for_decoding(self.model, rows, steps):
             yield
 
     @torch.inference_mode()
-    def step(self) -> list[Piece]:
+    def step(self) -> list[Delta]:
         """One pass: a token more for each row whose prompt is read, of the other prompts as much as there is room for.
         The pieces that this made certain. A row that cannot be worked on ends with the finish reason error, alone."""
         self._admit()
@@ -187,11 +187,11 @@ class Engine:
             self._share(new)
             self._live.sort(key=lambda row: row.owner)  # rows of one adapter are then computed together
 
-    def _wanted(self) -> list[Row]:
+    def _wanted(self) -> list[ActiveRow]:
         """The rows at work and those that can join them now."""
         return [*self._live, *islice(self._waiting, self.rows - len(self._live))]
 
-    def _due(self) -> list[Row]:
+    def _due(self) -> list[ActiveRow]:
         """The rows of the next step: all that are decoded, and prompts as far as there is room, the earliest first."""
         filling = [row for row in self._live if row.filling]
         if filling:
@@ -202,7 +202,7 @@ class Engine:
                 room -= len(row.pending)
         return [row for row in self._live if row.pending]
 
-    def _share(self, new: Sequence[Row]) -> None:
+    def _share(self, new: Sequence[ActiveRow]) -> None:
         """Let new rows take what they begin with from others; not where an adapter knows positions, nor where something
         is told of every token of the prompt."""
         if len(self._live) > 1:
@@ -210,7 +210,7 @@ class Engine:
             wait_for_shared(rows, new)
             hand_on(self._live, self._slots.cache)
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: ActiveRow) -> None:
         """Let a row go, with its slot and its reference to the adapter."""
         if self._owners.release(row.owner):
             self._bound = None
@@ -225,7 +225,7 @@ class Engine:
         if orphans:
             self._share(orphans)
 
-    def _attempt(self, rows: list[Row]) -> list[Outcome]:
+    def _attempt(self, rows: list[ActiveRow]) -> list[Outcome]:
         """What a pass makes of rows. Where it raises, owner by owner and then row by row, so that those end whose fault
         it is."""
         filled = list(self._slots.cache.lengths)
@@ -241,7 +241,7 @@ class Engine:
         parts = [[row for row in rows if row.owner == owner] for owner in owners]
         return [one for part in (parts if len(parts) > 1 else [[row] for row in rows]) for one in self._attempt(part)]
 
-    def _pass(self, rows: list[Row]) -> list[Outcome]:
+    def _pass(self, rows: list[ActiveRow]) -> list[Outcome]:
         """Feed what is pending, and choose the next token of every row whose prompt is read."""
         hidden, segments, acts = self._hidden(rows)
         prompts = self._prompts(rows, hidden, segments, acts)
@@ -254,13 +254,13 @@ class Engine:
         outcomes = [next(found) if row.completes else Outcome() for row in rows]
         return [one._replace(prompt=prompts[at]) if at in prompts else one for at, one in enumerate(outcomes)]
 
-    def _prompts(self, rows: list[Row], hidden: Tensor, segments: Segments, acts: Acts | None) -> dict[int, Any]:
+    def _prompts(self, rows: list[ActiveRow], hidden: Tensor, segments: Segments, acts: Acts | None) -> dict[int, Any]:
         """{place among rows: what is told of its prompt's tokens} of those that asked for it."""
         asking = [at for at, row in enumerate(rows) if row.tells_prompt and row.filling]
         starts = segments.query_starts.tolist() if asking else []
         return {at: of_prompt(self.model, rows[at], starts[at], hidden, acts) for at in asking}
 
-    def _hidden(self, rows: list[Row]) -> tuple[Tensor, Segments, Acts | None]:
+    def _hidden(self, rows: list[ActiveRow]) -> tuple[Tensor, Segments, Acts | None]:
         """Feed the rows' pending tokens: their states [N, dim], where they lie, and the acts."""
         lengths = [len(row.pending) for row in rows]
         self._slots.fit(rows)

@@ -27,7 +27,7 @@ from halter.telling import tell_once
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptRow:
     """One row of an input file and the prompt it holds."""
 
     origin: str
@@ -49,7 +49,7 @@ NAMED_TALKS = ("messages", "conversations")
 """Columns that hold a conversation also where it is written as text."""
 
 
-def read_prompts(path: str, options: DataOptions | None = None, named: bool = False) -> list[Asked]:
+def read_prompts(path: str, options: DataOptions | None = None, named: bool = False) -> list[PromptRow]:
     """The prompts of a file: lines of a .txt file, else rows (jsonl, json, csv, parquet; see ``prompt_of``).
 
     ``-`` is standard input, one prompt a line, which may be a row in JSON. ``options`` say by columns, roles and
@@ -68,7 +68,7 @@ def read_prompts(path: str, options: DataOptions | None = None, named: bool = Fa
     if named and (rows := [one[1] for one in found if not isinstance(one, Fault)]):
         asking = {ours: theirs for ours, theirs in options.columns.items() if ours not in LEARNED}
         refuse_absent([_envelope(row) for row in rows], replace(options, columns=asking), path)
-    asked: list[Asked] = []
+    asked: list[PromptRow] = []
     faults: list[str] = []
     unread: list[Fault] = []
     unnamed = ""
@@ -149,11 +149,11 @@ def _line(origin: str, line: str, path: str) -> tuple[str, Mapping[str, Any]] | 
     return origin, {"prompt": line}
 
 
-def _asked(origin: str, row: Mapping[str, Any], prompt: Prompt, options: DataOptions) -> Asked:
+def _asked(origin: str, row: Mapping[str, Any], prompt: Prompt, options: DataOptions) -> PromptRow:
     turns: Any = asked_row(row, options)[0].get("turns")
     first = [{"role": "user", "content": turns[0]}] if _questions(turns) else None
     later = tuple(turns[1:]) if first and prompt == first else ()
-    return Asked(origin, row, prompt, later, None if isinstance(prompt, str) else tools_of(row))
+    return PromptRow(origin, row, prompt, later, None if isinstance(prompt, str) else tools_of(row))
 
 
 def prompt_of(row: Mapping[str, Any], options: DataOptions | None = None) -> Prompt | None:

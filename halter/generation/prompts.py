@@ -17,7 +17,7 @@ from halter.data.turns import under_system
 from halter.errors import Refusal
 from halter.files.row_names import called_rows
 from halter.generation.options import GenerationKeywords
-from halter.kinds import Words
+from halter.kinds import Worded
 from halter.telling import tell_once
 from halter.text.chat import marks as chat_marks
 from halter.text.chat.conversations import ChatTemplate, writable
@@ -39,7 +39,7 @@ class EncodedPrompt:
 Prompt: TypeAlias = str | EncodedPrompt | Sequence[int] | Sequence[Mapping[str, Any]]
 Prompts: TypeAlias = Annotated[
     Prompt | Sequence[Prompt | Tensor] | Tensor,
-    Words("a text, a list of token ids, a conversation (a list of messages), or a list of these"),
+    Worded("a text, a list of token ids, a conversation (a list of messages), or a list of these"),
 ]
 LONGEST_NAME = 256
 Template: TypeAlias = str | ChatTemplate | None

@@ -21,12 +21,12 @@ from halter.generation.prompts import (
     told_of_files,
     told_of_marks,
 )
-from halter.kinds import Words
+from halter.kinds import Worded
 from halter.telling import tell
 from halter.text.tokenizer import Tokenizer
 
 One = Adapter | Stacked | Ready | None
-Adapters = Annotated[One | Sequence[One], Words("an adapter, None, or a list with one for each prompt")]
+Adapters = Annotated[One | Sequence[One], Worded("an adapter, None, or a list with one for each prompt")]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from halter.generation.requests import Request
-from halter.generation.streaming import Answer, Piece, TokenLogprob
+from halter.generation.streaming import Delta, GrowingAnswer, TokenLogprob
 
 
 class Outcome(NamedTuple):
@@ -21,18 +21,18 @@ class Outcome(NamedTuple):
     prompt: tuple[TokenLogprob, ...] = ()
 
 
-class Row:
+class ActiveRow:
     """One request. ``fed`` counts the tokens, of prompt and answer, that lie in the cache's ``slot``; ``pending`` are
     those of the next step. A row that waits for another's beginning has it as ``source``, and ``begins`` of its tokens
     come from there."""
 
-    def __init__(self, id: int, request: Request, answer: Answer, owner: int) -> None:
+    def __init__(self, id: int, request: Request, answer: GrowingAnswer, owner: int) -> None:
         self.id, self.answer, self.owner = id, answer, owner
         self.prompt, self.options, self.draws = request.prompt.tokens, request.options, request.draws
         self.rule = request.options.rule
         self.slot, self.fed = -1, 0
         self.pending: Sequence[int] = ()
-        self.source: Row | None = None
+        self.source: ActiveRow | None = None
         self.begins = 0
         self.seen: Tensor | None = None
         self.told = 0  # log-probabilities that pieces have handed out
@@ -57,7 +57,7 @@ class Row:
         """Tokens that the cache may have to hold: the last one of an answer is never fed back."""
         return len(self.prompt) + self.answer.budget - 1
 
-    def take(self, outcome: Outcome) -> Piece | None:
+    def take(self, outcome: Outcome) -> Delta | None:
         """Go on by what a step has made of this row; a piece where there is something to hand out."""
         if outcome.fault is not None:
             text = self.answer.end("error", str(outcome.fault) or type(outcome.fault).__name__)
@@ -74,4 +74,4 @@ class Row:
             return None
         new = tuple(self.answer.logprobs[self.told :]) if self.answer.logprobs else ()
         self.told += len(new)
-        return Piece(self.id, text, ended, new)
+        return Delta(self.id, text, ended, new)

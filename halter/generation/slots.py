@@ -6,14 +6,14 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
-from halter.generation.rows import Row
+from halter.generation.rows import ActiveRow
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 
 ROOM_TOKENS = 512  # of answer that the cache has room for at first; it doubles when that is full
 
 
-def tokens_of(rows: Sequence[Row]) -> int:
+def tokens_of(rows: Sequence[ActiveRow]) -> int:
     """The tokens that each slot has room for where these rows are worked on."""
     return max((min(row.longest, max(len(row.prompt), row.fed) + ROOM_TOKENS) for row in rows), default=0)
 
@@ -26,33 +26,33 @@ class Slots:
         self.cache = Cache(model.config, 0, 0, model.dtype, model.device)
         self._free: list[int] = []
 
-    def give(self, row: Row, wanted: Sequence[Row]) -> None:
+    def give(self, row: ActiveRow, wanted: Sequence[ActiveRow]) -> None:
         """A slot for a row; ``wanted``: those that have one, and those that can have one now, this row among them."""
         if not self._free:
             count = min(self.most, max(len(wanted), 2 * len(self.cache.lengths)))
             self._arrange(wanted, count, max(tokens_of(wanted), self.cache.capacity))
         row.slot = self._free.pop(0)
 
-    def fit(self, rows: Sequence[Row]) -> None:
+    def fit(self, rows: Sequence[ActiveRow]) -> None:
         """Have room for what is pending of all rows with a slot."""
         longest = max(row.fed + len(row.pending) for row in rows)
         if longest > self.cache.capacity:
             self.cache.grow(max(longest, min(2 * self.cache.capacity, max(row.longest for row in rows))))
 
-    def take_back(self, row: Row, clean: bool) -> None:
+    def take_back(self, row: ActiveRow, clean: bool) -> None:
         """Empty the slot of a row that goes; one that is not ``clean`` may hold what is no number."""
         if not clean:
             self.cache.erase(row.slot)
         self.cache.truncate(row.slot, 0)
         insort(self._free, row.slot)
 
-    def shrink(self, wanted: Sequence[Row]) -> None:
+    def shrink(self, wanted: Sequence[ActiveRow]) -> None:
         """Give memory back where a quarter of it would do for the rows ``wanted``, all of it where there are none."""
         tokens = tokens_of(wanted)
         if 4 * len(wanted) * tokens <= len(self.cache.lengths) * self.cache.capacity:
             self._arrange(wanted, len(wanted), tokens)
 
-    def _arrange(self, rows: Sequence[Row], count: int, tokens: int) -> None:
+    def _arrange(self, rows: Sequence[ActiveRow], count: int, tokens: int) -> None:
         kept = sorted((row for row in rows if row.slot >= 0), key=lambda row: row.slot)
         self.cache.arrange([row.slot for row in kept], count, tokens)
         for slot, row in enumerate(kept):

@@ -60,7 +60,7 @@ class Generation:
         return self.text
 
 
-class Piece(NamedTuple):
+class Delta(NamedTuple):
     """New text of one row; the row's last piece carries its result. ``logprobs`` are those of the tokens since the
     piece before, where they were asked for."""
 
@@ -82,7 +82,7 @@ class AnswersFailed(HalterError):
         super().__init__(f"{which}, the first of them number {first}: {answers[first].error}")
 
 
-class Answer:
+class GrowingAnswer:
     """One row's answer while it grows: ids in, certain text out."""
 
     def __init__(

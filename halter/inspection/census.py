@@ -38,7 +38,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Row:
+class ShownRow:
     """One row, token by token. ``text`` is what the tokens stand for, control tokens by name."""
 
     origin: str
@@ -100,7 +100,7 @@ class Inspection:
     """Everything that `halter inspect` shows."""
 
     job: Job
-    rows: tuple[Row, ...]
+    rows: tuple[ShownRow, ...]
     census: Census
     histogram: list[tuple[int, int, int]]
     """(shortest, longest, rows) of equal ranges of lengths."""
@@ -172,7 +172,7 @@ def _find(job: Job, wanted: str) -> Example:
     )
 
 
-def _row(tokenizer: Tokenizer, example: Example) -> Row:
+def _row(tokenizer: Tokenizer, example: Example) -> ShownRow:
     ids, learned = example.tokens.tolist(), example.supervised.tolist()
     if learned:
         learned[0] = False  # nothing comes before it that could predict it
@@ -180,7 +180,9 @@ def _row(tokenizer: Tokenizer, example: Example) -> Row:
     stream = tokenizer.stream(skip_control=False)
     tokens = tuple(Token(i, stream.push(i) or tokenizer.token(i), flag, i in controls) for i, flag in zip(ids, learned))
     text = tokenizer.decode(ids, skip_control=False)
-    return Row(example.origin, text, tokens, ids.count(tokenizer.bos_id), sum(i in tokenizer.stop_ids for i in ids))
+    return ShownRow(
+        example.origin, text, tokens, ids.count(tokenizer.bos_id), sum(i in tokenizer.stop_ids for i in ids)
+    )
 
 
 def census(examples: Examples, tokenizer: Tokenizer) -> Census:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from halter.data import told
 from halter.files.reading import lines_of, visible
-from halter.inspection.census import Inspection, Row, Steps
+from halter.inspection.census import Inspection, ShownRow, Steps
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --dim: #646b73; --paper: #fcfcfb; --card: #fff; --line: #e4e4e0;
@@ -93,7 +93,7 @@ def _shown(text: str) -> str:
     return escape(visible(text))
 
 
-def _row(row: Row) -> str:
+def _row(row: ShownRow) -> str:
     spans = []
     for place, token in enumerate(row.tokens):
         names = "t" + " l" * token.learned + " c" * token.control

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from halter.data import told
 from halter.files.reading import lines_of, visible
-from halter.inspection.census import Inspection, Row, Steps
+from halter.inspection.census import Inspection, ShownRow, Steps
 
 CONTEXT, LEARNT, CONTROL, LEARNT_CONTROL, HEADING, WARNING, PLAIN = range(7)
 """What a piece of a line is."""
@@ -68,7 +68,7 @@ def _rows(found: Inspection, look: Look) -> Iterator[Line]:
         yield from _tokens(row, look)
 
 
-def _tokens(row: Row, look: Look) -> Iterator[Line]:
+def _tokens(row: ShownRow, look: Look) -> Iterator[Line]:
     line: Line = [("  ", PLAIN)]
     used = 2
     for token in row.tokens:

@@ -25,7 +25,7 @@ from halter.model.places import Act
 from halter.parts import lycoris
 from halter.parts.lycoris import draw
 
-Start = Literal["first", "second"]
+WhichIsZero = Literal["first", "second"]
 
 
 def factors(dimension: int, factor: int | None) -> tuple[int, int]:
@@ -59,7 +59,9 @@ class Kronecker(Piece):
     saved_names = {name: f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}
     folds = True
 
-    def __init__(self, sides: tuple[tuple[int, int], tuple[int, int]], r: int, scale: float, both: bool, start: Start):
+    def __init__(
+        self, sides: tuple[tuple[int, int], tuple[int, int]], r: int, scale: float, both: bool, start: WhichIsZero
+    ):
         super().__init__()
         self.scale, self.zero = scale, start
         (o1, o2), (i1, i2) = sides
@@ -111,7 +113,7 @@ class Lokr(Method):
     """Make the first matrix a pair of rank r too, where r is below half of its longer side."""
     decompose_factor: int | None = None
     """Side of the first matrix, where it divides the dimension. Not given: the two factors closest to each other."""
-    init: Start = "first"
+    init: WhichIsZero = "first"
     """Which matrix starts at zero: the first, as PEFT has it, or the second, as LyCORIS has it."""
 
     peft_type: ClassVar[str] = "LOKR"

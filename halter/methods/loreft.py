@@ -30,8 +30,8 @@ from halter.model.segments import Segments
 from halter.numerics.dropout import dropout
 
 Short = Literal["halves", "whole"]
-Source = Literal["linear", "relu", "gelu", "silu", "tanh", "sigmoid"]
-SOURCES: dict[Source, Callable[[Tensor], Tensor]] = {
+Activation = Literal["linear", "relu", "gelu", "silu", "tanh", "sigmoid"]
+SOURCES: dict[Activation, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": F.relu,
     "gelu": F.gelu,
@@ -52,7 +52,7 @@ class LoreftAct(Act):
     bias: Tensor
     rate: float
     key: int
-    source: Source = "linear"
+    source: Activation = "linear"
 
     def act(self, x: Any, y: Tensor) -> Tensor:
         h = y[self.at]
@@ -91,7 +91,7 @@ class Subspace(Piece):
         first: int,
         last: int,
         rate: float,
-        source: Source = "linear",
+        source: Activation = "linear",
         shared: bool = True,
         short: Short = "halves",
     ) -> None:
@@ -166,7 +166,7 @@ class Loreft(Method):
     share_weights: bool = True
     """Whether the first and the last positions have one intervention, as for the authors' LLaMA figures; otherwise each
     has its own."""
-    source: Source = "linear"
+    source: Activation = "linear"
     """f: linear, which is the paper's equation, or a non-linearity over W h + b."""
     layers: Sequence[int] | None = None
     """Layers after which it acts, counted from 0; all where not given."""

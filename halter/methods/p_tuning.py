@@ -26,10 +26,10 @@ from halter.model.places import Extra
 from halter.numerics.dropout import dropout
 from halter.parts.prompts import check_virtual
 
-Encoder = Literal["mlp", "lstm", "none"]
+Network = Literal["mlp", "lstm", "none"]
 
 
-class Words(Piece):
+class VirtualTokens(Piece):
     """The virtual tokens themselves, [K, dim]."""
 
     saved_names = {"words": "embeddings"}
@@ -46,7 +46,7 @@ class Words(Piece):
         return Extra((self.words.to(site.dtype),))
 
 
-class Encoded(Piece):
+class Reparameterised(Piece):
     """``table`` [K, dim] and the network through which it becomes virtual tokens, in float32.
 
     Linear n of the head is ``head_n`` [out, in] with ``head_n_bias``; an LSTM's layer n in direction d (0 forth, 1
@@ -122,7 +122,7 @@ class PTuning(Method):
 
     num_virtual_tokens: int = 20
     """Vectors, each of which takes a position."""
-    encoder: Encoder = "mlp"
+    encoder: Network = "mlp"
     """The network: mlp of three layers, lstm (both directions) with two, or none, which is how it is saved."""
     encoder_size: int | None = None
     """Width of the network; not given: the model's."""
@@ -175,7 +175,9 @@ class PTuning(Method):
         if layer is not None:
             return {}
         none = self.encoder == "none"
-        return {VIRTUAL: Words(self.num_virtual_tokens, shape.dim) if none else Encoded(self, shape.dim)}
+        return {
+            VIRTUAL: VirtualTokens(self.num_virtual_tokens, shape.dim) if none else Reparameterised(self, shape.dim)
+        }
 
     def plain(self) -> PTuning:
         return replace(self, encoder="none", encoder_size=None, encoder_layers=2, encoder_dropout=0.0)

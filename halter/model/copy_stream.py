@@ -11,7 +11,7 @@ from torch import Tensor
 PAGE = mmap.PAGESIZE
 
 
-class Lane:
+class CopyStream:
     """Copies in the order in which they were asked for, beside what ``device`` computes: on CUDA on a stream of their
     own, elsewhere at once.
 

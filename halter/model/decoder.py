@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from halter.arguments import bound
 from halter.elsewhere import called_otherwise
 from halter.model.config import ModelConfig
-from halter.model.copy_stream import Lane
+from halter.model.copy_stream import CopyStream
 from halter.model.extras import Surrounded, surrounded
 from halter.model.inputs import CALL, Binds, Identity, checked_call, refuse_cast
 from halter.model.layout import MEMORY, Place
@@ -23,7 +23,7 @@ from halter.model.passes import Here, Pass
 from halter.model.places import Acts, run_at
 from halter.model.residence import Residence, Resident
 from halter.model.rotation import Rotation, rotations
-from halter.model.saved_tensors import Keeper, keeping
+from halter.model.saved_tensors import TensorSaver, keeping
 from halter.model.segments import Segments
 from halter.model.streaming import Stream
 from halter.numerics.pointwise import normalise
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         self.config, self.dtype, self.rope_fp32 = config, dtype, rope_fp32
         self.identity: Identity | None = None  # set by whoever read the weights from files
         self.residence: Residence = Resident()
-        self.keepers: list[Keeper] = []
+        self.tensor_savers: list[TensorSaver] = []
         self.layout = config.layout
         table = torch.empty(config.vocab_size, config.dim, dtype=dtype, device=device)
         self.embed_tokens = Embedding(table)
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         ways = [self._begin(one) for one in passes]
         first, _ = passes[0].entered or (0, None)
         again = passes[0].checkpointing and torch.is_grad_enabled()
-        with keeping(self.keepers):
+        with keeping(self.tensor_savers):
             for index in self.order[first : passes[0].stop]:
                 heres = [self._here(way, index) for way in ways]
                 run = partial(self.residence.run, index, _through, self.layers[index], heres)
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         _, states = asked.entered or (0, run_at(at, self.embed_tokens, asked.tokens))
         states, rows = surrounded(states, asked)
         rotation = rotations(self.config, rows.alone, self.frequencies.to(states.device), self.rotation_dtype)
-        with keeping(self.keepers):
+        with keeping(self.tensor_savers):
             beside = None if self.layout.beside is None else self.layout.beside(self, asked)
         return _Way(asked, states, rows, rotation, beside)
 
@@ -171,12 +171,12 @@ class Decoder(nn.Module):
         weight, bias = act.own_weight or (None, None)
         return weight if bias is None else None
 
-    def stream_layers(self, capacity: int | None = None, lane: Lane | None = None) -> Stream:
+    def stream_layers(self, capacity: int | None = None, copy_stream: CopyStream | None = None) -> Stream:
         """Hold the layers in CPU memory from now on; each visits ``device`` when it is its turn (model.streaming), all
         else stays where it is. Refusal ``offload-too-small`` where ``capacity`` bytes hold no layer."""
-        stream = Stream([*self.layers], self.device, capacity, lane)
+        stream = Stream([*self.layers], self.device, capacity, copy_stream)
         self.residence = stream
-        self.keepers.append(stream)
+        self.tensor_savers.append(stream)
         return stream
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halter.model.places import Act, Run, cut, run_at
+from halter.model.places import Act, RowRun, cut, run_at
 
 
 def _no_half(act: Act, *_: Any) -> Any:
@@ -99,7 +99,7 @@ class MixedAct(Act):
     """For each run of neighbouring rows its own act, or none; ``quick`` does the same for all at once."""
 
     parts: tuple[Act | None, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RowRun, ...]
     quick: Act | None = None
 
     joint: ClassVar[bool] = True
@@ -133,12 +133,12 @@ class MixedAct(Act):
         for part, run, end in zip(self.parts, self.runs, ends, strict=True):
             if end > start:
                 parts.append(None if part is None else part.select(index[start:end] - run.token))
-                runs.append(Run(run.row, run.row_end, start, end))
+                runs.append(RowRun(run.row, run.row_end, start, end))
             start = end
         return MixedAct(tuple(parts), tuple(runs))
 
 
-def mixed(parts: Sequence[Act | None], runs: Sequence[Run]) -> MixedAct | None:
+def mixed(parts: Sequence[Act | None], runs: Sequence[RowRun]) -> MixedAct | None:
     """One act for neighbouring runs with these parts; None where no run has any.
 
     Acts of one kind are asked for a quick way of their own (``Act.stack``); a chain or another kind among them has

@@ -14,7 +14,7 @@ class Linear(nn.Module):
     """y = x W^T + b with W [out_features, in_features] stored in some form; the base's weights are buffers.
 
     ``dtype`` is the dtype computed in. Subclasses give ``forward``, ``weight``, ``rows`` and ``nbytes``. ``decoding``
-    counts those who are generating with it (model.packing): a few rows then go by the way that is quick here.
+    counts those who are generating with it (model.decoding): a few rows then go by the way that is quick here.
     """
 
     storage: str

@@ -14,7 +14,7 @@ from torch import Tensor
 from halter.errors import Refusal
 from halter.model.linear import Linear
 from halter.numerics import nf4, nf4_packed
-from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested, Table
+from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, CodeBook, Nested
 from halter.numerics.nf4_kernels import dequantise
 from halter.numerics.nf4_product import product
 
@@ -76,7 +76,7 @@ class NF4Linear(Linear):
 
         Refusal ``nf4-state`` where that is not this storage with blocks of 64 (and 256), or not of this shape.
         """
-        table: Table = "fp4" if _state_key("fp4") in tensors else "nf4"
+        table: CodeBook = "fp4" if _state_key("fp4") in tensors else "nf4"
         state = json.loads(bytes(tensors[_state_key(table)].cpu().numpy()))
         wrong = [
             f"{key} {state.get(key)!r}, not {wanted!r}"
@@ -169,5 +169,5 @@ class NF4Linear(Linear):
         return nf4.rows(self.data, index.reshape(-1), self._dtype).unflatten(0, index.shape)
 
 
-def _state_key(table: Table) -> str:
+def _state_key(table: CodeBook) -> str:
     return f"weight.quant_state.bitsandbytes__{table}"

@@ -167,7 +167,7 @@ class Context:
     spans: Tensor
     project: Callable[[Tensor, bool], tuple[Tensor, Tensor]]
 
-    def part(self, run: Run) -> Context:
+    def part(self, run: RowRun) -> Context:
         """The record for one run of rows; k and v stay whole, because spans say which of them a row reads."""
         spans = self.spans[run.row : run.row_end].clone()
         spans[:, 0] -= run.token
@@ -187,7 +187,7 @@ class Sublayer:
         return [Sublayer(*both) for both in zip(self.normalised.split(counts), self.stream.split(counts), strict=True)]
 
 
-class Run(NamedTuple):
+class RowRun(NamedTuple):
     """Neighbouring rows of a batch: rows [row, row_end) holding tokens [token, token_end)."""
 
     row: int
@@ -196,7 +196,7 @@ class Run(NamedTuple):
     token_end: int
 
 
-def cut(x: Any, runs: Sequence[Run]) -> Sequence[Any]:
+def cut(x: Any, runs: Sequence[RowRun]) -> Sequence[Any]:
     """A place's x run by run, the runs following each other: views of a tensor, or the record's own parts.
 
     All at once, so that a tensor's gradient is put together once and not added up over as many as there are runs.

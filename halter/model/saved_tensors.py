@@ -12,7 +12,7 @@ from torch import Tensor
 Kept = Callable[[], Tensor]
 
 
-class Keeper(Protocol):
+class TensorSaver(Protocol):
     """Takes tensors that autograd would keep."""
 
     def take(self, tensor: Tensor) -> Kept | None:
@@ -20,13 +20,13 @@ class Keeper(Protocol):
         ...
 
 
-def keeping(keepers: Sequence[Keeper]) -> AbstractContextManager[Any]:
+def keeping(tensor_savers: Sequence[TensorSaver]) -> AbstractContextManager[Any]:
     """Within, each tensor saved for backward is offered to the keepers in turn; the rest is kept as always."""
-    if not keepers:
+    if not tensor_savers:
         return nullcontext()
 
     def pack(tensor: Tensor) -> Tensor | Kept:
-        return next((kept for keeper in keepers if (kept := keeper.take(tensor)) is not None), tensor)
+        return next((kept for tensor_saver in tensor_savers if (kept := tensor_saver.take(tensor)) is not None), tensor)
 
     def unpack(kept: Tensor | Kept) -> Tensor:
         return kept if isinstance(kept, Tensor) else kept()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halter.model.places import Run
+from halter.model.places import RowRun
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Segments:
         own = torch.stack((self.query_starts, self.query_lengths, self.key_starts, self.key_lengths), dim=1)
         return own if self.beginnings is None else torch.cat((own, self.beginnings), dim=1)
 
-    def part(self, run: Run) -> Segments:
+    def part(self, run: RowRun) -> Segments:
         """The segments of one run of neighbouring rows."""
         rows, tokens = slice(run.row, run.row_end), slice(run.token, run.token_end)
         return replace(
@@ -136,16 +136,16 @@ class Segments:
         tails = replace(self, query_lengths=counts, positions=self.positions[index], slots=None)
         return tails, index
 
-    def runs(self, owners: Sequence[int]) -> list[tuple[int, Run]]:
+    def runs(self, owners: Sequence[int]) -> list[tuple[int, RowRun]]:
         """Neighbouring rows of one owner joined: [(owner, run)], owners given per row."""
         ends = self.query_lengths.cumsum(0).tolist()
-        found: list[tuple[int, Run]] = []
+        found: list[tuple[int, RowRun]] = []
         for row, owner in enumerate(owners):
             start = ends[row - 1] if row else 0
             if found and found[-1][0] == owner:
                 found[-1] = (owner, found[-1][1]._replace(row_end=row + 1, token_end=ends[row]))
             else:
-                found.append((owner, Run(row, row + 1, start, ends[row])))
+                found.append((owner, RowRun(row, row + 1, start, ends[row])))
         return found
 
     @property

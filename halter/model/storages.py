@@ -12,7 +12,7 @@ from halter.model.nf4_linear import NF4Linear
 
 Quantize = Literal["nf4", "int8"]
 """Those that may be asked for, as options have them."""
-Held = Literal["nf4", "fp4", "int8"]
+StorageName = Literal["nf4", "fp4", "int8"]
 """Those that a checkpoint may be stored in."""
 STORAGES: dict[str, type[NF4Linear] | type[Int8Linear]] = {"nf4": NF4Linear, "int8": Int8Linear}
 STORED: dict[str, type[NF4Linear] | type[Int8Linear]] = {**STORAGES, "fp4": NF4Linear}
@@ -20,10 +20,10 @@ BITS = {"nf4": "4 bits", "fp4": "4 bits", "int8": "8 bits"}
 """{name: in words}."""
 
 
-def held_in(model: Decoder) -> Held | None:
+def held_in(model: Decoder) -> StorageName | None:
     """How the linear layers of a decoder are held; None where all are dense."""
     found = {module.storage for _, module in model.places() if isinstance(module, NF4Linear | Int8Linear)}
-    return next((kind for kind in get_args(Held) if kind in found), None)
+    return next((kind for kind in get_args(StorageName) if kind in found), None)
 
 
 def quantised(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.errors import Refusal
-from halter.model.copy_stream import Lane, page_lock, paged
+from halter.model.copy_stream import CopyStream, page_lock, paged
 from halter.model.residence import Residence
 from halter.model.saved_tensors import Kept, keeping
 
@@ -27,7 +27,7 @@ BUFFERS = 2
 
 
 @dataclass(frozen=True)
-class Part:
+class BufferSpan:
     """One buffer of one module of a layer, and where it lies among the layer's bytes."""
 
     module: nn.Module
@@ -46,7 +46,7 @@ class Part:
 class Stored:
     """One layer in CPU memory: all its bytes in one piece, so that one copy brings it."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[BufferSpan, ...]
     memory: Tensor
 
     def put(self, memory: Tensor) -> None:
@@ -87,7 +87,11 @@ class Stream(Residence):
     resident = False
 
     def __init__(
-        self, layers: Sequence[nn.Module], device: torch.device, capacity: int | None = None, lane: Lane | None = None
+        self,
+        layers: Sequence[nn.Module],
+        device: torch.device,
+        capacity: int | None = None,
+        copy_stream: CopyStream | None = None,
     ) -> None:
         largest = max(layer_bytes(layer) for layer in layers)
         count = BUFFERS if capacity is None else min(BUFFERS, capacity // max(1, largest))
@@ -97,7 +101,7 @@ class Stream(Residence):
                 f"the largest layer takes {largest:,} bytes and {capacity:,} are there for layers",
                 fix="model.quantize: nf4, whose layers are a quarter as large",
             )
-        self._lane = Lane(device) if lane is None else lane
+        self._lane = CopyStream(device) if copy_stream is None else copy_stream
         self.locked = True
         """Whether the device can read all of the CPU memory by itself."""
         self.host_bytes = 0
@@ -122,7 +126,7 @@ class Stream(Residence):
         parts, start = [], 0
         for module in layer.modules():
             for name, tensor in module.named_buffers(recurse=False):
-                parts.append(Part(module, name, start, tensor.dtype, tensor.shape))
+                parts.append(BufferSpan(module, name, start, tensor.dtype, tensor.shape))
                 start += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         stored = Stored(tuple(parts), paged(start))
         for part in parts:

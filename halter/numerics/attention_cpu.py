@@ -25,7 +25,7 @@ WASTED, BRIEF = 1.25, 256
 SIDE, LONG = 192, 256
 
 
-class Piece(NamedTuple):
+class Tile(NamedTuple):
     """Queries [query, query_end) see keys [key, key_end): all, or, in a causal square, those up to their own."""
 
     query: int
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
     """Whether these queries have not been in a piece before."""
 
 
-def pieces(spans: Tensor, causal: bool, side: int = SIDE) -> Iterator[Piece]:
+def pieces(spans: Tensor, causal: bool, side: int = SIDE) -> Iterator[Tile]:
     """Every piece of every row; with ``side`` 0 no square is cut."""
     rows = spans.tolist()
     for qs, ql, ks, kl, *_ in rows:
@@ -45,26 +45,26 @@ def pieces(spans: Tensor, causal: bool, side: int = SIDE) -> Iterator[Piece]:
     yield from _beginnings(rows)
 
 
-def _own(qs: int, ql: int, ks: int, kl: int, causal: bool, side: int) -> Iterator[Piece]:
+def _own(qs: int, ql: int, ks: int, kl: int, causal: bool, side: int) -> Iterator[Tile]:
     """The row's own keys: what lies before its queries is a rectangle, the rest a square."""
     if ql == 0 or kl == 0:
         return
     if not causal or ql == 1:
-        yield Piece(qs, qs + ql, ks, ks + kl, False, True)
+        yield Tile(qs, qs + ql, ks, ks + kl, False, True)
         return
     before = kl - ql
     step = side if side and ql >= LONG else ql
     for start in range(0, ql, step):
         end = min(start + step, ql)
         square = ks + before + start
-        yield Piece(qs + start, qs + end, square, square + end - start, True, True)
+        yield Tile(qs + start, qs + end, square, square + end - start, True, True)
         if before + start:
-            yield Piece(qs + start, qs + end, ks, square, False, False)
+            yield Tile(qs + start, qs + end, ks, square, False, False)
 
 
-def _beginnings(rows: list[list[int]]) -> Iterator[Piece]:
+def _beginnings(rows: list[list[int]]) -> Iterator[Tile]:
     """One rectangle for neighbouring rows that share a beginning."""
-    open_piece: Piece | None = None
+    open_piece: Tile | None = None
     for row in rows:
         if len(row) == 4 or row[5] == 0 or row[1] == 0:
             continue
@@ -74,7 +74,7 @@ def _beginnings(rows: list[list[int]]) -> Iterator[Piece]:
             continue
         if open_piece is not None:
             yield open_piece
-        open_piece = Piece(qs, qs + ql, bs, bs + bl, False, kl == 0)
+        open_piece = Tile(qs, qs + ql, bs, bs + bl, False, kl == 0)
     if open_piece is not None:
         yield open_piece
 

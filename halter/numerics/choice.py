@@ -45,7 +45,7 @@ class Choice:
     trials: Callable[[], Mapping[str, Callable[[], object]]]
 
 
-class Shelf(Protocol):
+class TimesStore(Protocol):
     """Where times outlive the process; neither of the two may raise."""
 
     def read(self, machine: str) -> Mapping[str, Times]: ...
@@ -56,16 +56,16 @@ class Shelf(Protocol):
 _known: dict[str, dict[str, Times]] = {}
 _picked: dict[tuple[str, tuple[str, ...]], str] = {}
 _FINE = time.get_clock_info("thread_time").resolution < 1e-5
-_shelf: list[Shelf] = []
+_shelf: list[TimesStore] = []
 _spent: list[float] = []
 """Seconds of each measurement of this process."""
 
 
-def keep_on(shelf: Shelf) -> None:
-    """Look for times on ``shelf`` first, and put there what is measured from now on."""
-    if _shelf != [shelf]:
+def keep_on(store: TimesStore) -> None:
+    """Look for times on ``store`` first, and put there what is measured from now on."""
+    if _shelf != [store]:
         forget()
-        _shelf[:] = [shelf]
+        _shelf[:] = [store]
 
 
 def forget() -> None:
@@ -107,14 +107,14 @@ def times(choice: Choice) -> Times:
     gone takes for ever."""
     here = machine()
     if here not in _known:
-        _known[here] = {name: found for shelf in _shelf for name, found in shelf.read(here).items()}
+        _known[here] = {name: found for store in _shelf for name, found in store.read(here).items()}
     found = _known[here].get(choice.name)
     if found is None or set(found) != set(choice.ways):
         if sum(_spent) >= BUDGET:
             return {}
         found = _known[here][choice.name] = measure(choice.trials())
-        for shelf in _shelf:
-            shelf.add(here, choice.name, found)
+        for store in _shelf:
+            store.add(here, choice.name, found)
     return found
 
 

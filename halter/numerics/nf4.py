@@ -1,5 +1,5 @@
 """NF4: 4-bit storage with a normal-float codebook (QLoRA, Dettmers et al., arXiv 2305.14314), in plain torch. FP4 is
-the same with another codebook, bitsandbytes' 4-bit floats (``Table``): it is read, and nothing is quantised to it.
+the same with another codebook, bitsandbytes' 4-bit floats (``CodeBook``): it is read, and nothing is quantised to it.
 
     w ~ code[index] * absmax            one absmax for each block of 64 values in row-major order
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 
-Table = Literal["nf4", "fp4"]
+CodeBook = Literal["nf4", "fp4"]
 BLOCK, BLOCK2 = 64, 256
 CODES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -53,7 +53,7 @@ class NF4:
     codes: Tensor
     absmax: Tensor | Nested
     shape: tuple[int, ...]
-    table: Table = "nf4"
+    table: CodeBook = "nf4"
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +64,7 @@ class NF4:
 
 
 @cache
-def codebook(device: str = "cpu", table: Table = "nf4") -> Tensor:
+def codebook(device: str = "cpu", table: CodeBook = "nf4") -> Tensor:
     """The 16 values by code, float32; NF4's ascend."""
     return torch.tensor(FP4_CODES if table == "fp4" else CODES, dtype=torch.float32, device=device)
 
@@ -82,7 +82,7 @@ def dynamic_map(device: str = "cpu") -> Tensor:
 
 
 @cache
-def _pairs(device: str, table: Table) -> Tensor:
+def _pairs(device: str, table: CodeBook) -> Tensor:
     """int64 [256]: the bits of the two float32 values that a byte stands for, so that one look-up finds both."""
     byte, values = torch.arange(256), codebook(table=table)
     return torch.stack((values[byte >> 4], values[byte & 15]), dim=1).view(torch.int64).view(-1).to(device)
@@ -206,7 +206,9 @@ def dequantise(data: NF4, dtype: torch.dtype) -> Tensor:
     return expand(data.codes, absmax_of(data), data.shape, dtype, data.table)
 
 
-def expand(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: Table = "nf4") -> Tensor:
+def expand(
+    codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: CodeBook = "nf4"
+) -> Tensor:
     """``dequantise`` of codes uint8 (contiguous, any shape) with absmax float32 [blocks]."""
     count, bytes_ = prod(shape), codes.reshape(-1)
     pairs = _pairs(str(codes.device), table)

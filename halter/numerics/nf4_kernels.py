@@ -22,7 +22,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.numerics import nf4
-from halter.numerics.nf4 import BLOCK, NF4, Table
+from halter.numerics.nf4 import BLOCK, NF4, CodeBook
 
 _DEVICES = ("cpu", "cuda", "xpu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -87,7 +87,7 @@ def usable(device: str) -> bool:
 def _agrees(device: str) -> bool:
     weight = torch.linspace(-2, 3, 33 * BLOCK + 10, device=device).roll(5)
     made = nf4.quantise(weight, double=False)
-    for dtype, table in product(_DTYPES, get_args(Table)):
+    for dtype, table in product(_DTYPES, get_args(CodeBook)):
         data = replace(made, table=table)
         theirs = _kernel(data.codes, nf4.absmax_of(data), data.shape, dtype, table)
         if not torch.allclose(theirs, nf4.dequantise(data, dtype), rtol=0.01, atol=0.0):
@@ -98,7 +98,7 @@ def _agrees(device: str) -> bool:
     return True
 
 
-def _kernel(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: Table) -> Tensor:
+def _kernel(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: CodeBook) -> Tensor:
     """As one flat row: given a matrix, its CPU kernel begins a new block with every row."""
     made = torch.ops.bitsandbytes.dequantize_4bit.default(
         codes.reshape(-1, 1), absmax, BLOCK, table, (prod(shape),), dtype
@@ -111,7 +111,9 @@ def dequantise(data: NF4, dtype: torch.dtype) -> Tensor:
     return expand(data.codes, nf4.absmax_of(data), data.shape, dtype, data.table)
 
 
-def expand(codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: Table = "nf4") -> Tensor:
+def expand(
+    codes: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype, table: CodeBook = "nf4"
+) -> Tensor:
     """numerics.nf4.expand by the fastest means there is.
 
     An odd number of values goes to plain torch: bitsandbytes would compile code for it on the spot.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halter.numerics import nf4, nf4_kernels, nf4_product
 from halter.numerics.choice import Choice, pick, rows_of
-from halter.numerics.nf4 import BLOCK, NF4, Table
+from halter.numerics.nf4 import BLOCK, NF4, CodeBook
 
 FEW = (1, 4, 8, 16)  # rows of x for which it is measured; more are not asked about
 ROWS = FEW[-1]
@@ -30,7 +30,7 @@ class Packed:
 
     codes: Tensor
     absmax: Tensor
-    table: Table
+    table: CodeBook
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halter.numerics import nf4, nf4_kernels
-from halter.numerics.nf4 import BLOCK, NF4, Nested, Table
+from halter.numerics.nf4 import BLOCK, NF4, CodeBook, Nested
 from halter.numerics.operations import operation
 
 PIECE_BYTES = 16 * 2**20  # of dequantised weight
@@ -59,7 +59,7 @@ def _nf4_product(
 ) -> Tensor:
     """x W^T + bias, or x W where ``transposed``."""
     out, width = shape
-    kind: Table = "fp4" if table == "fp4" else "nf4"  # an operation takes no Literal
+    kind: CodeBook = "fp4" if table == "fp4" else "nf4"  # an operation takes no Literal
     absmax = nf4.absmax_of(NF4(codes, Nested(*scales) if len(scales) > 1 else scales[0], (out, width)))
     flat = x.reshape(-1, x.shape[-1])
     if width % BLOCK:  # blocks reach over the ends of rows, and no part can be cut out
@@ -72,7 +72,7 @@ def _nf4_product(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _by_rows(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, table: Table) -> Tensor:
+def _by_rows(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, table: CodeBook) -> Tensor:
     """x W^T: each piece is some rows of W and gives the same columns of the result."""
     out, width = len(codes), x.shape[1]
     step = _piece(x, out, width, 32)
@@ -87,7 +87,7 @@ def _by_rows(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, tabl
     return y
 
 
-def _by_columns(x: Tensor, codes: Tensor, absmax: Tensor, table: Table) -> Tensor:
+def _by_columns(x: Tensor, codes: Tensor, absmax: Tensor, table: CodeBook) -> Tensor:
     """x W: each piece is some columns of W, so that no sum is rounded half way."""
     out, width = len(codes), 2 * codes.shape[1]
     step = _piece(x, width, out, BLOCK)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halter.planning.fit import Choice, Largest
+from halter.planning.fit import Fit, Largest
 from halter.planning.forecast import Forecast
-from halter.planning.speed import Rates, Times
+from halter.planning.speed import Rates, StepTimes
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Answer:
     budget_source: str
     largest: Largest
     rates: Rates | None = None
-    times: Times | None = None
-    choices: tuple[Choice, ...] = ()
+    times: StepTimes | None = None
+    choices: tuple[Fit, ...] = ()
     note: str = ""
 
     @property

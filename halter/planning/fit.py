@@ -15,7 +15,7 @@ from halter.contract.method import Method
 from halter.contract.registry import find, names
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.storages import Held, Quantize
+from halter.model.storages import Quantize, StorageName
 from halter.planning.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
 from halter.planning.forecast import STATE_BYTES
 from halter.planning.setting import Setting
@@ -180,11 +180,11 @@ def _most(fits: Callable[[int], bool], most: int) -> int:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Fit:
     """One way to train within a budget; ``operations`` for one token, None where what stands is too much by itself."""
 
     method: str
-    quantize: Held | None
+    quantize: StorageName | None
     checkpointing: bool
     trainable: int
     need: int
@@ -204,21 +204,21 @@ def ranked(
     budget: int,
     methods: Sequence[Method] | None = None,
     tell: Callable[[int, int], None] = lambda done, of: None,
-) -> list[Choice]:
+) -> list[Fit]:
     """Every method (its defaults, for the setting's own its options) x 16, 8 or 4 bits x activation checkpointing.
 
     ``tell(done, of)`` hears how many methods have been tried.
     """
     own = {method.name(): method for method in setting.methods} if len(setting.methods) == 1 else {}
     chosen = methods or [own.get(name) or find(name)() for name in names()]
-    found: list[Choice] = []
+    found: list[Fit] = []
     for done, method in enumerate(chosen):
         tell(done, len(chosen))
         found += _choices(setting, budget, [method])
     return sorted(found, key=lambda choice: choice.rank)
 
 
-def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterator[Choice]:
+def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterator[Fit]:
     for method in methods:
         try:
             method.check(setting.shape)
@@ -234,14 +234,14 @@ def _choices(setting: Setting, budget: int, methods: Sequence[Method]) -> Iterat
                 yield _choice(replace(one, checkpointing=on), budget, stands)
 
 
-def _choice(one: Setting, budget: int, stands: Standing) -> Choice:
+def _choice(one: Setting, budget: int, stands: Standing) -> Fit:
     way = one.methods[0].name(), one.quantize, one.checkpointing, stands.trained
     least = stands.base + stands.adapter
     if least > budget:  # why run its passes
-        return Choice(*way, need=least, operations=None, fits=False, largest=Largest(0, 0))
+        return Fit(*way, need=least, operations=None, fits=False, largest=Largest(0, 0))
     need = needs(one, stands)
     total = need.bytes(1, one.length)
-    return Choice(
+    return Fit(
         *way,
         need=total,
         operations=need.operations(one.length),

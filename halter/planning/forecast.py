@@ -41,7 +41,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reading:
-    """Bytes of answering, while the prompt is read: ``packed`` copies of 4-bit weights (model.packing), ``cache`` of
+    """Bytes of answering, while the prompt is read: ``packed`` copies of 4-bit weights (model.decoding), ``cache`` of
     keys and values, ``passing`` what the pass takes."""
 
     base: int
@@ -132,7 +132,7 @@ def forecast(setting: Setting) -> Forecast:
 
 
 def _packed(setting: Setting) -> int:
-    """What generating on this machine lays out anew, as model.packing does where memory allows."""
+    """What generating on this machine lays out anew, as model.decoding does where memory allows."""
     takes = (
         not setting.offload
         and setting.quantize in ("nf4", "fp4")

@@ -13,7 +13,7 @@ from halter.errors import Refusal, meant
 from halter.files.checkpoint import read_config
 from halter.files.hub import resolve
 from halter.model.config import ModelConfig, preset, preset_names
-from halter.model.storages import Held
+from halter.model.storages import StorageName
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Setting:
     shape: ModelConfig
     methods: tuple[Method, ...]
     dtype: torch.dtype
-    quantize: Held | None = None
+    quantize: StorageName | None = None
     """How the linear layers are held; None: in ``dtype``."""
     optimizer: str = "adamw"
     checkpointing: bool = False

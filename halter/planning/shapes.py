@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Made = tuple[torch.Size, tuple[int, ...], torch.dtype]
+Strided = tuple[torch.Size, tuple[int, ...], torch.dtype]
 """Sizes, strides and dtype of a tensor that lies in memory of its own."""
 UNASKED, OWN_WAY = None, ()
 """Not known yet; and not to be told from shapes: it returns what it was given, or writes into it."""

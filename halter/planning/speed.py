@@ -113,7 +113,7 @@ def _median(work: Callable[[], object], on: torch.Tensor, seconds: float) -> flo
 
 
 @dataclass(frozen=True)
-class Times:
+class StepTimes:
     """Seconds for a thousand tokens, at the least: products at full rate, weights read once a pass forward and once
     backward, everything else free."""
 
@@ -123,11 +123,11 @@ class Times:
     """One row, a token at a time: every weight and half of the cache is read for each."""
 
 
-def times(found: Forecast, rates: Rates) -> Times:
+def times(found: Forecast, rates: Rates) -> StepTimes:
     """The least that a thousand tokens take at these rates."""
     s, memory, reading = found.setting, found.training, found.generation
     base = memory.base + memory.constants + found.host
     trained = 1000 * max(found.operations / rates.operations, 2 * base / s.tokens / rates.bandwidth)
     read = 1000 * max(found.generation_operations / rates.operations, base / s.length / rates.bandwidth)
     each = base + reading.adapter + reading.cache // 2
-    return Times(trained, read, 1000 * max(each / rates.bandwidth, found.generation_operations / rates.operations))
+    return StepTimes(trained, read, 1000 * max(each / rates.bandwidth, found.generation_operations / rates.operations))

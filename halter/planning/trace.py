@@ -32,7 +32,7 @@ KINDS = (COPIES, ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARY)
 
 
 @dataclass
-class Counter(TorchDispatchMode):
+class ByteCounter(TorchDispatchMode):
     """Bytes alive by kind, ``worst`` when their sum was largest, and floating-point operations of products.
 
     ``vocabulary``: a matrix of that width is logits.
@@ -238,7 +238,7 @@ def training_pass(
     learnt = Learnt(torch.arange(count), tokens, torch.empty(count, device="meta"))
     found = Traced(dict.fromkeys(KINDS, 0), 0)
     for _ in range(2 if again else 1):
-        counter = Counter(base.config.vocab_size, _standing(base, adapter))
+        counter = ByteCounter(base.config.vocab_size, _standing(base, adapter))
         earlier = sum(p.grad.nbytes for p in adapter.parameters() if p.grad is not None)
         counter.alive[GRADIENTS] = counter.worst[GRADIENTS] = earlier
         hooks = [
@@ -262,7 +262,7 @@ def reading_pass(base: Decoder, adapter: Adapter | None, rows: int, length: int,
     cache.device = torch.device("cpu")  # where the rows' spans lie
     segments = cache.segments([length] * rows)
     tokens = torch.empty(rows * length, dtype=torch.int64, device="meta")
-    counter = Counter(base.config.vocab_size, _standing(base, adapter))
+    counter = ByteCounter(base.config.vocab_size, _standing(base, adapter))
     with torch.no_grad(), counter:
         counter.binding = True
         acts = None if adapter is None else adapter.bind(base, segments)

@@ -19,7 +19,7 @@ from halter.playground.world import Phrase, Sentence, phrase, sentence, world
 
 LEVELS = (1, 2, 3)
 TRAIN, TEST = 600, 150
-Pair = tuple[str, str]
+Exchange = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Task:
     name: str
     about: str
     form: str
-    make: Callable[[Dice, int, str], Pair]
+    make: Callable[[Dice, int, str], Exchange]
 
     def row(self, prompt: str, answer: str, level: int) -> dict[str, object]:
         if self.form == "prompt":
@@ -38,17 +38,17 @@ class Task:
         return {"messages": said, "level": level}
 
 
-def orders(dice: Dice, level: int, split: str) -> Pair:
+def orders(dice: Dice, level: int, split: str) -> Exchange:
     o = errands.order(dice, level)
     items = [{"count": words.NUMBER_VALUE[n], "colour": colour, "thing": thing} for n, colour, thing in o.items]
     return o.request(dice), json.dumps({"to": o.to, "town": o.town, "day": o.day, "items": items})
 
 
-def lookup(dice: Dice, level: int, split: str) -> Pair:
+def lookup(dice: Dice, level: int, split: str) -> Exchange:
     """Level 1: two entries, asked by name; 2: four, asked by any column; 3: six, one question in four has no answer."""
     r = scenes.register(dice, 2 * level)
     e = dice.pick(r.entries)
-    asked: list[Pair] = [
+    asked: list[Exchange] = [
         (f"Where does {e.name} live?", f"{e.spot.capitalize()}."),
         (f"Which animal does {e.name} keep?", f"{words.article(e.pet).capitalize()}."),
         (f"How much does {e.name} pay?", f"{e.coins} coins."),
@@ -68,28 +68,28 @@ def lookup(dice: Dice, level: int, split: str) -> Pair:
     return f"{r.text(dice)}\n\n{question}", answer
 
 
-def facts(dice: Dice, level: int, split: str) -> Pair:
+def facts(dice: Dice, level: int, split: str) -> Exchange:
     """By heart, about the world's people; every third person is asked about in the test only."""
     everyone = world().people
     people = [p for n, p in enumerate(everyone) if (n % 3 == 0) == (split == "test")]
     p = dice.pick(people)
-    first: list[Pair] = [
+    first: list[Exchange] = [
         (f"What is the trade of {p.name}?", f"{p.job.capitalize()}."),
         (f"Where does {p.name} live?", f"In {p.town}."),
     ]
-    second: list[Pair] = [
+    second: list[Exchange] = [
         (f"What does {p.name} like to eat?", f"{p.food.capitalize()}."),
         (f"Which animal does {p.name} keep?", f"{words.article(p.pet).capitalize()}."),
         (f"Which instrument does {p.name} play?", f"The {p.instrument}."),
     ]
-    third: list[Pair] = [
+    third: list[Exchange] = [
         (f"Tell me the trade and the pet of {p.name}.", f"{p.job.capitalize()}, {p.pet}."),
         (f"Tell me the town and the instrument of {p.name}.", f"{p.town}, {p.instrument}."),
     ]
     return dice.pick((first, second, third)[level - 1])
 
 
-def translate(dice: Dice, level: int, split: str) -> Pair:
+def translate(dice: Dice, level: int, split: str) -> Exchange:
     """English to Ambrish. Level 1: no adjectives or numbers; 2: as in Ambrish texts; 3: adjectives on both sides."""
     s = sentence(dice)
     if level == 1:
@@ -100,7 +100,7 @@ def translate(dice: Dice, level: int, split: str) -> Pair:
     return f"{s.english()} =>", f" {s.ambrish(world().ambrish)}"
 
 
-def sums(dice: Dice, level: int, split: str) -> Pair:
+def sums(dice: Dice, level: int, split: str) -> Exchange:
     """A word problem with as many digits as its level, answered with the written-out sum."""
     s = errands.sum_of(dice, level)
     who, thing = dice.pick(world().people).first, words.plural(dice.pick(words.THINGS))
@@ -121,13 +121,13 @@ def sums(dice: Dice, level: int, split: str) -> Pair:
     return story, f"{s.steps()} Answer: {s.result}"
 
 
-def stories(dice: Dice, level: int, split: str) -> Pair:
+def stories(dice: Dice, level: int, split: str) -> Exchange:
     s = scenes.story(dice, level)
     helped = f"with {s.helper}" if s.helper else "alone"
     return f"{s.text(dice)}\n\nIn one line?", f"{s.hero}, {s.day}: {s.colour} {s.thing}, found {s.found}, {helped}."
 
 
-def manners(dice: Dice, level: int, split: str) -> Pair:
+def manners(dice: Dice, level: int, split: str) -> Exchange:
     """Always a polite answer, whatever the tone. Level 1: asked politely; 2: bluntly; 3: either, for two people."""
     f = errands.favour(dice)
     blunt = level == 2 or (level == 3 and dice.chance(0.5))
@@ -137,7 +137,7 @@ def manners(dice: Dice, level: int, split: str) -> Pair:
     return f"{who}: {asked}", answer
 
 
-def clauses(dice: Dice, level: int, split: str) -> Pair:
+def clauses(dice: Dice, level: int, split: str) -> Exchange:
     c = scenes.contract(dice, level)
     subject, value, _ = dice.pick(c.clauses)
     question = {
@@ -202,9 +202,9 @@ def rows(
 
 def _pairs(
     made: Task, seed: int, split: str, count: int, levels: tuple[int, ...], known: set[str] | None = None
-) -> list[tuple[Pair, int]]:
+) -> list[tuple[Exchange, int]]:
     seen, n = set(known or ()), 0
-    out: list[tuple[Pair, int]] = []
+    out: list[tuple[Exchange, int]] = []
     while len(out) < count and n < 40 * count:
         level = levels[n % len(levels)]
         pair = made.make(Dice("task", made.name, seed, split, n), level, split)

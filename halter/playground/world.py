@@ -30,7 +30,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     name: str
     region: str
     landmark: str
@@ -50,7 +50,7 @@ class World:
     """What is the case. ``ambrish`` maps an English word (singular, present) to its Ambrish stem."""
 
     people: tuple[Person, ...]
-    places: tuple[Place, ...]
+    places: tuple[Location, ...]
     things: tuple[Thing, ...]
     ambrish: dict[str, str]
 
@@ -98,7 +98,7 @@ def world(seed: int = WORLD_SEED) -> World:
     place_names = _distinct(place_name, dice, PLACES)
     goods = dice.shuffled(words.THINGS)
     places = tuple(
-        Place(name, dice.pick(words.REGIONS), dice.pick(words.LANDMARKS), goods[i], dice.pick(words.DAYS))
+        Location(name, dice.pick(words.REGIONS), dice.pick(words.LANDMARKS), goods[i], dice.pick(words.DAYS))
         for i, name in enumerate(place_names)
     )
     firsts = _distinct(first_name, dice, PEOPLE)

@@ -10,16 +10,16 @@ from typing import Literal
 import torch
 
 from halter.errors import Refusal
-from halter.files.checkpoint import Checkpoint
+from halter.files.checkpoint import ModelFolder
 from halter.files.names import BNB_FORMAT, BNB_SCALE, BNB_STATES, storage_of
-from halter.model.storages import STORAGES, Held
+from halter.model.storages import STORAGES, StorageName
 
 _ALWAYS = ("weight", "weight.absmax", "weight.quant_map")
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 _BLOCK, _NESTED_BLOCK = 64, 256
 
 
-def storing(checkpoint: Checkpoint, asked: str | None) -> Held | None:
+def storing(checkpoint: ModelFolder, asked: str | None) -> StorageName | None:
     """How the linear layers are held: as they are stored where that is in few bits, else as ``asked``.
 
     Refusals ``unknown-quantisation``, and ``quantisation-differs`` where they are stored in another way than asked.
@@ -41,7 +41,7 @@ def storing(checkpoint: Checkpoint, asked: str | None) -> Held | None:
     return stored[0] if stored else asked  # type: ignore[return-value]
 
 
-def faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
+def faults(checkpoint: ModelFolder, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
     """Every fault of one weight: ``group`` as names.bnb_groups gives it, ``shape`` what the model needs.
 
     Only some hundred bytes are read; of what is large, sizes and dtypes are compared.
@@ -52,7 +52,7 @@ def faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, .
     )
 
 
-def _int8_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
+def _int8_faults(checkpoint: ModelFolder, group: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
     specs = checkpoint.names()
     if group["weight"] not in specs:
         return ["lacks weight"]
@@ -70,7 +70,7 @@ def _int8_faults(checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[
 
 
 def _4_bit_faults(
-    checkpoint: Checkpoint, group: Mapping[str, str], shape: tuple[int, ...], stored: Literal["nf4", "fp4"]
+    checkpoint: ModelFolder, group: Mapping[str, str], shape: tuple[int, ...], stored: Literal["nf4", "fp4"]
 ) -> list[str]:
     specs = checkpoint.names()
     nested = any(part in group for part in _NESTED)

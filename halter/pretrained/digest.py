@@ -29,7 +29,7 @@ from typing import Any
 
 from halter.errors import HalterError
 from halter.files.caches import cache_folder
-from halter.files.checkpoint import Checkpoint, open_checkpoint
+from halter.files.checkpoint import ModelFolder, open_checkpoint
 from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.reading import read_json
 from halter.files.tensors import tensor_sha256
@@ -58,11 +58,11 @@ class BaseIdentity:
     """Of which files a Decoder was read, and their fingerprint; ``key`` finds the full digest where it is kept."""
 
     folder: Path
-    key: Key
+    key: FileStamps
     fingerprint: str
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> BaseIdentity:
+    def of(cls, checkpoint: ModelFolder) -> BaseIdentity:
         """Of an open checkpoint, at the cost of one small read a tensor."""
         specs = checkpoint.names()
         rows = {name: hashlib.sha256(checkpoint.first_row(name)).hexdigest() for name in specs}
@@ -110,7 +110,7 @@ def digest_base(folder: str | Path) -> BaseDigest:
     return digest
 
 
-def _drop_second_copy(checkpoint: Checkpoint, hashes: dict[str, str]) -> None:
+def _drop_second_copy(checkpoint: ModelFolder, hashes: dict[str, str]) -> None:
     """A second copy of a tied matrix is filing, not content."""
     if checkpoint.config.get("tie_word_embeddings") and hashes.get(HEAD) == hashes.get(EMBEDDING):
         hashes.pop(HEAD, None)
@@ -155,20 +155,20 @@ def combine(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-Key = list[tuple[str, int, int, int]]
+FileStamps = list[tuple[str, int, int, int]]
 
 
-def _key(files: Iterable[Path]) -> Key:
+def _key(files: Iterable[Path]) -> FileStamps:
     real = sorted({f.resolve() for f in files if f.is_file()})
     return [(str(f), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino) for f in real]
 
 
-def _cache_file(key: Key) -> Path:
+def _cache_file(key: FileStamps) -> Path:
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return cache_folder() / "digests" / f"{name}.json"
 
 
-def _kept(key: Key) -> BaseDigest | None:
+def _kept(key: FileStamps) -> BaseDigest | None:
     with suppress(HalterError, KeyError, TypeError, ValueError):  # a broken cache is no cache
         entry = read_json(_cache_file(key))
         if entry["format"] == _FORMAT and [tuple(f) for f in entry["files"]] == key:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halter.arguments import checked
 from halter.errors import Refusal
-from halter.files.checkpoint import Checkpoint, HFCheckpoint, dtype_of, open_checkpoint, read_config
+from halter.files.checkpoint import HFCheckpoint, ModelFolder, dtype_of, open_checkpoint, read_config
 from halter.files.hub import resolve
 from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.tensors import TensorSpec
@@ -98,7 +98,7 @@ def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say:
 
 
 def load_model(
-    source: Checkpoint | str | Path,
+    source: ModelFolder | str | Path,
     dtype: str | torch.dtype = "auto",
     quantize: Quantize | None = None,
     device: str | torch.device | None = None,
@@ -113,7 +113,7 @@ def load_model(
 
 
 def _load(
-    checkpoint: Checkpoint,
+    checkpoint: ModelFolder,
     dtype: str | torch.dtype,
     quantize: Quantize | None,
     device: str | torch.device | None,
@@ -167,7 +167,7 @@ def _stream(model: Decoder, say: Say) -> None:
         say("The system locks no more memory (ulimit -l): computing waits for every copy.")
 
 
-def refuse_mismatch(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def refuse_mismatch(checkpoint: ModelFolder, config: ModelConfig) -> None:
     """Refusal ``checkpoint-mismatch`` as ``load``'s; only headers are read."""
     _Plan.of(checkpoint, config)
 
@@ -183,7 +183,7 @@ def map_model(folder: str | Path, dtype: torch.dtype) -> Decoder:
     return model
 
 
-def _stored_dtype(checkpoint: Checkpoint, config: ModelConfig) -> torch.dtype:
+def _stored_dtype(checkpoint: ModelFolder, config: ModelConfig) -> torch.dtype:
     """What config.json says, as everybody reads it; where it says nothing, what most bytes are stored in."""
     said = any(checkpoint.config.get(key) for key in ("torch_dtype", "dtype"))
     named = getattr(torch, config.dtype, None) if said else None
@@ -201,7 +201,7 @@ class _Plan:
     biases: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, config: ModelConfig) -> _Plan:
+    def of(cls, checkpoint: ModelFolder, config: ModelConfig) -> _Plan:
         """Refusal ``checkpoint-mismatch`` with every missing, unexpected and misshapen tensor."""
         specs, groups = checkpoint.names(), checkpoint.quantized
         parts = {part for group in groups.values() for part in group.values()}
@@ -252,7 +252,7 @@ def _unexpected(name: str, config: ModelConfig) -> str:
 
 def _place(
     model: Decoder,
-    checkpoint: Checkpoint,
+    checkpoint: ModelFolder,
     name: str,
     plan: _Plan,
     devices: tuple[torch.device, torch.device],
@@ -280,7 +280,7 @@ def _place(
         model.set_linear(linear, quantised(quantize, weight, bias, double_quant).to(home))
 
 
-def _dense(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _dense(checkpoint: ModelFolder, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     return checkpoint.read(name, dtype).to(device)
 
 

@@ -17,12 +17,11 @@ from halter.contract.method import Method
 from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.files import yaml12
-from halter.files.yaml12 import Document, Path
+from halter.files.yaml12 import Path, YamlDocument
 from halter.recipe.fields import Key, found, keys_of, strangers, words
 from halter.recipe.foreign.convert import convert, recognise
 from halter.recipe.foreign.written import command
 from halter.recipe.foreign.written import refusal as foreign_recipe
-from halter.recipe.gather import COMMAND_LINE, Gathered, Given, gather
 from halter.recipe.readings import odd_texts, readings
 from halter.recipe.sections import (
     BESIDE_OPTIONS,
@@ -35,6 +34,7 @@ from halter.recipe.sections import (
     Recipe,
     method_class,
 )
+from halter.recipe.sorting import COMMAND_LINE, Given, SortedKeys, sort_keys
 from halter.recipe.unknown import way_out
 from halter.recipe.write import as_data, handed
 from halter.training.defaults import PRESETS, RIVALS, Default, sourced, with_defaults
@@ -65,7 +65,7 @@ def load_tolerant(
     document = _document(source)
     if not isinstance(document.data, Mapping):
         raise yaml12.no_sections(document.source)
-    gathered = gather(document, overrides)
+    gathered = sort_keys(document, overrides)
     presets = [PRESETS.get(str(method["name"].value), {}) for method in gathered.methods]
     taken: dict[str, Default] = {}
     sections = {}
@@ -104,7 +104,7 @@ def load_tolerant(
     return (recipe, refusal) if isinstance(source, Mapping | None) else _foreign(recipe, refusal, document)
 
 
-def _one_dtype(model: ModelOptions, train: TrainOptions, gathered: Gathered) -> None:
+def _one_dtype(model: ModelOptions, train: TrainOptions, gathered: SortedKeys) -> None:
     """The base is held in what it computes in, so model.dtype and train.precision may not name two."""
     asked = PRECISIONS.get(train.precision, model.dtype)
     if model.dtype not in ("auto", asked):
@@ -113,7 +113,7 @@ def _one_dtype(model: ModelOptions, train: TrainOptions, gathered: Gathered) -> 
         gathered.problem(where, f"train.precision {what}: leave one of the two out")
 
 
-def _foreign(recipe: Recipe, refusal: Refusal | None, document: Document) -> tuple[Recipe, Refusal | None]:
+def _foreign(recipe: Recipe, refusal: Refusal | None, document: YamlDocument) -> tuple[Recipe, Refusal | None]:
     """A file of another tool that cannot be read as it is: its reading in six lines in place of every mistake; one that
     can: a note that the tool's own defaults do not count."""
     if (tool := recognise(document.data)) is None:
@@ -124,7 +124,7 @@ def _foreign(recipe: Recipe, refusal: Refusal | None, document: Document) -> tup
     return replace(recipe, notes=(*recipe.notes, note + command(document.source))), None
 
 
-def _given(gathered: Gathered) -> frozenset[str]:
+def _given(gathered: SortedKeys) -> frozenset[str]:
     several = len(gathered.methods) > 1
     named = {f"{section}.{key}" for section, given in gathered.sections.items() for key in given}
     named |= {
@@ -135,11 +135,11 @@ def _given(gathered: Gathered) -> frozenset[str]:
     return frozenset(named)
 
 
-def _document(source: str | FilePath | Mapping[str, Any] | None) -> Document:
+def _document(source: str | FilePath | Mapping[str, Any] | None) -> YamlDocument:
     if source is None:
-        return Document({}, source=COMMAND_LINE)
+        return YamlDocument({}, source=COMMAND_LINE)
     if isinstance(source, Mapping):
-        return Document(handed(source), source="recipe")
+        return YamlDocument(handed(source), source="recipe")
     return yaml12.read(source)
 
 
@@ -148,7 +148,7 @@ def _free(key: str, given: Mapping[str, Given]) -> bool:
     return key not in given and RIVALS.get(key) not in given
 
 
-def _method(index: int, gathered: Gathered, preset: Any, taken: dict[str, Default]) -> MethodChoice | None:
+def _method(index: int, gathered: SortedKeys, preset: Any, taken: dict[str, Default]) -> MethodChoice | None:
     given = gathered.methods[index]
     try:
         options = method_class(given["name"].value)
@@ -182,7 +182,7 @@ def _recorded(options: type[Method], given: Mapping[str, Given]) -> bool:
 
 
 def _build(
-    options: type[Any], section: str, given: Mapping[str, Given], fallback: Mapping[str, Default], gathered: Gathered
+    options: type[Any], section: str, given: Mapping[str, Given], fallback: Mapping[str, Default], gathered: SortedKeys
 ) -> Any:
     """One section's dataclass without what is wrong, every mistake told to ``gathered``; None where nothing is left."""
     keys = keys_of(options)
@@ -229,7 +229,7 @@ def _explain(
     keys: Mapping[str, Key],
     given: Mapping[str, Given],
     values: Mapping[str, Any],
-    gathered: Gathered,
+    gathered: SortedKeys,
 ) -> set[str]:
     told: dict[str, list[tuple[Path, str]]] = {}
     for item in error.errors(include_url=False):
@@ -268,7 +268,7 @@ def _word_for_bool(value: Any) -> str:
     return " (in YAML 1.2 yes, no, on and off are words; true and false are not)" if spelt else ""
 
 
-def _repeat(error: Refusal, section: str, given: Mapping[str, Given], gathered: Gathered) -> set[str]:
+def _repeat(error: Refusal, section: str, given: Mapping[str, Given], gathered: SortedKeys) -> set[str]:
     """Tell a dataclass's own refusal, one by one where they begin with a key's name."""
     bad = set()
     for one in error.found or (error.what,):
@@ -281,7 +281,7 @@ def _repeat(error: Refusal, section: str, given: Mapping[str, Given], gathered: 
     return bad
 
 
-def _refusal(gathered: Gathered, document: Document) -> Refusal:
+def _refusal(gathered: SortedKeys, document: YamlDocument) -> Refusal:
     problems = gathered.problems
     fix = way_out(problems, document.source == COMMAND_LINE)
     if len(problems) == 1:

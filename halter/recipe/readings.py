@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from halter.data.options import DataOptions
-from halter.recipe.gather import COMMAND_LINE, Given
+from halter.recipe.sorting import COMMAND_LINE, Given
 from halter.text.odd_texts import file_named, spells_new_lines
 from halter.training.options import TrainOptions
 

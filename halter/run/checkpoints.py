@@ -18,7 +18,7 @@ from halter.training.loop import Alarm
 from halter.training.trainee import Trainee
 
 
-class Keeper:
+class Checkpointer:
     """Saves and resumes one trainee. ``spared`` are steps whose checkpoints stay whatever the limit says: the last good
     one before each alarm."""
 

@@ -12,7 +12,7 @@ import torch
 from halter.adapters.adapter import Adapter
 from halter.data.examples import Examples
 from halter.errors import Refusal
-from halter.files.checkpoint import Checkpoint
+from halter.files.checkpoint import ModelFolder
 from halter.files.names import EMBEDDING, HEAD
 from halter.files.vocabulary_rows import rows_of
 from halter.model.config import ModelConfig
@@ -120,7 +120,7 @@ def needed_tokens(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> lis
 
 
 def untrained_tokens(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, needed: Sequence[int], found: Scan, adapter: Adapter | None
+    checkpoint: ModelFolder, tokenizer: Tokenizer, needed: Sequence[int], found: Scan, adapter: Adapter | None
 ) -> Iterator[Refusal]:
     """Refusal ``untrained-tokens`` where the base's rows for ``needed`` ids are near zero, or equal to one another, and
     the adapter trains no such row. Rows of ids that are learnt are looked at in the head as well."""
@@ -151,7 +151,7 @@ def untrained_tokens(
 
 
 def _untrained(
-    checkpoint: Checkpoint, name: str, ids: Sequence[int], tokenizer: Tokenizer
+    checkpoint: ModelFolder, name: str, ids: Sequence[int], tokenizer: Tokenizer
 ) -> Iterator[tuple[int, str]]:
     size = checkpoint.names()[name].shape[0]
     controls = sorted({c.id for c in tokenizer.controls if c.id < size} | set(ids))

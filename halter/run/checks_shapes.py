@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from halter.errors import Refusal
-from halter.files.checkpoint import Checkpoint
+from halter.files.checkpoint import ModelFolder
 from halter.model.config import ModelConfig
 from halter.pretrained.load import refuse_mismatch
 from halter.run.ends import not_finite
@@ -17,7 +17,7 @@ MOST_LOOKED_AT = 1 << 30
 step that goes wrong looks."""
 
 
-def shapes(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[Refusal]:
+def shapes(checkpoint: ModelFolder, config: ModelConfig) -> Iterator[Refusal]:
     """Refusals ``checkpoint-mismatch`` with every missing, unexpected and misshapen tensor (headers alone are read) and
     ``base-not-finite``."""
     try:
@@ -31,7 +31,7 @@ def shapes(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[Refusal]:
             yield not_finite(bad, str(checkpoint.folder))
 
 
-def looks_at_values(checkpoint: Checkpoint) -> bool:
+def looks_at_values(checkpoint: ModelFolder) -> bool:
     """Whether ``shapes`` reads the numbers too."""
     return sum(spec.nbytes for spec in checkpoint.names().values()) <= MOST_LOOKED_AT
 

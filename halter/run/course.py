@@ -11,7 +11,7 @@ import numpy as np
 from halter.data.example import Example
 from halter.model.decoder import Decoder
 from halter.numerics import allocation
-from halter.run.checkpoints import Keeper
+from halter.run.checkpoints import Checkpointer
 from halter.run.ends import beyond_guessing, refuse_broken_base, strange_share
 from halter.run.prepare import Job, Say
 from halter.run.signals import Stops
@@ -21,7 +21,7 @@ from halter.training.callbacks import Callbacks, Evaluated, Saved, Started, Stop
 from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
 from halter.training.offload import offloaded
 from halter.training.progress import guessed
-from halter.training.room import Room
+from halter.training.splitting import Splitter
 from halter.training.trainee import Trainee
 
 LOOKED_STEPS = 64
@@ -36,7 +36,7 @@ class Course:
     model: Decoder
     trainee: Trainee
     watch: Watch
-    keeper: Keeper
+    checkpointer: Checkpointer
     stops: Stops
     log: Callable[[dict[str, Any]], None]
     say: Say
@@ -51,7 +51,7 @@ class Course:
         job, model, trainee, watch = self.job, self.model, self.trainee, self.watch
         options = job.recipe.train
         largest = job.config, job.micro_tokens, model.dtype.itemsize, model.device
-        roomy = memory.roomy(*largest, trainee.adapter.num_trainable)
+        roomy = memory.keeps_freed(*largest, trainee.adapter.num_trainable)
         auto = memory.needs_checkpointing(*largest, trainee.adapter)
         checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
         evaluate_at = _every(options.eval_steps, job)
@@ -66,21 +66,23 @@ class Course:
             whole=self.stops.whole,
         )
         try:
-            self.callbacks.tell("on_start", lambda: Started(self.keeper.run.path, trainee.step, job.steps))
+            self.callbacks.tell("on_start", lambda: Started(self.checkpointer.run.path, trainee.step, job.steps))
             if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and self._look(trainee.step):
                 return checkpointing, roomy  # a stop came between a step and its evaluation
-            room = Room(self.say)
+            splitter = Splitter(self.say)
             offload = offloaded(model, [trainee.adapter], options.offload_activations, self.say)
             with allocation.kept(roomy), offload:
                 if (rows := _largest_pass(job, trainee.step)) is not None:
-                    self._foretell(rows, rehearse(model, trainee, rows, checkpointing, room))
-                train_loop(model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, room)
+                    self._foretell(rows, rehearse(model, trainee, rows, checkpointing, splitter))
+                train_loop(
+                    model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, splitter
+                )
         except StopTraining as stop:
             if not stop.finish or trainee.step == 0:
                 raise
             if watch.has_work:
                 watch.look(trainee.step)
-            self.keeper.save(trainee.step, options.save_total_limit)
+            self.checkpointer.save(trainee.step, options.save_total_limit)
         return checkpointing, roomy
 
     def _foretell(self, rows: list[Example], seconds: float) -> None:
@@ -114,13 +116,13 @@ class Course:
         return over
 
     def _save(self, step: int) -> None:
-        self.keeper.save(step, self.job.recipe.train.save_total_limit)
-        self.callbacks.tell("on_save", lambda: Saved(step, self.keeper.run.checkpoints()[-1][1]))
+        self.checkpointer.save(step, self.job.recipe.train.save_total_limit)
+        self.callbacks.tell("on_save", lambda: Saved(step, self.checkpointer.run.checkpoints()[-1][1]))
 
     def _alarm(self, alarm: Alarm) -> None:
         self.log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
                   "rows_before": alarm.rows_before})  # fmt: skip
-        self.keeper.alarm(alarm)
+        self.checkpointer.alarm(alarm)
         if alarm.record.trouble == "non-finite" and self.trainee.guards.first is None:
             refuse_broken_base(self.model, str(self.job.folder))
 

@@ -12,7 +12,7 @@ import torch
 from halter.adapters.adapter import Adapter
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.storages import Held
+from halter.model.storages import StorageName
 from halter.planning import Setting, fit
 from halter.planning.dry import base_bytes, dry_base
 from halter.planning.forecast import STATE_BYTES
@@ -81,7 +81,7 @@ def _alone(
         return None
     return Setting(
         recipe.model.path, config, tuple(adapter.methods), torch.float32 if width == 4 else torch.bfloat16,
-        cast(Held | None, held), options.optimizer, checkpointing=options.activation_checkpointing != "off",
+        cast(StorageName | None, held), options.optimizer, checkpointing=options.activation_checkpointing != "off",
         offload=offload,
     )  # fmt: skip
 

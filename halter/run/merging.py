@@ -27,8 +27,8 @@ from halter.run.opening import HowKeywords, OpenOptions, find, open_subject
 from halter.run.prepare import Say
 from halter.telling import tell
 
-Kind = Literal["16bit", "int8", "nf4"]
-Base = Literal["original", "dequantised"]
+MergedAs = Literal["16bit", "int8", "nf4"]
+MergeBase = Literal["original", "dequantised"]
 CALL = 'halter.merge("runs/mine", output="merged")'
 CALLS = f'{CALL}, or halter.merge(model, adapter, "merged") of what is loaded'
 
@@ -61,7 +61,7 @@ def merge(
     folder: str | Path | None = None,
     *,
     output: str | Path | None = None,
-    base: Base = "original",
+    base: MergeBase = "original",
     into: Literal["16bit"] = "16bit",
     say: Say = tell,
     **options: Unpack[MergeKeywords],
@@ -75,7 +75,7 @@ def merge(
     folder: str | Path | None = None,
     *,
     output: str | Path | None = None,
-    base: Base = "original",
+    base: MergeBase = "original",
     into: Quantize,
     say: Say = tell,
     **options: Unpack[MergeKeywords],
@@ -89,8 +89,8 @@ def merge(
     folder: str | Path | None = None,
     *,
     output: str | Path | None = None,
-    base: Base = "original",
-    into: Kind = "16bit",
+    base: MergeBase = "original",
+    into: MergedAs = "16bit",
     say: Say = tell,
     **options: Unpack[MergeKeywords],
 ) -> MergeReport | Survival:
@@ -130,8 +130,8 @@ def merge_named(
     output: str | Path,
     *,
     adapter: str | Path | None = None,
-    base: Base = "original",
-    into: Kind = "16bit",
+    base: MergeBase = "original",
+    into: MergedAs = "16bit",
     say: Say = tell,
     **fold: Unpack[FoldKeywords],
 ) -> MergeReport | Survival:
@@ -163,7 +163,7 @@ def _written(dtype: str) -> torch.dtype | None:
 
 
 def _folded(
-    model: Decoder, adapter: Adapter, output: str | Path, base: Base, into: Kind, **fold: Any
+    model: Decoder, adapter: Adapter, output: str | Path, base: MergeBase, into: MergedAs, **fold: Any
 ) -> MergeReport | Survival:
     """``fold``: what export.merge takes."""
     if into != "16bit":

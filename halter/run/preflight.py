@@ -16,7 +16,7 @@ import torch
 from halter.adapters import folder_files, loading, warm
 from halter.adapters.adapter import Adapter, refuse_trained_layers
 from halter.errors import WAIVABLE, Refusal, Waivers, together
-from halter.files.checkpoint import Checkpoint, dtype_of, open_checkpoint
+from halter.files.checkpoint import ModelFolder, dtype_of, open_checkpoint
 from halter.files.hub import resolve
 from halter.files.nearby import kind_of
 from halter.files.runs import RunFolder
@@ -173,7 +173,7 @@ def _planned(recipe: Recipe, base: Base, findings: Findings) -> Adapter | None:
     return findings.attempt(dry_adapter, base.config, good) if good else None
 
 
-def _width(recipe: Recipe, checkpoint: Checkpoint, base: Base) -> int:
+def _width(recipe: Recipe, checkpoint: ModelFolder, base: Base) -> int:
     """Bytes of a number that the base is held in."""
     said = any(checkpoint.config.get(key) for key in ("torch_dtype", "dtype"))
     stored = getattr(torch, base.config.dtype, torch.float32) if said else dtype_of(checkpoint)
@@ -188,7 +188,7 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 def _check_sizes(
-    recipe: Recipe, base: Base, checkpoint: Checkpoint, adapter: Adapter | None, job: Job | None, findings: Findings,
+    recipe: Recipe, base: Base, checkpoint: ModelFolder, adapter: Adapter | None, job: Job | None, findings: Findings,
     say: Say, planned: bool,
 ) -> Job | None:  # fmt: skip
     """Memory and disk; the job, with smaller passes where its own do not fit."""
@@ -227,7 +227,7 @@ def _in_passes_that_fit(job: Job, need: estimate.Sizes, device: torch.device, fi
     return with_passes(job, most, "what fits into the memory that was free when the run began")
 
 
-def _earlier(recipe: Recipe, base: Base, checkpoint: Checkpoint, findings: Findings) -> dict[str, ChatTemplate | None]:
+def _earlier(recipe: Recipe, base: Base, checkpoint: ModelFolder, findings: Findings) -> dict[str, ChatTemplate | None]:
     """{whose: template} of the adapters that training starts from, after every check of them against the base."""
     templates: dict[str, ChatTemplate | None] = {}
     for choice in recipe.methods:

@@ -26,7 +26,7 @@ from halter.model.segments import Segments
 from halter.playground import base
 from halter.pretrained.save import write_model
 from halter.training import optimizers, schedule
-from halter.training.loop import Events, Feed, Step, train_loop
+from halter.training.loop import Events, Feed, StepRows, train_loop
 from halter.training.trainee import Trainee
 
 
@@ -106,7 +106,7 @@ def _example(tokens: np.ndarray) -> Example:
     return Example(tokens, np.ones(len(tokens), dtype=bool), "playground")
 
 
-def _steps(examples: Sequence[Example], budget: int) -> list[Step]:
+def _steps(examples: Sequence[Example], budget: int) -> list[StepRows]:
     """Documents in the order of reading, up to ``budget`` tokens a step."""
     steps: list[list[list[int]]] = [[[]]]
     used = 0

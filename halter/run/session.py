@@ -26,7 +26,7 @@ from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run import same_data
 from halter.run.cautions import to_lower
-from halter.run.checkpoints import Keeper
+from halter.run.checkpoints import Checkpointer
 from halter.run.course import Course
 from halter.run.describe import describe
 from halter.run.ends import last_words, refuse_nothing_learnt, result
@@ -142,24 +142,26 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
                 display.step(record)
 
         watch = Watch(job, model, adapter, run, log, display.say)
-        keeper = Keeper(run, trainee, watch, display.say, model.identity)
+        checkpointer = Checkpointer(run, trainee, watch, display.say, model.identity)
         if resume:
-            keeper.resume(say)
+            checkpointer.resume(say)
             display.begin(trainee.step)
-            keeper.carry_on(job.steps, say)
+            checkpointer.carry_on(job.steps, say)
         try:
-            course = Course(job, model, trainee, watch, keeper, stops, log, display.say, callbacks, display.foretell)
+            course = Course(
+                job, model, trainee, watch, checkpointer, stops, log, display.say, callbacks, display.foretell
+            )
             checkpointing, roomy = course.run()
         except StopTraining:
-            keeper.stop()
+            checkpointer.stop()
             return
         except Stopped as stop:
             with suppress(Stopped), stops.last():  # a second signal does not wait for the checkpoint
-                keeper.stop()
+                checkpointer.stop()
             raise stop.as_exit() from None
         except Exception:
             if callbacks.failed:  # between steps, where everything is whole
-                keeper.stop()
+                checkpointer.stop()
             raise
     refuse_nothing_learnt(trainee)
     watch.keep_best(lambda: new_adapter(job, model))

@@ -29,7 +29,7 @@ class Pieces:
         return piece
 
 
-class Stream:
+class TextStream:
     """Text as it is generated. ``previous`` ids come before it and are not said again."""
 
     def __init__(

@@ -25,14 +25,14 @@ from halter.text.codecs.codec import Codec, Control, ControlFinder, Match
 from halter.text.codecs.sentencepiece_model import SentencePieceCodec
 from halter.text.codecs.tiktoken_ranks import TiktokenCodec, looks_like_tiktoken
 from halter.text.codecs.tokenizer_json import JsonCodec
-from halter.text.detokenize import Pieces, Stream, decode
+from halter.text.detokenize import Pieces, TextStream, decode
 
 if TYPE_CHECKING:
     from halter.text.tokenizer_settings import Settings
 
 
 @dataclass(frozen=True)
-class Run:
+class TextRun:
     """Ids of text[start:end]."""
 
     start: int
@@ -161,7 +161,7 @@ class Tokenizer:
         matches: Sequence[Match],
         cuts: Mapping[int, bool] | None = None,
         markers: ControlFinder | None = None,
-    ) -> list[Run]:
+    ) -> list[TextRun]:
         """Ids by stretches of text: ``matches`` become control ids, all else is encoded as plain text.
 
         Each key of ``cuts`` is a position where a run begins (and the one before it ends); its value says whether that
@@ -170,7 +170,7 @@ class Tokenizer:
         """
         cuts = cuts or {}
         ends = sorted(cuts)
-        runs: list[Run] = []
+        runs: list[TextRun] = []
         at, after = 0, None
         for match in (*matches, None):
             stop = match.start if match is not None else len(text)
@@ -179,10 +179,10 @@ class Tokenizer:
                 prefix = cuts.get(0, prefix)
             for cut in (*(c for c in ends if at < c < stop), stop):
                 if cut > at:
-                    runs.append(Run(at, cut, self._plain(text[at:cut], prefix, markers)))
+                    runs.append(TextRun(at, cut, self._plain(text[at:cut], prefix, markers)))
                 at, prefix = cut, cuts.get(cut, False)
             if match is not None:
-                runs.append(Run(match.start, match.end, [match.control.id]))
+                runs.append(TextRun(match.start, match.end, [match.control.id]))
                 at, after = match.end, match.control
         return runs
 
@@ -227,10 +227,10 @@ class Tokenizer:
         skipped = self._skipped if skip_control else frozenset[int]()
         return decode(self._pieces, skipped, self._codec.drops_first_space, ids)
 
-    def stream(self, *, skip_control: bool = True, previous: Iterable[int] = ()) -> Stream:
+    def stream(self, *, skip_control: bool = True, previous: Iterable[int] = ()) -> TextStream:
         """Decoding one id at a time; ``previous`` ids set the stage and are not said again."""
         skipped = self._skipped if skip_control else frozenset[int]()
-        return Stream(self._pieces, skipped, self._codec.drops_first_space, previous)
+        return TextStream(self._pieces, skipped, self._codec.drops_first_space, previous)
 
     @cached_property
     def _pieces(self) -> Pieces:

@@ -27,7 +27,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Part:
+class TraineePart:
     """What one trainee has in a pass. ``number`` is its place among all, ``scale`` what its value is multiplied by
     before the backward pass: the loss scale through the units of the whole step."""
 
@@ -55,7 +55,7 @@ class Asked:
     one after the other, and ``wanted`` what is known of them, with the parts' scales as weights. What the pass tells
     are the parts' values, float64 CPU [parts]."""
 
-    parts: Sequence[Part]
+    parts: Sequence[TraineePart]
     learnt: Tensor
     wanted: Wanted
     reference: Reference | None
@@ -109,7 +109,7 @@ class Asked:
             values.append(value)
         return total, torch.stack(values)
 
-    def _tokens(self, part: Part, place: slice, head: Head, states: Tensor) -> tuple[Tensor, Tensor]:
+    def _tokens(self, part: TraineePart, place: slice, head: Head, states: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum of the token losses, and their value. Where weights depend on the losses the head has run
         before, without gradient."""
         objective, rows = part.objective, part.rows
@@ -127,7 +127,7 @@ class Asked:
         loss, each = head.loss(states, wanted if own is None else wanted.weighted(own))
         return loss, (each.double() if own is None else each.double() * own).sum()
 
-    def _measure(self, part: Part) -> Measure | None:
+    def _measure(self, part: TraineePart) -> Measure | None:
         """The part's own loss of tokens start .. end of the pass, in place of cross entropy, or None."""
         other = self.reference
         if other is None or "distributions" not in part.objective.needs:
@@ -140,7 +140,7 @@ class Asked:
 
         return measure
 
-    def _scores(self, part: Part, at: Tensor, acts: Acts | None, hidden: Tensor) -> Tensor:
+    def _scores(self, part: TraineePart, at: Tensor, acts: Acts | None, hidden: Tensor) -> Tensor:
         """[K, outputs]. Refusal ``no-score-head`` where the part's adapter makes none."""
         ascending, order = at.sort()
         act = None if acts is None or acts.score is None else acts.score.select(ascending)

@@ -16,13 +16,13 @@ from halter.data.pack import Batch, pack
 from halter.errors import SHOWN_FOUND, HalterError
 from halter.model.decoder import Decoder
 from halter.training.memory import peak_memory_bytes
-from halter.training.room import Room
+from halter.training.splitting import Splitter
 from halter.training.step import StepRecord, settled, take_step
 from halter.training.trainee import Trainee
 
 AGAIN_SECONDS = 1.0
 """Of a rehearsed pass, up to which it is run once more: its first time loads kernels, and says nothing of the rest."""
-Step = Sequence[Sequence[int]]  # micro-batches of row numbers
+StepRows = Sequence[Sequence[int]]  # micro-batches of row numbers
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Feed:
     """One trainee's rows: ``plan(epoch)`` says which make each step, a pure function without iterator state."""
 
     examples: Sequence[Example]
-    plan: Callable[[int], Sequence[Step]]
+    plan: Callable[[int], Sequence[StepRows]]
     total: int
     """Steps in all."""
 
-    def steps(self, start: int) -> Iterator[tuple[float, Step]]:
+    def steps(self, start: int) -> Iterator[tuple[float, StepRows]]:
         """(epochs done after the step, the step) from step number ``start`` on."""
         number = 0
         for epoch in itertools.count():
@@ -48,12 +48,12 @@ class Feed:
             if number >= self.total or not planned:
                 return
 
-    def batches(self, step: Step, grouped: bool) -> list[Batch]:
+    def batches(self, step: StepRows, grouped: bool) -> list[Batch]:
         """The step's micro-batches; ``grouped``: rows of one group stay together."""
         return [pack([self.examples[row] for row in micro], micro, grouped) for micro in step]
 
 
-def total_steps(plan: Callable[[int], Sequence[Step]], epochs: float, max_steps: int | None) -> int:
+def total_steps(plan: Callable[[int], Sequence[StepRows]], epochs: float, max_steps: int | None) -> int:
     """Steps of ``epochs`` passes over the data (a fraction of the last counts), or ``max_steps`` where given."""
     if max_steps is not None:
         return max_steps
@@ -62,7 +62,7 @@ def total_steps(plan: Callable[[int], Sequence[Step]], epochs: float, max_steps:
     return max(1, whole + (round(part * len(plan(int(epochs)))) if part > 1e-9 else 0))
 
 
-def epoch_ends(plan: Callable[[int], Sequence[Step]], total: int) -> set[int]:
+def epoch_ends(plan: Callable[[int], Sequence[StepRows]], total: int) -> set[int]:
     """Numbers of steps after which an epoch is over; the last step always counts."""
     ends, done, epoch = set(), 0, 0
     while done < total and (size := len(plan(epoch))):
@@ -111,14 +111,14 @@ def train_loop(
     feeds: Sequence[Feed],
     events: Events,
     checkpointing: bool = False,
-    room: Room | None = None,
+    splitter: Splitter | None = None,
 ) -> None:
     """Train every trainee to the end of its feed, from the step at which it stands.
 
     Raises HalterError where the guards end it or a single row needs more memory than there is. A trainee whose feed is
     shorter ends earlier.
     """
-    room = room or Room()
+    splitter = splitter or Splitter()
     streams = [iter(feed.steps(trainee.step)) for feed, trainee in zip(feeds, trainees, strict=True)]
     number = min(trainee.step for trainee in trainees)
     before: dict[int, list[str]] = {}
@@ -132,7 +132,7 @@ def train_loop(
             started = time.perf_counter()
             planned = [feeds[i].batches(current[i][1], trainees[i].objective.grouped) for i in live]  # type: ignore[index]
             micros = list(itertools.zip_longest(*planned))
-            records = take_step(model, [trainees[i] for i in live], micros, checkpointing, room)
+            records = take_step(model, [trainees[i] for i in live], micros, checkpointing, splitter)
             seconds = time.perf_counter() - started
             for place, (i, record) in enumerate(zip(live, records, strict=True)):
                 events.log(_line(number, i if len(trainees) > 1 else None, current[i][0], record, seconds))  # type: ignore[index]
@@ -153,7 +153,11 @@ def train_loop(
 
 
 def rehearse(
-    model: Decoder, trainee: Trainee, rows: Sequence[Example], checkpointing: bool = False, room: Room | None = None
+    model: Decoder,
+    trainee: Trainee,
+    rows: Sequence[Example],
+    checkpointing: bool = False,
+    splitter: Splitter | None = None,
 ) -> float:
     """Run the largest pass there will be, forward and backward, and forget it, so that memory runs out now or never.
 
@@ -162,7 +166,7 @@ def rehearse(
     seconds, batch = 0.0, pack(rows, grouped=trainee.objective.grouped)
     for _ in range(2):
         started = time.perf_counter()
-        settled(model, [trainee], [[batch]], checkpointing, room or Room())
+        settled(model, [trainee], [[batch]], checkpointing, splitter or Splitter())
         trainee.forget()
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)

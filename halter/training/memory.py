@@ -75,7 +75,7 @@ def needs_checkpointing(
     return activation_bytes(config, tokens, width) + OWN_BYTES * own * tokens > room // 2
 
 
-def roomy(config: ModelConfig, tokens: int, width: int, device: torch.device, trained: int) -> bool:
+def keeps_freed(config: ModelConfig, tokens: int, width: int, device: torch.device, trained: int) -> bool:
     """Whether a pass's activations, with gradients and the optimizer's states of ``trained`` numbers, would take less
     than half of what is free: room for the gaps that freed memory, kept, leaves between them."""
     return activation_bytes(config, tokens, width) + BYTES_A_NUMBER * trained < free_memory_bytes(device) // 2

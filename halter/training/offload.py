@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from halter.model.copy_stream import Lane
+from halter.model.copy_stream import CopyStream
 from halter.model.decoder import Decoder
 from halter.model.saved_tensors import Kept
 
@@ -33,14 +33,14 @@ class Moved:
     It lives as long as autograd keeps one of its tensors.
     """
 
-    def __init__(self, lane: Lane, storage: torch.UntypedStorage, number: int) -> None:
-        self.lane, self.number, self.uses = lane, number, 0
+    def __init__(self, copy_stream: CopyStream, storage: torch.UntypedStorage, number: int) -> None:
+        self.copy_stream, self.number, self.uses = copy_stream, number, 0
         self.source = weakref.ref(storage)
         size = storage.nbytes()
         self.here: Tensor | None = torch.empty(0, dtype=torch.uint8, device=storage.device)
         self.here.set_(storage, 0, (size,), (1,))
-        self.host = lane.room(size)
-        self.copy = lane.copy(self.host, self.here)
+        self.host = copy_stream.room(size)
+        self.copy = copy_stream.copy(self.host, self.here)
 
     @property
     def bytes_here(self) -> int:
@@ -48,14 +48,14 @@ class Moved:
 
     def leave(self) -> None:
         """Give the device's memory back; what reuses it comes after the copy that reads or writes it."""
-        self.lane.wait(self.copy)
+        self.copy_stream.wait(self.copy)
         self.here = None
 
     def fetch(self) -> None:
         """Begin to bring the bytes back, unless they are here."""
         if self.here is None:
-            self.here = torch.empty(self.host.nbytes, dtype=torch.uint8, device=self.lane.device)
-            self.copy = self.lane.copy(self.here, self.host)
+            self.here = torch.empty(self.host.nbytes, dtype=torch.uint8, device=self.copy_stream.device)
+            self.copy = self.copy_stream.copy(self.here, self.host)
 
     def __del__(self) -> None:  # a pass that failed half way asks for nothing any more
         self.leave()
@@ -65,9 +65,9 @@ class ActivationOffload:
     """Takes what is kept for backward (model.keeping.Keeper), but for storages of ``stay`` and small ones."""
 
     def __init__(
-        self, lane: Lane, stay: Iterable[Tensor] = (), smallest: int = SMALLEST, leaving: int = LEAVING
+        self, copy_stream: CopyStream, stay: Iterable[Tensor] = (), smallest: int = SMALLEST, leaving: int = LEAVING
     ) -> None:
-        self._lane, self._smallest, self._most = lane, smallest, leaving
+        self._lane, self._smallest, self._most = copy_stream, smallest, leaving
         self._stay = {tensor.untyped_storage().data_ptr() for tensor in stay}
         self._known: weakref.WeakValueDictionary[tuple[int, int], Moved] = weakref.WeakValueDictionary()
         self._order: list[weakref.ref[Moved]] = []
@@ -123,9 +123,9 @@ def offloaded(
         yield
         return
     stay = [*model.buffers(), *(p for adapter in adapters for p in adapter.parameters())]
-    keeper = ActivationOffload(Lane(model.device), stay)
-    model.keepers.append(keeper)
+    tensor_saver = ActivationOffload(CopyStream(model.device), stay)
+    model.tensor_savers.append(tensor_saver)
     try:
         yield
     finally:
-        model.keepers.remove(keeper)
+        model.tensor_savers.remove(tensor_saver)

@@ -54,7 +54,7 @@ class Learnt:
 
 
 @dataclass(frozen=True)
-class Read:
+class FinalStates:
     """Nothing is learned: the pass tells the final states of the tokens ``index``."""
 
     index: Tensor

@@ -23,15 +23,15 @@ from halter.model.places import Acts, run_at
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.noise import neftune
-from halter.training.asked import Asked, Part, Reference
+from halter.training.asked import Asked, Reference, TraineePart
 from halter.training.guards import Trouble
 from halter.training.head import Head
 from halter.training.objective import Rows, units
-from halter.training.one_pass import Learnt, Read, one_pass
-from halter.training.room import Room
+from halter.training.one_pass import FinalStates, Learnt, one_pass
+from halter.training.splitting import Splitter
 from halter.training.trainee import Trainee
 
-Micro = Sequence[Batch | None]  # one entry a trainee; None where a trainee has no rows in this micro-batch
+MicroBatches = Sequence[Batch | None]  # one entry a trainee; None where a trainee has no rows in this micro-batch
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Accumulated:
     """Gradients are in the parameters; ``losses`` float64 CPU [micro-batches, trainees], shares of each trainee's
     value; counts of targets and of all tokens per trainee."""
 
@@ -63,17 +63,17 @@ class Gathered:
 def take_step(
     model: Decoder,
     trainees: Sequence[Trainee],
-    micros: Sequence[Micro],
+    micros: Sequence[MicroBatches],
     checkpointing: bool = False,
-    room: Room | None = None,
+    splitter: Splitter | None = None,
 ) -> list[StepRecord]:
     """Accumulate the micro-batches' gradients and let every trainee's optimizer move once.
 
     All trainees share each pass over the base (a mixed batch); with one trainee this is the ordinary step. A step whose
     loss or gradient is not finite changes nothing and says so in its record. Where memory runs out the passes are cut
-    finer, in this step and, by the same ``room``, in those that follow. HalterError where that does not help.
+    finer, in this step and, by the same ``splitter``, in those that follow. HalterError where that does not help.
     """
-    gathered, passes = settled(model, trainees, micros, checkpointing, room or Room())
+    gathered, passes = settled(model, trainees, micros, checkpointing, splitter or Splitter())
     records = move(trainees, gathered)
     for place, record in enumerate(records):
         if record.trouble:
@@ -84,14 +84,14 @@ def take_step(
 
 
 def settled(
-    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[Micro], checkpointing: bool, room: Room
-) -> tuple[Gathered, list[Micro]]:
+    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[MicroBatches], checkpointing: bool, splitter: Splitter
+) -> tuple[Accumulated, list[MicroBatches]]:
     """The gradients of one step, unscaled and clipped, and the passes that made them; all of a step that may want
     memory before anything moves."""
 
-    def work() -> tuple[Gathered, list[Micro]]:
-        parts = ([part for micro in micros for part in _cut(micro[i], room)] for i in range(len(trainees)))
-        passes: list[Micro] = list(itertools.zip_longest(*parts))
+    def work() -> tuple[Accumulated, list[MicroBatches]]:
+        parts = ([part for micro in micros for part in _cut(micro[i], splitter)] for i in range(len(trainees)))
+        passes: list[MicroBatches] = list(itertools.zip_longest(*parts))
         gathered = gather(model, trainees, passes, checkpointing)
         for trainee in trainees:
             trainee.settle()
@@ -101,16 +101,16 @@ def settled(
         for trainee in trainees:
             trainee.forget()
 
-    return room.step([batch for micro in micros for batch in micro if batch is not None], work, undo)
+    return splitter.step([batch for micro in micros for batch in micro if batch is not None], work, undo)
 
 
-def _cut(batch: Batch | None, room: Room) -> Sequence[Batch | None]:
-    return [None] if batch is None else room.parts(batch)
+def _cut(batch: Batch | None, splitter: Splitter) -> Sequence[Batch | None]:
+    return [None] if batch is None else splitter.parts(batch)
 
 
 def gather(
-    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[Micro], checkpointing: bool = False
-) -> Gathered:
+    model: Decoder, trainees: Sequence[Trainee], micros: Sequence[MicroBatches], checkpointing: bool = False
+) -> Accumulated:
     """The gradients of one step of every trainee, however it is cut."""
     targets = [sum(_targets(micro[i]) for micro in micros) for i in range(len(trainees))]
     tokens = [sum(_tokens(micro[i]) for micro in micros) for i in range(len(trainees))]
@@ -119,10 +119,10 @@ def gather(
         for i, trainee in enumerate(trainees)
     ]
     losses = [_accumulate(model, trainees, micro, counts, number, checkpointing) for number, micro in enumerate(micros)]
-    return Gathered(torch.stack(losses), targets, tokens)
+    return Accumulated(torch.stack(losses), targets, tokens)
 
 
-def move(trainees: Sequence[Trainee], gathered: Gathered) -> list[StepRecord]:
+def move(trainees: Sequence[Trainee], gathered: Accumulated) -> list[StepRecord]:
     """Let every trainee's optimizer move once."""
     losses = gathered.losses.sum(0).tolist()
     records = []
@@ -159,14 +159,14 @@ def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
 def _accumulate(
     model: Decoder,
     trainees: Sequence[Trainee],
-    micro: Micro,
+    micro: MicroBatches,
     counts: Sequence[int],
     number: int,
     checkpointing: bool,
 ) -> Tensor:
     """Forward and backward of one micro-batch; each trainee's share of its step's value, float64 CPU [trainees]."""
     present = [
-        Part(i, trainee, Rows(batch, batch, model.device), trainee.scaler.get_scale() / max(1, counts[i]))
+        TraineePart(i, trainee, Rows(batch, batch, model.device), trainee.scaler.get_scale() / max(1, counts[i]))
         for i, (trainee, batch) in enumerate(zip(trainees, micro, strict=True))
         if batch is not None and (_targets(batch) or not trainee.objective.plain)
     ]
@@ -180,7 +180,7 @@ def _accumulate(
     return shares / torch.tensor([max(1, n) for n in counts], dtype=torch.float64)
 
 
-def _run(model: Decoder, parts: Sequence[Part], number: int, checkpointing: bool) -> Tensor:
+def _run(model: Decoder, parts: Sequence[TraineePart], number: int, checkpointing: bool) -> Tensor:
     """One pass over the rows of all parts; the value of each, not yet divided, float64 CPU [parts]."""
     entered = _entered(model, parts)
     noisy = any(part.trainee.noise for part in parts)
@@ -215,7 +215,7 @@ def _run(model: Decoder, parts: Sequence[Part], number: int, checkpointing: bool
     return values.index_add_(0, owner, each if factors is None else each * factors)
 
 
-def _entered(model: Decoder, parts: Sequence[Part]) -> tuple[int, Tensor] | None:
+def _entered(model: Decoder, parts: Sequence[TraineePart]) -> tuple[int, Tensor] | None:
     """What enters the lowest layer that is trained, where that is kept; adapters trained together go through all, and
     so does who listens to what the layers report."""
     frozen = parts[0].trainee.frozen
@@ -244,7 +244,7 @@ def _bound(
 
 
 def _reference(
-    model: Decoder, tokens: Tensor, segments: Segments, parts: Sequence[Part], index: Tensor
+    model: Decoder, tokens: Tensor, segments: Segments, parts: Sequence[TraineePart], index: Tensor
 ) -> Reference | None:
     """The same pass by the references of those that ask for one: without dropout, noise and gradient."""
     if not any(part.objective.referring for part in parts):
@@ -252,10 +252,10 @@ def _reference(
     asked = [part.trainee.reference if part.objective.referring else None for part in parts]
     with torch.no_grad():
         acts = _bound(model, segments, asked, [part.rows.laid for part in parts])
-        return Reference(Head(model, acts, index), one_pass(model, tokens, segments, acts, Read(index), False))
+        return Reference(Head(model, acts, index), one_pass(model, tokens, segments, acts, FinalStates(index), False))
 
 
-def _factors(parts: Sequence[Part]) -> Tensor | None:
+def _factors(parts: Sequence[TraineePart]) -> Tensor | None:
     """What the objectives multiply the token losses by, float64 CPU [M]; None where that is 1 for all."""
     own = [part.objective.weights(part.rows) for part in parts]
     if all(weights is None for weights in own):

@@ -17,7 +17,7 @@ from halter.training.frozen import Frozen
 from halter.training.guards import Guards, Trouble
 from halter.training.objective import Objective
 from halter.training.objectives.sft import Sft
-from halter.training.room import free, out_of_memory
+from halter.training.splitting import free, out_of_memory
 
 
 @dataclass

@@ -18,12 +18,12 @@ from halter.cli import main
 from halter.cli.train import split
 from halter.cli.typed import refuse_misgiven
 from halter.errors import Refusal
-from halter.files.yaml12 import Document
+from halter.files.yaml12 import YamlDocument
 from halter.playground import base_folder
 from halter.recipe import load
 from halter.recipe.fields import keys_of, takes_several
-from halter.recipe.gather import gather
 from halter.recipe.sections import SECTIONS, method_class, method_names
+from halter.recipe.sorting import sort_keys
 
 
 def flags() -> list[tuple[list[str], Any, Any]]:
@@ -68,7 +68,7 @@ def test_every_key_of_a_recipe_on_the_command_line() -> None:
     for section, method, key in KEYS:
         name = ".".join(filter(None, (section, key)))
         given = [f"method.name={method}"] * bool(method) + [f"{name}=one", f"--{name}=two"]
-        gathered = gather(Document({}), given)
+        gathered = sort_keys(YamlDocument({}), given)
         options = method_class(method) if method else SECTIONS.get(section)
         declared = keys_of(options)[key].type if options else None
         told = [p for p in gathered.problems if "given twice" in p]
@@ -85,11 +85,11 @@ def test_every_key_of_a_recipe_on_the_command_line() -> None:
 
 
 def test_parts_of_a_mapping_are_joined_and_the_same_part_is_not() -> None:
-    whole = gather(Document({}), ["data.columns={prompt: a}", "data.columns.completion=b"])
+    whole = sort_keys(YamlDocument({}), ["data.columns={prompt: a}", "data.columns.completion=b"])
     assert whole.sections["data"]["columns"].value == {"prompt": "a", "completion": "b"} and not whole.problems
     for second in ("data.columns={prompt: b}", "data.columns.prompt=b"):
         for first in ("data.columns={prompt: a}", "data.columns.prompt=a"):
-            assert "given twice" in gather(Document({}), [first, second]).problems[0]
+            assert "given twice" in sort_keys(YamlDocument({}), [first, second]).problems[0]
 
 
 def test_a_recipe_is_still_overridden() -> None:

@@ -16,9 +16,9 @@ import halter
 from halter.adapters.loading import load_adapter
 from halter.adapters.saving import state_of
 from halter.comparison import runner, search
-from halter.comparison.report.facts import Comparison
+from halter.comparison.report.facts import ReportFacts
 from halter.comparison.report.writing import markdown
-from halter.comparison.setup import Contestant, lay
+from halter.comparison.setup import Entry, set_up
 from halter.comparison.training_runs import train_runs
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
@@ -163,11 +163,11 @@ def test_more_seeds_later_run_only_the_new_ones(
 
 
 def test_trials_at_once_are_the_trials_one_by_one(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    ground = lay(recipe, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
-    model, who = ground.load_base("float32"), Contestant("lora", {"name": "lora"}, "float32")
+    setup = set_up(recipe, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
+    model, who = setup.load_base("float32"), Entry("lora", {"name": "lora"}, "float32")
     rates = (1e-3, 1e-2, 1e-1)
-    together = train_runs(model, [ground.job_for(who, rate, 0, 300, 3) for rate in rates], 1)
-    alone = [train_runs(model, [ground.job_for(who, rate, 0, 300)], 1)[0] for rate in rates]
+    together = train_runs(model, [setup.job_for(who, rate, 0, 300, 3) for rate in rates], 1)
+    alone = [train_runs(model, [setup.job_for(who, rate, 0, 300)], 1)[0] for rate in rates]
     assert [run.loss for run in together] == pytest.approx([run.loss for run in alone], rel=1e-5)
     assert len({run.loss for run in alone}) == 3
 
@@ -272,7 +272,7 @@ def test_tasks_of_lm_eval_are_scored_beside_the_rest(
         lora["mean"]["little/nats"] == pytest.approx(np.mean(nats)) and len({*nats, base["mean"]["little/nats"]}) == 3
     )
     assert record["tasks"] == {"little": {"rows": 1, "fewshot": 0, "version": 1.0}}
-    assert "little/acc" in markdown(Comparison(record)) and "exact_match" in lora["mean"]
+    assert "little/acc" in markdown(ReportFacts(record)) and "exact_match" in lora["mean"]
 
 
 def test_a_rate_that_the_recipe_gives_is_where_the_search_begins(tmp_path: Path, recipe: dict[str, Any]) -> None:

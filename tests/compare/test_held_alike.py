@@ -13,7 +13,7 @@ import torch
 from halter import recipe as recipes
 from halter.comparison import probe
 from halter.comparison.runner import Runner
-from halter.comparison.setup import Contestant, lay
+from halter.comparison.setup import Entry, set_up
 from halter.errors import Refusal
 from halter.model.decoder import Decoder
 from halter.pretrained import load
@@ -54,14 +54,14 @@ def test_what_a_recipe_says_of_the_base_holds_everywhere(
 ) -> None:
     said = asking(source, dtype, precision, quantize)
     wanted = {name for name in (dtype, PRECISIONS[precision]) if name != "auto"}
-    row = Contestant("lora", {"name": "lora"}, quantize or "auto")
-    ground = lay(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
-    job = ground.job_for(row, None, 0, ground.tokens)
+    row = Entry("lora", {"name": "lora"}, quantize or "auto")
+    setup = set_up(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
+    job = setup.job_for(row, None, 0, setup.tokens)
     recipe = recipes.load({**said, "method": row.method})
     trained = session._load_base(prepare(recipe, lambda _: None), lambda _: None).dtype
     if wanted:
         assert {str(trained).removeprefix("torch.")} == wanted
-    held = [ground.load_base(row.precision).dtype, Runner(ground, print, print)._dtype(job)]
+    held = [setup.load_base(row.precision).dtype, Runner(setup, print, print)._dtype(job)]
     assert [*held, planned.from_recipe(recipe).dtype] == [trained] * 3
     assert session._load_base(job, lambda _: None).dtype == trained, "the row's recipe, run by itself"
 
@@ -70,12 +70,12 @@ def test_what_a_recipe_says_of_the_base_holds_everywhere(
 def test_a_row_that_names_its_own_dtype_has_it(source: dict[str, Any], precision: str, tmp_path: Path) -> None:
     said = asking(source, "auto", precision)
     for name in ("float32", "bfloat16"):
-        row = Contestant("lora", {"name": "lora"}, name)
-        ground = lay(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
-        job = ground.job_for(row, None, 0, ground.tokens)
+        row = Entry("lora", {"name": "lora"}, name)
+        setup = set_up(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
+        job = setup.job_for(row, None, 0, setup.tokens)
         wanted = getattr(torch, name)
         assert session._load_base(job, lambda _: None).dtype == wanted
-        assert [ground.load_base(name).dtype, Runner(ground, print, print)._dtype(job)] == [wanted] * 2
+        assert [setup.load_base(name).dtype, Runner(setup, print, print)._dtype(job)] == [wanted] * 2
 
 
 def test_memory_is_measured_in_what_is_trained(
@@ -101,8 +101,8 @@ def test_results_of_another_precision_are_not_taken(source: dict[str, Any], tmp_
     found = []
     for precision in ("auto", "fp32", "bf16"):
         said = asking(source, "auto", precision)
-        ground = lay(said, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
-        job = ground.job_for(Contestant("lora", {"name": "lora"}, "auto"), None, 0, ground.tokens)
-        made = Runner(ground, print, print)
+        setup = set_up(said, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
+        job = setup.job_for(Entry("lora", {"name": "lora"}, "auto"), None, 0, setup.tokens)
+        made = Runner(setup, print, print)
         found += [json.dumps(made.define(kind, "auto", asked)) for kind, asked in (("base", None), ("run", job))]
     assert len(set(found)) == len(found)

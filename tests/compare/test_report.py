@@ -21,7 +21,7 @@ from browser import MISSING, Browser, browser
 from made_record import record
 
 from halter.comparison.report.__main__ import main
-from halter.comparison.report.facts import Comparison, Row
+from halter.comparison.report.facts import ReportFacts, ReportRow
 from halter.comparison.report.plots import plots
 from halter.comparison.report.summary import headline, reasons, size
 from halter.comparison.report.tables import comma_separated, tables
@@ -42,7 +42,7 @@ def without(path: str, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_ties_are_told_as_ties_and_the_cheapest_of_them_is_advised():
-    found = Comparison(record())
+    found = ReportFacts(record())
     assert headline(found) == "Use alpha: it ties for the best loss with beta and needs less memory."
     said = [text for _, text in reasons(found)]
     assert said[0] == (
@@ -62,22 +62,24 @@ def test_ties_are_told_as_ties_and_the_cheapest_of_them_is_advised():
 @pytest.mark.parametrize("ties", [True, False])
 def test_the_headline_is_no_firmer_than_the_search(ties):
     made = record() if ties else record() | {"ties": []}
-    assert "may change" not in headline(Comparison(made)) and not any(row.unsettled for row in Comparison(made).trained)
+    assert "may change" not in headline(ReportFacts(made)) and not any(
+        row.unsettled for row in ReportFacts(made).trained
+    )
     made["rows"][2]["edge"] = True
-    found = Comparison(made)
+    found = ReportFacts(made)
     assert headline(found).startswith("Use alpha") and "by more than the noise" not in headline(found)
     name = found.rows[2].name
     assert f"did not settle the learning rate of {name}, so the order may change." in headline(found)
     made["rows"][2]["edge"], made["rows"][2]["search"] = False, []
-    assert f"learning rate of {name}, so" in headline(Comparison(made))
-    assert any(lead == "No search" and name in text for lead, text in reasons(Comparison(made)))
+    assert f"learning rate of {name}, so" in headline(ReportFacts(made))
+    assert any(lead == "No search" and name in text for lead, text in reasons(ReportFacts(made)))
 
 
 def test_a_rate_at_the_edge_of_the_search_and_a_4_bit_base_are_told():
     made = record()
     made["rows"][2]["edge"] = True
     made["rows"].append({"name": "base-nf4", "method": None, "status": "done", "mean": {"test_loss": 0.5}})
-    found = Comparison(made)
+    found = ReportFacts(made)
     assert any(lead == "Search" and "beyond: beta." in text for lead, text in reasons(found))
     assert headline(found).startswith("Use alpha")  # the base in 4 bits is no method
 
@@ -86,12 +88,12 @@ def test_zeros_of_rows_that_never_ran_are_shown_as_unknown():
     made = record()
     blank = {"trainable": 0, "share": 0.0, "adapter_bytes": 0, "seconds": 0.0, "memory": {"measured_peak_bytes": 0}}
     made["rows"][-1] |= blank
-    row = Comparison(made).rows[-1]
+    row = ReportFacts(made).rows[-1]
     assert (row.trainable, row.peak, row.seconds) == (None, None, None)
-    results = next(table for table in tables(Comparison(made)) if table.title == "Results")
+    results = next(table for table in tables(ReportFacts(made)) if table.title == "Results")
     line = next(line for line in results.rows if line[0] == "zeta")
     assert line == ["zeta", "float32", "left out: does not fit in 1 GB", "", "", "", "", "", ""]
-    assert "planned memory" not in tables(Comparison(without("memory", record())))[2].head  # nothing to show
+    assert "planned memory" not in tables(ReportFacts(without("memory", record())))[2].head  # nothing to show
 
 
 @pytest.mark.parametrize("right", [0.0, 0.004, 1.0])
@@ -101,7 +103,7 @@ def test_the_axis_of_right_answers_shows_shares_alone(right: float):
     for row in made["rows"]:
         row.setdefault("mean", {})["exact_match"] = right
         row.setdefault("interval", {})["exact_match"] = [right, right]
-    found = Comparison(made)
+    found = ReportFacts(made)
     (shares,) = [plot for plot in plots(found) if "right answers" in plot.note]
     ticks = [float(text.replace("\N{MINUS SIGN}", "-")) for text in re.findall(r">([^<>]*)%<", shares.svg)]
     assert len(ticks) > 2 and min(ticks) >= 0 and max(ticks) - min(ticks) >= 5
@@ -110,21 +112,21 @@ def test_the_axis_of_right_answers_shows_shares_alone(right: float):
 def test_the_cheaper_of_two_ties_wins_even_with_the_larger_loss():
     made = record()
     next(row for row in made["rows"] if row["name"] == "beta")["memory"]["measured_peak_bytes"] = 1e8
-    assert headline(Comparison(made)).startswith("Use beta: it ties for the best loss with alpha")
+    assert headline(ReportFacts(made)).startswith("Use beta: it ties for the best loss with alpha")
 
 
 def test_memory_that_hardly_differs_does_not_decide():
     made = record()
     alpha, beta = made["rows"][1], made["rows"][2]
     beta["memory"]["measured_peak_bytes"] = 390e6  # 2.5 % below alpha's, which trains fewer parameters
-    assert headline(Comparison(made)).endswith("with beta and trains the fewest parameters.")
+    assert headline(ReportFacts(made)).endswith("with beta and trains the fewest parameters.")
     alpha["mergeable"] = False
-    assert headline(Comparison(made)) == (
+    assert headline(ReportFacts(made)) == (
         "Use beta: it ties for the best loss with alpha and is the one that merges into the weights."
     )
     made["ties"].append(["alpha", "delta"])
     made["rows"][4]["memory"]["measured_peak_bytes"] = 800e6
-    assert headline(Comparison(made)).endswith(
+    assert headline(ReportFacts(made)).endswith(
         "with alpha and delta; of those that need least memory it is the one that merges into the weights."
     )
 
@@ -134,54 +136,54 @@ def test_where_full_training_wins_the_best_adapter_is_named_too():
     beta = made["rows"][2]
     beta["mean"]["test_loss"] = 0.9
     made["ties"] = [["alpha", "alpha-nf4"]]
-    assert headline(Comparison(made)) == (
+    assert headline(ReportFacts(made)) == (
         "Use beta: the best loss, by more than the noise. Of the adapters: alpha-nf4."
     )
-    assert dict(reasons(Comparison(made)))["Adapters"] == (
+    assert dict(reasons(ReportFacts(made)))["Adapters"] == (
         "alpha and alpha-nf4 tie among those that leave the base as it is; alpha-nf4: 1.2700; beta: 0.9000."
     )
     beta["share"] = 0.99
-    assert headline(Comparison(made)) == "Use beta: the best loss, by more than the noise."
-    assert "Adapters" not in dict(reasons(Comparison(made)))
+    assert headline(ReportFacts(made)) == "Use beta: the best loss, by more than the noise."
+    assert "Adapters" not in dict(reasons(ReportFacts(made)))
 
 
 def test_warm_ups_that_differ_are_told():
     made = record()
-    assert "Warm-up" not in dict(reasons(Comparison(made)))
+    assert "Warm-up" not in dict(reasons(ReportFacts(made)))
     shares = {"alpha": 0.03, "beta": 0.03, "gamma_v2": 0.4, "delta": 12}
     for row in made["rows"]:
         row["warmup"] = shares.get(row["name"])
-    text = dict(reasons(Comparison(made)))["Warm-up"]
+    text = dict(reasons(ReportFacts(made)))["Warm-up"]
     assert "12 steps delta; 3% of the steps alpha and beta; 40% of the steps gamma_v2." in text
     for row in made["rows"]:
         row["warmup"] = 0.1
-    assert "Warm-up" not in dict(reasons(Comparison(made)))
+    assert "Warm-up" not in dict(reasons(ReportFacts(made)))
 
 
 def test_a_single_seed_is_said_to_be_one():
     made = record()
-    assert not any(lead == "Noise" for lead, _ in reasons(Comparison(made)))
+    assert not any(lead == "Noise" for lead, _ in reasons(ReportFacts(made)))
     made["rows"][1]["seeds"] = made["rows"][1]["seeds"][:1]
-    said = dict(reasons(Comparison(made)))
+    said = dict(reasons(ReportFacts(made)))
     assert "for want of a second seed" in said["Noise"] and "from a single seed" in said["Quality"]
 
 
 def test_a_winner_without_ties_is_told_so():
-    assert headline(Comparison(record() | {"ties": []})) == "Use alpha: the best loss, by more than the noise."
+    assert headline(ReportFacts(record() | {"ties": []})) == "Use alpha: the best loss, by more than the noise."
 
 
 def test_where_nothing_beats_the_base_the_base_is_advised():
     made = record()
     made["rows"][0]["mean"]["test_loss"] = 1.19
-    assert "use the base as it is" in headline(Comparison(made))
+    assert "use the base as it is" in headline(ReportFacts(made))
     tied = record()
     tied["rows"][0]["mean"]["test_loss"] = 1.3
     tied["ties"] += [["base", "alpha"], ["beta", "base"]]
-    assert "use the base as it is" in headline(Comparison(tied))
+    assert "use the base as it is" in headline(ReportFacts(tied))
 
 
 def test_the_pareto_front_is_what_no_other_row_beats():
-    found = Comparison(record())
+    found = ReportFacts(record())
     # (parameters, loss): delta 5,120 2.10; gamma 20,736 1.55; alpha 286,720 1.20; alpha-nf4 286,720 1.27;
     # beta 3,279,104 1.21
     assert [row.name for row in found.front(lambda row: row.trainable)] == ["delta", "gamma_v2", "alpha"]
@@ -192,14 +194,14 @@ def test_curves_are_means_and_bands_of_the_steps_that_all_seeds_share():
     def seed(*points: tuple[int, float]) -> dict[str, Any]:
         return {"curve": [{"step": s, "tokens": 10 * s, "seconds": 1.0, "validation_loss": loss} for s, loss in points]}
 
-    row = Row({"name": "x", "seeds": [seed((0, 4.0), (1, 2.0), (2, 1.0)), seed((0, 5.0), (2, 2.0), (3, 9.0))]})
+    row = ReportRow({"name": "x", "seeds": [seed((0, 4.0), (1, 2.0), (2, 1.0)), seed((0, 5.0), (2, 2.0), (3, 9.0))]})
     assert row.curve("tokens") == [(0, 4.5, 4.0, 5.0), (20, 1.5, 1.0, 2.0)]
 
 
 def test_the_csv_has_the_numbers_of_the_record():
     made = record()
     made["rows"][1]["name"] = "=1+1"
-    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(comma_separated(Comparison(made))))}
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(comma_separated(ReportFacts(made))))}
     assert list(rows) == ["base", "'=1+1", "beta", "gamma_v2", "delta", "alpha-nf4", "epsilon", "zeta"]
     beta = rows["beta"]
     assert (beta["trainable"], beta["mean_test_loss"], beta["low_test_loss"]) == ("3279104", "1.21", "1.18")
@@ -212,7 +214,7 @@ def test_markdown_has_every_row_and_no_markup_of_strangers():
     made = record()
     made["rows"][1]["name"] = HOSTILE
     made["ties"] = [[HOSTILE, "beta"]]
-    text = markdown(Comparison(made))
+    text = markdown(ReportFacts(made))
     assert "<" not in text and "\u202e" not in text
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if "1.1700 to 1.2300" in line} == {10}
     for words in (
@@ -232,7 +234,7 @@ OPTIONAL = (
 
 def test_every_optional_part_of_a_row_may_be_missing(tmp_path: Path):
     for key in OPTIONAL:
-        found = Comparison(without(key, record()))
+        found = ReportFacts(without(key, record()))
         assert markdown(found) and comma_separated(found)
     write(without("memory", without("search", record())), tmp_path)
     write(without("seeds", without("spread", record())), tmp_path)
@@ -248,7 +250,7 @@ def test_numbers_that_are_none_stay_out(tmp_path: Path):
     made["rows"][2]["mean"]["test_loss"] = float("nan")
     made["rows"][3]["memory"]["measured_peak_bytes"] = None
     made["rows"][3]["memory"]["planned"] = None
-    found = Comparison(made)
+    found = ReportFacts(made)
     assert [row.name for row in found.trained] == ["alpha", "alpha-nf4", "gamma_v2", "delta"]
     write(made, tmp_path)
     assert not re.search(r"\bnan\b", (tmp_path / "report.html").read_text("utf-8"), re.IGNORECASE)
@@ -316,7 +318,7 @@ def test_the_example_report_is_what_its_record_makes():
     folder = Path(__file__).resolve().parents[2] / "docs" / "measured" / "example-report"
     if not folder.is_dir():
         pytest.skip("there is no docs/measured/example-report yet: make report")
-    found = Comparison(json.loads((folder / "record.json").read_text("utf-8")))
+    found = ReportFacts(json.loads((folder / "record.json").read_text("utf-8")))
     assert (folder / "report.md").read_text("utf-8") == markdown(found)
     assert (folder / "report.csv").read_text("utf-8") == comma_separated(found)
     page = (folder / "report.html").read_text("utf-8")
@@ -359,7 +361,7 @@ def test_the_page_opens_in_a_browser_and_asks_for_nothing_else(chromium: Browser
 def test_the_page_shows_every_part_and_stays_inside_its_window(chromium: Browser, tmp_path: Path):
     chromium.open(write(record(), tmp_path)[0])
     heads = chromium.run("return [...document.querySelectorAll('h2')].map(e => e.textContent)")
-    parts = [table.title for table in tables(Comparison(record()))]
+    parts = [table.title for table in tables(ReportFacts(record()))]
     figures = [
         "Quality against cost",
         "Learning curves",
@@ -432,7 +434,7 @@ def chosen(accuracies: dict[str, float], low: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("low", "vain"), [(0.5501, False), (0.55, True)])
 def test_choice_accuracy_stands_beside_what_needs_no_model(low: float, vain: bool) -> None:
-    found = Comparison(chosen({"base": 0.41, "alpha": 0.625, "beta": 0.6, "gamma_v2": 0.61}, low))
+    found = ReportFacts(chosen({"base": 0.41, "alpha": 0.625, "beta": 0.6, "gamma_v2": 0.61}, low))
     text = dict(reasons(found))["Choices"]
     assert text.startswith(
         "alpha finds the right choice likeliest in 62.5% of the test rows; inside the noise, so a tie: "
@@ -444,4 +446,4 @@ def test_choice_accuracy_stands_beside_what_needs_no_model(low: float, vain: boo
     cells = {row[0]: row[column] for row in table.rows}
     assert cells["alpha"] == f"0.625 ({low:.3f} to 0.675)" and cells["delta"] == "" and "0.550" in table.note
     assert "Right answers" in [plot.title for plot in plots(found)]
-    assert "Choices" not in dict(reasons(Comparison(record())))
+    assert "Choices" not in dict(reasons(ReportFacts(record())))

@@ -23,7 +23,7 @@ from halter.recipe import load
 from halter.run.prepare import plan_of
 from halter.training import objective
 from halter.training.objective import Objective
-from halter.training.room import Room
+from halter.training.splitting import Splitter
 
 GROUPS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=40)
 """(group, tokens) of each row; the rows of a group need not be neighbours."""
@@ -74,7 +74,7 @@ def test_no_step_and_no_pass_tears_a_group(
             for rows in step:
                 assert all(plan.holding(one) <= number for one in rows)  # type: ignore[operator]
                 batch = pack([train[one] for one in rows], rows, grouped=True)
-                for part in Room(halvings=halvings).parts(batch):
+                for part in Splitter(halvings=halvings).parts(batch):
                     for unit in part.units():
                         numbers = [part.rows[place] for place in unit]
                         of = {int(train.documents[one]) for one in numbers}

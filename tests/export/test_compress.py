@@ -17,8 +17,8 @@ from halter.adapters.loading import load_adapter
 from halter.adapters.saving import state_of
 from halter.errors import Refusal
 from halter.export.compress import CompressOptions, compress, kept_numbers
+from halter.files.few_bits import pack, unpack
 from halter.files.manifest import write_manifest
-from halter.files.packed import pack, unpack
 from halter.files.tensors import read_tensors
 from halter.files.writing import write_tensors
 

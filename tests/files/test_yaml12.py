@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from halter.errors import Refusal
-from halter.files.yaml12 import MAX_BYTES, Document, flow, parse, read, scalar
+from halter.files.yaml12 import MAX_BYTES, YamlDocument, flow, parse, read, scalar
 
 CORE_SCHEMA = [  # YAML 1.2.2, 10.3.2, and what YAML 1.1 would have made of it
     ("2e-4", 2e-4), ("1E3", 1000.0), (".5", 0.5), ("5.", 5.0), ("-1.5e+3", -1500.0), ("0o17", 15), ("0x1F", 31),
@@ -40,7 +40,7 @@ def test_every_key_and_item_knows_its_place() -> None:
     assert document.where(("train", "learning_rate")) == "x.yaml:2:3"
     assert document.where(("method", 0, "r")) == "x.yaml:5:5"
     assert document.where(("train", "absent")) == "x.yaml:1:1"
-    assert Document({}, source="x.yaml").where(("train",)) == "x.yaml"
+    assert YamlDocument({}, source="x.yaml").where(("train",)) == "x.yaml"
 
 
 REFUSED = [

@@ -15,7 +15,7 @@ from halter import telling
 from halter.errors import Refusal
 from halter.generation.options import GenerationKeywords, GenerationOptions
 from halter.generation.prompts import AnswerKeywords, as_list, encode_prompt, turn_end
-from halter.generation.streaming import Answer
+from halter.generation.streaming import GrowingAnswer
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def test_a_turn_ends_where_its_template_ends_it(llama3: Tokenizer) -> None:
     template = ChatTemplate.builtin("llama-3")
     assert turn_end(llama3, template) == (end,)
     prompt = encode_prompt(llama3, [TURN], template)
-    answer = Answer(llama3, prompt, GenerationOptions())
+    answer = GrowingAnswer(llama3, prompt, GenerationOptions())
     answer.push(llama3.encode("Yes")[0])
     answer.push(end)
     assert answer.result is not None and answer.result.stop == end
@@ -77,8 +77,8 @@ def test_a_string_with_a_template_is_a_users_turn(llama3: Tokenizer) -> None:
 def test_text_goes_on_with_the_prompt_but_a_reply_begins_anew(data: Data) -> None:
     tokenizer = Tokenizer.from_folder(data.base)
     token = tokenizer.encode("on")[0]  # its piece brings the space along
-    goes_on = Answer(tokenizer, encode_prompt(tokenizer, "named"), GenerationOptions())
-    reply = Answer(tokenizer, encode_prompt(tokenizer, "named", "alpaca"), GenerationOptions())
+    goes_on = GrowingAnswer(tokenizer, encode_prompt(tokenizer, "named"), GenerationOptions())
+    reply = GrowingAnswer(tokenizer, encode_prompt(tokenizer, "named", "alpaca"), GenerationOptions())
     assert (goes_on.push(token), reply.push(token)) == (" on", "on")
 
 

@@ -19,7 +19,7 @@ from halter.model.cache import Cache
 from halter.model.passes import Pass
 from halter.training import head, optimizers, schedule
 from halter.training.loop import Events, Feed, train_loop
-from halter.training.room import Room
+from halter.training.splitting import Splitter
 from halter.training.trainee import Trainee
 
 TOKENS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(5))
@@ -34,11 +34,11 @@ def digest(model):
     return state.hexdigest()
 
 
-def trained(model, adapter, room=None):
+def trained(model, adapter, splitter=None):
     optimizer = optimizers.make("adamw", adapter.groups(1e-2, 0.1), 1e-2, (0.9, 0.999), 1e-8, lambda _: None)
     plain = torch.amp.GradScaler("cpu", enabled=False)
     one = Trainee(adapter, optimizer, schedule.make("constant", 9, 0), plain)
-    train_loop(model, [one], [FEED], Events(log=lambda _: None), room=room)
+    train_loop(model, [one], [FEED], Events(log=lambda _: None), splitter=splitter)
 
 
 def training(model, adapter, monkeypatch, tmp_path):
@@ -54,7 +54,7 @@ def a_crash_in_a_step(model, adapter, monkeypatch, tmp_path):
 def out_of_memory(model, adapter, monkeypatch, tmp_path):
     monkeypatch.setattr(head, "head_loss", lambda *a: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(HalterError, match="out of memory"):
-        trained(model, adapter, Room())
+        trained(model, adapter, Splitter())
 
 
 def decoding(model, adapter, monkeypatch, tmp_path):

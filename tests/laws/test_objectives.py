@@ -26,8 +26,8 @@ from halter.model.reports import listening
 from halter.model.segments import Segments
 from halter.training import head, step
 from halter.training.objective import Objective, find, make, names
-from halter.training.room import Room
 from halter.training.schedule import make as make_schedule
+from halter.training.splitting import Splitter
 from halter.training.step import take_step
 from halter.training.trainee import Trainee
 
@@ -84,9 +84,9 @@ def batch(pairs=4, seed=0):
     return pack(rows(pairs, seed), grouped=True).select([*range(0, 2 * pairs, 2), *range(1, 2 * pairs, 2)])
 
 
-def taken(trainees, micros, checkpointing=False, room=None):
+def taken(trainees, micros, checkpointing=False, splitter=None):
     """(values, gradients) of one step."""
-    records = take_step(MODEL, trainees, micros, checkpointing, room)
+    records = take_step(MODEL, trainees, micros, checkpointing, splitter)
     seen = [torch.cat([g.flatten() for g in one.optimizer.seen if g is not None]) for one in trainees]
     return [record.loss for record in records], seen
 
@@ -144,7 +144,7 @@ def test_how_a_step_is_cut_changes_nothing(name):
     whole = taken([trainee(name, adapter_of())], [[batch()]])
     groups = [[batch().select(unit)] for unit in batch().units()]
     same(taken([trainee(name, adapter_of())], groups), whole)
-    same(taken([trainee(name, adapter_of())], [[batch()]], room=Room(halvings=1)), whole)
+    same(taken([trainee(name, adapter_of())], [[batch()]], splitter=Splitter(halvings=1)), whole)
     same(taken([trainee(name, adapter_of())], [[batch()]], checkpointing=True), whole, 1e-12)
 
 
@@ -202,7 +202,7 @@ def test_a_group_is_never_torn(name, monkeypatch):
     monkeypatch.setattr(step, "_accumulate", failing)
     said = []
     with pytest.raises(HalterError) as caught:
-        take_step(MODEL, [trainee(name, adapter_of())], [[data]], room=Room(said.append))
+        take_step(MODEL, [trainee(name, adapter_of())], [[data]], splitter=Splitter(said.append))
     assert len(said) == (2 if objective.grouped else 3)
     assert ("2 rows that belong together" in str(caught.value)) == objective.grouped
     for part in seen if objective.grouped else []:

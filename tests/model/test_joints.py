@@ -11,13 +11,13 @@ import torch
 from halter.adapters.acting import acts_of
 from halter.model.joints import Chain, MixedAct, Weighted, chained, mixed
 from halter.model.layout import AROUND
-from halter.model.places import FINAL, Act, Run
+from halter.model.places import FINAL, Act, RowRun
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 W, OTHER, BESIDE = (
     torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (2, 3, 4)
 )
-RUNS = (Run(0, 1, 0, 2), Run(1, 2, 2, 5))
+RUNS = (RowRun(0, 1, 0, 2), RowRun(1, 2, 2, 5))
 
 
 @dataclass(frozen=True)

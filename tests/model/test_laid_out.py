@@ -10,7 +10,7 @@ import torch
 from laying import NO_LAYING, can_lay_out
 
 from halter.generation.engine import generate
-from halter.model import packing
+from halter.model import decoding as packing
 from halter.model.linear import DenseLinear
 from halter.numerics import allocation, products
 from halter.numerics.products import NEED_LAID
@@ -50,14 +50,14 @@ def test_after_a_while_one_a_step_counted_and_gone():
     before, sizes = held(model), [linear.matrix.nbytes for linear in dense(model)]
     parts = [piece for linear in dense(model) for piece in products.pieces(linear.matrix)]
     assert len(parts) > len(sizes) and parts[-1].data_ptr() != dense(model)[-1].matrix.data_ptr()  # the head in several
-    with packing.packed(model, 4, 1000):
+    with packing.for_decoding(model, 4, 1000):
         for _ in range(packing.LAY_STEPS):
             one_step(model)
             assert held(model) == before
         for number in range(len(parts)):
             one_step(model)
             assert held(model) == before + sum(part.nbytes for part in parts[: number + 1])
-        with packing.packed(model, 4, 1000):  # a second one inside, as chat has it
+        with packing.for_decoding(model, 4, 1000):  # a second one inside, as chat has it
             one_step(model)
         assert held(model) == before + sum(sizes)
     assert held(model) == before and not any(linear.awaits_laying for linear in dense(model))
@@ -72,13 +72,13 @@ def test_not_where_it_does_not_pay_or_fit(why, monkeypatch, quickest):
         monkeypatch.setattr(packing, "available_bytes", lambda: 40_000)
     if why == "training":
         monkeypatch.setattr(allocation, "is_kept", lambda: True)
-    with packing.packed(model, 49 if why == "rows" else 1, 1000):
+    with packing.for_decoding(model, 49 if why == "rows" else 1, 1000):
         assert not any(linear.awaits_laying for linear in dense(model))
 
 
 def test_the_copy_goes_also_where_generation_ends_in_the_middle():
     model = model_of()
-    with pytest.raises(KeyboardInterrupt), packing.packed(model, 1, 1000):
+    with pytest.raises(KeyboardInterrupt), packing.for_decoding(model, 1, 1000):
         for _ in range(10):
             one_step(model)
         assert any(linear._laid for linear in dense(model))
@@ -111,7 +111,7 @@ def test_a_weight_that_stands_in_and_training_go_by_the_plain_product():
     linear = dense(model)[0]
     x = torch.randn(1, linear.in_features).bfloat16()
     other = torch.randn_like(linear.matrix)
-    with packing.packed(model, 1, 1000):
+    with packing.for_decoding(model, 1, 1000):
         for _ in range(10):
             one_step(model)
         assert torch.equal(linear(x, other), torch.nn.functional.linear(x, other))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.cuda import _pin_memory_utils as locking
 
-from halter.model.copy_stream import PAGE, Lane, page_lock, paged
+from halter.model.copy_stream import PAGE, CopyStream, page_lock, paged
 
 
 @pytest.fixture
@@ -48,22 +48,24 @@ def calls(monkeypatch):
 
 
 def test_a_copy_comes_after_what_was_asked_and_before_what_is_asked_next(calls):
-    lane = Lane(torch.device("cuda"))
+    copy_stream = CopyStream(torch.device("cuda"))
     target, source = torch.zeros(3), torch.ones(3)
-    copy = lane.copy(target, source)
+    copy = copy_stream.copy(target, source)
     assert calls == [("side", "waits for", "main"), ("side", "begins"), ("side", "marks"), ("side", "ends")]
     assert torch.equal(target, source)
-    lane.wait(copy)
+    copy_stream.wait(copy)
     assert calls[4:] == [("main", "waits for the mark")]
-    lane.wait(None)  # nothing was ever copied
+    copy_stream.wait(None)  # nothing was ever copied
     assert len(calls) == 5
 
 
 def test_elsewhere_a_copy_is_made_at_once():
-    lane = Lane(torch.device("cpu"))
+    copy_stream = CopyStream(torch.device("cpu"))
     target = torch.zeros(3)
-    lane.wait(lane.copy(target, torch.ones(3)))
-    assert torch.equal(target, torch.ones(3)) and lane.room(5).shape == (5,) and not lane.room(5).is_pinned()
+    copy_stream.wait(copy_stream.copy(target, torch.ones(3)))
+    assert (
+        torch.equal(target, torch.ones(3)) and copy_stream.room(5).shape == (5,) and not copy_stream.room(5).is_pinned()
+    )
 
 
 def test_memory_is_locked_as_long_as_it_lives(monkeypatch):

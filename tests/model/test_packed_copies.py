@@ -9,7 +9,7 @@ import tiny_tokenizers
 import torch
 
 from halter.generation.engine import generate
-from halter.model import packing
+from halter.model import decoding as packing
 from halter.model.nf4_linear import NF4Linear
 from halter.numerics import nf4_packed
 from halter.text.tokenizer import Tokenizer
@@ -37,10 +37,10 @@ def sizes(model):
 def test_there_for_a_while_counted_and_gone():
     model = four_bits()
     before = sizes(model)
-    with packing.packed(model, 4, 1000) as held:
+    with packing.for_decoding(model, 4, 1000) as held:
         numbers = sum(lin.in_features * lin.out_features for _, lin in model.places() if isinstance(lin, NF4Linear))
         assert held == numbers * 4.25 / 8 and sum(sizes(model)) == sum(before) + held
-        with packing.packed(model, 4, 1000) as more:
+        with packing.for_decoding(model, 4, 1000) as more:
             assert more == 0
         assert sum(sizes(model)) == sum(before) + held
     assert sizes(model) == before
@@ -53,13 +53,13 @@ def test_there_for_a_while_counted_and_gone():
 def test_not_where_it_does_not_pay_or_fit(monkeypatch, rows, steps, free, dtype):
     monkeypatch.setattr(packing, "available_bytes", lambda: free)
     model = four_bits(dtype)
-    with packing.packed(model, rows, steps) as held:
+    with packing.for_decoding(model, rows, steps) as held:
         assert held == 0
 
 
 def test_not_where_it_was_measured_to_be_slow(quickest):
     quickest("dequantised")
-    with packing.packed(four_bits(), 4, 1000) as held:
+    with packing.for_decoding(four_bits(), 4, 1000) as held:
         assert held == 0
 
 

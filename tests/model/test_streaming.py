@@ -18,7 +18,7 @@ from halter.adapters.adapter import adapt
 from halter.contract.registry import names
 from halter.errors import Refusal
 from halter.generation.engine import generate
-from halter.model import packing
+from halter.model import decoding as packing
 from halter.model.copy_stream import PAGE, paged
 from halter.model.int8_linear import Int8Linear
 from halter.model.linear import DenseLinear, Linear

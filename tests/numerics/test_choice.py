@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from halter.files.measured import DAYS, Measured
+from halter.files.measured import DAYS, MeasuredTimes
 from halter.numerics import choice, int8_product, nf4_packed, products
 from halter.numerics.choice import Choice, pick
 
@@ -79,13 +79,13 @@ def test_what_cannot_run_here_is_never_taken():
 
 def test_measured_once_a_process_and_once_a_machine(tmp_path):
     calls: list[int] = []
-    shelf = Measured(tmp_path / "deep" / "measured.json")
-    choice.keep_on(shelf)
+    store = MeasuredTimes(tmp_path / "deep" / "measured.json")
+    choice.keep_on(store)
     assert [pick(asked(1, 3, calls)) for _ in range(3)] == ["quick"] * 3 and len(calls) == 1
     choice.forget()
-    choice.keep_on(shelf)
+    choice.keep_on(store)
     assert pick(asked(1, 3, calls)) == "quick" and len(calls) == 1
-    choice.keep_on(Measured(tmp_path / "other.json"))
+    choice.keep_on(MeasuredTimes(tmp_path / "other.json"))
     assert pick(asked(1, 3, calls)) == "quick" and len(calls) == 2
 
 
@@ -110,7 +110,7 @@ STALE = {
 def test_a_stale_or_spoilt_file_is_measured_over(what, tmp_path):
     path = tmp_path / "measured.json"
     path.write_text(json.dumps(STALE[what]))
-    choice.keep_on(Measured(path))
+    choice.keep_on(MeasuredTimes(path))
     calls: list[int] = []
     assert pick(asked(1, 3, calls)) == "quick" and calls == [1]
     kept = json.loads(path.read_text())
@@ -123,14 +123,14 @@ def test_a_stale_or_spoilt_file_is_measured_over(what, tmp_path):
 def test_a_torn_file_is_harmless(text, tmp_path):
     path = tmp_path / "measured.json"
     path.write_bytes(text)
-    choice.keep_on(Measured(path))
-    assert pick(asked(1, 3)) == "quick" and Measured(path).read(HERE)
+    choice.keep_on(MeasuredTimes(path))
+    assert pick(asked(1, 3)) == "quick" and MeasuredTimes(path).read(HERE)
 
 
 def test_a_way_that_cannot_run_is_remembered_as_such(tmp_path):
-    shelf = Measured(tmp_path / "measured.json")
-    shelf.add(HERE, "it", {"usual": 1.0, "quick": math.inf})
-    assert shelf.read(HERE)["it"] == {"usual": 1.0, "quick": math.inf}
+    store = MeasuredTimes(tmp_path / "measured.json")
+    store.add(HERE, "it", {"usual": 1.0, "quick": math.inf})
+    assert store.read(HERE)["it"] == {"usual": 1.0, "quick": math.inf}
 
 
 @pytest.mark.parametrize("where", ["file", "folder"])
@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_harmless(where, tmp_path):
         (tmp_path / "measured.json").write_text("")
     else:
         path.mkdir()
-    choice.keep_on(Measured(path))
+    choice.keep_on(MeasuredTimes(path))
     assert pick(asked(1, 3)) == "quick"
 
 

@@ -18,8 +18,8 @@ from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.model.config import preset
 from halter.model.decoder import Decoder
+from halter.model.decoding import for_decoding
 from halter.model.nf4_linear import NF4Linear
-from halter.model.packing import packed
 from halter.model.storages import quantised
 from halter.numerics import nf4_packed
 from halter.planning import Setting, forecast
@@ -133,7 +133,7 @@ def test_packed_copies_for_writing_are_counted(dtype: torch.dtype, packs: bool, 
         for place in tiny.LINEARS:
             model.set_linear(model.layout.at(layer, place), NF4Linear.quantize(model.module(layer, place).weight()))
     before = sum(linear.nbytes for _, linear in model.places() if isinstance(linear, NF4Linear))
-    with packed(model, 1, 100):
+    with for_decoding(model, 1, 100):
         after = sum(linear.nbytes for _, linear in model.places() if isinstance(linear, NF4Linear))
     assert found.packed == (after - before if packs else 0)
     assert found.total == sum(vars(found).values())

@@ -25,7 +25,7 @@ from halter.recipe import Recipe, load
 from halter.recipe.foreign import axolotl, llama_factory, mlx_lm, shell, trl
 from halter.recipe.foreign.convert import TOOLS, convert, kinds, recognise
 from halter.recipe.foreign.open import open_foreign, written
-from halter.recipe.foreign.tables import Reading, Tool
+from halter.recipe.foreign.tables import ForeignRecipe, Tool
 from halter.recipe.foreign.written import as_data, summary, text
 from halter.run import train
 
@@ -39,7 +39,7 @@ LEAST: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def read(tool: Tool, **given: Any) -> Reading:
+def read(tool: Tool, **given: Any) -> ForeignRecipe:
     return convert(tool, {**LEAST[tool.name], **given}, "theirs.yaml")
 
 

@@ -22,7 +22,7 @@ from halter.recipe import Recipe, as_data, commented, dump, json_schema, load, l
 from halter.recipe.aliases import ALIASES
 from halter.recipe.fields import keys_of, words
 from halter.recipe.foreign.convert import TOOLS, convert
-from halter.recipe.foreign.tables import Read, Tool
+from halter.recipe.foreign.tables import Mapped, Tool
 from halter.recipe.sections import SECTIONS, method_names
 from halter.training.defaults import sourced
 from halter.training.options import TrainOptions
@@ -204,7 +204,7 @@ def test_a_name_of_two_meanings_is_refused_with_both() -> None:
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
 def test_another_tools_key_is_read_alike_by_itself_and_in_that_tools_recipe(tool: Tool) -> None:
     for name, entry in tool.keys.items():
-        if name in ALIASES and isinstance(entry, Read) and name != "adapter_path":  # which is refused
+        if name in ALIASES and isinstance(entry, Mapped) and name != "adapter_path":  # which is refused
             assert (ALIASES[name].section, ALIASES[name].key) == (entry.section, entry.key), name
     for name, value, key in (("mask_prompt", True, "train_on"), ("train_on_inputs", True, "train_on"),
                              ("max_seq_length", 64, "on_long"), ("cutoff_len", 64, "on_long"),

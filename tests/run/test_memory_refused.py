@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playground_run import recipe as made
 
-from halter.cli.progress import Counter, patiently
+from halter.cli.progress import CountLine, patiently
 from halter.run import estimate
 from halter.run.preflight import examine
 from halter.training import memory
@@ -104,7 +104,7 @@ def test_what_takes_long_says_so_after_two_seconds(
         time.sleep(0.3)
     with patiently("never said"):
         pass
-    with Counter("methods tried", 1) as counter:
+    with CountLine("methods tried", 1) as counter:
         counter.of(0, 4)
         time.sleep(0.1)
         counter.of(2, 4)

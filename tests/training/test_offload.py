@@ -31,10 +31,10 @@ def step(model, adapter, checkpointing):
 
 def offload(model, adapter, **options):
     """The model from now on with activations moved to the lane's CPU memory."""
-    lane = LateLane()
-    keeper = ActivationOffload(lane, [*model.buffers(), *adapter.parameters()], **options)
-    model.keepers.append(keeper)
-    return lane, keeper
+    copy_stream = LateLane()
+    tensor_saver = ActivationOffload(copy_stream, [*model.buffers(), *adapter.parameters()], **options)
+    model.tensor_savers.append(tensor_saver)
+    return copy_stream, tensor_saver
 
 
 def pair(name, **options):
@@ -56,18 +56,18 @@ def pair(name, **options):
 def test_gradients_are_the_same(name, options, checkpointing, streamed, leaving):
     resident, plain, moving, adapter = pair(name, **options)
     if streamed:
-        moving.stream_layers(lane=LateLane())
-    lane, _ = offload(moving, adapter, smallest=1, leaving=leaving)
+        moving.stream_layers(copy_stream=LateLane())
+    copy_stream, _ = offload(moving, adapter, smallest=1, leaving=leaving)
     for _ in range(2):
         for ours, theirs in zip(
             step(moving, adapter, checkpointing), step(resident, plain, checkpointing), strict=True
         ):
             assert torch.equal(ours, theirs) and not ours.isnan().any()
-    assert lane.rooms
+    assert copy_stream.rooms
 
 
-def watched(model, adapter, checkpointing, lane=None):
-    device = Device(lane=lane)
+def watched(model, adapter, checkpointing, copy_stream=None):
+    device = Device(copy_stream=copy_stream)
     device.held = {
         t.untyped_storage()._cdata: weakref.ref(t.untyped_storage()) for t in (*model.buffers(), *adapter.parameters())
     }
@@ -79,8 +79,8 @@ def watched(model, adapter, checkpointing, lane=None):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_device_holds_less(checkpointing):
     resident, plain, moving, adapter = pair("lora", r=2)
-    lane, _ = offload(moving, adapter, smallest=1024, leaving=0)
-    all_here, most = watched(resident, plain, checkpointing), watched(moving, adapter, checkpointing, lane)
+    copy_stream, _ = offload(moving, adapter, smallest=1024, leaving=0)
+    all_here, most = watched(resident, plain, checkpointing), watched(moving, adapter, checkpointing, copy_stream)
     layer_input = 96 * 32 * 4
     if checkpointing:  # the inputs of the layers above the first, but for those that are worked on
         assert most <= all_here - 2 * layer_input
@@ -90,35 +90,35 @@ def test_the_device_holds_less(checkpointing):
 
 def test_nothing_is_copied_that_stays_and_nothing_twice():
     _, _, model, adapter = pair("lora")
-    lane, keeper = offload(model, adapter, smallest=1, leaving=10**9)
+    copy_stream, tensor_saver = offload(model, adapter, smallest=1, leaving=10**9)
     x = torch.randn(64, requires_grad=True) * 1.0
-    first, again = keeper.take(x.view(8, 8)), keeper.take(x[3:])
-    assert len(lane.under_way) == 1 and torch.equal(first(), x.view(8, 8)) and torch.equal(again(), x[3:])
+    first, again = tensor_saver.take(x.view(8, 8)), tensor_saver.take(x[3:])
+    assert len(copy_stream.under_way) == 1 and torch.equal(first(), x.view(8, 8)) and torch.equal(again(), x[3:])
     x.detach().add_(1)
-    changed = keeper.take(x)  # no longer what was taken
-    assert len(lane.under_way) == 2 and torch.equal(changed(), x)
+    changed = tensor_saver.take(x)  # no longer what was taken
+    assert len(copy_stream.under_way) == 2 and torch.equal(changed(), x)
     for tensor in (*model.buffers(), *adapter.parameters()):
-        assert keeper.take(tensor) is None and keeper.take(tensor.detach()[1:]) is None
-    small = ActivationOffload(lane, smallest=65)
+        assert tensor_saver.take(tensor) is None and tensor_saver.take(tensor.detach()[1:]) is None
+    small = ActivationOffload(copy_stream, smallest=65)
     assert small.take(torch.zeros(16)) is None and small.take(torch.zeros(17)) is not None
 
 
 def test_a_pass_that_fails_leaves_nothing_behind():
     _, _, model, adapter = pair("lora")
-    lane, keeper = offload(model, adapter, smallest=1, leaving=0)
+    copy_stream, tensor_saver = offload(model, adapter, smallest=1, leaving=0)
     segments = Segments.packed([40, 56])
     hidden = model.hidden(Pass(TOKENS, segments, adapter.bind(model, segments)))
-    alive = [ref for ref in keeper._order if ref() is not None]
+    alive = [ref for ref in tensor_saver._order if ref() is not None]
     assert len(alive) > 20
     del hidden
     gc.collect()
-    assert all(ref() is None for ref in alive) and all(pair is None for pair in lane.under_way)
+    assert all(ref() is None for ref in alive) and all(pair is None for pair in copy_stream.under_way)
 
 
 def test_on_a_cpu_it_is_said_that_nothing_changes():
     model = tiny.decoder()
     said: list[str] = []
     with offloaded(model, [], True, said.append):
-        assert model.keepers == [] and "changes nothing on cpu" in said[0]
+        assert model.tensor_savers == [] and "changes nothing on cpu" in said[0]
     with offloaded(model, [], False, said.append):
         assert len(said) == 1

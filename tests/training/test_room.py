@@ -17,7 +17,7 @@ from halter.data.pack import pack
 from halter.errors import HalterError
 from halter.training import optimizers, schedule, step
 from halter.training.loop import Events, Feed, rehearse, train_loop
-from halter.training.room import Room, out_of_memory
+from halter.training.splitting import Splitter, out_of_memory
 from halter.training.trainee import Trainee
 
 MODEL = tiny.decoder()
@@ -104,10 +104,10 @@ def test_memory_that_runs_out_changes_no_step(where, monkeypatch):
     monkeypatch.setattr(step, "_accumulate", failing)
     monkeypatch.setattr(step, "move", compared)
     one.optimizer.step = failing_optimizer
-    room = Room(said.append)
+    splitter = Splitter(said.append)
     for at in range(STEPS):  # six rows can be halved three times, so begin again
-        room.halvings = 0
-        train_loop(MODEL, [one], [Feed(EXAMPLES, feed().plan, at + 1)], Events(log=lambda _: None), room=room)
+        splitter.halvings = 0
+        train_loop(MODEL, [one], [Feed(EXAMPLES, feed().plan, at + 1)], Events(log=lambda _: None), splitter=splitter)
     print(f"out of memory in {where}: {10 - len(fails)} of 10 steps as planned, gradients within {max(gaps):.1e}")
     assert not fails and one.step == STEPS and all(counts) and max(gaps) < 1e-6
     assert len(said) == (0 if where == "optimizer" else 10)
@@ -118,7 +118,7 @@ def test_a_single_row_that_does_not_fit_is_named(monkeypatch):
     monkeypatch.setattr(step, "_accumulate", lambda *a: (_ for _ in ()).throw(MemoryError()))
     before = {name: tensor.clone() for name, tensor in state_of(one.adapter).items()}
     with pytest.raises(HalterError) as caught:
-        train_loop(MODEL, [one], [feed()], Events(log=lambda _: None), room=Room(said.append))
+        train_loop(MODEL, [one], [feed()], Events(log=lambda _: None), splitter=Splitter(said.append))
     longest = max(EXAMPLES[:ROWS], key=lambda row: len(row.tokens))
     text = str(caught.value)
     assert f"{longest.origin}, {len(longest.tokens)} tokens" in text
@@ -130,12 +130,12 @@ def test_a_single_row_that_does_not_fit_is_named(monkeypatch):
 def test_rows_are_cut_into_parts_that_hold_each_once():
     counts = []
     for halvings in range(8):
-        parts = Room(halvings=halvings).parts(pack(EXAMPLES[:7]))
+        parts = Splitter(halvings=halvings).parts(pack(EXAMPLES[:7]))
         assert sorted(origin for part in parts for origin in part.origins) == sorted(row.origin for row in EXAMPLES[:7])
         assert all(part.lengths for part in parts)
         counts.append(len(parts))
     assert counts[:2] == [1, 2] and counts == sorted(counts) and counts[-1] == 7
-    tokens = [len(part.tokens) for part in Room(halvings=1).parts(pack(EXAMPLES[:20]))]
+    tokens = [len(part.tokens) for part in Splitter(halvings=1).parts(pack(EXAMPLES[:20]))]
     assert max(tokens) - min(tokens) <= 30
 
 
@@ -212,8 +212,8 @@ def whole_state(one):
 def test_memory_that_runs_out_before_the_optimizer_moves_halves_the_passes(where, half, name, monkeypatch):
     """Weights, states and loss scale are then those of a run that began with halved passes, bit for bit."""
     reference = trainee(name, half)
-    train_loop(MODEL, [reference], [feed(6)], Events(log=lambda _: None), room=Room(halvings=1))
-    one, said, room = trainee(name, half), [], Room()
+    train_loop(MODEL, [reference], [feed(6)], Events(log=lambda _: None), splitter=Splitter(halvings=1))
+    one, said, splitter = trainee(name, half), [], Splitter()
     if where == "states":
         if not hasattr(one.optimizer, "init_state"):
             pytest.skip("torch makes all states before it moves anything")
@@ -230,9 +230,9 @@ def test_memory_that_runs_out_before_the_optimizer_moves_halves_the_passes(where
         assert all(torch.equal(a, b) for a, b in zip(before, one.adapter.parameters(), strict=True))
         assert not one.optimizer.state and not gradients(one)
 
-    room.say = watched
-    train_loop(MODEL, [one], [feed(6)], Events(log=lambda _: None), room=room)
-    assert len(said) == 1 and room.halvings == 1
+    splitter.say = watched
+    train_loop(MODEL, [one], [feed(6)], Events(log=lambda _: None), splitter=splitter)
+    assert len(said) == 1 and splitter.halvings == 1
     (mine, plain), (theirs, others) = whole_state(one), whole_state(reference)
     assert differences(mine, theirs) == [] and plain == others
 
@@ -271,7 +271,7 @@ def test_8_bit_states_that_are_moved_in_part_end_the_run(half, at):
 def test_loss_scaling_survives_passes_that_run_out_of_memory(name, monkeypatch):
     """Its scale, and how many good steps it has seen, are those of a run with room."""
     one, reference = trainee(name, half=True), trainee(name, half=True)
-    train_loop(MODEL, [reference], [feed(9)], Events(log=lambda _: None), room=Room(halvings=1))
+    train_loop(MODEL, [reference], [feed(9)], Events(log=lambda _: None), splitter=Splitter(halvings=1))
     monkeypatch.setattr(step, "_accumulate", broken(step._accumulate, at=(0,)))
     train_loop(MODEL, [one], [feed(9)], Events(log=lambda _: None))
     (mine, plain), (theirs, others) = whole_state(one), whole_state(reference)

@@ -31,7 +31,7 @@ def number(facts: Any, *keys: str | int) -> float | None:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One line of the comparison: a method at a precision, or the base by itself."""
 
     facts: Mapping[str, Any]
@@ -139,49 +139,49 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReportFacts:
     """The whole record, with what the report's words and plots are made from."""
 
     record: Mapping[str, Any]
 
     @cached_property
-    def rows(self) -> list[Row]:
-        return [Row(facts) for facts in self.record.get("rows") or []]
+    def rows(self) -> list[ReportRow]:
+        return [ReportRow(facts) for facts in self.record.get("rows") or []]
 
     @cached_property
-    def base(self) -> Row | None:
+    def base(self) -> ReportRow | None:
         return next((row for row in self.rows if row.name == BASE), None)
 
     @cached_property
-    def trained(self) -> list[Row]:
+    def trained(self) -> list[ReportRow]:
         """The rows that were trained to the end and scored, best loss first."""
         done = [row for row in self.rows if row.status == "done" and not row.is_base and row.loss is not None]
         return sorted(done, key=lambda row: row.loss or 0.0)
 
     @cached_property
-    def unfinished(self) -> list[Row]:
+    def unfinished(self) -> list[ReportRow]:
         return [row for row in self.rows if row.status != "done"]
 
     @cached_property
     def _ties(self) -> set[frozenset[str]]:
         return {frozenset(visible(str(name)) for name in pair) for pair in self.record.get("ties") or []}
 
-    def tied(self, one: Row, other: Row) -> bool:
+    def tied(self, one: ReportRow, other: ReportRow) -> bool:
         """Whether the two rows' losses differ by no more than the noise."""
         return frozenset((one.name, other.name)) in self._ties
 
-    def tied_by(self, score: str, one: Row, other: Row) -> bool:
+    def tied_by(self, score: str, one: ReportRow, other: ReportRow) -> bool:
         """Whether the two rows' shares of right answers differ by no more than the noise."""
         pairs = (self.record.get("ties_by") or {}).get(score) or []
         return {one.name, other.name} in [{visible(str(name)) for name in pair} for pair in pairs]
 
     @cached_property
-    def leaders(self) -> list[Row]:
+    def leaders(self) -> list[ReportRow]:
         """The row with the least loss, and every row that ties with it."""
         return [row for row in self.trained if row is self.trained[0] or self.tied(row, self.trained[0])]
 
     @cached_property
-    def frugal(self) -> list[Row]:
+    def frugal(self) -> list[ReportRow]:
         """The leaders that need least memory, or hardly more; all of them where nothing is known of it."""
         least = min((row.peak for row in self.leaders if row.peak is not None), default=None)
         if least is None:
@@ -189,30 +189,30 @@ class Comparison:
         return [row for row in self.leaders if row.peak is not None and row.peak <= least * HARDLY]
 
     @cached_property
-    def choice(self) -> Row | None:
+    def choice(self) -> ReportRow | None:
         """Of the frugal leaders one that merges, then the one with the fewest parameters, then with the least loss."""
 
-        def key(row: Row) -> tuple[bool, float, float]:
+        def key(row: ReportRow) -> tuple[bool, float, float]:
             few = math.inf if row.trainable is None else row.trainable
             return row.facts.get("mergeable") is not True, few, row.loss or 0.0
 
         return min(self.frugal, key=key, default=None)
 
     @cached_property
-    def adapters(self) -> Comparison:
+    def adapters(self) -> ReportFacts:
         """The comparison without rows that train the whole base."""
-        return Comparison({**self.record, "rows": [row.facts for row in self.rows if not row.is_full]})
+        return ReportFacts({**self.record, "rows": [row.facts for row in self.rows if not row.is_full]})
 
-    def helps(self, row: Row) -> bool | None:
+    def helps(self, row: ReportRow) -> bool | None:
         """Whether the row is better than the base by more than the noise; None where there is no base to compare."""
         if self.base is None or self.base.loss is None or row.loss is None:
             return None
         return row.loss < self.base.loss and not self.tied(row, self.base)
 
-    def front(self, cost: Callable[[Row], float | None]) -> list[Row]:
+    def front(self, cost: Callable[[ReportRow], float | None]) -> list[ReportRow]:
         """The trained rows that no other beats in loss without costing more (the Pareto front), cheapest first."""
         priced = [(price, row.loss or 0.0, row) for row in self.trained if (price := cost(row)) is not None]
-        found: list[Row] = []
+        found: list[ReportRow] = []
         least = math.inf
         for _, loss, row in sorted(priced, key=lambda entry: entry[:2]):
             if loss < least:
@@ -220,7 +220,7 @@ class Comparison:
                 least = loss
         return found
 
-    def twins(self) -> Iterator[tuple[Row, Row]]:
+    def twins(self) -> Iterator[tuple[ReportRow, ReportRow]]:
         """(16- or 32-bit row, 4-bit row) of every method that was trained on both."""
         for row in self.trained:
             for other in self.trained:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from html import escape
 
-from halter.comparison.report.facts import Comparison, number
+from halter.comparison.report.facts import ReportFacts, number
 from halter.comparison.report.plots import Plot, plots
 from halter.comparison.report.summary import count, duration, headline, loss, reasons, size
-from halter.comparison.report.tables import Table, plain, tables
+from halter.comparison.report.tables import ReportTable, plain, tables
 from halter.files.reading import visible
 
 LIGHT = ("#0072b2", "#b34d00", "#00805c", "#b0529a", "#6b5d00", "#2f8fc4", "#8b2e2e", "#5a4fb0", "#3f7d20", "#7a4a24",
@@ -48,7 +48,7 @@ pre { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wr
 _FIRST = "Results"
 
 
-def page(found: Comparison, recipes: Mapping[str, str]) -> str:
+def page(found: ReportFacts, recipes: Mapping[str, str]) -> str:
     """The whole report as HTML; ``recipes`` holds {path: text} of the recipe files that could be read."""
     made = tables(found)
     body = [*_first_screen(found)]
@@ -86,7 +86,7 @@ def _shown(text: str) -> str:
     return escape(visible(text))
 
 
-def _first_screen(found: Comparison) -> list[str]:
+def _first_screen(found: ReportFacts) -> list[str]:
     record = found.record
     base, data, budget = (record.get(part) or {} for part in ("base", "data", "budget"))
     about = f"halter compare: {base.get('name', 'a base')}, {plain(data.get('train'))}, {plain(record.get('date'))}"
@@ -109,7 +109,7 @@ def _first_screen(found: Comparison) -> list[str]:
     ]
 
 
-def _tiles(found: Comparison) -> list[tuple[str, str]]:
+def _tiles(found: ReportFacts) -> list[tuple[str, str]]:
     row = found.choice
     if row is None:
         return []
@@ -127,7 +127,7 @@ def _figure(plot: Plot) -> list[str]:
     return [f'<h2>{plot.title}</h2><p class="dim">{plot.note}</p>', f"<figure>{plot.svg}</figure>"]
 
 
-def _table(table: Table, found: Comparison) -> list[str]:
+def _table(table: ReportTable, found: ReportFacts) -> list[str]:
     right = [_numbers([row[n] for row in table.rows]) for n in range(len(table.head))]
     best = found.choice.name if found.choice is not None else None
     cells = "".join(_cell("th", text, is_right) for text, is_right in zip(table.head, right, strict=True))
@@ -151,7 +151,7 @@ def _cell(tag: str, text: str, is_right: bool) -> str:
     return f"<{tag}{kind}>{_shown(text)}</{tag}>"
 
 
-def _details(found: Comparison, recipes: Mapping[str, str]) -> list[str]:
+def _details(found: ReportFacts, recipes: Mapping[str, str]) -> list[str]:
     lines = ["<h2>The recipes themselves</h2>"]
     for row in found.rows:
         if row.is_base:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halter.comparison.report.facts import CHOICES, Comparison, Row, number
+from halter.comparison.report.facts import CHOICES, ReportFacts, ReportRow, number
 from halter.comparison.report.styles import clock, cost_axis, finished, label, legend, look, loss_axis, short
 from halter.comparison.report.summary import size
 from halter.comparison.report.svg import DASHES, FAINT, HATCHES, INK, MARKERS, PAPER, SERIES, drawing
@@ -27,22 +27,22 @@ class Plot:
     svg: str
 
 
-def plots(found: Comparison) -> list[Plot]:
+def plots(found: ReportFacts) -> list[Plot]:
     """Every figure that the record has numbers for. The extra ``report`` (matplotlib) is needed."""
     with drawing():
         return [plot for draw in (_trade_off, _shares, _curves, _rates, _memory, _forgetting) if (plot := draw(found))]
 
 
-def _point(axes: Axes, found: Comparison, row: Row, x: float, y: float) -> Any:
+def _point(axes: Axes, found: ReportFacts, row: ReportRow, x: float, y: float) -> Any:
     (handle,) = axes.plot([x], [y], **{**look(found, row), "linestyle": "none"}, label=label(row.name), zorder=3)
     return handle
 
 
-def _trade_off(found: Comparison) -> Plot | None:
+def _trade_off(found: ReportFacts) -> Plot | None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
-    costs: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
+    costs: list[tuple[str, Callable[[ReportRow], float | None], Callable[[float], str]]] = [
         ("trained parameters", lambda row: row.trainable, short),
         ("peak memory of training", lambda row: row.peak, size),
         ("time of a run", lambda row: row.seconds, clock),
@@ -79,14 +79,14 @@ def _trade_off(found: Comparison) -> Plot | None:
     return Plot("Quality against cost", note, finished(figure, "trade", "loss against parameters, memory and time"))
 
 
-def _spread(axes: Axes, found: Comparison, row: Row, x: float) -> None:
+def _spread(axes: Axes, found: ReportFacts, row: ReportRow, x: float) -> None:
     spread = row.number("spread", "test_loss")
     if spread and row.loss:
         low = min(spread, 0.9 * row.loss)  # a loss is above zero, and a logarithmic axis has none
         axes.errorbar([x], [row.loss], yerr=[[low], [spread]], color=look(found, row)["color"], capsize=3, zorder=2)
 
 
-def _shares(found: Comparison) -> Plot | None:
+def _shares(found: ReportFacts) -> Plot | None:
     """Right answers of every row, a panel a measure."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import PercentFormatter
@@ -124,7 +124,7 @@ def _shares(found: Comparison) -> Plot | None:
     return Plot("Right answers", note, finished(figure, "shares", "shares of right answers"))
 
 
-def _curves(found: Comparison) -> Plot | None:
+def _curves(found: ReportFacts) -> Plot | None:
     import matplotlib.pyplot as plt
 
     rows = [row for row in found.trained if row.curve("tokens")]
@@ -162,7 +162,7 @@ def _thousands() -> Any:
     return FuncFormatter(lambda x, _: short(x) if x else "0")
 
 
-def _rates(found: Comparison) -> Plot | None:
+def _rates(found: ReportFacts) -> Plot | None:
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
     from matplotlib.ticker import NullLocator
@@ -202,7 +202,7 @@ def _rates(found: Comparison) -> Plot | None:
     return Plot("Sensitivity to the learning rate", note, finished(figure, "rates", words))
 
 
-def _rungs(row: Row) -> Iterator[tuple[float, list[tuple[float, float]]]]:
+def _rungs(row: ReportRow) -> Iterator[tuple[float, list[tuple[float, float]]]]:
     """(tokens, [(learning rate, loss)]) of each budget that the search went through, from small to large."""
     budgets = sorted({trial.get("tokens") or 0 for trial in row.search})
     for budget in budgets:
@@ -212,7 +212,7 @@ def _rungs(row: Row) -> Iterator[tuple[float, list[tuple[float, float]]]]:
             yield budget, sorted(points)
 
 
-def _memory(found: Comparison) -> Plot | None:
+def _memory(found: ReportFacts) -> Plot | None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
@@ -252,7 +252,7 @@ def _memory(found: Comparison) -> Plot | None:
     return Plot("Memory, planned and measured", note, finished(figure, "memory", "memory planned and measured"))
 
 
-def _forgetting(found: Comparison) -> Plot | None:
+def _forgetting(found: ReportFacts) -> Plot | None:
     import matplotlib.pyplot as plt
 
     base = found.base.loss if found.base is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from halter.comparison.report.facts import Comparison, Row
+from halter.comparison.report.facts import ReportFacts, ReportRow
 from halter.comparison.report.svg import DASHES, MARKERS, PAPER, SERIES, svg
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ FILLS: tuple[Any, ...] = ("full", "left", "bottom")
 """How markers are filled over a base in the first, second and third precision; over 4 bits they are hollow."""
 
 
-def look(found: Comparison, row: Row) -> dict[str, Any]:
+def look(found: ReportFacts, row: ReportRow) -> dict[str, Any]:
     """The same in every figure: colour and marker of the method, filling of the base, and a dash of the row's own."""
     rows = [other for other in found.rows if not other.is_base]
     kinds = list(dict.fromkeys(str(other.facts.get("method", other.name)) for other in rows))

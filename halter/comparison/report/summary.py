@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from halter.comparison.report.facts import CHOICES, Comparison, Row, number
+from halter.comparison.report.facts import CHOICES, ReportFacts, ReportRow, number
 
 Reason = tuple[str, str]
 """What a sentence is about, and the sentence."""
@@ -43,7 +43,7 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def headline(found: Comparison) -> str:
+def headline(found: ReportFacts) -> str:
     """The answer in one sentence."""
     choice = found.choice
     if choice is None:
@@ -60,7 +60,7 @@ def headline(found: Comparison) -> str:
     return f"Use {choice.name}: it ties for the best loss with {listed(others)}{_because(found, choice)}.{doubt}"
 
 
-def _doubt(found: Comparison) -> str:
+def _doubt(found: ReportFacts) -> str:
     """What makes the headline less firm: a search that did not find where a method does best."""
     unsettled = [row.name for row in found.trained if row.unsettled]
     if not unsettled:
@@ -68,7 +68,7 @@ def _doubt(found: Comparison) -> str:
     return f" The search did not settle the learning rate of {listed(unsettled)}, so the order may change."
 
 
-def _because(found: Comparison, choice: Row) -> str:
+def _because(found: ReportFacts, choice: ReportRow) -> str:
     """What sets the choice apart from those that it ties with; nothing where that is not known."""
     alike = [row for row in found.frugal if row is not choice]
     if not alike:
@@ -82,12 +82,12 @@ def _because(found: Comparison, choice: Row) -> str:
     return ""
 
 
-def reasons(found: Comparison) -> list[Reason]:
+def reasons(found: ReportFacts) -> list[Reason]:
     """What stands beneath the headline."""
     return [reason for part in (_quality, _choices, _economy, _four_bits, _memory, _caveats) for reason in part(found)]
 
 
-def _quality(found: Comparison) -> Iterator[Reason]:
+def _quality(found: ReportFacts) -> Iterator[Reason]:
     if not found.trained:
         return
     best = found.trained[0]
@@ -114,7 +114,7 @@ def _quality(found: Comparison) -> Iterator[Reason]:
         yield "Equal time", f"{text}, {loss(value)}."
 
 
-def _choices(found: Comparison) -> Iterator[Reason]:
+def _choices(found: ReportFacts) -> Iterator[Reason]:
     """Who picks the right answer most often, beside what needs no model."""
     rows = [row for row in found.trained if row.number("mean", CHOICES) is not None]
     if not rows:
@@ -143,7 +143,7 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _economy(found: Comparison) -> Iterator[Reason]:
+def _economy(found: ReportFacts) -> Iterator[Reason]:
     for lead, words, key, shown in (
         ("Memory", "needs the least to train", lambda row: row.peak, size),
         ("Parameters", "trains the fewest", lambda row: row.trainable, count),
@@ -162,12 +162,12 @@ def _economy(found: Comparison) -> Iterator[Reason]:
             yield "Merging", f"{choice.name} cannot be merged; answering always costs a little more than the base."
 
 
-def _forgets(row: Row) -> float | None:
+def _forgets(row: ReportRow) -> float | None:
     return sum(row.forgetting) / len(row.forgetting) if row.forgetting else None
 
 
 def _least(
-    rows: Sequence[Row], words: str, key: Callable[[Row], float | None], shown: Callable[[float], str]
+    rows: Sequence[ReportRow], words: str, key: Callable[[ReportRow], float | None], shown: Callable[[float], str]
 ) -> str | None:
     values = [(value, row) for row in rows if (value := key(row)) is not None]
     if not values:
@@ -176,7 +176,7 @@ def _least(
     return f"{row.name} {words}: {shown(value)}, at a loss of {loss(row.loss)}."
 
 
-def _four_bits(found: Comparison) -> Iterator[Reason]:
+def _four_bits(found: ReportFacts) -> Iterator[Reason]:
     """What a 4-bit base costs in quality and saves in memory, method by method."""
     changes = []
     for wide, narrow in found.twins():
@@ -188,7 +188,7 @@ def _four_bits(found: Comparison) -> Iterator[Reason]:
         yield "4-bit base", f"Beside the same method on the wider base: {'; '.join(changes)}."
 
 
-def _memory(found: Comparison) -> Iterator[Reason]:
+def _memory(found: ReportFacts) -> Iterator[Reason]:
     """The best method for every amount of memory."""
     front = found.front(lambda row: row.peak)
     if len(front) > 1:
@@ -196,7 +196,7 @@ def _memory(found: Comparison) -> Iterator[Reason]:
         yield "What fits", f"The best for the memory that you have: {', '.join(steps)}."
 
 
-def _caveats(found: Comparison) -> Iterator[Reason]:
+def _caveats(found: ReportFacts) -> Iterator[Reason]:
     for row in found.unfinished:
         yield ("Left out" if row.status == "left out" else "Failed"), f"{row.name}: {row.why.rstrip('.')}."
     edge = [row.name for row in found.trained if row.facts.get("edge")]

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halter.comparison.report.facts import LOSS, Comparison, Row, number
+from halter.comparison.report.facts import LOSS, ReportFacts, ReportRow, number
 from halter.comparison.report.summary import count, duration, listed, loss, size, warmup
 
 NO, YES = "no", "yes"
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A heading, what to know before reading, column heads, and rows of text."""
 
     title: str
@@ -25,19 +25,19 @@ class Table:
     rows: list[list[str]]
 
 
-def tables(found: Comparison) -> list[Table]:
+def tables(found: ReportFacts) -> list[ReportTable]:
     """Every table that has something to show."""
     made = (_results, _scores, _costs, _using, _recipes, _verdicts, _surroundings)
     return [_without_empty_columns(table) for build in made if (table := build(found)).rows]
 
 
-def _without_empty_columns(table: Table) -> Table:
+def _without_empty_columns(table: ReportTable) -> ReportTable:
     kept = [n for n in range(len(table.head)) if n == 0 or any(row[n] for row in table.rows)]
     rows = [[row[n] for n in kept] for row in table.rows]
-    return Table(table.title, table.note, [table.head[n] for n in kept], rows)
+    return ReportTable(table.title, table.note, [table.head[n] for n in kept], rows)
 
 
-def _results(found: Comparison) -> Table:
+def _results(found: ReportFacts) -> ReportTable:
     note = (
         "Loss on the test rows in nats a token, less is better: mean over the seeds, their standard deviation, and the "
         "95 % interval of a bootstrap over rows and seeds. Ties: the interval of the paired difference holds 0."
@@ -45,10 +45,10 @@ def _results(found: Comparison) -> Table:
     head = ["method", "base", "status", "trained parameters", "share", "loss", "spread", "interval", "ties with"]
     order = {row.name: n for n, row in enumerate(found.trained)}
     rows = sorted(found.rows, key=lambda row: order.get(row.name, len(order)))
-    return Table("Results", note, head, [_result(found, row) for row in rows])
+    return ReportTable("Results", note, head, [_result(found, row) for row in rows])
 
 
-def _result(found: Comparison, row: Row) -> list[str]:
+def _result(found: ReportFacts, row: ReportRow) -> list[str]:
     low, high = row.number("interval", LOSS, 0), row.number("interval", LOSS, 1)
     done = row.status == "done"
     return [
@@ -68,7 +68,7 @@ def _share(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.3g}%"
 
 
-def _scores(found: Comparison) -> Table:
+def _scores(found: ReportFacts) -> ReportTable:
     names = found.scores
     rows = []
     for row in found.rows:
@@ -82,10 +82,10 @@ def _scores(found: Comparison) -> Table:
             f" choice_accuracy: the choice with the lowest loss, of {plain(choices.get('choices'))}; always the most "
         )
         note += f"frequent one is right in {majority:.3f}, a guess in {number(choices, 'chance') or 0:.3f}."
-    return Table("Scores by task", note, ["method", *names], rows)
+    return ReportTable("Scores by task", note, ["method", *names], rows)
 
 
-def _score(row: Row, name: str) -> str:
+def _score(row: ReportRow, name: str) -> str:
     mean, spread = row.number("mean", name), row.number("spread", name)
     if mean is None:
         return ""
@@ -95,7 +95,7 @@ def _score(row: Row, name: str) -> str:
     return text + (f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None and high is not None else "")
 
 
-def _costs(found: Comparison) -> Table:
+def _costs(found: ReportFacts) -> ReportTable:
     head = [
         "method",
         "planned memory",
@@ -124,14 +124,14 @@ def _costs(found: Comparison) -> Table:
         "the best validation loss divided by theirs; 1 where the rate does not matter. At the edge: no lower, or no "
         "higher, rate was tried."
     )
-    return Table("What training costs", note, head, rows)
+    return ReportTable("What training costs", note, head, rows)
 
 
 def _general(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _using(found: Comparison) -> Table:
+def _using(found: ReportFacts) -> ReportTable:
     head = [
         "method",
         "mergeable",
@@ -164,14 +164,14 @@ def _using(found: Comparison) -> Table:
         "Merge gap: the mean divergence (Kullback-Leibler, nats) of the merged model from the adapter beside the base. "
         "Forgetting: the rise of the loss on general text, nats a token. Start and decoding are measured unmerged."
     )
-    return Table("What using it costs", note, head, rows)
+    return ReportTable("What using it costs", note, head, rows)
 
 
 def _start(seconds: float | None) -> str:
     return "" if seconds is None else f"{1000 * seconds:.0f} ms"
 
 
-def _recipes(found: Comparison) -> Table:
+def _recipes(found: ReportFacts) -> ReportTable:
     rows = []
     for row in found.rows:
         seeds = [str(seed["recipe"]) for seed in row.seeds if seed.get("recipe")]
@@ -182,10 +182,10 @@ def _recipes(found: Comparison) -> Table:
     note = (
         "The command trains the method again with the learning rate that the search chose; other recipes, other seeds."
     )
-    return Table("Run it again", note, ["method", "command", "recipes of the other seeds"], rows)
+    return ReportTable("Run it again", note, ["method", "command", "recipes of the other seeds"], rows)
 
 
-def _verdicts(found: Comparison) -> Table:
+def _verdicts(found: ReportFacts) -> ReportTable:
     rows = []
     for verdict in found.record.get("verdicts") or []:
         holds = verdict.get("holds")
@@ -199,15 +199,15 @@ def _verdicts(found: Comparison) -> Table:
         "counting. measured: by this comparison, at the size given. "
         "not testable here: neither, and so not judged."
     )
-    return Table("Claims of the survey", note, ["claim", "judged by", "verdict", "size", "figures"], rows)
+    return ReportTable("Claims of the survey", note, ["claim", "judged by", "verdict", "size", "figures"], rows)
 
 
-def _surroundings(found: Comparison) -> Table:
+def _surroundings(found: ReportFacts) -> ReportTable:
     record = found.record
     rows = [["halter", plain(record.get("halter"))], ["date", plain(record.get("date"))]]
     for part in ("machine", "base", "data", "tasks", "budget", "settings"):
         rows += [[name, value] for name, value in _leaves(part, record.get(part))]
-    return Table("Machine, data and digests", "", ["what", "value"], [row for row in rows if row[1]])
+    return ReportTable("Machine, data and digests", "", ["what", "value"], [row for row in rows if row[1]])
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -233,7 +233,7 @@ def plain(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def comma_separated(found: Comparison) -> str:
+def comma_separated(found: ReportFacts) -> str:
     """One line a row, with plain numbers. Text that a spreadsheet would run as a formula is quoted."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

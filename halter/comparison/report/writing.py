@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halter.comparison.report.facts import Comparison
+from halter.comparison.report.facts import ReportFacts
 from halter.comparison.report.page import alone, page
 from halter.comparison.report.plots import plots
 from halter.comparison.report.summary import headline, reasons
@@ -41,7 +41,7 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise missing_extra("report", "the figures of a report", folder, error) from error
-    found = Comparison(record)
+    found = ReportFacts(record)
     texts = (page(found, _recipes(found, folder)), markdown(found), comma_separated(found))
     folders.make(folder)
     for name, text in zip(FILES, texts, strict=True):
@@ -49,7 +49,7 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
     return [folder / name for name in FILES]
 
 
-def _recipes(found: Comparison, folder: Path) -> dict[str, str]:
+def _recipes(found: ReportFacts, folder: Path) -> dict[str, str]:
     """{path: text} of the recipes beside the report; others are not read, since the record may be a stranger's."""
     texts: dict[str, str] = {}
     for name in {str(row.facts["recipe"]) for row in found.rows if row.facts.get("recipe")}:
@@ -63,7 +63,7 @@ def _recipes(found: Comparison, folder: Path) -> dict[str, str]:
 
 def write_markdown(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write report.md into ``folder``, and every figure small enough for it as an SVG file; returns the paths."""
-    found = Comparison(record)
+    found = ReportFacts(record)
     drawn = {f"{plot.title.lower().replace(' ', '-').replace(',', '')}.svg": plot for plot in plots(found)}
     small = {name: plot for name, plot in drawn.items() if len(plot.svg) <= MOST_FIGURE}
     folders.make(folder)
@@ -76,7 +76,7 @@ def write_markdown(record: Mapping[str, Any], folder: Path) -> list[Path]:
     return [folder / name for name in (FILES[1], *small)]
 
 
-def markdown(found: Comparison) -> str:
+def markdown(found: ReportFacts) -> str:
     """The words and the tables as Markdown; the figures are in the page."""
     lines = [
         "# halter compare",

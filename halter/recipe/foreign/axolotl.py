@@ -6,11 +6,11 @@ from halter.recipe.foreign import axolotl_data, common
 from halter.recipe.foreign.common import HF, HUB, KINDS, MACHINE, SPEED, TELLING
 from halter.recipe.foreign.tables import (
     Absent,
-    Entry,
+    ForeignRecipe,
     Idle,
     Joint,
-    Read,
-    Reading,
+    KeyMeaning,
+    Mapped,
     Tool,
     choice,
     entries,
@@ -33,30 +33,30 @@ KEPT = ("learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_
         "resume_from_checkpoint group_by_length remove_unused_columns torch_empty_cache_steps "
         "auto_find_batch_size").split()  # fmt: skip
 
-KEYS: dict[str, Entry] = {key: HF[key] for key in KEPT if key in HF} | {
-    "base_model": Read("model", "path", word),
-    "revision_of_model": Read("model", "revision", word),
-    "lora_model_dir": Read("method", "init_from", word),
-    "lora_r": Read("method", "r", whole),
-    "lora_alpha": Read("method", "alpha", number),
-    "lora_dropout": Read("method", "dropout", number),
-    "lora_rank_pattern": Read("method", "rank_pattern"),
-    "lora_alpha_pattern": Read("method", "alpha_pattern"),
-    "lora_exclude_modules": Read("method", "exclude_modules"),
-    "peft_layers_to_transform": Read("method", "layers"),
-    "peft_use_rslora": Read("method", "rslora", truth),
-    "loraplus_lr_ratio": Read("method", "loraplus_lr_ratio", number),
-    "optimizer": Read("train", "optimizer", common.optimizer),
-    "early_stopping_patience": Read("train", "early_stopping_patience", whole),
-    "bf16": Read("train", "precision", lambda v: "bf16" if v == "full" or (v != "auto" and truth(v)) else None),
-    "bfloat16": Read("train", "precision", lambda v: "bf16" if truth(v) else None),
-    "fp16": Read("train", "precision", lambda v: "fp16" if truth(v) else None),
-    "float16": Read("train", "precision", lambda v: "fp16" if truth(v) else None),
-    "gradient_checkpointing": Read(
+KEYS: dict[str, KeyMeaning] = {key: HF[key] for key in KEPT if key in HF} | {
+    "base_model": Mapped("model", "path", word),
+    "revision_of_model": Mapped("model", "revision", word),
+    "lora_model_dir": Mapped("method", "init_from", word),
+    "lora_r": Mapped("method", "r", whole),
+    "lora_alpha": Mapped("method", "alpha", number),
+    "lora_dropout": Mapped("method", "dropout", number),
+    "lora_rank_pattern": Mapped("method", "rank_pattern"),
+    "lora_alpha_pattern": Mapped("method", "alpha_pattern"),
+    "lora_exclude_modules": Mapped("method", "exclude_modules"),
+    "peft_layers_to_transform": Mapped("method", "layers"),
+    "peft_use_rslora": Mapped("method", "rslora", truth),
+    "loraplus_lr_ratio": Mapped("method", "loraplus_lr_ratio", number),
+    "optimizer": Mapped("train", "optimizer", common.optimizer),
+    "early_stopping_patience": Mapped("train", "early_stopping_patience", whole),
+    "bf16": Mapped("train", "precision", lambda v: "bf16" if v == "full" or (v != "auto" and truth(v)) else None),
+    "bfloat16": Mapped("train", "precision", lambda v: "bf16" if truth(v) else None),
+    "fp16": Mapped("train", "precision", lambda v: "fp16" if truth(v) else None),
+    "float16": Mapped("train", "precision", lambda v: "fp16" if truth(v) else None),
+    "gradient_checkpointing": Mapped(
         "train", "activation_checkpointing", lambda v: "on" if v in ("offload", "offload_disk") or truth(v) else "off"
     ),
-    "train_on_inputs": Read("data", "train_on", lambda v: "all" if truth(v) else "responses"),
-    "excess_length_strategy": Read("data", "on_long", choice(LONG, "drop, truncate or raise")),
+    "train_on_inputs": Mapped("data", "train_on", lambda v: "all" if truth(v) else "responses"),
+    "excess_length_strategy": Mapped("data", "on_long", choice(LONG, "drop, truncate or raise")),
     "sequence_len": Joint(),
     **entries(Joint(), "adapter load_in_4bit load_in_8bit lora_target_modules lora_target_linear peft_use_dora "
               "peft_init_lora_weights lora_modules_to_save peft_trainable_token_indices"),  # fmt: skip
@@ -88,7 +88,7 @@ KEYS: dict[str, Entry] = {key: HF[key] for key in KEPT if key in HF} | {
     "curriculum_sampling": Absent("rows come in a random order, by the seed"),
     "dataset_exact_deduplication": Absent("duplicates are kept and counted"),
     "min_sample_len": Absent("short rows are learned too"),
-    "noisy_embedding_alpha": Read("train", "neftune_noise_alpha", number),
+    "noisy_embedding_alpha": Mapped("train", "neftune_noise_alpha", number),
     "loss_watchdog_threshold": Absent("train.on_spike looks after leaps of the loss"),
     "loss_watchdog_patience": Idle("train.on_spike looks after leaps of the loss"),
     "plugins": Idle("quick ways and the like; what they change is not known here"),
@@ -117,7 +117,7 @@ KEYS: dict[str, Entry] = {key: HF[key] for key in KEPT if key in HF} | {
 }  # fmt: skip
 
 
-def together(reading: Reading) -> None:
+def together(reading: ForeignRecipe) -> None:
     """Everything that stands on more than one key, and Axolotl's defaults."""
     _method(reading)
     axolotl_data.together(reading)
@@ -151,7 +151,7 @@ def together(reading: Reading) -> None:
         reading.state("train", key, value, key)
 
 
-def _method(reading: Reading) -> None:
+def _method(reading: ForeignRecipe) -> None:
     asked = reading.get("adapter") or "none"
     kind = str(choice(KINDS, f"adapter {asked}: lora, qlora or none are what is read")(asked))
     dora = kind == "lora" and truth(reading.get("peft_use_dora"))
@@ -187,7 +187,7 @@ def _method(reading: Reading) -> None:
     _start(reading)
 
 
-def _start(reading: Reading) -> None:
+def _start(reading: ForeignRecipe) -> None:
     start = reading.get("peft_init_lora_weights")
     if isinstance(start, str) and (start.lower() in ("pissa", "olora", "gaussian", "orthogonal")):
         if start.lower() in ("pissa", "olora"):
@@ -206,7 +206,7 @@ def _start(reading: Reading) -> None:
         reading.lose("peft_trainable_token_indices", "rows by the name of a layer; name token_rows as a second method")
 
 
-def _pauses(reading: Reading) -> None:
+def _pauses(reading: ForeignRecipe) -> None:
     epochs = reading.number("num_epochs", 1.0)
     for key, ours in (("evals_per_epoch", "eval_steps"), ("saves_per_epoch", "save_steps")):
         many = reading.number(key, 0)

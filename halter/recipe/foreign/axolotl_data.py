@@ -9,7 +9,7 @@ from typing import Any
 from halter.data import options
 from halter.data.turns import ROLES, SWITCHES
 from halter.recipe.foreign import common, rows
-from halter.recipe.foreign.tables import Reading, Unlike, word
+from halter.recipe.foreign.tables import ForeignRecipe, Unlike, word
 
 OWN = ("tokenizer_default", "", None)
 """Templates that are the checkpoint's own."""
@@ -28,7 +28,7 @@ FIELDS = {"field_messages": ("messages", "conversations"), "field_system": ("sys
 """{a key that names a column: the names under which it is found anyway}."""
 
 
-def together(reading: Reading) -> None:
+def together(reading: ForeignRecipe) -> None:
     """The sources, their columns, and the template; held-out rows."""
     named, templates, cast = [], [], []
     sources = _listed(reading, "datasets")
@@ -57,7 +57,7 @@ def together(reading: Reading) -> None:
     _tokens(reading)
 
 
-def _listed(reading: Reading, key: str) -> list[Mapping[str, Any]]:
+def _listed(reading: ForeignRecipe, key: str) -> list[Mapping[str, Any]]:
     held = reading.get(key) or []
     listed = [held] if isinstance(held, Mapping) else held
     if not isinstance(listed, list) or not all(isinstance(one, Mapping) and one.get("path") for one in listed):
@@ -65,7 +65,7 @@ def _listed(reading: Reading, key: str) -> list[Mapping[str, Any]]:
     return listed
 
 
-def _path(reading: Reading, one: Mapping[str, Any]) -> str:
+def _path(reading: ForeignRecipe, one: Mapping[str, Any]) -> str:
     path, files = word(one["path"]), one.get("data_files")
     listed = files if isinstance(files, list) else [files] if files else []
     if listed:
@@ -84,7 +84,7 @@ def _path(reading: Reading, one: Mapping[str, Any]) -> str:
     return rows.exists(path, reading.folder)
 
 
-def _kind(reading: Reading, one: Mapping[str, Any]) -> tuple[dict[str, str], Any]:
+def _kind(reading: ForeignRecipe, one: Mapping[str, Any]) -> tuple[dict[str, str], Any]:
     """(columns, template: a name, None where the source says nothing of one) of a source's type."""
     kind = one.get("type")
     if isinstance(kind, Mapping):
@@ -108,7 +108,7 @@ def _kind(reading: Reading, one: Mapping[str, Any]) -> tuple[dict[str, str], Any
     return {}, None
 
 
-def _turns(reading: Reading, one: Mapping[str, Any]) -> None:
+def _turns(reading: ForeignRecipe, one: Mapping[str, Any]) -> None:
     """What a turn's keys are called; those that are not read are told one by one."""
     said = one.get("message_property_mappings") or {}
     if not isinstance(said, Mapping):
@@ -125,7 +125,7 @@ def _turns(reading: Reading, one: Mapping[str, Any]) -> None:
         reading.lose("datasets.message_field_training", f"{switch}: it stands here under {' or '.join(SWITCHES)}")
 
 
-def _speakers(reading: Reading, one: Mapping[str, Any]) -> dict[str, str]:
+def _speakers(reading: ForeignRecipe, one: Mapping[str, Any]) -> dict[str, str]:
     """{a speaker's name: our role} of a source's roles, {role: its names}; and whether those that are learned there
     are the ones here."""
     held = one.get("roles") or {}
@@ -149,7 +149,7 @@ def _speakers(reading: Reading, one: Mapping[str, Any]) -> dict[str, str]:
     return cast
 
 
-def _own(reading: Reading, kind: Mapping[str, Any]) -> dict[str, str]:
+def _own(reading: ForeignRecipe, kind: Mapping[str, Any]) -> dict[str, str]:
     """A prompt of the user's own: a row template where there is a format, with this data's columns in it."""
     fields = {
         "instruction": str(kind.get("field_instruction") or "instruction"),
@@ -168,7 +168,7 @@ def _own(reading: Reading, kind: Mapping[str, Any]) -> dict[str, str]:
     return {"completion": fields["output"]}
 
 
-def _template(reading: Reading, named: list[Any]) -> None:
+def _template(reading: ForeignRecipe, named: list[Any]) -> None:
     """One template writes every row here."""
     whole = reading.get("chat_template")
     if isinstance(whole, str) and whole.startswith("tokenizer_default"):
@@ -192,7 +192,7 @@ def _template(reading: Reading, named: list[Any]) -> None:
             reading.idle[key] = "the data set's own template counts" if reading.get(key) else "empty"
 
 
-def _tokens(reading: Reading) -> None:
+def _tokens(reading: ForeignRecipe) -> None:
     held = reading.get("special_tokens")
     if "special_tokens" not in reading.given:
         return

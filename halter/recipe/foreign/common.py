@@ -7,11 +7,11 @@ from typing import Any
 
 from halter.recipe.foreign.tables import (
     Absent,
-    Entry,
+    ForeignRecipe,
     Idle,
     Joint,
-    Read,
-    Reading,
+    KeyMeaning,
+    Mapped,
     Unlike,
     choice,
     entries,
@@ -78,26 +78,26 @@ def _steps(value: Any) -> float | None:
     return (made if made < 1 else whole(value)) if made > 0 else None
 
 
-HF: dict[str, Entry] = {
-    "learning_rate": Read("train", "learning_rate", number),
-    "weight_decay": Read("train", "weight_decay", number),
-    "adam_beta1": Read("train", "adam_beta1", number),
-    "adam_beta2": Read("train", "adam_beta2", number),
-    "adam_epsilon": Read("train", "adam_epsilon", number),
-    "max_grad_norm": Read("train", "max_grad_norm", number),
-    "label_smoothing_factor": Read("train", "label_smoothing_factor", number),
-    "neftune_noise_alpha": Read("train", "neftune_noise_alpha", number),
-    "optim": Read("train", "optimizer", optimizer),
-    "seed": Read("train", "seed", whole),
-    "full_determinism": Read("train", "deterministic", truth),
-    "logging_steps": Read("train", "logging_steps", _positive),
-    "save_total_limit": Read("train", "save_total_limit", _positive),
-    "load_best_model_at_end": Read("train", "load_best_model_at_end", truth),
-    "report_to": Read("train", "report_to", loggers),
-    "output_dir": Read("", "output_dir", folder),
-    "gradient_checkpointing": Read("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
-    "fp16": Read("train", "precision", lambda v: "fp16" if truth(v) else None),
-    "bf16": Read("train", "precision", lambda v: "bf16" if v not in ("auto",) and truth(v) else None),
+HF: dict[str, KeyMeaning] = {
+    "learning_rate": Mapped("train", "learning_rate", number),
+    "weight_decay": Mapped("train", "weight_decay", number),
+    "adam_beta1": Mapped("train", "adam_beta1", number),
+    "adam_beta2": Mapped("train", "adam_beta2", number),
+    "adam_epsilon": Mapped("train", "adam_epsilon", number),
+    "max_grad_norm": Mapped("train", "max_grad_norm", number),
+    "label_smoothing_factor": Mapped("train", "label_smoothing_factor", number),
+    "neftune_noise_alpha": Mapped("train", "neftune_noise_alpha", number),
+    "optim": Mapped("train", "optimizer", optimizer),
+    "seed": Mapped("train", "seed", whole),
+    "full_determinism": Mapped("train", "deterministic", truth),
+    "logging_steps": Mapped("train", "logging_steps", _positive),
+    "save_total_limit": Mapped("train", "save_total_limit", _positive),
+    "load_best_model_at_end": Mapped("train", "load_best_model_at_end", truth),
+    "report_to": Mapped("train", "report_to", loggers),
+    "output_dir": Mapped("", "output_dir", folder),
+    "gradient_checkpointing": Mapped("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
+    "fp16": Mapped("train", "precision", lambda v: "fp16" if truth(v) else None),
+    "bf16": Mapped("train", "precision", lambda v: "bf16" if v not in ("auto",) and truth(v) else None),
     **entries(Joint(), "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
               "lr_scheduler_type warmup_ratio warmup_steps eval_strategy evaluation_strategy eval_steps save_strategy "
               "save_steps"),  # fmt: skip
@@ -117,7 +117,7 @@ HF: dict[str, Entry] = {
               "gradient_checkpointing_kwargs activation_checkpointing_kwargs liger_kernel_config "
               "torch_empty_cache_steps bf16_full_eval fp16_full_eval "
               "attn_implementation"),  # fmt: skip
-    "activation_checkpointing": Read("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
+    "activation_checkpointing": Mapped("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
     "label_names": Idle("what is learned is known from the rows"),
     "length_column_name": Idle("rows are measured here"),
     "do_train": Idle("halter train trains"),
@@ -140,7 +140,9 @@ HF: dict[str, Entry] = {
 """Of transformers.TrainingArguments, which LLaMA-Factory and TRL take as they are."""
 
 
-def hf_step(reading: Reading, length: int | None, packed: bool, rows: str = "per_device_train_batch_size") -> None:
+def hf_step(
+    reading: ForeignRecipe, length: int | None, packed: bool, rows: str = "per_device_train_batch_size"
+) -> None:
     """Rows of a step; of packed rows, which fill ``length`` tokens each there, its tokens."""
     parts = "gradient_accumulation_steps"
     default = 1 if rows == "micro_batch_size" else 8
@@ -157,7 +159,7 @@ def hf_step(reading: Reading, length: int | None, packed: bool, rows: str = "per
             reading.take(name, "train", key, value)
 
 
-def hf_course(reading: Reading, scheduler: str = "lr_scheduler_type", otherwise: str = "linear") -> None:
+def hf_course(reading: ForeignRecipe, scheduler: str = "lr_scheduler_type", otherwise: str = "linear") -> None:
     """The learning rate's course and warm-up: of both spellings the steps count, and a constant rate has none."""
     kind = str(reading.get(scheduler, otherwise))
     if reading.get(scheduler) is None:
@@ -187,7 +189,7 @@ def hf_course(reading: Reading, scheduler: str = "lr_scheduler_type", otherwise:
             reading.idle[name] = f"{used} counts"
 
 
-def hf_length(reading: Reading, epochs: str = "num_train_epochs", default: float = 3.0) -> None:
+def hf_length(reading: ForeignRecipe, epochs: str = "num_train_epochs", default: float = 3.0) -> None:
     """max_steps above 0 counts alone, as there; else the epochs."""
     steps = whole(reading.get("max_steps", -1))
     if steps > 0:
@@ -203,7 +205,7 @@ def hf_length(reading: Reading, epochs: str = "num_train_epochs", default: float
         reading.take(epochs, "train", "num_train_epochs", reading.number(epochs, default))
 
 
-def hf_pauses(reading: Reading) -> None:
+def hf_pauses(reading: ForeignRecipe) -> None:
     """When is evaluated and saved; what follows from nothing but taste is left to the defaults here."""
     for strategies, steps in ((("eval_strategy", "evaluation_strategy"), "eval_steps"),
                               (("save_strategy",), "save_steps")):  # fmt: skip
@@ -220,14 +222,14 @@ def hf_pauses(reading: Reading) -> None:
             reading.idle[steps] = f"{name} is not steps"
 
 
-def hf_stated(reading: Reading, rate: float) -> None:
+def hf_stated(reading: ForeignRecipe, rate: float) -> None:
     """Hugging Face's defaults that decide a result, where the file says nothing."""
     for key, value in (("learning_rate", rate), ("weight_decay", 0.0), ("max_grad_norm", 1.0), ("seed", 42),
                        ("load_best_model_at_end", False)):  # fmt: skip
         reading.state("train", key, value, key)
 
 
-def template(reading: Reading, key: str, value: Any) -> None:
+def template(reading: ForeignRecipe, key: str, value: Any) -> None:
     """A chat template by name; one that is not here must be given."""
     name = spelt(word(value))
     if name is not None:
@@ -237,7 +239,7 @@ def template(reading: Reading, key: str, value: Any) -> None:
         reading.need("data.template", f"a Jinja file that writes what {value} writes, or null: the checkpoint's own")
 
 
-def saved_whole(reading: Reading, key: str) -> None:
+def saved_whole(reading: ForeignRecipe, key: str) -> None:
     """Modules trained whole beside LoRA: a second method, which trains copies, as PEFT's modules_to_save."""
     if not reading.get(key):
         return
@@ -246,7 +248,7 @@ def saved_whole(reading: Reading, key: str) -> None:
     reading.read[key] = "a second method, full"
 
 
-def bits(reading: Reading, four: str = "load_in_4bit", eight: str = "load_in_8bit") -> None:
+def bits(reading: ForeignRecipe, four: str = "load_in_4bit", eight: str = "load_in_8bit") -> None:
     """Which of the two flags is set; neither: not quantised."""
     kind = "nf4" if truth(reading.get(four)) else "int8" if truth(reading.get(eight)) else None
     if kind:
@@ -256,7 +258,7 @@ def bits(reading: Reading, four: str = "load_in_4bit", eight: str = "load_in_8bi
             reading.idle[name] = "false"
 
 
-def only_name(reading: Reading) -> None:
+def only_name(reading: ForeignRecipe) -> None:
     """Full training has none of LoRA's options: they are told and left out."""
     for key in [key for key in reading.methods[0] if key not in ("name", "init_from")]:
         theirs = reading.why.pop(("method", key), key)

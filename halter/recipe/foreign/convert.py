@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from halter.recipe.foreign import axolotl, llama_factory, mlx_lm, trl
-from halter.recipe.foreign.tables import Absent, Idle, Joint, Read, Reading, Tool, Unlike
+from halter.recipe.foreign.tables import Absent, ForeignRecipe, Idle, Joint, Mapped, Tool, Unlike
 
 TOOLS: tuple[Tool, ...] = (llama_factory.TOOL, axolotl.TOOL, trl.TOOL, mlx_lm.TOOL)
 OURS = ("method", "checks")
@@ -33,9 +33,9 @@ def recognise(data: Any) -> Tool | None:
     return best
 
 
-def convert(tool: Tool, data: Mapping[str, Any], source: str) -> Reading:
+def convert(tool: Tool, data: Mapping[str, Any], source: str) -> ForeignRecipe:
     """What another tool's recipe means here."""
-    reading = Reading(tool, source, {str(key): value for key, value in data.items()})
+    reading = ForeignRecipe(tool, source, {str(key): value for key, value in data.items()})
     joint = {key for key, entry in tool.keys.items() if isinstance(entry, Joint)}
     for key, value in reading.given.items():
         _one(reading, key, value)
@@ -55,18 +55,18 @@ def convert(tool: Tool, data: Mapping[str, Any], source: str) -> Reading:
     return reading
 
 
-def kinds(reading: Reading) -> tuple[dict[str, str], ...]:
+def kinds(reading: ForeignRecipe) -> tuple[dict[str, str], ...]:
     """The lists in which a key may stand, of which it stands in one."""
     return reading.stops, reading.lost, reading.asked, reading.read, reading.idle
 
 
-def _told(reading: Reading, key: str) -> bool:
+def _told(reading: ForeignRecipe, key: str) -> bool:
     return any(key in told for told in kinds(reading))
 
 
-def _one(reading: Reading, key: str, value: Any) -> None:
+def _one(reading: ForeignRecipe, key: str, value: Any) -> None:
     entry = reading.tool.keys.get(key)
-    if isinstance(entry, Read):
+    if isinstance(entry, Mapped):
         if value is None:
             reading.idle[key] = "empty"
             return
@@ -92,7 +92,7 @@ def _one(reading: Reading, key: str, value: Any) -> None:
         reading.lose(key, f"not a key of {reading.tool.title} that is known here{hint}")
 
 
-def _once(reading: Reading) -> None:
+def _once(reading: ForeignRecipe) -> None:
     """A key is told in one place: what is lost by it before what must be given for it, that before what is read of it,
     and that before what is not needed."""
     listed = kinds(reading)

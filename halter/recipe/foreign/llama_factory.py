@@ -8,11 +8,11 @@ from halter.recipe.foreign import common, rows
 from halter.recipe.foreign.common import HF, HUB, MACHINE, SPEED, TELLING
 from halter.recipe.foreign.tables import (
     Absent,
-    Entry,
+    ForeignRecipe,
     Idle,
     Joint,
-    Read,
-    Reading,
+    KeyMeaning,
+    Mapped,
     Tool,
     Unlike,
     choice,
@@ -27,21 +27,21 @@ SOURCE = "its own hparams (src/llamafactory/hparams) and transformers.TrainingAr
 STAGE = Absent("training that learns single answers (stage: sft) is what there is here", ("sft", None), stops=True)
 OTHER = Absent("another way of training than LoRA or full", stops=True)
 
-KEYS: dict[str, Entry] = HF | {
-    "model_name_or_path": Read("model", "path", word),
-    "adapter_name_or_path": Read("method", "init_from", word),
-    "model_revision": Read("model", "revision", lambda v: None if v == "main" else word(v)),
-    "lora_rank": Read("method", "r", whole),
-    "lora_dropout": Read("method", "dropout", number),
-    "lora_target": Read("method", "target_modules", common.targets),
-    "use_rslora": Read("method", "rslora", truth),
-    "loraplus_lr_ratio": Read("method", "loraplus_lr_ratio", number),
+KEYS: dict[str, KeyMeaning] = HF | {
+    "model_name_or_path": Mapped("model", "path", word),
+    "adapter_name_or_path": Mapped("method", "init_from", word),
+    "model_revision": Mapped("model", "revision", lambda v: None if v == "main" else word(v)),
+    "lora_rank": Mapped("method", "r", whole),
+    "lora_dropout": Mapped("method", "dropout", number),
+    "lora_target": Mapped("method", "target_modules", common.targets),
+    "use_rslora": Mapped("method", "rslora", truth),
+    "loraplus_lr_ratio": Mapped("method", "loraplus_lr_ratio", number),
     "lora_alpha": Joint(),
     **entries(Joint(), "finetuning_type use_dora pissa_init additional_target quantization_bit quantization_type"),
     **entries(Joint(), "dataset eval_dataset dataset_dir max_samples val_size template cutoff_len packing "
               "neat_packing train_on_prompt mask_history"),  # fmt: skip
     "stage": STAGE,
-    "early_stopping_steps": Read("train", "early_stopping_patience", whole),
+    "early_stopping_steps": Mapped("train", "early_stopping_patience", whole),
     **entries(OTHER, "use_galore use_apollo use_badam use_adam_mini use_muon use_llama_pro mixture_of_depths use_mca "
               "use_megatron_bridge use_hyper_parallel use_dft_loss use_asft_loss use_eaft_loss "
               "train_from_scratch"),  # fmt: skip
@@ -86,7 +86,7 @@ KEYS: dict[str, Entry] = HF | {
 }  # fmt: skip
 
 
-def together(reading: Reading) -> None:
+def together(reading: ForeignRecipe) -> None:
     """Everything that stands on more than one key, and LLaMA-Factory's defaults."""
     _method(reading)
     _data(reading)
@@ -109,7 +109,7 @@ def together(reading: Reading) -> None:
     common.hf_stated(reading, 5e-5)
 
 
-def _method(reading: Reading) -> None:
+def _method(reading: ForeignRecipe) -> None:
     kind = str(reading.get("finetuning_type", "lora")).lower()
     if kind not in ("lora", "full"):
         reading.lose("finetuning_type", f"{kind} is no method here", stops=True)
@@ -152,7 +152,7 @@ def _method(reading: Reading) -> None:
         reading.idle["quantization_type"] = "nf4 is the only one"
 
 
-def _data(reading: Reading) -> None:
+def _data(reading: ForeignRecipe) -> None:
     info, base = rows.info_of(reading)
     if reading.get("dataset") is not None:
         rows.give(reading, "dataset", rows.llama_factory(reading, "dataset", info, base))

@@ -11,11 +11,11 @@ from halter.recipe.foreign import common, rows
 from halter.recipe.foreign.common import TELLING
 from halter.recipe.foreign.tables import (
     Absent,
-    Entry,
+    ForeignRecipe,
     Idle,
     Joint,
-    Read,
-    Reading,
+    KeyMeaning,
+    Mapped,
     Tool,
     Unlike,
     choice,
@@ -31,15 +31,15 @@ SOURCE = "mlx_lm/lora.py, tuner/ and LORA.md of mlx-lm, August 2026"
 SPLITS = ("train", "valid")
 SCHEDULES = {"cosine_decay": "cosine", "linear_schedule": "linear"}
 
-KEYS: dict[str, Entry] = {
-    "model": Read("model", "path", word),
-    "seed": Read("train", "seed", whole),
-    "learning_rate": Read("train", "learning_rate", number),
-    "max_seq_length": Read("data", "max_length", whole),
-    "adapter_path": Read("", "output_dir", common.folder),
-    "steps_per_report": Read("train", "logging_steps", whole),
-    "grad_checkpoint": Read("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
-    "report_to": Read("train", "report_to", common.loggers),
+KEYS: dict[str, KeyMeaning] = {
+    "model": Mapped("model", "path", word),
+    "seed": Mapped("train", "seed", whole),
+    "learning_rate": Mapped("train", "learning_rate", number),
+    "max_seq_length": Mapped("data", "max_length", whole),
+    "adapter_path": Mapped("", "output_dir", common.folder),
+    "steps_per_report": Mapped("train", "logging_steps", whole),
+    "grad_checkpoint": Mapped("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
+    "report_to": Mapped("train", "report_to", common.loggers),
     **entries(
         Joint(),
         "fine_tune_type lora_parameters num_layers lora_layers data hf_dataset batch_size iters "
@@ -58,7 +58,7 @@ KEYS: dict[str, Entry] = {
 }
 
 
-def together(reading: Reading) -> None:
+def together(reading: ForeignRecipe) -> None:
     """Everything that stands on more than one key, and mlx-lm's defaults."""
     _method(reading)
     _data(reading)
@@ -75,7 +75,7 @@ def together(reading: Reading) -> None:
                      "weights in mlx's own 4 and 8 bits (here: model.quantize: nf4)")  # fmt: skip
 
 
-def _method(reading: Reading) -> None:
+def _method(reading: ForeignRecipe) -> None:
     kind = choice({"lora": "lora", "dora": "dora", "full": "full"}, "lora, dora or full")
     reading.take("fine_tune_type", "method", "name", kind(reading.get("fine_tune_type", "lora")))
     layers = "num_layers" if "num_layers" in reading.given else "lora_layers"
@@ -113,7 +113,7 @@ def _method(reading: Reading) -> None:
         reading.read.setdefault(layers, "method.layers")
 
 
-def _full(reading: Reading, layers: str, last: int, count: int | None) -> None:
+def _full(reading: ForeignRecipe, layers: str, last: int, count: int | None) -> None:
     """All weights of the last layers; embeddings, head and last norm stay."""
     if "lora_parameters" in reading.given:
         reading.idle["lora_parameters"] = "every weight of the layers is trained"
@@ -125,7 +125,7 @@ def _full(reading: Reading, layers: str, last: int, count: int | None) -> None:
     reading.take(layers, "method", "target_modules", pattern, f"the last {len(chosen)} of {count} layers")
 
 
-def _layers(reading: Reading) -> int | None:
+def _layers(reading: ForeignRecipe) -> int | None:
     """How many layers the model has, where it lies on this machine."""
     path = reading.get("model")
     if not isinstance(path, str):
@@ -137,7 +137,7 @@ def _layers(reading: Reading) -> int | None:
         return None
 
 
-def _data(reading: Reading) -> None:
+def _data(reading: ForeignRecipe) -> None:
     mask = truth(reading.get("mask_prompt"))
     remark = "the last answer alone" if mask else "every token, prompts too"
     reading.take("mask_prompt", "data", "train_on", "last_response" if mask else "all", remark)
@@ -155,7 +155,7 @@ def _data(reading: Reading) -> None:
             reading.read[key] = "data.columns"
 
 
-def _folder(reading: Reading, source: str) -> None:
+def _folder(reading: ForeignRecipe, source: str) -> None:
     path = Path(rows.exists(source, reading.folder)).expanduser()
     if path.is_dir() or source.startswith((".", "/", "~")) or "/" not in source:
         reading.take("data", "data", "train", str(path / "train.jsonl"))
@@ -165,7 +165,7 @@ def _folder(reading: Reading, source: str) -> None:
         reading.take("data", "data", "train", source)
 
 
-def _hub(reading: Reading) -> tuple[str | None, Mapping[str, Any]]:
+def _hub(reading: ForeignRecipe) -> tuple[str | None, Mapping[str, Any]]:
     listed = reading.given["hf_dataset"]
     sets = [listed] if isinstance(listed, Mapping) else listed
     if not isinstance(sets, list) or not all(isinstance(one, Mapping) and one.get("path") for one in sets):
@@ -180,7 +180,7 @@ def _hub(reading: Reading) -> tuple[str | None, Mapping[str, Any]]:
     return word(sets[0]["path"]), sets[0]
 
 
-def _features(reading: Reading, features: Mapping[str, Any]) -> None:
+def _features(reading: ForeignRecipe, features: Mapping[str, Any]) -> None:
     """mlx-lm sends a prompt and its completion through the chat template; prompt, completion here are plain text."""
     ask = word(features.get("prompt_feature") or "prompt")
     answer = word(features.get("completion_feature") or "completion")
@@ -193,7 +193,7 @@ def _features(reading: Reading, features: Mapping[str, Any]) -> None:
                      "completions: mlx-lm writes them by the chat template")  # fmt: skip
 
 
-def _steps(reading: Reading) -> None:
+def _steps(reading: ForeignRecipe) -> None:
     parts = max(1, whole(reading.get("grad_accumulation_steps", 1)))
     for name, key, value in (("batch_size", "per_device_train_batch_size", whole(reading.get("batch_size", 4))),
                              ("grad_accumulation_steps", "gradient_accumulation_steps", parts)):  # fmt: skip
@@ -211,7 +211,7 @@ def _steps(reading: Reading) -> None:
             reading.state("train", key, steps, name)
 
 
-def _optimizer(reading: Reading) -> None:
+def _optimizer(reading: ForeignRecipe) -> None:
     name = str(reading.get("optimizer", "adam")).lower()
     configs = reading.get("optimizer_config", {})
     config = configs.get(name) if isinstance(configs, Mapping) else None
@@ -239,7 +239,7 @@ def _optimizer(reading: Reading) -> None:
         reading.read["optimizer_config"] = "train.weight_decay, adam_beta1, adam_beta2, adam_epsilon"
 
 
-def _course(reading: Reading) -> None:
+def _course(reading: ForeignRecipe) -> None:
     given = reading.get("lr_schedule")
     if not given:
         reading.state("train", "lr_scheduler_type", "constant", "lr_schedule")

@@ -9,12 +9,12 @@ from halter.files import yaml12
 from halter.recipe.foreign import shell
 from halter.recipe.foreign.convert import TOOLS, convert, recognise
 from halter.recipe.foreign.no_recipe import refuse_no_recipe
-from halter.recipe.foreign.tables import Reading
+from halter.recipe.foreign.tables import ForeignRecipe
 from halter.recipe.foreign.written import as_data, refuse_other_training, text
 from halter.recipe.read import load_tolerant
 
 
-def open_foreign(path: str) -> Reading:
+def open_foreign(path: str) -> ForeignRecipe:
     """The reading of a recipe or a command line of another tool.
 
     Refusals: ``foreign-unknown`` for a file of no tool that is known, ``foreign-training`` for one that asks for
@@ -48,7 +48,7 @@ def open_foreign(path: str) -> Reading:
     return reading
 
 
-def _refuse_values(reading: Reading, refusal: Refusal) -> None:
+def _refuse_values(reading: ForeignRecipe, refusal: Refusal) -> None:
     """Mistakes of the values, by the names that they have in the file."""
     back = {ours: theirs for theirs, ours in reading.read.items()}
     told = []
@@ -59,7 +59,7 @@ def _refuse_values(reading: Reading, refusal: Refusal) -> None:
                   found=told, fix="put these values right in the file, then again")  # fmt: skip
 
 
-def written(path: str) -> tuple[str, Reading]:
+def written(path: str) -> tuple[str, ForeignRecipe]:
     """(our recipe as YAML, how it was read) of another tool's file. Refusals of ``open_foreign``."""
     reading = open_foreign(path)
     return text(reading), reading

@@ -14,7 +14,7 @@ from halter.data.sources import local_files, open_source
 from halter.data.turns import ROLES
 from halter.errors import Refusal
 from halter.files.row_names import SUFFIXES, called_rows, suffix_of
-from halter.recipe.foreign.tables import Reading, Unlike, whole, word, words
+from halter.recipe.foreign.tables import ForeignRecipe, Unlike, whole, word, words
 
 INFO = "dataset_info.json"
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
@@ -49,7 +49,7 @@ def exists(path: str, folder: Path) -> str:
     return str(beside) if not here.exists() and beside.exists() else path
 
 
-def give(reading: Reading, theirs: str, sources: list[dict[str, Any]], key: str = "train") -> None:
+def give(reading: ForeignRecipe, theirs: str, sources: list[dict[str, Any]], key: str = "train") -> None:
     """What `data.train` or `data.validation` is."""
     if not sources:
         return
@@ -62,7 +62,7 @@ def give(reading: Reading, theirs: str, sources: list[dict[str, Any]], key: str 
     reading.take(theirs, "data", key, sources[0]["path"] if plain else sources)
 
 
-def columns(reading: Reading, theirs: str, found: list[dict[str, str]]) -> None:
+def columns(reading: ForeignRecipe, theirs: str, found: list[dict[str, str]]) -> None:
     """Columns of all the sources; they are one mapping here."""
     differing = [one for one in found if one != found[0]]
     if differing:
@@ -72,7 +72,7 @@ def columns(reading: Reading, theirs: str, found: list[dict[str, str]]) -> None:
         reading.take(theirs, "data", "columns", found[0], "the names of this data's columns")
 
 
-def roles(reading: Reading, theirs: str, found: Sequence[Mapping[str, str]]) -> None:
+def roles(reading: ForeignRecipe, theirs: str, found: Sequence[Mapping[str, str]]) -> None:
     """Speakers of all the sources, {name: our role}; they are one mapping here, which holds what is not read so anyway.
     One that two sources give different roles is asked for."""
     cast: dict[str, str] = {}
@@ -91,7 +91,7 @@ def roles(reading: Reading, theirs: str, found: Sequence[Mapping[str, str]]) -> 
         reading.take(theirs, "data", "roles", odd, told)
 
 
-def llama_factory(reading: Reading, key: str, info: Mapping[str, Any] | None, base: str) -> list[dict[str, Any]]:
+def llama_factory(reading: ForeignRecipe, key: str, info: Mapping[str, Any] | None, base: str) -> list[dict[str, Any]]:
     """The sources that names of dataset_info.json mean."""
     sources, named, cast, unknown = [], [], [], {}
     for name in words(reading.given[key]):
@@ -117,7 +117,7 @@ def llama_factory(reading: Reading, key: str, info: Mapping[str, Any] | None, ba
     return sources
 
 
-def _entry(reading: Reading, name: str, entry: Mapping[str, Any], base: str) -> dict[str, Any] | None:
+def _entry(reading: ForeignRecipe, name: str, entry: Mapping[str, Any], base: str) -> dict[str, Any] | None:
     if entry.get("ranking") or any(one in (entry.get("columns") or {}) for one in PAIRS_OF):
         reading.lose(f"dataset {name}", "pairs of a chosen and a rejected answer", stops=True)
         return None
@@ -134,13 +134,13 @@ def _entry(reading: Reading, name: str, entry: Mapping[str, Any], base: str) -> 
     return _limited(reading, path, entry.get("num_samples"))
 
 
-def _limited(reading: Reading, path: str, most: Any = None) -> dict[str, Any]:
+def _limited(reading: ForeignRecipe, path: str, most: Any = None) -> dict[str, Any]:
     """A source of as many rows as max_samples and its own entry allow."""
     limits = [whole(one) for one in (most, reading.get("max_samples")) if one]
     return {"path": path, **({"limit": min(limits)} if limits else {})}
 
 
-def _columns(reading: Reading, name: str, entry: Mapping[str, Any]) -> dict[str, str]:
+def _columns(reading: ForeignRecipe, name: str, entry: Mapping[str, Any]) -> dict[str, str]:
     theirs = entry.get("columns") or {}
     tags = entry.get("tags") or {}
     if not isinstance(theirs, Mapping) or not isinstance(tags, Mapping):
@@ -175,7 +175,7 @@ def _speakers(name: str, entry: Mapping[str, Any]) -> dict[str, str]:
     return {given[tag]: role for tag, (role, _) in SPEAKERS.items()}
 
 
-def info_of(reading: Reading) -> tuple[Mapping[str, Any] | None, str]:
+def info_of(reading: ForeignRecipe) -> tuple[Mapping[str, Any] | None, str]:
     """(what dataset_info.json holds or None, its folder as it is found)."""
     base = reading.get("dataset_dir", "data")
     if isinstance(base, Mapping):

@@ -15,7 +15,7 @@ class Unlike(ValueError):
 
 
 @dataclass(frozen=True)
-class Read:
+class Mapped:
     """Read as section.key. ``convert`` raises Unlike; None from it where the value asks for what happens anyway."""
 
     section: str
@@ -45,11 +45,11 @@ class Joint:
     """Read together with other keys, by the tool's own ``together``."""
 
 
-Entry = Read | Idle | Absent | Joint
+KeyMeaning = Mapped | Idle | Absent | Joint
 
 
 @dataclass
-class Reading:
+class ForeignRecipe:
     """A recipe of another tool, key by key."""
 
     tool: Tool
@@ -120,8 +120,8 @@ class Tool:
     """Where its keys and defaults are documented, and of when."""
     marks: frozenset[str]
     """Keys that tell its recipes from others'."""
-    keys: Mapping[str, Entry]
-    together: Callable[[Reading], None]
+    keys: Mapping[str, KeyMeaning]
+    together: Callable[[ForeignRecipe], None]
     """Reads the Joint keys and states defaults."""
     commands: tuple[str, ...] = ()
     """How its command lines begin, such as "trl sft"."""
@@ -183,6 +183,6 @@ def choice(table: Mapping[Any, Any], otherwise: str) -> Callable[[Any], Any]:
     return convert
 
 
-def entries(entry: Entry, names: str) -> dict[str, Entry]:
+def entries(entry: KeyMeaning, names: str) -> dict[str, KeyMeaning]:
     """One entry for many names."""
     return dict.fromkeys(names.split(), entry)

@@ -9,11 +9,11 @@ from halter.recipe.foreign import common, rows
 from halter.recipe.foreign.common import HF, SPEED, TELLING
 from halter.recipe.foreign.tables import (
     Absent,
-    Entry,
+    ForeignRecipe,
     Idle,
     Joint,
-    Read,
-    Reading,
+    KeyMeaning,
+    Mapped,
     Tool,
     Unlike,
     entries,
@@ -28,10 +28,10 @@ PEFT_LLAMA = ["q_proj", "v_proj"]
 """What PEFT adapts of a LLaMA where nobody names modules."""
 PAIRS = Absent("another trainer than SFTTrainer: pairs or rewards are not learned here", stops=True)
 
-KEYS: dict[str, Entry] = HF | {
-    "model_name_or_path": Read("model", "path", word),
-    "model": Read("model", "path", word),
-    "model_revision": Read("model", "revision", lambda v: None if v == "main" else word(v)),
+KEYS: dict[str, KeyMeaning] = HF | {
+    "model_name_or_path": Mapped("model", "path", word),
+    "model": Mapped("model", "path", word),
+    "model_revision": Mapped("model", "revision", lambda v: None if v == "main" else word(v)),
     **entries(Joint(), "dtype torch_dtype max_length max_seq_length chat_template_path"),
     **entries(Joint(), "use_peft use_dora lora_r lora_alpha lora_dropout lora_target_modules use_rslora "
               "lora_modules_to_save load_in_4bit load_in_8bit"),  # fmt: skip
@@ -54,7 +54,7 @@ KEYS: dict[str, Entry] = HF | {
     "streaming": Idle("rows that do not fit in memory are kept on disk"),
     **entries(SPEED, "packing_strategy padding_free pad_to_multiple_of eval_packing dataset_num_proc "
               "dataset_batch_size bnb_4bit_quant_storage"),  # fmt: skip
-    "activation_offloading": Read("train", "offload_activations", truth),
+    "activation_offloading": Mapped("train", "offload_activations", truth),
     "pad_token": Idle("no row is padded"),
     "ignore_bias_buffers": TELLING,
     "config": TELLING,
@@ -62,7 +62,7 @@ KEYS: dict[str, Entry] = HF | {
 }  # fmt: skip
 
 
-def together(reading: Reading) -> None:
+def together(reading: ForeignRecipe) -> None:
     """Everything that stands on more than one key, and TRL's defaults."""
     _method(reading)
     _data(reading)
@@ -93,7 +93,7 @@ def together(reading: Reading) -> None:
     _dtype(reading)
 
 
-def _method(reading: Reading) -> None:
+def _method(reading: ForeignRecipe) -> None:
     lora = {"lora_r": ("r", 16, whole), "lora_alpha": ("alpha", 32, number), "lora_dropout": ("dropout", 0.05, number),
             "lora_target_modules": ("target_modules", PEFT_LLAMA, common.targets),
             "use_rslora": ("rslora", False, truth)}  # fmt: skip
@@ -122,7 +122,7 @@ def _method(reading: Reading) -> None:
     common.bits(reading)
 
 
-def _dtype(reading: Reading) -> None:
+def _dtype(reading: ForeignRecipe) -> None:
     """TRL holds the base in dtype and computes in bf16 or fp16; here it is held in what it computes in."""
     if not truth(reading.get("fp16")) and reading.get("bf16") is None:
         reading.state("train", "precision", "bf16", "bf16")
@@ -136,7 +136,7 @@ def _dtype(reading: Reading) -> None:
         reading.state("model", "dtype", "float32", "dtype")
 
 
-def _data(reading: Reading) -> None:
+def _data(reading: ForeignRecipe) -> None:
     source, sources = reading.get("dataset_name"), reading.get("datasets")
     held: str | None = None
     if sources:
@@ -166,7 +166,7 @@ def _data(reading: Reading) -> None:
         reading.take("chat_template_path", "data", "template", word(path))
 
 
-def _source(reading: Reading, one: Mapping[str, Any]) -> dict[str, Any]:
+def _source(reading: ForeignRecipe, one: Mapping[str, Any]) -> dict[str, Any]:
     path, files = word(one["path"]), one.get("data_files")
     if files is not None and path in ("json", "csv", "parquet", "text"):
         path = word(files if isinstance(files, str) else files[0] if isinstance(files, list) and files else None)
@@ -180,7 +180,7 @@ def _source(reading: Reading, one: Mapping[str, Any]) -> dict[str, Any]:
     return {"path": rows.exists(path, reading.folder)}
 
 
-def _learned(reading: Reading) -> None:
+def _learned(reading: ForeignRecipe) -> None:
     """What is learned: of prompts with completions the completion, of conversations every token unless told."""
     field = reading.get("dataset_text_field")
     if field is not None:

@@ -9,14 +9,14 @@ from typing import Any
 
 from halter.errors import Refusal
 from halter.files.yaml12 import flow
-from halter.recipe.foreign.tables import Reading
+from halter.recipe.foreign.tables import ForeignRecipe
 from halter.recipe.sections import BLANK_DATA, BLANK_MODEL, ORDER
 
 SHOWN = 6
 WRITTEN = "halter-recipe.yaml"
 
 
-def as_data(reading: Reading) -> dict[str, Any]:
+def as_data(reading: ForeignRecipe) -> dict[str, Any]:
     """The recipe as plain data; what must be given is left open with the words that `halter init` writes."""
     values = reading.values
     model = {"path": BLANK_MODEL} | values["model"]
@@ -26,7 +26,7 @@ def as_data(reading: Reading) -> dict[str, Any]:
     return made | ({"output_dir": values[""]["output_dir"]} if "output_dir" in values[""] else {})
 
 
-def text(reading: Reading) -> str:
+def text(reading: ForeignRecipe) -> str:
     """The recipe as YAML: where each value comes from, and every key that has no place here with the reason."""
     title = reading.tool.title
     lines = [f"# Read from {_plain(reading.source)}, a recipe of {title}, by halter init --from.",
@@ -60,7 +60,7 @@ def _named_first(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(values.items(), key=lambda pair: pair[0] not in ("name", "path"))
 
 
-def _source(reading: Reading, section: str, key: str) -> str:
+def _source(reading: ForeignRecipe, section: str, key: str) -> str:
     why = reading.why.get((section, key), "")
     need = reading.needs.get(f"{section}.{key}", "")
     told = f"you must give it: {need}" if need else why
@@ -73,7 +73,7 @@ def _plain(told: object) -> str:
     return kept if len(kept) <= 200 else f"{kept[:197]}..."
 
 
-def summary(reading: Reading, defaults: bool = True) -> list[str]:
+def summary(reading: ForeignRecipe, defaults: bool = True) -> list[str]:
     """At most five lines: what was read as what, what has no meaning here, what is lost, what must be given."""
     read = [f"{key} as {ours}" for key, ours in reading.read.items()]
     lost = [f"{key} ({why})" for key, why in (reading.stops | reading.lost).items()]
@@ -100,7 +100,7 @@ def command(source: str, needs: Iterable[str] = ()) -> str:
     return f"halter init --from {shlex.quote(source)} {WRITTEN}{between}halter train {WRITTEN}"
 
 
-def refusal(reading: Reading) -> Refusal:
+def refusal(reading: ForeignRecipe) -> Refusal:
     """``foreign-recipe``: whose recipe it is, how it is read, and the command that writes ours from it; of another kind
     of training ``foreign-training``."""
     refuse_other_training(reading)
@@ -113,7 +113,7 @@ def refusal(reading: Reading) -> Refusal:
     )
 
 
-def refuse_other_training(reading: Reading) -> None:
+def refuse_other_training(reading: ForeignRecipe) -> None:
     """Refusal ``foreign-training`` where what the file asks for is no training that is there here."""
     if reading.stops:
         raise Refusal(

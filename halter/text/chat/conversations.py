@@ -25,7 +25,7 @@ from halter.text.chat import messages as chat_messages
 from halter.text.chat import responses as chat_responses
 from halter.text.chat.locate import Call, Located, Locator
 from halter.text.chat.render import Renderer
-from halter.text.chat.rows import Encoded, Rows, encode_chat, encode_pair, encode_text
+from halter.text.chat.rows import Encoded, EncodedRows, encode_chat, encode_pair, encode_text
 from halter.text.templates import names as template_names
 from halter.text.templates.names import BUILTIN
 
@@ -149,7 +149,7 @@ class ChatTemplate:
         on_responses: Literal["all", "last"] = "all",
         train_on_prompt: bool = False,
         reasoning: Literal["keep", "drop"] = "keep",
-    ) -> Rows:
+    ) -> EncodedRows:
         """A conversation as rows to train on, each learned response right after the prompt that ``encode`` gives with
         add_generation_prompt for what comes before it.
 
@@ -178,7 +178,7 @@ class ChatTemplate:
             self._encoded(tokenizer, row.located, row.learned, train_on_prompt and row is made[-1], date)
             for row in made
         ]
-        return Rows(encoded, {name: count for name, count in notes.items() if count})
+        return EncodedRows(encoded, {name: count for name, count in notes.items() if count})
 
     def _encoded(
         self, tokenizer: Tokenizer, located: Located, learned: Collection[int], train_on_prompt: bool, date: str | None

@@ -111,7 +111,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Slot:
+class ContentSpan:
     """text[start:end] came from the leaf with this number."""
 
     start: int
@@ -120,11 +120,11 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ChatLayout:
     """A rendered text, where its contents lie, and the rendering with placeholders that says so."""
 
     text: str
-    slots: list[Slot]
+    slots: list[ContentSpan]
     skeleton: str
 
     def structure(self) -> list[tuple[int, int]]:
@@ -148,7 +148,7 @@ class Layout:
         return (self.slots[count - 1].end if count else 0) + len(tail)
 
 
-def shortened(layout: Layout, leaves: Sequence[Leaf]) -> set[int]:
+def shortened(layout: ChatLayout, leaves: Sequence[Leaf]) -> set[int]:
     """The numbers of the messages of which some content is printed in part only."""
     return {
         leaf.message
@@ -157,7 +157,7 @@ def shortened(layout: Layout, leaves: Sequence[Leaf]) -> set[int]:
     }
 
 
-def fill(text: str, skeleton: str, leaves: Sequence[Leaf]) -> Layout | None:
+def fill(text: str, skeleton: str, leaves: Sequence[Leaf]) -> ChatLayout | None:
     """Match the true rendering with the skeleton, or None where no filling of the placeholders gives it."""
     pieces = SLOT.split(skeleton)
     if not text.startswith(pieces[0]):
@@ -170,9 +170,9 @@ def fill(text: str, skeleton: str, leaves: Sequence[Leaf]) -> Layout | None:
         end = _slot_end(text, at, leaves[number].text, after, last)
         if end is None:
             return None
-        slots.append(Slot(at, end, number))
+        slots.append(ContentSpan(at, end, number))
         at = end + len(after)
-    return Layout(text, slots, skeleton) if at == len(text) else None
+    return ChatLayout(text, slots, skeleton) if at == len(text) else None
 
 
 def _slot_end(text: str, at: int, content: str, after: str, last: bool) -> int | None:

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 from halter.errors import Refusal
 from halter.text.chat import layout as chat_layout
 from halter.text.chat import reasoning
-from halter.text.chat.layout import Layout, Leaf, Masked
-from halter.text.chat.render import Job, Renderer
-from halter.text.chat.turns import Beginnings, Chat, Turn
+from halter.text.chat.layout import ChatLayout, Leaf, Masked
+from halter.text.chat.render import Renderer, RenderJob
+from halter.text.chat.turns import Beginnings, RenderedChat, Turn
 from halter.text.codecs.codec import Control, ControlFinder
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Call:
     date: str | None
     strings: dict[str, str]  # bos_token and the like
 
-    def job(self, messages: Sequence[Any], tools: Sequence[Any] | None, prompt: bool) -> Job:
+    def job(self, messages: Sequence[Any], tools: Sequence[Any] | None, prompt: bool) -> RenderJob:
         variables = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
         return {"source": self.source, "variables": self.strings | variables, "date": self.date}
 
@@ -58,7 +58,7 @@ class Located:
     prints some other content in part only.
     """
 
-    chat: Chat
+    chat: RenderedChat
     turns: list[Turn]
     markers: ControlFinder | None
     unreasoned: frozenset[int] = frozenset()
@@ -101,7 +101,7 @@ class Locator:
             where=f"chat template {self._name}", fix="use a built-in template, or rows with a prompt and a completion",
         )  # fmt: skip
 
-    def _layouts(self, call: Call) -> Iterator[tuple[Masked, Layout, Beginnings]]:
+    def _layouts(self, call: Call) -> Iterator[tuple[Masked, ChatLayout, Beginnings]]:
         """What is masked, where it lies in the text, and the beginnings, by each kind of placeholders that fits."""
         text: str | None = None
         for level, masked in enumerate(masks(call)):
@@ -141,7 +141,7 @@ class Locator:
             known = self._skeletons[key] = known | dict(zip(missing, replies, strict=True))
         return text, {n: s if isinstance(s, str) else None for n, s in known.items()}
 
-    def _all_there(self, layout: Layout, masked: Masked, call: Call) -> None:
+    def _all_there(self, layout: ChatLayout, masked: Masked, call: Call) -> None:
         printed = {(leaf.message, leaf.key) for leaf in (masked.leaves[slot.leaf] for slot in layout.slots)}
         due = {(leaf.message, leaf.key) for leaf in masked.leaves if leaf.key in ("content", "tool_calls", "tools")}
         # Templates may leave out what is said beside a call, as Llama 3.1's does.
@@ -162,11 +162,11 @@ class Locator:
                 fix=fix,
             )  # fmt: skip
 
-    def _in(self, layout: Layout, masked: Masked, beginnings: Beginnings, call: Call) -> Located | None:
+    def _in(self, layout: ChatLayout, masked: Masked, beginnings: Beginnings, call: Call) -> Located | None:
         return self.placed(layout, masked.leaves, beginnings, call, call.assistants)
 
     def placed(
-        self, layout: Layout, leaves: Sequence[Leaf], beginnings: Beginnings, call: Call, wanted: Sequence[int]
+        self, layout: ChatLayout, leaves: Sequence[Leaf], beginnings: Beginnings, call: Call, wanted: Sequence[int]
     ) -> Located | None:
         """The turns of the ``wanted`` messages in a layout; None where one cannot be found."""
         markers = self._marker_finder(layout, call.tokenizer)
@@ -176,7 +176,7 @@ class Locator:
         if markers is not None:
             finder = ControlFinder((*finder.controls, *markers.controls))
         matches = finder.find(layout.text, layout.structure())
-        chat = Chat(layout, leaves, beginnings, matches, len(call.messages), call.tokenizer.stop_ids)
+        chat = RenderedChat(layout, leaves, beginnings, matches, len(call.messages), call.tokenizer.stop_ids)
         turns = chat.turns(wanted)
         if turns is None:
             return None
@@ -185,7 +185,7 @@ class Locator:
         lost = frozenset(i for i in thought - printed if i is not None)
         return Located(chat, turns, markers, lost, frozenset(chat_layout.shortened(layout, leaves)))
 
-    def _marker_finder(self, layout: Layout, tokenizer: Tokenizer) -> ControlFinder | None:
+    def _marker_finder(self, layout: ChatLayout, tokenizer: Tokenizer) -> ControlFinder | None:
         """Markers in the structure that the tokenizer has as ordinary pieces and would find in content as well."""
         known = self._markers.setdefault(tokenizer, {})
         found = []

@@ -18,7 +18,7 @@ TOOLS_FIX = (
 )
 
 
-Job = dict[str, Any]  # source, variables, date
+RenderJob = dict[str, Any]  # source, variables, date
 
 
 class Renderer:
@@ -38,11 +38,11 @@ class Renderer:
             self._names[source] = reply["names"]
         return self._names[source]
 
-    def render(self, jobs: Sequence[Job]) -> list[str | Refusal]:
+    def render(self, jobs: Sequence[RenderJob]) -> list[str | Refusal]:
         """The text of each job, or why there is none. Refusal ``template-too-slow`` ends them all."""
         return [reply["text"] if "text" in reply else self._refusal(reply) for reply in self._run(jobs)]
 
-    def _run(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def _run(self, jobs: Sequence[RenderJob]) -> list[dict[str, Any]]:
         if self._trusted:
             return [self._here(job) for job in jobs]
         if any(len(job["source"]) > MAX_SOURCE_CHARS for job in jobs):
@@ -50,7 +50,7 @@ class Renderer:
             return [too_long for _ in jobs]
         return sandbox.run(jobs)
 
-    def _here(self, job: Job) -> dict[str, Any]:
+    def _here(self, job: RenderJob) -> dict[str, Any]:
         if job.get("names"):
             return {"names": rendering.asked_for(job["source"])}
         try:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 from halter.text.chat import layout as chat_layout
 from halter.text.chat import reasoning
-from halter.text.chat.layout import SLOT, Layout, Leaf, Slot
+from halter.text.chat.layout import SLOT, ChatLayout, ContentSpan, Leaf
 from halter.text.chat.locate import REASONING, Call, Located, Locator, masks
 from halter.text.chat.reasoning import Parts
 
 
 @dataclass(frozen=True)
-class Row:
+class LearntRow:
     """One row and the numbers of the messages that are learnt in it."""
 
     located: Located
@@ -44,18 +44,18 @@ def unsteady(located: Located) -> set[int]:
     return found
 
 
-def rows(locator: Locator, call: Call, whole: Located, learned: Collection[int], keep: bool) -> list[Row]:
+def rows(locator: Locator, call: Call, whole: Located, learned: Collection[int], keep: bool) -> list[LearntRow]:
     """The rows of a conversation: the whole one where every learned response stands right in it, else one for each
     response, those that are the beginning of a later one joined with it. ``keep``: the reasoning is learned."""
     if not learned or not unsteady(whole) & set(learned):
-        return [Row(whole, frozenset(learned))]
-    made: list[Row] = []
+        return [LearntRow(whole, frozenset(learned))]
+    made: list[LearntRow] = []
     for number in sorted(learned, reverse=True):
         row = _response(locator, call, number, keep)
         if made and _begins(row.located, made[-1].located):
             later = made[-1]
             turns = sorted([*row.located.turns, *later.located.turns], key=lambda turn: turn.start)
-            made[-1] = Row(
+            made[-1] = LearntRow(
                 replace(later.located, turns=turns), later.learned | row.learned,
                 later.closed + row.closed, later.restored + row.restored,
             )  # fmt: skip
@@ -69,7 +69,7 @@ def _begins(first: Located, second: Located) -> bool:
     return not first.turns[-1].open and there.skeleton.startswith(here.skeleton) and there.text.startswith(here.text)
 
 
-def _response(locator: Locator, call: Call, number: int, keep: bool) -> Row:
+def _response(locator: Locator, call: Call, number: int, keep: bool) -> LearntRow:
     """The conversation up to one response."""
     messages = call.messages[: number + 1]
     content = messages[number]["content"]
@@ -82,18 +82,18 @@ def _response(locator: Locator, call: Call, number: int, keep: bool) -> Row:
     only = replace(plain, turns=[turn for turn in plain.turns if turn.message == number])
     learned = frozenset({number})
     if number not in unsteady(plain):
-        return Row(only, learned)
+        return LearntRow(only, learned)
     written = _closed(locator, upto, number, plain) if found is None else _continued(locator, upto, number, found)
     if written is None:  # a template that goes its own way altogether: as it writes it
-        return Row(only, learned)
-    return Row(written, learned, closed=found is None, restored=found is not None)
+        return LearntRow(only, learned)
+    return LearntRow(written, learned, closed=found is None, restored=found is not None)
 
 
 @dataclass(frozen=True)
 class _Asked:
     """A prompt as generation gives it: where its contents lie, and what they are."""
 
-    layout: Layout
+    layout: ChatLayout
     leaves: list[Leaf]
 
     @property
@@ -124,9 +124,9 @@ def _closed(locator: Locator, call: Call, number: int, plain: Located) -> Locate
         closing = reasoning.closing(asked.layout.skeleton)
         tail = whole.skeleton[len(asked.heading or "") :].lstrip()
         shift = len(asked.layout.text) + len(closing) - at
-        slots = [Slot(max(s.start, at) + shift, s.end + shift, s.leaf) for s in whole.slots if s.end > at]
+        slots = [ContentSpan(max(s.start, at) + shift, s.end + shift, s.leaf) for s in whole.slots if s.end > at]
         text = asked.layout.text + closing + whole.text[at:]
-        joined = Layout(text, [*asked.layout.slots, *slots], asked.layout.skeleton + closing + tail)
+        joined = ChatLayout(text, [*asked.layout.slots, *slots], asked.layout.skeleton + closing + tail)
         return _placed(locator, joined, plain.chat.leaves, asked, call, number)
     return None
 
@@ -158,13 +158,13 @@ def _continued(locator: Locator, call: Call, number: int, found: Parts) -> Locat
 
 
 def _placed(
-    locator: Locator, joined: Layout, leaves: Sequence[Leaf], asked: _Asked, call: Call, number: int
+    locator: Locator, joined: ChatLayout, leaves: Sequence[Leaf], asked: _Asked, call: Call, number: int
 ) -> Located | None:
     beginnings = {(number, True): asked.layout.skeleton, (number + 1, False): joined.skeleton}
     return locator.placed(joined, leaves, beginnings, call, [number])
 
 
-def _joined(layout: Layout, pieces: Parts, end: str, first: int) -> Layout:
+def _joined(layout: ChatLayout, pieces: Parts, end: str, first: int) -> ChatLayout:
     """A layout with the response after it: literal pieces, and slots for what is thought and said."""
     text, skeleton, slots = layout.text, layout.skeleton, list(layout.slots)
     for literal, content, number in (
@@ -172,6 +172,6 @@ def _joined(layout: Layout, pieces: Parts, end: str, first: int) -> Layout:
     ):  # fmt: skip
         text, skeleton = text + literal, skeleton + literal
         if content:
-            slots.append(Slot(len(text), len(text) + len(content), number))
+            slots.append(ContentSpan(len(text), len(text) + len(content), number))
             text, skeleton = text + content, f"{skeleton}{chat_layout.OPEN}{number}{chat_layout.CLOSE}"
-    return Layout(text, slots, skeleton)
+    return ChatLayout(text, slots, skeleton)

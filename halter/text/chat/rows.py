@@ -26,7 +26,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedRows:
     """The rows of one conversation, and what is to be told of it: {name: count}, names of data.report's NOTES."""
 
     encoded: list[Encoded]

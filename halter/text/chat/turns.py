@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
-from halter.text.chat.layout import SLOT, Layout, Leaf, Slot
+from halter.text.chat.layout import SLOT, ChatLayout, ContentSpan, Leaf
 from halter.text.codecs.codec import Match
 
 #: Renderings with placeholders of the first n messages, by (n, with generation prompt); None: the template refuses.
@@ -27,10 +27,10 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Chat:
+class RenderedChat:
     """A layout with all that is needed to find the turns in it."""
 
-    layout: Layout
+    layout: ChatLayout
     leaves: Sequence[Leaf]
     beginnings: Beginnings
     matches: Sequence[Match]
@@ -47,7 +47,7 @@ class Chat:
             found.append(turn)
         return found
 
-    def _slots(self, wanted: Callable[[int], bool]) -> list[Slot]:
+    def _slots(self, wanted: Callable[[int], bool]) -> list[ContentSpan]:
         numbered = ((slot, self.leaves[slot.leaf].message) for slot in self.layout.slots)
         return [slot for slot, message in numbered if message is not None and wanted(message)]
 

@@ -31,7 +31,7 @@ class OutputTooLong(Exception):
     """More than OUTPUT_CHARS came out."""
 
 
-class Generation(Extension):
+class GenerationBlock(Extension):
     """``{% generation %} ... {% endgeneration %}`` marks the assistant's words for transformers; here it is a block."""
 
     tags = {"generation"}
@@ -54,7 +54,9 @@ def _raise_exception(message: object) -> None:
 
 def environment() -> ImmutableSandboxedEnvironment:
     """What transformers gives a chat template, less Jinja's lorem ipsum and other toys."""
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+    )
     env.filters["tojson"] = _tojson
     for toy in ("lipsum", "cycler", "joiner"):
         del env.globals[toy]

@@ -19,7 +19,7 @@ LAY_STEPS = 40  # before a dense weight is laid out anew, which takes the time o
 
 
 @contextmanager
-def packed(model: Decoder, rows: int, steps: int) -> Iterator[int]:
+def for_decoding(model: Decoder, rows: int, steps: int) -> Iterator[int]:
     """Within, every linear layer knows that it is decoding (numerics.choice), and products of up to ``rows`` rows use
     second copies of the weights where that was measured to be quicker: of 4-bit ones at once where ``steps`` are to
     come, of dense ones (bf16 on a CPU) after ``LAY_STEPS`` of decoding, a piece a step, so that a short answer waits

@@ -13,7 +13,7 @@ from halter.data.pack import Batch
 from halter.errors import HalterError
 
 T = TypeVar("T")
-Unit = list[int]
+MicroRows = list[int]
 _WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -32,7 +32,7 @@ def free() -> None:
 
 
 @dataclass
-class Room:
+class Splitter:
     """How finely passes are cut: every micro-batch into 2 ** ``halvings`` parts, for the rest of the run."""
 
     say: Callable[[str], None] = lambda _: None
@@ -42,7 +42,7 @@ class Room:
         """One micro-batch in parts of about equal tokens; a row is never cut, nor a group torn."""
         return [batch.select(sum(part, [])) for part in self._cut(batch)] if self.halvings else [batch]
 
-    def _cut(self, batch: Batch) -> list[list[Unit]]:
+    def _cut(self, batch: Batch) -> list[list[MicroRows]]:
         parts = [batch.units()]
         for _ in range(self.halvings):
             parts = [half for part in parts for half in _halves(part, batch.lengths)]
@@ -69,13 +69,13 @@ class Room:
             self.say(f"out of memory: passes are halved, to at most {largest} tokens here; the gradient stays the same")
 
 
-def _size(unit: Unit, lengths: Sequence[int]) -> int:
+def _size(unit: MicroRows, lengths: Sequence[int]) -> int:
     return sum(lengths[row] for row in unit)
 
 
-def _halves(units: list[Unit], lengths: Sequence[int]) -> list[list[Unit]]:
+def _halves(units: list[MicroRows], lengths: Sequence[int]) -> list[list[MicroRows]]:
     """Two lists of about equal tokens, the longest apart; one where there is one."""
-    halves: tuple[list[Unit], list[Unit]] = ([], [])
+    halves: tuple[list[MicroRows], list[MicroRows]] = ([], [])
     taken = [0, 0]
     for unit in sorted(units, key=lambda unit: _size(unit, lengths), reverse=True):
         half = taken.index(min(taken))

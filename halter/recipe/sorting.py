@@ -9,7 +9,7 @@ from typing import Any
 
 from halter.contract.otherwise import in_words, spelt
 from halter.errors import Refusal
-from halter.files.yaml12 import Document, Path, flow, parse
+from halter.files.yaml12 import Path, YamlDocument, flow, parse
 from halter.recipe.aliases import ALIASES, NOTHING, SO_ANYWAY, TOLERATED, Alias
 from halter.recipe.fields import keys_of
 from halter.recipe.sections import (
@@ -33,7 +33,7 @@ class Given:
     """One value as it was written: ``path`` in its document, which is where mistakes are pointed at."""
 
     value: Any
-    document: Document
+    document: YamlDocument
     path: Path
     name: str
     override: bool = False
@@ -43,7 +43,7 @@ class Given:
 
 
 @dataclass
-class Gathered:
+class SortedKeys:
     """Values by section and key, and everything that was wrong or read under another name."""
 
     sections: dict[str, dict[str, Given]] = field(default_factory=lambda: {name: {} for name in ("", *SECTIONS)})
@@ -68,9 +68,9 @@ class Gathered:
         return [f"{where}: {what}" if where else what for where, what in sorted(self.mistakes, key=order)]
 
 
-def gather(document: Document, overrides: Sequence[str]) -> Gathered:
+def sort_keys(document: YamlDocument, overrides: Sequence[str]) -> SortedKeys:
     """Sort everything that was given into sections; the method's name first, because it decides what keys there are."""
-    result = Gathered()
+    result = SortedKeys()
     raw = list(_flat(document, result.methods))
     # A list of methods counts before an option by number, wherever it stands.
     ordered = [*_methods_named(overrides), *(text for text in overrides if not _names_methods(text))]
@@ -80,7 +80,7 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
         if place is not None and (place.section, place.key) == ("method", "name"):
             _put(result, place, keys, given)
     for index, method in enumerate(result.methods):
-        method.setdefault("name", Given(DEFAULT_METHOD, Document({}), (), "name"))
+        method.setdefault("name", Given(DEFAULT_METHOD, YamlDocument({}), (), "name"))
         _check_method(result, method, index)
     for _, keys, given in placed:
         keys = _aimed(result, keys, given)
@@ -98,7 +98,7 @@ def gather(document: Document, overrides: Sequence[str]) -> Gathered:
     return result
 
 
-def _aimed(result: Gathered, keys: Path, given: Given) -> Path:
+def _aimed(result: SortedKeys, keys: Path, given: Given) -> Path:
     """Where a key without a number belongs when there are several methods: to the one that has such an option. It is
     no guess of ours which of two is meant."""
     section, _, key, inner = _split(keys)
@@ -116,7 +116,7 @@ def _aimed(result: Gathered, keys: Path, given: Given) -> Path:
     return ("method", homes[0][0], key, *inner) if homes else keys
 
 
-def _put_beside(result: Gathered, place: Alias | None, given: Given) -> None:
+def _put_beside(result: SortedKeys, place: Alias | None, given: Given) -> None:
     """What another tool's key means beside its own value, where nobody says otherwise."""
     if place is None or place.beside is None:
         return
@@ -128,7 +128,7 @@ def _put_beside(result: Gathered, place: Alias | None, given: Given) -> None:
         result.notes.append(f"{given.where()}: {given.name} also means {full}: {value}; give {full} for something else")
 
 
-def _flat(document: Document, methods: list[dict[str, Given]]) -> Iterator[tuple[Path, Given]]:
+def _flat(document: YamlDocument, methods: list[dict[str, Given]]) -> Iterator[tuple[Path, Given]]:
     """((section, [index,] key) or (loose key,), value) of every key of a document."""
     for name, value in document.data.items():
         if name not in (*SECTIONS, "method"):
@@ -141,7 +141,7 @@ def _flat(document: Document, methods: list[dict[str, Given]]) -> Iterator[tuple
             yield from _section((name,), value, document)
 
 
-def _section(path: Path, value: Any, document: Document) -> Iterator[tuple[Path, Given]]:
+def _section(path: Path, value: Any, document: YamlDocument) -> Iterator[tuple[Path, Given]]:
     name = str(path[0])
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -150,13 +150,13 @@ def _section(path: Path, value: Any, document: Document) -> Iterator[tuple[Path,
         yield (*path, SHORT.get(name, name)), Given(value, document, path, name)
 
 
-def _override(text: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
+def _override(text: str, result: SortedKeys) -> Iterator[tuple[Path, Given]]:
     """key=value or section.key=value; the value is read as YAML, so `r=8` is a number and `a=[1, 2]` a list."""
     name, equals, written = text.removeprefix("--").partition("=")
     if not equals or not name:
         result.problem(COMMAND_LINE, f"{text!r} is not key=value; such as train.learning_rate=2e-4")
         return
-    document = Document({}, source=f"{COMMAND_LINE}, {text}")
+    document = YamlDocument({}, source=f"{COMMAND_LINE}, {text}")
     value = _read(written, document.source)
     keys: Path = tuple(int(k) if k.isdigit() else k.replace("-", "_") for k in name.split("."))
     if keys[0] in SHORT and len(keys) == 1:
@@ -191,7 +191,7 @@ def _read(written: str, source: str) -> Any:
         return written
 
 
-def _methods(several: list[Any], document: Document, name: str, result: Gathered) -> Iterator[tuple[Path, Given]]:
+def _methods(several: list[Any], document: YamlDocument, name: str, result: SortedKeys) -> Iterator[tuple[Path, Given]]:
     """A list of methods, each a name or a mapping with its options; those of the recipe keep their options."""
     if len(several) < max(1, len(result.methods)):
         result.problem(document.source, f"names {len(several)} method(s), and the recipe has {len(result.methods)}")
@@ -231,20 +231,20 @@ def _place(keys: Path, options: type[Any] | None) -> Alias | None:
     return Alias(homes[0], key) if len(homes) == 1 else None
 
 
-def _options(result: Gathered, keys: Path) -> type[Any] | None:
+def _options(result: SortedKeys, keys: Path) -> type[Any] | None:
     """The options of the method that a key may belong to; None where the method's name is unknown."""
     name = _name(result, keys)
     return method_class(name) if name else None
 
 
-def _name(result: Gathered, keys: Path) -> str:
+def _name(result: SortedKeys, keys: Path) -> str:
     """The name of the method that a key may belong to, '' where there is no such method."""
     given = result.methods[_split(keys)[1]].get("name")
     name = None if given is None else given.value
     return name if isinstance(name, str) and name in method_names() else ""
 
 
-def _check_method(result: Gathered, method: dict[str, Given], index: int) -> None:
+def _check_method(result: SortedKeys, method: dict[str, Given], index: int) -> None:
     given = method["name"] = replace(method["name"], value=spelt(method["name"].value, method_names()))
     if given.value not in method_names():
         meant, other = meant_methods(str(given.value)), in_words(str(given.value))
@@ -253,7 +253,7 @@ def _check_method(result: Gathered, method: dict[str, Given], index: int) -> Non
         result.problem(given.where(), f"no method is called {given.value!r}{hint} {there}")
 
 
-def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
+def _put(result: SortedKeys, place: Alias, keys: Path, given: Given) -> None:
     section, index, key, inner = _split(keys)
     target = result.methods[index] if place.section == "method" else result.sections[place.section]
     try:
@@ -294,7 +294,7 @@ def _put(result: Gathered, place: Alias, keys: Path, given: Given) -> None:
     target[place.key] = Given(value, given.document, given.path, given.name, given.override)
 
 
-def _type(result: Gathered, place: Alias, index: int) -> Any:
+def _type(result: SortedKeys, place: Alias, index: int) -> Any:
     """The declared type of the key at this place."""
     options = _options(result, ("method", index)) if place.section == "method" else SECTIONS.get(place.section)
     return keys_of(options)[place.key].type if options and place.key in keys_of(options) else None
