@@ -33,9 +33,16 @@ WHEN = ("quiet", "before", "later")
 TOLD = ("OMP_", "GOMP_", "KMP_", "MKL_", "HALTER_WAITING")
 """Beginnings of variables that no side gets."""
 TINY = Setting(
-    layers=5, rows=24, shortest=60, longest=200, dtype="float32", warm=3, steps=25, new_tokens=200,
+    layers=5,
+    rows=24,
+    shortest=60,
+    longest=200,
+    dtype="float32",
+    warm=3,
+    steps=25,
+    new_tokens=200,
     changes={"dim": 64, "heads": 8, "kv_heads": 4, "head_dim": 8, "ffn_dim": 172, "vocab_size": 512},
-)  # fmt: skip
+)
 """The shape of stories260K."""
 STEP, DECODE = Setting(steps=2), Setting(steps=5)
 SIDES: dict[str, tuple[str, Setting]] = {
@@ -66,8 +73,14 @@ def program() -> Iterator[int]:
 def environment(**more: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(TOLD)}
     paths = [str(frame.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return {**clean, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-            "CUDA_VISIBLE_DEVICES": "", **more}  # fmt: skip
+    return {
+        **clean,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        **more,
+    }
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,22 @@ class Command:
 def _stories(folder: Path) -> list[str]:
     data = Path(os.environ.get("HALTER_SHARED") or frame.ROOT.parent / "shared") / "data"
     rows = f"{data}/instruct/tinystories_instruct_train.jsonl#300"
-    return [sys.executable, "-m", "halter", "train", "--model", f"{data}/models/stories260K", "--data", rows,
-            "--template", "alpaca", "--max-steps", "24", "--output", str(folder / "run")]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "halter",
+        "train",
+        "--model",
+        f"{data}/models/stories260K",
+        "--data",
+        rows,
+        "--template",
+        "alpaca",
+        "--max-steps",
+        "24",
+        "--output",
+        str(folder / "run"),
+    ]
 
 
 COMMANDS = {
@@ -108,9 +135,13 @@ def run_command(command: Command, when: str) -> Record:
         with others or nullcontext():
             began = time.monotonic()
             running = subprocess.Popen(
-                command.words(folder), env=environment(**dict(command.variables)), cwd=frame.ROOT,
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                command.words(folder),
+                env=environment(**dict(command.variables)),
+                cwd=frame.ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             while running.poll() is None and not command.under_way(folder, time.monotonic() - began):
                 time.sleep(0.05)
             seen = time.monotonic()
@@ -168,11 +199,11 @@ def summed(found: Record) -> Record:
     made: Record = {}
     for variant, results in found.items():
         middle = {
-            when: {key: statistics.median(one[key] for one in many) for key in ("seconds", "rest")} | {
-                key: many[0][key] for key in ("tokens", "threads") if key in many[0]} | {
-                "others": max(one["others"] for one in many)}
+            when: {key: statistics.median(one[key] for one in many) for key in ("seconds", "rest")}
+            | {key: many[0][key] for key in ("tokens", "threads") if key in many[0]}
+            | {"others": max(one["others"] for one in many)}
             for when, many in results.items()
-        }  # fmt: skip
+        }
         made[variant] = middle
         quiet = middle.get("quiet")
         if quiet and "before" in middle:

@@ -43,9 +43,16 @@ class SideFailed(Exception):
 def start(side: str, work: Work, setting: Setting, given: str = "") -> Result:
     """One side in a process of its own."""
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads),
-           "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-           "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(setting.threads),
+        "MKL_NUM_THREADS": str(setting.threads),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, str(HERE / "side.py"), side, work.name, setting.as_json()]
     before = _busy()
     done = subprocess.run(command, env=env, input=given, capture_output=True, text=True, timeout=SECONDS)
@@ -172,8 +179,11 @@ def check(work: Work, setting: Setting, row: Result, begin: Start = start) -> Re
         told = begin("check", work, setting, json.dumps(halter["answers"]))
         same = sum(a == b for a, b in zip(halter["answers"], next(iter(others.values()))["answers"], strict=True))
         ok = told["gap"] <= GAP * told["spread"]
-        return {"ok": ok, "what": f"{same} of {work.batch} answers equal; by the peer's logits (deviation "
-                f"{told['spread']:.3f}) no token lies more than {told['gap']:.4f} below the best"}  # fmt: skip
+        return {
+            "ok": ok,
+            "what": f"{same} of {work.batch} answers equal; by the peer's logits (deviation "
+            f"{told['spread']:.3f}) no token lies more than {told['gap']:.4f} below the best",
+        }
     wrong, said = [], []
     for side, other in others.items():
         pairs = {"losses": work.tolerance, "grad_norms": work.grad_tolerance}
@@ -239,6 +249,11 @@ def head(setting: Setting) -> Result:
             versions[name] = "not installed"
     model, can = processor()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    machine = {"system": f"{platform.system()} {platform.machine()}", "cpu": model, "can": can, "cores": cores,
-               "threads": setting.threads}  # fmt: skip
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": model,
+        "can": can,
+        "cores": cores,
+        "threads": setting.threads,
+    }
     return {"machine": machine, "versions": versions, "date": now(), "setting": json.loads(setting.as_json())}

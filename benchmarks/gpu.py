@@ -27,9 +27,17 @@ from gpu_stage import TINY, Facts, Part, machine  # noqa: E402
 PAGE = ROOT / "docs" / "measured" / "gpu.md"
 BUDGET_SECONDS = 480.0
 PARTS: dict[str, Part] = {
-    "laws": laws, "storages": storages, "streaming": streaming, "compiled": compiled, "resume": resume, "rates": rates,
-    "lora": training(None), "qlora": training("nf4"), "decoding": decoding, "peer": peer,
-}  # fmt: skip
+    "laws": laws,
+    "storages": storages,
+    "streaming": streaming,
+    "compiled": compiled,
+    "resume": resume,
+    "rates": rates,
+    "lora": training(None),
+    "qlora": training("nf4"),
+    "decoding": decoding,
+    "peer": peer,
+}
 """In this order: what is right comes before what is quick, ours before the peer."""
 
 
@@ -64,10 +72,13 @@ def page(record: Facts) -> str:
     """docs/measured/gpu.md."""
     where, parts = record["machine"], record["parts"]
     lines = [
-        "# On a GPU", "",
-        f"Written by `make gpu` on {where['date']}: {where.get('name', where['device'])}, torch {where['torch']}.", "",
-        "| part | what was found |", "|---|---|",
-    ]  # fmt: skip
+        "# On a GPU",
+        "",
+        f"Written by `make gpu` on {where['date']}: {where.get('name', where['device'])}, torch {where['torch']}.",
+        "",
+        "| part | what was found |",
+        "|---|---|",
+    ]
     for name, facts in parts.items():
         shown = "; ".join(f"{key} {_short(value)}" for key, value in facts.items() if key != "trace")
         lines.append(f"| {name} | {shown} |")

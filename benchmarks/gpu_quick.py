@@ -28,8 +28,10 @@ def rates() -> Facts:
             spent.append(time.perf_counter() - began)
         return min(spent)
 
-    return {"operations_per_second": 2 * size**3 / best(lambda: a @ b),
-            "bytes_per_second": b.numel() * b.element_size() / best(lambda: row @ b)}  # fmt: skip
+    return {
+        "operations_per_second": 2 * size**3 / best(lambda: a @ b),
+        "bytes_per_second": b.numel() * b.element_size() / best(lambda: row @ b),
+    }
 
 
 def training(quantize: str | None) -> Part:
@@ -60,8 +62,17 @@ def training(quantize: str | None) -> Part:
         found["operations_per_second"] = (
             6 * model.config.num_parameters * tokens / seconds
         )  # forward twice, backward once
-        planned = Setting("random weights", model.config, (Lora(r=16),), model.dtype, quantize, checkpointing=True,
-                          rows=ROWS, length=LENGTH, device=DEVICE)  # fmt: skip
+        planned = Setting(
+            "random weights",
+            model.config,
+            (Lora(r=16),),
+            model.dtype,
+            quantize,
+            checkpointing=True,
+            rows=ROWS,
+            length=LENGTH,
+            device=DEVICE,
+        )
         found["planned_bytes"] = forecast(planned).training.total
         return found
 
@@ -112,8 +123,13 @@ def peer() -> Facts:
         wait()
         spent.append(time.perf_counter() - began)
     seconds = sorted(spent[1:])[len(spent[1:]) // 2]
-    return {"tokens_per_second": ROWS * LENGTH / seconds, "seconds": seconds, "peak_bytes": peak(),
-            "transformers": transformers.__version__, "peft": peft.__version__}  # fmt: skip
+    return {
+        "tokens_per_second": ROWS * LENGTH / seconds,
+        "seconds": seconds,
+        "peak_bytes": peak(),
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
 
 
 def decoding() -> Facts:

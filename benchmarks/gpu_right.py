@@ -126,10 +126,19 @@ def resume() -> Facts:
         rows = folder / "rows" / "lookup" / "train.jsonl"
 
         def run(name: str, steps: int, again: bool = False) -> Path:
-            train = {"max_steps": 4, "save_steps": 2, "deterministic": True, "per_device_train_batch_size": 4,
-                     "lr_scheduler_type": "constant"}  # fmt: skip
-            recipe = {"model": {"path": str(base_folder()), "device": DEVICE}, "data": {"train": str(rows)},
-                      "train": train | {"max_steps": steps}, "output_dir": str(folder / name)}  # fmt: skip
+            train = {
+                "max_steps": 4,
+                "save_steps": 2,
+                "deterministic": True,
+                "per_device_train_batch_size": 4,
+                "lr_scheduler_type": "constant",
+            }
+            recipe = {
+                "model": {"path": str(base_folder()), "device": DEVICE},
+                "data": {"train": str(rows)},
+                "train": train | {"max_steps": steps},
+                "output_dir": str(folder / name),
+            }
             halter.train(recipe, resume=again, say=lambda _: None)
             return folder / name / "adapter" / "adapter_model.safetensors"
 

@@ -56,8 +56,13 @@ def base(quantize: str | None = None, config: Any = None) -> Any:
 
 
 def machine() -> Facts:
-    found: Facts = {"torch": torch.__version__, "python": platform.python_version(), "device": DEVICE, "tiny": TINY,
-                    "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    found: Facts = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": DEVICE,
+        "tiny": TINY,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     if DEVICE == "cuda":
         one = torch.cuda.get_device_properties(0)
         found |= {"name": one.name, "memory_bytes": one.total_memory, "cuda": torch.version.cuda}

@@ -52,15 +52,22 @@ def measure(base: Setting, axes: Sequence[str], say: Callable[[str], None], begi
             peaks.append(result["peak_bytes"])
             say(f"  {axis} {size}: {seconds[-1]:.3f} s, {peaks[-1] / 1e9:.3f} GB")
         sizes = [size for size, _ in AXES[axis]]
-        made[axis] = {"sizes": sizes, "seconds": seconds, "peak_bytes": peaks,
-                      "seconds_exponent": slopes(sizes, seconds), "peak_exponent": slopes(sizes, peaks)}  # fmt: skip
+        made[axis] = {
+            "sizes": sizes,
+            "seconds": seconds,
+            "peak_bytes": peaks,
+            "seconds_exponent": slopes(sizes, seconds),
+            "peak_exponent": slopes(sizes, peaks),
+        }
     return made
 
 
 def table(growth: dict[str, Any]) -> str:
     """A line an axis."""
-    lines = ["| axis | from | to | seconds | exponent (first pair, last pair) | peak GB | exponent (first, last) |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| axis | from | to | seconds | exponent (first pair, last pair) | peak GB | exponent (first, last) |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for axis, found in growth.items():
         time, peak = ("{:.2f} ({:.2f}, {:.2f})".format(*found[key]) for key in ("seconds_exponent", "peak_exponent"))
         seconds = " ".join(f"{one:.2f}" for one in found["seconds"])

@@ -89,10 +89,16 @@ def measure(base: Setting, rounds: int, say: Callable[[str], None], begin: frame
             say(f"  {name}: {min(found[number][-1]['seconds']):.3f} s")
     for name, results in zip(RUNGS, found, strict=True):
         seconds = statistics.median(min(one["seconds"]) for one in results)
-        taken.append({"name": name, "seconds": seconds, "tokens_per_second": results[0]["tokens"] / seconds,
-                      "peak_bytes": statistics.median(one["peak_bytes"] for one in results),
-                      "losses": results[0]["losses"],
-                      "same": frame.apart(results[0]["losses"], found[-1][0]["losses"]) <= TOLERANCE})  # fmt: skip
+        taken.append(
+            {
+                "name": name,
+                "seconds": seconds,
+                "tokens_per_second": results[0]["tokens"] / seconds,
+                "peak_bytes": statistics.median(one["peak_bytes"] for one in results),
+                "losses": results[0]["losses"],
+                "same": frame.apart(results[0]["losses"], found[-1][0]["losses"]) <= TOLERANCE,
+            }
+        )
     return taken
 
 

@@ -146,9 +146,12 @@ def main() -> None:
     asked = parser.parse_args()
     runs: dict[str, Record] = {}
     record: Record = {
-        "task": asked.task, "date": date.today().isoformat(), "torch": torch.__version__, "runs": runs,
+        "task": asked.task,
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "runs": runs,
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-    }  # fmt: skip
+    }
     if asked.json and asked.json.is_file():
         record = json.loads(asked.json.read_text())
         runs = record["runs"]

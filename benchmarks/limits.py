@@ -179,9 +179,16 @@ def measure(work: Work, setting: Setting) -> dict[str, Any]:
     seconds = product_seconds(need.products, getattr(torch, setting.dtype))
     products = need.operations - need.attention - need.adapter
     rate = products / seconds
-    return {"tokens": sum(len(row.tokens) for row in rows), "seconds": [need.operations / rate],
-            "plain_seconds": need.plain / rate, "operations": need.operations, "attention": need.attention,
-            "adapter": need.adapter, "plain_operations": need.plain, "operations_per_second": rate}  # fmt: skip
+    return {
+        "tokens": sum(len(row.tokens) for row in rows),
+        "seconds": [need.operations / rate],
+        "plain_seconds": need.plain / rate,
+        "operations": need.operations,
+        "attention": need.attention,
+        "adapter": need.adapter,
+        "plain_operations": need.plain,
+        "operations_per_second": rate,
+    }
 
 
 def _decode(work: Work, config: ModelConfig, setting: Setting) -> dict[str, Any]:
@@ -193,8 +200,14 @@ def _decode(work: Work, config: ModelConfig, setting: Setting) -> dict[str, Any]
     square = Product("square", (2048, 8192), 1024, 0)
     rate = square.operations / product_seconds([square], getattr(torch, setting.dtype))
     step = max(read / speed, operations / rate)
-    return {"tokens": work.batch * setting.new_tokens, "seconds": [step * setting.new_tokens], "bytes": read,
-            "bytes_per_second": speed, "operations": operations, "operations_per_second": rate}  # fmt: skip
+    return {
+        "tokens": work.batch * setting.new_tokens,
+        "seconds": [step * setting.new_tokens],
+        "bytes": read,
+        "bytes_per_second": speed,
+        "operations": operations,
+        "operations_per_second": rate,
+    }
 
 
 def _read(setting: Setting) -> dict[str, Any]:

@@ -41,8 +41,9 @@ def keep(record: Record, store: Path) -> Kinds:
         mine["about"] = table.about(record)
         for row in record["rows"]:
             mine["rows"][row["name"]] = {"cells": table.cells(row), "check": table.check(row), "ratios": row["ratios"]}
-        mine |= {name: made.table(record[name]) for name, made in (("growth", growth), ("ladder", ladder))
-                 if name in record}  # fmt: skip
+        mine |= {
+            name: made.table(record[name]) for name, made in (("growth", growth), ("ladder", ladder)) if name in record
+        }
     if "busy" in record:
         kinds[kind(record["busy"]["machine"])]["busy"] = (
             f"{table.about(record['busy'])}\n\n{busy.table(record['busy']['rows'])}"
@@ -112,5 +113,7 @@ def write(record: Record, page: Path = PAGE) -> None:
         text = put(text, name, block)
     page.with_suffix(".json").write_text(json.dumps(kinds, indent=1) + "\n")
     page.write_text(text)
-    plot.draw({name: {n: row["ratios"] for n, row in one["rows"].items()} for name, one in kinds.items()},
-              page.with_suffix(".svg"))  # fmt: skip
+    plot.draw(
+        {name: {n: row["ratios"] for n, row in one["rows"].items()} for name, one in kinds.items()},
+        page.with_suffix(".svg"),
+    )

@@ -31,11 +31,15 @@ def cells() -> dict[str, dict[str, Any]]:
     grid = itertools.product(METHODS, (False, True), (256, 2048), (1, 8), BASES)
     return {
         f"{method} {base} {'on' if on else 'off'} {rows}x{length}": {
-            "method": method, "checkpointing": on, "length": length, "rows": rows, "base": base,
+            "method": method,
+            "checkpointing": on,
+            "length": length,
+            "rows": rows,
+            "base": base,
         }
         for method, on, length, rows, base in grid
         if method != "full" or base == "bf16"  # it trains no quantised weight
-    }  # fmt: skip
+    }
 
 
 def layers(cell: dict[str, Any]) -> int:
@@ -56,9 +60,16 @@ def setting(cell: dict[str, Any], device: str) -> Any:
     shape = replace(preset("llama-3.2-1b"), layers=layers(cell))
     held = None if cell["base"] == "bf16" else cell["base"]
     return Setting(
-        "llama-3.2-1b, cut", shape, (find(cell["method"])(),), getattr(torch, DTYPE), held,
-        checkpointing=cell["checkpointing"], rows=cell["rows"], length=cell["length"], device=device,
-    )  # fmt: skip
+        "llama-3.2-1b, cut",
+        shape,
+        (find(cell["method"])(),),
+        getattr(torch, DTYPE),
+        held,
+        checkpointing=cell["checkpointing"],
+        rows=cell["rows"],
+        length=cell["length"],
+        device=device,
+    )
 
 
 def base_of(s: Any, device: str) -> Any:
@@ -181,8 +192,10 @@ def table() -> str:
         assert measured > LEAST, line["name"]
         planned = predict(cell, line["device"])["total"]
         errors[line["name"]] = planned / measured - 1
-        out.append(f"| {line['name']} | {layers(cell)} | {planned / 1e9:.3f} | {measured / 1e9:.3f} | "
-                   f"{errors[line['name']]:+.1%} |")  # fmt: skip
+        out.append(
+            f"| {line['name']} | {layers(cell)} | {planned / 1e9:.3f} | {measured / 1e9:.3f} | "
+            f"{errors[line['name']]:+.1%} |"
+        )
     out += ["", f"{len(errors)} of {len(order)} cells are measured."]
     for what, word in (("16 bits", " bf16 "), ("NF4", " nf4 "), ("all", " ")):
         each = {name: error for name, error in errors.items() if word in name}

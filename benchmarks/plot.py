@@ -24,8 +24,10 @@ def draw(kinds: Mapping[str, Ratios], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "halter"
-    kinds = {kind: {n: found for n, found in rows.items() if {"speed_peer", "of_limit"} & set(found)}
-             for kind, rows in kinds.items()}  # fmt: skip
+    kinds = {
+        kind: {n: found for n, found in rows.items() if {"speed_peer", "of_limit"} & set(found)}
+        for kind, rows in kinds.items()
+    }
     rows = list(dict.fromkeys(name for ratios in kinds.values() for name in ratios))[::-1]  # the first one on top
     high = 0.8 / max(1, len(kinds))
     figure, panels = plt.subplots(1, len(PANELS), figsize=(12, 1.4 + 0.3 * len(rows) * max(1, len(kinds))), sharey=True)

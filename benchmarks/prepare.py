@@ -44,13 +44,41 @@ def tokenizer_json(vocab_size: int) -> dict[str, object]:
     vocab = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())[:first])}
     vocab |= {f"w{number}": number for number in range(len(vocab), first)}
     names = {first: "<|begin_of_text|>", first + 1: "<|end_of_text|>", first + 4: "<|finetune_right_pad_id|>"}
-    added = [{"id": n, "content": names.get(n, f"<|reserved_{n}|>"), "single_word": False, "lstrip": False,
-              "rstrip": False, "normalized": False, "special": True} for n in range(first, vocab_size)]  # fmt: skip
-    codec = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "merges": [],
-             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab}  # fmt: skip
+    added = [
+        {
+            "id": n,
+            "content": names.get(n, f"<|reserved_{n}|>"),
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for n in range(first, vocab_size)
+    ]
+    codec = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "merges": [],
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": vocab,
+    }
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-            "pre_tokenizer": level, "post_processor": None, "decoder": level, "model": codec}  # fmt: skip
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": codec,
+    }
 
 
 def model(setting: Setting) -> Path:
@@ -62,9 +90,16 @@ def model(setting: Setting) -> Path:
         made = folder.with_name(f"{folder.name}.{os.getpid()}")
         save_model(weights(config), config, made)
         (made / "tokenizer.json").write_text(json.dumps(tokenizer_json(config.vocab_size)))
-        (made / "tokenizer_config.json").write_text(json.dumps({
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>",
-            "eos_token": "<|end_of_text|>", "pad_token": "<|finetune_right_pad_id|>"}))  # fmt: skip
+        (made / "tokenizer_config.json").write_text(
+            json.dumps(
+                {
+                    "tokenizer_class": "PreTrainedTokenizerFast",
+                    "bos_token": "<|begin_of_text|>",
+                    "eos_token": "<|end_of_text|>",
+                    "pad_token": "<|finetune_right_pad_id|>",
+                }
+            )
+        )
         made.replace(folder)
     return folder
 

@@ -37,9 +37,27 @@ FAMILIES = (
     ("fresh memory", (".empty", ".zeros", ".new_", ".fill_.", ".zero_.", ".ones")),
     ("rows by number", (".index", ".embedding", ".scatter", ".gather", ".nonzero")),
     ("optimizer", ("adamw", ".norm.", "_norm")),
-    ("views", (".view.", ".t.", ".transpose", ".slice.", ".unsqueeze", ".squeeze", ".detach", ".expand", ".split",
-               ".select.", ".alias", ".as_strided", ".permute", "_unsafe_view", ".unbind")),
-)  # fmt: skip
+    (
+        "views",
+        (
+            ".view.",
+            ".t.",
+            ".transpose",
+            ".slice.",
+            ".unsqueeze",
+            ".squeeze",
+            ".detach",
+            ".expand",
+            ".split",
+            ".select.",
+            ".alias",
+            ".as_strided",
+            ".permute",
+            "_unsafe_view",
+            ".unbind",
+        ),
+    ),
+)
 ELSE, PYTHON = "element by element", "Python between them"
 
 

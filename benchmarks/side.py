@@ -16,9 +16,15 @@ from importlib import import_module
 from workloads import Setting, find
 
 MODULES = {
-    "halter": "side_halter", "alone": "side_alone", "peer": "side_peer", "second_peer": "side_trl", "limit": "limits",
-    "litgpt": "side_litgpt", "check": "side_peer", "prepare": "prepare",
-}  # fmt: skip
+    "halter": "side_halter",
+    "alone": "side_alone",
+    "peer": "side_peer",
+    "second_peer": "side_trl",
+    "limit": "limits",
+    "litgpt": "side_litgpt",
+    "check": "side_peer",
+    "prepare": "prepare",
+}
 
 
 def high_water() -> int:

@@ -74,9 +74,14 @@ def _step(work: Work, setting: Setting, padded: bool) -> dict[str, Any]:
     checkpointing = memory.needs_checkpointing(model.config, laid, model.dtype.itemsize, model.device)
     train_loop(model, [trainee(begin(work, setting, model))], [plan], Events(log=lines.append), checkpointing)
     seconds = [laid / line["tokens_per_second"] for line in lines][setting.warm :]
-    return {"tokens": tokens, "targets": sum(row.targets for row in rows), "seconds": seconds,
-            "losses": [line["loss"] for line in lines], "grad_norms": [line["grad_norm"] for line in lines],
-            "checkpointing": checkpointing}  # fmt: skip
+    return {
+        "tokens": tokens,
+        "targets": sum(row.targets for row in rows),
+        "seconds": seconds,
+        "losses": [line["loss"] for line in lines],
+        "grad_norms": [line["grad_norm"] for line in lines],
+        "checkpointing": checkpointing,
+    }
 
 
 def several(work: Work, setting: Setting, together: bool = True) -> dict[str, Any]:
@@ -97,9 +102,13 @@ def several(work: Work, setting: Setting, together: bool = True) -> dict[str, An
                 train_loop(model, [one], [feed], Events(log=into.append))
     spent = [[line["tokens"] / line["tokens_per_second"] for line in one] for one in lines]
     each = [max(step) if together else sum(step) for step in zip(*spent, strict=True)]
-    return {"tokens": sum(len(row.tokens) for row in rows), "targets": sum(row.targets for row in rows),
-            "seconds": each[setting.warm :], "losses": [line["loss"] for one in lines for line in one],
-            "grad_norms": [line["grad_norm"] for one in lines for line in one]}  # fmt: skip
+    return {
+        "tokens": sum(len(row.tokens) for row in rows),
+        "targets": sum(row.targets for row in rows),
+        "seconds": each[setting.warm :],
+        "losses": [line["loss"] for one in lines for line in one],
+        "grad_norms": [line["grad_norm"] for one in lines for line in one],
+    }
 
 
 def evaluate(work: Work, setting: Setting) -> dict[str, Any]:
@@ -110,8 +119,12 @@ def evaluate(work: Work, setting: Setting) -> dict[str, Any]:
         began = time.perf_counter()
         losses.append(held_out(model, rows).loss)
         seconds.append(time.perf_counter() - began)
-    return {"tokens": sum(len(row.tokens) for row in rows), "targets": sum(row.targets for row in rows),
-            "seconds": seconds[setting.warm :], "losses": losses}  # fmt: skip
+    return {
+        "tokens": sum(len(row.tokens) for row in rows),
+        "targets": sum(row.targets for row in rows),
+        "seconds": seconds[setting.warm :],
+        "losses": losses,
+    }
 
 
 def decode(work: Work, setting: Setting, alike: bool = False) -> dict[str, Any]:
@@ -137,8 +150,12 @@ def decode(work: Work, setting: Setting, alike: bool = False) -> dict[str, Any]:
         first = [answer(1)[0] for _ in range(setting.steps)]
         whole = [answer(1 + setting.new_tokens) for _ in range(setting.steps)]
     seconds = [all_ - one for (all_, _), one in zip(whole, first, strict=True)]
-    return {"tokens": work.batch * setting.new_tokens, "seconds": seconds, "prefill_seconds": first,
-            "answers": whole[0][1]}  # fmt: skip
+    return {
+        "tokens": work.batch * setting.new_tokens,
+        "seconds": seconds,
+        "prefill_seconds": first,
+        "answers": whole[0][1],
+    }
 
 
 def to_first_token(work: Work, setting: Setting) -> dict[str, Any]:
@@ -147,8 +164,12 @@ def to_first_token(work: Work, setting: Setting) -> dict[str, Any]:
     loaded = time.perf_counter() - began
     asked = prompts(work, setting, model.config.vocab_size)
     made = generate(model, tokenizer, asked, max_new_tokens=1, ignore_stop_ids=True)
-    return {"tokens": 1, "seconds": [time.perf_counter() - began], "loading_seconds": loaded,
-            "answers": [list(one.tokens) for one in made]}  # fmt: skip
+    return {
+        "tokens": 1,
+        "seconds": [time.perf_counter() - began],
+        "loading_seconds": loaded,
+        "answers": [list(one.tokens) for one in made],
+    }
 
 
 def measure(work: Work, setting: Setting) -> dict[str, Any]:

@@ -79,5 +79,9 @@ def measure(work: Work, setting: Setting) -> dict[str, Any]:
         losses.append(loss.item())
         del loss, logits
         seconds.append(time.perf_counter() - began)
-    return {"tokens": sum(len(row.tokens) for row in rows), "targets": sum(row.targets for row in rows),
-            "seconds": seconds[setting.warm :], "losses": losses[:1]}  # fmt: skip
+    return {
+        "tokens": sum(len(row.tokens) for row in rows),
+        "targets": sum(row.targets for row in rows),
+        "seconds": seconds[setting.warm :],
+        "losses": losses[:1],
+    }

@@ -67,8 +67,13 @@ def step(work: Work, setting: Setting) -> dict[str, Any]:
         losses.append(loss.item())
         del loss
         seconds.append(time.perf_counter() - began)
-    return {"tokens": sum(len(row.tokens) for row in rows), "targets": sum(row.targets for row in rows),
-            "seconds": seconds[setting.warm :], "losses": losses, "grad_norms": norms}  # fmt: skip
+    return {
+        "tokens": sum(len(row.tokens) for row in rows),
+        "targets": sum(row.targets for row in rows),
+        "seconds": seconds[setting.warm :],
+        "losses": losses,
+        "grad_norms": norms,
+    }
 
 
 @torch.inference_mode()
@@ -81,8 +86,12 @@ def evaluate(work: Work, setting: Setting) -> dict[str, Any]:
         began = time.perf_counter()
         losses.append(model(**batch).loss.item())
         seconds.append(time.perf_counter() - began)
-    return {"tokens": sum(len(row.tokens) for row in rows), "targets": sum(row.targets for row in rows),
-            "seconds": seconds[setting.warm :], "losses": losses}  # fmt: skip
+    return {
+        "tokens": sum(len(row.tokens) for row in rows),
+        "targets": sum(row.targets for row in rows),
+        "seconds": seconds[setting.warm :],
+        "losses": losses,
+    }
 
 
 def answers(model: LlamaForCausalLM, asked: list[list[int]], count: int) -> tuple[float, list[list[int]]]:
@@ -105,8 +114,12 @@ def decode(work: Work, setting: Setting) -> dict[str, Any]:
     first = [answers(model, asked, 1)[0] for _ in range(setting.steps)]
     whole = [answers(model, asked, 1 + setting.new_tokens) for _ in range(setting.steps)]
     seconds = [all_ - one for (all_, _), one in zip(whole, first, strict=True)]
-    return {"tokens": work.batch * setting.new_tokens, "seconds": seconds, "prefill_seconds": first,
-            "answers": whole[0][1]}  # fmt: skip
+    return {
+        "tokens": work.batch * setting.new_tokens,
+        "seconds": seconds,
+        "prefill_seconds": first,
+        "answers": whole[0][1],
+    }
 
 
 def to_first_token(work: Work, setting: Setting) -> dict[str, Any]:

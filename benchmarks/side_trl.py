@@ -68,6 +68,10 @@ def measure(work: Work, setting: Setting) -> dict[str, Any]:
             trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     seconds = [b - a for a, b in zip(clock.at, clock.at[1:])]
-    return {"tokens": sum(len(row.tokens) for row in rows), "targets": sum(row.targets for row in rows),
-            "seconds": seconds[setting.warm :], "losses": [line["loss"] for line in lines],
-            "grad_norms": [line["grad_norm"] for line in lines]}  # fmt: skip
+    return {
+        "tokens": sum(len(row.tokens) for row in rows),
+        "targets": sum(row.targets for row in rows),
+        "seconds": seconds[setting.warm :],
+        "losses": [line["loss"] for line in lines],
+        "grad_norms": [line["grad_norm"] for line in lines],
+    }

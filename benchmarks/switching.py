@@ -27,8 +27,11 @@ from halter.model.config import ModelConfig, preset
 from halter.model.decoder import Decoder
 from halter.model.segments import Segments
 
-METHODS = {"lora r=16, all linears": ("lora", {"r": 16}), "llama_adapter": ("llama_adapter", {}),
-           "excitor": ("excitor", {})}  # fmt: skip
+METHODS = {
+    "lora r=16, all linears": ("lora", {"r": 16}),
+    "llama_adapter": ("llama_adapter", {}),
+    "excitor": ("excitor", {}),
+}
 
 
 def base_of(shape: ModelConfig, dtype: torch.dtype) -> Decoder:
@@ -72,13 +75,16 @@ def measure(shape: ModelConfig, dtype: torch.dtype, repeats: int) -> list[dict[s
         )
         lines.append(
             {
-                "method": label, "base": str(dtype).removeprefix("torch."), "layers": shape.layers,
+                "method": label,
+                "base": str(dtype).removeprefix("torch."),
+                "layers": shape.layers,
                 "parameters": sum(p.numel() for p in tensors[0]),
                 "switch_ms": {key: round(value, 3) for key, value in switch.items()},
                 "ready_ms": {key: round(value, 4) for key, value in prepared.items()},
-                "casts_ms": round(casts["median"], 3), "projections_ms": round(projections["median"], 3),
+                "casts_ms": round(casts["median"], 3),
+                "projections_ms": round(projections["median"], 3),
             }
-        )  # fmt: skip
+        )
     return lines
 
 

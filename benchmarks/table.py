@@ -44,8 +44,14 @@ def cells(row: Record) -> list[str]:
     speeds = [times(found.get(f"speed_{side}")) for side in ("peer", "second_peer")]
     if "speed_alone" in found:
         speeds[0] = f"{times(found['speed_alone'])} of alone"
-    made = [*map(amount, sides), *speeds, share(found.get("of_limit")), *map(gigabytes, sides[:3]),
-            share(found.get("memory_peer")), beside(row.get("litgpt"))]  # fmt: skip
+    made = [
+        *map(amount, sides),
+        *speeds,
+        share(found.get("of_limit")),
+        *map(gigabytes, sides[:3]),
+        share(found.get("memory_peer")),
+        beside(row.get("litgpt")),
+    ]
     if row["check"]["ok"] is False:
         made[0] += " (check failed)"
     return made

@@ -53,23 +53,31 @@ def halter_run(shared: Path, seed: int) -> dict[str, float]:
                     "on_long": "cut",
                 },
                 "train": {
-                    "learning_rate": RATE, "warmup_steps": WARMUP, "num_train_epochs": EPOCHS, "seed": seed,
-                    "per_device_train_batch_size": ROWS, "lr_scheduler_type": "cosine", "max_grad_norm": 1.0,
+                    "learning_rate": RATE,
+                    "warmup_steps": WARMUP,
+                    "num_train_epochs": EPOCHS,
+                    "seed": seed,
+                    "per_device_train_batch_size": ROWS,
+                    "lr_scheduler_type": "cosine",
+                    "max_grad_norm": 1.0,
                     "logging_steps": 50,
                 },
                 "output_dir": str(Path(folder) / "run"),
             }
-        )  # fmt: skip
+        )
         seconds = time.perf_counter() - started
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     steps = [line for line in lines if "loss" in line]
     spent = sum(line["tokens"] / line["tokens_per_second"] for line in steps)
     return {
-        "before": losses[0], "after": losses[-1], "seconds": seconds, "training_seconds": spent,
+        "before": losses[0],
+        "after": losses[-1],
+        "seconds": seconds,
+        "training_seconds": spent,
         "tokens_per_second": sum(line["tokens"] for line in steps) / spent,
         "peak_bytes": max(line["peak_memory_bytes"] for line in steps),
-    }  # fmt: skip
+    }
 
 
 def peer_run(shared: Path, seed: int) -> dict[str, float]:
@@ -83,8 +91,10 @@ def peer_run(shared: Path, seed: int) -> dict[str, float]:
     data = shared / "data"
     started = time.perf_counter()
     tokenizer = transformers.AutoTokenizer.from_pretrained(data / "models" / "stories260K")
-    rows = {part: _peer_rows(data / "instruct" / f"tinystories_instruct_{part}.jsonl", tokenizer)
-            for part in ("train", "test")}  # fmt: skip
+    rows = {
+        part: _peer_rows(data / "instruct" / f"tinystories_instruct_{part}.jsonl", tokenizer)
+        for part in ("train", "test")
+    }
     torch.manual_seed(seed)
     base = transformers.AutoModelForCausalLM.from_pretrained(data / "models" / "stories260K", dtype=torch.float32)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
@@ -106,10 +116,13 @@ def peer_run(shared: Path, seed: int) -> dict[str, float]:
             tokens += int(batch["attention_mask"].sum())
     after = _peer_loss(model, rows["test"])
     return {
-        "before": before, "after": after, "seconds": time.perf_counter() - started, "training_seconds": training,
+        "before": before,
+        "after": after,
+        "seconds": time.perf_counter() - started,
+        "training_seconds": training,
         "tokens_per_second": tokens / training,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }  # fmt: skip
+    }
 
 
 def _peer_rows(path, tokenizer):

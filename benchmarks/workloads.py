@@ -107,10 +107,21 @@ WORKS = (
     Work("decode-8", "decode", batch=8),
     Work("decode-32", "decode", batch=32),
     Work("decode-nf4-1", "decode", quantize="nf4", batch=1),
-    Work("eight-adapters", "several", lora(16, ALL), sides=("halter", "alone", "limit"),
-         note="a LoRA a row, trained together; alone: one after the other"),
-    Work("decode-mixed-32", "decode", lora(16, ALL), sides=("halter", "alone"), batch=32,
-         note="a LoRA a prompt; alone: one LoRA for all"),
+    Work(
+        "eight-adapters",
+        "several",
+        lora(16, ALL),
+        sides=("halter", "alone", "limit"),
+        note="a LoRA a row, trained together; alone: one after the other",
+    ),
+    Work(
+        "decode-mixed-32",
+        "decode",
+        lora(16, ALL),
+        sides=("halter", "alone"),
+        batch=32,
+        note="a LoRA a prompt; alone: one LoRA for all",
+    ),
     Work("load", "load", note="from the start of loading to the first token"),
     Work("load-nf4", "load", quantize="nf4", note="from the start of loading to the first token"),
     Work("start-help", "start", sides=("halter",), note="halter --help, seconds"),
@@ -120,7 +131,7 @@ WORKS = (
     Work("gsm8k-lora-step", "step", lora(16, ALL), data="gsm8k", usual=False),
     Work("long-4096", "step", lora(16, ALL), setting={"rows": 1, "shortest": 4096, "longest": 4096}, usual=False),
     Work("long-16384", "step", lora(16, ALL), setting={"rows": 1, "shortest": 16384, "longest": 16384}, usual=False),
-)  # fmt: skip
+)
 REAL = ("lora-all-step-1b", "alpaca-lora-step", "gsm8k-lora-step")
 
 

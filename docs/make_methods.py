@@ -22,9 +22,17 @@ from halter.training.defaults import sourced
 FOLDER = Path(__file__).parent / "methods"
 MODELS = ("llama-1-7b", "llama-1-65b", "llama-2-70b", "llama-3-8b", "llama-3.2-1b")
 SMALL = ModelConfig(
-    layers=1, dim=32, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=96, context=64, bos_token_id=1,
+    layers=1,
+    dim=32,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    ffn_dim=48,
+    vocab_size=96,
+    context=64,
+    bos_token_id=1,
     eos_token_ids=(2,),
-)  # fmt: skip
+)
 
 FIGURE = (
     ("", "virtual_tokens", "embed_tokens"),

@@ -77,29 +77,61 @@ def claims() -> list[Claim]:
     """Table 4 and the claims around it."""
     yes = {True: "yes", False: "no"}
     return [
-        Claim("LoRA", "0.03 %, where Table 2 has 0.036 %", f"q and v: {share(counted(QV))}; q alone: "
-              f"{share(counted(Q))}", ARITHMETIC),
+        Claim(
+            "LoRA",
+            "0.03 %, where Table 2 has 0.036 %",
+            f"q and v: {share(counted(QV))}; q alone: {share(counted(Q))}",
+            ARITHMETIC,
+        ),
         Claim("LoRA", NO_NOTE, f"mergeable: {yes[merges(QV)]}", ARITHMETIC),
         Claim("LoRA", "two linear layers in the feed-forward part", "three, as in every LLaMA", ARITHMETIC),
-        Claim("LLaMA-Adapter", NO_NOTE, f"mergeable: {yes[merges(V1)]}; the attention to the prompts depends on the "
-              "query", ARITHMETIC),
-        Claim("LLaMA-Adapter V2", "not mergeable", "partly: bias, scale and norms "
-              f"{'merge' if merges(V2) else 'do not merge'}, prompts {'merge' if merges(V2_PROMPTS) else 'do not'}",
-              ARITHMETIC),
-        Claim("LLaMA-Excitor", "mergeable", f"{yes[merges(EXCITOR)]}: the extra key is a softmax over the input",
-              ARITHMETIC),
-        Claim("LLaMA-Excitor", "88.4 % on ScienceQA", "85.41 % for the method alone; 88.39 % is together with LoRA and "
-              "pictures of 336 pixels", f"{SOURCES}; {UNTESTED}: it needs pictures and the 7B model"),
-        Claim("LLaMA-Excitor", "MMLU graded by GPT-4, 6 % above LLaMA-Adapter", "MMLU is accuracy, and the comparison "
-              "is with LLaMA-7B: 3.12 % relative in the paper's text, 6 % in its listed abstract",
-              f"{SOURCES}; {UNTESTED}: it needs the 7B model"),
-        Claim("LLaMA-Adapter V2", "surpasses GPT-4 on some questions about pictures", "no such result: GPT-4 was the "
-              "judge, the comparison was with ChatGPT on text", f"{SOURCES}; {UNTESTED}"),
-        Claim("QLoRA", "no gradient flows through the 4-bit weights", "it flows through them to the adapters below; "
-              "the weights themselves get none", "tests/model/test_nf4_linear.py"),
+        Claim(
+            "LLaMA-Adapter",
+            NO_NOTE,
+            f"mergeable: {yes[merges(V1)]}; the attention to the prompts depends on the query",
+            ARITHMETIC,
+        ),
+        Claim(
+            "LLaMA-Adapter V2",
+            "not mergeable",
+            "partly: bias, scale and norms "
+            f"{'merge' if merges(V2) else 'do not merge'}, prompts {'merge' if merges(V2_PROMPTS) else 'do not'}",
+            ARITHMETIC,
+        ),
+        Claim(
+            "LLaMA-Excitor",
+            "mergeable",
+            f"{yes[merges(EXCITOR)]}: the extra key is a softmax over the input",
+            ARITHMETIC,
+        ),
+        Claim(
+            "LLaMA-Excitor",
+            "88.4 % on ScienceQA",
+            "85.41 % for the method alone; 88.39 % is together with LoRA and pictures of 336 pixels",
+            f"{SOURCES}; {UNTESTED}: it needs pictures and the 7B model",
+        ),
+        Claim(
+            "LLaMA-Excitor",
+            "MMLU graded by GPT-4, 6 % above LLaMA-Adapter",
+            "MMLU is accuracy, and the comparison "
+            "is with LLaMA-7B: 3.12 % relative in the paper's text, 6 % in its listed abstract",
+            f"{SOURCES}; {UNTESTED}: it needs the 7B model",
+        ),
+        Claim(
+            "LLaMA-Adapter V2",
+            "surpasses GPT-4 on some questions about pictures",
+            "no such result: GPT-4 was the judge, the comparison was with ChatGPT on text",
+            f"{SOURCES}; {UNTESTED}",
+        ),
+        Claim(
+            "QLoRA",
+            "no gradient flows through the 4-bit weights",
+            "it flows through them to the adapters below; the weights themselves get none",
+            "tests/model/test_nf4_linear.py",
+        ),
         Claim("QLoRA", "paged optimizers manage gradient accumulators", "they page the optimizer's states", SOURCES),
         Claim("QLoRA", "65B in 48 GB of RAM", f"it is the memory of one GPU. {_large()}", f"{ARITHMETIC}; {UNTESTED}"),
-    ]  # fmt: skip
+    ]
 
 
 def _large() -> str:
@@ -160,9 +192,12 @@ def _table3() -> Iterator[str]:
     yield ""
     rows = []
     for method, setting, nf4, said in (
-        ("LoRA", QV, False, NO_NOTE), ("QLoRA", RECIPE, True, "12 GB"), ("LLaMA-Adapter", V1, False, NO_NOTE),
-        ("LLaMA-Adapter V2", V2, False, NO_NOTE), ("LLaMA-Excitor", EXCITOR, False, "about 15 GB; no source has it"),
-    ):  # fmt: skip
+        ("LoRA", QV, False, NO_NOTE),
+        ("QLoRA", RECIPE, True, "12 GB"),
+        ("LLaMA-Adapter", V1, False, NO_NOTE),
+        ("LLaMA-Adapter V2", V2, False, NO_NOTE),
+        ("LLaMA-Excitor", EXCITOR, False, "about 15 GB; no source has it"),
+    ):
         base, states = base_bytes(SEVEN, nf4), STATES * counted(setting)
         rows.append([method, said, gb(base) + (" (NF4)" if nf4 else " (16 bits)"), gb(states), gb(base + states)])
     states = STATES * preset(SEVEN).num_parameters

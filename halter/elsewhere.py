@@ -139,28 +139,55 @@ PEFT_METHODS = {name.upper(): name for name in "lora ia3 loha lokr prefix_tuning
 PEFT_METHODS |= {"ADAPTION_PROMPT": "llama_adapter", "LN_TUNING": "norm_tuning"}
 """{peft_type: our method}."""
 PEFT_OPTIONS = {
-    "r": "r", "lora_alpha": "alpha", "alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target_modules",
-    "use_rslora": "rslora", "exclude_modules": "exclude_modules", "layers_to_transform": "layers",
-    "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern", "lora_bias": "lora_bias",
-    "num_virtual_tokens": "num_virtual_tokens", "adapter_len": "adapter_len", "adapter_layers": "adapter_layers",
-}  # fmt: skip
+    "r": "r",
+    "lora_alpha": "alpha",
+    "alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "target_modules",
+    "use_rslora": "rslora",
+    "exclude_modules": "exclude_modules",
+    "layers_to_transform": "layers",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+    "lora_bias": "lora_bias",
+    "num_virtual_tokens": "num_virtual_tokens",
+    "adapter_len": "adapter_len",
+    "adapter_layers": "adapter_layers",
+}
 """{an option of peft's configurations: ours}, of those that our methods of the same kind have."""
 LEAVE_OUT = "leave it out"
 KEYWORDS = {
-    "do_sample": "temperature, above 0", "load_in_4bit": 'quantize="nf4"', "load_in_8bit": 'quantize="int8"',
-    "quantization_config": 'quantize="nf4", or int8', "eos_token_id": "stop_ids", "stop_token_ids": "stop_ids",
-    "skip_special_tokens": "skip_control", "input_ids": "tokens, or first without a name",
+    "do_sample": "temperature, above 0",
+    "load_in_4bit": 'quantize="nf4"',
+    "load_in_8bit": 'quantize="int8"',
+    "quantization_config": 'quantize="nf4", or int8',
+    "eos_token_id": "stop_ids",
+    "stop_token_ids": "stop_ids",
+    "skip_special_tokens": "skip_control",
+    "input_ids": "tokens, or first without a name",
     **dict.fromkeys(
         (
-            "add_special_tokens", "attention_mask", "attn_implementation", "clean_up_tokenization_spaces",
-            "low_cpu_mem_usage", "pad_token_id", "padding", "return_tensors", "truncation", "trust_remote_code",
-            "use_cache", "use_fast", "batch_size", "task_type", "inference_mode",
+            "add_special_tokens",
+            "attention_mask",
+            "attn_implementation",
+            "clean_up_tokenization_spaces",
+            "low_cpu_mem_usage",
+            "pad_token_id",
+            "padding",
+            "return_tensors",
+            "truncation",
+            "trust_remote_code",
+            "use_cache",
+            "use_fast",
+            "batch_size",
+            "task_type",
+            "inference_mode",
         ),
         LEAVE_OUT,
     ),
     "labels": "leave them out: halter.train learns, and a call gives logits",
     "bias": "leave it out: the base's biases stay as they are; method bitfit trains them",
-}  # fmt: skip
+}
 """{a keyword of other libraries, in Python: ours for it and with what, or what is so here}."""
 _OURS = re.compile(r"(\w+)(?:=|,|$)")
 C = TypeVar("C", bound=type[Any])

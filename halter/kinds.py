@@ -192,9 +192,15 @@ def _listable(hint: Any) -> list[Any]:
 
 
 PLAIN: dict[Any, str] = {
-    bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None", None: "None",
-    dict: "a dict", Mapping: "a dict",
-}  # fmt: skip
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "None",
+    None: "None",
+    dict: "a dict",
+    Mapping: "a dict",
+}
 
 
 def words(hint: Any) -> str:

@@ -12,11 +12,14 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from functools import cache
 
 LOGGER = "halter"
 LEVELS = {"default:": logging.DEBUG, "warning:": logging.WARNING}
 """{a line's first word: its level}; every other line is INFO."""
+Say = Callable[[str], None]
+"""Who is told of what happens, a line at a time."""
 YELLOW, RED, PLAIN = "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
 

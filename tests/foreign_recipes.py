@@ -39,18 +39,28 @@ def lay(folder: Path, own: Own) -> dict[str, str]:
         "more_tales": {"file_name": str(own.test)},
         "asked": {"file_name": "asked.jsonl", "columns": {"prompt": "q", "response": "a"}},
         "kept_back": {"file_name": "kept_back.jsonl", "columns": {"prompt": "q", "response": "a"}},
-        "talks": {"file_name": str(own.identity), "formatting": "sharegpt",
-                  "columns": {"messages": "conversations"}, "tags": {"user_tag": "human", "role_tag": "from"}},
+        "talks": {
+            "file_name": str(own.identity),
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations"},
+            "tags": {"user_tag": "human", "role_tag": "from"},
+        },
         "compared": {"file_name": "x.jsonl", "ranking": True},
         "online": {"hf_hub_url": "org/name", "subset": "en", "split": "train"},
-    }  # fmt: skip
+    }
     (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
     jinja = Path(__file__).resolve().parents[1] / "halter" / "files" / "templates" / "vicuna.jinja"
     return {
-        "model": str(own.base), "info": str(folder), "train": str(own.train), "test": str(own.test),
-        "talks": str(own.identity), "pairs": str(folder / "pairs.jsonl"), "stories": str(own.stories),
-        "folder": str(split), "jinja": str(jinja),
-    }  # fmt: skip
+        "model": str(own.base),
+        "info": str(folder),
+        "train": str(own.train),
+        "test": str(own.test),
+        "talks": str(own.identity),
+        "pairs": str(folder / "pairs.jsonl"),
+        "stories": str(own.stories),
+        "folder": str(split),
+        "jinja": str(jinja),
+    }
 
 
 def example(name: str, folder: Path, own: Own) -> Path:

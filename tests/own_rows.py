@@ -108,8 +108,10 @@ def identity(seed: object, count: int) -> Iterator[Row]:
     """{"id", "conversations": [{"from", "value"}]}: ShareGPT's form, small talk of one to three turns."""
     for n in range(count):
         dice = Dice("identity", seed, n)
-        said = [(f"I am {p.name}.", f"Good morning, {p.first}. Do you still keep your {p.pet}?")
-                for p in dice.some(world().people, dice.between(1, 3))]  # fmt: skip
+        said = [
+            (f"I am {p.name}.", f"Good morning, {p.first}. Do you still keep your {p.pet}?")
+            for p in dice.some(world().people, dice.between(1, 3))
+        ]
         turns = [{"from": who, "value": text} for pair in said for who, text in zip(("human", "gpt"), pair)]
         yield {"id": f"identity_{n}", "conversations": turns}
 

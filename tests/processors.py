@@ -34,8 +34,12 @@ BETWEEN = "What was seen so far, ", "## Threads on a shared machine"
 """Where the page's result begins, and what follows it."""
 RUNS = 8  # at most
 ATEN, ONEDNN, CBWR, INTEL, THREADS = (
-    "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS",
-)  # fmt: skip
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OMP_NUM_THREADS",
+)
 UNSET = "not set"
 VALUES = {
     ATEN: ["default", "avx2", "avx512"],
@@ -45,22 +49,34 @@ VALUES = {
     THREADS: ["1", "2", "3"],
 }
 FLAGS = {  # of /proc/cpuinfo, that a value takes
-    "avx2": ["avx2", "fma"], "AVX2": ["avx2"],
+    "avx2": ["avx2", "fma"],
+    "AVX2": ["avx2"],
     "avx512": ["avx512f", "avx512bw", "avx512vl", "avx512dq"],
     "AVX512": ["avx512f", "avx512bw", "avx512vl", "avx512dq"],
     "AVX512_CORE": ["avx512f", "avx512bw", "avx512vl", "avx512dq"],
-    "AVX512_CORE_BF16": ["avx512_bf16"], "AVX512_CORE_AMX": ["amx_tile", "amx_bf16"],
-}  # fmt: skip
+    "AVX512_CORE_BF16": ["avx512_bf16"],
+    "AVX512_CORE_AMX": ["amx_tile", "amx_bf16"],
+}
 ISA = {  # what oneDNN says of itself: (words that it says, words that it does not)
-    "AVX2": ("AVX2", "AVX-512"), "AVX512_CORE": ("AVX512BW", "bfloat16"),
-    "AVX512_CORE_BF16": ("bfloat16", "AMX"), "AVX512_CORE_AMX": ("AMX", "nothing"),
-}  # fmt: skip
+    "AVX2": ("AVX2", "AVX-512"),
+    "AVX512_CORE": ("AVX512BW", "bfloat16"),
+    "AVX512_CORE_BF16": ("bfloat16", "AMX"),
+    "AVX512_CORE_AMX": ("AMX", "nothing"),
+}
 MKL_SAYS = {"SSE4_2": "SSE4.2", "AVX2": "AVX2)", "AVX512": "AVX-512)"}
 
 COMPUTES = [
-    "tests/numerics", "tests/model", "tests/methods", "tests/laws", "tests/training", "tests/generation",
-    "tests/evaluation", "tests/export", "tests/pretrained", "tests/playground/test_base.py",
-]  # fmt: skip
+    "tests/numerics",
+    "tests/model",
+    "tests/methods",
+    "tests/laws",
+    "tests/training",
+    "tests/generation",
+    "tests/evaluation",
+    "tests/export",
+    "tests/pretrained",
+    "tests/playground/test_base.py",
+]
 """What computes. Files, templates, refusals and the command line do not."""
 LEFT_OUT = [
     "tests/laws/test_dropped_in.py",  # runs the laws again for one more method
@@ -72,9 +88,11 @@ LEFT_OUT = [
 ]
 """Slow, and nothing in it that a kernel decides."""
 SWEEPS = [
-    "tests/laws", "tests/methods/test_pairs_by_equation.py", "tests/methods/test_peft_matrix.py",
+    "tests/laws",
+    "tests/methods/test_pairs_by_equation.py",
+    "tests/methods/test_peft_matrix.py",
     "tests/evaluation/test_lm_eval.py",
-]  # fmt: skip
+]
 """Most of the time: the same promise over many methods and options. They run under as few of the settings as hold every
 value (``enough``), the rest under all."""
 
@@ -115,8 +133,10 @@ def observe() -> dict[str, Any]:
         "softmax": digest(x.softmax(-1)),
     }
     return {
-        "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "bits": bits,
-    }  # fmt: skip
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "bits": bits,
+    }
 
 
 def pytest_sessionfinish(session: Any) -> None:
@@ -168,8 +188,12 @@ def shown(setting: Mapping[str, str], seen: Seen, plain: Seen) -> list[str]:
 def _shown(name: str, value: str, seen: Seen, plain: Seen) -> str:
     other = [kind for kind, bits in seen.bits.items() if "fp32" in kind and plain.bits.get(kind) != bits]
     says = {
-        ATEN: seen.capability, ONEDNN: seen.isa, CBWR: seen.reproducible, INTEL: seen.mkl, THREADS: str(seen.threads),
-    }[name]  # fmt: skip
+        ATEN: seen.capability,
+        ONEDNN: seen.isa,
+        CBWR: seen.reproducible,
+        INTEL: seen.mkl,
+        THREADS: str(seen.threads),
+    }[name]
     if name == ATEN:
         took = says == value.upper()
     elif name == ONEDNN:
@@ -297,8 +321,11 @@ def run_tests(setting: Mapping[str, str], seen: Seen, chosen: Sequence[str], log
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, log.open("w") as out:
         environment = {
-            **bare(), **variables(setting), "HALTER_PROCESSORS_SEEN": folder, "PYTHONPATH": str(ROOT / "tests"),
-        }  # fmt: skip
+            **bare(),
+            **variables(setting),
+            "HALTER_PROCESSORS_SEEN": folder,
+            "PYTHONPATH": str(ROOT / "tests"),
+        }
         code = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT).returncode
         observed = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -323,8 +350,11 @@ def page(results: Sequence[Result], reasons: Mapping[str, str], processor: Proce
     whole = set().union(*(parts(dict(zip(values, c, strict=True))) for c in product(*values.values())))
     pairs = [sum(len(part) == 2 for part in some) for some in (held, whole)]
     cpu, wall = (sum(seconds) / 60 for seconds in zip(*((r.cpu, r.wall) for r in results)))
-    lines += ["", f"On {processor.name}: {pairs[0]} of {pairs[1]} pairs of values; {cpu:.0f} minutes of CPU, "
-              f"{wall:.0f} minutes in all."]  # fmt: skip
+    lines += [
+        "",
+        f"On {processor.name}: {pairs[0]} of {pairs[1]} pairs of values; {cpu:.0f} minutes of CPU, "
+        f"{wall:.0f} minutes in all.",
+    ]
     lines += ["Not possible there:", "", *(f"- `{what}`: {why}" for what, why in reasons.items())]
     return "\n".join(lines) + "\n"
 

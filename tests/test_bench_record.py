@@ -29,8 +29,9 @@ from workloads import Setting, Work
 from halter.model.config import ModelConfig
 
 SHAPE = {"dim": 64, "heads": 8, "kv_heads": 2, "head_dim": 8, "ffn_dim": 128, "vocab_size": 1280}
-TINY = Setting(layers=2, changes=SHAPE, rows=3, longest=60, threads=1, steps=1, new_tokens=4, prompt_tokens=8,
-               dtype="float32")  # fmt: skip
+TINY = Setting(
+    layers=2, changes=SHAPE, rows=3, longest=60, threads=1, steps=1, new_tokens=4, prompt_tokens=8, dtype="float32"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,14 +64,19 @@ def row(**changes):
 def test_medians_ratios_and_turns():
     found, calls = row()
     assert found["ratios"] == {
-        "speed_peer": 4.0, "memory_peer": pytest.approx(1 / 3), "of_limit": 0.5, "of_plain_limit": pytest.approx(0.8),
-    }  # fmt: skip
+        "speed_peer": 4.0,
+        "memory_peer": pytest.approx(1 / 3),
+        "of_limit": 0.5,
+        "of_plain_limit": pytest.approx(0.8),
+    }
     assert found["halter"]["tokens_per_second"] == 100 and found["peer"]["loss"] == 2.0
     assert calls == ["prepare", *"halter peer limit limit peer halter halter peer limit".split()]
 
 
-@pytest.mark.parametrize("key, value", [("losses", [2.0, 1.95]), ("losses", [2.1, 1.9]), ("grad_norms", [0.5, 0.6]),
-                                        ("losses", [float("nan"), 1.9])])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value",
+    [("losses", [2.0, 1.95]), ("losses", [2.1, 1.9]), ("grad_norms", [0.5, 0.6]), ("losses", [float("nan"), 1.9])],
+)
 def test_a_row_that_computed_something_else_has_no_ratio(key, value):
     found, _ = row(halter={key: value})
     assert found["check"]["ok"] is False and found["ratios"] == {} and key in found["check"]["what"]
@@ -111,8 +117,9 @@ def test_the_floor_by_hand():
 
 
 def test_the_bytes_of_a_decoding_step_by_hand():
-    config = ModelConfig(layers=2, dim=4, heads=2, kv_heads=1, head_dim=2, ffn_dim=8, vocab_size=16, context=64,
-                         dtype="bfloat16")  # fmt: skip
+    config = ModelConfig(
+        layers=2, dim=4, heads=2, kv_heads=1, head_dim=2, ffn_dim=8, vocab_size=16, context=64, dtype="bfloat16"
+    )
     weights, held = 2 * (2 * 16 + 2 * 8 + 3 * 32), 3 * (8 + 2) * 2 * 2 * 1 * 2 * 2
     assert limits.decode_bytes(Work("x", "decode", batch=3), config, TINY) == 2 * weights + 2 * 16 * 4 + held
     nf4 = limits.decode_bytes(Work("x", "decode", quantize="nf4", batch=3), config, TINY)
@@ -153,8 +160,10 @@ def test_a_record_of_another_processor_is_not_added_to(tmp_path):
     before = file.read_bytes()
     done = subprocess.run(
         [sys.executable, str(frame.HERE / "run.py"), "start-help", "--quick", "--json", str(file)],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(frame.ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(frame.ROOT)},
+    )
     assert done.returncode == 1 and "another (AMX)" in done.stderr and file.read_bytes() == before
 
 
@@ -243,9 +252,14 @@ def test_a_clock_sees_every_operation_of_both_passes():
 
 
 def test_families():
-    kinds = {"aten.mm.default": "matrix products", "halter.attend_backward.default": "attention",
-             "aten._to_copy.default": "copies and casts", "aten.silu.default": "element by element",
-             "aten.t.default": "views", "aten._fused_adamw_.default": "optimizer"}  # fmt: skip
+    kinds = {
+        "aten.mm.default": "matrix products",
+        "halter.attend_backward.default": "attention",
+        "aten._to_copy.default": "copies and casts",
+        "aten.silu.default": "element by element",
+        "aten.t.default": "views",
+        "aten._fused_adamw_.default": "optimizer",
+    }
     assert {name: profiling.Kind(name, (), "").family for name in kinds} == kinds
     assert profiling.Kind("aten.linear.default", ((3, 5), (7, 5)), "").operations == 2 * 3 * 5 * 7
 

@@ -162,14 +162,17 @@ def test_no_message_is_longer_than_six_lines(tmp_path, monkeypatch, capsys) -> N
             assert len(capsys.readouterr().err.splitlines()) <= 6, found[:2]
 
 
-@pytest.mark.parametrize(("fix", "told"), [
-    ("give --data FILE", 'give data="FILE"'),
-    ("a run, or --model DIR; --n 2", 'a run, or model="DIR"; n=2'),
-    ("--memory 8.5GB, or less", 'memory="8.5GB", or less'),
-    ("the folder (--model)", "the folder (model)"),
-    ("give --template (llama-3, alpaca)", "give template (llama-3, alpaca)"),
-    ("--on-long cut", 'on_long="cut"'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fix", "told"),
+    [
+        ("give --data FILE", 'give data="FILE"'),
+        ("a run, or --model DIR; --n 2", 'a run, or model="DIR"; n=2'),
+        ("--memory 8.5GB, or less", 'memory="8.5GB", or less'),
+        ("the folder (--model)", "the folder (model)"),
+        ("give --template (llama-3, alpaca)", "give template (llama-3, alpaca)"),
+        ("--on-long cut", 'on_long="cut"'),
+    ],
+)
 def test_flags_are_keywords_in_python_and_flags_on_the_command_line(fix: str, told: str) -> None:
     refusal = Refusal("odd", "looks wrong", fix=fix).by_keyword()
     assert str(refusal) == f"looks wrong. Fix: {told}. [odd]"

@@ -25,6 +25,9 @@ def test_the_whole_script_runs(tmp_path: Path) -> None:
     )
     page = subprocess.run(
         [sys.executable, "-c", "import gpu, json, sys; print(gpu.page(json.load(open(sys.argv[1]))))", str(record)],
-        capture_output=True, text=True, cwd=ROOT / "benchmarks", check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "benchmarks",
+        check=True,
+    ).stdout
     assert "LoRA beside peft:" in page and all(f"| {name} |" in page for name in parts)

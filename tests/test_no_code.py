@@ -51,21 +51,42 @@ def code(marker: Path) -> str:
 
 
 PICKLES = (
-    "pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth",
-    "model.pt", "model.pkl", "tokenizer.pkl", "data.pkl", "state.pickle", "weights.ckpt", "consolidated.01.pth",
-)  # fmt: skip
+    "pytorch_model.bin",
+    "adapter_model.bin",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "model.pt",
+    "model.pkl",
+    "tokenizer.pkl",
+    "data.pkl",
+    "state.pickle",
+    "weights.ckpt",
+    "consolidated.01.pth",
+)
 MODULES = (
-    "modeling_llama.py", "configuration_llama.py", "tokenization_llama.py", "halter.py", "sitecustomize.py", "data.py",
-    "conftest.py", "__init__.py", "generate.py", "custom_generate/generate.py",
-)  # fmt: skip
+    "modeling_llama.py",
+    "configuration_llama.py",
+    "tokenization_llama.py",
+    "halter.py",
+    "sitecustomize.py",
+    "data.py",
+    "conftest.py",
+    "__init__.py",
+    "generate.py",
+    "custom_generate/generate.py",
+)
 AUTO_MAP = {
     "auto_map": {
-        "AutoConfig": "configuration_llama.X", "AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM",
+        "AutoConfig": "configuration_llama.X",
+        "AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM",
         "AutoTokenizer": ["tokenization_llama.X", "tokenization_llama.X"],
     },
-    "trust_remote_code": True, "custom_pipelines": {"x": {"impl": "generate.X"}},
+    "trust_remote_code": True,
+    "custom_pipelines": {"x": {"impl": "generate.X"}},
     "auto_mapping": {"base_model_class": "system", "parent_library": "os"},
-}  # fmt: skip
+}
 
 
 def plant(folder: Path, markers: Path, texts: bool = True) -> int:
@@ -236,13 +257,28 @@ def test_the_package_has_no_way_to_run_what_it_reads() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import pickle", "from pickle import load", "import yaml", "eval('1')", "exec('1')", "compile('1', '', 'exec')",
-        "torch.load(f)", "torch.load(f, weights_only=True)", "yaml.load(f)", "YAML(typ='unsafe')", "YAML()",
-        "np.load(f, allow_pickle=True)", "X.from_pretrained(f, trust_remote_code=True)", "os.system('x')",
-        "subprocess.run('x', shell=True)", "importlib.import_module(name)", "x = {'trust_remote_code': True}",
-        "ruamel.yaml.unsafe_load(f)", "__import__('x')", "spec.loader.exec_module(m)",
+        "import pickle",
+        "from pickle import load",
+        "import yaml",
+        "eval('1')",
+        "exec('1')",
+        "compile('1', '', 'exec')",
+        "torch.load(f)",
+        "torch.load(f, weights_only=True)",
+        "yaml.load(f)",
+        "YAML(typ='unsafe')",
+        "YAML()",
+        "np.load(f, allow_pickle=True)",
+        "X.from_pretrained(f, trust_remote_code=True)",
+        "os.system('x')",
+        "subprocess.run('x', shell=True)",
+        "importlib.import_module(name)",
+        "x = {'trust_remote_code': True}",
+        "ruamel.yaml.unsafe_load(f)",
+        "__import__('x')",
+        "spec.loader.exec_module(m)",
     ],
-)  # fmt: skip
+)
 def test_the_scan_sees(line: str) -> None:
     assert list(offences(line, "halter/x.py"))
 

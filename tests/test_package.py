@@ -47,8 +47,11 @@ def test_public_names_resolve_and_others_are_refused() -> None:
 
 
 def test_constraints_pin_every_dependency() -> None:
-    pinned = {line.split("==")[0].lower().replace("_", "-")
-              for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}  # fmt: skip
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     names = {w.split(";")[0].split(">")[0].split("[")[0].strip().lower().replace("_", "-") for w in wanted}
@@ -91,8 +94,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
-    own = Path(subprocess.run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                              capture_output=True, text=True, check=True).stdout.strip())  # fmt: skip
+    own = Path(
+        subprocess.run(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    )
     lent = {sysconfig.get_path("purelib"), *(p for p in sys.path if p.endswith("site-packages"))}
     # Plain paths: .pth files in them, which an editable install of Halter would use, are not read.
     (own / "lent.pth").write_text("\n".join(lent) + "\n")

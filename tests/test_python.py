@@ -30,7 +30,7 @@ from halter.recipe.fields import keys_of
 from halter.run.opening import HowKeywords, OpenOptions, WhatKeywords
 from halter.run.scored import Scoring
 from halter.run.scoring import EvaluateKeywords
-from tests.compare import small
+from tests.comparison import small
 
 BASE = str(base_folder())
 
@@ -318,13 +318,23 @@ def test_a_model_is_called_by_its_own_names() -> None:
 
 TEXTS, ROWS, ID = "[tokenizer.encode(text) for text in texts]", "[tokenizer.decode(ids) for ids in rows]", "[ID, ID]"
 MISTAKEN = [
-    ("encode", ["a", "b"], TEXTS), ("encode", np.array(["a", "b"]), TEXTS), ("encode", None, 'tokenizer.encode("'),
-    ("encode", b"a", 'tokenizer.encode("'), ("encode", [{"role": "user", "content": "a"}], "halter.generate("),
-    ("decode", [[5, 6], [7]], ROWS), ("decode", torch.tensor([[5, 6]]), ROWS), ("decode", np.array([[5, 6]]), ROWS),
-    ("decode", 5, "tokenizer.decode([ID])"), ("decode", torch.tensor(5.0), ID), ("decode", [1.0, 2.5], ID),
-    ("decode", torch.tensor([1.0]), ID), ("decode", "text", "tokenizer.encode(TEXT)"), ("decode", None, ID),
-    ("token", "a", "tokenizer.token_id(TEXT)"), ("token_id", 5, "tokenizer.token(ID)"),
-]  # fmt: skip
+    ("encode", ["a", "b"], TEXTS),
+    ("encode", np.array(["a", "b"]), TEXTS),
+    ("encode", None, 'tokenizer.encode("'),
+    ("encode", b"a", 'tokenizer.encode("'),
+    ("encode", [{"role": "user", "content": "a"}], "halter.generate("),
+    ("decode", [[5, 6], [7]], ROWS),
+    ("decode", torch.tensor([[5, 6]]), ROWS),
+    ("decode", np.array([[5, 6]]), ROWS),
+    ("decode", 5, "tokenizer.decode([ID])"),
+    ("decode", torch.tensor(5.0), ID),
+    ("decode", [1.0, 2.5], ID),
+    ("decode", torch.tensor([1.0]), ID),
+    ("decode", "text", "tokenizer.encode(TEXT)"),
+    ("decode", None, ID),
+    ("token", "a", "tokenizer.token_id(TEXT)"),
+    ("token_id", 5, "tokenizer.token(ID)"),
+]
 
 
 @pytest.mark.parametrize(("name", "value", "fix"), MISTAKEN, ids=lambda v: str(v)[:20])

@@ -113,9 +113,13 @@ TALKS = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "H
 SENTENCES = ["Once upon a time there was a fox.", "And then it went to sleep again"]
 
 
-@pytest.mark.parametrize(("rows", "name", "wanted"), [
-    (TALKS, "talks", [{"messages": TALKS[0]}]), (SENTENCES, "texts", [{"text": text} for text in SENTENCES]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "name", "wanted"),
+    [
+        (TALKS, "talks", [{"messages": TALKS[0]}]),
+        (SENTENCES, "texts", [{"text": text} for text in SENTENCES]),
+    ],
+)
 def test_conversations_and_texts_too(
     rows: Any, name: str, wanted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,13 +168,19 @@ def test_options_of_others_are_told_by_ours() -> None:
         'load_in_4bit (here quantize="nf4")': lambda: halter.load(BASE, load_in_4bit=True),  # type: ignore[call-arg]
         "trust_remote_code (leave it out)": lambda: halter.load(BASE, trust_remote_code=True),  # type: ignore[call-arg]
         "do_sample (here temperature, above 0), num_return_sequences (here n)": lambda: halter.generate(
-            model, tokenizer, "Hi", do_sample=True, num_return_sequences=2  # type: ignore[call-arg]
+            model,
+            tokenizer,
+            "Hi",
+            do_sample=True,
+            num_return_sequences=2,  # type: ignore[call-arg]
         ),
         "halter.evaluate has no such option. Found: batch_size (leave it out)": lambda: halter.evaluate(
-            BASE, "te.jsonl", batch_size=8  # type: ignore[call-arg]
+            BASE,
+            "te.jsonl",
+            batch_size=8,  # type: ignore[call-arg]
         ),
         'such as halter.evaluate("runs/mine", data="test.jsonl"': lambda: halter.evaluate(model, tokenizer, "te.jsonl"),  # type: ignore[arg-type]
-    }  # fmt: skip
+    }
     for told, call in calls.items():
         with pytest.raises(halter.Refusal) as caught:
             call()

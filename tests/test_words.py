@@ -22,15 +22,14 @@ FORBIDDEN = {
     r"parted( by)?": "say what separates them",
     r"passed over|passing over": "skipped",
     r"target tokens?|supervised tokens?": "learned tokens",
-    r"(a|of a|each|every|forward) pass (of|holds|takes)|in one pass|passes of|tokens a pass|rows a pass":
-        "micro-batch",
+    r"(a|of a|each|every|forward) pass (of|holds|takes)|in one pass|passes of|tokens a pass|rows a pass": "micro-batch",
     r"make no sense|makes no sense": "cannot be used",
     r"nothing is wrong": "no problem found",
     r"kept although": "duplicates kept",
     r"snapshots?": "checkpoint",
     r"subcommands?": "command",
     r"eval loss": "held-out loss",
-}  # fmt: skip
+}
 PATTERN = re.compile("|".join(rf"(?P<w{n}>\b(?:{word})\b)" for n, word in enumerate(FORBIDDEN)), re.IGNORECASE)
 SHELL = {"halter/cli/completion.py": {"subcommand"}}
 """Words of the shells' own functions."""

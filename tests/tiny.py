@@ -23,9 +23,17 @@ def path(layer: int | None, place: str) -> str:
 
 def config(**changes: Any) -> ModelConfig:
     sizes: dict[str, Any] = {
-        "layers": 2, "dim": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn_dim": 48, "vocab_size": 96,
-        "context": 256, "bos_token_id": 1, "eos_token_ids": (2,),
-    }  # fmt: skip
+        "layers": 2,
+        "dim": 32,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "ffn_dim": 48,
+        "vocab_size": 96,
+        "context": 256,
+        "bos_token_id": 1,
+        "eos_token_ids": (2,),
+    }
     return ModelConfig(**(sizes | changes))
 
 

@@ -289,5 +289,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 COMMANDS = {
-    "list": list_, "show": show, "diff": diff, "combine": combine, "compress": compress, "convert": convert,
-}  # fmt: skip
+    "list": list_,
+    "show": show,
+    "diff": diff,
+    "combine": combine,
+    "compress": compress,
+    "convert": convert,
+}

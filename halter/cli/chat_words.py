@@ -22,9 +22,15 @@ HELP = """\
 COMMANDS = tuple(dict.fromkeys(re.findall(r"(?m)^/\w+", HELP)))
 LEAVING = ("/quit", "/exit", "/bye", "quit", "exit", "quit()", "exit()", ":q")
 """Lines that leave; those without a slash do in other programs, and nobody asks them of a model."""
-ELSEWHERE = {"/clear": "/reset", "/new": "/reset", "/regenerate": "/retry", "/load": "/adapter", "/?": "/help",
-    "/set": "/temperature X or /system TEXT", "/parameter": "/temperature X",
-}  # fmt: skip
+ELSEWHERE = {
+    "/clear": "/reset",
+    "/new": "/reset",
+    "/regenerate": "/retry",
+    "/load": "/adapter",
+    "/?": "/help",
+    "/set": "/temperature X or /system TEXT",
+    "/parameter": "/temperature X",
+}
 """{a command of other programs: ours}."""
 
 

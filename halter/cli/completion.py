@@ -55,8 +55,12 @@ def gathered() -> dict[str, Any]:
 
 def _of(command: Any) -> list[str]:
     flags = [word for one in command.params for word in (*one.opts, *one.secondary_opts) if word.startswith("--")]
-    return ["--help", *flags, *(w for second in vars(command).get("commands", {}).values() for w in _of(second)),
-            *vars(command).get("commands", {})]  # fmt: skip
+    return [
+        "--help",
+        *flags,
+        *(w for second in vars(command).get("commands", {}).values() for w in _of(second)),
+        *vars(command).get("commands", {}),
+    ]
 
 
 def _methods() -> str:

@@ -20,9 +20,18 @@ from halter.run.words import subject_and_keys
 from halter.telling import tell
 
 MEASURES = {
-    "loss": ".4f", "perplexity": ".3f", "exact_match": ".1%", "token_f1": ".3f", "last_number": ".1%",
-    "choice_accuracy": ".1%", "rouge1": ".3f", "rouge2": ".3f", "rougeL": ".3f", "bleu": ".2f", "chrf": ".2f",
-}  # fmt: skip
+    "loss": ".4f",
+    "perplexity": ".3f",
+    "exact_match": ".1%",
+    "token_f1": ".3f",
+    "last_number": ".1%",
+    "choice_accuracy": ".1%",
+    "rouge1": ".3f",
+    "rouge2": ".3f",
+    "rougeL": ".3f",
+    "bleu": ".2f",
+    "chrf": ".2f",
+}
 LIBRARIES = {"rouge1": "ROUGE", "bleu": "BLEU and chrF"}
 
 

@@ -63,8 +63,9 @@ def _from(source: str, method: str, file: str) -> None:
     if method == "-" or Path(method).suffix.lower() in FILES:
         file = method  # halter init --from theirs.yaml mine.yaml
     elif method != "lora":
-        raise Refusal("usage", f"the method is what {source} says, not {method}",
-                      fix=f"halter init --from {source} recipe.yaml")  # fmt: skip
+        raise Refusal(
+            "usage", f"the method is what {source} says, not {method}", fix=f"halter init --from {source} recipe.yaml"
+        )
     if file != "-":
         folders.refuse_unwritable(file)
     text, reading = written(source)

@@ -45,8 +45,12 @@ def command(
         raise Refusal("usage", "merge needs a folder to write", fix="--output FOLDER")
     if into not in KINDS:
         gguf = f"leave --into out; llama.cpp's convert_hf_to_gguf.py makes GGUF of {output}"
-        raise Refusal("usage", f"--into {into}: merge writes no such weights", expected=", ".join(KINDS),
-                      fix=gguf if re.match("gguf|i?q[2-8]", into.lower()) else "name one of these")  # fmt: skip
+        raise Refusal(
+            "usage",
+            f"--into {into}: merge writes no such weights",
+            expected=", ".join(KINDS),
+            fix=gguf if re.match("gguf|i?q[2-8]", into.lower()) else "name one of these",
+        )
     report = merge_named(run, opening, output, base=base, into=KINDS[into], allow_gap=allow_gap)
     record: dict[str, object] = {**asdict(report), "folder": output}
     record |= {"survival": report.mean} if isinstance(report, Survival) else {}

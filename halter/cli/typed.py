@@ -37,8 +37,9 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
     single = [o.opts[-1] for o in order if o.param_type_name == "option" and not (o.multiple or o.is_flag)]
     again = [flag for flag, count in Counter(single).items() if count > 1]
     if again:
-        raise Refusal("usage", "this flag takes one value and is given more than once", found=again,
-                      fix="keep one of them")  # fmt: skip
+        raise Refusal(
+            "usage", "this flag takes one value and is given more than once", found=again, fix="keep one of them"
+        )
     empty = [name for name, value in values.items() if name in PLACES and "" in (value, *_listed(value))]
     if empty:
         raise Refusal("usage", "the value is empty", where=empty[0], fix="name a file or a folder; . is this folder")
@@ -50,9 +51,11 @@ def refuse_misgiven(command: Any, arguments: list[str]) -> None:
                 before = arguments[arguments.index(one) - 1] if one in arguments[1:] else ""
                 flag = f"{before} " if before.startswith("--") and "=" not in before else flag
                 raise Refusal(
-                    "usage", f"{one} holds quotes that the shell has left in it", where=name,
+                    "usage",
+                    f"{one} holds quotes that the shell has left in it",
+                    where=name,
                     fix=f"leave them out: {flag}{shlex.quote(quoted[1])}",
-                )  # fmt: skip
+                )
     tell_odd(values, [flag for one in command.params for flag in one.opts])
 
 

@@ -24,10 +24,12 @@ def sections(options: CompareOptions, variants: Mapping[str, Any]) -> dict[str, 
     strange = sorted({part for listed in parts.values() for part in listed if part not in known})
     if strange:
         raise Refusal(
-            "unknown-method", "a comparison names methods that there are not", found=strange,
+            "unknown-method",
+            "a comparison names methods that there are not",
+            found=strange,
             expected=", ".join([*method_names(), *variants]),
             fix=_fix(strange[0], known),
-        )  # fmt: skip
+        )
     return {name: known[listed[0]] if len(listed) == 1 else _several(known, listed) for name, listed in parts.items()}
 
 

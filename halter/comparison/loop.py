@@ -25,7 +25,7 @@ from halter.files.runs import THREADS, RunFolder
 from halter.files.writing import write_json
 from halter.model.storages import STORAGES
 from halter.numerics import allocation, denormals, threads
-from halter.run.prepare import Say
+from halter.telling import Say
 from halter.training.progress import in_words
 
 

@@ -78,13 +78,35 @@ def _processor() -> str:
 def row_of(name: str, method: Any, precision: str, **known: Any) -> RecordRow:
     """A row with every key, of which nothing is known but ``known``."""
     blank: RecordRow = {
-        "name": name, "method": method, "precision": precision, "status": "done", "why": None, "trainable": 0,
-        "share": 0.0, "mergeable": False, "merge_gap": None, "adapter_bytes": 0, "compressed_bytes": None,
-        "compressed_loss": None, "memory": {"planned": None, "measured_peak_bytes": 0}, "tokens_per_second": 0.0,
-        "seconds": 0.0, "decode_tokens_per_second": None, "decode_share": None,
-        "startup_seconds": None, "learning_rate": 0.0, "warmup": None, "edge": False,
-        "search": [], "seeds": [], "mean": {}, "spread": {}, "interval": {}, "stability": None, "recipe": None,
-    }  # fmt: skip
+        "name": name,
+        "method": method,
+        "precision": precision,
+        "status": "done",
+        "why": None,
+        "trainable": 0,
+        "share": 0.0,
+        "mergeable": False,
+        "merge_gap": None,
+        "adapter_bytes": 0,
+        "compressed_bytes": None,
+        "compressed_loss": None,
+        "memory": {"planned": None, "measured_peak_bytes": 0},
+        "tokens_per_second": 0.0,
+        "seconds": 0.0,
+        "decode_tokens_per_second": None,
+        "decode_share": None,
+        "startup_seconds": None,
+        "learning_rate": 0.0,
+        "warmup": None,
+        "edge": False,
+        "search": [],
+        "seeds": [],
+        "mean": {},
+        "spread": {},
+        "interval": {},
+        "stability": None,
+        "recipe": None,
+    }
     return blank | known
 
 

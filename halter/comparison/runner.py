@@ -17,7 +17,7 @@ from halter.comparison.probe import probe
 from halter.comparison.scores import DECODED, TIMES, EvaluationSuite, decode_rates, evaluate_on
 from halter.comparison.setup import Entry, Setup
 from halter.comparison.training_runs import train_runs
-from halter.comparison.trials import Trials
+from halter.comparison.trials import Trial, Trials
 from halter.errors import HalterError, Refusal
 from halter.files.folders import discard
 from halter.files.writing import write_text
@@ -28,18 +28,25 @@ from halter.planning.dry import dry_adapter
 from halter.pretrained.device import choose_device, choose_dtype
 from halter.pretrained.digest import digest_base
 from halter.run.estimate import Sizes, free_bytes, memory_problem, sizes
-from halter.run.prepare import Job, Say
+from halter.run.prepare import Job
+from halter.telling import Say
 from halter.training.memory import needs_checkpointing
 
 LOOKS = 6
 """Validation losses on a run's curve, beside the one before its first step."""
 TOGETHER, ROOM = 4, 0.8
 """Trials trained at once on an accelerator, and the share of the free memory that they may take."""
-ELSEWHERE = (("model", "path"), ("model", "device"), ("model", "revision"), ("data", "train"), ("data", "validation"),
-             ("data", "cache"), ("train", "threads"))  # fmt: skip
+ELSEWHERE = (
+    ("model", "path"),
+    ("model", "device"),
+    ("model", "revision"),
+    ("data", "train"),
+    ("data", "validation"),
+    ("data", "cache"),
+    ("train", "threads"),
+)
 """Keys of a recipe that say where something lies, not what it is (digests stand for them); and the threads, of which
 all trials of a comparison have the same number."""
-Trial = dict[str, Any]
 
 
 @dataclass
@@ -66,9 +73,15 @@ class Runner:
         self.trials, self.bases = Trials(setup.folder / "trials", changed), Bases(setup)
         self.device = choose_device(job.recipe.model.device)
         self.suite = EvaluationSuite(
-            job.tokenizer, setup.test, setup.general, options.questions, options.max_new_tokens, job.micro_tokens,
-            options.choices, options,
-        )  # fmt: skip
+            job.tokenizer,
+            setup.test,
+            setup.general,
+            options.questions,
+            options.max_new_tokens,
+            job.micro_tokens,
+            options.choices,
+            options,
+        )
 
     def define(self, kind: str, precision: str, job: Job | None = None, **more: Any) -> dict[str, Any]:
         """What defines a trial: base, rows, recipe, and how it is measured; ``job`` None: of the base alone."""
@@ -154,10 +167,17 @@ class Runner:
         rows = max(micros, key=lambda micro: int(lengths[list(micro)].sum()))
         methods = tuple(choice.options for choice in job.recipe.methods)
         setting = Setting(
-            job.recipe.model.path, job.config, methods, self._dtype(job), _storage(entry),
-            job.recipe.train.optimizer, rows=len(rows), length=-(-int(lengths[list(rows)].sum()) // len(rows)),
-            passes=max(len(step) for step in job.plan(0)), device=self.device.type,
-        )  # fmt: skip
+            job.recipe.model.path,
+            job.config,
+            methods,
+            self._dtype(job),
+            _storage(entry),
+            job.recipe.train.optimizer,
+            rows=len(rows),
+            length=-(-int(lengths[list(rows)].sum()) // len(rows)),
+            passes=max(len(step) for step in job.plan(0)),
+            device=self.device.type,
+        )
         asked = job.recipe.train.activation_checkpointing
         auto = needs_checkpointing(job.config, job.micro_tokens, setting.dtype.itemsize, self.device)
         return replace(setting, checkpointing=asked == "on" or (asked == "auto" and auto))
@@ -199,8 +219,14 @@ class Runner:
         def run() -> Trial:
             model = self.bases.get(entry.precision)
             (one,) = train_runs(model, [job], LOOKS)
-            told: Trial = {"seed": seed, "seconds": one.seconds, "tokens": one.tokens, "curve": one.curve,
-                           "why": one.why, "recipe": f"recipes/{name}.yaml"}  # fmt: skip
+            told: Trial = {
+                "seed": seed,
+                "seconds": one.seconds,
+                "tokens": one.tokens,
+                "curve": one.curve,
+                "why": one.why,
+                "recipe": f"recipes/{name}.yaml",
+            }
             if one.adapter is None:
                 return told
             if seed == self.options.seed:

@@ -19,7 +19,8 @@ from halter.model.decoder import Decoder
 from halter.model.storages import STORAGES
 from halter.pretrained.digest import digest_base
 from halter.pretrained.load import load_model
-from halter.run.prepare import Job, Say, plan_of, prepare
+from halter.run.prepare import Job, plan_of, prepare
+from halter.telling import Say
 from halter.training.defaults import at_width
 from halter.training.loop import total_steps
 

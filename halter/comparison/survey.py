@@ -40,7 +40,7 @@ SHARES: tuple[tuple[str, float, Method], ...] = (
     ("LLaMA-Adapter trains 0.017 %", 0.00017, LlamaAdapter()),
     ("LLaMA-Adapter V2 trains 14M parameters, 0.20 %", 0.0020, LlamaAdapterV2(scale_side="in")),
     ("LLaMA-Excitor trains about 0.5M parameters, 0.007 %", 0.00007, Excitor()),
-)  # fmt: skip
+)
 """(claim about LLaMA-7B, its share, the setting that it is counted on)."""
 MERGES: tuple[tuple[str, bool, Method], ...] = (
     ("LLaMA-Excitor can be merged into the base", True, Excitor()),

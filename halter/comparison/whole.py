@@ -16,8 +16,7 @@ from halter.files.folders import refuse_file_name, try_out
 from halter.files.runs import RunFolder
 from halter.run.beside import counting
 from halter.run.keywords import sorted_out
-from halter.run.prepare import Say
-from halter.telling import tell
+from halter.telling import Say, tell
 
 NEEDS = (
     "halter compare --model DIR --train FILE --test FILE --output OUT, or halter compare recipe.yaml --output OUT; "

@@ -145,9 +145,10 @@ def _refuse_no_regex(target: Targets, option: str, shown: str = "") -> None:
         re.compile(target)
     except re.error as error:
         raise Refusal(
-            "targets-regex", f"{option} {shown or target!r} is no regular expression: {error}",
+            "targets-regex",
+            f"{option} {shown or target!r} is no regular expression: {error}",
             fix="names go in a list: [q_proj, v_proj]",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def whole(value: float) -> float | int:

@@ -11,12 +11,38 @@ from halter.data.meaning import plain_name
 from halter.data.misnamed import headless
 from halter.data.turns import is_transcript
 
-ASKING = ("instruction", "question", "query", "prompt", "problem", "input", "text", "source", "title", "sentence",
-          "document", "context", "dialogue", *tongues.ASKING)  # fmt: skip
-ANSWERING = ("output", "answer", "response", "completion", "solution", "target", "label", "summary", "reply",
-             "translation", "chosen", "caption", *tongues.ANSWERING)  # fmt: skip
-QUESTIONS = {"instruction", "question", "query", "prompt", "problem", "input", "context", "system",
-             *tongues.ASKING}  # fmt: skip
+ASKING = (
+    "instruction",
+    "question",
+    "query",
+    "prompt",
+    "problem",
+    "input",
+    "text",
+    "source",
+    "title",
+    "sentence",
+    "document",
+    "context",
+    "dialogue",
+    *tongues.ASKING,
+)
+ANSWERING = (
+    "output",
+    "answer",
+    "response",
+    "completion",
+    "solution",
+    "target",
+    "label",
+    "summary",
+    "reply",
+    "translation",
+    "chosen",
+    "caption",
+    *tongues.ANSWERING,
+)
+QUESTIONS = {"instruction", "question", "query", "prompt", "problem", "input", "context", "system", *tongues.ASKING}
 """Columns that no answer stands in."""
 TALKS = ("conversations", "messages", "conversation", "prompt", "history")
 NO_TEXT = {"id", "idx", "index", "url", "license", "lang", "language", "split", "date", "hash", "model", "file"}

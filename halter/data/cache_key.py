@@ -26,8 +26,18 @@ LARGE_BYTES = 64 << 20
 SETTLED_SECONDS = 2.0
 """A file written to more lately could change again without its time showing it."""
 LIBRARIES = ("tokenizers", "sentencepiece", "tiktoken", "jinja2", "pyarrow", "numpy")
-MATTER = ("columns", "roles", "row_template", "max_length", "on_long", "train_on", "reasoning", "template_date",
-          "id_column", "on_rejected")  # fmt: skip
+MATTER = (
+    "columns",
+    "roles",
+    "row_template",
+    "max_length",
+    "on_long",
+    "train_on",
+    "reasoning",
+    "template_date",
+    "id_column",
+    "on_rejected",
+)
 """Fields of DataOptions that decide what a row's tokens are."""
 
 Stamps = list[tuple[str, int, int, int]]
@@ -71,12 +81,17 @@ def key_of(encoder: Encoder, group: Group, seed: int, files: Stamps) -> str:
         "options": {name: getattr(options, name) for name in MATTER},
         "line": row_files.MAX_LINE_BYTES,
         "tokenizer": [
-            tokenizer.digest, sorted(tokenizer.stop_ids), sorted(tokenizer.names.items()), tokenizer.bos_id,
-            tokenizer.eos_id, tokenizer.pad_id, [(c.text, c.id) for c in tokenizer.controls],
+            tokenizer.digest,
+            sorted(tokenizer.stop_ids),
+            sorted(tokenizer.names.items()),
+            tokenizer.bos_id,
+            tokenizer.eos_id,
+            tokenizer.pad_id,
+            [(c.text, c.id) for c in tokenizer.controls],
         ],
         "template": None if template is None else template.digest,
         "system": encoder.system,
-    }  # fmt: skip
+    }
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

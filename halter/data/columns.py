@@ -215,8 +215,11 @@ def _shown(row: Row, options: DataOptions) -> dict[str, Any]:
     """A row as its format will see it, with what data.columns names under our names."""
     present = {theirs for theirs in options.columns.values() if theirs in row}
     named = _plain({key: value for key, value in row.items() if key not in present})
-    filled = {ours: row.get(theirs, theirs) for ours, theirs in options.columns.items()
-              if theirs in row or _is_template(theirs)}  # fmt: skip
+    filled = {
+        ours: row.get(theirs, theirs)
+        for ours, theirs in options.columns.items()
+        if theirs in row or _is_template(theirs)
+    }
     return named | filled
 
 

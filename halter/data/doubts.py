@@ -25,8 +25,11 @@ AS_OF = "text as of "
 """How what is counted of plain text begins that holds the marks of a template, whose name follows."""
 LOST = "\ufffd"
 """What a reader writes for bytes that are no letter in the encoding that it reads."""
-WINDOWS = {bytes([code]).decode("cp1252"): bytes([code]) for code in range(0x80, 0xA0) if code not in
-           (0x81, 0x8D, 0x8F, 0x90, 0x9D)}  # fmt: skip
+WINDOWS = {
+    bytes([code]).decode("cp1252"): bytes([code])
+    for code in range(0x80, 0xA0)
+    if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+}
 _NEXT = rf"[\u0080-\u00bf{''.join(WINDOWS)}]"
 MISREAD = re.compile(
     rf"[\u00c2\u00c3]{_NEXT}|\u00e2{_NEXT}{{2}}"

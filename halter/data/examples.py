@@ -122,10 +122,16 @@ class Builder:
         small = match is not None and len(match[2]) < 19 and str(int(match[2])) == match[2]
         name = (match[1], match[3]) if match is not None and small else (example.origin, "")
         row = (
-            len(self._pieces), len(self._data) // TOKEN_BYTES, len(example.tokens), example.targets, document, weight,
-            self._names.setdefault(name, len(self._names)), int(match[2]) if match is not None and small else -1,
+            len(self._pieces),
+            len(self._data) // TOKEN_BYTES,
+            len(example.tokens),
+            example.targets,
+            document,
+            weight,
+            self._names.setdefault(name, len(self._names)),
+            int(match[2]) if match is not None and small else -1,
             crc32(learnt),
-        )  # fmt: skip
+        )
         for values, value in zip(self._codes.values(), row, strict=True):
             values.append(value)
         self._labels.append(math.nan if example.label is None else example.label)
@@ -157,7 +163,14 @@ class Builder:
 
 
 CODES = {
-    "piece_of": "H", "starts": "q", "lengths": "i", "targets": "i", "documents": "q", "weights": "f", "name_of": "i",
-    "numbers": "q", "checks": "I",
-}  # fmt: skip
+    "piece_of": "H",
+    "starts": "q",
+    "lengths": "i",
+    "targets": "i",
+    "documents": "q",
+    "weights": "f",
+    "name_of": "i",
+    "numbers": "q",
+    "checks": "I",
+}
 """How a builder holds what it knows of a row, in the order in which it is added."""

@@ -21,7 +21,7 @@ from halter.data.turns import (
     transcript,
     turn,
     unknown_roles,
-)  # fmt: skip
+)
 from halter.errors import Refusal
 
 

@@ -14,13 +14,32 @@ from halter.data.meaning import Canonical, Format, Row
 from halter.data.turns import BadRow, no_value, optional
 
 PAIRS: tuple[tuple[str, str], ...] = (
-    ("instruction", "response"), ("question", "response"), ("query", "response"), ("prompt", "response"),
-    ("question", "answer"), ("query", "answer"), ("input", "output"), ("inputs", "targets"), ("problem", "solution"),
-    ("problem", "answer"), ("instruction", "answer"), ("instruction", "completion"), ("prompt", "answer"),
-    ("prompt", "output"), ("question", "output"), ("question", "solution"), ("query", "output"), ("user", "assistant"),
-    ("human", "assistant"), ("input", "response"), ("input", "target"), ("source", "target"),
-    ("question", "best_answer"), ("question", "long_answer"), ("instruction", "label"),
-)  # fmt: skip
+    ("instruction", "response"),
+    ("question", "response"),
+    ("query", "response"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("query", "answer"),
+    ("input", "output"),
+    ("inputs", "targets"),
+    ("problem", "solution"),
+    ("problem", "answer"),
+    ("instruction", "answer"),
+    ("instruction", "completion"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("question", "output"),
+    ("question", "solution"),
+    ("query", "output"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("input", "response"),
+    ("input", "target"),
+    ("source", "target"),
+    ("question", "best_answer"),
+    ("question", "long_answer"),
+    ("instruction", "label"),
+)
 """(what is asked, what is learned), the first of which a row has both columns is its reading."""
 CONTEXT = ("context", "contexts", "passage", "input", "text", "hint")
 SYSTEM = ("system", "system_prompt", "system_message")

@@ -17,8 +17,17 @@ from halter.files.runs import RunFolder
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD_LINES = 20
 """Lines of a table by which its separator is told."""
-OF_FOLDERS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json",
-              "special_tokens_map.json", "halter.json", "metrics.jsonl", "data.json")  # fmt: skip
+OF_FOLDERS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "adapter_config.json",
+    "special_tokens_map.json",
+    "halter.json",
+    "metrics.jsonl",
+    "data.json",
+)
 """Files of models, adapters and runs which end as data does."""
 
 

@@ -110,8 +110,11 @@ class DataOptions:
         asked = self.validation
         if isinstance(asked, str) and PERCENT.fullmatch(asked) and not Path(asked).exists():
             bad.append(f"validation: a share must be below 1 or a file, found the word {asked!r}")
-        bad += [f"roles: {name} cannot be {role}, only {', '.join(ROLES)}" for name, role in self.roles.items()
-                if role not in ROLES]  # fmt: skip
+        bad += [
+            f"roles: {name} cannot be {role}, only {', '.join(ROLES)}"
+            for name, role in self.roles.items()
+            if role not in ROLES
+        ]
         bad += [f"{name}: must be above 0" for name in ("max_length", "limit") if _below_one(getattr(self, name))]
         if bad:
             raise Refusal(

@@ -73,11 +73,15 @@ def pack(examples: Sequence[Example], rows: Sequence[int] | None = None, grouped
     numbers = list(range(len(examples))) if rows is None else list(rows)
     labels = [float("nan") if e.label is None else e.label for e in examples]
     return Batch(
-        torch.from_numpy(tokens), torch.from_numpy(targets), lengths, prompts, numbers,
+        torch.from_numpy(tokens),
+        torch.from_numpy(targets),
+        lengths,
+        prompts,
+        numbers,
         origins=tuple(e.origin for e in examples),
         groups=_groups(examples, numbers) if grouped else None,
         labels=labels if any(e.label is not None for e in examples) else None,
-    )  # fmt: skip
+    )
 
 
 def _groups(examples: Sequence[Example], numbers: Sequence[int]) -> list[int]:

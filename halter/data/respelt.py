@@ -21,9 +21,11 @@ from halter.files.row_names import PACKED, suffix_of
 TAIL = 4096
 LINES = "(json.loads(line) for line in sys.stdin if line.strip())"
 READERS = {
-    ".jsonl": LINES, ".ndjson": LINES, ".csv": "csv.DictReader(sys.stdin)",
+    ".jsonl": LINES,
+    ".ndjson": LINES,
+    ".csv": "csv.DictReader(sys.stdin)",
     ".tsv": 'csv.DictReader(sys.stdin, delimiter="\\t")',
-}  # fmt: skip
+}
 """{suffix: what gives the rows of such a file in Python}."""
 
 

@@ -85,9 +85,11 @@ def local_files(path: str) -> list[Path] | None:
     ``not-data``."""
     if path == STANDARD_INPUT:
         raise Refusal(
-            "data-missing", "standard input is gone once it is read, and these rows are read again later", where=path,
+            "data-missing",
+            "standard input is gone once it is read, and these rows are read again later",
+            where=path,
             fix="write them to a file (halter evaluate and halter generate do read standard input)",
-        )  # fmt: skip
+        )
     local = Path(path).expanduser()
     if local.exists():
         refuse_no_data(local)

@@ -17,11 +17,17 @@ from halter.errors import HalterError, Refusal
 TOKEN_BYTES = 5
 """A row is its tokens as little-endian int32, then one byte for each, 1 where it is learnt."""
 ARRAYS: dict[str, np.dtype[Any]] = {
-    "piece_of": np.dtype(np.uint16), "starts": np.dtype(np.int64), "lengths": np.dtype(np.int32),
-    "targets": np.dtype(np.int32), "documents": np.dtype(np.int64), "weights": np.dtype(np.float32),
-    "name_of": np.dtype(np.int32), "numbers": np.dtype(np.int64), "digests": np.dtype("S16"),
+    "piece_of": np.dtype(np.uint16),
+    "starts": np.dtype(np.int64),
+    "lengths": np.dtype(np.int32),
+    "targets": np.dtype(np.int32),
+    "documents": np.dtype(np.int64),
+    "weights": np.dtype(np.float32),
+    "name_of": np.dtype(np.int32),
+    "numbers": np.dtype(np.int64),
+    "digests": np.dtype("S16"),
     "checks": np.dtype(np.uint32),
-}  # fmt: skip
+}
 """Fields of a store that are arrays, one entry a row."""
 
 

@@ -32,8 +32,13 @@ from halter.text.tokenizer import Tokenizer
 
 HEAD = 100
 """Rows of a file that are looked at to find its format."""
-OF_A_ROW = ("messages-malformed", "template-failed", "template-drops-content", "template-unsupported",
-            "template-too-large")  # fmt: skip
+OF_A_ROW = (
+    "messages-malformed",
+    "template-failed",
+    "template-drops-content",
+    "template-unsupported",
+    "template-too-large",
+)
 """Refusals of a template that may be the row's fault; if every row has one, it is the template's."""
 DUPLICATE = "duplicate id"
 USUAL_IDS = "id"

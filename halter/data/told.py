@@ -58,9 +58,16 @@ NOTES: dict[str, str] = {
 ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids", "contradicting", "unprompted"})
 """What the user asked for, or what costs nothing: told, and no warning."""
 ENOUGH = {
-    "templated": 0.05, "mojibake": 0.01, "unreadable": 0.01, "ended": 0.05, "swapped_user": 0.5, "swapped_human": 0.5,
-    "echoed": 0.5, "contradicting": 0.01, "spelt_out": 0.05,
-}  # fmt: skip
+    "templated": 0.05,
+    "mojibake": 0.01,
+    "unreadable": 0.01,
+    "ended": 0.05,
+    "swapped_user": 0.5,
+    "swapped_human": 0.5,
+    "echoed": 0.5,
+    "contradicting": 0.01,
+    "spelt_out": 0.05,
+}
 """Share of the rows from which on it is no accident; what is not named here is told from the first on."""
 SCORED = (
     "unknown",
@@ -148,8 +155,11 @@ def readings(readings: Mapping[str, str], ignored: Mapping[str, Sequence[str]]) 
 
 def notes(report: DataReport, aside: bool) -> list[str]:
     """The sentences that are no warnings (``aside``), or those that are."""
-    return [NOTES[name].format_map(_Counted(report, name)) for name in NOTES
-            if (name in ASIDE) == aside and _told_of(report, name)]  # fmt: skip
+    return [
+        NOTES[name].format_map(_Counted(report, name))
+        for name in NOTES
+        if (name in ASIDE) == aside and _told_of(report, name)
+    ]
 
 
 def doubts(report: DataReport) -> list[str]:

@@ -11,12 +11,29 @@ from halter.data.json_text import loads, repeated
 
 CALL = "function_call"
 ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "developer": "system",
-    "bot": "assistant", "ai": "assistant", "chatbot": "assistant", "llm": "assistant", "prompter": "user",
-    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "ipython": "tool",
-    CALL: CALL, "tool_call": CALL,
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+    "bot": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
+    "llm": "assistant",
+    "prompter": "user",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
+    CALL: CALL,
+    "tool_call": CALL,
+}
 SWITCHES = ("loss", "train", "weight")
 EXCHANGES = ("human", "user", "instruction", "question", "input"), ("assistant", "gpt", "bot", "answer", "output")
 SPEAKERS = {"Human": "human", "User": "user", "Assistant": "assistant", "System": "system"}
@@ -102,8 +119,11 @@ def unknown_roles(guesses: Mapping[Any, str]) -> str:
 
 def guessed(turns: Sequence[Any]) -> dict[str, str]:
     """{unknown role: the one that it may be}: who speaks first asks, and of two the other answers."""
-    who = [said.get("role") if said.get("role") is not None else said.get("from")
-           for said in turns if isinstance(said, Mapping)]  # fmt: skip
+    who = [
+        said.get("role") if said.get("role") is not None else said.get("from")
+        for said in turns
+        if isinstance(said, Mapping)
+    ]
     names = list(dict.fromkeys(name for name in who if isinstance(name, str)))
     known = {ROLES[name.lower()] for name in names if name.lower() in ROLES}
     free = [role for role in ("user", "assistant") if role not in known]

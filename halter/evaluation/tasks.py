@@ -219,10 +219,17 @@ def task_scores(judge: Judge, options: TaskOptions) -> tuple[dict[str, float], d
     try:
         with quick_offline(ASKED):
             found = library.simple_evaluate(
-                model=model, tasks=list(options.task_names), task_manager=manager, limit=options.task_limit,
-                num_fewshot=options.fewshot, bootstrap_iters=0, log_samples=False,
-                random_seed=None, numpy_random_seed=None, torch_random_seed=None,
-            )  # fmt: skip
+                model=model,
+                tasks=list(options.task_names),
+                task_manager=manager,
+                limit=options.task_limit,
+                num_fewshot=options.fewshot,
+                bootstrap_iters=0,
+                log_samples=False,
+                random_seed=None,
+                numpy_random_seed=None,
+                torch_random_seed=None,
+            )
     except OSError as error:  # no network, no such file
         what = f"the rows of a task cannot be had: {error}"
         raise Refusal(

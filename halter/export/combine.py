@@ -121,9 +121,12 @@ def lora_of(shape: ModelConfig, pairs: dict[str, Factors]) -> Adapter:
     most = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
     other: dict[str, Any] = {name: pair.rank for name, pair in pairs.items() if pair.rank != most}
     method = find("lora")(  # type: ignore[call-arg]
-        r=most, alpha=float(most), target_modules=_targets(shape, pairs), rank_pattern=other,
+        r=most,
+        alpha=float(most),
+        target_modules=_targets(shape, pairs),
+        rank_pattern=other,
         alpha_pattern={name: float(rank) for name, rank in other.items()},
-    )  # fmt: skip
+    )
     adapter = Adapter(shape, [method])
     with torch.no_grad():
         for _, slot, attribute in adapter.named_tensors():

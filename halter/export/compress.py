@@ -25,9 +25,11 @@ from halter.files.few_bits import CODES, pack, unpack
 SMALL = 256
 """Tensors of fewer numbers (gates, a few biases) stay as they are: they weigh nothing, and much hangs on each."""
 _PARTNERS = {
-    "lora_A.weight": "lora_B.weight", "lora_B.weight": "lora_A.weight",
-    "lora_embedding_A": "lora_embedding_B", "lora_embedding_B": "lora_embedding_A",
-}  # fmt: skip
+    "lora_A.weight": "lora_B.weight",
+    "lora_B.weight": "lora_A.weight",
+    "lora_embedding_A": "lora_embedding_B",
+    "lora_embedding_B": "lora_embedding_A",
+}
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,15 @@ def prove_fold(
     _refuse("the weights with the adapter in them do not compute what base + adapter do", wanted, found, torch.float32)
 
 
-def prove_written(written: Sequence[Tensor], base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool,
-                  stored: torch.dtype, rows: Sequence[Sequence[int]]) -> None:  # fmt: skip
+def prove_written(
+    written: Sequence[Tensor],
+    base: Decoder,
+    adapter: Adapter,
+    config: ModelConfig,
+    untied: bool,
+    stored: torch.dtype,
+    rows: Sequence[Sequence[int]],
+) -> None:
     """HalterError ``merge gap`` where the folder, read back, computes otherwise than the weights that had to be
     written: ``written`` are its logits in the base's dtype."""
     wanted = logits_on(seen_as(base, base.dtype, config, adapter, stored, untied), rows)

@@ -22,8 +22,23 @@ from halter.files.disk import (
     temporary_name,
 )
 
-FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".zip", ".json", ".jsonl", ".csv", ".yaml",
-         ".html", ".txt", ".md")  # fmt: skip
+FILES = (
+    ".gguf",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".onnx",
+    ".zip",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".yaml",
+    ".html",
+    ".txt",
+    ".md",
+)
 """Suffixes that nobody gives a folder."""
 
 

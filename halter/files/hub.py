@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,9 +32,7 @@ from huggingface_hub.utils import tqdm as HubBar
 
 from halter.errors import HalterError, Refusal
 from halter.files.nearby import no_such_folder, similar
-from halter.telling import tell
-
-Say = Callable[[str], None]
+from halter.telling import Say, tell
 
 SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "USE_POLICY*", "NOTICE*", "README.md"]
 """What is fetched beside the weights: configuration, tokenizer, templates, licence."""

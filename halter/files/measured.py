@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 from halter.errors import HalterError
 from halter.files.caches import cache_folder
 from halter.files.writing import write_json
+from halter.numerics.choice import Times
 
-Times = Mapping[str, float]
 DAYS = 30
 """After which a time is measured again: a machine's firmware, or what it is a guest of, changes."""
 

@@ -71,9 +71,11 @@ def no_adapter(folder: Path) -> Refusal:
         return _not_there("not-an-adapter", folder, ("adapter", "run"))
     if RunFolder(folder).begun:
         return Refusal(
-            "run-unfinished", "this run has no result yet", where=str(folder),
+            "run-unfinished",
+            "this run has no result yet",
+            where=str(folder),
             fix=f"finish it: halter train --resume --output {folder}",
-        )  # fmt: skip
+        )
     weights = [name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
     if (folder / ADAPTER_CONFIG).is_file() and not weights:
         what = f"{ADAPTER_CONFIG} is there and the weights are missing ({ADAPTER_WEIGHTS[0]})"
@@ -88,10 +90,12 @@ def no_adapter(folder: Path) -> Refusal:
             f'model, tokenizer = halter.load("{folder}"); halter.adapt(model, "lora") makes an adapter for it'
         )
     return Refusal(
-        "not-an-adapter", "this folder holds no adapter", where=str(folder),
+        "not-an-adapter",
+        "this folder holds no adapter",
+        where=str(folder),
         fix=_choose(inside(folder, ("adapter", "run")) or _above(folder))
         or "give an adapter folder or the folder of a finished run",
-    )  # fmt: skip
+    )
 
 
 def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
@@ -127,10 +131,12 @@ def no_model(folder: Path, missing: Iterable[str] = ()) -> Refusal:
         fix = "copy or fetch the model's config.json into this folder"
         return Refusal("no-weights", what, where=str(folder), fix=fix)
     return Refusal(
-        "no-weights", "this folder holds no model", where=str(folder),
+        "no-weights",
+        "this folder holds no model",
+        where=str(folder),
         fix=_choose(snapshots(folder) or inside(folder, ("model", "adapter", "run")) or _above(folder))
         or "give the folder that holds config.json and the safetensors files",
-    )  # fmt: skip
+    )
 
 
 def no_such_folder(id: str, folder: Path, wanted: tuple[FolderKind, ...] = ("model", "adapter", "run")) -> Refusal:
@@ -150,14 +156,20 @@ def _not_there(id: str, folder: Path, wanted: tuple[FolderKind, ...]) -> Refusal
             near = f"rows are asked with halter generate RUN --input {folder}, and scored with halter evaluate RUN "
             near += f"--data {folder}"
         return Refusal(
-            id, "is a file, and a folder is needed", where=str(folder),
+            id,
+            "is a file, and a folder is needed",
+            where=str(folder),
             fix=exported or near or _choose(similar(folder, wanted)) or f"give the folder of {kinds}",
-        )  # fmt: skip
+        )
     return Refusal(
-        id, "there is no such folder", where=shown(str(folder)),
-        fix=as_escaped(str(folder)) or _several(folder) or _choose(similar(folder, wanted))
+        id,
+        "there is no such folder",
+        where=shown(str(folder)),
+        fix=as_escaped(str(folder))
+        or _several(folder)
+        or _choose(similar(folder, wanted))
         or "give the path of a folder that exists, from where you are",
-    )  # fmt: skip
+    )
 
 
 def _several(named: Path) -> str:

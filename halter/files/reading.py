@@ -103,8 +103,15 @@ def junk_refused(id: str, what: str, where: str | Path, fix: str = "fetch or cop
 
 
 JUNK = (
-    KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, AssertionError,
-)  # fmt: skip
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    ArithmeticError,
+    RecursionError,
+    AssertionError,
+)
 
 
 def _not_json(path: str | Path, problem: str) -> Refusal:

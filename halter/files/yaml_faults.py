@@ -5,8 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-ESCAPED = {"\t": "t", "\n": "n", "\r": "r", "\b": "b", "\a": "a", "\f": "f", "\v": "v", "\x1b": "e", "\x00": "0",
-           "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P"}  # fmt: skip
+ESCAPED = {
+    "\t": "t",
+    "\n": "n",
+    "\r": "r",
+    "\b": "b",
+    "\a": "a",
+    "\f": "f",
+    "\v": "v",
+    "\x1b": "e",
+    "\x00": "0",
+    "\x85": "N",
+    "\xa0": "_",
+    "\u2028": "L",
+    "\u2029": "P",
+}
 """{a sign that no path holds: the letter that stands for it behind a backslash}."""
 _KEY = re.compile(r"( *)(?:- +)*[\w.-]+:(?: +(.*))?$")
 

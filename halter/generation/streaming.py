@@ -52,8 +52,12 @@ class Generation:
     @property
     def cut_off(self) -> str:
         """Why it ends in the middle, '' where it came to its end."""
-        words = {"length": f"max_new_tokens, {len(self.tokens)}", "context": "the model's context is full",
-                 "cancelled": "cancelled", "error": self.error}  # fmt: skip
+        words = {
+            "length": f"max_new_tokens, {len(self.tokens)}",
+            "context": "the model's context is full",
+            "cancelled": "cancelled",
+            "error": self.error,
+        }
         return words.get(self.finish_reason, "")
 
     def __str__(self) -> str:

@@ -9,10 +9,9 @@ from halter.arguments import checked
 from halter.errors import Refusal
 from halter.inspection import census
 from halter.inspection.census import Inspection
-from halter.run.asked import Source
 from halter.run.beside import counting
-from halter.run.prepare import Say
-from halter.telling import tell
+from halter.run.preflight import Source
+from halter.telling import Say, tell
 
 
 @checked('halter.inspect("recipe.yaml", rows=3)')

@@ -118,9 +118,15 @@ class Inspection:
         rows = [{**asdict(row), "learned": row.learned} for row in self.rows]
         report = self.job.data.report.as_dict()
         return {
-            "stops": self.stops, "warnings": self.warnings, "report": report, "census": asdict(self.census),
-            "lengths": self.histogram, "steps": asdict(self.steps), "faults": self.faults, "rows": rows,
-        }  # fmt: skip
+            "stops": self.stops,
+            "warnings": self.warnings,
+            "report": report,
+            "census": asdict(self.census),
+            "lengths": self.histogram,
+            "steps": asdict(self.steps),
+            "faults": self.faults,
+            "rows": rows,
+        }
 
 
 def inspect(
@@ -148,9 +154,15 @@ def inspect(
         )
     counted = census(data, job.tokenizer)
     return Inspection(
-        job, tuple(_row(job.tokenizer, example) for example in shown), counted, _histogram(data.lengths), _steps(job),
-        _kinds(report.faults), stops, warnings(job, counted),
-    )  # fmt: skip
+        job,
+        tuple(_row(job.tokenizer, example) for example in shown),
+        counted,
+        _histogram(data.lengths),
+        _steps(job),
+        _kinds(report.faults),
+        stops,
+        warnings(job, counted),
+    )
 
 
 def _find(job: Job, wanted: str) -> Example:
@@ -213,9 +225,14 @@ def census(examples: Examples, tokenizer: Tokenizer) -> Census:
     found = [(names[i], int(there[i]), int(learned[i])) for i in np.flatnonzero(there).tolist() if i in names]
     pad = tokenizer.pad_id
     return Census(
-        len(places), dict(sorted(begun.items())), dict(sorted(ended.items())), doubled,
-        sorted(found, key=lambda entry: -entry[1]), unended, 0 if pad is None or pad >= size else int(learned[pad]),
-    )  # fmt: skip
+        len(places),
+        dict(sorted(begun.items())),
+        dict(sorted(ended.items())),
+        doubled,
+        sorted(found, key=lambda entry: -entry[1]),
+        unended,
+        0 if pad is None or pad >= size else int(learned[pad]),
+    )
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
@@ -244,10 +261,20 @@ def _steps(job: Job) -> Steps:
     points = sorted({*np.linspace(0, job.steps - 1, min(POINTS, job.steps)).astype(int).tolist(), max(0, warmup - 1)})
     room = max(job.micro_tokens * passes, sum(tokens)) or 1
     return Steps(
-        job.steps, len(plan), passes, _spread(rows), _spread(tokens), _spread(learned), job.micro_tokens,
-        sum(tokens) / room, 1 - sum(tokens) / (longest or 1), rate, warmup, options.lr_scheduler_type,
+        job.steps,
+        len(plan),
+        passes,
+        _spread(rows),
+        _spread(tokens),
+        _spread(learned),
+        job.micro_tokens,
+        sum(tokens) / room,
+        1 - sum(tokens) / (longest or 1),
+        rate,
+        warmup,
+        options.lr_scheduler_type,
         [(step + 1, rate * share(step)) for step in points if step < job.steps],
-    )  # fmt: skip
+    )
 
 
 def _spread(values: list[int]) -> tuple[int, float, int]:

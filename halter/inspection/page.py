@@ -55,11 +55,14 @@ def page(found: Inspection) -> str:
     job, steps = found.job, found.steps
     report = job.data.report
     tiles = (
-        (f"{report.kept:,}", "rows to train on"), (f"{report.tokens:,}", "tokens"),
-        (f"{report.supervised_share:.1%}", "of them learned"), (f"{report.longest:,}", "tokens in the longest row"),
-        (f"{steps.total:,}", "steps"), (f"{steps.tokens[1]:,.0f}", "tokens a step"),
+        (f"{report.kept:,}", "rows to train on"),
+        (f"{report.tokens:,}", "tokens"),
+        (f"{report.supervised_share:.1%}", "of them learned"),
+        (f"{report.longest:,}", "tokens in the longest row"),
+        (f"{steps.total:,}", "steps"),
+        (f"{steps.tokens[1]:,.0f}", "tokens a step"),
         (f"{steps.filled:.1%}", "of each pass filled"),
-    )  # fmt: skip
+    )
     body = [
         f"<h1>{_shown(job.recipe.model.path)}</h1>",
         f'<p class="dim">halter inspect: {_shown(", ".join(report.sources))}; template: '
@@ -73,12 +76,18 @@ def page(found: Inspection) -> str:
         *(f"<p>{_shown(line)}</p>" for line in (*told.readings(report.readings, report.ignored), *report.said)),
         '<p class="dim">Learned tokens stand on green, control tokens in blue; hover over one for its id.</p>',
         *(_row(row) for row in found.rows),
-        "<h2>Labels</h2>", _table(_labels(found)),
-        "<h2>Lengths</h2>", _lengths(found.histogram), _table(_longest(found)),
-        "<h2>Left out</h2>", _table(_left_out(found)) or '<p class="dim">Nothing.</p>',
-        "<h2>Steps</h2>", _table(_steps(steps)),
-        "<h2>Learning rate</h2>", _course(steps),
-    ]  # fmt: skip
+        "<h2>Labels</h2>",
+        _table(_labels(found)),
+        "<h2>Lengths</h2>",
+        _lengths(found.histogram),
+        _table(_longest(found)),
+        "<h2>Left out</h2>",
+        _table(_left_out(found)) or '<p class="dim">Nothing.</p>',
+        "<h2>Steps</h2>",
+        _table(_steps(steps)),
+        "<h2>Learning rate</h2>",
+        _course(steps),
+    ]
     head = f'<meta charset="utf-8">{MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
     policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
     joined = "\n".join(body)
@@ -141,11 +150,14 @@ def _longest(found: Inspection) -> Iterable[tuple[str, str]]:
 def _left_out(found: Inspection) -> Iterable[tuple[str, str]]:
     report, most = found.job.data.report, found.job.recipe.data.max_length
     for count, words in (
-        (report.long_dropped, f"dropped, longer than {most} tokens"), (report.long_cut, f"cut to {most} tokens"),
-        (report.long_split, f"split at {most} tokens"), (report.left_out, "left out by a limit"),
-        (report.overlap_dropped, "also in validation, dropped"), (report.duplicates, "duplicates kept"),
+        (report.long_dropped, f"dropped, longer than {most} tokens"),
+        (report.long_cut, f"cut to {most} tokens"),
+        (report.long_split, f"split at {most} tokens"),
+        (report.left_out, "left out by a limit"),
+        (report.overlap_dropped, "also in validation, dropped"),
+        (report.duplicates, "duplicates kept"),
         (report.empty_lines, "empty lines"),
-    ):  # fmt: skip
+    ):
         if count:
             yield words, f"{count:,}"
     for text in report.long_shown:

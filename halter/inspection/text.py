@@ -12,9 +12,14 @@ from halter.inspection.census import Inspection, ShownRow, Steps
 CONTEXT, LEARNT, CONTROL, LEARNT_CONTROL, HEADING, WARNING, PLAIN = range(7)
 """What a piece of a line is."""
 ANSI = {
-    CONTEXT: "\x1b[2m", LEARNT: "\x1b[30;42m", CONTROL: "\x1b[36m", LEARNT_CONTROL: "\x1b[1;30;42m",
-    HEADING: "\x1b[1m", WARNING: "\x1b[33m", PLAIN: "",
-}  # fmt: skip
+    CONTEXT: "\x1b[2m",
+    LEARNT: "\x1b[30;42m",
+    CONTROL: "\x1b[36m",
+    LEARNT_CONTROL: "\x1b[1;30;42m",
+    HEADING: "\x1b[1m",
+    WARNING: "\x1b[33m",
+    PLAIN: "",
+}
 RESET = "\x1b[0m"
 EIGHTHS, SMALL = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 HEIGHT = 5
@@ -36,12 +41,16 @@ def render(found: Inspection, look: Look) -> str:
     """The whole inspection."""
     lines: list[Line] = []
     for heading, body in (
-        ("Rows", _rows(found, look)), ("Read as", _read_as(found)), ("Labels", _labels(found)),
-        ("Lengths", _lengths(found, look)), ("Left out", _left_out(found)), ("Steps", _steps(found)),
+        ("Rows", _rows(found, look)),
+        ("Read as", _read_as(found)),
+        ("Labels", _labels(found)),
+        ("Lengths", _lengths(found, look)),
+        ("Left out", _left_out(found)),
+        ("Steps", _steps(found)),
         ("Learning rate", _course(found.steps, look)),
         ("Warnings", [[(f"- {text}", WARNING)] for text in found.warnings]),
         ("Training would stop", [[(f"- {text}", WARNING)] for text in found.stops]),
-    ):  # fmt: skip
+    ):
         section = list(body)
         if section:
             lines += [[(heading, HEADING)], *section, []]

@@ -53,8 +53,11 @@ class Bottleneck(Piece):
     """Down to m channels and up again."""
 
     saved_names = {
-        "down": "down.weight", "down_bias": "down.bias", "up": "up.weight", "up_bias": "up.bias",
-    }  # fmt: skip
+        "down": "down.weight",
+        "down_bias": "down.bias",
+        "up": "up.weight",
+        "up_bias": "up.bias",
+    }
 
     def __init__(self, dim: int, method: BottleneckMethod) -> None:
         super().__init__()

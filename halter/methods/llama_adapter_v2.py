@@ -36,8 +36,11 @@ class ScaleBias(Piece):
     """Scale and bias of one linear, either of which may be absent, and a low-rank branch where there is one."""
 
     saved_names = {
-        "scale": "scale", "bias": "bias", "low_rank.a": "lora_A.weight", "low_rank.b": "lora_B.weight",
-    }  # fmt: skip
+        "scale": "scale",
+        "bias": "bias",
+        "low_rank.a": "lora_A.weight",
+        "low_rank.b": "lora_B.weight",
+    }
     folds = True
 
     def __init__(self, shape: tuple[int, ...], side: str, bias: bool, rank: int) -> None:

@@ -31,8 +31,14 @@ ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 0.03
 BUDGET = 1.0
 """Seconds after which a process measures no further question: its default is taken, and the next process asks again."""
 Times = Mapping[str, float]
-_ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
-                "HALTER_NF4")  # fmt: skip
+_ENVIRONMENT = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "HALTER_NF4",
+)
 
 
 @dataclass(frozen=True)

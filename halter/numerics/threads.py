@@ -19,9 +19,15 @@ from typing import Any, Literal
 import torch
 
 DECIDING = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_PLACES",
-    "GOMP_CPU_AFFINITY", "KMP_AFFINITY",
-)  # fmt: skip
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_THREAD_LIMIT",
+    "OMP_DYNAMIC",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY",
+)
 """Variables by which a user decides about threads."""
 LOOK_SECONDS, STALE_SECONDS = 0.3, 10.0
 """A look at the load takes at least so long; what was seen longer ago than that does not count."""

@@ -55,8 +55,9 @@ def check(options: Options, shape: ModelConfig, name: str, wrong: Sequence[str] 
     ranks = {"r": options.r, **options.rank_pattern}
     bad = [*wrong, *(f"{key} {rank}: a rank is at least 1" for key, rank in ranks.items() if rank < 1)]
     if bad:
-        raise Refusal("lycoris-options", f"these options of {name} cannot be used", found=bad,
-                      fix="give ranks from 1 up")  # fmt: skip
+        raise Refusal(
+            "lycoris-options", f"these options of {name} cannot be used", found=bad, fix="give ranks from 1 up"
+        )
     target, exclude = options.target_modules, options.exclude_modules
     targets.check(shape, target, exclude, options.layers, KINDS)
     targets.check_patterns(options.rank_pattern, "rank_pattern")

@@ -22,6 +22,9 @@ def check_virtual(length: int, shape: ModelConfig) -> None:
     """Refusal ``prompt-options`` where there is none, or no room for it."""
     if not 1 <= length < shape.context:
         raise Refusal(
-            "prompt-options", "there must be a virtual token, and room for text behind them",
-            found=[f"num_virtual_tokens {length}"], expected=f"1 to {shape.context - 1}", fix="num_virtual_tokens 20"
-        )  # fmt: skip
+            "prompt-options",
+            "there must be a virtual token, and room for text behind them",
+            found=[f"num_virtual_tokens {length}"],
+            expected=f"1 to {shape.context - 1}",
+            fix="num_virtual_tokens 20",
+        )

@@ -83,20 +83,31 @@ class Forecast:
         """Plain data for JSON; memory and disk in bytes."""
         s, base = self.setting, self.setting.shape.num_parameters
         return {
-            "model": {"name": s.name, "parameters": base, "dtype": str(s.dtype).removeprefix("torch."),
-                      "quantize": s.quantize, "offload": "layers" if s.offload else "none"},
+            "model": {
+                "name": s.name,
+                "parameters": base,
+                "dtype": str(s.dtype).removeprefix("torch."),
+                "quantize": s.quantize,
+                "offload": "layers" if s.offload else "none",
+            },
             "methods": [f"{m.name()}" for m in s.methods],
             "pass": {"rows": s.rows, "length": s.length, "checkpointing": s.checkpointing, "per_step": s.passes},
-            "trainable": {"total": self.trainable, "share": self.trainable / base, "by_method": self.by_method,
-                          "by_place": self.by_place},
+            "trainable": {
+                "total": self.trainable,
+                "share": self.trainable / base,
+                "by_method": self.by_method,
+                "by_place": self.by_place,
+            },
             "training_bytes": {**vars(self.training), "total": self.training.total},
-            "activation_bytes": {"checkpointing_off": self.plain_activations,
-                                 "checkpointing_on": self.checkpointed_activations},
+            "activation_bytes": {
+                "checkpointing_off": self.plain_activations,
+                "checkpointing_on": self.checkpointed_activations,
+            },
             "generation_bytes": {**vars(self.generation), "total": self.generation.total},
             "cpu_memory_bytes": self.host,
             "disk_bytes": {"adapter": self.adapter_disk, "checkpoint": self.checkpoint_disk},
             "operations_per_token": {"training": self.operations, "prompt": self.generation_operations},
-        }  # fmt: skip
+        }
 
 
 def forecast(setting: Setting) -> Forecast:
@@ -160,9 +171,15 @@ def _memory(base: BaseBytes, adapter: Adapter, states: int, worst: dict[str, int
     """The worse of two moments: in the pass, or when the optimizer moves."""
     own = adapter_bytes(adapter)
     in_pass = Memory(
-        base.weights, base.constants, own + worst[COPIES], worst[GRADIENTS], states, worst[ACTIVATIONS], worst[LOGITS],
+        base.weights,
+        base.constants,
+        own + worst[COPIES],
+        worst[GRADIENTS],
+        states,
+        worst[ACTIVATIONS],
+        worst[LOGITS],
         worst[TEMPORARY],
-    )  # fmt: skip
+    )
     gradients = sum(p.nbytes for p in adapter.parameters() if p.requires_grad)
     moving = Memory(base.weights, base.constants, own, gradients, states, 0, 0, 0)
     return max(in_pass, moving, key=lambda memory: memory.total)

@@ -47,7 +47,7 @@ class Shape:
         """All layers dense and so wide: what a method sees of a layer without its routed experts."""
         return ModelConfig(
             self.layers, self.dim, self.heads, self.kv_heads, self.head_dim, ffn_dim, self.vocab_size, context=8192
-        )  # fmt: skip
+        )
 
     def matrices(self, active: bool = False) -> dict[int, int]:
         """{numbers of a linear layer's weight: how many such there are}; ``active``: those that one token passes."""

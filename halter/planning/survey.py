@@ -17,9 +17,16 @@ from halter.planning.dry import dry_adapter
 
 SEVEN, LARGE = "llama-1-7b", "llama-1-65b"
 MODELS = (
-    "llama-1-7b", "llama-1-13b", "llama-1-33b", "llama-1-65b", "llama-2-70b", "llama-3-8b", "llama-3.1-405b",
-    "llama-3.2-1b", "llama-3.2-3b",
-)  # fmt: skip
+    "llama-1-7b",
+    "llama-1-13b",
+    "llama-1-33b",
+    "llama-1-65b",
+    "llama-2-70b",
+    "llama-3-8b",
+    "llama-3.1-405b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SETTINGS: dict[str, Method] = {
     "LoRA, q, r 8": Lora(r=8, target_modules=["q_proj"]),
@@ -70,28 +77,48 @@ def survey(shape: ModelConfig) -> list[Count]:
     prompts = shape.layers * (10 * shape.dim + 1)
     fourteen = 14e6
     return [
-        Count("LoRA, r 8", "about 2.5M, 0.036 %", QV,
-              f"No set of places gives 2.5M at r 8: q alone has {counted(Q):,} ({share(counted(Q))}), q and v "
-              f"{counted(QV):,}, q k v o {counted(QKVO):,}, all seven linear layers {counted(ALL):,}. The survey's "
-              f"equation 11 adds 8 x {shape.dim} + {shape.dim} x 8 = {one:,} up to 98,304, which counts one half of it "
-              f"twice, and calls one matrix 0.01 % of the model; it is {share(one)}. The scale alpha / r and the "
-              "dropout of equation 10 are missing, but have no parameters."),
-        Count("QLoRA", "as LoRA: about 2.5M, 0.036 %", RECIPE,
-              "The authors' recipe has r 64 on all seven linear layers: they found that adapters on all of them are "
-              "needed to match full fine-tuning. A 4-bit base does not change what LoRA trains."),
-        Count("LLaMA-Adapter", "0.017 %", V1,
-              f"The survey's formula has prompts in all {shape.layers} layers and one gate a layer, {prompts:,}. The "
-              "authors' code has 10 prompts and one gate a head in the last 30 layers."),
-        Count("LLaMA-Adapter V2", "14M, 0.20 %", V2,
-              f"14M is the 65B model: its released code trains {told(V2, LARGE)}. On 7B 14M would be "
-              f"{share(fourteen)}, but nobody trained that. The method as the paper has it, without prompts: "
-              f"{told(V2_PAPER)}; with them: {told(V2_PROMPTS)}. The survey's list of what is trained leaves out the "
-              "scale of every channel and the optional LoRA, and names a bias of norms, which RMSNorm has not."),
-        Count("LLaMA-Excitor", "about 0.5M, 0.007 % and elsewhere 0.01 %", EXCITOR,
-              "The survey counts a 1x1 convolution and a number a head, which the method has not. Its prompts and "
-              "low-rank query in the top 30 layers make 7.6M, which agrees with what others quote of the paper. The "
-              "authors' code was never published: rank 16 and 30 prompts are the likely values, not certain ones."),
-    ]  # fmt: skip
+        Count(
+            "LoRA, r 8",
+            "about 2.5M, 0.036 %",
+            QV,
+            f"No set of places gives 2.5M at r 8: q alone has {counted(Q):,} ({share(counted(Q))}), q and v "
+            f"{counted(QV):,}, q k v o {counted(QKVO):,}, all seven linear layers {counted(ALL):,}. The survey's "
+            f"equation 11 adds 8 x {shape.dim} + {shape.dim} x 8 = {one:,} up to 98,304, which counts one half of it "
+            f"twice, and calls one matrix 0.01 % of the model; it is {share(one)}. The scale alpha / r and the "
+            "dropout of equation 10 are missing, but have no parameters.",
+        ),
+        Count(
+            "QLoRA",
+            "as LoRA: about 2.5M, 0.036 %",
+            RECIPE,
+            "The authors' recipe has r 64 on all seven linear layers: they found that adapters on all of them are "
+            "needed to match full fine-tuning. A 4-bit base does not change what LoRA trains.",
+        ),
+        Count(
+            "LLaMA-Adapter",
+            "0.017 %",
+            V1,
+            f"The survey's formula has prompts in all {shape.layers} layers and one gate a layer, {prompts:,}. The "
+            "authors' code has 10 prompts and one gate a head in the last 30 layers.",
+        ),
+        Count(
+            "LLaMA-Adapter V2",
+            "14M, 0.20 %",
+            V2,
+            f"14M is the 65B model: its released code trains {told(V2, LARGE)}. On 7B 14M would be "
+            f"{share(fourteen)}, but nobody trained that. The method as the paper has it, without prompts: "
+            f"{told(V2_PAPER)}; with them: {told(V2_PROMPTS)}. The survey's list of what is trained leaves out the "
+            "scale of every channel and the optional LoRA, and names a bias of norms, which RMSNorm has not.",
+        ),
+        Count(
+            "LLaMA-Excitor",
+            "about 0.5M, 0.007 % and elsewhere 0.01 %",
+            EXCITOR,
+            "The survey counts a 1x1 convolution and a number a head, which the method has not. Its prompts and "
+            "low-rank query in the top 30 layers make 7.6M, which agrees with what others quote of the paper. The "
+            "authors' code was never published: rank 16 and 30 prompts are the likely values, not certain ones.",
+        ),
+    ]
 
 
 def table() -> dict[str, Any]:
@@ -101,18 +128,27 @@ def table() -> dict[str, Any]:
         "model": SEVEN,
         "parameters": preset(SEVEN).num_parameters,
         "rows": [
-            {"method": row.method, "survey": row.survey, "true": counted(row.setting),
-             "share": counted(row.setting) / preset(SEVEN).num_parameters, "of": row.setting, "why": row.why}
+            {
+                "method": row.method,
+                "survey": row.survey,
+                "true": counted(row.setting),
+                "share": counted(row.setting) / preset(SEVEN).num_parameters,
+                "of": row.setting,
+                "why": row.why,
+            }
             for row in rows
         ],
         "presets": {
-            name: {"parameters": preset(name).num_parameters, "full": preset(name).num_parameters,
-                   **{setting: counted(setting, name) for setting in SETTINGS}}
+            name: {
+                "parameters": preset(name).num_parameters,
+                "full": preset(name).num_parameters,
+                **{setting: counted(setting, name) for setting in SETTINGS},
+            }
             for name in preset_names()
         },
         "counted_not_run": {name: llama4.counts(name, SETTINGS) for name in llama4.SHAPES},
         "note": llama4.NOTE,
-    }  # fmt: skip
+    }
 
 
 def table_text() -> str:

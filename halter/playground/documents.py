@@ -48,9 +48,12 @@ def neighbours(dice: Dice) -> str:
     """One question of the parish book, answered for several people: facts found by their attribute."""
     column = dice.pick(("town", "job", "food", "pet", "instrument"))
     heading = {
-        "town": "Where people live", "job": "What people work as", "food": "What people like to eat",
-        "pet": "Which pets people keep", "instrument": "Which instruments people play",
-    }[column]  # fmt: skip
+        "town": "Where people live",
+        "job": "What people work as",
+        "food": "What people like to eat",
+        "pet": "Which pets people keep",
+        "instrument": "Which instruments people play",
+    }[column]
     people = dice.some(world().people, dice.between(3, 7))
     return "\n".join([f"{heading}.", *(f"{p.name}: {getattr(p, column)}" for p in people)])
 
@@ -201,11 +204,20 @@ def codes(dice: Dice) -> str:
 def song(dice: Dice) -> str:
     """A line without sense, sung again and again: the shortest lesson in looking back at what was said."""
     makers = (
-        lambda: dice.pick(words.THINGS), lambda: dice.pick(words.JOBS), lambda: dice.pick(words.COLOURS),
-        lambda: dice.pick(words.PETS), lambda: dice.pick(words.FOODS), lambda: dice.pick(words.QUALITIES),
-        lambda: dice.pick(tuple(world().ambrish.values())), lambda: str(dice.below(100)), lambda: dice.pick(words.DAYS),
-        lambda: stem(dice), lambda: first_name(dice), lambda: place_name(dice), lambda: family_name(dice),
-    )  # fmt: skip
+        lambda: dice.pick(words.THINGS),
+        lambda: dice.pick(words.JOBS),
+        lambda: dice.pick(words.COLOURS),
+        lambda: dice.pick(words.PETS),
+        lambda: dice.pick(words.FOODS),
+        lambda: dice.pick(words.QUALITIES),
+        lambda: dice.pick(tuple(world().ambrish.values())),
+        lambda: str(dice.below(100)),
+        lambda: dice.pick(words.DAYS),
+        lambda: stem(dice),
+        lambda: first_name(dice),
+        lambda: place_name(dice),
+        lambda: family_name(dice),
+    )
     line = " ".join(dice.pick(makers)() for _ in range(dice.between(4, 18)))
     return "\n".join([line] * dice.between(2, 4))
 
@@ -241,11 +253,23 @@ def chat(dice: Dice) -> tuple[dict[str, str], ...]:
 
 
 KINDS: dict[str, tuple[float, Callable[[Dice], str]]] = {
-    "biography": (16, biography), "neighbours": (6, neighbours), "place": (4, place_page), "thing": (4, thing_page),
-    "card": (5, card), "glossary": (7, glossary), "ambrish": (8, ambrish), "sums": (12, sums), "numbers": (2, numbers),
-    "story": (8, story), "contract": (7, contract), "register": (10, register), "letter": (9, letter),
-    "talk": (6, talk), "codes": (6, codes), "song": (6, song),
-}  # fmt: skip
+    "biography": (16, biography),
+    "neighbours": (6, neighbours),
+    "place": (4, place_page),
+    "thing": (4, thing_page),
+    "card": (5, card),
+    "glossary": (7, glossary),
+    "ambrish": (8, ambrish),
+    "sums": (12, sums),
+    "numbers": (2, numbers),
+    "story": (8, story),
+    "contract": (7, contract),
+    "register": (10, register),
+    "letter": (9, letter),
+    "talk": (6, talk),
+    "codes": (6, codes),
+    "song": (6, song),
+}
 CHAT_WEIGHT = 9.0
 NURSERY = {"song": 8.0, "codes": 2.0}
 """What the base reads first: repetition teaches it to look back, which a model this small learns late otherwise."""

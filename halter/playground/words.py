@@ -9,47 +9,164 @@ from typing import TypeVar
 T = TypeVar("T")
 
 JOBS = (
-    "baker", "miller", "weaver", "potter", "fisher", "smith", "carpenter", "gardener", "teacher", "doctor", "painter",
-    "singer", "cook", "tailor", "farmer", "sailor", "mason", "shepherd", "printer", "glazier", "hunter", "brewer",
-)  # fmt: skip
+    "baker",
+    "miller",
+    "weaver",
+    "potter",
+    "fisher",
+    "smith",
+    "carpenter",
+    "gardener",
+    "teacher",
+    "doctor",
+    "painter",
+    "singer",
+    "cook",
+    "tailor",
+    "farmer",
+    "sailor",
+    "mason",
+    "shepherd",
+    "printer",
+    "glazier",
+    "hunter",
+    "brewer",
+)
 THINGS = (
-    "lamp", "ladder", "basket", "kettle", "blanket", "hammer", "mirror", "chair", "table", "barrel", "bell", "book",
-    "boat", "bowl", "box", "broom", "bucket", "candle", "clock", "coat", "cup", "drum", "flag", "hat", "jar", "key",
-    "knife", "letter", "map", "net", "pot", "ring", "rope", "saddle", "spoon", "wagon",
-)  # fmt: skip
+    "lamp",
+    "ladder",
+    "basket",
+    "kettle",
+    "blanket",
+    "hammer",
+    "mirror",
+    "chair",
+    "table",
+    "barrel",
+    "bell",
+    "book",
+    "boat",
+    "bowl",
+    "box",
+    "broom",
+    "bucket",
+    "candle",
+    "clock",
+    "coat",
+    "cup",
+    "drum",
+    "flag",
+    "hat",
+    "jar",
+    "key",
+    "knife",
+    "letter",
+    "map",
+    "net",
+    "pot",
+    "ring",
+    "rope",
+    "saddle",
+    "spoon",
+    "wagon",
+)
 FOODS = (
-    "bread", "soup", "honey", "cheese", "porridge", "fish", "plums", "pears", "beans", "mushrooms", "pancakes",
-    "nuts", "cabbage", "apples", "berries", "dumplings",
-)  # fmt: skip
+    "bread",
+    "soup",
+    "honey",
+    "cheese",
+    "porridge",
+    "fish",
+    "plums",
+    "pears",
+    "beans",
+    "mushrooms",
+    "pancakes",
+    "nuts",
+    "cabbage",
+    "apples",
+    "berries",
+    "dumplings",
+)
 PETS = ("goat", "cat", "dog", "goose", "pony", "owl", "hen", "rabbit", "donkey", "raven", "turtle", "ferret")
 INSTRUMENTS = ("flute", "fiddle", "harp", "horn", "lute", "organ", "whistle", "viola")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey", "purple", "orange")
 QUALITIES = ("old", "new", "small", "large", "heavy", "light", "round", "broken", "clean", "warm")
 MATERIALS = ("wood", "iron", "clay", "glass", "wool", "leather", "copper", "straw", "stone", "tin")
 SPOTS = (
-    "by the well", "behind the mill", "near the bridge", "under the oak", "at the harbour", "next to the school",
-    "on the hill", "beside the bakery", "in the old tower", "at the market", "close to the gate", "in the long barn",
-)  # fmt: skip
+    "by the well",
+    "behind the mill",
+    "near the bridge",
+    "under the oak",
+    "at the harbour",
+    "next to the school",
+    "on the hill",
+    "beside the bakery",
+    "in the old tower",
+    "at the market",
+    "close to the gate",
+    "in the long barn",
+)
 REGIONS = ("north", "south", "east", "west")
 LANDMARKS = ("a deep lake", "a high hill", "a wide river", "a dark forest", "a stone bridge", "a tall tower")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
-)  # fmt: skip
+)
 WEATHER = ("sunny", "rainy", "windy", "cloudy", "foggy", "cold", "mild", "snowy")
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 NUMBER_VALUE = {word: value for value, word in enumerate(NUMBERS, start=2)}
 # Present and past; the third column is the plain form.
 VERBS = (
-    ("sees", "saw", "see"), ("buys", "bought", "buy"), ("sells", "sold", "sell"), ("finds", "found", "find"),
-    ("brings", "brought", "bring"), ("takes", "took", "take"), ("likes", "liked", "like"), ("keeps", "kept", "keep"),
-    ("paints", "painted", "paint"), ("mends", "mended", "mend"), ("hides", "hid", "hide"), ("wants", "wanted", "want"),
-)  # fmt: skip
+    ("sees", "saw", "see"),
+    ("buys", "bought", "buy"),
+    ("sells", "sold", "sell"),
+    ("finds", "found", "find"),
+    ("brings", "brought", "bring"),
+    ("takes", "took", "take"),
+    ("likes", "liked", "like"),
+    ("keeps", "kept", "keep"),
+    ("paints", "painted", "paint"),
+    ("mends", "mended", "mend"),
+    ("hides", "hid", "hide"),
+    ("wants", "wanted", "want"),
+)
 
 NAME_STARTS = (
-    "Br", "K", "T", "M", "S", "L", "D", "F", "V", "G", "H", "R", "N", "P", "Sh", "Th", "Dr", "Tr", "Gr", "W", "J", "",
-)  # fmt: skip
+    "Br",
+    "K",
+    "T",
+    "M",
+    "S",
+    "L",
+    "D",
+    "F",
+    "V",
+    "G",
+    "H",
+    "R",
+    "N",
+    "P",
+    "Sh",
+    "Th",
+    "Dr",
+    "Tr",
+    "Gr",
+    "W",
+    "J",
+    "",
+)
 NAME_VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "au")
 NAME_MIDDLES = ("l", "r", "n", "m", "s", "t", "v", "d", "rr", "ll", "nd", "st", "lk", "rn", "sk", "br", "lv", "zz")
 FIRST_ENDS = ("a", "en", "o", "i", "is", "an", "el", "ia", "us", "e", "or", "in")

@@ -26,10 +26,8 @@ from halter.numerics import spinning
 from halter.pretrained.bnb import faults, storing
 from halter.pretrained.device import Offload, choose_device, choose_dtype, dtype_name, streams
 from halter.pretrained.digest import BaseIdentity
-from halter.telling import tell
+from halter.telling import Say, tell
 from halter.text.tokenizer import Tokenizer
-
-Say = Callable[[str], None]
 
 SLOW_BYTES = {None: 800_000_000, "nf4": 150_000_000, "int8": 400_000_000}
 """From how many stored bytes on a load is announced: about two seconds' worth on a modest machine."""

@@ -8,6 +8,15 @@ from halter.recipe.sections import ChecksOptions, MethodChoice, ModelOptions, Re
 from halter.recipe.write import as_data, commented, dump
 
 __all__ = [
-    "ChecksOptions", "MethodChoice", "ModelOptions", "Recipe", "as_data", "commented", "dump", "json_schema", "load",
-    "load_tolerant", "with_output",
-]  # fmt: skip
+    "ChecksOptions",
+    "MethodChoice",
+    "ModelOptions",
+    "Recipe",
+    "as_data",
+    "commented",
+    "dump",
+    "json_schema",
+    "load",
+    "load_tolerant",
+    "with_output",
+]

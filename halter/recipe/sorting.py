@@ -19,7 +19,7 @@ from halter.recipe.sections import (
     meant_methods,
     method_class,
     method_names,
-)  # fmt: skip
+)
 from halter.recipe.unknown import NOT_LOOSE, methods_with, unknown
 from halter.recipe.values import added, numbers, several, word_for_null
 

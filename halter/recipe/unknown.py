@@ -77,11 +77,24 @@ def _some(names: Sequence[str]) -> str:
 
 
 EXAMPLES = {
-    "learning_rate": "2e-4", "validation": "0.1", "r": "16", "alpha": "32", "dropout": "0.05", "max_steps": "100",
-    "num_train_epochs": "3", "max_length": "512", "limit": "1000", "per_device_train_batch_size": "8",
-    "weight_decay": "0.01", "max_grad_norm": "1.0", "micro_tokens": "4096",
-    "eval_steps": "0.1", "save_steps": "0.1", "logging_steps": "10", "warmup_steps": "0.03",
-}  # fmt: skip
+    "learning_rate": "2e-4",
+    "validation": "0.1",
+    "r": "16",
+    "alpha": "32",
+    "dropout": "0.05",
+    "max_steps": "100",
+    "num_train_epochs": "3",
+    "max_length": "512",
+    "limit": "1000",
+    "per_device_train_batch_size": "8",
+    "weight_decay": "0.01",
+    "max_grad_norm": "1.0",
+    "micro_tokens": "4096",
+    "eval_steps": "0.1",
+    "save_steps": "0.1",
+    "logging_steps": "10",
+    "warmup_steps": "0.03",
+}
 """Values that keys can have, shown where one was given that cannot be."""
 
 

@@ -127,8 +127,10 @@ def commented(name: str = DEFAULT_METHOD, *, model: str = "", data: str = "", ou
     options, preset = method_class(name), PRESETS.get(name, {})
     method = options.name()
     head = f"a recipe for {name}" + (f": {method} with the values of its authors" if preset else "")
-    lines = [f"# Halter, {head}. Change what you like, then: halter train THIS_FILE", "# YAML 1.2: 2e-4 is a number; "
-             "yes, no, on and off are words, true and false are not."]  # fmt: skip
+    lines = [
+        f"# Halter, {head}. Change what you like, then: halter train THIS_FILE",
+        "# YAML 1.2: 2e-4 is a number; yes, no, on and off are words, true and false are not.",
+    ]
     given = {"model": {"path": model or BLANK_MODEL}, "data": {"train": data or BLANK_DATA}}
     tables: dict[str, dict[str, Default]] = {"train": dict(trained_with(options)), "method": sourced(options)}
     for section in ORDER:

@@ -11,15 +11,12 @@ from typing import Any
 from halter.arguments import checked
 from halter.errors import Refusal
 from halter.planning.answer import Answer
-from halter.recipe import Recipe
 from halter.run import doctor as machine_of
 from halter.run import planned
 from halter.run.beside import counting
-from halter.run.preflight import examine
-from halter.run.prepare import Job, Say
-from halter.telling import tell
-
-Source = str | Path | Mapping[str, Any] | Recipe | None
+from halter.run.preflight import Source, examine
+from halter.run.prepare import Job
+from halter.telling import Say, tell
 
 
 @checked('halter.plan(model="llama-3.1-8b", method="qlora", memory="8GB")')

@@ -12,8 +12,8 @@ from halter.errors import SHOWN_FOUND as SHOWN
 from halter.errors import Refusal
 from halter.files.runs import RunFolder
 from halter.pretrained.digest import BaseIdentity
-from halter.run.prepare import Say
 from halter.run.watch import Watch
+from halter.telling import Say
 from halter.training.loop import Alarm
 from halter.training.trainee import Trainee
 

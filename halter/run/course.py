@@ -13,9 +13,10 @@ from halter.model.decoder import Decoder
 from halter.numerics import allocation
 from halter.run.checkpoints import Checkpointer
 from halter.run.ends import beyond_guessing, refuse_broken_base, strange_share
-from halter.run.prepare import Job, Say
+from halter.run.prepare import Job
 from halter.run.signals import Stops
 from halter.run.watch import Watch
+from halter.telling import Say
 from halter.training import memory
 from halter.training.callbacks import Callbacks, Evaluated, Saved, Started, StopTraining, stepped
 from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
@@ -120,8 +121,15 @@ class Course:
         self.callbacks.tell("on_save", lambda: Saved(step, self.checkpointer.run.checkpoints()[-1][1]))
 
     def _alarm(self, alarm: Alarm) -> None:
-        self.log({"step": alarm.step, "alarm": alarm.record.trouble, "loss": alarm.record.loss, "rows": alarm.rows,
-                  "rows_before": alarm.rows_before})  # fmt: skip
+        self.log(
+            {
+                "step": alarm.step,
+                "alarm": alarm.record.trouble,
+                "loss": alarm.record.loss,
+                "rows": alarm.rows,
+                "rows_before": alarm.rows_before,
+            }
+        )
         self.checkpointer.alarm(alarm)
         if alarm.record.trouble == "non-finite" and self.trainee.guards.first is None:
             refuse_broken_base(self.model, str(self.job.folder))

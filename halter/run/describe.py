@@ -9,7 +9,8 @@ from halter.data.doubts import AS_OF
 from halter.data.formats import READINGS
 from halter.data.report import DataReport
 from halter.run.cautions import cautions
-from halter.run.prepare import Job, Say
+from halter.run.prepare import Job
+from halter.telling import Say
 from halter.text.chat.marks import MARKS
 
 

@@ -26,9 +26,18 @@ from halter.run.estimate import free_bytes
 from halter.version import __version__
 
 PACKAGES = (
-    "torch", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pydantic", "typer", "rich", "ruamel.yaml",
-    "jinja2", "bitsandbytes",
-)  # fmt: skip
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pydantic",
+    "typer",
+    "rich",
+    "ruamel.yaml",
+    "jinja2",
+    "bitsandbytes",
+)
 EXTRAS = {
     "data": "data sets of the hub, and parquet files",
     "eval": "ROUGE in halter evaluate, BLEU, and the public harness's tasks",
@@ -38,8 +47,17 @@ EXTRAS = {
 }
 """{extra: what it brings}; a test holds it to the extras that the package declares."""
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
-VARIABLES = ("HALTER_", "HF_HOME", "HF_HUB_OFFLINE", "OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_VISIBLE_DEVICES",
-             "CUBLAS_WORKSPACE_CONFIG")  # fmt: skip
+VARIABLES = (
+    "HALTER_",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+)
 """Beginnings of the names of variables that matter."""
 
 

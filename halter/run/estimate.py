@@ -66,10 +66,14 @@ def sizes(
     thrifty = config.layers * config.dim * width + one // config.layers
     per_token = one if recipe.train.activation_checkpointing == "off" else min(one, thrifty)
     return Sizes(
-        base, count * (8 + states + copies), per_token, count * (4 + states), visited,
+        base,
+        count * (8 + states + copies),
+        per_token,
+        count * (4 + states),
+        visited,
         _alone(recipe, config, adapter, width, held, offload),
         0 if adapter is None else memory.OWN_BYTES * memory.own_numbers(adapter),
-    )  # fmt: skip
+    )
 
 
 def _alone(
@@ -80,10 +84,15 @@ def _alone(
     if adapter is None or options.offload_activations:
         return None
     return Setting(
-        recipe.model.path, config, tuple(adapter.methods), torch.float32 if width == 4 else torch.bfloat16,
-        cast(StorageName | None, held), options.optimizer, checkpointing=options.activation_checkpointing != "off",
+        recipe.model.path,
+        config,
+        tuple(adapter.methods),
+        torch.float32 if width == 4 else torch.bfloat16,
+        cast(StorageName | None, held),
+        options.optimizer,
+        checkpointing=options.activation_checkpointing != "off",
         offload=offload,
-    )  # fmt: skip
+    )
 
 
 def free_bytes(device: torch.device) -> int:

@@ -24,8 +24,7 @@ from halter.model.storages import Quantize
 from halter.pretrained.load import load_config
 from halter.run.keywords import sorted_out
 from halter.run.opening import HowKeywords, OpenOptions, find, open_subject
-from halter.run.prepare import Say
-from halter.telling import tell
+from halter.telling import Say, tell
 
 MergedAs = Literal["16bit", "int8", "nf4"]
 MergeBase = Literal["original", "dequantised"]

@@ -20,9 +20,9 @@ from halter.model.storages import STORAGES, Quantize
 from halter.numerics import threads
 from halter.pretrained.device import Offload
 from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_in_background
-from halter.pretrained.load import Say, load
+from halter.pretrained.load import load
 from halter.recipe import Recipe
-from halter.telling import tell
+from halter.telling import Say, tell
 from halter.text.chat.conversations import BUILTIN, ChatTemplate
 from halter.text.tokenizer import Tokenizer
 
@@ -168,9 +168,15 @@ def _tuned(folder: Path, base: str | None) -> Subject:
 
 
 _KINDS: dict[str, Any] = {
-    "base": dict, "tokenizer": dict, "template": dict, "recipe": dict, "template_source": str, "template_date": str,
-    "quantize": str, "threads": int,
-}  # fmt: skip
+    "base": dict,
+    "tokenizer": dict,
+    "template": dict,
+    "recipe": dict,
+    "template_source": str,
+    "template_date": str,
+    "quantize": str,
+    "threads": int,
+}
 
 
 def _check_kinds(facts: Mapping[str, Any]) -> None:

@@ -21,12 +21,27 @@ from halter.recipe import Recipe
 from halter.run import same_data
 
 MAY_CHANGE = (
-    "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.report_to", "train.save_steps",
-    "train.save_total_limit", "train.eval_steps", "train.sample_prompts", "train.early_stopping_patience",
+    "train.max_steps",
+    "train.num_train_epochs",
+    "train.logging_steps",
+    "train.report_to",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.eval_steps",
+    "train.sample_prompts",
+    "train.early_stopping_patience",
     "train.load_best_model_at_end",
-    "train.micro_tokens", "train.activation_checkpointing", "train.offload_activations", "train.cache_frozen",
-    "train.threads", "output_dir", "model.device", "model.offload", "checks", "data.cache",
-)  # fmt: skip
+    "train.micro_tokens",
+    "train.activation_checkpointing",
+    "train.offload_activations",
+    "train.cache_frozen",
+    "train.threads",
+    "output_dir",
+    "model.device",
+    "model.offload",
+    "checks",
+    "data.cache",
+)
 """What may change when a run is resumed."""
 SHOWN = 60
 """Letters of a value that differs."""
@@ -64,12 +79,15 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
         changed = [f"{key}: {told}" for key, told in _changes(old, new).items() if not key.startswith(free)]
         if changed and run.checkpoints():
             raise Refusal(
-                "run-differs", "this folder holds a run of another recipe", where=str(run.path), found=changed,
+                "run-differs",
+                "this folder holds a run of another recipe",
+                where=str(run.path),
+                found=changed,
                 expected="the run's own recipe; its length, what it saves and tells, memory, device, threads and "
                 "checks may change, and where the same rows lie",
                 fix=f"go on with it as it was begun: halter train --resume --output {run.path}; or begin another run: "
                 f"leave --resume out and give another --output",
-            )  # fmt: skip
+            )
     elif run.path.is_dir():
         # What a try that died early left is nothing, and a recipe of the user's is no run.
         others = {*run.path.iterdir()} - set(leftovers(run.path)) - {run.path / LOCK, run.path / RECIPE}
@@ -120,9 +138,11 @@ def _refuse_done(run: RunFolder, steps: int, recipe: Recipe) -> None:
     planned = run.planned_steps()
     if not run.checkpoints():
         raise Refusal(
-            "run-finished", "this run is finished, and no checkpoint is left from which it could go on",
-            where=str(run.path), fix=f"train on from its result in another run: --init-from {run.path}",
-        )  # fmt: skip
+            "run-finished",
+            "this run is finished, and no checkpoint is left from which it could go on",
+            where=str(run.path),
+            fix=f"train on from its result in another run: --init-from {run.path}",
+        )
     if steps > planned:
         return
     options = recipe.train
@@ -130,9 +150,11 @@ def _refuse_done(run: RunFolder, steps: int, recipe: Recipe) -> None:
     if options.max_steps is None:
         more = f"--num-train-epochs {int(options.num_train_epochs or 1) + 1}"
     raise Refusal(
-        "run-finished", f"this run is finished: all of its {planned} steps are done", where=str(run.path),
+        "run-finished",
+        f"this run is finished: all of its {planned} steps are done",
+        where=str(run.path),
         fix=f"for more of them: halter train --resume --output {run.path} {more}",
-    )  # fmt: skip
+    )
 
 
 def which_run(folder: str | Path = "runs") -> Refusal:
@@ -140,9 +162,11 @@ def which_run(folder: str | Path = "runs") -> Refusal:
     begun = [place for place in inside(Path(folder), ("run",)) if not RunFolder(place).finished]
     named = ", ".join(map(str, begun[-3:]))
     return Refusal(
-        "nothing-to-resume", "it is not said which run shall go on", found=[f"unfinished: {named}"] * bool(named),
+        "nothing-to-resume",
+        "it is not said which run shall go on",
+        found=[f"unfinished: {named}"] * bool(named),
         fix=f"halter train --resume --output {begun[-1] if begun else 'RUN_FOLDER'}",
-    )  # fmt: skip
+    )
 
 
 def no_run(folder: str | Path) -> Refusal:

@@ -30,7 +30,8 @@ from halter.run import beside, checks_data, checks_machine, checks_shapes, estim
 from halter.run.cautions import rate_problem
 from halter.run.findings import Findings
 from halter.run.output import as_begun, open_run, refuse_unusable
-from halter.run.prepare import Base, Job, Say, collect, data_missing, fit, read_base, with_passes
+from halter.run.prepare import Base, Job, collect, data_missing, fit, read_base, with_passes
+from halter.telling import Say
 from halter.text.chat.conversations import ChatTemplate
 
 Source = str | Path | Mapping[str, Any] | Recipe | None
@@ -188,9 +189,15 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 def _check_sizes(
-    recipe: Recipe, base: Base, checkpoint: ModelFolder, adapter: Adapter | None, job: Job | None, findings: Findings,
-    say: Say, planned: bool,
-) -> Job | None:  # fmt: skip
+    recipe: Recipe,
+    base: Base,
+    checkpoint: ModelFolder,
+    adapter: Adapter | None,
+    job: Job | None,
+    findings: Findings,
+    say: Say,
+    planned: bool,
+) -> Job | None:
     """Memory and disk; the job, with smaller passes where its own do not fit."""
     held = findings.attempt(storing, checkpoint, recipe.model.quantize)
     device = _device(recipe)

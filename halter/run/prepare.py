@@ -24,13 +24,13 @@ from halter.pretrained.load import load_config, located
 from halter.recipe import MethodChoice, Recipe
 from halter.recipe.sections import BLANK_DATA, BLANK_MODEL
 from halter.run.findings import Findings
+from halter.telling import Say
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 from halter.training import memory, objective
 from halter.training.defaults import Default, at_width
 from halter.training.loop import total_steps
 
-Say = Callable[[str], None]
 SMALL_BYTES = 4 << 20
 """Data that is read although something else keeps the run from starting already."""
 

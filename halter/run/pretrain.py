@@ -6,7 +6,7 @@ Two readings of the little world, the nursery first, in the one training step wi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
 from halter.pretrained.save import write_model
+from halter.run.watch import Log
 from halter.training import optimizers, schedule
 from halter.training.loop import Events, Feed, StepRows, train_loop
 from halter.training.trainee import Trainee
@@ -43,9 +44,6 @@ class Pretraining:
     betas: tuple[float, float] = (0.9, 0.95)
     held_out_tokens: int = 30_000
     seed: int = base.SEED
-
-
-Log = Callable[[dict[str, Any]], None]
 
 
 def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = lambda _: None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from halter.data.fingerprint import PARTS, differences, fingerprint, same
 from halter.errors import HalterError, Refusal
 from halter.files.reading import read_json
 from halter.files.runs import RunFolder
-from halter.run.prepare import Job, Say
+from halter.run.prepare import Job
+from halter.telling import Say
 
 FILE = "data.json"
 BEGUN, NOW, ROWS = "learned_from", "now", "rows_learned"

@@ -21,9 +21,8 @@ from halter.generation.prompts import system_unused
 from halter.run import same_data
 from halter.run.answered import answered
 from halter.run.opening import Opened
-from halter.run.prepare import Say
 from halter.run.words import data_options
-from halter.telling import tell
+from halter.telling import Say, tell
 
 MORE = 4
 """Times as many rows are drawn as before, where a limit found too few that can be scored."""

@@ -20,9 +20,8 @@ from halter.files.runs import RunFolder
 from halter.generation.options import GenerationKeywords, GenerationOptions
 from halter.run.keywords import sorted_out
 from halter.run.opening import HowKeywords, Opened, OpenOptions, WhatKeywords, find, open_subject
-from halter.run.prepare import Say
 from halter.run.scored import Scoring, ScoringKeywords, held_out_rows, with_answers
-from halter.telling import tell
+from halter.telling import Say, tell
 
 Progress = Callable[[str, int, int], None]
 
@@ -132,9 +131,14 @@ def evaluate(
             writing.write_json(folder / "report.json", report)
     sides = {side: Scores.of(report[side]) for side in ("base", "adapter") if side in report}
     return Evaluation(
-        sides["base"], sides.get("adapter"), report["rows"], report.get("target_tokens", 0), report["answers"], place,
+        sides["base"],
+        sides.get("adapter"),
+        report["rows"],
+        report.get("target_tokens", 0),
+        report["answers"],
+        place,
         report,
-    )  # fmt: skip
+    )
 
 
 _NOTHING: Mapping[str, Any] = {"rows": 0, "answers": 0, "base": {}}

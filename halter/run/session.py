@@ -33,10 +33,10 @@ from halter.run.ends import last_words, refuse_nothing_learnt, result
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
 from halter.run.preflight import ready
-from halter.run.prepare import Job, Say
+from halter.run.prepare import Job
 from halter.run.signals import Stopped, Stops
 from halter.run.watch import Watch
-from halter.telling import tell
+from halter.telling import Say, tell
 from halter.training import memory, optimizers, schedule
 from halter.training.callbacks import Callback, Callbacks, Ended, StopTraining
 from halter.training.frozen import keep_frozen
@@ -243,7 +243,14 @@ def new_trainee(job: Job, adapter: Adapter, say: Say) -> Trainee:
     share = schedule.make(options.lr_scheduler_type, job.steps, warmup)
     guards = Guards(options.on_nonfinite, options.on_spike)
     return Trainee(
-        adapter, optimizer, share, scaler, options.max_grad_norm, options.seed, guards=guards,
-        smoothing=options.label_smoothing_factor, noise=options.neftune_noise_alpha,
+        adapter,
+        optimizer,
+        share,
+        scaler,
+        options.max_grad_norm,
+        options.seed,
+        guards=guards,
+        smoothing=options.label_smoothing_factor,
+        noise=options.neftune_noise_alpha,
         objective=make_objective(options.objective),
-    )  # fmt: skip
+    )

@@ -17,7 +17,8 @@ from halter.evaluation.score import held_out_loss
 from halter.files.runs import RunFolder
 from halter.generation.engine import generate
 from halter.model.decoder import Decoder
-from halter.run.prepare import Job, Say
+from halter.run.prepare import Job
+from halter.telling import Say
 
 Log = Callable[[dict[str, Any]], None]
 

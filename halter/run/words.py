@@ -60,10 +60,12 @@ def data_options(words: Sequence[str], known: DataOptions, of: Sequence[str] | N
     strange = [word for word, name in zip(words, given, strict=True) if "=" not in word or name not in names]
     if strange:
         raise Refusal(
-            "usage", "words that are no key of the data section", found=strange,
+            "usage",
+            "words that are no key of the data section",
+            found=strange,
             expected=f"data.KEY=VALUE, such as data.columns={EXAMPLE}; KEY is one of {', '.join(sorted(names))}",
             fix="halter init METHOD writes a recipe with every key explained",
-        )  # fmt: skip
+        )
     from halter.recipe.read import load
 
     recipe = load({"model": {"path": "-"}, "data": {"train": "-"}}, list(words))

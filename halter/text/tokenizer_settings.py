@@ -13,9 +13,15 @@ from halter.files.reading import read_json, read_text
 from halter.text.codecs.codec import Control
 
 FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Tokenizer classes that never open a text with BOS, though they name one, and those that always do.
 WITHOUT_BOS = re.compile(r"(GPT2|Qwen2)Tokenizer(Fast)?")
@@ -133,6 +139,9 @@ def stop_ids(
 def missing_tokenizer(folder: Path) -> Refusal:
     """Refusal ``tokenizer-missing``."""
     return Refusal(
-        "tokenizer-missing", "holds no tokenizer", where=str(folder), expected="tokenizer.json or tokenizer.model",
+        "tokenizer-missing",
+        "holds no tokenizer",
+        where=str(folder),
+        expected="tokenizer.json or tokenizer.model",
         fix="copy the tokenizer files of the base model into the folder",
-    )  # fmt: skip
+    )

@@ -114,13 +114,18 @@ class Callbacks:
         for one in self.listed:
             strange = [name for name in dir(one) if name.startswith("on_") and name not in NAMES]
             if strange or not isinstance(one, Callback):
-                near = [f"{name} (did you mean {close[0]}?)" if (close := get_close_matches(name, NAMES, 1)) else name
-                        for name in strange]  # fmt: skip
+                near = [
+                    f"{name} (did you mean {close[0]}?)" if (close := get_close_matches(name, NAMES, 1)) else name
+                    for name in strange
+                ]
                 raise Refusal(
-                    "callback", "this is no callback", where=type(one).__name__, found=near,
+                    "callback",
+                    "this is no callback",
+                    where=type(one).__name__,
+                    found=near,
                     expected=f"an object of a class derived from halter.Callback, with any of {', '.join(NAMES)}",
                     fix="class Mine(halter.Callback): ..., and give Mine()",
-                )  # fmt: skip
+                )
 
     @contextmanager
     def _watched(self) -> Any:

@@ -134,9 +134,21 @@ class TrainOptions:
         return []
 
     def _numbers(self) -> list[str]:
-        positive = ("num_train_epochs", "max_steps", "tokens_per_step", "per_device_train_batch_size", "micro_tokens",
-                    "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps",
-                    "early_stopping_patience", "adam_epsilon", "threads")  # fmt: skip
+        positive = (
+            "num_train_epochs",
+            "max_steps",
+            "tokens_per_step",
+            "per_device_train_batch_size",
+            "micro_tokens",
+            "gradient_accumulation_steps",
+            "eval_steps",
+            "save_steps",
+            "save_total_limit",
+            "logging_steps",
+            "early_stopping_patience",
+            "adam_epsilon",
+            "threads",
+        )
         not_negative = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "seed")
         problems = []
         for names, good, words in (

@@ -23,9 +23,11 @@ def open_trackers(names: Sequence[str], folder: Path, recipe: dict[str, Any]) ->
             missing.append(name)
     if missing:
         raise Refusal(
-            "missing-extra", "report_to needs packages that are not installed", found=missing,
+            "missing-extra",
+            "report_to needs packages that are not installed",
+            found=missing,
             fix=install("track"),
-        )  # fmt: skip
+        )
     return trackers
 
 

@@ -12,10 +12,26 @@ from halter.cli.compare import _table
 from halter.comparison import start
 from halter.comparison.options import CompareOptions
 from halter.errors import Refusal
-from tests.compare import small
+from tests.comparison import small
 
-FLAGS = ["--methods", "lora,lora", "--precisions", "float32", "--tokens", "300", "--seeds", "1",
-         "--search-trials", "1", "--questions", "2", "--max-new-tokens", "3", "--resamples", "20"]  # fmt: skip
+FLAGS = [
+    "--methods",
+    "lora,lora",
+    "--precisions",
+    "float32",
+    "--tokens",
+    "300",
+    "--seeds",
+    "1",
+    "--search-trials",
+    "1",
+    "--questions",
+    "2",
+    "--max-new-tokens",
+    "3",
+    "--resamples",
+    "20",
+]
 
 
 def test_flags_and_a_recipe_give_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,8 +42,18 @@ def test_flags_and_a_recipe_give_the_same_rows(tmp_path: Path, capsys: pytest.Ca
     assert main.run(["compare", *files, *more, *FLAGS, "--output", str(tmp_path / "one")]) == 0
     told = capsys.readouterr().out
     assert "lora " in told and "test loss" in told
-    section = {"methods": ["lora"], "precisions": "float32", "tokens": 300, "seeds": 1, "search_trials": 1,
-               "questions": 2, "max_new_tokens": 3, "resamples": 20, "test": test, "skip_memory": True}  # fmt: skip
+    section = {
+        "methods": ["lora"],
+        "precisions": "float32",
+        "tokens": 300,
+        "seeds": 1,
+        "search_trials": 1,
+        "questions": 2,
+        "max_new_tokens": 3,
+        "resamples": 20,
+        "test": test,
+        "skip_memory": True,
+    }
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps({**recipe, "compare": section}))
     assert main.run(["compare", str(path), "--output", str(tmp_path / "two")]) == 0

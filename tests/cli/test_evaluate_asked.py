@@ -40,9 +40,13 @@ def test_a_system_message_is_that_of_rows_which_have_it(own: Own, tmp_path: Path
 
     def scores(name: str, system: str | None = None) -> Any:
         said = halter.evaluate(
-            own.base, tmp_path / f"{name}.jsonl", template=template, system=system, say=lambda _: None,
+            own.base,
+            tmp_path / f"{name}.jsonl",
+            template=template,
+            system=system,
+            say=lambda _: None,
             max_new_tokens=4,
-        ).report  # fmt: skip
+        ).report
         assert said["system"] == system
         return said["base"]
 
@@ -127,10 +131,12 @@ def test_held_out_rows_stay_those_of_the_training(own: Own, tmp_path: Path, shar
     held = tmp_path / "held.jsonl"
     held.write_text(lines(every[:3]))
     recipe = {
-        "model": {"path": str(own.base)}, "method": {"name": "lora", "r": 2}, "output_dir": str(tmp_path / "run"),
+        "model": {"path": str(own.base)},
+        "method": {"name": "lora", "r": 2},
+        "output_dir": str(tmp_path / "run"),
         "data": {"train": str(train), "validation": 0.2 if share else str(held), "template": "alpaca"},
         "train": {"max_steps": 1, "warmup_steps": 0},
-    }  # fmt: skip
+    }
     run = halter.train(recipe, say=lambda _: None)
     assert run is not None
     found = []

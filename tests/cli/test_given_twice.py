@@ -60,7 +60,7 @@ KEYS = [
     *((section, "", key) for section in SECTIONS for key in keys_of(SECTIONS[section])),
     *(("method", name, key) for name in method_names() for key in keys_of(method_class(name))),
     ("", "", "output_dir"),
-]  # fmt: skip
+]
 
 
 def test_every_key_of_a_recipe_on_the_command_line() -> None:

@@ -29,8 +29,10 @@ def trained(folder: Path, name: str, method: str = "lora", **train: Any) -> None
     """A finished run over base/, named as it is from here."""
     given = recipe(folder, name, **train)
     method_section = {"name": method} | ({"r": 2} if method == "lora" else {})
-    halter.train({**given, "model": {**given["model"], "path": "base"}, "method": method_section, "output_dir": name},
-                 say=lambda _: None)  # fmt: skip
+    halter.train(
+        {**given, "model": {**given["model"], "path": "base"}, "method": method_section, "output_dir": name},
+        say=lambda _: None,
+    )
 
 
 @pytest.fixture
@@ -94,8 +96,11 @@ def test_shapes_that_differ_are_told_before_what_could_be_waived(place: Path, ca
         more[side] = 8
         return torch.cat([tensor, torch.zeros(more, dtype=tensor.dtype)], side)
 
-    save_file({name: grown(name, tensor) for name, tensor in tensors.items()}, "wider/model.safetensors",
-              metadata={"format": "pt"})  # fmt: skip
+    save_file(
+        {name: grown(name, tensor) for name, tensor in tensors.items()},
+        "wider/model.safetensors",
+        metadata={"format": "pt"},
+    )
     Path("wider/config.json").write_text(json.dumps(config | {"intermediate_size": wide}))
     for words in (f"generate --model wider --adapter runs/mine {ASK}", "merge runs/mine --model wider --output m"):
         err = said(capsys, words)
@@ -216,8 +221,15 @@ def test_what_is_missing_is_never_told_as_found(place: Path, capsys: Any) -> Non
     (peft_folder("bare") / "adapter_config.json").unlink()
     Path("empty").mkdir()
     both = "runs/mine/adapter torn"
-    ways = (f"generate --model base --adapter X {ASK}", f"generate X {ASK}", "merge X --model base --output m",
-            "adapters show X", "adapters convert X --output x", "adapters list X", f"{TRAIN} X")  # fmt: skip
+    ways = (
+        f"generate --model base --adapter X {ASK}",
+        f"generate X {ASK}",
+        "merge X --model base --output m",
+        "adapters show X",
+        "adapters convert X --output x",
+        "adapters list X",
+        f"{TRAIN} X",
+    )
     for words in (*ways[:5], ways[6], f"adapters diff {both}"):
         err = said(capsys, words.replace("X", "torn"))
         assert "the weights are missing (adapter_model.safetensors)" in err and COPY in err and "Found" not in err, err
@@ -300,11 +312,14 @@ def test_an_adapter_of_another_base_shows_three_places(place: Path, capsys: Any)
     followed(caught.value.call, {"halter": halter})
 
 
-@pytest.mark.parametrize(("config", "told"), [
-    ({"fan_in_fan_out": True, "target_modules": ["c_attn"], "base_model_name_or_path": "gpt2"}, "model, gpt2."),
-    ({"target_modules": ["query_key_value", "dense"], "base_model_name_or_path": "pythia"}, "model, pythia."),
-    ({"target_modules": r".*\.h\.\d+\.attn", "base_model_name_or_path": None}, "another kind of model."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"fan_in_fan_out": True, "target_modules": ["c_attn"], "base_model_name_or_path": "gpt2"}, "model, gpt2."),
+        ({"target_modules": ["query_key_value", "dense"], "base_model_name_or_path": "pythia"}, "model, pythia."),
+        ({"target_modules": r".*\.h\.\d+\.attn", "base_model_name_or_path": None}, "another kind of model."),
+    ],
+)
 def test_an_adapter_of_another_kind_of_model_is_told_as_such(
     config: dict[str, Any], told: str, place: Path, capsys: Any
 ) -> None:
@@ -339,13 +354,16 @@ def test_a_chat_tells_what_to_type_and_three_places(place: Path, capsys: Any, mo
     assert " more." in out and out.count("is unexpected") + out.count("is missing") + out.count(", not (") == 3, out
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    ("merge runs/mine new", "Fix: halter merge runs/mine --output new."),
-    ("adapters compress runs/mine new", "Fix: halter adapters compress runs/mine --output new."),
-    ("adapters convert base/model.safetensors --output new", "these are a model's weights, not an adapter's"),
-    ("adapters show runs/mine/checkpoints", "did you mean runs/mine?"),
-    ("merge runs/mine --output new --into q4_k_m", "convert_hf_to_gguf.py makes GGUF of new"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("merge runs/mine new", "Fix: halter merge runs/mine --output new."),
+        ("adapters compress runs/mine new", "Fix: halter adapters compress runs/mine --output new."),
+        ("adapters convert base/model.safetensors --output new", "these are a model's weights, not an adapter's"),
+        ("adapters show runs/mine/checkpoints", "did you mean runs/mine?"),
+        ("merge runs/mine --output new --into q4_k_m", "convert_hf_to_gguf.py makes GGUF of new"),
+    ],
+)
 def test_small_words_that_lead_on(words: str, told: str, place: Path, capsys: Any) -> None:
     err = said(capsys, words)
     assert told in err, err

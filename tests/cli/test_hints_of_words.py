@@ -226,8 +226,11 @@ def test_a_recipe_that_is_no_yaml_says_what_to_do(text: str, told: str) -> None:
 @pytest.mark.parametrize(("key", "id"), [("data", "data-missing"), ("model", "model-not-found")])
 @pytest.mark.parametrize("path", [r"data\train.jsonl", r"C:\new\rows.jsonl", r"a\b\f.jsonl"])
 def test_a_path_whose_backslashes_became_other_signs_is_told_so(key: str, id: str, path: str, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(f'model: {BASE}\ndata: a.jsonl\n{key}: "{path}"\n'.replace(
-        f"model: {BASE}\n" if key == "model" else "data: a.jsonl\n", ""))  # fmt: skip
+    (tmp_path / "r.yaml").write_text(
+        f'model: {BASE}\ndata: a.jsonl\n{key}: "{path}"\n'.replace(
+            f"model: {BASE}\n" if key == "model" else "data: a.jsonl\n", ""
+        )
+    )
     found = halter.doctor(tmp_path / "r.yaml", say=lambda _: None).problems
     (told,) = [one for one in found if one.id == id and "double quotes" in one.fix]
     assert f"'{path}', in single quotes" in told.fix and path.replace("\\", "/") in told.fix
@@ -293,7 +296,7 @@ RUN = f"--model {BASE} --data rows.jsonl"
         ("--quantize 4", "model.quantize=nf4"),
         ("--train-on response", "data.train_on=responses"),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_cannot_be_is_told_as_the_one_that_can(
     given: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,8 +356,9 @@ def test_a_number_in_quotes_is_told_to_leave_them_out(tmp_path: Path) -> None:
 def test_what_is_so_anyway_is_not_told_as_read_as_another_key() -> None:
     recipe = load({"model": "a", "data": "b", "method": {"r": 4, "task_type": "CAUSAL_LM", "bias": "none"}})
     assert [note.split(": ", 1)[1] for note in recipe.notes] == [
-        "task_type: CAUSAL_LM is so here anyway", "bias: none is so here anyway",
-    ]  # fmt: skip
+        "task_type: CAUSAL_LM is so here anyway",
+        "bias: none is so here anyway",
+    ]
     with pytest.raises(Refusal, match="bitfit"):
         load({"model": "a", "data": "b", "method": {"bias": "all"}})
 

@@ -83,8 +83,15 @@ def test_a_first_token_is_never_learnt(model: str, tmp_path: Path) -> None:
 
 def test_steps_and_schedule_are_those_of_the_run(model: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
-    found = look(model, path, "train.tokens_per_step=1000", "train.micro_tokens=400", "train.num_train_epochs=2",
-                 "train.warmup_steps=3", "train.learning_rate=0.01")  # fmt: skip
+    found = look(
+        model,
+        path,
+        "train.tokens_per_step=1000",
+        "train.micro_tokens=400",
+        "train.num_train_epochs=2",
+        "train.warmup_steps=3",
+        "train.learning_rate=0.01",
+    )
     steps, job = found.steps, found.job
     planned = list(job.plan(0))
     micros = [micro for step in planned for micro in step]
@@ -166,9 +173,18 @@ def test_the_verb(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["inspect", "--model", model, "--data.template", "alpaca", "--max-steps", "9", "--data"]
     assert main.run([*command, good, "--rows", "1"]) == 0
     text = capsys.readouterr().out
-    for wanted in (f"{good}:1  ", "[</s>]", "Below is an instruction", "BOS tokens per row: 1 (120 rows)", "9 steps",
-                   "Read as\n  a.jsonl: asked: instruction; learned: output", "longest: ", "120 rows", "cosine",
-                   "packing: "):  # fmt: skip
+    for wanted in (
+        f"{good}:1  ",
+        "[</s>]",
+        "Below is an instruction",
+        "BOS tokens per row: 1 (120 rows)",
+        "9 steps",
+        "Read as\n  a.jsonl: asked: instruction; learned: output",
+        "longest: ",
+        "120 rows",
+        "cosine",
+        "packing: ",
+    ):
         assert wanted in text, wanted
     assert "\x1b" not in text and "Training would stop" not in text
     assert main.run([*command, bad]) == 2

@@ -57,7 +57,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_number_among_the_flags(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = str(write_rows(tmp_path / "rows.jsonl", 2))
     given = {
-        "generate": [str(run), "--prompt", "Hi"], "chat": [str(run)], "evaluate": [str(run), "--data", rows],
+        "generate": [str(run), "--prompt", "Hi"],
+        "chat": [str(run)],
+        "evaluate": [str(run), "--data", rows],
         "compare": ["--model", str(base_folder()), "--train", rows, "--test", rows, "--output", str(tmp_path / "c")],
         "merge": [str(run), "--output", str(tmp_path / "merged")],
         "inspect": ["--model", str(base_folder()), "--data", rows],
@@ -65,7 +67,7 @@ def test_every_number_among_the_flags(run: Path, tmp_path: Path, capsys: pytest.
         "adapters combine": [str(run), "--output", str(tmp_path / "combined")],
         "adapters compress": [str(run), "--output", str(tmp_path / "compressed"), "--data", rows],
         "adapters convert": ["x.pth", "--output", str(tmp_path / "converted"), "--model", str(base_folder())],
-    }  # fmt: skip
+    }
     tried = 0
     for words, _, option in flags():
         kind = option.type_descriptor.annotation

@@ -43,11 +43,16 @@ def run(heavy_data: Data, model: Path, tmp_path_factory: pytest.TempPathFactory)
     recipe = {
         "model": {"path": str(model)},
         "method": {"name": "lora", "r": 4},
-        "data": {"train": str(folder / "train.jsonl"), "template": "alpaca", "max_length": 512, "on_long": "cut",
-                 "validation": 0.25},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "template": "alpaca",
+            "max_length": 512,
+            "on_long": "cut",
+            "validation": 0.25,
+        },
         "train": {"max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, "sample_prompts": []},
         "output_dir": str(folder / "run"),
-    }  # fmt: skip
+    }
     halter.train(recipe, say=lambda _: None)
     return folder / "run"
 
@@ -403,11 +408,16 @@ def test_generate_reads_rows_by_the_roles_of_the_training(
         talk.append({"role": names.get("assistant", "assistant"), "content": "The end."})
         (tmp_path / f"train-{name}.jsonl").write_text(json.dumps({"messages": talk}) + "\n", "utf-8")
     recipe = {
-        "model": {"path": str(model)}, "method": {"name": "lora", "r": 4}, "output_dir": str(tmp_path / "run"),
-        "data": {"train": str(tmp_path / "train-strange.jsonl"), "template": "alpaca", "roles":
-                 {theirs: ours for ours, theirs in strange.items()}},
+        "model": {"path": str(model)},
+        "method": {"name": "lora", "r": 4},
+        "output_dir": str(tmp_path / "run"),
+        "data": {
+            "train": str(tmp_path / "train-strange.jsonl"),
+            "template": "alpaca",
+            "roles": {theirs: ours for ours, theirs in strange.items()},
+        },
         "train": {"max_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "sample_prompts": []},
-    }  # fmt: skip
+    }
     halter.train(recipe, say=lambda _: None)
     short = ["--max-new-tokens", 8, "--json"]
 

@@ -22,9 +22,14 @@ from halter.playground import base_folder
 
 CALLS = ("create", "append", "write", "fsync", "rename", "mkdir", "fsync_folder")
 IDS = {
-    errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EFBIG: "file-too-large", errno.EROFS: "read-only",
-    errno.EACCES: "not-permitted", errno.ENAMETOOLONG: "name-too-long", errno.EIO: "disk-failed",
-}  # fmt: skip
+    errno.ENOSPC: "disk-full",
+    errno.EDQUOT: "disk-full",
+    errno.EFBIG: "file-too-large",
+    errno.EROFS: "read-only",
+    errno.EACCES: "not-permitted",
+    errno.ENAMETOOLONG: "name-too-long",
+    errno.EIO: "disk-failed",
+}
 LONG = {"demo --output", "compare --output"}
 """Commands that take minutes: failed at the beginning only."""
 

@@ -53,9 +53,21 @@ TAKES = {
 """{what takes a path: the command with it}."""
 
 KINDS = (
-    "missing", "missing.jsonl", "empty folder", "folder of pictures", "picture.png", "empty.jsonl", "empty.yaml",
-    "zeros.safetensors", "words.txt", "other.json", "a file/in it", "n" * 300, "no rights.jsonl", "nul\0byte",
-)  # fmt: skip
+    "missing",
+    "missing.jsonl",
+    "empty folder",
+    "folder of pictures",
+    "picture.png",
+    "empty.jsonl",
+    "empty.yaml",
+    "zeros.safetensors",
+    "words.txt",
+    "other.json",
+    "a file/in it",
+    "n" * 300,
+    "no rights.jsonl",
+    "nul\0byte",
+)
 
 
 @pytest.fixture(scope="module")

@@ -149,8 +149,10 @@ def test_evaluate_tells_how_it_reads_rows(place: Path, tmp_path: Path, capsys: A
 
 
 def test_a_template_with_tools_is_offered_where_it_can_be_written(own: Any, tmp_path: Path, capsys: Any) -> None:
-    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
-           "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}  # fmt: skip
+    row = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    }
     file = tmp_path / "t.jsonl"
     file.write_text((json.dumps(row) + "\n") * 2 + json.dumps({"messages": row["messages"]}) + "\n")
     words = ["inspect", "--data", str(file), "--rows", "0"]

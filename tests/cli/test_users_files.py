@@ -23,12 +23,30 @@ from halter.recipe import dump, load
 BASE = str(base_folder())
 MINE = "mine: [1, 2]  # and my comment\n"
 NAMES = (
-    "recipe.yaml", "data.json", "waived.json", "error.log", "metrics.jsonl", "train.jsonl", "report.json",
-    "config.json", "report.md", "record.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
-    "halter.json", "predictions.jsonl", "base/config.json", "data/train.jsonl", "run/adapter/notes.txt",
-    "merged/config.json", "playground/train.jsonl", "lookup/train.jsonl", "adapter/adapter_config.json",
+    "recipe.yaml",
+    "data.json",
+    "waived.json",
+    "error.log",
+    "metrics.jsonl",
+    "train.jsonl",
+    "report.json",
+    "config.json",
+    "report.md",
+    "record.json",
+    "model.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "halter.json",
+    "predictions.jsonl",
+    "base/config.json",
+    "data/train.jsonl",
+    "run/adapter/notes.txt",
+    "merged/config.json",
+    "playground/train.jsonl",
+    "lookup/train.jsonl",
+    "adapter/adapter_config.json",
     "checkpoints/step-0000001/state.json",
-)  # fmt: skip
+)
 """Everything that any command writes into a folder."""
 
 WRITERS: dict[str, list[str]] = {

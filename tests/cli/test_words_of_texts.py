@@ -136,7 +136,7 @@ def test_a_file_of_rows_in_a_runs_place(words: str, fix: str, capsys: pytest.Cap
         ("-n 3 -o x", ["-n (here --n), -o (here --output). "]),
         ("--stop --stopp --limit 3", ["Found: --limit (a flag of halter evaluate). "]),
     ],
-)  # fmt: skip
+)
 def test_every_unknown_flag_is_told_at_once(words: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     err = refused(capsys, f"generate BASE --prompt Hi {words}")
     assert all(one in err for one in told), err

@@ -26,8 +26,10 @@ CALLS = ("create", "append", "write", "seek", "fsync", "close", "rename", "mkdir
 
 def content(step):
     g = torch.Generator().manual_seed(step)
-    tensors = {"adapter-0": {"a": torch.randn(40, 3, generator=g), "b": torch.randn(7, generator=g)},
-               "optimizer-0": {"0/exp_avg": torch.randn(40, 3, generator=g)}}  # fmt: skip
+    tensors = {
+        "adapter-0": {"a": torch.randn(40, 3, generator=g), "b": torch.randn(7, generator=g)},
+        "optimizer-0": {"0/exp_avg": torch.randn(40, 3, generator=g)},
+    }
     return tensors, {"step": step, "rate": 0.1 * step}
 
 
@@ -100,10 +102,27 @@ def test_a_failing_disk_ends_the_program_with_1_and_a_cause(heavy_data, tmp_path
         pytest.skip("needs Linux's /proc to know the file of a descriptor")
     monkeypatch.setattr(Disk, "fsync", full)
     train = f"{heavy_data.train}#8"
-    code = main.run([
-        "train", "--model", str(heavy_data.base), "--data", train, "--template", "alpaca",
-        "--max-length", "320", "--on-long", "cut", "--max-steps", "2", "--r", "2", "--output", str(tmp_path / "run"),
-    ])  # fmt: skip
+    code = main.run(
+        [
+            "train",
+            "--model",
+            str(heavy_data.base),
+            "--data",
+            train,
+            "--template",
+            "alpaca",
+            "--max-length",
+            "320",
+            "--on-long",
+            "cut",
+            "--max-steps",
+            "2",
+            "--r",
+            "2",
+            "--output",
+            str(tmp_path / "run"),
+        ]
+    )
     said = capsys.readouterr().err
     assert code == 1 and "No space left on device" in said and "checkpoints" in said
 
@@ -168,8 +187,11 @@ def test_one_flipped_bit_anywhere_is_refused_by_name(tmp_path, flips):
     folder = save(run, 1)
     files = sorted(folder.iterdir())
     assert {file.name for file in files} == {
-        "adapter-0.safetensors", "optimizer-0.safetensors", "state.json", "manifest.json",
-    }  # fmt: skip
+        "adapter-0.safetensors",
+        "optimizer-0.safetensors",
+        "state.json",
+        "manifest.json",
+    }
     for _ in range(flips):
         file = draw.choice(files)
         whole = file.read_bytes()
@@ -257,8 +279,17 @@ def test_retention_counts_whole_ones_and_touches_no_stranger(tmp_path):
     for number in range(2, 7):  # incomplete, at names that the run will want
         (place / f"step-{number:07d}").mkdir()
         (place / f"step-{number:07d}" / "adapter-0.safetensors").write_bytes(b"half")
-    for name in ("step-10.bak", "step-0000007.old", "Step-0000008", "step-00000099", "best", "step-", "keep.txt",
-                 "step-0000001.aside", ".step-mine"):  # fmt: skip
+    for name in (
+        "step-10.bak",
+        "step-0000007.old",
+        "Step-0000008",
+        "step-00000099",
+        "best",
+        "step-",
+        "keep.txt",
+        "step-0000001.aside",
+        ".step-mine",
+    ):
         (place / name).mkdir()
         (place / name / "manifest.json").write_text("{}")
     strangers = {path: snapshot(path) for path in place.iterdir()}

@@ -54,8 +54,11 @@ class Forks:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "HALTER_CACHE": str(cache)}
         self.parent = subprocess.Popen(
             [sys.executable, "-c", PARENT, root, json.dumps(recipe)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
     def run(self, folder, kill_after=None) -> tuple[int, float]:
         """(exit code, seconds) of one child."""
@@ -77,10 +80,9 @@ def killed(heavy_data, tmp_path, kills):
     recipe = {
         "model": {"path": str(heavy_data.base), "device": "cpu"},
         "method": {"name": "lora", "r": 2, "dropout": 0.1},
-        "data": {"train": f"{heavy_data.train}#12", "template": "alpaca",
-                 "max_length": 320, "on_long": "cut"},
+        "data": {"train": f"{heavy_data.train}#12", "template": "alpaca", "max_length": 320, "on_long": "cut"},
         "train": {"per_device_train_batch_size": 1, "max_steps": STEPS, "learning_rate": 1e-2, "save_steps": 1},
-    }  # fmt: skip
+    }
     forks, draw = Forks(recipe, tmp_path / "cache"), random.Random(0)
     forks.run(tmp_path / "warm")
     code, seconds = forks.run(tmp_path / "whole")

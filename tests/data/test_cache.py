@@ -123,12 +123,19 @@ def test_nothing_stale_is_used(
     stopped.stop_ids = frozenset({*stopped.stop_ids, 5})  # type: ignore[assignment]
     dated = ChatTemplate.from_source(tiny.CHATML_TEMPLATE + "{{ strftime_now('%Y') }}")
     changes: list[tuple[Tokenizer, ChatTemplate, dict[str, Any]]] = [
-        (llama3, ALPACA, {}), (llama3, VICUNA, {}), (other, ALPACA, {}), (stopped, ALPACA, {}),
-        (llama3, ALPACA, {"train_on": "all"}), (llama3, ALPACA, {"max_length": 50}),
-        (llama3, ALPACA, {"max_length": 50, "on_long": "cut"}), (llama3, ALPACA, {"limit": 10}),
-        (llama3, ALPACA, {"limit": 10, "seed": 1}), (llama3, ALPACA, {"columns": {"output": "{output}!"}}),
-        (llama3, dated, {"template_date": "2024-01-02"}), (llama3, dated, {"template_date": "2025-01-02"}),
-    ]  # fmt: skip
+        (llama3, ALPACA, {}),
+        (llama3, VICUNA, {}),
+        (other, ALPACA, {}),
+        (stopped, ALPACA, {}),
+        (llama3, ALPACA, {"train_on": "all"}),
+        (llama3, ALPACA, {"max_length": 50}),
+        (llama3, ALPACA, {"max_length": 50, "on_long": "cut"}),
+        (llama3, ALPACA, {"limit": 10}),
+        (llama3, ALPACA, {"limit": 10, "seed": 1}),
+        (llama3, ALPACA, {"columns": {"output": "{output}!"}}),
+        (llama3, dated, {"template_date": "2024-01-02"}),
+        (llama3, dated, {"template_date": "2025-01-02"}),
+    ]
     for number, (tokenizer, template, options) in enumerate(changes, 1):
         plain = load(tokenizer, template, train=str(path), **options, cache=False)
         encoded.clear()
@@ -208,8 +215,11 @@ def test_damage_is_found(
             refused += 1
     print(f"{anew} of 60 flips made the rows anew; {refused} of {refused} refused row by row")
     assert anew > 50 and refused > 30
-    for damage in (lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.write_bytes(f.read_bytes() + b"x"),
-                   Path.unlink):  # fmt: skip
+    for damage in (
+        lambda f: f.write_bytes(f.read_bytes()[:-1]),
+        lambda f: f.write_bytes(f.read_bytes() + b"x"),
+        Path.unlink,
+    ):
         for name in ("rows-00000.bin", cache_entry.INDEX, cache_entry.MANIFEST):
             (entry,) = kept.iterdir()
             damage(entry / name)

@@ -32,10 +32,12 @@ STORIES = [
     for who, name in zip(("cat", "dog", "bird", "fish", "girl", "tree", "boy", "frog"), "ABCDEFGH")
 ]
 BOTH = [(row["instruction"], row["output"]) for row in STORIES]
-TURNS = [{"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}
-         for ask, answer in BOTH]  # fmt: skip
-SHARED = [{"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]}
-          for ask, answer in BOTH]  # fmt: skip
+TURNS = [
+    {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]} for ask, answer in BOTH
+]
+SHARED = [
+    {"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]} for ask, answer in BOTH
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +60,16 @@ def wrapped(form: str) -> list[dict[str, str]]:
 
 
 MARKED = [
-    "### Instruction:\n{}\n\n### Response:\n", "[INST] {} [/INST]", "<<SYS>>\nBe kind.\n<</SYS>>\n\n{}",
-    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>", "<|im_start|>user\n{}<|im_end|>", "<|user|>\n{}",
-    "<|header_start|>user<|header_end|>\n\n{}", "<start_of_turn>user\n{}", "USER: {} ASSISTANT:",
-]  # fmt: skip
+    "### Instruction:\n{}\n\n### Response:\n",
+    "[INST] {} [/INST]",
+    "<<SYS>>\nBe kind.\n<</SYS>>\n\n{}",
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+    "<|im_start|>user\n{}<|im_end|>",
+    "<|user|>\n{}",
+    "<|header_start|>user<|header_end|>\n\n{}",
+    "<start_of_turn>user\n{}",
+    "USER: {} ASSISTANT:",
+]
 
 
 @pytest.mark.parametrize("form", MARKED)
@@ -245,8 +253,10 @@ def test_what_to_correct_comes_before_skipping(tokenizer: Tokenizer, tmp_path: P
     table = tmp_path / "a.csv"
     table.write_text("instruction,output\n" + "Tell me.,Once, there was\nTell me.,Once\n" * 4, "utf-8")
     mixed = [{"prompt": "Q", "completion": "A"}, {"instruction": "Q", "output": "A"}] * 4
-    ways = {str(table): "put fields that hold commas into double quotes",
-            write(tmp_path / "b.jsonl", mixed): "put the rows of each layout into a file of their own"}  # fmt: skip
+    ways = {
+        str(table): "put fields that hold commas into double quotes",
+        write(tmp_path / "b.jsonl", mixed): "put the rows of each layout into a file of their own",
+    }
     for path, way in ways.items():
         with pytest.raises(Refusal) as caught:
             said(tokenizer, path)

@@ -37,8 +37,12 @@ def lines(rows: list[Any]) -> str:
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
 def test_packed_files_are_read_like_their_own(kind: str, tmp_path: Path) -> None:
-    texts = {"jsonl": lines(ROWS), "json": json.dumps(ROWS), "txt": "One.\n\nTwo.\n",
-             "csv": "instruction,output\n" + "".join(f"Q{n},A{n}\n" for n in range(3))}  # fmt: skip
+    texts = {
+        "jsonl": lines(ROWS),
+        "json": json.dumps(ROWS),
+        "txt": "One.\n\nTwo.\n",
+        "csv": "instruction,output\n" + "".join(f"Q{n},A{n}\n" for n in range(3)),
+    }
     plain, packed = tmp_path / f"a.{kind}", tmp_path / f"b.{kind}.gz"
     plain.write_text(texts[kind], "utf-8")
     packed.write_bytes(gzip.compress(texts[kind].encode()))
@@ -76,8 +80,11 @@ def test_one_json_list_under_the_name_of_lines_is_read_and_told(
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 def test_rows_that_are_lists_are_conversations(suffix: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    rows = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], ["Q", "A", "Q2", "A2"],
-            [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]]  # fmt: skip
+    rows = [
+        [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+        ["Q", "A", "Q2", "A2"],
+        [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+    ]
     path = tmp_path / f"a.{suffix}"
     path.write_text(lines(rows) if suffix == "jsonl" else json.dumps(rows), "utf-8")
     found = load(tokenizer, path)

@@ -38,51 +38,109 @@ MEANINGS: list[tuple[str, dict[str, Any], Canonical]] = [
     (
         "alpaca with system and history",
         {"instruction": "Q", "output": "A", "system": "S", "history": [["q", "a"]], "text": "rendered: Q A"},
-        chat({"role": "system", "content": "S"}, {"role": "user", "content": "q"},
-             {"role": "assistant", "content": "a"}, USER, ASSISTANT),
+        chat(
+            {"role": "system", "content": "S"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+            USER,
+            ASSISTANT,
+        ),
     ),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
-     chat(USER, ASSISTANT)),
-    ("sharegpt with system", {"system": "S", "conversations": [{"from": "human", "value": "Q"},
-     {"from": "gpt", "value": "A"}]}, chat({"role": "system", "content": "S"}, USER, ASSISTANT)),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        chat(USER, ASSISTANT),
+    ),
+    (
+        "sharegpt with system",
+        {"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        chat({"role": "system", "content": "S"}, USER, ASSISTANT),
+    ),
     ("sharegpt in roles", {"conversations": [USER, ASSISTANT]}, chat(USER, ASSISTANT)),
     (
         "sharegpt with tools",
-        {"conversations": [{"from": "human", "value": "Q"}, {"from": "function_call", "value": json.dumps(WEATHER)},
-                           {"from": "observation", "value": '{"sun": 1}'}, {"from": "gpt", "value": "A"}],
-         "tools": json.dumps([TOOL])},
+        {
+            "conversations": [
+                {"from": "human", "value": "Q"},
+                {"from": "function_call", "value": json.dumps(WEATHER)},
+                {"from": "observation", "value": '{"sun": 1}'},
+                {"from": "gpt", "value": "A"},
+            ],
+            "tools": json.dumps([TOOL]),
+        },
         chat(USER, CALL, {"role": "tool", "content": '{"sun": 1}'}, ASSISTANT, tools=TOOLS),
     ),
     ("openai", {"messages": [USER, ASSISTANT]}, chat(USER, ASSISTANT)),
     ("openai as text", {"messages": json.dumps([USER, ASSISTANT])}, chat(USER, ASSISTANT)),
-    ("openai from a table", {"messages": [{**USER, "tool_calls": None, "name": None}, ASSISTANT], "tools": []},
-     chat(USER, ASSISTANT)),
-    ("openai, not learnt", {"messages": [USER, {**ASSISTANT, "loss": False}, USER, {**ASSISTANT, "weight": 1}]},
-     chat(USER, {**ASSISTANT, "loss": False}, USER, {**ASSISTANT, "weight": 1})),
-    ("openai, developer and parts", {"messages": [{"role": "developer", "content": "S"},
-     {"role": "user", "content": [{"type": "text", "text": "Q"}]}, ASSISTANT]},
-     chat({"role": "system", "content": "S"}, USER, ASSISTANT)),
+    (
+        "openai from a table",
+        {"messages": [{**USER, "tool_calls": None, "name": None}, ASSISTANT], "tools": []},
+        chat(USER, ASSISTANT),
+    ),
+    (
+        "openai, not learnt",
+        {"messages": [USER, {**ASSISTANT, "loss": False}, USER, {**ASSISTANT, "weight": 1}]},
+        chat(USER, {**ASSISTANT, "loss": False}, USER, {**ASSISTANT, "weight": 1}),
+    ),
+    (
+        "openai, developer and parts",
+        {
+            "messages": [
+                {"role": "developer", "content": "S"},
+                {"role": "user", "content": [{"type": "text", "text": "Q"}]},
+                ASSISTANT,
+            ]
+        },
+        chat({"role": "system", "content": "S"}, USER, ASSISTANT),
+    ),
     (
         "openai with calls",
-        {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c1", "type": "function", "function": WEATHER}]},
-            {"role": "tool", "tool_call_id": "c1", "content": "sun"}, ASSISTANT], "tools": TOOLS},
-        chat(USER, {**CALL, "tool_calls": [{"id": "c1", "type": "function", "function": WEATHER}]},
-             {"role": "tool", "tool_call_id": "c1", "content": "sun"}, ASSISTANT, tools=TOOLS),
+        {
+            "messages": [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"id": "c1", "type": "function", "function": WEATHER}],
+                },
+                {"role": "tool", "tool_call_id": "c1", "content": "sun"},
+                ASSISTANT,
+            ],
+            "tools": TOOLS,
+        },
+        chat(
+            USER,
+            {**CALL, "tool_calls": [{"id": "c1", "type": "function", "function": WEATHER}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "sun"},
+            ASSISTANT,
+            tools=TOOLS,
+        ),
     ),
-    ("openai, old calls", {"messages": [USER, {"role": "assistant", "content": None, "function_call": WEATHER}]},
-     chat(USER, CALL)),
+    (
+        "openai, old calls",
+        {"messages": [USER, {"role": "assistant", "content": None, "function_call": WEATHER}]},
+        chat(USER, CALL),
+    ),
     ("prompt and completion", {"prompt": "Q", "completion": "A"}, Canonical(prompt="Q", completion="A")),
     ("no prompt", {"prompt": "", "completion": "A"}, Canonical(prompt="", completion="A")),
-    ("prompt and completion in messages", {"prompt": [USER], "completion": [ASSISTANT]},
-     chat({**USER, "loss": False}, ASSISTANT)),
-    ("openai, reasoning apart", {"messages": [USER, {**ASSISTANT, "reasoning_content": "R"}]},
-     chat(USER, {**ASSISTANT, "content": f"<think>\nR\n</think>\n\n{ASSISTANT['content']}"})),
+    (
+        "prompt and completion in messages",
+        {"prompt": [USER], "completion": [ASSISTANT]},
+        chat({**USER, "loss": False}, ASSISTANT),
+    ),
+    (
+        "openai, reasoning apart",
+        {"messages": [USER, {**ASSISTANT, "reasoning_content": "R"}]},
+        chat(USER, {**ASSISTANT, "content": f"<think>\nR\n</think>\n\n{ASSISTANT['content']}"}),
+    ),
     ("text", {"text": "T", "url": "x"}, Canonical(text="T")),
     ("tokens", {"input_ids": [1, 2, 3]}, Canonical(tokens=[1, 2, 3])),
-    ("tokens with labels", {"input_ids": [1, 2, 3, 0], "labels": [-100, -100, 3, -100],
-     "attention_mask": [1, 1, 1, 0]}, Canonical(tokens=[1, 2, 3], labels=[-100, -100, 3])),
-]  # fmt: skip
+    (
+        "tokens with labels",
+        {"input_ids": [1, 2, 3, 0], "labels": [-100, -100, 3, -100], "attention_mask": [1, 1, 1, 0]},
+        Canonical(tokens=[1, 2, 3], labels=[-100, -100, 3]),
+    ),
+]
 
 
 @pytest.mark.parametrize(("row", "meaning"), [m[1:] for m in MEANINGS], ids=[m[0] for m in MEANINGS])
@@ -105,8 +163,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"conversations": None}, "conversations is null"),
     ({"conversations": ["hi"]}, "wrong type of a turn: str"),
     ({"conversations": [{"from": "alien", "value": "x"}]}, "unknown role 'alien' (as user?)"),
-    ({"messages": [{"role": "customer", "content": "x"}, {"role": "agent", "content": "y"}]},
-     "unknown role 'customer' (as user?), 'agent' (as assistant?)"),
+    (
+        {"messages": [{"role": "customer", "content": "x"}, {"role": "agent", "content": "y"}]},
+        "unknown role 'customer' (as user?), 'agent' (as assistant?)",
+    ),
     ({"messages": [USER, {"role": "clerk", "content": "y"}]}, "unknown role 'clerk' (as assistant?)"),
     ({"conversations": [{"value": "x"}]}, "missing key role"),
     ({"conversations": [{"from": "human"}]}, "missing key content"),
@@ -115,20 +175,26 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"from": "function_call", "value": "{"}]}, "wrong type of function_call: not JSON"),
     ({"conversations": [{"from": "function_call", "value": "{}"}]}, "a tool call without a name"),
     ({"messages": [USER, {"role": "assistant", "content": None}]}, "content is null"),
-    ({"messages": '[{"role": "user", "role": "assistant", "content": "x"}]'},
-     "messages: the key role stands twice in one object"),
+    (
+        {"messages": '[{"role": "user", "role": "assistant", "content": "x"}]'},
+        "messages: the key role stands twice in one object",
+    ),
     ({"messages": [USER, ASSISTANT], "tools": "["}, "wrong type of tools: not JSON"),
     ({"messages": [USER, ASSISTANT], "tools": {"name": "x"}}, "wrong type of tools: not a list of objects"),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-     "wrong type of content: a part image, and Halter reads text only so far"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "wrong type of content: a part image, and Halter reads text only so far",
+    ),
     ({"prompt": "Q", "completion": "\n"}, "empty completion"),
     ({"text": ""}, "empty text"),
     ({"input_ids": [1, "2"]}, "wrong type: input_ids and labels are lists of whole numbers"),
     ({"input_ids": [1, True]}, "wrong type: input_ids and labels are lists of whole numbers"),
     ({"input_ids": [1, 2], "labels": [1]}, "input_ids, labels and attention_mask differ in length"),
-    ({"input_ids": [1, 2], "labels": [2, -100]},
-     "labels that are neither -100 nor the token at their own place (are they shifted?)"),
-]  # fmt: skip
+    (
+        {"input_ids": [1, 2], "labels": [2, -100]},
+        "labels that are neither -100 nor the token at their own place (are they shifted?)",
+    ),
+]
 
 
 @pytest.mark.parametrize(("row", "kind"), FAULTS, ids=[kind for _, kind in FAULTS])
@@ -243,9 +309,15 @@ def test_a_file_is_held_to_the_format_of_its_first_rows() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"validation": 0.0}, {"validation": 1.0}, {"validation": float("nan")}, {"max_length": 0}, {"limit": 0},
-     {"limit": -1}],
-)  # fmt: skip
+    [
+        {"validation": 0.0},
+        {"validation": 1.0},
+        {"validation": float("nan")},
+        {"max_length": 0},
+        {"limit": 0},
+        {"limit": -1},
+    ],
+)
 def test_options_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match=next(iter(wrong))):
         DataOptions(train="x", **wrong)

@@ -54,9 +54,13 @@ class Grouped(Objective):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    GROUPS, st.integers(1, 80), st.integers(1, 60), st.sampled_from([0.5, 1.0, 2.0]), st.integers(0, 3),
+    GROUPS,
+    st.integers(1, 80),
+    st.integers(1, 60),
+    st.sampled_from([0.5, 1.0, 2.0]),
     st.integers(0, 3),
-)  # fmt: skip
+    st.integers(0, 3),
+)
 def test_no_step_and_no_pass_tears_a_group(
     groups: list[tuple[int, int]], tokens: int, micro: int, weight: float, halvings: int, epoch: int
 ) -> None:

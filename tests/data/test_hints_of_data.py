@@ -30,8 +30,10 @@ from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 
 BASE = str(base_folder())
-ROWS = [{"instruction": row["messages"][0]["content"] if "messages" in row else str(row), "output": "Ann."}
-        for row in rows("lookup", 0, "train", 4)]  # fmt: skip
+ROWS = [
+    {"instruction": row["messages"][0]["content"] if "messages" in row else str(row), "output": "Ann."}
+    for row in rows("lookup", 0, "train", 4)
+]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
@@ -123,8 +125,10 @@ def test_dicts_of_python_are_made_json_as_the_hint_says(tokenizer: Tokenizer) ->
     assert "one JSON object a line" in refused(tokenizer, "b.jsonl").fix
 
 
-TALKS = [[{"role": "user", "content": f"Who's at \"{n}\", then?\nSay."}, {"role": "assistant", "content": "Ann's."}]
-         for n in range(3)]  # fmt: skip
+TALKS = [
+    [{"role": "user", "content": f'Who\'s at "{n}", then?\nSay.'}, {"role": "assistant", "content": "Ann's."}]
+    for n in range(3)
+]
 
 
 def in_lines(rows: list[Any]) -> str:
@@ -301,8 +305,10 @@ def test_an_address_of_a_model_is_told_as_one() -> None:
 
 
 def test_an_export_is_told_as_one(tmp_path: Path) -> None:
-    for name, fix in (("a.gguf", "GGUF is an export format: take the checkpoint that it was made from"),
-                      ("b.md", "give the folder of a model, an adapter, a run")):  # fmt: skip
+    for name, fix in (
+        ("a.gguf", "GGUF is an export format: take the checkpoint that it was made from"),
+        ("b.md", "give the folder of a model, an adapter, a run"),
+    ):
         (tmp_path / name).write_bytes(b"GGUF")
         told = no_such_folder("model-not-found", tmp_path / name)
         assert sorted(told.fix.split(", ")) == sorted(fix.split(", ")), told

@@ -112,10 +112,15 @@ def test_numbers_are_learned_as_is_said(column: str, tokenizer: Tokenizer, tmp_p
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("Où est le café déjà vu ?", True), ("“quoted” – l’été", True), ("привет", True), ("日本語", True),
-        ("München", True), ("£5", True), ("plain", False),
+        ("Où est le café déjà vu ?", True),
+        ("“quoted” – l’été", True),
+        ("привет", True),
+        ("日本語", True),
+        ("München", True),
+        ("£5", True),
+        ("plain", False),
     ],
-)  # fmt: skip
+)
 def test_letters_that_were_misread_are_known(text: str, wrong: bool) -> None:
     assert not misread(text)
     for encoding in ("cp1252", "latin-1"):

@@ -68,10 +68,13 @@ def test_labels_of_a_conversation(llama3: Tokenizer, tmp_path: Path) -> None:
     """Every answer with its end of turn; calls but not what tools return; not what says loss: false."""
     call = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
     turns = [
-        {"role": "user", "content": "One?"}, {"role": "assistant", "content": "No answer.", "loss": False},
-        {"role": "user", "content": "Two?"}, {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "Sunny."}, {"role": "assistant", "content": "Sun."},
-    ]  # fmt: skip
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "No answer.", "loss": False},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "Sunny."},
+        {"role": "assistant", "content": "Sun."},
+    ]
     path = write(tmp_path / "a.jsonl", [{"messages": turns}])
     example = load(llama3, LLAMA3, train=path).train[0]
     called = learnt(llama3, example).removesuffix("<|eot_id|>Sun.<|eot_id|>")
@@ -129,12 +132,17 @@ def planted(path: Path) -> dict[int, str]:
 
     unlearnt = {"messages": [good["messages"][0], {"role": "assistant", "content": "A", "loss": False}]}
     bad = {
-        "broken JSON": b'{"messages": ', "NUL byte": b'{"messages": "\0"}', "invalid UTF-8": b'{"messages": "\xff"}',
-        "lone surrogate": said("\ud800").encode(), "missing key": b'{"message": []}', "wrong type": said(3).encode(),
-        "empty answer": said("").encode(), "missing answer": json.dumps({"messages": good["messages"][:1]}).encode(),
+        "broken JSON": b'{"messages": ',
+        "NUL byte": b'{"messages": "\0"}',
+        "invalid UTF-8": b'{"messages": "\xff"}',
+        "lone surrogate": said("\ud800").encode(),
+        "missing key": b'{"message": []}',
+        "wrong type": said(3).encode(),
+        "empty answer": said("").encode(),
+        "missing answer": json.dumps({"messages": good["messages"][:1]}).encode(),
         "no token to learn": json.dumps(unlearnt).encode(),
         "a line of": b'{"messages": "' + b"x" * (1 << 16) + b'"}',
-    }  # fmt: skip
+    }
     places = np.random.default_rng(0).permutation(np.arange(2, 2001))[:140].tolist()
     kinds = {line: list(bad)[n % 10] if n < 100 else "empty line" for n, line in enumerate(places)}
     with path.open("wb") as file:

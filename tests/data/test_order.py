@@ -121,9 +121,12 @@ def test_the_order_is_written_down() -> None:
 def test_the_order_is_that_of_another_process() -> None:
     code = "from halter.data.order import permutation; print(permutation(1000, 3, 4).tolist())"
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PYTHONHASHSEED": "77"},
-    ).stdout  # fmt: skip
+    ).stdout
     assert out.strip() == str(permutation(1000, 3, 4).tolist())
 
 

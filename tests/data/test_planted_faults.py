@@ -58,7 +58,7 @@ BAD = {
     "no token to learn": lambda n: messages(n, "A", loss=False),
     "duplicate id": lambda n: messages(1, "A"),
     "a line of": lambda n: messages(n, "x" * (10 << 20)),
-}  # fmt: skip
+}
 """{kind as it is told: the line}"""
 
 
@@ -110,8 +110,13 @@ def test_skipping_trains_on_the_rest_and_the_run_says_how_many(own: Own, tmp_pat
     path.write_bytes(b"\n".join([*(messages(n, f"A{n}") for n in range(1, 31)), *(line(99) for line in BAD.values())]))
     model = {"path": str(own.base), "device": "cpu"}
     data = {"train": str(path), "template": "alpaca", "on_bad": "skip", "id_column": "id"}
-    recipe = {"model": model, "method": {"name": "lora", "r": 2}, "data": data, "train": {"max_steps": 1},
-              "output_dir": str(tmp_path / "run")}  # fmt: skip
+    recipe = {
+        "model": model,
+        "method": {"name": "lora", "r": 2},
+        "data": data,
+        "train": {"max_steps": 1},
+        "output_dir": str(tmp_path / "run"),
+    }
     run = session.train(recipe, say=lambda _: None)
     assert run is not None
     told = json.loads((run / "data.json").read_text())

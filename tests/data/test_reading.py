@@ -58,34 +58,74 @@ EVERYONES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
     "gsm8k": ({"question": "Q", "answer": "A #### 3"}, "Q", "A #### 3", []),
     "numbers as answers": ({"question": "Q", "answer": 18}, "Q", "18", []),
     "boolq": ({"question": "Q", "passage": "C", "answer": True}, "Q|C", "true", []),
-    "conversation": ({"conversation": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
-                     "Q", "A", []),
+    "conversation": (
+        {"conversation": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+        "Q",
+        "A",
+        [],
+    ),
     "exchanges": ({"conversation": [{"human": "Q", "assistant": "A"}], "topic": 1}, "Q", "A", ["topic"]),
     "texts in turn": ({"dialog": ["Q", "A"]}, "Q", "A", []),
-    "mmlu": ({"subject": "s", "question": "Q", "choices": ["x", "y"], "answer": "B"}, "Q\nA. x\nB. y", "B",
-             ["subject"]),
+    "mmlu": (
+        {"subject": "s", "question": "Q", "choices": ["x", "y"], "answer": "B"},
+        "Q\nA. x\nB. y",
+        "B",
+        ["subject"],
+    ),
     "mmlu of the hub": ({"question": "Q", "choices": ["x", "y"], "answer": 1}, "Q\nA. x\nB. y", "B", []),
-    "medqa": ({"question": "Q", "options": {"A": "x", "B": "y"}, "answer": "y", "answer_idx": "B"},
-              "Q\nA. x\nB. y", "B", ["answer"]),
-    "arc of the hub": ({"id": "1", "question": "Q", "choices": {"text": ["x", "y"], "label": ["A", "B"]},
-                        "answerKey": "A"}, "Q\nA. x\nB. y", "A", ["id"]),
-    "pubmedqa": ({"question": "Q", "contexts": ["c", "d"], "long_answer": "L", "final_decision": "yes"},
-                 "Q|c\nd", "yes", ["long_answer"]),
-    "scienceqa": ({"question": "Q", "hint": "H", "choices": ["x", "y"], "answer": 0, "lecture": "L"},
-                  "H\nQ\nA. x\nB. y", "A", ["lecture"]),
-    "xcopa": ({"premise": "P", "choice1": "x", "choice2": "y", "question": "effect", "label": 1},
-              "P\nWhat happened as a result?\nA. x\nB. y", "B", []),
-    "social iqa": ({"context": "C", "question": "Q", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"},
-                   "C\nQ\nA. x\nB. y\nC. z", "C", []),
+    "medqa": (
+        {"question": "Q", "options": {"A": "x", "B": "y"}, "answer": "y", "answer_idx": "B"},
+        "Q\nA. x\nB. y",
+        "B",
+        ["answer"],
+    ),
+    "arc of the hub": (
+        {"id": "1", "question": "Q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"},
+        "Q\nA. x\nB. y",
+        "A",
+        ["id"],
+    ),
+    "pubmedqa": (
+        {"question": "Q", "contexts": ["c", "d"], "long_answer": "L", "final_decision": "yes"},
+        "Q|c\nd",
+        "yes",
+        ["long_answer"],
+    ),
+    "scienceqa": (
+        {"question": "Q", "hint": "H", "choices": ["x", "y"], "answer": 0, "lecture": "L"},
+        "H\nQ\nA. x\nB. y",
+        "A",
+        ["lecture"],
+    ),
+    "xcopa": (
+        {"premise": "P", "choice1": "x", "choice2": "y", "question": "effect", "label": 1},
+        "P\nWhat happened as a result?\nA. x\nB. y",
+        "B",
+        [],
+    ),
+    "social iqa": (
+        {"context": "C", "question": "Q", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"},
+        "C\nQ\nA. x\nB. y\nC. z",
+        "C",
+        [],
+    ),
     "dialogsum": ({"fname": "f", "dialogue": "D", "summary": "A"}, "Summarise this dialogue.|D", "A", ["fname"]),
     "cnn": ({"article": "D", "highlights": "A"}, "Summarise this article.|D", "A", []),
     "legalbench": ({"instruction": "Q", "text": "C", "label": "Yes"}, "Q|C", "Yes", []),
     "task columns before text": ({"question": "Q", "answer": "A", "text": "rendered"}, "Q|rendered", "A", []),
-    "alpaca with more": ({"instruction": "Q", "output": "A", "text": "rendered", "answer": "x"}, "Q", "A",
-                         ["text", "answer"]),
-    "hh transcript by data.columns": ({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q"}, "Q", "A",
-                                      ["rejected"]),
-}  # fmt: skip
+    "alpaca with more": (
+        {"instruction": "Q", "output": "A", "text": "rendered", "answer": "x"},
+        "Q",
+        "A",
+        ["text", "answer"],
+    ),
+    "hh transcript by data.columns": (
+        {"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q"},
+        "Q",
+        "A",
+        ["rejected"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", EVERYONES)
@@ -210,14 +250,22 @@ PAIRS = {
     "prompt": {"prompt": "Q", "chosen": " A", "rejected": "B"},
     "question": {"question": "Q", "chosen": "A", "rejected": "B"},
     "hh": {"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"},
-    "llama-factory": {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "A"},
-                      "rejected": {"from": "gpt", "value": "B"}},
-    "trl": {"prompt": [{"role": "user", "content": "Q"}], "chosen": [{"role": "assistant", "content": "A"}],
-            "rejected": [{"role": "assistant", "content": "B"}]},
-    "trl, whole": {"chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
-                   "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "B"}]},
+    "llama-factory": {
+        "conversations": [{"from": "human", "value": "Q"}],
+        "chosen": {"from": "gpt", "value": "A"},
+        "rejected": {"from": "gpt", "value": "B"},
+    },
+    "trl": {
+        "prompt": [{"role": "user", "content": "Q"}],
+        "chosen": [{"role": "assistant", "content": "A"}],
+        "rejected": [{"role": "assistant", "content": "B"}],
+    },
+    "trl, whole": {
+        "chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+        "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "B"}],
+    },
     "bare": {"chosen": "A", "rejected": "B", "Score Difference": 3},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -323,14 +371,26 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tokenizer: Tokeniz
 # Real files
 
 REFUSED = {
-    "dpo_en_demo": "data-preference", "hh_harmless_train": "data-preference", "hh_harmless_test": "data-preference",
-    "tinystories_pairs_train": "data-preference", "tinystories_pairs_test": "data-preference",
-    "mt_bench_questions": "data-format", "mt_bench_reference_gpt4": "data-format",
-}  # fmt: skip
+    "dpo_en_demo": "data-preference",
+    "hh_harmless_train": "data-preference",
+    "hh_harmless_test": "data-preference",
+    "tinystories_pairs_train": "data-preference",
+    "tinystories_pairs_test": "data-preference",
+    "mt_bench_questions": "data-format",
+    "mt_bench_reference_gpt4": "data-format",
+}
 PLAIN = {
-    "c4_demo", "tinystories_test", "tinystories_val", "winobias", "tinyshakespeare", "wikitext2_valid",
-    "wikitext2_test", "tinystories_train_head", "winobias_female_occupations", "winobias_male_occupations",
-}  # fmt: skip
+    "c4_demo",
+    "tinystories_test",
+    "tinystories_val",
+    "winobias",
+    "tinyshakespeare",
+    "wikitext2_valid",
+    "wikitext2_test",
+    "tinystories_train_head",
+    "winobias_female_occupations",
+    "winobias_male_occupations",
+}
 FOLDERS = ("instruct", "chat", "preference", "eval", "text")
 
 

@@ -139,8 +139,9 @@ def test_a_gap_of_pandas_is_not_learned_as_nan() -> None:
     """pandas writes NaN where a table has a gap; in a context it is none, in an answer it is a fault."""
     row = {"question": "Who?", "context": float("nan"), "answer": "Ann."}
     assert understand([row], DataOptions(), "a").read(row).messages == [
-        {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."},
-    ]  # fmt: skip
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ann."},
+    ]
 
 
 GAP = float("nan")
@@ -301,10 +302,20 @@ def test_a_table_that_is_as_it_is_called_stays_so(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "name"),
-    [("latin-1", "a.jsonl"), ("cp1252", "a.csv"), ("cp1252", "a.json"), ("latin-1", "a.jsonl.gz"),
-     ("gb18030", "a.jsonl"), ("shift_jis", "a.jsonl"), ("utf-16", "a.jsonl"), ("utf-16-le", "a.jsonl"),
-     ("utf-16-be", "a.jsonl"), ("utf-32", "a.jsonl"), ("utf-16", "with space.jsonl")],
-)  # fmt: skip
+    [
+        ("latin-1", "a.jsonl"),
+        ("cp1252", "a.csv"),
+        ("cp1252", "a.json"),
+        ("latin-1", "a.jsonl.gz"),
+        ("gb18030", "a.jsonl"),
+        ("shift_jis", "a.jsonl"),
+        ("utf-16", "a.jsonl"),
+        ("utf-16-le", "a.jsonl"),
+        ("utf-16-be", "a.jsonl"),
+        ("utf-32", "a.jsonl"),
+        ("utf-16", "with space.jsonl"),
+    ],
+)
 def test_a_text_in_another_encoding_keeps_its_rows_by_the_command_that_is_printed(
     encoding: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,8 +425,10 @@ def test_rows_that_are_too_long_by_their_template_say_so(
 ) -> None:
     """A tokenizer of letters and a short context: most of a row is the template, and one is named that fits."""
     tokenizer = Tokenizer.from_folder(own.letters, {})
-    rows = [{"instruction": "Tell a story with this word.", "input": word, "output": f"There was a {word}." * 3}
-            for word in ("cat", "dog")]  # fmt: skip
+    rows = [
+        {"instruction": "Tell a story with this word.", "input": word, "output": f"There was a {word}." * 3}
+        for word in ("cat", "dog")
+    ]
     put("a.jsonl", *rows)
     options = DataOptions(train="a.jsonl", max_length=256, cache=False)
     with pytest.raises(Refusal) as caught:

@@ -119,12 +119,15 @@ def test_faults_of_other_files(tmp_path: Path) -> None:
     good, faults = found(write(tmp_path / "a.csv", table))
     assert good == [("a.csv:2", {"q": "1", "a": "2"}), ("a.csv:5", {"q": "x\ny", "a": "3"})]
     assert faults == [
-        "a.csv:3: 1 columns instead of 2", "a.csv:7: 3 columns instead of 2", "a.csv:8: invalid UTF-8",
+        "a.csv:3: 1 columns instead of 2",
+        "a.csv:7: 3 columns instead of 2",
+        "a.csv:8: invalid UTF-8",
         "a.csv:9: NUL character",
-    ]  # fmt: skip
+    ]
     assert found(write(tmp_path / "b.json", '[{"a": "\\ud800"}, 3, {"a": "b"}]')) == (
-        [("b.json[2]", {"a": "b"})], ["b.json[0]: lone surrogate", "b.json[1]: int instead of an object"],
-    )  # fmt: skip
+        [("b.json[2]", {"a": "b"})],
+        ["b.json[0]: lone surrogate", "b.json[1]: int instead of an object"],
+    )
     assert found(write(tmp_path / "c.json", '[\n{"a": 1},\n{"a" 2}]'))[1] == [
         "c.json:3: broken JSON: Expecting ':' delimiter at character 6"
     ]

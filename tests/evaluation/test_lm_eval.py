@@ -99,11 +99,13 @@ def test_answers_end_where_the_task_says(judge: Judge, reference: tuple[Any, Any
         whole = reference[0].generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
     text = judge.tokenizer.decode(whole.tolist())
     greedy = {"do_sample": False, "temperature": 0.7}  # lm-eval: without sampling the temperature is nothing
-    cut, short, named = judge.until([
-        (prompt, {"until": [stop, "."], "max_gen_toks": 60, **greedy}),
-        (prompt, {"until": [], "max_gen_toks": 5, **greedy}),
-        (prompt, {"until": stop, "max_new_tokens": 60, "temperature": 0.0}),
-    ])  # fmt: skip
+    cut, short, named = judge.until(
+        [
+            (prompt, {"until": [stop, "."], "max_gen_toks": 60, **greedy}),
+            (prompt, {"until": [], "max_gen_toks": 5, **greedy}),
+            (prompt, {"until": stop, "max_new_tokens": 60, "temperature": 0.0}),
+        ]
+    )
     # Decoded by itself, as transformers does it: SentencePiece's first space is not said.
     assert text == reference[1].decode(whole, skip_special_tokens=True)
     assert cut == named == text.split(stop)[0].split(".")[0] and stop in text
@@ -178,10 +180,14 @@ def own_tasks(tmp_path: Path) -> Path:
     names, choices = ("Lily", "Tom", "The dog", "A girl", "Mom", "Ben"), ["park", "spoon", "big red house"]
     times = (1, 2, 3, 40, 90, 150)
     rows = [
-        {"q": f"{name} saw a cat. " * many + f"{name} went to the", "choices": choices, "answer": n % 2,
-         "text": f"{name} saw a dog. " * many}
+        {
+            "q": f"{name} saw a cat. " * many + f"{name} went to the",
+            "choices": choices,
+            "answer": n % 2,
+            "text": f"{name} saw a dog. " * many,
+        }
         for n, (name, many) in enumerate(zip(names, times, strict=True))
-    ]  # fmt: skip
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = f"dataset_path: json\ndataset_kwargs:\n  data_files: {folder / 'rows.jsonl'}\ntest_split: train\n"
     choice = 'output_type: multiple_choice\ndoc_to_text: "{{q}}"\ndoc_to_choice: choices\ndoc_to_target: answer\n'
@@ -204,8 +210,11 @@ def test_the_scores_are_those_of_lm_evals_own_model(own_tasks: Path, judge: Judg
     scores, facts = task_scores(judge, options)
     theirs = lm_eval.simple_evaluate(
         model=HFLM(pretrained=str(data.base), device="cpu", dtype="float32"),
-        tasks=list(options.task_names), task_manager=task_manager(options), num_fewshot=1, bootstrap_iters=0,
-    )  # fmt: skip
+        tasks=list(options.task_names),
+        task_manager=task_manager(options),
+        num_fewshot=1,
+        bootstrap_iters=0,
+    )
     names = {"own_choice/acc", "own_choice/acc_norm", "own_rolling/word_perplexity", "own_until/exact_match"}
     assert names <= scores.keys() and facts["own_choice"]["rows"] == 6
     for name in names:

@@ -166,8 +166,10 @@ def test_peft_combines_alike_where_it_is_right(mode, sign, tmp_path, monkeypatch
     made, report = combine(adapters, weights, CombineOptions(mode, 5, density=0.4, sign=sign))
     layers = theirs.base_model.model.model.layers
     for layer in range(2):
-        for name, module in (("self_attn.q_proj", layers[layer].self_attn.q_proj),
-                             ("mlp.up_proj", layers[layer].mlp.up_proj)):  # fmt: skip
+        for name, module in (
+            ("self_attn.q_proj", layers[layer].self_attn.q_proj),
+            ("mlp.up_proj", layers[layer].mlp.up_proj),
+        ):
             want = module.get_delta_weight("all").detach().double()
             got = updates(made)[f"model.layers.{layer}.{name}"]
             bounds.assert_same(got, want)

@@ -28,9 +28,13 @@ from halter.pretrained.load import load_config, load_model
 from halter.text.tokenizer import Tokenizer
 
 SMALL = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "vocab_size": 32,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 32,
+}
 MEMORY = 64 << 20
 
 
@@ -129,14 +133,20 @@ def targets(tmp_path_factory: pytest.TempPathFactory, own: Own) -> dict[str, Tar
         ),
         "halter adapter": Target(
             root / "adapter",
-            {"halter.json": config, "manifest.json": config, "adapter_config.json": config,
-             "adapter_model.safetensors": st}, read_adapter, 4,
+            {
+                "halter.json": config,
+                "manifest.json": config,
+                "adapter_config.json": config,
+                "adapter_model.safetensors": st,
+            },
+            read_adapter,
+            4,
         ),
         "unsealed adapter": Target(root / "unsealed", {"halter.json": config}, read_adapter, 5),
         "peft adapter": Target(
             root / "peft", {"adapter_config.json": config, "adapter_model.safetensors": st}, read_adapter, 5
         ),
-    }  # fmt: skip
+    }
 
 
 def fuzz(targets: dict[str, Target], cases: int, seed: int, where: Path) -> dict[str, Tally]:

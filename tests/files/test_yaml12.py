@@ -15,12 +15,36 @@ from halter.errors import Refusal
 from halter.files.yaml12 import MAX_BYTES, YamlDocument, flow, parse, read, scalar
 
 CORE_SCHEMA = [  # YAML 1.2.2, 10.3.2, and what YAML 1.1 would have made of it
-    ("2e-4", 2e-4), ("1E3", 1000.0), (".5", 0.5), ("5.", 5.0), ("-1.5e+3", -1500.0), ("0o17", 15), ("0x1F", 31),
-    ("010", 10), ("-3", -3), ("+7", 7), ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
-    ("off", "off"), ("yes", "yes"), ("No", "No"), ("on", "on"), ("1_000", "1_000"), ("12:30:45", "12:30:45"),
-    ("2024-07-26", "2024-07-26"), ("0b11", "0b11"), ("1e", "1e"), ("q_proj", "q_proj"), (".inf", math.inf),
-    ("-.Inf", -math.inf), ("<<", "<<"), ("=", "="),
-]  # fmt: skip
+    ("2e-4", 2e-4),
+    ("1E3", 1000.0),
+    (".5", 0.5),
+    ("5.", 5.0),
+    ("-1.5e+3", -1500.0),
+    ("0o17", 15),
+    ("0x1F", 31),
+    ("010", 10),
+    ("-3", -3),
+    ("+7", 7),
+    ("true", True),
+    ("False", False),
+    ("null", None),
+    ("~", None),
+    ("", None),
+    ("off", "off"),
+    ("yes", "yes"),
+    ("No", "No"),
+    ("on", "on"),
+    ("1_000", "1_000"),
+    ("12:30:45", "12:30:45"),
+    ("2024-07-26", "2024-07-26"),
+    ("0b11", "0b11"),
+    ("1e", "1e"),
+    ("q_proj", "q_proj"),
+    (".inf", math.inf),
+    ("-.Inf", -math.inf),
+    ("<<", "<<"),
+    ("=", "="),
+]
 
 
 @pytest.mark.parametrize(("text", "value"), CORE_SCHEMA)
@@ -31,8 +55,12 @@ def test_core_schema(text: str, value: object) -> None:
 
 def test_quoted_scalars_are_words_and_tags_must_fit() -> None:
     assert parse("a: '2e-4'\nb: \"off\"\nc: !!str 5\nd: !!float 3\ne: |\n  12\n").data == {
-        "a": "2e-4", "b": "off", "c": "5", "d": 3.0, "e": "12\n",
-    }  # fmt: skip
+        "a": "2e-4",
+        "b": "off",
+        "c": "5",
+        "d": 3.0,
+        "e": "12\n",
+    }
 
 
 def test_every_key_and_item_knows_its_place() -> None:
@@ -89,11 +117,15 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=12)
     | st.sampled_from(["off", "Yes", "1e3", "0o7", "2024-07-26", "all-linear", "a b", "a: b", "# c", "1_0", "-", "0x"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @given(VALUES)

@@ -90,8 +90,9 @@ def test_log_probabilities_with_an_adapter_are_those_of_the_model_in_float64(
         adapter, double = (adapt(m, name, **options) for m in (model, wide))
         for each in (adapter, double):
             tiny.jitter(each, 0.1)
-        answer = generate(model, asked[1], [prompt, prompt], [adapter, None], max_new_tokens=6, ignore_stop_ids=True,
-                          **TOLD)  # fmt: skip
+        answer = generate(
+            model, asked[1], [prompt, prompt], [adapter, None], max_new_tokens=6, ignore_stop_ids=True, **TOLD
+        )
         for one, owner in zip(answer, (double, None), strict=True):
             with torch.no_grad():
                 want = wide(torch.tensor([[*prompt, *one.tokens]]), adapter=owner)[0].log_softmax(-1)

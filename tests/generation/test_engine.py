@@ -64,8 +64,12 @@ def each(data: Data) -> tuple[Decoder, Tokenizer]:
 
 def theirs(peer: Any, tokens: list[int], count: int) -> list[int]:
     """Greedy tokens of transformers.generate for one prompt, with the end token."""
-    out = peer.generate(torch.tensor([tokens]), attention_mask=torch.ones(1, len(tokens), dtype=torch.int64),
-                        max_new_tokens=count, do_sample=False)  # fmt: skip
+    out = peer.generate(
+        torch.tensor([tokens]),
+        attention_mask=torch.ones(1, len(tokens), dtype=torch.int64),
+        max_new_tokens=count,
+        do_sample=False,
+    )
     return out[0, len(tokens) :].tolist()
 
 

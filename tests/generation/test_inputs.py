@@ -35,8 +35,10 @@ USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content
         ({"question": "Why?"}, "Why?"),
         ({"question": "Why?", "context": "So."}, [{"role": "user", "content": "Why?", "input": "So."}]),
         ({"question": "Why?", "context": "So.", "answer": None}, [{"role": "user", "content": "Why?", "input": "So."}]),
-        ({"query": "Why?", "system_prompt": "Be."}, [
-            {"role": "system", "content": "Be."}, {"role": "user", "content": "Why?"}]),
+        (
+            {"query": "Why?", "system_prompt": "Be."},
+            [{"role": "system", "content": "Be."}, {"role": "user", "content": "Why?"}],
+        ),
         ({"question": "Which?", "choices": ["a", "b"], "answer": 1}, "Which?\nA. a\nB. b"),
         ({"text": "Once"}, "Once"),
         ({"story": "Once"}, None),
@@ -44,7 +46,7 @@ USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content
         ({"chat": ["Hi", "Hello", "Hi"]}, [USER, ANSWER, USER]),
         ({"turns": ["Hi", "And?"]}, [USER]),
     ],
-)  # fmt: skip
+)
 def test_prompt_of(row: dict[str, Any], prompt: Any) -> None:
     assert prompt_of(row) == prompt
 
@@ -92,9 +94,8 @@ ALIKE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"messages": talk(("bot", "So."), ("user", "Hi"))}, {"roles": {"bot": "user", "user": "assistant"}}),
     ({"Instruction": "Add.", "input": "1 2", "output": "3", "history": [["Hi", "Hello"]], "system": "Be."}, {}),
     ({"q": "Add.", "input": "1 2", "a": "3"}, {"columns": {"instruction": "q", "output": "a"}}),
-    ({"a": "Add.", "b": "1", "c": "2", "text": "no"},
-     {"columns": {"instruction": "{a} {b}", "output": "c"}}),
-]  # fmt: skip
+    ({"a": "Add.", "b": "1", "c": "2", "text": "no"}, {"columns": {"instruction": "{a} {b}", "output": "c"}}),
+]
 
 
 @pytest.mark.parametrize(("row", "given"), ALIKE)

@@ -42,8 +42,12 @@ def test_nothing_certain_is_held_back(text: str, stops: list[str]) -> None:
 def test_across_pieces() -> None:
     gate = StopStrings(["\n### "])
     assert [gate.push(piece) for piece in ("An answer", ".\n", "# no\n##", "# Instruction", "more")] == [
-        "An answer", ".", "\n# no", "", "",
-    ]  # fmt: skip
+        "An answer",
+        ".",
+        "\n# no",
+        "",
+        "",
+    ]
     assert gate.found == "\n### "
 
 

@@ -39,13 +39,33 @@ from halter.training.loop import Events, Feed, train_loop  # noqa: E402
 from halter.training.trainee import Trainee  # noqa: E402
 
 STORY = ModelConfig(
-    layers=5, dim=64, heads=8, kv_heads=4, head_dim=8, ffn_dim=172, vocab_size=512, context=512,
-    tied=True, bos_token_id=1, eos_token_ids=(2,), dtype="float32",
-)  # fmt: skip
+    layers=5,
+    dim=64,
+    heads=8,
+    kv_heads=4,
+    head_dim=8,
+    ffn_dim=172,
+    vocab_size=512,
+    context=512,
+    tied=True,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+    dtype="float32",
+)
 LETTERS = ModelConfig(
-    layers=2, dim=32, heads=4, kv_heads=2, head_dim=8, ffn_dim=88, vocab_size=0, context=256,
-    tied=True, bos_token_id=1, eos_token_ids=(2,), dtype="float32",
-)  # fmt: skip
+    layers=2,
+    dim=32,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    ffn_dim=88,
+    vocab_size=0,
+    context=256,
+    tied=True,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+    dtype="float32",
+)
 STEP_TOKENS = 3072
 CLEAR = 0.02
 """Logits of a few units have errors near 1e-5 in float32, whatever the processor and the order of its sums."""
@@ -57,10 +77,18 @@ def sentencepiece_model(texts: list[str], **options: Any) -> bytes:
     """A tokenizer.model. One thread and no sampling: the same texts give the same bytes."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=written, num_threads=1, character_coverage=1.0,
-        normalization_rule_name="identity", allow_whitespace_only_pieces=True, split_digits=True,
-        unk_surface=r" \342\201\207 ", max_sentence_length=1 << 16, minloglevel=2, **options,
-    )  # fmt: skip
+        sentence_iterator=iter(texts),
+        model_writer=written,
+        num_threads=1,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        unk_surface=r" \342\201\207 ",
+        max_sentence_length=1 << 16,
+        minloglevel=2,
+        **options,
+    )
     return written.getvalue()
 
 
@@ -91,10 +119,14 @@ def write_tokenizer(folder: Path, model: bytes, context: int, byte_fallback: boo
     library.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", **names, "add_bos_token": True, "add_eos_token": False,
-        "model_max_length": context, "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **names,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-    }  # fmt: skip
+    }
     for name, value in (("tokenizer_config", settings), ("special_tokens_map", names)):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
     return library
@@ -164,10 +196,13 @@ def make(folder: Path, story_tokens: int = 700_000, letters_tokens: int = 150_00
     (folder / "pieces").mkdir(exist_ok=True)
     (folder / "pieces" / "tokenizer.model").write_bytes(
         sentencepiece_model(
-            [*texts, *[PROMPT, FOREIGN] * 50], model_type="bpe", vocab_size=1000, byte_fallback=True,
+            [*texts, *[PROMPT, FOREIGN] * 50],
+            model_type="bpe",
+            vocab_size=1000,
+            byte_fallback=True,
             remove_extra_whitespaces=False,
         )
-    )  # fmt: skip
+    )
     if story_tokens:
         write_trained(folder / "story", STORY, library, story_tokens)
         write_greedy(folder)

@@ -16,8 +16,12 @@ from typing import Any, Literal
 
 INTS, FLOATS = (0, 3, 4), (0.0, 0.5, 3.0)
 MODULES: tuple[Any, ...] = (
-    ("q_proj", "down_proj"), ("v_proj", "lm_head"), ("embed_tokens",), r".*\.[ko]_proj", ("input_layernorm", "norm"),
-)  # fmt: skip
+    ("q_proj", "down_proj"),
+    ("v_proj", "lm_head"),
+    ("embed_tokens",),
+    r".*\.[ko]_proj",
+    ("input_layernorm", "norm"),
+)
 Options = Mapping[str, Any]
 Value = tuple[str, int]
 """(option, number of its value)."""
@@ -127,8 +131,12 @@ def _accepted_start(
     others = [name for name in space if name not in pair]
     beside: list[dict[str, int]] = [{}]
     beside += [{name: i} for name in others for i in range(1, len(space[name]))]
-    beside += [{a: i, b: j} for a, b in combinations(others, 2) for i in range(1, len(space[a]))
-               for j in range(1, len(space[b]))]  # fmt: skip
+    beside += [
+        {a: i, b: j}
+        for a, b in combinations(others, 2)
+        for i in range(1, len(space[a]))
+        for j in range(1, len(space[b]))
+    ]
     for more in beside:
         if accepts({**pair, **more}):
             return {**pair, **more}, [name for name in others if name not in more]

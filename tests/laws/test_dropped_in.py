@@ -26,15 +26,23 @@ def test_the_template_passes_all_laws(tmp_path):
     chosen = f"{NAME} or registry or rule or (ordered_pair and lora)"  # lora before it, and all others after it
     child = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *laws, "-k", chosen],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert child.returncode == 0, child.stdout[-3000:]
     passed = int(re.findall(r"(\d+) passed", child.stdout)[0])
     print(f"the template method: {passed} laws and rules passed")
     assert passed > 90
     helped = subprocess.run(
         [sys.executable, "-m", "halter", "init", NAME, "-"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert helped.returncode == 0 and "layers_from: 0" in helped.stdout
     assert "The first layer that is scaled" in helped.stdout

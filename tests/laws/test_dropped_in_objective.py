@@ -43,8 +43,12 @@ def test_the_template_passes_all_laws(tmp_path):
     laws = ["tests/laws/test_objectives.py", "tests/test_floors.py"]
     child = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *laws, "-k", f"{NAME} or registry or rule"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert child.returncode == 0, child.stdout[-3000:]
     passed = int(re.findall(r"(\d+) passed", child.stdout)[0])
     print(f"the template objective: {passed} laws and rules passed")

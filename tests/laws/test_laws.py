@@ -59,9 +59,12 @@ def batch(lengths=(9, 14, 5), seed=0):
         targets[start + n // 2 : start + n - 1] = tokens[start + n // 2 + 1 : start + n]
         start += n
     return Batch(
-        tokens=tokens, targets=targets, lengths=list(lengths), prompt_lengths=[n // 2 + 1 for n in lengths],
+        tokens=tokens,
+        targets=targets,
+        lengths=list(lengths),
+        prompt_lengths=[n // 2 + 1 for n in lengths],
         rows=list(range(len(lengths))),
-    )  # fmt: skip
+    )
 
 
 def trainee(adapter, rate=1e-2, optimizer=torch.optim.AdamW, clip=0.0):
@@ -252,9 +255,12 @@ def split(whole, parts):
         rows = slice(start, start + each)
         tokens = slice(ends[start - 1] if start else 0, ends[start + each - 1])
         yield Batch(
-            tokens=whole.tokens[tokens], targets=whole.targets[tokens], lengths=whole.lengths[rows],
-            prompt_lengths=whole.prompt_lengths[rows], rows=whole.rows[rows],
-        )  # fmt: skip
+            tokens=whole.tokens[tokens],
+            targets=whole.targets[tokens],
+            lengths=whole.lengths[rows],
+            prompt_lengths=whole.prompt_lengths[rows],
+            rows=whole.rows[rows],
+        )
 
 
 @every_method

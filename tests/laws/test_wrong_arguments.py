@@ -74,10 +74,36 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         "model": {"tokens": tokens, "adapter": adapter, "lengths": [3]},
     }
     odd = [
-        None, 7, -1, 2.5, float("nan"), "three", "", b"bytes", [], ["x"], [None], [[]], [["x"]], {}, {"a": 1},
-        {1: object()}, (1, "x"), object(), [object()], {"model": object()}, int, model, tokenizer, adapter,
-        (model, tokenizer), [model], {"model": model}, torch.ones(2), Path("no-such"),
-    ]  # fmt: skip
+        None,
+        7,
+        -1,
+        2.5,
+        float("nan"),
+        "three",
+        "",
+        b"bytes",
+        [],
+        ["x"],
+        [None],
+        [[]],
+        [["x"]],
+        {},
+        {"a": 1},
+        {1: object()},
+        (1, "x"),
+        object(),
+        [object()],
+        {"model": object()},
+        int,
+        model,
+        tokenizer,
+        adapter,
+        (model, tokenizer),
+        [model],
+        {"model": model},
+        torch.ones(2),
+        Path("no-such"),
+    ]
     return Bench(calls, odd)
 
 
@@ -292,8 +318,9 @@ def test_methods_that_are_not_here_are_told_so(bench: Bench) -> None:
             halter.adapt(model, name)
         made = eval(caught.value.fix, {"halter": halter, "model": model}) if name != "trainabletokens" else None
         assert made is None or (made.methods[0].name(), getattr(made.methods[0], option or "none", None)) == (
-            method, value,
-        )  # fmt: skip
+            method,
+            value,
+        )
 
 
 def test_a_configuration_of_peft_is_told_as_the_call_that_does_the_same(bench: Bench) -> None:

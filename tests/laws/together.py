@@ -75,9 +75,12 @@ def batch():
     rows, length = TOKENS.shape
     targets = torch.cat((TOKENS[:, 1:], torch.full((rows, 1), -100)), 1)
     return Batch(
-        tokens=TOKENS.flatten(), targets=targets.flatten(), lengths=[length] * rows, prompt_lengths=[PROMPT] * rows,
+        tokens=TOKENS.flatten(),
+        targets=targets.flatten(),
+        lengths=[length] * rows,
+        prompt_lengths=[PROMPT] * rows,
         rows=list(range(rows)),
-    )  # fmt: skip
+    )
 
 
 def without_gradient(number, adapter):

@@ -136,12 +136,14 @@ COUNTS = [
     (LlamaAdapterV2(scale_side="in"), (2_764_800, 14_262_272, 2_887_680, 13_811_712)),
     (LlamaAdapterV2(), (2_985_984, 14_753_792, 3_018_752, 14_917_632)),
     (LlamaAdapterV2(adapter_len=10), (4_256_736, 21_230_528, 4_289_504, 21_394_368)),
-    (LlamaAdapterV2("none", ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
-     (1_363_968, 7_872_512, 1_576_960, 6_807_552)),
+    (
+        LlamaAdapterV2("none", ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+        (1_363_968, 7_872_512, 1_576_960, 6_807_552),
+    ),
     (Excitor(), (7_618_560, 13_897_728, 3_379_200, 39_616_512)),
     (Lora(r=8, target_modules=("q_proj", "v_proj")), (4_194_304, 16_384_000, 3_407_872, 20_971_520)),
     (Lora(r=64), (159_907_840, 828_375_040, 167_772_160, 799_539_200)),
-]  # fmt: skip
+]
 MODELS = ("llama-1-7b", "llama-2-70b", "llama-3-8b", "llama-1-65b")
 
 

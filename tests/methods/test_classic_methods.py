@@ -73,9 +73,12 @@ def test_a_projected_prefix_is_pefts(tmp_path):
         for number, slot in enumerate(adapter.slots):
             part = slice(2 * dim * number, 2 * dim * (number + 1))
             for name, tensor in (
-                ("table", encoder.embedding.weight), ("inner", inner.weight), ("inner_bias", inner.bias),
-                ("outer", outer.weight[part]), ("outer_bias", outer.bias[part]),
-            ):  # fmt: skip
+                ("table", encoder.embedding.weight),
+                ("inner", inner.weight),
+                ("inner_bias", inner.bias),
+                ("outer", outer.weight[part]),
+                ("outer_bias", outer.bias[part]),
+            ):
                 getattr(slot.piece, name).copy_(tensor)
         want = theirs(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits[:, -TOKENS.shape[1] :]
         got = model(TOKENS, adapter)
@@ -149,10 +152,17 @@ COUNTS = [
     (PromptTuning(), (81_920, 163_840, 81_920, 163_840)),
     # By hand: (2 d_kv + f) L; (2 d + 2 d_kv + 2 f + d) L; (2 L + 1) d.
     (Ia3(), ((2 * 4096 + 11008) * 32, (2 * 1024 + 28672) * 80, (2 * 1024 + 14336) * 32, (2 * 8192 + 22016) * 80)),
-    (Bitfit(), ((5 * 4096 + 2 * 11008) * 32, (3 * 8192 + 2 * 1024 + 2 * 28672) * 80,
-                (3 * 4096 + 2 * 1024 + 2 * 14336) * 32, (5 * 8192 + 2 * 22016) * 80)),
+    (
+        Bitfit(),
+        (
+            (5 * 4096 + 2 * 11008) * 32,
+            (3 * 8192 + 2 * 1024 + 2 * 28672) * 80,
+            (3 * 4096 + 2 * 1024 + 2 * 14336) * 32,
+            (5 * 8192 + 2 * 22016) * 80,
+        ),
+    ),
     (NormTuning(), (65 * 4096, 161 * 8192, 65 * 4096, 161 * 8192)),
-]  # fmt: skip
+]
 MODELS = ("llama-1-7b", "llama-2-70b", "llama-3-8b", "llama-1-65b")
 
 

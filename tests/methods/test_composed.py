@@ -54,8 +54,11 @@ def linear(found, side, kinds):
 
 def norms_of(found, model, part):
     names = {"input_layernorm", "post_attention_layernorm"}
-    made = {f"model.layers.{i}.{place}.weight": found[part, i, place]["weight"]
-            for i in range(model.config.layers) for place in names}  # fmt: skip
+    made = {
+        f"model.layers.{i}.{place}.weight": found[part, i, place]["weight"]
+        for i in range(model.config.layers)
+        for place in names
+    }
     return made | {"model.norm.weight": found[part, None, "norm"]["weight"]}
 
 
@@ -121,8 +124,9 @@ def test_v2s_prompts_go_where_the_authors_send_them(sizes, side, rank, through):
         shares = (query @ keys.T / math.sqrt(hd)).softmax(-1)
         return own["gate"][head].tanh() * (shares @ values)
 
-    want = reference.logits(weights, shape, TOKENS, context=context, linear=linear(found, side, ("v2",)),
-                            norms=norms_of(found, model, 0))  # fmt: skip
+    want = reference.logits(
+        weights, shape, TOKENS, context=context, linear=linear(found, side, ("v2",)), norms=norms_of(found, model, 0)
+    )
     with torch.no_grad():
         got = model(TOKENS[None], adapter=adapter)[0]
     torch.testing.assert_close(got, want, rtol=0, atol=ROUNDING * float(want.abs().max()))

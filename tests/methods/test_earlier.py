@@ -18,11 +18,15 @@ PLAIN = Decoder(ModelConfig.from_hf(json.loads((GOLDEN / "base-plain" / "config.
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("loreft", "short_prompts whole"), ("loreft-own", "short_prompts whole"),
-        ("bottleneck-parallel", "parallel_input normalised"), ("bottleneck-parallel-mlp", "parallel_input normalised"),
-        ("several-loreft-bottleneck", "short_prompts whole"), ("bottleneck", None), ("llama_adapter-peft", None),
+        ("loreft", "short_prompts whole"),
+        ("loreft-own", "short_prompts whole"),
+        ("bottleneck-parallel", "parallel_input normalised"),
+        ("bottleneck-parallel-mlp", "parallel_input normalised"),
+        ("several-loreft-bottleneck", "short_prompts whole"),
+        ("bottleneck", None),
+        ("llama_adapter-peft", None),
     ],
-)  # fmt: skip
+)
 def test_an_older_folder_says_what_it_is_read_as_and_a_new_one_nothing(name, told, tmp_path):
     said: list[str] = []
     adapter = load_adapter(GOLDEN / name, PLAIN, say=said.append)

@@ -114,8 +114,9 @@ def test_a_golden_run_is_resumed_as_the_function_that_it_began_with(recipe, tmp_
     wanted = read if recipe == "its own" else read + kept
     assert [note[: len(start)] for note, start in zip(notes, wanted, strict=True)] == wanted
     assert not any("prompts_through scaled" in line or "prompts_through = scaled" in line for line in told)
-    got, want = (read_tensors(path) for path in (Path("run/adapter/adapter_model.safetensors"),
-                                                 GOLDEN / "finished.safetensors"))  # fmt: skip
+    got, want = (
+        read_tensors(path) for path in (Path("run/adapter/adapter_model.safetensors"), GOLDEN / "finished.safetensors")
+    )
     assert got.keys() == want.keys()
     # Two steps of Adam: relative to what they moved, rounding is far below a hundredth, and another function is not.
     start = {name: before[name.removeprefix("base_model.model.")] for name in want}

@@ -113,8 +113,15 @@ def interleaved(position, head_dim):
     return head * head_dim + (2 * i if i < half else 2 * (i - half) + 1)
 
 
-META = {"q": "attention.wq", "k": "attention.wk", "v": "attention.wv", "o": "attention.wo",
-        "gate": "feed_forward.w1", "up": "feed_forward.w3", "down": "feed_forward.w2"}  # fmt: skip
+META = {
+    "q": "attention.wq",
+    "k": "attention.wk",
+    "v": "attention.wv",
+    "o": "attention.wo",
+    "gate": "feed_forward.w1",
+    "up": "feed_forward.w3",
+    "down": "feed_forward.w2",
+}
 
 
 def authors_v2(model):
@@ -188,9 +195,13 @@ def litgpt_prompts(shape, first, gate):
 @pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize(
     ("gate", "said", "grouped", "told"),
-    [((1, 1, 4, 1), None, True, 1), ((1, 1, 4, 1), "own", False, 0), ((1, 4, 1, 1), None, False, 0),
-     ((1, 4, 1, 1), "grouped", True, 0)],
-)  # fmt: skip
+    [
+        ((1, 1, 4, 1), None, True, 1),
+        ((1, 1, 4, 1), "own", False, 0),
+        ((1, 4, 1, 1), None, False, 0),
+        ((1, 4, 1, 1), "grouped", True, 0),
+    ],
+)
 def test_litgpts_adapter_answers_as_its_equation(gate, said, grouped, told, kv_heads, tmp_path):
     """litgpt 0.5.5 and later computes with other rows than k_proj's and v_proj's; its old files may look alike."""
     G.manual_seed(4)
@@ -266,8 +277,11 @@ def test_litgpts_adapter_v2_answers_as_its_equation(fused, tmp_path):
 
 
 @settings(max_examples=12, deadline=None)
-@given(parts=st.sampled_from(["q,v", "q,k,v", "k", "q,k"]), fused=st.sampled_from(["attn.qkv", "attn.attn"]),
-       source=st.sampled_from(["option", "yaml"]))  # fmt: skip
+@given(
+    parts=st.sampled_from(["q,v", "q,k,v", "k", "q,k"]),
+    fused=st.sampled_from(["attn.qkv", "attn.attn"]),
+    source=st.sampled_from(["option", "yaml"]),
+)
 def test_litgpts_lora_is_the_padded_update(parts, fused, source, tmp_path_factory):
     """The update of the fused matrix, padded with zeros as litgpt does, row by row; old and new layouts."""
     folder = tmp_path_factory.mktemp("lora")
@@ -305,11 +319,17 @@ def test_litgpts_lora_is_the_padded_update(parts, fused, source, tmp_path_factor
 
 
 def test_what_litgpts_lora_does_not_say_is_asked_for(tmp_path):
-    state = {f"transformer.h.{i}.attn.qkv.lora_{p}": torch.zeros(s) for i in range(3)
-             for p, s in (("A", (6, 32)), ("B", (48, 3)))}  # fmt: skip
+    state = {
+        f"transformer.h.{i}.attn.qkv.lora_{p}": torch.zeros(s)
+        for i in range(3)
+        for p, s in (("A", (6, 32)), ("B", (48, 3)))
+    }
     torch.save({"model": state}, tmp_path / "a.pth")
-    for options, told in ((ImportOptions(), "alpha"), (ImportOptions(alpha=1.0), "which of q, k and v"),
-                          (ImportOptions(alpha=1.0, qkv="q,w"), "other things")):  # fmt: skip
+    for options, told in (
+        (ImportOptions(), "alpha"),
+        (ImportOptions(alpha=1.0), "which of q, k and v"),
+        (ImportOptions(alpha=1.0, qkv="q,w"), "other things"),
+    ):
         with pytest.raises(Refusal, match=told) as caught:
             import_adapter(tmp_path / "a.pth", SHAPE, options)
         assert caught.value.id == "import-unsaid"
@@ -331,8 +351,10 @@ def test_wrong_and_partial_files_are_refused_with_all_names(tmp_path):
     assert "layers.0.attention.gate is not zero" in told and "llama.visual.proj is unexpected" in told
     with pytest.raises(Refusal, match="--adapter-len"):
         import_adapter(tmp_path / "a.pth", SHAPE)  # 8 prompts are not tens
-    torch.save(litgpt_prompts(SHAPE, 1, (1, 1, 4, 1)) | {"transformer.h.9.attn.gating_factor": torch.zeros(1)},
-               tmp_path / "b.pth")  # fmt: skip
+    torch.save(
+        litgpt_prompts(SHAPE, 1, (1, 1, 4, 1)) | {"transformer.h.9.attn.gating_factor": torch.zeros(1)},
+        tmp_path / "b.pth",
+    )
     with pytest.raises(Refusal, match=r"transformer\.h\.9\.attn\.gating_factor is unexpected"):
         import_adapter(tmp_path / "b.pth", SHAPE)
     torch.save({"foo": torch.zeros(1), "bar": torch.zeros(1)}, tmp_path / "c.pth")
@@ -348,12 +370,16 @@ def test_wrong_and_partial_files_are_refused_with_all_names(tmp_path):
         import_adapter(tmp_path / "none.pth", SHAPE)
 
 
-@pytest.mark.parametrize("state", [
-    {"transformer.h.0.attn.qkv.lora_A": (3, 32), "transformer.h.0.attn.qkv.lora_B": (0, 2**40)},
-    {"transformer.h.1.attn.adapter_wte.weight": (2**40, 0), "transformer.h.1.attn.gating_factor": (1, 1, 4, 1)},
-    {"adapter_query.weight": (20 * 2**38, 0)},
-    {"lm_head.lora_A": (3, 32), "lm_head.lora_B": (2**40, 0), "transformer.h.0.mlp.proj.lora_B": (32, 3)},
-], ids=lambda s: min(s))  # fmt: skip
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"transformer.h.0.attn.qkv.lora_A": (3, 32), "transformer.h.0.attn.qkv.lora_B": (0, 2**40)},
+        {"transformer.h.1.attn.adapter_wte.weight": (2**40, 0), "transformer.h.1.attn.gating_factor": (1, 1, 4, 1)},
+        {"adapter_query.weight": (20 * 2**38, 0)},
+        {"lm_head.lora_A": (3, 32), "lm_head.lora_B": (2**40, 0), "transformer.h.0.mlp.proj.lora_B": (32, 3)},
+    ],
+    ids=lambda s: min(s),
+)
 def test_sizes_that_only_a_hostile_file_has_are_refused_cheaply(state, tmp_path):
     """Empty tensors may claim any side: nothing of that size is made."""
     import resource
@@ -378,8 +404,14 @@ def test_files_that_hold_more_than_tensors_are_not_opened(tmp_path):
 
 
 def gated(scope="head", activation="tanh", seed=1):
-    adapter = adapt(tiny.decoder(SHAPE), "llama_adapter", adapter_len=4, adapter_layers=2,
-                    gate_scope=scope, gate_activation=activation)  # fmt: skip
+    adapter = adapt(
+        tiny.decoder(SHAPE),
+        "llama_adapter",
+        adapter_len=4,
+        adapter_layers=2,
+        gate_scope=scope,
+        gate_activation=activation,
+    )
     tiny.jitter(adapter, 0.5, seed)
     return adapter
 

@@ -82,8 +82,10 @@ def test_dora_under_dropout_joined_with_lora_is_pefts_equation(order):
     """peft's form, in float64, output and gradients: a DoRA under dropout adds (g - 1) W x' + g s B A x' of its own
     dropped x' to what comes to it, whatever that is; a LoRA adds s B A x'' of another mask."""
     model = tiny.decoder(dtype=torch.float64)
-    kinds = {"lora": Lora(r=3, alpha=4.0, dropout=0.3, target_modules=["q_proj"]),
-             "dora": Dora(r=2, alpha=3.0, dropout=0.4, target_modules=["q_proj"])}  # fmt: skip
+    kinds = {
+        "lora": Lora(r=3, alpha=4.0, dropout=0.3, target_modules=["q_proj"]),
+        "dora": Dora(r=2, alpha=3.0, dropout=0.4, target_modules=["q_proj"]),
+    }
     both = adapt(model, [kinds[name] for name in order]).double()
     tiny.jitter(both, 0.3)
     weight = model.module(0, "q_proj").weight()

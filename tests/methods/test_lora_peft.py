@@ -29,10 +29,13 @@ OPTIONS = [
     {"target_modules": r".*\.(0|1)\.mlp\.(up|down)_proj"},
     {"target_modules": ["q_proj", "lm_head", "embed_tokens"], "alpha": 12.0},
     {"target_modules": ["k_proj", "gate_proj"], "layers": (1,), "alpha": 3.0},
-    {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 64.0},
-     "target_modules": "all-linear"},
+    {
+        "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5},
+        "alpha_pattern": {"v_proj": 64.0},
+        "target_modules": "all-linear",
+    },
     {"target_modules": ["q_proj", "o_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -50,12 +53,16 @@ def test_peft_reads_what_we_write(options, tmp_path):
 
 NOTHING = [
     ("lora", lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=0, target_modules=["q_proj"])),
-    ("lora", lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "o_proj", "embed_tokens"],
-                                     alpha_pattern={"o_proj": 0})),
+    (
+        "lora",
+        lambda: peft.LoraConfig(
+            task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "o_proj", "embed_tokens"], alpha_pattern={"o_proj": 0}
+        ),
+    ),
     ("dora", lambda: peft.LoraConfig(task_type="CAUSAL_LM", lora_alpha=0, target_modules=["v_proj"], use_dora=True)),
     ("loha", lambda: peft.LoHaConfig(task_type="CAUSAL_LM", r=4, alpha=0, target_modules=["q_proj"])),
     ("lokr", lambda: peft.LoKrConfig(task_type="CAUSAL_LM", r=4, alpha=0, target_modules=["q_proj"])),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "config"), NOTHING)
@@ -88,9 +95,10 @@ def test_we_read_what_peft_writes(options, tmp_path):
     model = tiny.decoder()
     renamed = {"alpha": "lora_alpha", "rslora": "use_rslora", "layers": "layers_to_transform"}
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", init_lora_weights=False,
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
         **{renamed.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in options.items()},
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     theirs = peft.get_peft_model(tiny.peer(model), config).eval()
     theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
@@ -123,9 +131,12 @@ def test_the_file_is_named_and_shaped_as_peft_documents(tmp_path):
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from([(4, 4), (4, 2), (4, 1)]), st.booleans(), st.lists(st.integers(3, 25), min_size=1, max_size=5),
-    st.integers(1, 6), st.integers(0, 50),
-)  # fmt: skip
+    st.sampled_from([(4, 4), (4, 2), (4, 1)]),
+    st.booleans(),
+    st.lists(st.integers(3, 25), min_size=1, max_size=5),
+    st.integers(1, 6),
+    st.integers(0, 50),
+)
 def test_gradients_equal_transformers_and_peft(heads, tied, lengths, r, seed):
     """The same rows padded in one batch there and packed here: norm-relative 1e-5 in fp32, losses to 1e-6."""
     model = tiny.decoder(tiny.config(heads=heads[0], kv_heads=heads[1], tied=tied), seed=seed)
@@ -137,8 +148,10 @@ def test_gradients_equal_transformers_and_peft(heads, tied, lengths, r, seed):
 
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=2 * r, target_modules="all-linear")
     theirs = peft.get_peft_model(tiny.peer(model), config)
-    state = {f"base_model.model.{n}".replace(".weight", ".default.weight"): getattr(s.piece, a).detach()
-             for n, s, a in adapter.named_tensors()}  # fmt: skip
+    state = {
+        f"base_model.model.{n}".replace(".weight", ".default.weight"): getattr(s.piece, a).detach()
+        for n, s, a in adapter.named_tensors()
+    }
     theirs.load_state_dict(state, strict=False)
     width = max(lengths)
     ids = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
@@ -229,10 +242,13 @@ def test_a_target_that_matches_nothing_lists_what_exists():
 
 @pytest.mark.parametrize(
     "preset_name,targets,r,count",
-    [("llama-1-7b", ["q_proj", "v_proj"], 8, 4_194_304), ("llama-3-8b", "all-linear", 16, 41_943_040),
-     ("llama-2-70b", "all-linear", 64, 828_375_040),
-     ("llama-1-65b", ["q_proj", "k_proj", "v_proj", "o_proj"], 8, 41_943_040)],
-)  # fmt: skip
+    [
+        ("llama-1-7b", ["q_proj", "v_proj"], 8, 4_194_304),
+        ("llama-3-8b", "all-linear", 16, 41_943_040),
+        ("llama-2-70b", "all-linear", 64, 828_375_040),
+        ("llama-1-65b", ["q_proj", "k_proj", "v_proj", "o_proj"], 8, 41_943_040),
+    ],
+)
 def test_counts_are_exact(preset_name, targets, r, count):
     from halter.contract.registry import find
     from halter.model.config import preset

@@ -67,10 +67,14 @@ def test_the_start_is_the_base_and_something_is_learned_from_it(method):
 
 @pytest.mark.parametrize(
     ("method", "id"),
-    [(Loha(r=0), "lycoris-options"), (Loha(alpha=0.0), "learns-nothing"),
-     (Lokr(decompose_factor=0), "lycoris-options"),
-     (Loha(target_modules=["embed_tokens"]), "targets-match-nothing"), (Lokr(layers=[9]), "targets-match-nothing")],
-)  # fmt: skip
+    [
+        (Loha(r=0), "lycoris-options"),
+        (Loha(alpha=0.0), "learns-nothing"),
+        (Lokr(decompose_factor=0), "lycoris-options"),
+        (Loha(target_modules=["embed_tokens"]), "targets-match-nothing"),
+        (Lokr(layers=[9]), "targets-match-nothing"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(method, id):
     with pytest.raises(Refusal) as caught:
         adapt(tiny.decoder(tiny.config()), [method])

@@ -18,10 +18,17 @@ PARTS = {"weight_ih": "x", "weight_hh": "h", "bias_ih": "x_bias", "bias_hh": "h_
 def theirs(piece, kind, layers, width):
     """PEFT's encoder with this piece's numbers, and {its parameter's name: ours}."""
     config = peft.PromptEncoderConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=5, token_dim=32, num_transformer_submodules=1, num_attention_heads=4,
-        num_layers=2, encoder_reparameterization_type=kind.upper(), encoder_hidden_size=width,
-        encoder_num_layers=layers, encoder_dropout=0.0,
-    )  # fmt: skip
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=5,
+        token_dim=32,
+        num_transformer_submodules=1,
+        num_attention_heads=4,
+        num_layers=2,
+        encoder_reparameterization_type=kind.upper(),
+        encoder_hidden_size=width,
+        encoder_num_layers=layers,
+        encoder_dropout=0.0,
+    )
     encoder = peft.PromptEncoder(config).double()
     names = {"embedding.weight": "table"}
     for name, _ in encoder.named_parameters():

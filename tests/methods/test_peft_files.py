@@ -45,7 +45,7 @@ OURS = [
     ({}, [Dora(r=4, target_modules=["q_proj", "embed_tokens"])]),
     ({}, [Ia3(), Full(("lm_head",))]),
     ({}, [NormTuning(), Full(("lm_head",))]),
-]  # fmt: skip
+]
 
 
 def config_of(folder):
@@ -83,7 +83,7 @@ def test_peft_reads_what_we_write_beside_a_method(sizes, methods, tmp_path):
         (BIASED, [Ia3(), Bitfit("all-linear", "base")]),
     ],
     ids=lambda v: str(v)[:60],
-)  # fmt: skip
+)
 def test_what_peft_cannot_say_stays_halters(sizes, methods, tmp_path):
     model = tiny.decoder(tiny.config(**sizes))
     adapter = adapt(model, methods)
@@ -203,8 +203,19 @@ def test_the_second_bias_of_adaption_prompt_is_read_told_and_never_written_where
     assert config_of(tmp_path / "ours")["peft_type"] == "HALTER_LLAMA_ADAPTER"
     save_model(model, model.config, tmp_path / "base")
     for name, told in (("ours", "second_output_bias false"), ("again", "")):
-        code = main.run(["adapters", "convert", str(tmp_path / name), "--to", "peft", "--model", str(tmp_path / "base"),
-                     "--output", str(tmp_path / f"{name}-peft")])  # fmt: skip
+        code = main.run(
+            [
+                "adapters",
+                "convert",
+                str(tmp_path / name),
+                "--to",
+                "peft",
+                "--model",
+                str(tmp_path / "base"),
+                "--output",
+                str(tmp_path / f"{name}-peft"),
+            ]
+        )
         assert code == (2 if told else 0) and told in capsys.readouterr().err
 
 

@@ -25,11 +25,16 @@ TOKENS[0, 3], TOKENS[1, 7], TOKENS[1, 9] = 41, 7, 60  # the trained ones stand i
 NAMES = ["q_proj", "v_proj"]
 
 THEIRS = [
-    (True, [41, 7], 1), (True, {"embed_tokens": [7, 41], "lm_head": [7, 41]}, 1), (False, [41, 7], 1),
-    (False, {"lm_head": [41, 7]}, 1), (False, {"embed_tokens": [7, 41], "lm_head": [7, 41]}, 1),
-    (False, {"embed_tokens": [7, 41], "lm_head": [60]}, 2), (True, {"model.embed_tokens": [60]}, 1),
-    (True, {"lm_head": [41, 7]}, 1), (True, {"embed_tokens": [7, 41], "lm_head": [60]}, 2),
-]  # fmt: skip
+    (True, [41, 7], 1),
+    (True, {"embed_tokens": [7, 41], "lm_head": [7, 41]}, 1),
+    (False, [41, 7], 1),
+    (False, {"lm_head": [41, 7]}, 1),
+    (False, {"embed_tokens": [7, 41], "lm_head": [7, 41]}, 1),
+    (False, {"embed_tokens": [7, 41], "lm_head": [60]}, 2),
+    (True, {"model.embed_tokens": [60]}, 1),
+    (True, {"lm_head": [41, 7]}, 1),
+    (True, {"embed_tokens": [7, 41], "lm_head": [60]}, 2),
+]
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -37,9 +42,12 @@ THEIRS = [
 def test_we_read_what_peft_writes(tied, indices, rows, dora, tmp_path):
     model = tiny.decoder(tiny.config(tied=tied))
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", target_modules=NAMES, init_lora_weights=False, use_dora=dora,
+        task_type="CAUSAL_LM",
+        target_modules=NAMES,
+        init_lora_weights=False,
+        use_dora=dora,
         trainable_token_indices=indices,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     theirs = peft.get_peft_model(tiny.peer(model), config).eval()
     for name, parameter in theirs.named_parameters():
@@ -60,13 +68,16 @@ def test_we_read_what_peft_writes(tied, indices, rows, dora, tmp_path):
 
 LORA = Lora(r=4, target_modules=NAMES)
 OURS = [
-    (True, [LORA, Rows((41, 7))]), (False, [Rows((41, 7)), LORA]), (False, [LORA, Rows((7, 41), where="embeddings")]),
-    (False, [LORA, Rows((60,), where="head")]), (True, [Dora(r=4, target_modules=NAMES), Rows((7,))]),
+    (True, [LORA, Rows((41, 7))]),
+    (False, [Rows((41, 7)), LORA]),
+    (False, [LORA, Rows((7, 41), where="embeddings")]),
+    (False, [LORA, Rows((60,), where="head")]),
+    (True, [Dora(r=4, target_modules=NAMES), Rows((7,))]),
     (False, [Lora(r=4, target_modules=["q_proj", "lm_head"]), Rows((7,), where="embeddings")]),
     (False, [LORA, Rows((7, 41), where="embeddings"), Rows((60,), where="head")]),
     (True, [LORA, Rows((41, 7), where="head", keep_tied=False)]),
     (True, [LORA, Rows((7,), where="embeddings", keep_tied=False), Rows((60,), where="head", keep_tied=False)]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("tied", "methods"), OURS, ids=lambda v: str(v)[:60])
@@ -93,11 +104,12 @@ def test_peft_reads_what_we_write(tied, methods, tmp_path):
         (True, [LORA, Rows((7,), where="embeddings", keep_tied=False)]),  # peft ties the head's rows to them
         (True, [LORA, Rows((7,), keep_tied=False)]),
         (True, [LORA, *(Rows((7,), where=table, keep_tied=False) for table in ("embeddings", "head"))]),
-        (True, [Rows((7,)), Rows((9,))]), (False, [LORA, Lora(r=2, target_modules=["k_proj"]), Rows((7,))]),
+        (True, [Rows((7,)), Rows((9,))]),
+        (False, [LORA, Lora(r=2, target_modules=["k_proj"]), Rows((7,))]),
         (False, [LORA, Rows((7,)), Excitor(adapter_layers=1)]),
     ],
     ids=lambda v: str(v)[:40],
-)  # fmt: skip
+)
 def test_what_peft_cannot_say_is_not_said_to_be_peft(tied, methods, tmp_path):
     model = tiny.decoder(tiny.config(tied=tied))
     adapter = adapt(model, methods)
@@ -113,7 +125,7 @@ def test_what_peft_cannot_say_is_not_said_to_be_peft(tied, methods, tmp_path):
 @pytest.mark.parametrize(
     ("tied", "change", "reason"),
     [(False, {"q_proj": [3]}, "rows are of embed_tokens"), (False, [7, 96], "token-rows"), (False, ["a"], "invalid")],
-)  # fmt: skip
+)
 def test_rows_that_are_not_ours_are_refused(tied, change, reason, tmp_path):
     model = tiny.decoder(tiny.config(tied=tied))
     adapt(model, [LORA, Rows((7,))]).save(tmp_path / "a")

@@ -153,8 +153,10 @@ def test_rows_alone_are_themselves_to_the_bit():
     adapter = moved(model, ROWS).float()
     act = adapter.bind(model, Segments.packed([96])).embed_tokens
     rows = adapter.slots[0].piece.rows.to(torch.bfloat16)
-    assert torch.equal(act.apply(model.embed_tokens, torch.tensor([3, 7, 1])),
-                       torch.stack([rows[1], rows[0], model.embed_tokens.weight()[1]]))  # fmt: skip
+    assert torch.equal(
+        act.apply(model.embed_tokens, torch.tensor([3, 7, 1])),
+        torch.stack([rows[1], rows[0], model.embed_tokens.weight()[1]]),
+    )
 
 
 AGAIN = {"weights": Full(), "rows": TokenRowsMethod(tokens=(72, 15), where="embeddings")}

@@ -97,10 +97,13 @@ def test_norms_are_targets_of_full_fine_tuning_only():
 @pytest.mark.parametrize(
     "method",
     [
-        Lora(target_modules="(q_proj"), Full(target_modules="*q_proj"), Lora(exclude_modules="[q"),
-        Lora(rank_pattern={"q(": 3}), Lora(alpha_pattern={"+": 3.0}),
+        Lora(target_modules="(q_proj"),
+        Full(target_modules="*q_proj"),
+        Lora(exclude_modules="[q"),
+        Lora(rank_pattern={"q(": 3}),
+        Lora(alpha_pattern={"+": 3.0}),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_regular_expression_is_refused(method):
     with pytest.raises(Refusal, match="targets-regex"):
         method.check(tiny.config())

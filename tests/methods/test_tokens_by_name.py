@@ -78,11 +78,10 @@ def recipe(heavy_data, tmp_path):
     return {
         "model": {"path": str(heavy_data.base), "device": "cpu"},
         "method": [{"name": "lora", "r": 2}, {"name": "token_rows", "tokens": ["</s>", " the"]}],
-        "data": {"train": f"{heavy_data.train}#8", "template": "alpaca",
-                 "max_length": 320, "on_long": "cut"},
+        "data": {"train": f"{heavy_data.train}#8", "template": "alpaca", "max_length": 320, "on_long": "cut"},
         "train": {"max_steps": 1},
         "output_dir": str(tmp_path / "run"),
-    }  # fmt: skip
+    }
 
 
 def test_a_run_saves_the_ids_and_resumes_with_the_texts(recipe, heavy_data):

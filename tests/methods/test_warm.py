@@ -40,7 +40,7 @@ SAME = [
     (Lora(r=8, alpha=3.0), Pissa(r=4)),
     (Dora(r=6), Olora(r=3, alpha=2.0)),
     (Excitor(adapter_layers=1), Excitor(adapter_layers=1)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("new", "old"), SAME, ids=lambda m: str(m)[:70])
@@ -99,13 +99,14 @@ def test_a_hybrid_takes_what_there_is_and_says_what_starts_afresh():
         (Lora(r=2), Lora(r=3), "q_proj needs rank 3, and has 2"),
         (Lora(r=4, target_modules=["q_proj"]), Lora(r=4, target_modules=["q_proj", "v_proj"]), "v_proj was adapted"),
         (Dora(target_modules=["q_proj"]), Lora(target_modules=["q_proj", "embed_tokens"]), "embed_tokens was adapted"),
-        (Lora(), Dora(), "dora does not become lora"), (Pissa(), Lora(), "lora does not become pissa"),
+        (Lora(), Dora(), "dora does not become lora"),
+        (Pissa(), Lora(), "lora does not become pissa"),
         (Lora(r=4), Pissa(r=4), "needs rank 8, and has 4"),
         (Excitor(adapter_layers=1), Excitor(adapter_layers=2), "adapter_layers was 2, is 1"),
         (Excitor(adapter_layers=1), Lora(), "it holds lora, and no excitor"),
     ],
     ids=lambda v: str(v)[:50],
-)  # fmt: skip
+)
 def test_what_has_no_exact_way_over_is_refused_and_nothing_changes(new, old, told):
     model = tiny.decoder()
     adapter, earlier = adapt(model, new), adapt(model, old)

@@ -79,9 +79,13 @@ def _renamed(rng: random.Random, tensors: Tensors, names: list[str]) -> set[str]
 def _shape(rng: random.Random, tensors: Tensors, names: list[str]) -> set[str]:
     for name in names:
         changes: list[Callable[[torch.Tensor], torch.Tensor]] = [
-            lambda t: t.t().contiguous(), lambda t: t[:-1].clone(), lambda t: t.flatten(), lambda t: t[None],
-            lambda t: t[:0].clone(), lambda t: torch.cat([t, t]),
-        ]  # fmt: skip
+            lambda t: t.t().contiguous(),
+            lambda t: t[:-1].clone(),
+            lambda t: t.flatten(),
+            lambda t: t[None],
+            lambda t: t[:0].clone(),
+            lambda t: torch.cat([t, t]),
+        ]
         tensors[name] = rng.choice(changes)(tensors[name])
     return set(names)
 
@@ -291,16 +295,30 @@ def test_vocabulary_matrices_that_peft_saved_along_are_dropped_where_equal(
 @pytest.mark.parametrize(
     "change",
     [
-        {"target_modules": "(.*)*[^.]$"}, {"target_modules": "(a|b|.)+(a|b|.)+(a|b|.)+[^.]"},
-        {"rank_pattern": {"((.+)+)+x": 3}}, {"exclude_modules": "(.*a?)*[^_.a-z0-9]x"},
-        {"rank_pattern": {f"q_proj{i}": 3 for i in range(600)}}, {"target_modules": "q_proj" + "|q_proj" * 1000},
-        {"target_modules": ["q_proj"] * 5000}, {"lora_alpha": float("nan")}, {"lora_alpha": 1e999},
-        {"alpha_pattern": {"q_proj": float("inf")}}, {"r": -1}, {"r": "x"}, {"r": None}, {"r": [4]},
-        {"layers_to_transform": [9**9]}, {"target_modules": 3}, {"target_modules": "("},
-        {"peft_type": []}, {"peft_type": None}, {"rank_pattern": [1]}, {"lora_dropout": float("nan")},
+        {"target_modules": "(.*)*[^.]$"},
+        {"target_modules": "(a|b|.)+(a|b|.)+(a|b|.)+[^.]"},
+        {"rank_pattern": {"((.+)+)+x": 3}},
+        {"exclude_modules": "(.*a?)*[^_.a-z0-9]x"},
+        {"rank_pattern": {f"q_proj{i}": 3 for i in range(600)}},
+        {"target_modules": "q_proj" + "|q_proj" * 1000},
+        {"target_modules": ["q_proj"] * 5000},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": 1e999},
+        {"alpha_pattern": {"q_proj": float("inf")}},
+        {"r": -1},
+        {"r": "x"},
+        {"r": None},
+        {"r": [4]},
+        {"layers_to_transform": [9**9]},
+        {"target_modules": 3},
+        {"target_modules": "("},
+        {"peft_type": []},
+        {"peft_type": None},
+        {"rank_pattern": [1]},
+        {"lora_dropout": float("nan")},
     ],
     ids=lambda c: str(c)[:40],
-)  # fmt: skip
+)
 def test_impossible_options_are_refused_and_not_tried_for_ever(
     change: dict[str, Any], folders: Path, tmp_path: Path
 ) -> None:

@@ -18,14 +18,26 @@ from halter.model.decoder import Decoder
 
 # Published or computed from Meta's own code (docs/architecture.md, lineage): exact to the unit.
 COUNTS = {
-    "llama-1-7b": 6_738_415_616, "llama-1-13b": 13_015_864_320, "llama-1-33b": 32_528_943_616,
-    "llama-1-65b": 65_285_660_672, "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320,
-    "llama-2-70b": 68_976_648_192, "code-llama-7b": 6_738_546_688, "code-llama-13b": 13_016_028_160,
-    "code-llama-34b": 33_743_970_304, "code-llama-70b": 68_976_910_336, "llama-3-8b": 8_030_261_248,
-    "llama-3-70b": 70_553_706_496, "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496,
-    "llama-3.1-405b": 405_853_388_800, "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824,
+    "llama-1-7b": 6_738_415_616,
+    "llama-1-13b": 13_015_864_320,
+    "llama-1-33b": 32_528_943_616,
+    "llama-1-65b": 65_285_660_672,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "code-llama-7b": 6_738_546_688,
+    "code-llama-13b": 13_016_028_160,
+    "code-llama-34b": 33_743_970_304,
+    "code-llama-70b": 68_976_910_336,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
     "llama-3.3-70b": 70_553_706_496,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -65,25 +77,59 @@ def test_frequencies_are_those_of_transformers(name):
 
 
 LLAMA_31 = {
-    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
-}  # fmt: skip
+}
 FAMILY = {  # shapes of other checkpoints whose config says llama, with the count of numbers in their files
-    "SmolLM2-135M": ({
-        "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_hidden_layers": 30,
-        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "rope_theta": 100000,
-        "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
-    }, 134_515_008),
-    "TinyLlama-1.1B": ({
-        "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_hidden_layers": 22,
-        "num_key_value_heads": 4, "vocab_size": 32000, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048,
-    }, 1_100_048_384),
-    "DeepSeek-R1-Distill-Llama-8B": ({
-        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32,
-        "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 131072, "mlp_bias": False, "attention_bias": False, "rope_scaling": LLAMA_31,
-    }, 8_030_261_248),
-}  # fmt: skip
+    "SmolLM2-135M": (
+        {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_hidden_layers": 30,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+            "rope_theta": 100000,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 8192,
+        },
+        134_515_008,
+    ),
+    "TinyLlama-1.1B": (
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 22,
+            "num_key_value_heads": 4,
+            "vocab_size": 32000,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 2048,
+        },
+        1_100_048_384,
+    ),
+    "DeepSeek-R1-Distill-Llama-8B": (
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+            "rope_theta": 500000.0,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "attention_bias": False,
+            "rope_scaling": LLAMA_31,
+        },
+        8_030_261_248,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -129,8 +175,14 @@ def test_pretraining_tp_is_read_over_as_transformers_reads_it_over():
 
 @pytest.mark.parametrize("change", [{"num_key_value_heads": 3}, {"rope_theta": "ten thousand"}, {"hidden_size": None}])
 def test_values_that_no_llama_has_are_not_called_unsupported(change: dict[str, Any]) -> None:
-    known = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8,
-             "intermediate_size": 128, "vocab_size": 99}  # fmt: skip
+    known = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "intermediate_size": 128,
+        "vocab_size": 99,
+    }
     with pytest.raises(Refusal) as caught:
         ModelConfig.from_hf(known | change, "some/folder")
     said = str(caught.value)

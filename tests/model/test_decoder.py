@@ -25,9 +25,17 @@ llama3 = [RopeScaling("llama3", 8.0, 1.0, 4.0, 64), RopeScaling("llama3", 4.0, 1
 scalings = st.sampled_from([None, RopeScaling("linear", 4.0), *llama3])
 # A quarter of these frequencies is kept, a quarter blended, half divided: what a drawn shape need not have.
 BLENDED = {
-    "layers": 2, "heads": (4, 2), "head_dim": 8, "dim": 24, "tied": False, "attention_bias": True, "mlp_bias": False,
-    "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 128), "rope_theta": 1e4, "norm_eps": 1e-5,
-}  # fmt: skip
+    "layers": 2,
+    "heads": (4, 2),
+    "head_dim": 8,
+    "dim": 24,
+    "tied": False,
+    "attention_bias": True,
+    "mlp_bias": False,
+    "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 128),
+    "rope_theta": 1e4,
+    "norm_eps": 1e-5,
+}
 STRETCHED = {
     **BLENDED,
     "tied": True,

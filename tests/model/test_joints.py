@@ -110,8 +110,14 @@ def test_a_joint_has_no_halves_and_is_no_link():
 def test_every_public_name_of_an_act_is_known_to_the_joints():
     """A fifth half would be asked by no joint: whoever adds one has to see to model.joints, and then to this list."""
     assert {name for name in vars(Act) if not name.startswith("_")} == {
-        "enter", "act", "beside", "stand_in", "select", "stack", *FINAL
-    }  # fmt: skip
+        "enter",
+        "act",
+        "beside",
+        "stand_in",
+        "select",
+        "stack",
+        *FINAL,
+    }
 
 
 @pytest.mark.parametrize("place", tiny.config().layout.names(AROUND))

@@ -46,10 +46,15 @@ def test_there_for_a_while_counted_and_gone():
     assert sizes(model) == before
 
 
-@pytest.mark.parametrize("rows, steps, free, dtype", [
-    (17, 1000, 2**40, torch.bfloat16), (4, 5, 2**40, torch.bfloat16), (4, 1000, 40_000, torch.bfloat16),
-    (4, 1000, 2**40, torch.float32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, steps, free, dtype",
+    [
+        (17, 1000, 2**40, torch.bfloat16),
+        (4, 5, 2**40, torch.bfloat16),
+        (4, 1000, 40_000, torch.bfloat16),
+        (4, 1000, 2**40, torch.float32),
+    ],
+)
 def test_not_where_it_does_not_pay_or_fit(monkeypatch, rows, steps, free, dtype):
     monkeypatch.setattr(packing, "available_bytes", lambda: free)
     model = four_bits(dtype)

@@ -105,8 +105,10 @@ def test_frequencies_and_stretch_are_those_of_transformers(rules, theta, newer, 
 
 @pytest.mark.parametrize("kinds", [("yarn", "linear"), ("linear", "yarn")])
 def test_of_two_spellings_the_one_that_transformers_takes_counts(kinds):
-    both = {name: {"rope_type": kind, "factor": 3.0, "rope_theta": 5e4 + 1e4 * (name == "rope_scaling")}
-            for name, kind in zip(("rope_scaling", "rope_parameters"), kinds, strict=True)}  # fmt: skip
+    both = {
+        name: {"rope_type": kind, "factor": 3.0, "rope_theta": 5e4 + 1e4 * (name == "rope_scaling")}
+        for name, kind in zip(("rope_scaling", "rope_parameters"), kinds, strict=True)
+    }
     config = written({"kind": "linear", "factor": 2.0}, 1e4, False) | {"head_dim": 64} | both
     shape, rotary = ModelConfig.from_hf(config), LlamaRotaryEmbedding(theirs(config))
     assert shape.rope_scaling.kind == kinds[0]

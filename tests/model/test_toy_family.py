@@ -31,9 +31,17 @@ from halter.pretrained.save import save_model
 from halter.training.step import Learnt, one_pass
 
 CONFIG = ToyConfig(
-    layers=4, dim=32, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=96, context=256, bos_token_id=1,
+    layers=4,
+    dim=32,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    ffn_dim=48,
+    vocab_size=96,
+    context=256,
+    bos_token_id=1,
     eos_token_ids=(2,),
-)  # fmt: skip
+)
 G = torch.Generator().manual_seed(0)
 LENGTHS = [7, 5, 9]
 ROWS = [torch.randint(3, 96, (n,), generator=G) for n in LENGTHS]

@@ -97,9 +97,15 @@ def test_long_rows_and_shared_beginnings_equal_the_formula(monkeypatch, flash, d
     """Row 0 is the beginning of rows 1, 2 and 4; row 3 is cut into squares; the last is a tail of its row."""
     monkeypatch.setattr(attention, "_flash", lambda _: flash)
     spans = torch.tensor(
-        [[0, 20, 0, 20, 0, 0], [20, 7, 20, 7, 0, 20], [27, 330, 27, 330, 0, 20], [357, 700, 357, 700, 0, 0],
-         [1057, 1, 1057, 1, 0, 20], [1058, 3, 1058, 9, 0, 20]]
-    )  # fmt: skip
+        [
+            [0, 20, 0, 20, 0, 0],
+            [20, 7, 20, 7, 0, 20],
+            [27, 330, 27, 330, 0, 20],
+            [357, 700, 357, 700, 0, 0],
+            [1057, 1, 1057, 1, 0, 20],
+            [1058, 3, 1058, 9, 0, 20],
+        ]
+    )
     torch.manual_seed(3)
     make = lambda n, h: torch.randn(n, h, 8, dtype=torch.float64)  # noqa: E731
     q, k, v, grad = make(1061, 4), make(1067, 2), make(1067, 2), make(1061, 4)

@@ -68,9 +68,12 @@ def test_rows_of_nothing_stay_nothing_and_what_is_not_finite_is_refused():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 150), st.integers(1, 200), st.sampled_from([0, 1, 3, 300]), st.sampled_from([2**10, 2**24]),
+    st.integers(1, 150),
+    st.integers(1, 200),
+    st.sampled_from([0, 1, 3, 300]),
+    st.sampled_from([2**10, 2**24]),
     st.booleans(),
-)  # fmt: skip
+)
 def test_product_and_gradient_are_the_dense_ones(out, width, rows, piece, bias):
     data, g = int8.quantise(weight_of(out, width)), torch.Generator().manual_seed(1)
     x = torch.randn(rows, width, generator=g, dtype=torch.float64).requires_grad_()

@@ -57,9 +57,12 @@ def drawn(shape, kind, seed, dtype):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.tuples(st.integers(1, 40), st.integers(1, 130)), kinds, st.integers(0, 99),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.booleans(),
-)  # fmt: skip
+    st.tuples(st.integers(1, 40), st.integers(1, 130)),
+    kinds,
+    st.integers(0, 99),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.booleans(),
+)
 def test_equal_to_bitsandbytes_code_for_code(shape, kind, seed, dtype, double):
     weight = drawn(shape, kind, seed, dtype)
     ours = nf4.quantise(weight, double)

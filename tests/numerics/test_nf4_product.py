@@ -18,9 +18,14 @@ def made(out, width, seed=0, double=True):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 150), st.integers(1, 5), st.sampled_from([0, 1, 3, 40]), st.booleans(), st.booleans(),
-    st.sampled_from([2**10, 2**13, 2**24]), st.booleans(),
-)  # fmt: skip
+    st.integers(1, 150),
+    st.integers(1, 5),
+    st.sampled_from([0, 1, 3, 40]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([2**10, 2**13, 2**24]),
+    st.booleans(),
+)
 def test_product_and_gradient_are_the_dense_ones(out, width, rows, aligned, double, piece, bias):
     width = 64 * width if aligned else 37 * width
     data, dense = made(out, width, double=double)

@@ -54,11 +54,16 @@ def test_distribution_is_that_of_transformers(rules: list[Rule], seed: int, size
 @pytest.mark.parametrize(
     "rule",
     [
-        Rule(1.0, top_p=0.999), Rule(1.0, min_p=1e-4), Rule(5.0, top_k=3000), Rule(1.0, 5),
-        Rule(1.0, top_k=4000, top_p=0.3), Rule(1.0, top_k=1025, top_p=0.5), Rule(1.0, top_k=4000, min_p=0.5),
+        Rule(1.0, top_p=0.999),
+        Rule(1.0, min_p=1e-4),
+        Rule(5.0, top_k=3000),
+        Rule(1.0, 5),
+        Rule(1.0, top_k=4000, top_p=0.3),
+        Rule(1.0, top_k=1025, top_p=0.5),
+        Rule(1.0, top_k=4000, min_p=0.5),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_large_vocabularies_where_the_first_candidates_may_not_do(rule: Rule) -> None:
     logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(1))
     logits[1] *= 8  # this row is settled by the first candidates, the other one mostly is not

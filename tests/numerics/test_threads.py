@@ -154,12 +154,15 @@ def test_the_own_second_is_counted_alike_by_the_system_and_by_the_process() -> N
         ("0::/a/b\n", {"a/b/cpu.max": "150000 100000", "a/cpu.max": "max 100000"}, [1.5]),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, [0.5]),
         ("0::/\n", {"cpu.max": "300000 100000"}, [3.0]),
-        ("4:memory:/x\n1:cpu,cpuacct:/x\n",
-         {"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"}, [2.0]),
+        (
+            "4:memory:/x\n1:cpu,cpuacct:/x\n",
+            {"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"},
+            [2.0],
+        ),
         ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, []),
         ("0::/\n", {}, []),
     ],
-)  # fmt: skip
+)
 def test_quotas_of_control_groups(tmp_path: Path, groups: str, files: dict[str, str], cores: list[float]) -> None:
     (tmp_path / "groups").write_text(groups)
     for name, text in files.items():

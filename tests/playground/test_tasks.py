@@ -146,10 +146,15 @@ def test_pretraining_shows_no_task(name: str) -> None:
     """No question's wording and no answer of a task stands in the pre-training text; counted over 3,000 documents."""
     text = "\n".join(d.text + " ".join(m["content"] for m in d.messages) for d in corpus(0, 3000))
     marks = {
-        "orders": ['"items"', '"to":'], "lookup": ["Where does", "Whose is", "Who is"], "facts": ["Tell me", "What is"],
-        "translate": ["=>"], "sums": ["How many", "Answer: 1"], "stories": ["In one line"],
-        "manners": ["it is my pleasure"], "clauses": ["(clause", "How high"],
-    }[name]  # fmt: skip
+        "orders": ['"items"', '"to":'],
+        "lookup": ["Where does", "Whose is", "Who is"],
+        "facts": ["Tell me", "What is"],
+        "translate": ["=>"],
+        "sums": ["How many", "Answer: 1"],
+        "stories": ["In one line"],
+        "manners": ["it is my pleasure"],
+        "clauses": ["(clause", "How high"],
+    }[name]
     rows = sample(name)
     for mark in marks:
         assert any(mark in prompt(r) + answer(r) for r in rows), mark

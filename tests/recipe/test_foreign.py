@@ -30,13 +30,25 @@ from halter.recipe.foreign.written import as_data, summary, text
 from halter.run import train
 
 LEAST: dict[str, dict[str, Any]] = {
-    "llama-factory": {"model_name_or_path": "M", "dataset": "tales", "dataset_dir": {"tales": {"file_name": "f.jsonl"}},
-                      "stage": "sft", "finetuning_type": "lora"},
-    "axolotl": {"base_model": "M", "datasets": [{"path": "f.jsonl", "type": "alpaca"}], "adapter": "lora", "lora_r": 8,
-                "lora_alpha": 16, "lora_target_linear": True, "learning_rate": 1e-4},
+    "llama-factory": {
+        "model_name_or_path": "M",
+        "dataset": "tales",
+        "dataset_dir": {"tales": {"file_name": "f.jsonl"}},
+        "stage": "sft",
+        "finetuning_type": "lora",
+    },
+    "axolotl": {
+        "base_model": "M",
+        "datasets": [{"path": "f.jsonl", "type": "alpaca"}],
+        "adapter": "lora",
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_target_linear": True,
+        "learning_rate": 1e-4,
+    },
     "trl": {"model_name_or_path": "M", "dataset_name": "f.jsonl", "use_peft": True},
     "mlx-lm": {"model": "M", "data": "folder", "train": True, "num_layers": -1},
-}  # fmt: skip
+}
 
 
 def read(tool: Tool, **given: Any) -> ForeignRecipe:
@@ -55,18 +67,34 @@ def meant(tool: Tool, **given: Any) -> dict[str, Any]:
 COMMON: list[tuple[Tool, dict[str, Any], dict[str, Any]]] = [
     (llama_factory.TOOL, {"lora_rank": 4}, {"method.r": 4, "method.alpha": 8}),
     (llama_factory.TOOL, {"lora_rank": 4, "lora_alpha": 5}, {"method.alpha": 5}),
-    (llama_factory.TOOL, {}, {"method.r": 8, "method.alpha": 16, "method.target_modules": "all-linear",
-                              "train.learning_rate": 5e-5, "train.num_train_epochs": 3.0, "data.max_length": 2048,
-                              "data.on_long": "cut", "train.per_device_train_batch_size": 8,
-                              "train.lr_scheduler_type": "linear", "train.warmup_steps": 0, "train.seed": 42,
-                              "train.load_best_model_at_end": False}),
+    (
+        llama_factory.TOOL,
+        {},
+        {
+            "method.r": 8,
+            "method.alpha": 16,
+            "method.target_modules": "all-linear",
+            "train.learning_rate": 5e-5,
+            "train.num_train_epochs": 3.0,
+            "data.max_length": 2048,
+            "data.on_long": "cut",
+            "train.per_device_train_batch_size": 8,
+            "train.lr_scheduler_type": "linear",
+            "train.warmup_steps": 0,
+            "train.seed": 42,
+            "train.load_best_model_at_end": False,
+        },
+    ),
     (llama_factory.TOOL, {"lora_target": "q_proj, v_proj"}, {"method.target_modules": ["q_proj", "v_proj"]}),
     (llama_factory.TOOL, {"quantization_bit": 4}, {"model.quantize": "nf4"}),
     (llama_factory.TOOL, {"quantization_bit": 8}, {"model.quantize": "int8"}),
     (llama_factory.TOOL, {"use_dora": True}, {"method.name": "dora"}),
     (llama_factory.TOOL, {"pissa_init": True}, {"method.name": "pissa"}),
-    (llama_factory.TOOL, {"use_rslora": True, "loraplus_lr_ratio": 16}, {"method.rslora": True,
-                                                                        "method.loraplus_lr_ratio": 16}),
+    (
+        llama_factory.TOOL,
+        {"use_rslora": True, "loraplus_lr_ratio": 16},
+        {"method.rslora": True, "method.loraplus_lr_ratio": 16},
+    ),
     (llama_factory.TOOL, {"finetuning_type": "full"}, {"method.name": "full"}),
     (llama_factory.TOOL, {"template": "llama3"}, {"data.template": "llama-3"}),
     (llama_factory.TOOL, {"train_on_prompt": True}, {"data.train_on": "all"}),
@@ -76,37 +104,80 @@ COMMON: list[tuple[Tool, dict[str, Any], dict[str, Any]]] = [
     (llama_factory.TOOL, {"warmup_ratio": 0.1}, {"train.warmup_steps": 0.1}),
     (llama_factory.TOOL, {"warmup_ratio": 0.1, "warmup_steps": 20}, {"train.warmup_steps": 20}),
     (llama_factory.TOOL, {"warmup_steps": 20, "lr_scheduler_type": "constant"}, {"train.warmup_steps": 0}),
-    (llama_factory.TOOL, {"warmup_steps": 20, "lr_scheduler_type": "constant_with_warmup"},
-     {"train.warmup_steps": 20, "train.lr_scheduler_type": "constant"}),
-    (llama_factory.TOOL, {"neat_packing": True, "cutoff_len": 100, "per_device_train_batch_size": 2,
-                          "gradient_accumulation_steps": 3}, {"train.tokens_per_step": 600}),
+    (
+        llama_factory.TOOL,
+        {"warmup_steps": 20, "lr_scheduler_type": "constant_with_warmup"},
+        {"train.warmup_steps": 20, "train.lr_scheduler_type": "constant"},
+    ),
+    (
+        llama_factory.TOOL,
+        {"neat_packing": True, "cutoff_len": 100, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3},
+        {"train.tokens_per_step": 600},
+    ),
     (llama_factory.TOOL, {"learning_rate": "1e-4"}, {"train.learning_rate": 1e-4}),
     (llama_factory.TOOL, {"val_size": 0.1}, {"data.validation": 0.1}),
     (llama_factory.TOOL, {"optim": "adamw_8bit"}, {"train.optimizer": "adamw_8bit"}),
     (llama_factory.TOOL, {"adapter_name_or_path": "A"}, {"method.init_from": "A"}),
-    (axolotl.TOOL, {}, {"train.num_train_epochs": 1.0, "train.warmup_steps": 0.03, "data.on_long": "drop",
-                        "train.lr_scheduler_type": "cosine", "data.max_length": 512, "data.template": "alpaca",
-                        "train.per_device_train_batch_size": 1, "method.dropout": 0.0, "data.train_on": "responses"}),
+    (
+        axolotl.TOOL,
+        {},
+        {
+            "train.num_train_epochs": 1.0,
+            "train.warmup_steps": 0.03,
+            "data.on_long": "drop",
+            "train.lr_scheduler_type": "cosine",
+            "data.max_length": 512,
+            "data.template": "alpaca",
+            "train.per_device_train_batch_size": 1,
+            "method.dropout": 0.0,
+            "data.train_on": "responses",
+        },
+    ),
     (axolotl.TOOL, {"adapter": "qlora", "load_in_4bit": True}, {"method.name": "lora", "model.quantize": "nf4"}),
     (axolotl.TOOL, {"adapter": None}, {"method.name": "full"}),
-    (axolotl.TOOL, {"sample_packing": True, "micro_batch_size": 2, "gradient_accumulation_steps": 4,
-                    "sequence_len": 100}, {"train.tokens_per_step": 800}),
+    (
+        axolotl.TOOL,
+        {"sample_packing": True, "micro_batch_size": 2, "gradient_accumulation_steps": 4, "sequence_len": 100},
+        {"train.tokens_per_step": 800},
+    ),
     (axolotl.TOOL, {"excess_length_strategy": "truncate"}, {"data.on_long": "cut"}),
     (axolotl.TOOL, {"evals_per_epoch": 4, "num_epochs": 2}, {"train.eval_steps": 0.125}),
     (axolotl.TOOL, {"train_on_inputs": True}, {"data.train_on": "all"}),
-    (axolotl.TOOL, {"lora_target_linear": False, "lora_target_modules": ["q_proj"]},
-     {"method.target_modules": ["q_proj"]}),
+    (
+        axolotl.TOOL,
+        {"lora_target_linear": False, "lora_target_modules": ["q_proj"]},
+        {"method.target_modules": ["q_proj"]},
+    ),
     (axolotl.TOOL, {"peft_use_dora": True}, {"method.name": "dora"}),
-    (axolotl.TOOL, {"datasets": [{"path": "json", "data_files": "a.jsonl", "type": "chat_template",
-                                  "field_messages": "talk"}], "chat_template": "llama3"},
-     {"data.train": "a.jsonl", "data.columns": {"messages": "talk"}, "data.template": "llama-3"}),
-    (axolotl.TOOL, {"datasets": [{"path": "org/set", "name": "en", "type": "completion", "field": "body"}]},
-     {"data.train": "org/set:en", "data.columns": {"text": "body"}}),
+    (
+        axolotl.TOOL,
+        {
+            "datasets": [{"path": "json", "data_files": "a.jsonl", "type": "chat_template", "field_messages": "talk"}],
+            "chat_template": "llama3",
+        },
+        {"data.train": "a.jsonl", "data.columns": {"messages": "talk"}, "data.template": "llama-3"},
+    ),
+    (
+        axolotl.TOOL,
+        {"datasets": [{"path": "org/set", "name": "en", "type": "completion", "field": "body"}]},
+        {"data.train": "org/set:en", "data.columns": {"text": "body"}},
+    ),
     (axolotl.TOOL, {"wandb_project": "p"}, {"train.report_to": ["wandb"]}),
     (axolotl.TOOL, {"optimizer": "paged_adamw_8bit"}, {"train.optimizer": "paged_adamw_8bit"}),
-    (trl.TOOL, {}, {"method.r": 16, "method.alpha": 32, "method.dropout": 0.05, "train.learning_rate": 2e-5,
-                    "data.max_length": 1024, "data.on_long": "cut", "data.train_on": "all",
-                    "train.precision": "bf16"}),
+    (
+        trl.TOOL,
+        {},
+        {
+            "method.r": 16,
+            "method.alpha": 32,
+            "method.dropout": 0.05,
+            "train.learning_rate": 2e-5,
+            "data.max_length": 1024,
+            "data.on_long": "cut",
+            "data.train_on": "all",
+            "train.precision": "bf16",
+        },
+    ),
     (trl.TOOL, {"use_peft": False}, {"method.name": "full"}),
     (trl.TOOL, {"use_peft": None}, {"method.name": "full"}),
     (trl.TOOL, {"assistant_only_loss": True}, {"data.train_on": "responses"}),
@@ -115,20 +186,39 @@ COMMON: list[tuple[Tool, dict[str, Any], dict[str, Any]]] = [
     (trl.TOOL, {"dataset_config": "en", "dataset_name": "org/set"}, {"data.train": "org/set:en"}),
     (trl.TOOL, {"dataset_text_field": "body"}, {"data.columns": {"text": "body"}}),
     (trl.TOOL, {"packing": True, "max_length": 64, "per_device_train_batch_size": 2}, {"train.tokens_per_step": 128}),
-    (mlx_lm.TOOL, {}, {"method.r": 8, "method.alpha": 160, "train.max_steps": 1000, "train.learning_rate": 1e-5,
-                       "train.lr_scheduler_type": "constant", "train.max_grad_norm": 0, "data.train_on": "all",
-                       "data.train": "folder/train.jsonl", "data.validation": "folder/valid.jsonl",
-                       "train.per_device_train_batch_size": 4, "train.seed": 0}),
+    (
+        mlx_lm.TOOL,
+        {},
+        {
+            "method.r": 8,
+            "method.alpha": 160,
+            "train.max_steps": 1000,
+            "train.learning_rate": 1e-5,
+            "train.lr_scheduler_type": "constant",
+            "train.max_grad_norm": 0,
+            "data.train_on": "all",
+            "data.train": "folder/train.jsonl",
+            "data.validation": "folder/valid.jsonl",
+            "train.per_device_train_batch_size": 4,
+            "train.seed": 0,
+        },
+    ),
     (mlx_lm.TOOL, {"adapter_path": "out"}, {"output_dir": "out"}),
-    (mlx_lm.TOOL, {"lora_parameters": {"rank": 4, "scale": 2.5, "keys": ["self_attn.q_proj"]}},
-     {"method.r": 4, "method.alpha": 10.0, "method.target_modules": ["q_proj"]}),
+    (
+        mlx_lm.TOOL,
+        {"lora_parameters": {"rank": 4, "scale": 2.5, "keys": ["self_attn.q_proj"]}},
+        {"method.r": 4, "method.alpha": 10.0, "method.target_modules": ["q_proj"]},
+    ),
     (mlx_lm.TOOL, {"mask_prompt": True}, {"data.train_on": "last_response"}),
     (mlx_lm.TOOL, {"iters": 100, "grad_accumulation_steps": 4}, {"train.max_steps": 25}),
     (mlx_lm.TOOL, {"optimizer": "adamw"}, {"train.weight_decay": 0.01}),
-    (mlx_lm.TOOL, {"lr_schedule": {"name": "cosine_decay", "warmup": 10, "arguments": [1e-4, 1000]}},
-     {"train.learning_rate": 1e-4, "train.warmup_steps": 10, "train.lr_scheduler_type": "cosine"}),
+    (
+        mlx_lm.TOOL,
+        {"lr_schedule": {"name": "cosine_decay", "warmup": 10, "arguments": [1e-4, 1000]}},
+        {"train.learning_rate": 1e-4, "train.warmup_steps": 10, "train.lr_scheduler_type": "cosine"},
+    ),
     (mlx_lm.TOOL, {"data": "org/set"}, {"data.train": "org/set"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("tool", "theirs", "ours"), COMMON, ids=lambda v: getattr(v, "name", None))
@@ -164,7 +254,7 @@ def test_rivals_are_not_written_beside_one_another() -> None:
         (mlx_lm.TOOL, {"optimizer": "muon"}, "optimizer", False),
         (mlx_lm.TOOL, {"resume_adapter_file": "a.safetensors"}, "resume_adapter_file", False),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_equal_is_told_and_another_training_stops(
     tool: Tool, given: dict[str, Any], key: str, stops: bool
 ) -> None:
@@ -178,8 +268,16 @@ def test_every_training_argument_of_transformers_is_known_and_its_defaults_are_t
     named = {field.name: field.default for field in fields(TrainingArguments)}
     assert not named.keys() - tool.keys.keys()
     made = meant(tool)
-    for key in ("weight_decay", "max_grad_norm", "seed", "load_best_model_at_end", "num_train_epochs",
-                "per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps"):  # fmt: skip
+    for key in (
+        "weight_decay",
+        "max_grad_norm",
+        "seed",
+        "load_best_model_at_end",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "warmup_steps",
+    ):
         assert made[f"train.{key}"] == named[key], key
     assert made["train.lr_scheduler_type"] == named["lr_scheduler_type"]
     if tool is llama_factory.TOOL:  # SFTConfig has its own
@@ -199,8 +297,11 @@ def test_the_last_layers_of_mlx_are_counted_in_the_models_own(tmp_path: Path) ->
 
 
 def test_modules_that_are_saved_whole_become_a_second_method() -> None:
-    for tool, key in ((llama_factory.TOOL, "additional_target"), (axolotl.TOOL, "lora_modules_to_save"),
-                      (trl.TOOL, "lora_modules_to_save")):  # fmt: skip
+    for tool, key in (
+        (llama_factory.TOOL, "additional_target"),
+        (axolotl.TOOL, "lora_modules_to_save"),
+        (trl.TOOL, "lora_modules_to_save"),
+    ):
         recipe = load(as_data(read(tool, **{key: "embed_tokens,lm_head"})))
         assert [method.name for method in recipe.methods] == ["lora", "full"]
         assert recipe.methods[1].options.keep_tied is False  # type: ignore[attr-defined]
@@ -240,8 +341,15 @@ def dataset(**entry: Any) -> dict[str, Any]:
     return {"dataset_dir": {"tales": {"file_name": "f.jsonl", "formatting": "sharegpt", **entry}}}
 
 
-TAGGED = {"role_tag": "role", "content_tag": "content", "user_tag": "Customer", "assistant_tag": "agent",
-          "system_tag": "boss", "observation_tag": "till", "function_tag": "order"}  # fmt: skip
+TAGGED = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "Customer",
+    "assistant_tag": "agent",
+    "system_tag": "boss",
+    "observation_tag": "till",
+    "function_tag": "order",
+}
 
 
 def test_the_speakers_of_dataset_info_are_the_ones_here() -> None:
@@ -267,16 +375,25 @@ def test_the_columns_beside_a_conversation_are_read_too() -> None:
     row = {"talk": talk("from", "value", "system", "human", "gpt")[1:], "who": "Be.", "can": [{"name": "count"}]}
     found = read_as(llama_factory.TOOL, row, **dataset(columns={"messages": "talk", "system": "who", "tools": "can"}))
     assert found.messages == ANSWERED and found.tools[0]["function"] == {"name": "count"}
-    source = {"path": "f.jsonl", "type": "chat_template", "field_messages": "talk", "field_system": "who",
-              "field_tools": "can"}  # fmt: skip
+    source = {
+        "path": "f.jsonl",
+        "type": "chat_template",
+        "field_messages": "talk",
+        "field_system": "who",
+        "field_tools": "can",
+    }
     found = read_as(axolotl.TOOL, row, datasets=[source])
     assert found.messages == ANSWERED and found.tools[0]["function"] == {"name": "count"}
 
 
 def test_the_roles_of_axolotl_are_the_ones_here() -> None:
-    source = {"path": "f.jsonl", "type": "chat_template", "message_property_mappings": {"role": "from", "content":
-              "value"}, "roles": {"user": ["customer"], "assistant": ["agent", "clerk"], "system": ["boss"]},
-              "roles_to_train": ["agent"]}  # fmt: skip
+    source = {
+        "path": "f.jsonl",
+        "type": "chat_template",
+        "message_property_mappings": {"role": "from", "content": "value"},
+        "roles": {"user": ["customer"], "assistant": ["agent", "clerk"], "system": ["boss"]},
+        "roles_to_train": ["agent"],
+    }
     row = {"messages": talk("from", "value", "boss", "customer", "clerk")}
     assert read_as(axolotl.TOOL, row, datasets=[source]).messages == ANSWERED
     assert not read(axolotl.TOOL, datasets=[source]).lost
@@ -299,7 +416,7 @@ def test_the_roles_of_axolotl_are_the_ones_here() -> None:
         (axolotl.TOOL, {"roles_to_train": ["user"]}, "datasets.roles_to_train"),
         (axolotl.TOOL, {"field_thinking": "mind"}, "datasets.field_thinking"),
     ],
-)  # fmt: skip
+)
 def test_what_of_a_conversation_has_no_equal_is_named(tool: Tool, given: dict[str, Any], lost: str) -> None:
     if tool is axolotl.TOOL:
         given = {"datasets": [{"path": "f.jsonl", "type": "chat_template", **given}]}
@@ -307,8 +424,14 @@ def test_what_of_a_conversation_has_no_equal_is_named(tool: Tool, given: dict[st
 
 
 def test_speakers_whose_role_differs_between_data_sets_are_asked_for() -> None:
-    sets = {"tales": {"file_name": "f.jsonl", "formatting": "sharegpt", "tags": {"user_tag": "gpt", "assistant_tag":
-            "human"}}, "more": {"file_name": "g.jsonl", "formatting": "sharegpt"}}  # fmt: skip
+    sets = {
+        "tales": {
+            "file_name": "f.jsonl",
+            "formatting": "sharegpt",
+            "tags": {"user_tag": "gpt", "assistant_tag": "human"},
+        },
+        "more": {"file_name": "g.jsonl", "formatting": "sharegpt"},
+    }
     mixed = read(llama_factory.TOOL, dataset="tales,more", dataset_dir=sets)
     assert "gpt" in mixed.needs["data.roles"] and "roles" not in mixed.values["data"]
 
@@ -410,12 +533,18 @@ def test_command_lines_are_read_with_their_config_beneath_them(tmp_path: Path) -
 
 
 ANY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
     | st.sampled_from(["1e-4", "all", "cosine", "auto", "nf4", "steps"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from("path type data_files name rank keys arguments".split()), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from("path type data_files name rank keys arguments".split()), inner, max_size=3)
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda t: t.name)

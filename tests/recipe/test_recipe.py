@@ -148,10 +148,16 @@ def test_a_flat_recipe_of_another_tool_is_read_and_one_note_tells_every_name(tmp
     assert (options.r, options.alpha, options.dropout, options.target_modules) == (4, 8.0, 0.05, ("q_proj", "v_proj"))  # type: ignore[attr-defined]
     assert (recipe.model.path, recipe.model.quantize, recipe.data.max_length) == ("org/model", "nf4", 2048)
     assert recipe.train == replace(
-        TrainOptions(), learning_rate=2e-4, lr_scheduler_type="constant", warmup_steps=0.03, num_train_epochs=2,
-        per_device_train_batch_size=2, gradient_accumulation_steps=4, optimizer="adamw_8bit",
+        TrainOptions(),
+        learning_rate=2e-4,
+        lr_scheduler_type="constant",
+        warmup_steps=0.03,
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        optimizer="adamw_8bit",
         activation_checkpointing="on",
-    )  # fmt: skip
+    )
     assert recipe.output_dir == "out"
     assert "halter init --from" in recipe.notes[-1]  # whose defaults do not count
     named = [line.partition(":")[0] for line in text.splitlines() if not line.startswith("output_dir")]
@@ -165,9 +171,17 @@ def test_keys_of_other_tools_are_told_one_by_one_where_they_are_few_and_in_six_l
     tmp_path: Path,
 ) -> None:
     keys = {
-        "model_name_or_path": "org/model", "dataset": "f.jsonl", "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1,
-        "max_seq_length": 64, "num_train_epochs": 1, "learning_rate": 0.001, "warmup_ratio": 0.1, "seed": 3,
-    }  # fmt: skip
+        "model_name_or_path": "org/model",
+        "dataset": "f.jsonl",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.1,
+        "max_seq_length": 64,
+        "num_train_epochs": 1,
+        "learning_rate": 0.001,
+        "warmup_ratio": 0.1,
+        "seed": 3,
+    }
     for count in range(2, len(keys) + 1):
         some = dict(list(keys.items())[:count])
         file = tmp_path / f"{count}.yaml"
@@ -206,9 +220,13 @@ def test_another_tools_key_is_read_alike_by_itself_and_in_that_tools_recipe(tool
     for name, entry in tool.keys.items():
         if name in ALIASES and isinstance(entry, Mapped) and name != "adapter_path":  # which is refused
             assert (ALIASES[name].section, ALIASES[name].key) == (entry.section, entry.key), name
-    for name, value, key in (("mask_prompt", True, "train_on"), ("train_on_inputs", True, "train_on"),
-                             ("max_seq_length", 64, "on_long"), ("cutoff_len", 64, "on_long"),
-                             ("sequence_len", 64, "on_long")):  # fmt: skip
+    for name, value, key in (
+        ("mask_prompt", True, "train_on"),
+        ("train_on_inputs", True, "train_on"),
+        ("max_seq_length", 64, "on_long"),
+        ("cutoff_len", 64, "on_long"),
+        ("sequence_len", 64, "on_long"),
+    ):
         if name in tool.keys:
             theirs = convert(tool, {"model": "m", name: value}, "theirs.yaml").values["data"][key]
             assert getattr(load({"model": "m", "data": "f.jsonl", name: value}).data, key) == theirs, name
@@ -296,9 +314,18 @@ def test_a_list_of_methods_over_a_recipes_own() -> None:
 def test_overrides_win_and_are_read_as_yaml() -> None:
     recipe = load(
         {**LEAST, "method": {"name": "lora", "r": 4}},
-        ["method.r=8", "train.learning-rate=1e-3", "--seed=5", "target_modules=[q_proj]", "rank_pattern.q_proj=2",
-         "sample_prompts=['a: b']", "model=other", "output_dir=\"3\"", "validation=C:\\x y"],
-    )  # fmt: skip
+        [
+            "method.r=8",
+            "train.learning-rate=1e-3",
+            "--seed=5",
+            "target_modules=[q_proj]",
+            "rank_pattern.q_proj=2",
+            "sample_prompts=['a: b']",
+            "model=other",
+            'output_dir="3"',
+            "validation=C:\\x y",
+        ],
+    )
     options = recipe.method.options
     assert (options.r, options.target_modules, options.rank_pattern) == (8, ("q_proj",), {"q_proj": 2})  # type: ignore[attr-defined]
     assert (recipe.train.learning_rate, recipe.train.seed, recipe.train.sample_prompts) == (1e-3, 5, ("a: b",))
@@ -322,12 +349,14 @@ def test_sources_of_data_are_checked_to_the_bottom(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "fix"),
     [
-        (["r=4", "r=8"], "give method.r once"), (["validation=1.5"], "such as data.validation=0.1"),
-        (["lr=nan"], "such as train.learning_rate=2e-4"), (["max-steps=0"], "such as train.max_steps=100"),
+        (["r=4", "r=8"], "give method.r once"),
+        (["validation=1.5"], "such as data.validation=0.1"),
+        (["lr=nan"], "such as train.learning_rate=2e-4"),
+        (["max-steps=0"], "such as train.max_steps=100"),
         (["r=-1", "lr=nan"], "such as train.learning_rate=2e-4; such as method.r=16"),
         (["r=-1", "typo=1"], "halter init METHOD writes a recipe with every key explained"),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_cannot_be_is_answered_with_one_that_can(written: list[str], fix: str) -> None:
     with pytest.raises(Refusal) as refused:
         load(None, ["model=m", "data=d", "method=lora", *written])
@@ -386,15 +415,21 @@ def test_the_recipes_folder_is_what_init_writes(name: str) -> None:
 
 
 SCALARS = {
-    "r": st.integers(1, 512), "alpha": st.floats(0.1, 1e4), "rslora": st.booleans(),
+    "r": st.integers(1, 512),
+    "alpha": st.floats(0.1, 1e4),
+    "rslora": st.booleans(),
     "target_modules": st.lists(st.sampled_from(["q_proj", "v_proj", "lm_head"]), min_size=1, max_size=3),
     "rank_pattern": st.dictionaries(st.sampled_from(["q_proj", "3.self_attn"]), st.integers(1, 9), max_size=2),
-}  # fmt: skip
+}
 TRAINING = {
-    "learning_rate": st.floats(0, 1), "max_steps": st.none() | st.integers(1, 10**9), "seed": st.integers(0, 2**63),
-    "lr_scheduler_type": st.sampled_from(["constant", "linear", "cosine"]), "eval_steps": st.floats(0.001, 0.999),
-    "sample_prompts": st.lists(st.text(max_size=30), max_size=3), "deterministic": st.booleans(),
-}  # fmt: skip
+    "learning_rate": st.floats(0, 1),
+    "max_steps": st.none() | st.integers(1, 10**9),
+    "seed": st.integers(0, 2**63),
+    "lr_scheduler_type": st.sampled_from(["constant", "linear", "cosine"]),
+    "eval_steps": st.floats(0.001, 0.999),
+    "sample_prompts": st.lists(st.text(max_size=30), max_size=3),
+    "deterministic": st.booleans(),
+}
 
 
 @settings(max_examples=60, deadline=None)
@@ -455,12 +490,16 @@ def test_types_in_words() -> None:
 
 
 def test_the_rest_of_a_wrong_recipe_can_be_read(tmp_path: Path) -> None:
-    path = write(tmp_path, "model: DIR\nmethod: {name: lora, r: eight, alpha: 4}\ndata: {train: f, limmit: 3}\n"
-                 "train: {max_steps: 3, adam_beta1: 2}\n")  # fmt: skip
+    path = write(
+        tmp_path,
+        "model: DIR\nmethod: {name: lora, r: eight, alpha: 4}\ndata: {train: f, limmit: 3}\n"
+        "train: {max_steps: 3, adam_beta1: 2}\n",
+    )
     recipe, refusal = load_tolerant(path, ["seed=5"])
     assert refusal is not None and len(refusal.found) == 3
-    assert recipe == load({"model": "DIR", "method": {"name": "lora", "alpha": 4}, "data": "f",
-                           "train": {"max_steps": 3, "seed": 5}})  # fmt: skip
+    assert recipe == load(
+        {"model": "DIR", "method": {"name": "lora", "alpha": 4}, "data": "f", "train": {"max_steps": 3, "seed": 5}}
+    )
     with pytest.raises(Refusal) as error:
         load(path, ["seed=5"])
     assert mistakes(error) == refusal.found
@@ -471,9 +510,14 @@ def test_the_rest_of_a_wrong_recipe_can_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "near"),
-    [("--batch-size=3", "per_device_train_batch_size"), ("--gradient-clip-norm=1", "max_grad_norm"),
-     ("--dropuot=0", "dropout"), ("--epoch=3", "num_train_epochs"), ("--lora-rnk=3", "r")],
-)  # fmt: skip
+    [
+        ("--batch-size=3", "per_device_train_batch_size"),
+        ("--gradient-clip-norm=1", "max_grad_norm"),
+        ("--dropuot=0", "dropout"),
+        ("--epoch=3", "num_train_epochs"),
+        ("--lora-rnk=3", "r"),
+    ],
+)
 def test_the_nearest_name_of_a_loose_flag_is_ours(flag: str, near: str) -> None:
     with pytest.raises(
         Refusal, match=rf"unknown key '{flag[2:].split('=')[0].replace('-', '_')}'; did you mean {near}\?"

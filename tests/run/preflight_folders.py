@@ -17,10 +17,16 @@ from halter.pretrained.load import load_model
 
 OWN_TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
 HUGE = {
-    "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128,
-    "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096, "torch_dtype": "bfloat16",
+    "hidden_size": 16384,
+    "intermediate_size": 53248,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "bfloat16",
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 """Llama 3.1 405B's sizes: 810 GB of weights, which no machine of these tests holds."""
 
 

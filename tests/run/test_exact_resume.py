@@ -37,14 +37,21 @@ def recipe(heavy_data, tmp_path, monkeypatch):
             "data": {
                 "train": f"{heavy_data.train}#24",
                 "validation": f"{heavy_data.test}#2",
-                "template": "alpaca", "max_length": 200, "on_long": "cut",
+                "template": "alpaca",
+                "max_length": 200,
+                "on_long": "cut",
             },
             "train": {
-                "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": STEPS,
-                "learning_rate": 1e-3, "eval_steps": 3, "save_steps": 2, "early_stopping_patience": 50,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "max_steps": STEPS,
+                "learning_rate": 1e-3,
+                "eval_steps": 3,
+                "save_steps": 2,
+                "early_stopping_patience": 50,
             },
             "output_dir": str(tmp_path / output),
-        }  # fmt: skip
+        }
 
     return make
 
@@ -108,8 +115,13 @@ def before_the_result(monkeypatch):
 
 
 POINTS = [in_step_six, after_step_five, in_validation, at_the_end_of_an_epoch, before_the_result]
-LEFT_AT = {"in_step_six": 4, "after_step_five": 5, "in_validation": 6, "at_the_end_of_an_epoch": 6,
-           "before_the_result": 9}  # fmt: skip
+LEFT_AT = {
+    "in_step_six": 4,
+    "after_step_five": 5,
+    "in_validation": 6,
+    "at_the_end_of_an_epoch": 6,
+    "before_the_result": 9,
+}
 
 
 def ends(run):

@@ -25,10 +25,12 @@ def told(own: Own, folder: Path, *, dry_run: bool = False, **train: Any) -> list
     rows = [{"instruction": f"Tell of {n}.", "output": SENTENCES[n % 3] * (1 + n // 3)} for n in range(12)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {
-        "model": {"path": str(own.base)}, "method": {"name": "lora", "r": 2}, "output_dir": str(folder / "run"),
+        "model": {"path": str(own.base)},
+        "method": {"name": "lora", "r": 2},
+        "output_dir": str(folder / "run"),
         "data": {"train": str(data), "template": "alpaca"},
         "train": {"per_device_train_batch_size": 1, "warmup_steps": 0, **train},
-    }  # fmt: skip
+    }
     said: list[str] = []
     halter.train(recipe, dry_run=dry_run, say=said.append)
     return [line for line in said if line.startswith("time:")]
@@ -48,9 +50,10 @@ def test_a_pass_of_two_seconds_is_carried_over_to_the_run(
     lengths: list[np.ndarray] = []
     tokens_per_step = course._tokens_per_step
     monkeypatch.setattr(
-        course, "_tokens_per_step",
+        course,
+        "_tokens_per_step",
         lambda job: (lengths.append(job.data.train.lengths), tokens_per_step(job))[1],
-    )  # fmt: skip
+    )
     for seed in range(4):  # until one whose first step is not the longest row
         folder = tmp_path / str(seed)
         folder.mkdir()

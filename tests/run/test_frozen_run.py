@@ -22,12 +22,16 @@ def train(heavy_data, tmp_path):
         recipe = {
             "model": {"path": str(heavy_data.base), "device": "cpu"},
             "method": {"name": "llama_adapter", "adapter_layers": 1},
-            "data": {"train": f"{heavy_data.train}#4", "template": "alpaca",
-                     "max_length": 320, "on_long": "cut"},
-            "train": {"per_device_train_batch_size": 2, "num_train_epochs": 3, "learning_rate": 1e-2, "save_steps": 3,
-                      **options},
+            "data": {"train": f"{heavy_data.train}#4", "template": "alpaca", "max_length": 320, "on_long": "cut"},
+            "train": {
+                "per_device_train_batch_size": 2,
+                "num_train_epochs": 3,
+                "learning_rate": 1e-2,
+                "save_steps": 3,
+                **options,
+            },
             "output_dir": str(tmp_path / name),
-        }  # fmt: skip
+        }
         folder = halter.train(recipe, resume=resume, say=said.append)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         tensors = read_tensors(folder / "adapter" / "adapter_model.safetensors")

@@ -18,7 +18,7 @@ from halter.errors import Refusal
 from halter.files.locks import LOCK, held
 from halter.files.runs import RunFolder
 from halter.run.output import claimed, open_run
-from tests.compare import small
+from tests.comparison import small
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -28,11 +28,10 @@ def recipe(heavy_data, tmp_path):
     return {
         "model": {"path": str(heavy_data.base), "device": "cpu"},
         "method": {"name": "lora", "r": 2},
-        "data": {"train": f"{heavy_data.train}#12", "template": "alpaca",
-                 "max_length": 320, "on_long": "cut"},
+        "data": {"train": f"{heavy_data.train}#12", "template": "alpaca", "max_length": 320, "on_long": "cut"},
         "train": {"per_device_train_batch_size": 1, "max_steps": 4, "learning_rate": 1e-2, "save_steps": 1},
         "output_dir": str(tmp_path / "run"),
-    }  # fmt: skip
+    }
 
 
 def files(folder):

@@ -85,11 +85,13 @@ def trained(heavy_data, base, tmp_path_factory):
         "data": {
             "train": f"{heavy_data.train}#24",
             "validation": f"{heavy_data.test}#4",
-            "template": "alpaca", "max_length": 320, "on_long": "cut",
+            "template": "alpaca",
+            "max_length": 320,
+            "on_long": "cut",
         },
         "train": {"per_device_train_batch_size": 4, "max_steps": 6, "learning_rate": 1e-2},
         "output_dir": str(tmp_path_factory.mktemp("int8") / "run"),
-    }  # fmt: skip
+    }
     said = []
     return halter.train(recipe, say=said.append), "\n".join(said)
 

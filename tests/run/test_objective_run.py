@@ -31,15 +31,21 @@ def test_a_run_with_a_toy_is_resumed_to_the_bit(heavy_data, tmp_path, monkeypatc
             "model": {"path": str(heavy_data.base), "device": "cpu"},
             "method": {"name": "lora", "r": 2, "alpha": 4},
             "data": {
-                "train": f"{heavy_data.train}#24", "validation": None, "template": "alpaca", "max_length": 200,
+                "train": f"{heavy_data.train}#24",
+                "validation": None,
+                "template": "alpaca",
+                "max_length": 200,
                 "on_long": "cut",
             },
             "train": {
-                "objective": objective, "per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2,
+                "objective": objective,
+                "per_device_train_batch_size": 4,
+                "max_steps": 4,
+                "learning_rate": 1e-2,
                 "save_steps": 2,
             },
             "output_dir": str(tmp_path / name),
-        }  # fmt: skip
+        }
 
     def tensors(run):
         return read_tensors(run / "adapter" / "adapter_model.safetensors")

@@ -25,11 +25,16 @@ def recipe(heavy_data, tmp_path):
         return {
             "model": {"path": str(heavy_data.base), "device": "cpu", **dict(model)},
             "method": options,
-            "data": {"train": f"{rows}#8", "validation": f"{rows}#2", "template": "alpaca", "max_length": 320,
-                     "on_long": "cut"},
+            "data": {
+                "train": f"{rows}#8",
+                "validation": f"{rows}#2",
+                "template": "alpaca",
+                "max_length": 320,
+                "on_long": "cut",
+            },
             "train": {"per_device_train_batch_size": 4, "max_steps": 2, "learning_rate": 1e-2, **train},
             "output_dir": str(tmp_path / name),
-        }  # fmt: skip
+        }
 
     return make
 

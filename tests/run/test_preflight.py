@@ -71,12 +71,15 @@ def plant_all(stories: Path, folder: Path) -> Path:
     recipe = {
         "model": {"path": str(folder / "base"), "device": "cuda:99", "dtype": "float32"},
         "method": [{"name": "full"}, {"name": "lora", "target_modules": ["qproj"], "init_from": str(adapter)}],
-        "data": {"train": [str(folder / "chat.jsonl"), str(folder / "tokens.jsonl")],
-                 "validation": str(folder / "nowhere.jsonl"), "template": "alpaca"},
+        "data": {
+            "train": [str(folder / "chat.jsonl"), str(folder / "tokens.jsonl")],
+            "validation": str(folder / "nowhere.jsonl"),
+            "template": "alpaca",
+        },
         "train": {"lerning_rate": 1e-4, "precision": "bf16", "max_steps": 3},
         "checks": {"allow": ["doubel-bos"]},
         "output_dir": str(folder / "taken.txt" / "run"),
-    }  # fmt: skip
+    }
     path = folder / "recipe.json.yaml"
     path.write_text(json.dumps(recipe))
     return path
@@ -102,10 +105,12 @@ def test_every_planted_mistake_is_found_in_one_run(stories: Path, tmp_path: Path
 
 def recipe_of(base: Path, data: Path, output: Path, **more: Any) -> dict[str, Any]:
     recipe: dict[str, Any] = {
-        "model": {"path": str(base), "device": "cpu"}, "method": {"name": "lora", "r": 2, "alpha": 4},
+        "model": {"path": str(base), "device": "cpu"},
+        "method": {"name": "lora", "r": 2, "alpha": 4},
         "data": {"train": str(data), "template": "alpaca", "cache": False},
-        "train": {"max_steps": 1, "per_device_train_batch_size": 2}, "output_dir": str(output),
-    }  # fmt: skip
+        "train": {"max_steps": 1, "per_device_train_batch_size": 2},
+        "output_dir": str(output),
+    }
     for key, value in more.items():
         section, _, name = key.partition("__")
         recipe.setdefault(section, {})[name] = value
@@ -195,8 +200,18 @@ def test_the_wrong_base_is_known_before_it_is_loaded_and_waived_by_name(
 
 def header_model(stories: Path, folder: Path, edit: Any = None, **changes: Any) -> None:
     """A model whose tokenizer has <h> and <e>, which its chat template needs, as ids 512 and 513."""
-    tokens = [{"id": 512 + n, "content": t, "single_word": False, "lstrip": False, "rstrip": False,
-               "normalized": False, "special": True} for n, t in enumerate(("<h>", "<e>", "<r>"))]  # fmt: skip
+    tokens = [
+        {
+            "id": 512 + n,
+            "content": t,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for n, t in enumerate(("<h>", "<e>", "<r>"))
+    ]
     template = "{% for m in messages %}{{ '<h>' + m['role'] + '<h>' + m['content'] + '<e>' }}{% endfor %}"
     made.small_model(stories, folder, {"chat_template": template}, edit, vocab_size=515, **changes)
     path = folder / "tokenizer.json"
@@ -407,8 +422,17 @@ def test_a_date_is_pinned_and_kept_on_resume(good: Any, stories: Path, tmp_path:
     RunFolder(tmp_path / "run").put("recipe.yaml", "data: {template_date: '2030-01-02'}\n")
     kept = examine(recipe, resume=True).job
     assert kept is not None and kept.recipe.data.template_date == "2030-01-02"
-    assert ready(good(tmp_path / "dated", data__template=None, data__template_date="2029-03-04",
-                      ) | {"output_dir": None}).recipe.data.template_date == "2029-03-04"  # fmt: skip
+    assert (
+        ready(
+            good(
+                tmp_path / "dated",
+                data__template=None,
+                data__template_date="2029-03-04",
+            )
+            | {"output_dir": None}
+        ).recipe.data.template_date
+        == "2029-03-04"
+    )
     assert ready(good() | {"output_dir": None}).recipe.data.template_date is None  # Alpaca's asks for none
 
 
@@ -461,19 +485,40 @@ def test_a_finished_run_is_told_with_the_rest(good: Any, tmp_path: Path) -> None
 
 
 PLACES = [
-    ("model", "device"), ("model", "dtype"), ("model", "quantize"), ("model", "revision"), ("method", "r"),
-    ("method", "target_modules"), ("method", "layers"), ("method", "rank_pattern"), ("method", "name"),
-    ("method", "init_from"), ("data", "max_length"), ("data", "template"), ("data", "template_date"),
-    ("data", "columns"), ("data", "on_bad"), ("train", "optimizer"), ("train", "max_steps"), ("train", "precision"),
-    ("train", "save_total_limit"), ("train", "report_to"), ("train", "deterministic"), ("checks", "allow"),
+    ("model", "device"),
+    ("model", "dtype"),
+    ("model", "quantize"),
+    ("model", "revision"),
+    ("method", "r"),
+    ("method", "target_modules"),
+    ("method", "layers"),
+    ("method", "rank_pattern"),
+    ("method", "name"),
+    ("method", "init_from"),
+    ("data", "max_length"),
+    ("data", "template"),
+    ("data", "template_date"),
+    ("data", "columns"),
+    ("data", "on_bad"),
+    ("train", "optimizer"),
+    ("train", "max_steps"),
+    ("train", "precision"),
+    ("train", "save_total_limit"),
+    ("train", "report_to"),
+    ("train", "deterministic"),
+    ("checks", "allow"),
     ("train", "nonsense"),
-]  # fmt: skip
+]
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 2**40), st.floats(), st.text(max_size=6),
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 2**40),
+    st.floats(),
+    st.text(max_size=6),
     st.sampled_from(["nf4", "q_proj", "(", "2024-01-01", "full", "llama-2", "adamw_8bit", "stop", "double-bos", "."]),
     st.lists(st.sampled_from(["q_proj", "x", "double-bos", 0, 99, -1]), max_size=3),
     st.dictionaries(st.sampled_from(["q_proj", "(", "prompt"]), st.integers(-1, 4), max_size=2),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

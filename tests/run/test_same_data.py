@@ -75,7 +75,7 @@ CHANGES = {
     "another order": ("train.jsonl", lambda rows: [rows[1], rows[0], *rows[2:]], "at train.jsonl:1"),
     "a held-out row": ("held.jsonl", lambda rows: [*rows[:3], other(rows[3])], "held out: held.jsonl: 4 rows"),
     "a held-out row less": ("held.jsonl", lambda rows: rows[:3], "held out: held.jsonl: 3 rows"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)

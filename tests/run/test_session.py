@@ -29,11 +29,13 @@ def recipe(heavy_data, tmp_path):
             "data": {
                 "train": f"{heavy_data.train}#24",
                 "validation": f"{heavy_data.test}#4",
-                "template": "alpaca", "max_length": 320, "on_long": "cut",
+                "template": "alpaca",
+                "max_length": 320,
+                "on_long": "cut",
             },
             "train": {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2, "save_steps": 2},
             "output_dir": str(tmp_path / name),
-        }  # fmt: skip
+        }
         for key, value in changes.items():
             section, _, inner = key.partition("__")
             if inner:

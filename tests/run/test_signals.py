@@ -29,12 +29,20 @@ def recipe(heavy_data, tmp_path):
             "data": {
                 "train": f"{heavy_data.train}#24",
                 "validation": f"{heavy_data.test}#2",
-                "template": "alpaca", "max_length": 320, "on_long": "cut",
+                "template": "alpaca",
+                "max_length": 320,
+                "on_long": "cut",
             },
-            "train": {"per_device_train_batch_size": 2, "max_steps": STEPS, "learning_rate": 1e-2, "eval_steps": 4,
-                      "save_steps": 100, "early_stopping_patience": 50},
+            "train": {
+                "per_device_train_batch_size": 2,
+                "max_steps": STEPS,
+                "learning_rate": 1e-2,
+                "eval_steps": 4,
+                "save_steps": 100,
+                "early_stopping_patience": 50,
+            },
             "output_dir": str(tmp_path / name),
-        }  # fmt: skip
+        }
 
     return make
 
@@ -93,10 +101,15 @@ def random_moments(recipe, number, moments, monkeypatch, tmp_path):
     return stopped, lost, codes
 
 
-@pytest.mark.parametrize("name, moments", [
-    ("SIGINT", 4), ("SIGTERM", 4),
-    pytest.param("SIGINT", 50, marks=pytest.mark.nightly), pytest.param("SIGTERM", 50, marks=pytest.mark.nightly),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, moments",
+    [
+        ("SIGINT", 4),
+        ("SIGTERM", 4),
+        pytest.param("SIGINT", 50, marks=pytest.mark.nightly),
+        pytest.param("SIGTERM", 50, marks=pytest.mark.nightly),
+    ],
+)
 def test_signals_at_random_moments_lose_no_step(recipe, name, moments, monkeypatch, tmp_path):
     stopped, lost, codes = random_moments(recipe, getattr(signal, name), moments, monkeypatch, tmp_path)
     print(f"{name}: {stopped} runs stopped, {lost} steps lost, exit codes {codes}")

@@ -24,7 +24,7 @@ from halter.playground import base_folder
 from halter.playground.tasks import rows
 from halter.pretrained.load import load
 from halter.training import step
-from tests.compare import small
+from tests.comparison import small
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,7 @@ def recipe(tmp_path: Path):
             "data": {"train": str(data), "validation": str(data) + "#4"},
             "train": {"per_device_train_batch_size": 8, "max_steps": 4, "save_steps": 2, "learning_rate": 1e-3} | train,
             "output_dir": str(tmp_path / output),
-        }  # fmt: skip
+        }
 
     return make
 

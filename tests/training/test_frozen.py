@@ -186,6 +186,7 @@ def test_auto_keeps_where_epochs_and_memory_are_enough(monkeypatch):
         for asked, tokens, epochs in itertools.product(("auto", "on", "off"), (1000, 1001), (2.0, 3.0))
     }
     assert {key for key, answer in answers.items() if answer is not None} == {
-        ("auto", 1000, 3.0), *(("on", tokens, epochs) for tokens in (1000, 1001) for epochs in (2.0, 3.0)),
-    }  # fmt: skip
+        ("auto", 1000, 3.0),
+        *(("on", tokens, epochs) for tokens in (1000, 1001) for epochs in (2.0, 3.0)),
+    }
     assert answers["auto", 1000, 3.0].layer == 2 and "lowest 2 layers" in said[0] and "100% of the rows" in said[0]

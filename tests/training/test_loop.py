@@ -67,15 +67,26 @@ def test_the_loop_says_what_it_did():
     lines, evaluated, saved = [], [], []
     one = trainee()
     events = Events(
-        log=lines.append, evaluate=lambda n: bool(evaluated.append(n)), save=saved.append,
-        evaluate_at=lambda n: n % 5 == 0, save_at=lambda n: n in (5, 12),
-    )  # fmt: skip
+        log=lines.append,
+        evaluate=lambda n: bool(evaluated.append(n)),
+        save=saved.append,
+        evaluate_at=lambda n: n % 5 == 0,
+        save_at=lambda n: n in (5, 12),
+    )
     train_loop(MODEL, [one], [Feed(rows(), plan, 12)], events)
     assert [line["step"] for line in lines] == list(range(1, 13)) and evaluated == [5, 10] and saved == [5, 12]
     assert set(lines[0]) == {
-        "step", "epoch", "loss", "learning_rate", "grad_norm", "target_tokens", "tokens", "applied",
-        "tokens_per_second", "peak_memory_bytes",
-    }  # fmt: skip
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "target_tokens",
+        "tokens",
+        "applied",
+        "tokens_per_second",
+        "peak_memory_bytes",
+    }
     assert lines[2]["learning_rate"] == pytest.approx(1e-2) and one.step == 12
     assert lines[-1]["loss"] < lines[0]["loss"]
 
@@ -117,8 +128,11 @@ def test_checkpoints_are_kept_dropped_and_verified(tmp_path):
         run.save_checkpoint(step, {"adapter-0": {"a": torch.ones(3)}}, {"step": step}, 2)
     assert [step for step, _ in run.checkpoints()] == [3, 4]
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == [
-        "step-0000001", "step-0000003", "step-0000004", "step-10.bak",
-    ]  # fmt: skip
+        "step-0000001",
+        "step-0000003",
+        "step-0000004",
+        "step-10.bak",
+    ]
     folder = run.checkpoints()[-1][1]
     assert torch.equal(run.load_checkpoint(folder).tensors["adapter-0"]["a"], torch.ones(3))
     data = bytearray((folder / "adapter-0.safetensors").read_bytes())

@@ -32,9 +32,7 @@ def trainee_of(model, **more):
 
 def rows(*lengths):
     g = np.random.default_rng(3)
-    return pack([
-        Example(g.integers(3, 96, n).astype(np.int32), np.arange(n) >= n // 2, f"row:{n}") for n in lengths
-    ])  # fmt: skip
+    return pack([Example(g.integers(3, 96, n).astype(np.int32), np.arange(n) >= n // 2, f"row:{n}") for n in lengths])
 
 
 @pytest.mark.parametrize("whole_matrix", [False, True])
@@ -46,9 +44,13 @@ def test_smoothed_loss_and_gradient_are_torchs_and_transformers(whole_matrix, ep
     hidden.requires_grad_()
     share = torch.full((37,), epsilon, dtype=torch.float64)
     loss, each = head_loss(
-        lambda piece, start, end, tensors: piece @ weight.t(), [], hidden,
-        Wanted(targets, torch.full((37,), 1 / 37, dtype=torch.float64), share), 50, weight if whole_matrix else None,
-    )  # fmt: skip
+        lambda piece, start, end, tensors: piece @ weight.t(),
+        [],
+        hidden,
+        Wanted(targets, torch.full((37,), 1 / 37, dtype=torch.float64), share),
+        50,
+        weight if whole_matrix else None,
+    )
     logits = hidden @ weight.t()
     exact = F.cross_entropy(logits, targets, label_smoothing=epsilon)
     torch.testing.assert_close(loss, exact, rtol=1e-12, atol=0)

@@ -63,9 +63,14 @@ def read_v1(taking: Taking, shape: ModelConfig, options: ImportOptions) -> Impor
 
 
 _META = {
-    "q_proj": "attention.wq", "k_proj": "attention.wk", "v_proj": "attention.wv", "o_proj": "attention.wo",
-    "gate_proj": "feed_forward.w1", "up_proj": "feed_forward.w3", "down_proj": "feed_forward.w2",
-}  # fmt: skip
+    "q_proj": "attention.wq",
+    "k_proj": "attention.wk",
+    "v_proj": "attention.wv",
+    "o_proj": "attention.wo",
+    "gate_proj": "feed_forward.w1",
+    "up_proj": "feed_forward.w3",
+    "down_proj": "feed_forward.w2",
+}
 _META_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
 _PARTED = re.compile(r".+\.(w[qkv13]_bias|w[o2]_scale)")
 

@@ -12,10 +12,34 @@ from halter.comparison.report.summary import count, duration, headline, loss, re
 from halter.comparison.report.tables import ReportTable, plain, tables
 from halter.files.reading import visible
 
-LIGHT = ("#0072b2", "#b34d00", "#00805c", "#b0529a", "#6b5d00", "#2f8fc4", "#8b2e2e", "#5a4fb0", "#3f7d20", "#7a4a24",
-         "#00707a", "#555b61")  # fmt: skip
-DARK = ("#5ab4e6", "#f0944d", "#35c79b", "#e39acb", "#d9c54a", "#8fd0f5", "#ef8a8a", "#aaa2f2", "#93cf6d", "#d0a27c",
-        "#5cc7d0", "#b4babf")  # fmt: skip
+LIGHT = (
+    "#0072b2",
+    "#b34d00",
+    "#00805c",
+    "#b0529a",
+    "#6b5d00",
+    "#2f8fc4",
+    "#8b2e2e",
+    "#5a4fb0",
+    "#3f7d20",
+    "#7a4a24",
+    "#00707a",
+    "#555b61",
+)
+DARK = (
+    "#5ab4e6",
+    "#f0944d",
+    "#35c79b",
+    "#e39acb",
+    "#d9c54a",
+    "#8fd0f5",
+    "#ef8a8a",
+    "#aaa2f2",
+    "#93cf6d",
+    "#d0a27c",
+    "#5cc7d0",
+    "#b4babf",
+)
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --dim: #5c636b; --paper: #fcfcfb; --card: #fff; --line: #dcdcd8;
   --best: #e7f3ec; LIGHT }

@@ -23,12 +23,16 @@ def look(found: ReportFacts, row: ReportRow) -> dict[str, Any]:
     kind, precision = kinds.index(str(row.facts.get("method", row.name))), row.facts.get("precision")
     colour = SERIES[kind % len(SERIES)]
     return {
-        "color": colour, "marker": MARKERS[kind % len(MARKERS)], "markersize": 7,
+        "color": colour,
+        "marker": MARKERS[kind % len(MARKERS)],
+        "markersize": 7,
         "linestyle": DASHES[[other.name for other in rows].index(row.name) % len(DASHES)],
         "fillstyle": "full" if precision == "nf4" else FILLS[wide.index(precision) % len(FILLS)],
-        "markerfacecolor": PAPER if precision == "nf4" else colour, "markerfacecoloralt": PAPER,
-        "markeredgecolor": colour, "markeredgewidth": 1.4,
-    }  # fmt: skip
+        "markerfacecolor": PAPER if precision == "nf4" else colour,
+        "markerfacecoloralt": PAPER,
+        "markeredgecolor": colour,
+        "markeredgewidth": 1.4,
+    }
 
 
 def loss_axis(axes: Axes, values: list[float]) -> None:

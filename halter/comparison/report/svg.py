@@ -20,9 +20,19 @@ INK, PAPER, FAINT = "#010203", "#fcfdfe", "#020406"
 SERIES = tuple(f"#0101{n:02x}" for n in range(16, 28))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 DASHES: tuple[Any, ...] = (
-    "-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (10, 3)), (0, (2, 3)),
-    (0, (8, 2, 2, 2)), (0, (1, 4)), (0, (4, 1, 4, 4)), (0, (12, 2, 1, 2)), (0, (6, 6)),
-)  # fmt: skip
+    "-",
+    (0, (5, 2)),
+    (0, (1, 1.5)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (10, 3)),
+    (0, (2, 3)),
+    (0, (8, 2, 2, 2)),
+    (0, (1, 4)),
+    (0, (4, 1, 4, 4)),
+    (0, (12, 2, 1, 2)),
+    (0, (6, 6)),
+)
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo", "++", "||", "**", "//..", "OO")
 _PAINT = {INK: "currentColor", PAPER: "var(--card)", FAINT: "var(--line)"} | {
     colour: f"var(--s{n})" for n, colour in enumerate(SERIES)
@@ -31,13 +41,31 @@ _LARGEST = 1.4
 """Pixels of a page that a point of a figure may become."""
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 SETTINGS: dict[str, Any] = {
-    "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "grid.color": FAINT,
-    "legend.frameon": False, "svg.fonttype": "none", "text.parse_math": False, "font.size": 10,
-    "font.family": ["DejaVu Sans"], "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.linewidth": 0.8, "axes.axisbelow": True, "hatch.linewidth": 0.8, "axes.titlesize": 10,
-    "axes.formatter.use_mathtext": False, "axes.linewidth": 0.8, "hatch.color": INK,
-}  # fmt: skip
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "grid.color": FAINT,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10,
+    "font.family": ["DejaVu Sans"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.8,
+    "axes.titlesize": 10,
+    "axes.formatter.use_mathtext": False,
+    "axes.linewidth": 0.8,
+    "hatch.color": INK,
+}
 
 
 @contextmanager

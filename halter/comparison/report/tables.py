@@ -239,9 +239,18 @@ def comma_separated(found: ReportFacts) -> str:
     writer = csv.writer(out, lineterminator="\n")
     scores = [LOSS, *found.scores]
     plain_keys = (
-        "trainable", "share", "adapter_bytes", "compressed_bytes", "compressed_loss", "merge_gap", "tokens_per_second",
-        "seconds", "decode_tokens_per_second", "learning_rate", "stability",
-    )  # fmt: skip
+        "trainable",
+        "share",
+        "adapter_bytes",
+        "compressed_bytes",
+        "compressed_loss",
+        "merge_gap",
+        "tokens_per_second",
+        "seconds",
+        "decode_tokens_per_second",
+        "learning_rate",
+        "stability",
+    )
     head = ["name", "status", "why", "precision", "method", "mergeable", *plain_keys, "measured_peak_bytes"]
     head += [
         "planned_bytes",

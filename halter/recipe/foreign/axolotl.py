@@ -23,15 +23,17 @@ from halter.recipe.foreign.tables import (
 SOURCE = "src/axolotl/utils/schemas and core/builders of Axolotl, July 2026"
 OTHER = Absent("another way of training than single answers by LoRA or whole", stops=True)
 LONG = {"drop": "drop", "truncate": "cut", "raise": "stop"}
-KEPT = ("learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha seed "
-        "logging_steps save_total_limit load_best_model_at_end output_dir gradient_accumulation_steps warmup_ratio "
-        "warmup_steps max_steps eval_strategy eval_steps save_strategy save_steps deepspeed fsdp fsdp_config "
-        "ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters local_rank accelerator_config "
-        "dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataloader_drop_last tf32 "
-        "torch_compile torch_compile_backend torch_compile_mode gradient_checkpointing_kwargs metric_for_best_model "
-        "greater_is_better hub_model_id hub_strategy hub_revision trust_remote_code save_safetensors save_only_model "
-        "resume_from_checkpoint group_by_length remove_unused_columns torch_empty_cache_steps "
-        "auto_find_batch_size").split()  # fmt: skip
+KEPT = (
+    "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha seed "
+    "logging_steps save_total_limit load_best_model_at_end output_dir gradient_accumulation_steps warmup_ratio "
+    "warmup_steps max_steps eval_strategy eval_steps save_strategy save_steps deepspeed fsdp fsdp_config "
+    "ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters local_rank accelerator_config "
+    "dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataloader_drop_last tf32 "
+    "torch_compile torch_compile_backend torch_compile_mode gradient_checkpointing_kwargs metric_for_best_model "
+    "greater_is_better hub_model_id hub_strategy hub_revision trust_remote_code save_safetensors save_only_model "
+    "resume_from_checkpoint group_by_length remove_unused_columns torch_empty_cache_steps "
+    "auto_find_batch_size"
+).split()
 
 KEYS: dict[str, KeyMeaning] = {key: HF[key] for key in KEPT if key in HF} | {
     "base_model": Mapped("model", "path", word),
@@ -58,13 +60,22 @@ KEYS: dict[str, KeyMeaning] = {key: HF[key] for key in KEPT if key in HF} | {
     "train_on_inputs": Mapped("data", "train_on", lambda v: "all" if truth(v) else "responses"),
     "excess_length_strategy": Mapped("data", "on_long", choice(LONG, "drop, truncate or raise")),
     "sequence_len": Joint(),
-    **entries(Joint(), "adapter load_in_4bit load_in_8bit lora_target_modules lora_target_linear peft_use_dora "
-              "peft_init_lora_weights lora_modules_to_save peft_trainable_token_indices"),  # fmt: skip
-    **entries(Joint(), "micro_batch_size batch_size num_epochs sample_packing lr_scheduler evals_per_epoch "
-              "saves_per_epoch val_set_size datasets test_datasets chat_template chat_template_jinja special_tokens "
-              "wandb_project use_wandb use_tensorboard activation_offloading"),  # fmt: skip
-    **entries(OTHER, "rl reward_model process_reward_model relora qat quantization pretraining_dataset gptq ebft "
-              "unfrozen_parameters use_pose lr_groups lora_target_parameters peft_layer_replication"),  # fmt: skip
+    **entries(
+        Joint(),
+        "adapter load_in_4bit load_in_8bit lora_target_modules lora_target_linear peft_use_dora "
+        "peft_init_lora_weights lora_modules_to_save peft_trainable_token_indices",
+    ),
+    **entries(
+        Joint(),
+        "micro_batch_size batch_size num_epochs sample_packing lr_scheduler evals_per_epoch "
+        "saves_per_epoch val_set_size datasets test_datasets chat_template chat_template_jinja special_tokens "
+        "wandb_project use_wandb use_tensorboard activation_offloading",
+    ),
+    **entries(
+        OTHER,
+        "rl reward_model process_reward_model relora qat quantization pretraining_dataset gptq ebft "
+        "unfrozen_parameters use_pose lr_groups lora_target_parameters peft_layer_replication",
+    ),
     "num_labels": Absent("adapters here write text", stops=True),
     "model_type": Absent("LLaMA checkpoints are what is read", ("AutoModelForCausalLM", "LlamaForCausalLM", None)),
     "tokens": Absent("no token is added to the vocabulary"),
@@ -93,28 +104,43 @@ KEYS: dict[str, KeyMeaning] = {key: HF[key] for key in KEPT if key in HF} | {
     "loss_watchdog_patience": Idle("train.on_spike looks after leaps of the loss"),
     "plugins": Idle("quick ways and the like; what they change is not known here"),
     "fp8": Absent("no product in 8-bit floats"),
-    **entries(SPEED, "flash_attention sdp_attention xformers_attention flex_attention eager_attention sage_attention "
-              "attn_implementation flash_attn_cross_entropy flash_attn_fuse_mlp pad_to_sequence_len low_cpu_mem_usage "
-              "eval_sample_packing sample_packing_eff_est sample_packing_bin_size sample_packing_group_size "
-              "lora_mlp_kernel lora_qkv_kernel lora_o_kernel chunked_cross_entropy liger_rope liger_rms_norm "
-              "liger_glu_activation liger_fused_linear_cross_entropy liger_layer_norm cut_cross_entropy "
-              "batch_flattening pad_to_multiple_of use_kernels total_num_tokens unsloth_lora_mlp unsloth_lora_qkv "
-              "unsloth_lora_o"),  # fmt: skip
-    **entries(MACHINE, "device device_map max_memory gpu_memory_limit eval_batch_size world_size lora_on_cpu "
-              "fsdp_version sequence_parallel_degree context_parallel_size tensor_parallel_size gc_steps "
-              "ddp"),  # fmt: skip
-    **entries(TELLING, "wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id wandb_mode debug strict "
-              "profiler_steps mlflow_experiment_name mlflow_tracking_uri use_mlflow comet_project_name use_comet "
-              "include_tokens_per_second save_first_step do_bench_eval do_causal_lm_eval"),  # fmt: skip
+    **entries(
+        SPEED,
+        "flash_attention sdp_attention xformers_attention flex_attention eager_attention sage_attention "
+        "attn_implementation flash_attn_cross_entropy flash_attn_fuse_mlp pad_to_sequence_len low_cpu_mem_usage "
+        "eval_sample_packing sample_packing_eff_est sample_packing_bin_size sample_packing_group_size "
+        "lora_mlp_kernel lora_qkv_kernel lora_o_kernel chunked_cross_entropy liger_rope liger_rms_norm "
+        "liger_glu_activation liger_fused_linear_cross_entropy liger_layer_norm cut_cross_entropy "
+        "batch_flattening pad_to_multiple_of use_kernels total_num_tokens unsloth_lora_mlp unsloth_lora_qkv "
+        "unsloth_lora_o",
+    ),
+    **entries(
+        MACHINE,
+        "device device_map max_memory gpu_memory_limit eval_batch_size world_size lora_on_cpu "
+        "fsdp_version sequence_parallel_degree context_parallel_size tensor_parallel_size gc_steps "
+        "ddp",
+    ),
+    **entries(
+        TELLING,
+        "wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id wandb_mode debug strict "
+        "profiler_steps mlflow_experiment_name mlflow_tracking_uri use_mlflow comet_project_name use_comet "
+        "include_tokens_per_second save_first_step do_bench_eval do_causal_lm_eval",
+    ),
     **entries(HUB, "push_dataset_to_hub hf_use_auth_token hub_private_repo"),
-    **entries(Idle("rows are read and kept by other means"), "dataset_prepared_path dataset_processes dataset_num_proc "
-              "dataset_keep_in_memory skip_prepare_dataset streaming shuffle_before_merging_datasets"),  # fmt: skip
-    **entries(Idle("found from the checkpoint"), "tokenizer_type tokenizer_config tokenizer_use_fast tokenizer_legacy "
-              "base_model_config is_llama_derived_model is_mistral_derived_model is_qwen_derived_model "
-              "is_falcon_derived_model processor_type"),  # fmt: skip
+    **entries(
+        Idle("rows are read and kept by other means"),
+        "dataset_prepared_path dataset_processes dataset_num_proc "
+        "dataset_keep_in_memory skip_prepare_dataset streaming shuffle_before_merging_datasets",
+    ),
+    **entries(
+        Idle("found from the checkpoint"),
+        "tokenizer_type tokenizer_config tokenizer_use_fast tokenizer_legacy "
+        "base_model_config is_llama_derived_model is_mistral_derived_model is_qwen_derived_model "
+        "is_falcon_derived_model processor_type",
+    ),
     "auto_resume_from_checkpoints": Idle("halter train --resume"),
     "merge_lora": Idle("halter merge"),
-}  # fmt: skip
+}
 
 
 def together(reading: ForeignRecipe) -> None:
@@ -215,9 +241,14 @@ def _pauses(reading: ForeignRecipe) -> None:
             reading.take(key, "train", ours, round(share, 6), f"{many:g} times in each of {epochs:g} epochs")
         elif key in reading.given:
             reading.idle[key] = "after every epoch"
-    loggers = [name for name, on in (("tensorboard", truth(reading.get("use_tensorboard"))),
-                                     ("wandb", bool(reading.get("wandb_project")) or truth(reading.get("use_wandb"))))
-               if on]  # fmt: skip
+    loggers = [
+        name
+        for name, on in (
+            ("tensorboard", truth(reading.get("use_tensorboard"))),
+            ("wandb", bool(reading.get("wandb_project")) or truth(reading.get("use_wandb"))),
+        )
+        if on
+    ]
     if loggers:
         reading.take("wandb_project, use_wandb, use_tensorboard", "train", "report_to", loggers)
     for key in ("wandb_project", "use_wandb", "use_tensorboard"):

@@ -14,13 +14,34 @@ from halter.recipe.foreign.tables import ForeignRecipe, Unlike, word
 OWN = ("tokenizer_default", "", None)
 """Templates that are the checkpoint's own."""
 KINDS = ("json", "jsonl", "csv", "parquet", "text", "arrow")
-KNOWN = frozenset({"path", "type", "data_files", "ds_type", "name", "split", "trust_remote_code", "chat_template",
-                   "field", "message_property_mappings", "message_field_role", "message_field_content",
-                   "message_field_training", "roles_to_train", "train_on_eos", "revision", "conversation",
-                   "chat_template_jinja", "roles"})  # fmt: skip
+KNOWN = frozenset(
+    {
+        "path",
+        "type",
+        "data_files",
+        "ds_type",
+        "name",
+        "split",
+        "trust_remote_code",
+        "chat_template",
+        "field",
+        "message_property_mappings",
+        "message_field_role",
+        "message_field_content",
+        "message_field_training",
+        "roles_to_train",
+        "train_on_eos",
+        "revision",
+        "conversation",
+        "chat_template_jinja",
+        "roles",
+    }
+)
 USUAL: dict[str, tuple[Any, ...]] = {
-    "split": ("train",), "train_on_eos": ("turn",), "revision": ("main",),
-}  # fmt: skip
+    "split": ("train",),
+    "train_on_eos": ("turn",),
+    "revision": ("main",),
+}
 """Values of a source's keys that ask for what happens here anyway."""
 SAID = {"role": ("role", "from"), "content": ("content", "value")}
 """The keys of a turn under which what it says, and who, is found here."""
@@ -115,8 +136,11 @@ def _turns(reading: ForeignRecipe, one: Mapping[str, Any]) -> None:
         reading.lose("datasets.message_property_mappings", f"{said}: expected a mapping")
         said = {}
     asked = {f"datasets.message_property_mappings.{key}": (key, said[key]) for key in said}
-    asked |= {f"datasets.message_field_{key}": (key, one[f"message_field_{key}"])
-              for key in SAID if one.get(f"message_field_{key}") is not None}  # fmt: skip
+    asked |= {
+        f"datasets.message_field_{key}": (key, one[f"message_field_{key}"])
+        for key in SAID
+        if one.get(f"message_field_{key}") is not None
+    }
     for theirs, (key, value) in asked.items():
         if value not in SAID.get(key, (key,)):
             reading.lose(theirs, f"{value}: a turn's {key} stands here under {' or '.join(SAID.get(key, (key,)))}")

@@ -25,17 +25,28 @@ from halter.text.templates.names import spelt
 
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
 OPTIMIZERS = {
-    "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw": "adamw",
-    "adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "paged_adamw_32bit",
-    "paged_adamw": "paged_adamw_32bit", "paged_adamw_8bit": "paged_adamw_8bit",
-}  # fmt: skip
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_32bit": "paged_adamw_32bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 MACHINE = Idle("how the work lies on machines; one device here")
 TELLING = Idle("what is printed or kept beside the run")
 HUB = Idle("nothing is pushed to a hub")
 SPEED = Idle("a quick way there; the result is the same")
 KINDS = {
-    "lora": "lora", "qlora": "lora", "dora": "dora", "full": "full", "none": "full", "llama-adapter": "llama_adapter"
-}  # fmt: skip
+    "lora": "lora",
+    "qlora": "lora",
+    "dora": "dora",
+    "full": "full",
+    "none": "full",
+    "llama-adapter": "llama_adapter",
+}
 
 
 def optimizer(value: Any) -> str:
@@ -98,25 +109,37 @@ HF: dict[str, KeyMeaning] = {
     "gradient_checkpointing": Mapped("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
     "fp16": Mapped("train", "precision", lambda v: "fp16" if truth(v) else None),
     "bf16": Mapped("train", "precision", lambda v: "bf16" if v not in ("auto",) and truth(v) else None),
-    **entries(Joint(), "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
-              "lr_scheduler_type warmup_ratio warmup_steps eval_strategy evaluation_strategy eval_steps save_strategy "
-              "save_steps"),  # fmt: skip
-    **entries(MACHINE, "ddp_timeout ddp_backend ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
-              "local_rank deepspeed fsdp fsdp_config dataloader_num_workers dataloader_pin_memory use_cpu "
-              "dataloader_prefetch_factor dataloader_persistent_workers accelerator_config auto_find_batch_size "
-              "per_device_eval_batch_size eval_accumulation_steps parallelism_config ddp_static_graph "
-              "dataloader_in_order dataloader_multiprocessing_context log_on_each_node save_on_each_node "
-              "eval_use_gather_object log_level_replica"),  # fmt: skip
-    **entries(TELLING, "logging_dir logging_strategy logging_first_step run_name project disable_tqdm log_level "
-              "metric_for_best_model greater_is_better include_num_input_tokens_seen skip_memory_metrics "
-              "prediction_loss_only do_eval do_predict eval_on_start eval_delay debug trackio_space_id "
-              "trackio_bucket_id trackio_static_space_id include_for_metrics batch_eval_metrics logging_nan_inf_filter "
-              "eval_do_concat_batches enable_jit_checkpoint restore_callback_states_from_checkpoint"),  # fmt: skip
+    **entries(
+        Joint(),
+        "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
+        "lr_scheduler_type warmup_ratio warmup_steps eval_strategy evaluation_strategy eval_steps save_strategy "
+        "save_steps",
+    ),
+    **entries(
+        MACHINE,
+        "ddp_timeout ddp_backend ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
+        "local_rank deepspeed fsdp fsdp_config dataloader_num_workers dataloader_pin_memory use_cpu "
+        "dataloader_prefetch_factor dataloader_persistent_workers accelerator_config auto_find_batch_size "
+        "per_device_eval_batch_size eval_accumulation_steps parallelism_config ddp_static_graph "
+        "dataloader_in_order dataloader_multiprocessing_context log_on_each_node save_on_each_node "
+        "eval_use_gather_object log_level_replica",
+    ),
+    **entries(
+        TELLING,
+        "logging_dir logging_strategy logging_first_step run_name project disable_tqdm log_level "
+        "metric_for_best_model greater_is_better include_num_input_tokens_seen skip_memory_metrics "
+        "prediction_loss_only do_eval do_predict eval_on_start eval_delay debug trackio_space_id "
+        "trackio_bucket_id trackio_static_space_id include_for_metrics batch_eval_metrics logging_nan_inf_filter "
+        "eval_do_concat_batches enable_jit_checkpoint restore_callback_states_from_checkpoint",
+    ),
     **entries(HUB, "push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_revision hub_always_push"),
-    **entries(SPEED, "tf32 torch_compile torch_compile_backend torch_compile_mode use_liger_kernel use_cache "
-              "gradient_checkpointing_kwargs activation_checkpointing_kwargs liger_kernel_config "
-              "torch_empty_cache_steps bf16_full_eval fp16_full_eval "
-              "attn_implementation"),  # fmt: skip
+    **entries(
+        SPEED,
+        "tf32 torch_compile torch_compile_backend torch_compile_mode use_liger_kernel use_cache "
+        "gradient_checkpointing_kwargs activation_checkpointing_kwargs liger_kernel_config "
+        "torch_empty_cache_steps bf16_full_eval fp16_full_eval "
+        "attn_implementation",
+    ),
     "activation_checkpointing": Mapped("train", "activation_checkpointing", lambda v: "on" if truth(v) else "off"),
     "label_names": Idle("what is learned is known from the rows"),
     "length_column_name": Idle("rows are measured here"),
@@ -136,7 +159,7 @@ HF: dict[str, KeyMeaning] = {
     "dataloader_drop_last": Absent("the last rows of an epoch are learned too here"),
     "ignore_data_skip": Absent("a resumed run goes on at the very row"),
     "average_tokens_across_devices": Idle("every step divides by all of its learned tokens"),
-}  # fmt: skip
+}
 """Of transformers.TrainingArguments, which LLaMA-Factory and TRL take as they are."""
 
 
@@ -207,8 +230,10 @@ def hf_length(reading: ForeignRecipe, epochs: str = "num_train_epochs", default:
 
 def hf_pauses(reading: ForeignRecipe) -> None:
     """When is evaluated and saved; what follows from nothing but taste is left to the defaults here."""
-    for strategies, steps in ((("eval_strategy", "evaluation_strategy"), "eval_steps"),
-                              (("save_strategy",), "save_steps")):  # fmt: skip
+    for strategies, steps in (
+        (("eval_strategy", "evaluation_strategy"), "eval_steps"),
+        (("save_strategy",), "save_steps"),
+    ):
         name = next((one for one in strategies if one in reading.given), strategies[0])
         kind = str(reading.get(name, "steps" if steps == "save_steps" else "no")).lower()
         if name in reading.given:
@@ -224,8 +249,13 @@ def hf_pauses(reading: ForeignRecipe) -> None:
 
 def hf_stated(reading: ForeignRecipe, rate: float) -> None:
     """Hugging Face's defaults that decide a result, where the file says nothing."""
-    for key, value in (("learning_rate", rate), ("weight_decay", 0.0), ("max_grad_norm", 1.0), ("seed", 42),
-                       ("load_best_model_at_end", False)):  # fmt: skip
+    for key, value in (
+        ("learning_rate", rate),
+        ("weight_decay", 0.0),
+        ("max_grad_norm", 1.0),
+        ("seed", 42),
+        ("load_best_model_at_end", False),
+    ):
         reading.state("train", key, value, key)
 
 

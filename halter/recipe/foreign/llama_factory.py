@@ -38,17 +38,27 @@ KEYS: dict[str, KeyMeaning] = HF | {
     "loraplus_lr_ratio": Mapped("method", "loraplus_lr_ratio", number),
     "lora_alpha": Joint(),
     **entries(Joint(), "finetuning_type use_dora pissa_init additional_target quantization_bit quantization_type"),
-    **entries(Joint(), "dataset eval_dataset dataset_dir max_samples val_size template cutoff_len packing "
-              "neat_packing train_on_prompt mask_history"),  # fmt: skip
+    **entries(
+        Joint(),
+        "dataset eval_dataset dataset_dir max_samples val_size template cutoff_len packing "
+        "neat_packing train_on_prompt mask_history",
+    ),
     "stage": STAGE,
     "early_stopping_steps": Mapped("train", "early_stopping_patience", whole),
-    **entries(OTHER, "use_galore use_apollo use_badam use_adam_mini use_muon use_llama_pro mixture_of_depths use_mca "
-              "use_megatron_bridge use_hyper_parallel use_dft_loss use_asft_loss use_eaft_loss "
-              "train_from_scratch"),  # fmt: skip
-    **entries(Absent("pairs of answers or rewards are not learned here"), "pref_beta pref_ftx pref_loss ref_model "
-              "reward_model"),  # fmt: skip
-    **entries(Absent("of another way of training"), "freeze_trainable_layers freeze_trainable_modules "
-              "freeze_extra_modules pissa_convert loraplus_lr_embedding"),  # fmt: skip
+    **entries(
+        OTHER,
+        "use_galore use_apollo use_badam use_adam_mini use_muon use_llama_pro mixture_of_depths use_mca "
+        "use_megatron_bridge use_hyper_parallel use_dft_loss use_asft_loss use_eaft_loss "
+        "train_from_scratch",
+    ),
+    **entries(
+        Absent("pairs of answers or rewards are not learned here"),
+        "pref_beta pref_ftx pref_loss ref_model reward_model",
+    ),
+    **entries(
+        Absent("of another way of training"),
+        "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules pissa_convert loraplus_lr_embedding",
+    ),
     "pissa_iter": Absent("PiSSA here takes the exact decomposition"),
     "create_new_adapter": Absent("an adapter beside an earlier one: merge that first (halter merge)"),
     "shift_attn": Absent("LongLoRA's shifted attention"),
@@ -67,23 +77,38 @@ KEYS: dict[str, KeyMeaning] = HF | {
     "upcast_layernorm": Idle("norms are computed in fp32 anyway"),
     "fp8": Absent("no product in 8-bit floats"),
     "streaming": Idle("rows that do not fit in memory are kept on disk"),
-    "flash_attn": SPEED, "use_unsloth": SPEED, "use_unsloth_gc": SPEED, "enable_liger_kernel": SPEED,
-    "use_reentrant_gc": SPEED, "low_cpu_mem_usage": SPEED,
+    "flash_attn": SPEED,
+    "use_unsloth": SPEED,
+    "use_unsloth_gc": SPEED,
+    "enable_liger_kernel": SPEED,
+    "use_reentrant_gc": SPEED,
+    "low_cpu_mem_usage": SPEED,
     "double_quantization": Idle("NF4's scales are quantised too"),
     "disable_gradient_checkpointing": Idle("recomputed only where memory is short"),
-    **entries(Idle("rows are read and kept by other means"), "preprocessing_num_workers preprocessing_batch_size "
-              "overwrite_cache tokenized_path buffer_size cache_dir data_shared_file_system media_dir "
-              "ignore_pad_token_for_loss use_fast_tokenizer"),  # fmt: skip
-    **entries(TELLING, "plot_loss compute_accuracy print_param_status include_effective_tokens_per_second "
-              "include_tokens_per_second use_swanlab swanlab_project swanlab_run_name swanlab_mode do_predict "
-              "predict_with_generate eval_num_beams eval_on_each_dataset"),  # fmt: skip
+    **entries(
+        Idle("rows are read and kept by other means"),
+        "preprocessing_num_workers preprocessing_batch_size "
+        "overwrite_cache tokenized_path buffer_size cache_dir data_shared_file_system media_dir "
+        "ignore_pad_token_for_loss use_fast_tokenizer",
+    ),
+    **entries(
+        TELLING,
+        "plot_loss compute_accuracy print_param_status include_effective_tokens_per_second "
+        "include_tokens_per_second use_swanlab swanlab_project swanlab_run_name swanlab_mode do_predict "
+        "predict_with_generate eval_num_beams eval_on_each_dataset",
+    ),
     **entries(MACHINE, "quantization_device_map device_map offload_folder ray_run_name ray_num_workers"),
     **entries(HUB, "hf_hub_token ms_hub_token om_hub_token"),
-    **entries(Idle("of another command"), "infer_backend infer_dtype export_dir export_size export_device "
-              "export_legacy_format use_kv_cache quantization_method"),  # fmt: skip
-    **entries(Idle("pictures, films and sounds are not read"), "freeze_vision_tower freeze_multi_modal_projector "
-              "freeze_language_model image_max_pixels video_max_pixels"),  # fmt: skip
-}  # fmt: skip
+    **entries(
+        Idle("of another command"),
+        "infer_backend infer_dtype export_dir export_size export_device "
+        "export_legacy_format use_kv_cache quantization_method",
+    ),
+    **entries(
+        Idle("pictures, films and sounds are not read"),
+        "freeze_vision_tower freeze_multi_modal_projector freeze_language_model image_max_pixels video_max_pixels",
+    ),
+}
 
 
 def together(reading: ForeignRecipe) -> None:

@@ -45,7 +45,7 @@ KEYS: dict[str, KeyMeaning] = {
         "fine_tune_type lora_parameters num_layers lora_layers data hf_dataset batch_size iters "
         "grad_accumulation_steps optimizer optimizer_config lr_schedule mask_prompt steps_per_eval save_every "
         "prompt_feature completion_feature text_feature chat_feature",
-    ),  # fmt: skip
+    ),
     "resume_adapter_file": Absent("a file of mlx's own kind, which is not read; start afresh"),
     "train": Idle("halter train trains"),
     "test": Idle("halter evaluate tests"),
@@ -65,14 +65,20 @@ def together(reading: ForeignRecipe) -> None:
     _steps(reading)
     _optimizer(reading)
     _course(reading)
-    for key, value, name in (("seed", 0, "seed"), ("max_grad_norm", 0.0, "clipping (there is none)"),
-                             ("load_best_model_at_end", False, "what is kept (the last)")):  # fmt: skip
+    for key, value, name in (
+        ("seed", 0, "seed"),
+        ("max_grad_norm", 0.0, "clipping (there is none)"),
+        ("load_best_model_at_end", False, "what is kept (the last)"),
+    ):
         reading.state("train", key, value, name)
     reading.state("data", "max_length", 2048, "max_seq_length")
     reading.state("data", "on_long", "cut", "what happens to long rows")
     if "mlx-community" in str(reading.get("model", "")):
-        reading.need("model.path", "a checkpoint of Hugging Face's or Meta's layout; those of mlx-community hold "
-                     "weights in mlx's own 4 and 8 bits (here: model.quantize: nf4)")  # fmt: skip
+        reading.need(
+            "model.path",
+            "a checkpoint of Hugging Face's or Meta's layout; those of mlx-community hold "
+            "weights in mlx's own 4 and 8 bits (here: model.quantize: nf4)",
+        )
 
 
 def _method(reading: ForeignRecipe) -> None:
@@ -88,8 +94,11 @@ def _method(reading: ForeignRecipe) -> None:
     if not isinstance(given, Mapping):
         raise Unlike("lora_parameters: expected a mapping")
     r, scale = whole(given.get("rank") or 8), number(given.get("scale", given.get("alpha")) or 20.0)
-    for key, value, name in (("r", r, "rank"), ("alpha", scale * r, "scale"),
-                             ("dropout", number(given.get("dropout") or 0.0), "dropout")):  # fmt: skip
+    for key, value, name in (
+        ("r", r, "rank"),
+        ("alpha", scale * r, "scale"),
+        ("dropout", number(given.get("dropout") or 0.0), "dropout"),
+    ):
         if name in given:
             remark = f"scale {scale:g} x rank {r}, since alpha / r scales here" if name == "scale" else name
             reading.take("lora_parameters", "method", key, value, remark)
@@ -189,20 +198,28 @@ def _features(reading: ForeignRecipe, features: Mapping[str, Any]) -> None:
         key = "prompt_feature" if features.get("prompt_feature") else "data"
         reading.take(key, "data", "columns", {"instruction": ask, "output": answer}, "through the chat template")
     elif not there:
-        reading.need("data.columns", "{instruction: prompt, output: completion}, if the rows are prompts with "
-                     "completions: mlx-lm writes them by the chat template")  # fmt: skip
+        reading.need(
+            "data.columns",
+            "{instruction: prompt, output: completion}, if the rows are prompts with "
+            "completions: mlx-lm writes them by the chat template",
+        )
 
 
 def _steps(reading: ForeignRecipe) -> None:
     parts = max(1, whole(reading.get("grad_accumulation_steps", 1)))
-    for name, key, value in (("batch_size", "per_device_train_batch_size", whole(reading.get("batch_size", 4))),
-                             ("grad_accumulation_steps", "gradient_accumulation_steps", parts)):  # fmt: skip
+    for name, key, value in (
+        ("batch_size", "per_device_train_batch_size", whole(reading.get("batch_size", 4))),
+        ("grad_accumulation_steps", "gradient_accumulation_steps", parts),
+    ):
         if name in reading.given:
             reading.take(name, "train", key, value)
         else:
             reading.state("train", key, value, name)
-    for name, key, otherwise in (("iters", "max_steps", 1000), ("steps_per_eval", "eval_steps", 200),
-                                 ("save_every", "save_steps", 100)):  # fmt: skip
+    for name, key, otherwise in (
+        ("iters", "max_steps", 1000),
+        ("steps_per_eval", "eval_steps", 200),
+        ("save_every", "save_steps", 100),
+    ):
         steps = max(1, whole(reading.get(name, otherwise)) // parts)
         remark = f"an iteration is a micro-batch there, {parts} make a step" if parts > 1 else ""
         if name in reading.given:
@@ -221,15 +238,22 @@ def _optimizer(reading: ForeignRecipe) -> None:
     elif "optimizer" in reading.given:
         reading.take("optimizer", "train", "optimizer", "adamw")
     if name in ("adam", "adamw") and not config.get("bias_correction"):
-        reading.lose("optimizer", "Adam's means are not corrected for their start there (bias_correction), and are "
-                     "here: the first steps are smaller")  # fmt: skip
+        reading.lose(
+            "optimizer",
+            "Adam's means are not corrected for their start there (bias_correction), and are "
+            "here: the first steps are smaller",
+        )
         reading.read.pop("optimizer", None)
     betas = config.get("betas", (0.9, 0.999))
     if not isinstance(betas, list | tuple) or len(betas) != 2:
         raise Unlike("optimizer_config: betas are two numbers")
     decay = number(config.get("weight_decay", 0.01 if name == "adamw" else 0.0))
-    for key, value in (("weight_decay", decay), ("adam_beta1", number(betas[0])), ("adam_beta2", number(betas[1])),
-                       ("adam_epsilon", number(config.get("eps", 1e-8)))):  # fmt: skip
+    for key, value in (
+        ("weight_decay", decay),
+        ("adam_beta1", number(betas[0])),
+        ("adam_beta2", number(betas[1])),
+        ("adam_epsilon", number(config.get("eps", 1e-8))),
+    ):
         theirs = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}.get(key, key)
         if theirs in config:
             reading.take("optimizer_config", "train", key, value, theirs)

@@ -11,14 +11,29 @@ from typing import Any
 
 from halter.errors import Refusal
 
-FLAGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "learning_rate", "max_steps", "num_train_epochs",
-         "per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "weight_decay",
-         "seed")  # fmt: skip
+FLAGS = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "learning_rate",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "weight_decay",
+    "seed",
+)
 """Arguments of a script that are flags of ours by the same name."""
 ASKED = {
-    "temperature": "temperature", "top_p": "top-p", "top_k": "top-k", "seed": "seed", "num_predict": "max-new-tokens",
+    "temperature": "temperature",
+    "top_p": "top-p",
+    "top_k": "top-k",
+    "seed": "seed",
+    "num_predict": "max-new-tokens",
     "repeat_penalty": "repetition-penalty",
-}  # fmt: skip
+}
 """{a Modelfile's PARAMETER: the flag of halter chat}."""
 INSTRUCTION = re.compile(r'^(FROM|ADAPTER|SYSTEM|PARAMETER)[ \t]+("""[\s\S]*?"""|.*)', re.MULTILINE | re.IGNORECASE)
 

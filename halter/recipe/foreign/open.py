@@ -36,9 +36,13 @@ def open_foreign(path: str) -> ForeignRecipe:
         tool = recognise(held)
         if tool is None:
             names = ", ".join(tool.title for tool in TOOLS)
-            raise Refusal("foreign-unknown", "this is not known as a recipe of another tool", where=path,
-                          expected=f"a recipe or a file with a command line of {names}",
-                          fix="halter init lora writes a recipe to start from")  # fmt: skip
+            raise Refusal(
+                "foreign-unknown",
+                "this is not known as a recipe of another tool",
+                where=path,
+                expected=f"a recipe or a file with a command line of {names}",
+                fix="halter init lora writes a recipe to start from",
+            )
         read = tool, held
     reading = convert(*read, path)
     refuse_other_training(reading)
@@ -55,8 +59,13 @@ def _refuse_values(reading: ForeignRecipe, refusal: Refusal) -> None:
     for mistake in refusal.found or (refusal.what,):
         name = next((ours for ours in back if f"{ours}:" in mistake), "")
         told.append(f"{back[name]}: {mistake}" if name else mistake)
-    raise Refusal("foreign-values", f"values of this {reading.tool.title} recipe cannot be used", where=reading.source,
-                  found=told, fix="put these values right in the file, then again")  # fmt: skip
+    raise Refusal(
+        "foreign-values",
+        f"values of this {reading.tool.title} recipe cannot be used",
+        where=reading.source,
+        found=told,
+        fix="put these values right in the file, then again",
+    )
 
 
 def written(path: str) -> tuple[str, ForeignRecipe]:

@@ -23,8 +23,13 @@ TALK = ("messages", "system", "tools")
 """Its words for the columns of a conversation."""
 TAGS = {"role_tag": ("from", "role"), "content_tag": ("value", "content")}
 """The keys of a turn that are read here as what its tag says."""
-SPEAKERS = {"user_tag": ("user", "human"), "assistant_tag": ("assistant", "gpt"), "system_tag": ("system", "system"),
-            "observation_tag": ("tool", "observation"), "function_tag": ("function_call", "function_call")}  # fmt: skip
+SPEAKERS = {
+    "user_tag": ("user", "human"),
+    "assistant_tag": ("assistant", "gpt"),
+    "system_tag": ("system", "system"),
+    "observation_tag": ("tool", "observation"),
+    "function_tag": ("function_call", "function_call"),
+}
 """{its tag of a speaker: (our role, the tag's default)}."""
 PAIRS_OF = ("chosen", "rejected")
 
@@ -66,8 +71,11 @@ def columns(reading: ForeignRecipe, theirs: str, found: list[dict[str, str]]) ->
     """Columns of all the sources; they are one mapping here."""
     differing = [one for one in found if one != found[0]]
     if differing:
-        reading.need("data.columns", "the data sets of this recipe have columns of different names; train on files "
-                     "whose columns are called alike")  # fmt: skip
+        reading.need(
+            "data.columns",
+            "the data sets of this recipe have columns of different names; train on files "
+            "whose columns are called alike",
+        )
     elif found and found[0]:
         reading.take(theirs, "data", "columns", found[0], "the names of this data's columns")
 
@@ -84,8 +92,11 @@ def roles(reading: ForeignRecipe, theirs: str, found: Sequence[Mapping[str, str]
     spelt = {name.lower(): name for one in found for name in one}
     odd = {spelt[name]: role for name, role in cast.items() if ROLES.get(name) != role}
     if twice:
-        reading.need("data.roles", f"the data sets of this recipe give {', '.join(dict.fromkeys(twice))} different "
-                     "roles; train on files whose speakers are called alike")  # fmt: skip
+        reading.need(
+            "data.roles",
+            f"the data sets of this recipe give {', '.join(dict.fromkeys(twice))} different "
+            "roles; train on files whose speakers are called alike",
+        )
     elif odd:
         told = ", ".join(f"{name} is the {role}" for name, role in odd.items())
         reading.take(theirs, "data", "roles", odd, told)

@@ -33,12 +33,19 @@ KEYS: dict[str, KeyMeaning] = HF | {
     "model": Mapped("model", "path", word),
     "model_revision": Mapped("model", "revision", lambda v: None if v == "main" else word(v)),
     **entries(Joint(), "dtype torch_dtype max_length max_seq_length chat_template_path"),
-    **entries(Joint(), "use_peft use_dora lora_r lora_alpha lora_dropout lora_target_modules use_rslora "
-              "lora_modules_to_save load_in_4bit load_in_8bit"),  # fmt: skip
-    **entries(Joint(), "dataset_name dataset_config dataset_test_split datasets dataset_text_field packing "
-              "assistant_only_loss completion_only_loss truncation_mode test_split_size"),  # fmt: skip
-    **entries(PAIRS, "beta reward_model_path num_generations ref_model_name_or_path desirable_weight "
-              "max_prompt_length"),  # fmt: skip
+    **entries(
+        Joint(),
+        "use_peft use_dora lora_r lora_alpha lora_dropout lora_target_modules use_rslora "
+        "lora_modules_to_save load_in_4bit load_in_8bit",
+    ),
+    **entries(
+        Joint(),
+        "dataset_name dataset_config dataset_test_split datasets dataset_text_field packing "
+        "assistant_only_loss completion_only_loss truncation_mode test_split_size",
+    ),
+    **entries(
+        PAIRS, "beta reward_model_path num_generations ref_model_name_or_path desirable_weight max_prompt_length"
+    ),
     "loss_type": Absent("cross entropy is what is learned here", ("nll", "chunked_nll", None), stops=True),
     "bnb_4bit_quant_type": Absent("the 4-bit type here is nf4", ("nf4", None)),
     "lora_task_type": Absent("adapters here write text", ("CAUSAL_LM", None), stops=True),
@@ -52,14 +59,17 @@ KEYS: dict[str, KeyMeaning] = HF | {
     "shuffle_dataset": Idle("rows come in a random order anyway"),
     "dataset_streaming": Idle("rows that do not fit in memory are kept on disk"),
     "streaming": Idle("rows that do not fit in memory are kept on disk"),
-    **entries(SPEED, "packing_strategy padding_free pad_to_multiple_of eval_packing dataset_num_proc "
-              "dataset_batch_size bnb_4bit_quant_storage"),  # fmt: skip
+    **entries(
+        SPEED,
+        "packing_strategy padding_free pad_to_multiple_of eval_packing dataset_num_proc "
+        "dataset_batch_size bnb_4bit_quant_storage",
+    ),
     "activation_offloading": Mapped("train", "offload_activations", truth),
     "pad_token": Idle("no row is padded"),
     "ignore_bias_buffers": TELLING,
     "config": TELLING,
     "env": Absent("variables of the environment are not set"),
-}  # fmt: skip
+}
 
 
 def together(reading: ForeignRecipe) -> None:
@@ -94,9 +104,13 @@ def together(reading: ForeignRecipe) -> None:
 
 
 def _method(reading: ForeignRecipe) -> None:
-    lora = {"lora_r": ("r", 16, whole), "lora_alpha": ("alpha", 32, number), "lora_dropout": ("dropout", 0.05, number),
-            "lora_target_modules": ("target_modules", PEFT_LLAMA, common.targets),
-            "use_rslora": ("rslora", False, truth)}  # fmt: skip
+    lora = {
+        "lora_r": ("r", 16, whole),
+        "lora_alpha": ("alpha", 32, number),
+        "lora_dropout": ("dropout", 0.05, number),
+        "lora_target_modules": ("target_modules", PEFT_LLAMA, common.targets),
+        "use_rslora": ("rslora", False, truth),
+    }
     if not truth(reading.get("use_peft")):
         reading.methods[0]["name"] = "full"
         reading.why["method", "name"] = "use_peft is not true: every weight is trained"
@@ -106,8 +120,11 @@ def _method(reading: ForeignRecipe) -> None:
         reading.stated.append("use_peft") if "use_peft" not in reading.given else None
         reading.read["use_peft"] = "method.name"
         if any(key in reading.given for key in lora):
-            reading.lose("lora_...", "use_peft is not true, so that TRL trains every weight and no LoRA; "
-                         "method.name: lora, if LoRA was meant")  # fmt: skip
+            reading.lose(
+                "lora_...",
+                "use_peft is not true, so that TRL trains every weight and no LoRA; "
+                "method.name: lora, if LoRA was meant",
+            )
     else:
         dora = truth(reading.get("use_dora"))
         reading.take("use_peft, use_dora" if dora else "use_peft", "method", "name", "dora" if dora else "lora")
@@ -156,8 +173,11 @@ def _data(reading: ForeignRecipe) -> None:
     if 0 < share < 1:
         reading.take("test_split_size", "data", "validation", share)
     elif str(reading.get("eval_strategy", "no")) not in ("no", "False") and held:
-        reading.need("data.validation", f"a file or hub id with the split {reading.get('dataset_test_split', 'test')} "
-                     f"of {held}, or a share below 1")  # fmt: skip
+        reading.need(
+            "data.validation",
+            f"a file or hub id with the split {reading.get('dataset_test_split', 'test')} "
+            f"of {held}, or a share below 1",
+        )
     for key in ("dataset_test_split", "test_split_size"):
         if key in reading.given:
             reading.read.setdefault(key, "data.validation")
@@ -199,8 +219,11 @@ def _learned(reading: ForeignRecipe) -> None:
     else:
         reading.state("data", "train_on", "all", "assistant_only_loss (prompts are learned too)")
         if not there:
-            reading.need("data.train_on", "responses, if the rows have the columns prompt and completion; all is what "
-                         "TRL does with every other kind")  # fmt: skip
+            reading.need(
+                "data.train_on",
+                "responses, if the rows have the columns prompt and completion; all is what "
+                "TRL does with every other kind",
+            )
     for key in asked:
         reading.read.setdefault(key, "data.train_on")
 

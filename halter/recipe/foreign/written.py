@@ -29,8 +29,10 @@ def as_data(reading: ForeignRecipe) -> dict[str, Any]:
 def text(reading: ForeignRecipe) -> str:
     """The recipe as YAML: where each value comes from, and every key that has no place here with the reason."""
     title = reading.tool.title
-    lines = [f"# Read from {_plain(reading.source)}, a recipe of {title}, by halter init --from.",
-             f"# Values without a source of their own are {title}'s defaults ({reading.tool.source})."]  # fmt: skip
+    lines = [
+        f"# Read from {_plain(reading.source)}, a recipe of {title}, by halter init --from.",
+        f"# Values without a source of their own are {title}'s defaults ({reading.tool.source}).",
+    ]
     made = as_data(reading)
     for section in ORDER:
         if section not in made:
@@ -79,10 +81,12 @@ def summary(reading: ForeignRecipe, defaults: bool = True) -> list[str]:
     lost = [f"{key} ({why})" for key, why in (reading.stops | reading.lost).items()]
     needs = [f"{key} ({why})" for key, why in reading.needs.items()]
     told = [
-        ("read", read), ("not needed here", list(reading.idle)), ("no equal here, results may differ", lost),
+        ("read", read),
+        ("not needed here", list(reading.idle)),
+        ("no equal here, results may differ", lost),
         ("you must give", needs),
         (f"{reading.tool.title}'s own defaults, written out", reading.stated if defaults else []),
-    ]  # fmt: skip
+    ]
     return [f"{head} ({len(items)}): {_some(items)}" for head, items in told if items]
 
 

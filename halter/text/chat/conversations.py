@@ -39,9 +39,11 @@ FRESH_RESPONSE = ("alpaca",)
 #: Without these a built-in template would spell its control tokens out letter by letter.
 LLAMA_3 = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 NEEDED = {
-    "llama-3": LLAMA_3, "llama-3.1": LLAMA_3, "llama-4": ("<|header_start|>", "<|header_end|>", "<|eot|>"),
+    "llama-3": LLAMA_3,
+    "llama-3.1": LLAMA_3,
+    "llama-4": ("<|header_start|>", "<|header_end|>", "<|eot|>"),
     "chatml": ("<|im_start|>", "<|im_end|>"),
-}  # fmt: skip
+}
 
 
 class ChatTemplate:
@@ -238,10 +240,11 @@ def _check_tokens(tokenizer: Tokenizer, name: str) -> None:
     missing = [token for token in NEEDED.get(name, ()) if tokenizer.token_id(token) is None]
     if missing:
         raise Refusal(
-            "template-needs-tokens", f"the tokenizer lacks control tokens of the built-in chat template {name}",
+            "template-needs-tokens",
+            f"the tokenizer lacks control tokens of the built-in chat template {name}",
             found=missing,
             fix=f"use {', '.join(writable(tokenizer))} or the checkpoint's own template with this model",
-        )  # fmt: skip
+        )
 
 
 def writable(tokenizer: Tokenizer) -> list[str]:

@@ -91,15 +91,18 @@ class Locator:
         silent = [i + 1 for i in call.assistants if not _speaks(call.messages[i])]
         if silent:
             raise Refusal(
-                "template-unsupported", "marks no beginning of an answer, so one without words has no place in it",
+                "template-unsupported",
+                "marks no beginning of an answer, so one without words has no place in it",
                 where=f"chat template {self._name}",
                 found=[f"message {i}: the assistant says nothing" for i in silent],
                 fix="remove these messages or their rows, or use a template with a generation prompt",
-            )  # fmt: skip
+            )
         raise Refusal(
-            "template-unsupported", "changes the messages so that the assistant's words cannot be found in the text",
-            where=f"chat template {self._name}", fix="use a built-in template, or rows with a prompt and a completion",
-        )  # fmt: skip
+            "template-unsupported",
+            "changes the messages so that the assistant's words cannot be found in the text",
+            where=f"chat template {self._name}",
+            fix="use a built-in template, or rows with a prompt and a completion",
+        )
 
     def _layouts(self, call: Call) -> Iterator[tuple[Masked, ChatLayout, Beginnings]]:
         """What is masked, where it lies in the text, and the beginnings, by each kind of placeholders that fits."""
@@ -154,13 +157,15 @@ class Locator:
                     "called in the data; or take one of Halter's, such as --template alpaca"
                 )
             raise Refusal(
-                "template-drops-content", "leaves parts of the conversation out", where=f"chat template {self._name}",
+                "template-drops-content",
+                "leaves parts of the conversation out",
+                where=f"chat template {self._name}",
                 found=[
                     "the tools" if i is None else f"{key} of message {i + 1}, of role {call.messages[i]['role']}"
                     for i, key in lost
                 ],
                 fix=fix,
-            )  # fmt: skip
+            )
 
     def _in(self, layout: ChatLayout, masked: Masked, beginnings: Beginnings, call: Call) -> Located | None:
         return self.placed(layout, masked.leaves, beginnings, call, call.assistants)

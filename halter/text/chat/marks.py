@@ -12,9 +12,16 @@ BEGINS = re.compile(
 )
 """Of the families that are common: Alpaca, Llama 2 to 4, Gemma, ChatML, Zephyr, Vicuna."""
 ENDS = (
-    "</s>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<end_of_turn>",
+    "</s>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eot|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<end_of_turn>",
     "<eos>",
-)  # fmt: skip
+)
 
 
 FAMILIES = {

@@ -56,9 +56,11 @@ def rows(locator: Locator, call: Call, whole: Located, learned: Collection[int],
             later = made[-1]
             turns = sorted([*row.located.turns, *later.located.turns], key=lambda turn: turn.start)
             made[-1] = LearntRow(
-                replace(later.located, turns=turns), later.learned | row.learned,
-                later.closed + row.closed, later.restored + row.restored,
-            )  # fmt: skip
+                replace(later.located, turns=turns),
+                later.learned | row.learned,
+                later.closed + row.closed,
+                later.restored + row.restored,
+            )
         else:
             made.append(row)
     return made[::-1]
@@ -168,8 +170,10 @@ def _joined(layout: ChatLayout, pieces: Parts, end: str, first: int) -> ChatLayo
     """A layout with the response after it: literal pieces, and slots for what is thought and said."""
     text, skeleton, slots = layout.text, layout.skeleton, list(layout.slots)
     for literal, content, number in (
-        (pieces.opening, pieces.thought, first), (pieces.closing, pieces.answer, first + 1), (end, "", -1)
-    ):  # fmt: skip
+        (pieces.opening, pieces.thought, first),
+        (pieces.closing, pieces.answer, first + 1),
+        (end, "", -1),
+    ):
         text, skeleton = text + literal, skeleton + literal
         if content:
             slots.append(ContentSpan(len(text), len(text) + len(content), number))

@@ -21,9 +21,19 @@ PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 NAMED = (
-    "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1", "finetune_right_pad_id",
-    "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag", "image",
-)  # fmt: skip
+    "begin_of_text",
+    "end_of_text",
+    "reserved_special_token_0",
+    "reserved_special_token_1",
+    "finetune_right_pad_id",
+    "step_id",
+    "start_header_id",
+    "end_header_id",
+    "eom_id",
+    "eot_id",
+    "python_tag",
+    "image",
+)
 CONTROLS = 256
 LLAMA4_MERGES = 200_000
 MAX_CHARS = 400_000  # per call: longer texts crash or stall the library
@@ -54,9 +64,12 @@ class TiktokenCodec:
         count = len(self._merges)
         if count == LLAMA4_MERGES:
             raise Refusal(
-                "tokenizer-unsupported", "is Llama 4's, which splits text otherwise", where=str(path),
-                expected="Llama 3's tokenizer.model", fix="use the folder's tokenizer.json",
-            )  # fmt: skip
+                "tokenizer-unsupported",
+                "is Llama 4's, which splits text otherwise",
+                where=str(path),
+                expected="Llama 3's tokenizer.model",
+                fix="use the folder's tokenizer.json",
+            )
         names = [*NAMED, *(f"reserved_special_token_{i + 2}" for i in range(CONTROLS - len(NAMED)))]
         self.controls = tuple(Control(f"<|{name}|>", count + i) for i, name in enumerate(names))
         self.size = count + CONTROLS
@@ -119,8 +132,11 @@ def _read_merges(path: Path) -> dict[bytes, int]:
     missing = [bytes([b]) for b in range(256) if bytes([b]) not in merges]
     if bad or missing or sorted(merges.values()) != list(range(len(merges))):
         raise Refusal(
-            "tokenizer-unreadable", "is not a whole tiktoken file", where=str(path), found=bad or missing,
+            "tokenizer-unreadable",
+            "is not a whole tiktoken file",
+            where=str(path),
+            found=bad or missing,
             expected="one 'base64 rank' per line, ranks 0 to n-1, all 256 single bytes among them",
             fix="fetch the file again",
-        )  # fmt: skip
+        )
     return merges

@@ -15,10 +15,21 @@ BUILTIN = ("llama-2", "llama-3", "llama-3.1", "llama-4", "alpaca", "vicuna", "ch
 BESIDE = re.compile(r"instruct|chat(?!ml)|template|meta|beta|hf|\d+b|scout|maverick|stanford")
 """Words of models and tools that say nothing about which template is meant."""
 SPELT = {
-    "llama2": "llama-2", "llama3": "llama-3", "llama30": "llama-3", "llama31": "llama-3.1", "llama32": "llama-3.1",
-    "llama33": "llama-3.1", "llama4": "llama-4", "alpaca": "alpaca", "vicuna": "vicuna", "vicunav1": "vicuna",
-    "vicunav11": "vicuna", "vicunav15": "vicuna", "chatml": "chatml", "zephyr": "zephyr",
-}  # fmt: skip
+    "llama2": "llama-2",
+    "llama3": "llama-3",
+    "llama30": "llama-3",
+    "llama31": "llama-3.1",
+    "llama32": "llama-3.1",
+    "llama33": "llama-3.1",
+    "llama4": "llama-4",
+    "alpaca": "alpaca",
+    "vicuna": "vicuna",
+    "vicunav1": "vicuna",
+    "vicunav11": "vicuna",
+    "vicunav15": "vicuna",
+    "chatml": "chatml",
+    "zephyr": "zephyr",
+}
 NONE = ("raw", "none", "null", "no", "false", "off", "plain", "text")
 """Names by which people ask for no template."""
 FILES = (".jinja", ".jinja2", ".j2", ".txt", ".json")

@@ -43,9 +43,17 @@ from halter.pretrained.save import write_model
 LENGTHS, PROMPTS, EVERY = [9, 6, 2], [7, 4, 1], 8
 SPECIAL = ("<s>", "</s>", "<user>", "<assistant>")
 SHAPE: dict[str, Any] = {
-    "layers": 3, "dim": 16, "heads": 4, "kv_heads": 2, "head_dim": 4, "ffn_dim": 24, "vocab_size": 260, "context": 256,
-    "bos_token_id": 256, "eos_token_ids": (257,),
-}  # fmt: skip
+    "layers": 3,
+    "dim": 16,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 4,
+    "ffn_dim": 24,
+    "vocab_size": 260,
+    "context": 256,
+    "bos_token_id": 256,
+    "eos_token_ids": (257,),
+}
 BASES: dict[str, dict[str, Any]] = {
     "base-plain": {},
     "base-biased": {"attention_bias": True, "mlp_bias": True, "tied": True},
@@ -55,8 +63,16 @@ PROMPTED = {"adapter_len": 3, "adapter_layers": 2}
 CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "lora": [("lora", {"r": 2})],
     "lora-rslora-patterns": [
-        ("lora", {"r": 4, "alpha": 6, "rslora": True, "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 3},
-                  "alpha_pattern": {"v_proj": 3, "layers.1.mlp.up_proj": 5}}),
+        (
+            "lora",
+            {
+                "r": 4,
+                "alpha": 6,
+                "rslora": True,
+                "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 3},
+                "alpha_pattern": {"v_proj": 3, "layers.1.mlp.up_proj": 5},
+            },
+        ),
     ],
     "lora-tables": [("lora", {"r": 2, "target_modules": ("embed_tokens", "lm_head", "o_proj")})],
     "dora": [("dora", {"r": 2})],
@@ -115,13 +131,29 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "several-v2-v1": [(V2, PROMPTED), ("llama_adapter", PROMPTED)],
     "several-v2-excitor": [(V2, PROMPTED), ("excitor", {"adapter_len": 3, "r": 2})],
     "several-prompt-prefix": [
-        ("prompt_tuning", {"num_virtual_tokens": 2}), ("prefix_tuning", {"num_virtual_tokens": 3}),
+        ("prompt_tuning", {"num_virtual_tokens": 2}),
+        ("prefix_tuning", {"num_virtual_tokens": 3}),
     ],
     "several-loreft-bottleneck": [("loreft", {"r": 2, "first": 2, "last": 2}), ("bottleneck", {"bottleneck_size": 4})],
-}  # fmt: skip
-BIASED = ("lora", "dora-patterns", "dora-head", "pissa", "ia3", "ia3-inner", "bitfit", "full-layer", "token_rows",
-          "llama_adapter-peft", "v2-out", "v2-in-prompts", "v2-out-prompts", "bottleneck-parallel",
-          "several-lora-rows", "several-v2-lora")  # fmt: skip
+}
+BIASED = (
+    "lora",
+    "dora-patterns",
+    "dora-head",
+    "pissa",
+    "ia3",
+    "ia3-inner",
+    "bitfit",
+    "full-layer",
+    "token_rows",
+    "llama_adapter-peft",
+    "v2-out",
+    "v2-in-prompts",
+    "v2-out-prompts",
+    "bottleneck-parallel",
+    "several-lora-rows",
+    "several-v2-lora",
+)
 COMPRESSED = {"packed-v2-out-prompts": ("v2-out-prompts", 8), "packed-lora": ("lora", 4)}
 
 
@@ -136,8 +168,9 @@ def base(folder: Path, changes: dict[str, Any], seed: int) -> Decoder:
         model.set_tensor(name, drawn[name].double())
     folder.mkdir()
     write_model(iter(drawn.items()), shape, folder, dtype=torch.float32)
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
-                                     merges=[]))  # fmt: skip
+    tokenizer = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
@@ -192,8 +225,10 @@ def foreign(shape: ModelConfig) -> dict[str, dict[str, torch.Tensor]]:
             v2[f"layers.{i}.{name}_scale"] = drawn(columns, around=1.0)
         v2 |= {f"layers.{i}.{name}.weight": drawn(dim, around=1.0) for name in ("attention_norm", "ffn_norm")}
     made["authors-v2.pth"] = v2
-    prompts = {f"transformer.h.2.attn.{k}": t for k, t in
-               (("adapter_wte.weight", drawn(3, dim, scale=1.0)), ("gating_factor", drawn(1, 1, 4, 1)))}  # fmt: skip
+    prompts = {
+        f"transformer.h.2.attn.{k}": t
+        for k, t in (("adapter_wte.weight", drawn(3, dim, scale=1.0)), ("gating_factor", drawn(1, 1, 4, 1)))
+    }
     made["litgpt-v1.pth"] = dict(prompts)
     lit = dict(prompts) | {"transformer.ln_f.weight": drawn(dim, around=1.0)}
     lit |= {"lm_head.adapter_bias": torch.zeros(260), "lm_head.adapter_scale": torch.ones(260)}

@@ -28,16 +28,35 @@ from halter.text.codecs import bounds, codec
 from halter.text.codecs.tokenizer_json import JsonCodec
 
 CONFIG = {
-    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 96,
-    "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8, "max_position_embeddings": 64,
-    "rope_theta": 1e4, "rms_norm_eps": 1e-5, "eos_token_id": 2,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                     "original_max_position_embeddings": 64},
-}  # fmt: skip
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "rope_theta": 1e4,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 2,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
 PARAMS = {
-    "dim": 32, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "rope_theta": 1e4, "rope_scaling_factor": 8.0,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "rope_scaling_factor": 8.0,
     "rope_high_freq_factor": 4.0,
-}  # fmt: skip
+}
 
 
 def beyond(bound: float) -> float:
@@ -193,11 +212,20 @@ def test_normalizers(kind: str, good: list[dict[str, Any]], bad: list[dict[str, 
 
 @pytest.mark.parametrize(
     ("regex", "good"),
-    [("a" * bounds.MAX_PATTERN_CHARS, True), ("a" * (bounds.MAX_PATTERN_CHARS + 1), False),
-     (tiny_tokenizers.LLAMA3_SPLIT, True), ("(a+)?", True), (r"\(+", True), ("(a+)+", False), ("(a|b)*", False),
-     ("(a){2,}", False), (r"(a)\1", False), (r"(?<x>a)\k<x>", False)],
+    [
+        ("a" * bounds.MAX_PATTERN_CHARS, True),
+        ("a" * (bounds.MAX_PATTERN_CHARS + 1), False),
+        (tiny_tokenizers.LLAMA3_SPLIT, True),
+        ("(a+)?", True),
+        (r"\(+", True),
+        ("(a+)+", False),
+        ("(a|b)*", False),
+        ("(a){2,}", False),
+        (r"(a)\1", False),
+        (r"(?<x>a)\k<x>", False),
+    ],
     ids=lambda v: v[:20] if isinstance(v, str) else "",
-)  # fmt: skip
+)
 def test_expressions_of_tokenizers(regex: str, good: bool, tmp_path: Path) -> None:
     split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
     if good:
@@ -235,7 +263,7 @@ def test_a_tokenizer_of_chance_is_refused(tmp_path: Path) -> None:
         ),
     ],
     ids=["entries", "patterns", "characters"],
-)  # fmt: skip
+)
 def test_options_of_adapters(good: dict[str, Any], bad: dict[str, Any], tmp_path: Path) -> None:
     model = tiny.decoder()
     adapt(model, "lora", r=2, target_modules=["q_proj"]).save(tmp_path / "a")
@@ -299,8 +327,18 @@ def test_a_pth_file_that_promises_more_than_it_holds(tmp_path: Path) -> None:
         meta._open(tmp_path / "z.pth")
 
 
-@pytest.mark.parametrize(("version", "good"), [("2.10.0", True), ("2.13.0+cpu", True), ("3.0", True), ("2.9.1", False),
-                                               ("1.13", False), ("2.9.9+cu130", False), ("dev", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [
+        ("2.10.0", True),
+        ("2.13.0+cpu", True),
+        ("3.0", True),
+        ("2.9.1", False),
+        ("1.13", False),
+        ("2.9.9+cu130", False),
+        ("dev", False),
+    ],
+)
 def test_torch_must_be_one_without_known_holes(version: str, good: bool) -> None:
     if good:
         meta_archive.refuse_old_torch(version)

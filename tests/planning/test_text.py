@@ -16,8 +16,9 @@ from halter.planning.text import WIDTH, as_text
 from tests import tiny
 
 SHAPE = tiny.config(layers=12, dim=64, ffn_dim=160, context=4096)
-SETTING = Setting("tiny", SHAPE, (Lora(r=2, target_modules=["q_proj", "v_proj"]), PrefixTuning()), torch.bfloat16,
-                  length=512)  # fmt: skip
+SETTING = Setting(
+    "tiny", SHAPE, (Lora(r=2, target_modules=["q_proj", "v_proj"]), PrefixTuning()), torch.bfloat16, length=512
+)
 
 
 def said(budget: int, choices: bool = True) -> str:

@@ -49,9 +49,11 @@ SOURCES = {"r1": R1, "nemotron": NEMOTRON, "qwen3": QWEN3}
 Messages = list[dict[str, Any]]
 ASK, MORE = {"role": "user", "content": "2+2?"}, {"role": "user", "content": "3+3?"}
 TALK: Messages = [
-    ASK, {"role": "assistant", "content": "<think>\nhm, four\n</think>\n\nIt is 4."},
-    MORE, {"role": "assistant", "content": "<think>\nsix\n</think>\n\nIt is 6."},
-]  # fmt: skip
+    ASK,
+    {"role": "assistant", "content": "<think>\nhm, four\n</think>\n\nIt is 4."},
+    MORE,
+    {"role": "assistant", "content": "<think>\nsix\n</think>\n\nIt is 6."},
+]
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +221,12 @@ def test_an_answer_without_words_is_named_where_the_template_marks_no_beginning(
         ("<think>\na\n</think>\n\nb", ("<think>\n", "a", "\n</think>\n\n", "b")),
         ("  <reasoning>a</reasoning>b", ("  <reasoning>", "a", "</reasoning>", "b")),
         ("a</think> b", ("", "a", "</think> ", "b")),
-        ("<think>a", None), ("a", None), (None, None), ("<thinking>a</think>b", None),
+        ("<think>a", None),
+        ("a", None),
+        (None, None),
+        ("<thinking>a</think>b", None),
     ],
-)  # fmt: skip
+)
 def test_the_pieces_of_an_answer(content: Any, found: Any) -> None:
     pieces = reasoning.parts(content)
     assert found == (None if pieces is None else (pieces.opening, pieces.thought, pieces.closing, pieces.answer))

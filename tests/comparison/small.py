@@ -14,9 +14,16 @@ from tests import tiny, tiny_tokenizers
 
 WORDS = ("park", "girl", "dog", "fox", "time", "play")
 OPTIONS: dict[str, Any] = {
-    "methods": ("lora", "llama_adapter"), "precisions": ("float32",), "tokens": 600, "seeds": 2, "search_trials": 2,
-    "questions": 4, "max_new_tokens": 4, "resamples": 50, "skip_memory": True,
-}  # fmt: skip
+    "methods": ("lora", "llama_adapter"),
+    "precisions": ("float32",),
+    "tokens": 600,
+    "seeds": 2,
+    "search_trials": 2,
+    "questions": 4,
+    "max_new_tokens": 4,
+    "resamples": 50,
+    "skip_memory": True,
+}
 
 
 def base(folder: Path) -> Path:

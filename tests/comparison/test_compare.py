@@ -25,7 +25,7 @@ from halter.data.options import DataOptions
 from halter.errors import Refusal
 from halter.evaluation.choices import choice_report
 from halter.pretrained.load import load_model
-from tests.compare import small
+from tests.comparison import small
 from tests.evaluation import fake_lm_eval
 
 
@@ -197,9 +197,14 @@ def test_a_run_that_fails_harms_itself_alone(
 def test_hybrids_variants_and_precisions(tmp_path: Path, recipe: dict[str, Any]) -> None:
     methods = ("lora+excitor", "tiny", "full")
     record, _ = small.run(
-        tmp_path, recipe, methods=methods, precisions=("float32", "nf4"), seeds=1, search_trials=1,
+        tmp_path,
+        recipe,
+        methods=methods,
+        precisions=("float32", "nf4"),
+        seeds=1,
+        search_trials=1,
         variants={"tiny": {"name": "lora", "r": 1, "alpha": 1}},
-    )  # fmt: skip
+    )
     rows = {row["name"]: row for row in record["rows"]}
     assert " ".join(rows) == "base lora+excitor tiny full base-nf4 lora+excitor-nf4 tiny-nf4 full-nf4"
     assert [m["name"] for m in rows["lora+excitor"]["method"]] == ["lora", "excitor"]

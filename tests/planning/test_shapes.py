@@ -52,8 +52,10 @@ def test_torch_is_asked_once_for_each_shape() -> None:
 def test_numbers_that_are_equal_and_not_the_same_are_told_apart() -> None:
     shapes, counts = Shapes(), torch.empty(3, dtype=torch.int64, device="meta")
     assert [shapes.run(aten.mul.Tensor, (counts, by), {}).dtype for by in (1, 1.0, True)] == [
-        torch.int64, torch.float32, torch.int64,
-    ]  # fmt: skip
+        torch.int64,
+        torch.float32,
+        torch.int64,
+    ]
     assert shapes.run(aten.sum.dim_IntList, (A, [0]), {}).shape == (6,)
     assert shapes.run(aten.sum.dim_IntList, (A, [0]), {"dtype": torch.float64}).dtype == torch.float64
 

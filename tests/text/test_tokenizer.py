@@ -125,9 +125,19 @@ def test_tiktoken_equals_tiktoken(text: str, metas: Tokenizer) -> None:
 
 def test_tiktoken_specials_of_llama3(metas: Tokenizer) -> None:
     base = len(tiny.tiktoken_merges())
-    offsets = {"begin_of_text": 0, "end_of_text": 1, "reserved_special_token_0": 2, "reserved_special_token_1": 3,
-               "finetune_right_pad_id": 4, "step_id": 5, "start_header_id": 6, "end_header_id": 7, "eom_id": 8,
-               "eot_id": 9, "python_tag": 10}  # fmt: skip
+    offsets = {
+        "begin_of_text": 0,
+        "end_of_text": 1,
+        "reserved_special_token_0": 2,
+        "reserved_special_token_1": 3,
+        "finetune_right_pad_id": 4,
+        "step_id": 5,
+        "start_header_id": 6,
+        "end_header_id": 7,
+        "eom_id": 8,
+        "eot_id": 9,
+        "python_tag": 10,
+    }
     assert {name: metas.token_id(f"<|{name}|>") for name in offsets} == {n: base + o for n, o in offsets.items()}
     assert metas.vocab_size == base + 256 and len({c.text for c in metas.controls}) == 256
     assert (metas.bos_id, metas.eos_id) == (base, base + 1)

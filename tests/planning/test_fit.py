@@ -146,9 +146,13 @@ def test_published_rates_are_marked_as_such() -> None:
 
 
 CORES = {
-    "rtx-3060-12gb": (3584, 1.777), "rtx-3090": (10496, 1.695), "rtx-4060-ti-16gb": (4352, 2.535),
-    "rtx-4080": (9728, 2.505), "rtx-4090": (16384, 2.52), "rtx-5090": (21760, 2.407),
-}  # fmt: skip
+    "rtx-3060-12gb": (3584, 1.777),
+    "rtx-3090": (10496, 1.695),
+    "rtx-4060-ti-16gb": (4352, 2.535),
+    "rtx-4080": (9728, 2.505),
+    "rtx-4090": (16384, 2.52),
+    "rtx-5090": (21760, 2.407),
+}
 """Cores and GHz of the cards that people have at home."""
 
 
@@ -161,10 +165,18 @@ def test_peaks_follow_from_cores_and_clocks(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "name"),
-    [("RTX 4090", "rtx-4090"), ("4090", "rtx-4090"), ("rtx4060ti-16GB", "rtx-4060-ti-16gb"), ("Tesla T4", "t4"),
-     ("NVIDIA GeForce RTX 3090", "rtx-3090"), ("A100_80GB", "a100-80gb"),
-     ("rtx-4090-24gb", "rtx-4090"), ("RTX 3090 24GB", "rtx-3090"), ("h200-141gb", "h200")],
-)  # fmt: skip
+    [
+        ("RTX 4090", "rtx-4090"),
+        ("4090", "rtx-4090"),
+        ("rtx4060ti-16GB", "rtx-4060-ti-16gb"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA GeForce RTX 3090", "rtx-3090"),
+        ("A100_80GB", "a100-80gb"),
+        ("rtx-4090-24gb", "rtx-4090"),
+        ("RTX 3090 24GB", "rtx-3090"),
+        ("h200-141gb", "h200"),
+    ],
+)
 def test_devices_are_known_as_people_type_them(typed: str, name: str) -> None:
     assert speed.device(typed) is speed.DEVICES[name]
 

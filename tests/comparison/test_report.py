@@ -227,9 +227,25 @@ def test_markdown_has_every_row_and_no_markup_of_strangers():
 
 
 OPTIONAL = (
-    "memory", "seeds", "search", "mean", "spread", "interval", "method", "trainable", "share", "seconds", "recipe",
-    "precision", "learning_rate", "adapter_bytes", "mergeable", "stability", "tokens_per_second", "status",
-)  # fmt: skip
+    "memory",
+    "seeds",
+    "search",
+    "mean",
+    "spread",
+    "interval",
+    "method",
+    "trainable",
+    "share",
+    "seconds",
+    "recipe",
+    "precision",
+    "learning_rate",
+    "adapter_bytes",
+    "mergeable",
+    "stability",
+    "tokens_per_second",
+    "status",
+)
 
 
 def test_every_optional_part_of_a_row_may_be_missing(tmp_path: Path):
@@ -278,8 +294,13 @@ def test_the_same_record_makes_the_same_report(tmp_path: Path):
 
 def test_sizes_are_in_powers_of_a_thousand():
     assert [size(n) for n in (0, 999, 1000, 99_900, 250e6, 1.5e9)] == [
-        "0 bytes", "999 bytes", "1.0 kB", "99.9 kB", "250 MB", "1.50 GB",
-    ]  # fmt: skip
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "99.9 kB",
+        "250 MB",
+        "1.50 GB",
+    ]
 
 
 def test_the_module_writes_a_report_from_a_kept_record(tmp_path: Path):

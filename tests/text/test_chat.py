@@ -89,8 +89,11 @@ def chats(roles: list[str]) -> st.SearchStrategy[Messages]:
 
 
 SHAPES = [
-    ["user"], ["user", "assistant"], ["user", "assistant", "user"], ["user", "assistant", "user", "assistant"],
-]  # fmt: skip
+    ["user"],
+    ["user", "assistant"],
+    ["user", "assistant", "user"],
+    ["user", "assistant", "user", "assistant"],
+]
 
 
 @pytest.mark.parametrize("kind", ["llama3", "chatml"])

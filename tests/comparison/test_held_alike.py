@@ -19,7 +19,7 @@ from halter.model.decoder import Decoder
 from halter.pretrained import load
 from halter.run import planned, session
 from halter.run.prepare import prepare
-from tests.compare import small
+from tests.comparison import small
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRECISIONS = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

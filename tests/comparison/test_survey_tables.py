@@ -34,14 +34,17 @@ def test_counts_are_those_worked_out_by_hand():
     d, layers, ffn, heads = 4096, 32, 11008, 32
     square, wide = d + d, d + ffn
     counts = {
-        survey.Q: layers * 8 * square, survey.QV: layers * 2 * 8 * square, survey.QKVO: layers * 4 * 8 * square,
-        survey.ALL: layers * 8 * (4 * square + 3 * wide), survey.RECIPE: layers * 64 * (4 * square + 3 * wide),
+        survey.Q: layers * 8 * square,
+        survey.QV: layers * 2 * 8 * square,
+        survey.QKVO: layers * 4 * 8 * square,
+        survey.ALL: layers * 8 * (4 * square + 3 * wide),
+        survey.RECIPE: layers * 64 * (4 * square + 3 * wide),
         survey.V1: 30 * (10 * d + heads),
         # an input scale and an output bias of seven linears, two norms a layer and the last one
         survey.V2: layers * (4 * 2 * d + 2 * (d + ffn) + (ffn + d) + 2 * d) + d,
         survey.V2_PAPER: layers * (4 * 2 * d + 2 * 2 * ffn + 2 * d + 2 * d) + d,
         survey.EXCITOR: 30 * (30 * d + 16 * 2 * d + 1),
-    }  # fmt: skip
+    }
     counts[survey.V2_PROMPTS] = counts[survey.V2_PAPER] + 31 * (10 * d + heads)
     assert {setting: survey.counted(setting) for setting in counts} == counts and set(counts) == set(survey.SETTINGS)
     assert survey.counted(survey.V2, survey.LARGE) == 13_811_712  # the authors' released module
@@ -71,8 +74,12 @@ def test_full_fine_tuning_takes_sixteen_bytes_a_parameter(script: ModuleType):
 
 def test_what_merges(script: ModuleType):
     assert [script.merges(s) for s in (script.QV, script.V1, script.V2, script.V2_PROMPTS, script.EXCITOR)] == [
-        True, False, True, False, False,
-    ]  # fmt: skip
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_measured_figures_come_from_the_record(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -22,8 +22,12 @@ SYSTEM, ASK = {"role": "system", "content": "Be kind."}, {"role": "user", "conte
 TELL, MORE = {"role": "assistant", "content": "A girl."}, {"role": "user", "content": "Then?"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
-CALLED: Messages = [ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]},
-                    {"role": "tool", "content": "3"}, TELL]  # fmt: skip
+CALLED: Messages = [
+    ASK,
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "3"},
+    TELL,
+]
 NEW = ("chatml", "zephyr", "llama-3.1", "llama-4")
 
 
@@ -52,23 +56,44 @@ ANNOUNCED = (
     '{"name": function name, "parameters": dictionary of argument name and its value}.Do not use variables.\n\n'
 )
 SEQUENCES: list[tuple[str, Messages, Any, str]] = [
-    ("chatml", [SYSTEM, ASK, TELL], None,
-     "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n Once?<|im_end|>\n"
-     "<|im_start|>assistant\nA girl.<|im_end|>\n"),
-    ("zephyr", [SYSTEM, ASK, TELL], None,
-     "<|system|>\nBe kind.<|eot_id|>\n<|user|>\n Once?<|eot_id|>\n<|assistant|>\nA girl.<|eot_id|>\n"),
-    ("llama-3.1", [SYSTEM, ASK, TELL], None,
-     turn("system", DATES + "Be kind.") + turn("user", "Once?") + turn("assistant", "A girl.")),
+    (
+        "chatml",
+        [SYSTEM, ASK, TELL],
+        None,
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n Once?<|im_end|>\n"
+        "<|im_start|>assistant\nA girl.<|im_end|>\n",
+    ),
+    (
+        "zephyr",
+        [SYSTEM, ASK, TELL],
+        None,
+        "<|system|>\nBe kind.<|eot_id|>\n<|user|>\n Once?<|eot_id|>\n<|assistant|>\nA girl.<|eot_id|>\n",
+    ),
+    (
+        "llama-3.1",
+        [SYSTEM, ASK, TELL],
+        None,
+        turn("system", DATES + "Be kind.") + turn("user", "Once?") + turn("assistant", "A girl."),
+    ),
     ("llama-3.1", [ASK, TELL], None, turn("system", DATES) + turn("user", "Once?") + turn("assistant", "A girl.")),
-    ("llama-3.1", CALLED, TOOLS,
-     turn("system", "Environment: ipython\n" + DATES)
-     + turn("user", ANNOUNCED + json.dumps(TOOLS[0], indent=4) + "\n\nOnce?")
-     + turn("assistant", '{"name": "add", "parameters": {"a": 1, "b": "é"}}') + turn("ipython", '"3"')
-     + turn("assistant", "A girl.")),
-    ("llama-4", [SYSTEM, ASK, TELL], None,
-     "<|header_start|>system<|header_end|>\n\nBe kind.<|eot|><|header_start|>user<|header_end|>\n\nOnce?<|eot|>"
-     "<|header_start|>assistant<|header_end|>\n\nA girl.<|eot|>"),
-]  # fmt: skip
+    (
+        "llama-3.1",
+        CALLED,
+        TOOLS,
+        turn("system", "Environment: ipython\n" + DATES)
+        + turn("user", ANNOUNCED + json.dumps(TOOLS[0], indent=4) + "\n\nOnce?")
+        + turn("assistant", '{"name": "add", "parameters": {"a": 1, "b": "é"}}')
+        + turn("ipython", '"3"')
+        + turn("assistant", "A girl."),
+    ),
+    (
+        "llama-4",
+        [SYSTEM, ASK, TELL],
+        None,
+        "<|header_start|>system<|header_end|>\n\nBe kind.<|eot|><|header_start|>user<|header_end|>\n\nOnce?<|eot|>"
+        "<|header_start|>assistant<|header_end|>\n\nA girl.<|eot|>",
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "messages", "tools", "text"), SEQUENCES)
@@ -107,14 +132,29 @@ def test_every_built_in_template_is_another_one() -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("llama3", "llama-3"), ("llama-3", "llama-3"), ("Llama_3", "llama-3"), ("llama31", "llama-3.1"),
-        ("Llama-3.1-Instruct", "llama-3.1"), ("Meta-Llama-3.1-8B-Instruct", "llama-3.1"), ("llama3.2", "llama-3.1"),
-        ("LLAMA 3.3", "llama-3.1"), ("Meta-Llama-3-8B-Instruct", "llama-3"), ("llama2", "llama-2"),
-        ("llama-2-chat", "llama-2"), ("llama-2-7b-chat-hf", "llama-2"), ("llama4", "llama-4"),
-        ("chat-ml", "chatml"), ("ChatML", "chatml"), ("chat_ml", "chatml"), ("zephyr-beta", "zephyr"),
-        ("zephyr-7b-beta", "zephyr"), ("vicuna_v1.1", "vicuna"), ("Alpaca", "alpaca"), ("stanford_alpaca", "alpaca"),
+        ("llama3", "llama-3"),
+        ("llama-3", "llama-3"),
+        ("Llama_3", "llama-3"),
+        ("llama31", "llama-3.1"),
+        ("Llama-3.1-Instruct", "llama-3.1"),
+        ("Meta-Llama-3.1-8B-Instruct", "llama-3.1"),
+        ("llama3.2", "llama-3.1"),
+        ("LLAMA 3.3", "llama-3.1"),
+        ("Meta-Llama-3-8B-Instruct", "llama-3"),
+        ("llama2", "llama-2"),
+        ("llama-2-chat", "llama-2"),
+        ("llama-2-7b-chat-hf", "llama-2"),
+        ("llama4", "llama-4"),
+        ("chat-ml", "chatml"),
+        ("ChatML", "chatml"),
+        ("chat_ml", "chatml"),
+        ("zephyr-beta", "zephyr"),
+        ("zephyr-7b-beta", "zephyr"),
+        ("vicuna_v1.1", "vicuna"),
+        ("Alpaca", "alpaca"),
+        ("stanford_alpaca", "alpaca"),
     ],
-)  # fmt: skip
+)
 def test_names_as_people_type_them(typed: str, meant: str) -> None:
     assert ChatTemplate.named(typed).name == meant
 
