@@ -1,4 +1,4 @@
-"""The house rules that a machine can check, by walking the syntax trees of the package (docs/architecture.md).
+"""The house rules that a machine can check, by walking the syntax trees of the package (docs/design/architecture.md).
 
 Each rule is a function from one parsed file to its offences; a second test plants an offence per rule and demands
 that the rule sees it, so that a rule which has gone blind turns red.
@@ -107,7 +107,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
 def floors(tree: ast.AST, name: str) -> Offences:
     here = part(name.removesuffix(".py").replace("/", "."))
     if here not in FLOOR:
-        yield f"{name}: '{here}' stands on no floor; give it one in tests/test_floors.py and docs/architecture.md"
+        yield f"{name}: '{here}' stands on no floor; give it one in tests/test_floors.py and docs/design/architecture.md"
         return
     for line, module in imports(tree, name):
         if module.split(".")[0] != "halter":

@@ -35,8 +35,8 @@ SHELL = {"halter/cli/completion.py": {"subcommand"}}
 """Words of the shells' own functions."""
 WORLD = ("halter/playground/",)
 """A little world in which people mend roofs."""
-PAGES = ("README.md", "docs/architecture.md", "docs/guide", "docs/methods", "docs/applications", "recipes")
-"""docs/measured and docs/decisions.md quote what was said at their time."""
+PAGES = ("README.md", "docs/design/architecture.md", "docs/guide", "docs/methods", "docs/applications", "recipes")
+"""docs/measured and docs/design/decisions.md quote what was said at their time."""
 
 
 def said(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from halter.errors import Refusal
 from halter.model.config import ModelConfig, RopeScaling, preset, preset_names
 from halter.model.decoder import Decoder
 
-# Published or computed from Meta's own code (docs/architecture.md, lineage): exact to the unit.
+# Published or computed from Meta's own code (docs/design/decisions.md): exact to the unit.
 COUNTS = {
     "llama-1-7b": 6_738_415_616,
     "llama-1-13b": 13_015_864_320,
