@@ -107,7 +107,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
 def floors(tree: ast.AST, name: str) -> Offences:
     here = part(name.removesuffix(".py").replace("/", "."))
     if here not in FLOOR:
-        yield f"{name}: '{here}' stands on no floor; give it one in tests/test_floors.py and docs/design/architecture.md"
+        yield f"{name}: '{here}' stands on no floor; give it one in tests/test_floors.py and the architecture's page"
         return
     for line, module in imports(tree, name):
         if module.split(".")[0] != "halter":

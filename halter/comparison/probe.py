@@ -36,32 +36,28 @@ def probe(recipe: Path) -> dict[str, Any]:
 def measure(path: str) -> dict[str, Any]:
     """The first steps of the recipe, here, and the peak of this process."""
     from halter import recipe as recipes
-    from halter.comparison.training_runs import checkpointed, keeps_freed
     from halter.numerics import allocation, denormals
-    from halter.pretrained.load import load_model
+    from halter.run.held import load_base
     from halter.run.prepare import prepare
     from halter.run.session import new_adapter, new_trainee
-    from halter.training.loop import Events, Feed, rehearse, train_loop
+    from halter.training.loop import Events, Feed
     from halter.training.memory import load_libraries, peak_memory_bytes
-    from halter.training.offload import offloaded
+    from halter.training.terms import terms_of, train
 
     job = prepare(recipes.load(path))
     options = job.recipe.model
     load_libraries(options.quantize, options.device)
     runtime = peak_memory_bytes()
     with allocation.kept(), denormals.flushed():
-        how = options.quantize, options.device
-        model = load_model(job.folder, job.recipe.dtype, *how, offload=options.offload, say=lambda _: None)
+        model = load_base(job)
         trainee = new_trainee(job, new_adapter(job, model), lambda _: None)
         longest = max(range(len(job.data.train)), key=lambda row: int(job.data.train.lengths[row]))
         planned = job.plan(0)
         step = planned.holding(longest)
-        again = checkpointed(model, job)
+        terms = terms_of(job.recipe.train, model, job.micro_tokens, [trainee.adapter])
         feed = Feed(job.data.train, job.plan, min(STEPS, job.steps))
-        offload = offloaded(model, [trainee.adapter], job.recipe.train.offload_activations, lambda _: None)
-        with allocation.kept(keeps_freed(model, job, [trainee])), offload:
-            rehearse(model, trainee, [job.data.train[row] for row in planned[step or 0][0]], again)
-            train_loop(model, [trainee], [feed], Events(log=lambda _: None), again)
+        largest = [job.data.train[row] for row in planned[step or 0][0]]
+        train(model, [trainee], [feed], Events(log=lambda _: None), terms, first=largest)
     device = "" if model.device.type == "cpu" else str(model.device)
     return {"process_peak_bytes": peak_memory_bytes(), "runtime_bytes": 0 if device else runtime}
 

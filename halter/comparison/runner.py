@@ -25,12 +25,13 @@ from halter.model.decoder import Decoder
 from halter.model.storages import BITS, STORAGES, Quantize
 from halter.planning import Setting, forecast
 from halter.planning.dry import dry_adapter
-from halter.pretrained.device import choose_device, choose_dtype
+from halter.pretrained.device import choose_device
 from halter.pretrained.digest import digest_base
+from halter.run import settings
 from halter.run.estimate import Sizes, free_bytes, memory_problem, sizes
+from halter.run.held import computed_in
 from halter.run.prepare import Job
 from halter.telling import Say
-from halter.training.memory import needs_checkpointing
 
 LOOKS = 6
 """Validation losses on a run's curve, beside the one before its first step."""
@@ -138,8 +139,7 @@ class Runner:
 
     def _dtype(self, job: Job) -> torch.dtype:
         """What the base computes in."""
-        stored = getattr(torch, job.config.dtype, torch.float32)
-        return choose_dtype(job.recipe.dtype, stored, self.device, lambda _: None)
+        return computed_in(job.recipe, job.config, self.device)
 
     def memory(self, entry: Entry, job: Job) -> Trial:
         """Bytes planned by part, and the peak of the first steps in a fresh process, best asked for before this one
@@ -165,22 +165,10 @@ class Runner:
         lengths = job.data.train.lengths
         micros = [micro for step in job.plan(0) for micro in step]
         rows = max(micros, key=lambda micro: int(lengths[list(micro)].sum()))
-        methods = tuple(choice.options for choice in job.recipe.methods)
-        setting = Setting(
-            job.recipe.model.path,
-            job.config,
-            methods,
-            self._dtype(job),
-            _storage(entry),
-            job.recipe.train.optimizer,
-            rows=len(rows),
-            length=-(-int(lengths[list(rows)].sum()) // len(rows)),
-            passes=max(len(step) for step in job.plan(0)),
-            device=self.device.type,
-        )
-        asked = job.recipe.train.activation_checkpointing
-        auto = needs_checkpointing(job.config, job.micro_tokens, setting.dtype.itemsize, self.device)
-        return replace(setting, checkpointing=asked == "on" or (asked == "auto" and auto))
+        length, passes = -(-int(lengths[list(rows)].sum()) // len(rows)), max(len(step) for step in job.plan(0))
+        made = settings.setting(job.recipe, job.config, self._dtype(job), len(rows), length, passes)
+        made = replace(made, device=self.device.type)
+        return settings.with_checkpointing(made, job.recipe, self.device, job.micro_tokens, None)
 
     def search(self, entry: Entry, tried: Sequence[float], tokens: int) -> list[Trial]:
         """One round of a search; those that were never run are trained together, as many as memory allows."""

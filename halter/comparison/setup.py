@@ -18,7 +18,7 @@ from halter.files.folders import discard
 from halter.model.decoder import Decoder
 from halter.model.storages import STORAGES
 from halter.pretrained.digest import digest_base
-from halter.pretrained.load import load_model
+from halter.run.held import load_base
 from halter.run.prepare import Job, plan_of, prepare
 from halter.telling import Say
 from halter.training.defaults import at_width
@@ -38,6 +38,13 @@ class Entry:
     name: str
     method: Any
     precision: str
+
+
+def held_as(precision: str) -> dict[str, Any]:
+    """Keys of the model section for a row's precision: auto, a storage of model.quantize, or a dtype."""
+    if precision in STORAGES:
+        return {"quantize": precision}
+    return {"quantize": None} if precision == "auto" else {"quantize": None, "dtype": precision}
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,9 @@ class Setup:
         train = {k: v for k, v in train.items() if k not in ("num_train_epochs", "max_steps")}
         if rate is not None:
             train["learning_rate"] = rate
-        quantize = entry.precision if entry.precision in STORAGES else None
-        named = entry.precision not in ("auto", *STORAGES)
-        dtype = {"dtype": entry.precision} if named else {}
-        train = {k: v for k, v in train.items() if not (named and k == "precision")}  # the row's own counts
-        model = {**recipes.as_data(self.job.recipe)["model"], **dtype, "quantize": quantize}
+        held = held_as(entry.precision)
+        train = {k: v for k, v in train.items() if not ("dtype" in held and k == "precision")}  # the row's own counts
+        model = {**recipes.as_data(self.job.recipe)["model"], **held}
         sections = {"model": model, "method": entry.method, "data": self.data_section(), "train": train}
         recipe = recipes.load({**sections, "checks": self.source.get("checks") or {}})
         if rate is None and "train.learning_rate" in recipe.defaults:  # else the source gives it, for all
@@ -90,17 +95,10 @@ class Setup:
 
     def load_base(self, precision: str) -> Decoder:
         """The base as the precision says."""
-        options = self.job.recipe.model
-        dtype = self.job.recipe.dtype if precision in ("auto", *STORAGES) else precision
-        storing = precision if precision in STORAGES else None
-        return load_model(
-            self.job.folder,
-            dtype,
-            storing,  # type: ignore[arg-type]
-            options.device,
-            offload=options.offload,
-            say=lambda _: None,
-        )
+        recipe, held = self.job.recipe, held_as(precision)
+        train = replace(recipe.train, precision="auto") if "dtype" in held else recipe.train
+        recipe = replace(recipe, model=replace(recipe.model, **held), train=train)
+        return load_base(replace(self.job, recipe=recipe))
 
 
 def set_up(source: Mapping[str, Any], first: Any, options: CompareOptions, folder: Path, say: Say) -> Setup:

@@ -6,20 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from halter.adapters.adapter import Adapter
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
-from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.numerics import allocation
 from halter.run.prepare import Job
 from halter.run.session import new_adapter, new_trainee
-from halter.training import memory
-from halter.training.loop import Events, Feed, train_loop
-from halter.training.offload import offloaded
-from halter.training.trainee import Trainee
+from halter.training.loop import Events, Feed
+from halter.training.terms import terms_of, train
 
 
 @dataclass
@@ -53,21 +47,6 @@ def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Finished
         return [FinishedRun(why=str(error))]
 
 
-def checkpointed(model: Decoder, job: Job) -> bool:
-    """Whether layers are recomputed in the backward pass, as halter train decides it."""
-    asked = job.recipe.train.activation_checkpointing
-    return asked == "on" or (asked == "auto" and memory.needs_checkpointing(*_largest(model, job)))
-
-
-def keeps_freed(model: Decoder, job: Job, trainees: Sequence[Trainee]) -> bool:
-    """Whether there is room to keep freed memory."""
-    return memory.keeps_freed(*_largest(model, job), sum(trainee.adapter.num_trainable for trainee in trainees))
-
-
-def _largest(model: Decoder, job: Job) -> tuple[ModelConfig, int, int, torch.device]:
-    return job.config, job.micro_tokens, model.dtype.itemsize, model.device
-
-
 def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[FinishedRun]:
     trainees = [new_trainee(job, new_adapter(job, model), lambda _: None) for job in jobs]
     runs = [FinishedRun(trainee.adapter) for trainee in trainees]
@@ -89,8 +68,6 @@ def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[FinishedRun]
     if looks > 1:
         look(0)
     events = Events(log=log, evaluate=look, evaluate_at=due.__contains__)
-    away = jobs[0].recipe.train.offload_activations
-    offload = offloaded(model, [t.adapter for t in trainees], away, lambda _: None)
-    with allocation.kept(keeps_freed(model, jobs[0], trainees)), offload:
-        train_loop(model, trainees, feeds, events, checkpointed(model, jobs[0]))
+    terms = terms_of(jobs[0].recipe.train, model, jobs[0].micro_tokens, [trainee.adapter for trainee in trainees])
+    train(model, trainees, feeds, events, terms)
     return runs

@@ -1,8 +1,8 @@
 """bitsandbytes' kernels for NF4 and FP4, where they can be imported and know the device; plain torch everywhere else.
 
-Only its functional kernels are used, never its modules (docs/design/decisions.md), and on a device only after they gave plain
-torch's numbers for a small tensor. HALTER_NF4=torch switches them off, HALTER_NF4=bitsandbytes makes their absence an
-error.
+Only its functional kernels are used, never its modules (docs/design/decisions.md), and on a device only after they
+gave plain torch's numbers for a small tensor. HALTER_NF4=torch switches them off, HALTER_NF4=bitsandbytes makes their
+absence an error.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,16 @@ import numpy as np
 
 from halter.data.example import Example
 from halter.model.decoder import Decoder
-from halter.numerics import allocation
 from halter.run.checkpoints import Checkpointer
 from halter.run.ends import beyond_guessing, refuse_broken_base, strange_share
 from halter.run.prepare import Job
 from halter.run.signals import Stops
 from halter.run.watch import Watch
 from halter.telling import Say
-from halter.training import memory
 from halter.training.callbacks import Callbacks, Evaluated, Saved, Started, StopTraining, stepped
-from halter.training.loop import Alarm, Events, Feed, epoch_ends, rehearse, train_loop
-from halter.training.offload import offloaded
+from halter.training.loop import Alarm, Events, Feed, epoch_ends
 from halter.training.progress import guessed
-from halter.training.splitting import Splitter
+from halter.training.terms import Terms, terms_of, train
 from halter.training.trainee import Trainee
 
 LOOKED_STEPS = 64
@@ -46,15 +43,11 @@ class Course:
     """Hears how long the run will take."""
     last: dict[str, Any] | None = None
 
-    def run(self) -> tuple[bool, bool]:
-        """Every step that is left; whether activations are computed again, and whether there is room to keep freed
-        memory."""
+    def run(self) -> Terms:
+        """Every step that is left; the terms on which they were taken."""
         job, model, trainee, watch = self.job, self.model, self.trainee, self.watch
         options = job.recipe.train
-        largest = job.config, job.micro_tokens, model.dtype.itemsize, model.device
-        roomy = memory.keeps_freed(*largest, trainee.adapter.num_trainable)
-        auto = memory.needs_checkpointing(*largest, trainee.adapter)
-        checkpointing = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
+        terms = terms_of(options, model, job.micro_tokens, [trainee.adapter])
         evaluate_at = _every(options.eval_steps, job)
         events = Events(
             log=self._log,
@@ -69,24 +62,18 @@ class Course:
         try:
             self.callbacks.tell("on_start", lambda: Started(self.checkpointer.run.path, trainee.step, job.steps))
             if watch.has_work and (trainee.step == 0 or evaluate_at(trainee.step)) and self._look(trainee.step):
-                return checkpointing, roomy  # a stop came between a step and its evaluation
-            splitter = Splitter(self.say)
-            offload = offloaded(model, [trainee.adapter], options.offload_activations, self.say)
-            with allocation.kept(roomy), offload:
-                if (rows := _largest_pass(job, trainee.step)) is not None:
-                    self._foretell(rows, rehearse(model, trainee, rows, checkpointing, splitter))
-                train_loop(
-                    model, [trainee], [Feed(job.data.train, job.plan, job.steps)], events, checkpointing, splitter
-                )
+                return terms  # a stop came between a step and its evaluation
+            feed, first = Feed(job.data.train, job.plan, job.steps), _largest_pass(job, trainee.step)
+            train(model, [trainee], [feed], events, terms, say=self.say, first=first, rehearsed=self._foretell)
         except StopTraining as stop:
             if not stop.finish or trainee.step == 0:
                 raise
             if watch.has_work:
                 watch.look(trainee.step)
             self.checkpointer.save(trainee.step, options.save_total_limit)
-        return checkpointing, roomy
+        return terms
 
-    def _foretell(self, rows: list[Example], seconds: float) -> None:
+    def _foretell(self, rows: Sequence[Example], seconds: float) -> None:
         """How long the run will take at the pace of one pass over these rows."""
         left, tokens = self.job.steps - self.trainee.step, sum(len(row.tokens) for row in rows)
         if left > 1 and tokens:

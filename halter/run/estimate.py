@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ from halter.planning import Setting, fit
 from halter.planning.dry import base_bytes, dry_base
 from halter.planning.forecast import STATE_BYTES
 from halter.recipe import Recipe
+from halter.run import settings
 from halter.run.checks_machine import gib
 from halter.training import memory
 
@@ -83,13 +84,10 @@ def _alone(
     options = recipe.train
     if adapter is None or options.offload_activations:
         return None
-    return Setting(
-        recipe.model.path,
-        config,
-        tuple(adapter.methods),
-        torch.float32 if width == 4 else torch.bfloat16,
-        cast(StorageName | None, held),
-        options.optimizer,
+    return replace(
+        settings.setting(recipe, config, torch.float32 if width == 4 else torch.bfloat16, 1, 2048, 1),
+        methods=tuple(adapter.methods),
+        quantize=cast(StorageName | None, held),
         checkpointing=options.activation_checkpointing != "off",
         offload=offload,
     )

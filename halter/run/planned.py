@@ -14,14 +14,14 @@ from halter.model.decoder import Decoder
 from halter.model.storages import held_in
 from halter.planning import Setting, fit, forecast, speed
 from halter.planning.answer import Answer
-from halter.planning.dry import dry_adapter
 from halter.planning.setting import shape_of
 from halter.pretrained.device import choose_device, choose_dtype, dtype_name
 from halter.recipe import Recipe, load
-from halter.run import estimate
+from halter.run import estimate, settings
 from halter.run.checks_machine import gib
 from halter.run.prepare import Job
 from halter.training import memory
+from halter.training.terms import Terms
 
 NO_DATA = "halter-plan-needs-none.jsonl"
 
@@ -89,24 +89,12 @@ def from_recipe(
         rows = min(rows, options.per_device_train_batch_size)
     step = options.rows_per_step or max(1, (options.tokens_per_step or 0) // length)
     rows = min(rows, step)
-    found = Setting(
-        name=recipe.model.path,
-        shape=shape,
-        methods=tuple(choice.options for choice in recipe.methods),
-        dtype=dtype,
-        quantize=recipe.model.quantize,
-        offload=recipe.model.offload == "layers",
-        optimizer=options.optimizer,
-        rows=rows,
-        length=length,
-        passes=-(-step // rows),
+    made = replace(
+        settings.setting(recipe, shape, dtype, rows, length, -(-step // rows)),
         device="cuda" if where.elsewhere else device.type,
     )
-    adapter = dry_adapter(shape, found.methods)
-    beside = (estimate.free_bytes(device) if budget is None else budget) - fit.bytes_of_base(found)
-    auto = memory.needs_checkpointing(shape, found.tokens, dtype.itemsize, device, adapter, beside)
-    chosen = {"on": True, "off": False}.get(options.activation_checkpointing, auto)
-    return replace(found, checkpointing=chosen)
+    budget = estimate.free_bytes(device) if budget is None else budget
+    return settings.with_checkpointing(made, recipe, device, made.tokens, budget)
 
 
 def plan(
@@ -146,26 +134,20 @@ def plan(
     )
 
 
-def planned_and_measured(job: Job, model: Decoder, checkpointing: bool, roomy: bool, before: int) -> str:
+def planned_and_measured(job: Job, model: Decoder, taken: Terms, before: int) -> str:
     """The plan of a run that is over beside the most that it took; ``before``: the process's most without a base."""
     longest = job.data.report.longest
     rows = max(1, job.micro_tokens // longest)
-    setting = Setting(
-        name=job.recipe.model.path,
-        shape=job.config,
-        methods=tuple(choice.options for choice in job.recipe.methods),
-        dtype=model.dtype,
+    passes = max(len(step) for step in job.plan(0))
+    setting = replace(
+        settings.setting(job.recipe, job.config, model.dtype, rows, longest, passes),
         quantize=held_in(model),
-        optimizer=job.recipe.train.optimizer,
-        checkpointing=checkpointing,
-        rows=rows,
-        length=longest,
-        passes=max(len(step) for step in job.plan(0)),
+        checkpointing=taken.checkpointing,
         device=model.device.type,
         offload=not model.residence.resident,
     )
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)
-    why = ", with freed memory kept, as there is room" if roomy and model.device.type == "cpu" else ""
+    why = ", with freed memory kept, as there is room" if taken.keep_freed and model.device.type == "cpu" else ""
     said = f"{gib(planned)} planned for micro-batches of {setting.tokens} tokens, {gib(own)} measured"
     return f"memory at its worst: {said}{why}"

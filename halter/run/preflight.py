@@ -23,12 +23,13 @@ from halter.files.runs import RunFolder
 from halter.model.decoder import Decoder
 from halter.planning.dry import dry_adapter
 from halter.pretrained.bnb import storing
-from halter.pretrained.device import choose_device, choose_dtype, streams
+from halter.pretrained.device import choose_device, streams
 from halter.pretrained.digest import BaseIdentity
 from halter.recipe import MethodChoice, Recipe, load_tolerant
 from halter.run import beside, checks_data, checks_machine, checks_shapes, estimate, same_data
 from halter.run.cautions import rate_problem
 from halter.run.findings import Findings
+from halter.run.held import computed_in
 from halter.run.output import as_begun, open_run, refuse_unusable
 from halter.run.prepare import Base, Job, collect, data_missing, fit, read_base, with_passes
 from halter.telling import Say
@@ -178,7 +179,7 @@ def _width(recipe: Recipe, checkpoint: ModelFolder, base: Base) -> int:
     """Bytes of a number that the base is held in."""
     said = any(checkpoint.config.get(key) for key in ("torch_dtype", "dtype"))
     stored = getattr(torch, base.config.dtype, torch.float32) if said else dtype_of(checkpoint)
-    return choose_dtype(recipe.dtype, stored, _device(recipe), lambda _: None).itemsize
+    return computed_in(recipe, base.config, _device(recipe), stored=stored).itemsize
 
 
 def _device(recipe: Recipe) -> torch.device:

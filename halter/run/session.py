@@ -22,7 +22,6 @@ from halter.files.unwritten import Unwritten
 from halter.model.decoder import Decoder
 from halter.numerics import allocation, denormals, threads
 from halter.pretrained.digest import digest_in_background
-from halter.pretrained.load import load_model
 from halter.recipe import Recipe
 from halter.run import same_data
 from halter.run.cautions import to_lower
@@ -30,6 +29,7 @@ from halter.run.checkpoints import Checkpointer
 from halter.run.course import Course
 from halter.run.describe import describe
 from halter.run.ends import last_words, refuse_nothing_learnt, result
+from halter.run.held import load_base
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
 from halter.run.preflight import ready
@@ -126,7 +126,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
     identity = digest_in_background(job.folder)  # hashing 16 GB must not delay the first step
     memory.load_libraries(job.recipe.model.quantize, job.recipe.model.device)
     before = memory.peak_memory_bytes()
-    model = _load_base(job, say)
+    model = load_base(job, say)
     trainee = _begin(job, model, say)
     adapter = trainee.adapter
     attempt = run.attempt()
@@ -151,7 +151,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
             course = Course(
                 job, model, trainee, watch, checkpointer, stops, log, display.say, callbacks, display.foretell
             )
-            checkpointing, roomy = course.run()
+            terms = course.run()
         except StopTraining:
             checkpointer.stop()
             return
@@ -175,7 +175,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
     adapter.facts["run"] = {"steps": trainee.step, "planned": job.steps}
     run.put_result_aside(run.planned_steps())
     adapter.save(run.adapter)
-    say(planned_and_measured(job, model, checkpointing, roomy, before))
+    say(planned_and_measured(job, model, terms, before))
     say(f"saved: {run.adapter}{result(trainee, time.monotonic() - began)}")
     say(f"next: halter chat {run.path}; halter evaluate {run.path} --data TEST; halter merge {run.path} --output DIR")
     callbacks.tell("on_end", lambda: Ended(trainee.step, run.adapter))
@@ -194,11 +194,6 @@ def _begin(job: Job, model: Decoder, say: Say) -> Trainee:
     keep = "off" if options.neftune_noise_alpha else options.cache_frozen  # noise changes what layers give every time
     trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
     return trainee
-
-
-def _load_base(job: Job, say: Say) -> Decoder:
-    options = job.recipe.model
-    return load_model(job.folder, job.recipe.dtype, options.quantize, options.device, offload=options.offload, say=say)
 
 
 def new_adapter(job: Job, model: Decoder, say: Say = lambda _: None) -> Adapter:

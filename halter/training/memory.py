@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -65,12 +66,12 @@ def needs_checkpointing(
     tokens: int,
     width: int,
     device: torch.device,
-    adapter: Adapter | None = None,
+    adapters: Sequence[Adapter] = (),
     free: int | None = None,
 ) -> bool:
-    """Whether activations, the adapter's own among them, would take more than half of what gradients and optimizer
+    """Whether activations, the adapters' own among them, would take more than half of what gradients and optimizer
     states leave ``free`` (bytes beside the base; None: what the device has now)."""
-    own, trained = (0, 0) if adapter is None else (own_numbers(adapter), adapter.num_trainable)
+    own, trained = sum(map(own_numbers, adapters)), sum(adapter.num_trainable for adapter in adapters)
     room = (free_memory_bytes(device) if free is None else free) - BYTES_A_NUMBER * trained
     return activation_bytes(config, tokens, width) + OWN_BYTES * own * tokens > room // 2
 

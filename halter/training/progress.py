@@ -17,7 +17,7 @@ MEASURED = 3
 """Steps whose time is taken before the rest is foretold."""
 
 GUESS = 0.5, 2.5
-"""A guess from one pass or step times these holds the truth: 0.77 to 2.3 of it were seen (docs/design/decisions.md, 83)."""
+"""A guess from one pass or step times these holds the truth: 0.77 to 2.3 of it were seen (decision 83)."""
 
 
 def expected(left: int, seconds: Sequence[float]) -> str:

@@ -25,6 +25,7 @@ from halter.data.order import plan_epoch
 from halter.data.pack import pack
 from halter.errors import Refusal
 from halter.methods.lora import Lora
+from halter.run import held
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 from halter.training import optimizers, schedule
@@ -95,7 +96,7 @@ def test_bad_rows_stop_before_the_model_is_loaded(own: Own, tmp_path: Path, monk
     def load_model(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(session, "load_model", load_model)
+    monkeypatch.setattr(held, "load_model", load_model)
     monkeypatch.chdir(tmp_path)
     model = str(own.base)
     path = tmp_path / "rows.jsonl"

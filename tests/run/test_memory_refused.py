@@ -76,8 +76,8 @@ def test_checkpointing_counts_the_adapters_own_numbers(tmp_path: Path) -> None:
     assert memory.own_numbers(thin) == 4 * places and memory.own_numbers(thick) == 4096 * places > width
     assert memory.own_numbers(dry_adapter(job.config, [_full()])) < 1024 * places
     cpu = memory.torch.device("cpu")
-    assert not memory.needs_checkpointing(job.config, 8192, 4, cpu, thin)
-    assert memory.needs_checkpointing(job.config, 8192, 4, cpu, thick)
+    assert not memory.needs_checkpointing(job.config, 8192, 4, cpu, [thin])
+    assert memory.needs_checkpointing(job.config, 8192, 4, cpu, [thick])
 
 
 def _full() -> Any:
