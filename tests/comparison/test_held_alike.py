@@ -67,8 +67,8 @@ def test_what_a_recipe_says_of_the_base_holds_everywhere(
     trained = load_base(prepare(recipe, lambda _: None), lambda _: None).dtype
     if wanted:
         assert {str(trained).removeprefix("torch.")} == wanted
-    held = [setup.load_base(row.precision).dtype, Runner(setup, print, print)._dtype(job)]
-    assert [*held, planned.from_recipe(recipe).dtype] == [trained] * 3
+    found = [setup.load_base(row.precision).dtype, Runner(setup, print, print)._dtype(job)]
+    assert [*found, planned.from_recipe(recipe).dtype] == [trained] * 3
     assert load_base(job).dtype == trained, "the row's recipe, run by itself"
 
 
