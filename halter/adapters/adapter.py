@@ -30,11 +30,14 @@ from halter.numerics import dropout
 
 @dataclass(frozen=True)
 class Slot:
-    """One piece and where it acts; ``part`` counts the methods trained together."""
+    """One piece and where it acts."""
 
     part: int
+    """Which of the methods trained together it is of, counted from 0."""
     at: Place
+    """The place of the model's layout."""
     piece: Piece
+    """Its parameters."""
 
     @property
     def layer(self) -> int | None:

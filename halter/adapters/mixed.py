@@ -19,8 +19,8 @@ from halter.adapters.stacked import Stacked
 from halter.model.decoder import Decoder
 from halter.model.joints import mixed
 from halter.model.layout import PREFIX, Place
-from halter.model.places import Act, Acts, Extra, RowRun
-from halter.model.segments import Segments
+from halter.model.places import Act, Acts, Extra
+from halter.model.segments import RowRun, Segments
 
 
 @dataclass(frozen=True)

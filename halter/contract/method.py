@@ -47,16 +47,18 @@ LORA_TRAINING: dict[str, Default] = {
 
 @dataclass(frozen=True)
 class Site:
-    """Where and for what one piece is bound: a place of one forward over one base.
-
-    ``key`` seeds dropout for this forward (None: no dropout, which is evaluation).
-    """
+    """Where and for what one piece is bound: a place of one forward over one base."""
 
     base: Decoder
+    """The frozen model."""
     layer: int | None
+    """The place's layer, counted from 0; None: it lies outside the layers."""
     place: str
+    """The place's name in its block's layout."""
     segments: Segments
+    """The rows of this forward."""
     key: int | None = None
+    """Seeds dropout for this forward; None: no dropout, which is evaluation."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Meta's original folders: params.json and consolidated.NN.pth, read as if they were Hugging Face's.
 
 One ``.pth`` per model-parallel rank. The ranks' parts are joined into whole tensors under canonical names, and the rows
-of wq and wk are permuted from Meta's interleaved rotary layout to the half-split one (lineage 2.2 and 6.2). These files
+of wq and wk are permuted from Meta's interleaved rotary layout to the half-split one. These files
 are pickles: they are opened by torch's weights-only reader, which builds tensors and nothing else, and mapped, so that
 memory holds one joined tensor at a time.
 """

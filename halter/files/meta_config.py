@@ -112,7 +112,7 @@ def generation_config_of(vocab: int) -> dict[str, Any]:
 
 
 def _scaling(params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """params.json says only that frequencies are scaled; the factor follows from the shape (lineage 1)."""
+    """params.json says only that frequencies are scaled; the factor follows from the shape."""
     if not params.get("use_scaled_rope"):
         return None
     by_shape = 32 if (params["dim"], params["n_layers"]) in TIED_SHAPES else 8

@@ -50,7 +50,7 @@ class Decoder(nn.Module):
     """A frozen LLaMA. Adapters are an argument of a call; the decoder itself has no state but its weights.
 
     ``rope_fp32`` rotates in float32 as Meta's code does instead of in the model's dtype as transformers does; the two
-    differ in bf16 only (lineage 2.2).
+    differ in bf16 only.
     """
 
     def __init__(

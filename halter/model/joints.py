@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halter.model.places import Act, RowRun, cut, run_at
+from halter.model.places import Act, cut, run_at
+from halter.model.segments import RowRun
 
 
 def _no_half(act: Act, *_: Any) -> Any:

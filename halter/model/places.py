@@ -1,8 +1,8 @@
 """How an adapter acts at a place, and what the decoder hands to whoever acts there.
 
 This file and the layout, which lists a model's places, are all that the decoder and the methods know of one another. A
-place has two halves: ``enter(x)`` before the
-base operation and ``act(x, y)`` after it. ``None`` at a place means that nothing acts there and costs nothing.
+place has two halves: ``enter(x)`` before the base operation and ``act(x, y)`` after it: what others call a forward
+pre-hook and a forward hook at a hook point. ``None`` at a place means that nothing acts there and costs nothing.
 Several acts at one place, or on the rows of one batch, are joints (model.joints).
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from halter.model.layout import Place
-    from halter.model.segments import Segments
+    from halter.model.segments import RowRun, Segments
 
 JOINTS = "halter.model.joints"
 """The one module whose classes say how several acts work at one place."""
@@ -153,19 +153,21 @@ class Acts(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What attention-level methods see at ``context``: rotated q and k as they were scored, v, and the rows' spans.
-
-    q [N, heads, head_dim]; k, v [S, kv_heads, head_dim] (the cache's whole buffer when decoding).
-    ``project(hidden [K, dim], adapted)`` gives unrotated (k, v) [K, kv_heads, head_dim] through this layer's k_proj and
-    v_proj, with the acts of this forward at those places when ``adapted``, else of the base alone.
-    """
+    """What attention-level methods see at ``context``."""
 
     q: Tensor
+    """[N, heads, head_dim]: the queries as they were scored, rotated."""
     k: Tensor
+    """[S, kv_heads, head_dim]: the keys as they were scored, rotated; the cache's whole buffer when decoding."""
     v: Tensor
+    """[S, kv_heads, head_dim]: the values."""
     segments: Segments
+    """The rows."""
     spans: Tensor
+    """int64 CPU [R, 4 or 6]: which queries and keys are a row's (``Segments.spans``)."""
     project: Callable[[Tensor, bool], tuple[Tensor, Tensor]]
+    """``project(hidden [K, dim], adapted)``: unrotated (k, v) [K, kv_heads, head_dim] through this layer's k_proj and
+    v_proj, with the acts of this forward at those places when ``adapted``, else of the base alone."""
 
     def part(self, run: RowRun) -> Context:
         """The record for one run of rows; k and v stay whole, because spans say which of them a row reads."""
@@ -185,15 +187,6 @@ class Sublayer:
     def parts(self, counts: list[int]) -> list[Sublayer]:
         """The records of runs of so many tokens."""
         return [Sublayer(*both) for both in zip(self.normalised.split(counts), self.stream.split(counts), strict=True)]
-
-
-class RowRun(NamedTuple):
-    """Neighbouring rows of a batch: rows [row, row_end) holding tokens [token, token_end)."""
-
-    row: int
-    row_end: int
-    token: int
-    token_end: int
 
 
 def cut(x: Any, runs: Sequence[RowRun]) -> Sequence[Any]:

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from halter.model.places import RowRun
+
+class RowRun(NamedTuple):
+    """Neighbouring rows of a batch: rows [row, row_end) holding tokens [token, token_end)."""
+
+    row: int
+    row_end: int
+    token: int
+    token_end: int
 
 
 @dataclass(frozen=True)
 class Segments:
-    """One batch of R rows with N query tokens in all.
-
-    ``query_lengths`` and ``key_lengths`` int64 CPU [R] (equal without a cache); ``positions`` int64 [N] on the model's
-    device; ``prompt_lengths`` int64 CPU [R], how many of a row's tokens are prompt (0 where unknown); ``rows`` int64
-    CPU [R], the caller's row ids; ``slots`` int64 [N] on the device, where a cached token's key and value go;
-    ``key_starts`` int64 CPU [R], where a row's keys begin; ``beginnings`` int64 CPU [R, 2], (start, length) of the keys
-    of another row that a row continues (length 0: of none; None: of no row). ``features``: what each row brings besides
-    its tokens, such as its pictures; R things, or None.
-    """
+    """One batch of R rows with N query tokens in all, end to end."""
 
     query_lengths: Tensor
+    """int64 CPU [R]: how many of the N tokens each row has."""
     key_lengths: Tensor
+    """int64 CPU [R]: how many keys of its own each row has; equal to ``query_lengths`` without a cache."""
     key_starts: Tensor
+    """int64 CPU [R]: where a row's keys begin."""
     positions: Tensor
+    """int64 [N], on the model's device: each token's place in its row, by which it is rotated."""
     prompt_lengths: Tensor
+    """int64 CPU [R]: how many of a row's tokens are prompt; 0 where unknown."""
     rows: Tensor
+    """int64 CPU [R]: the caller's row ids."""
     slots: Tensor | None = None
+    """int64 [N], on the device: where a cached token's key and value go. None without a cache."""
     beginnings: Tensor | None = None
+    """int64 CPU [R, 2]: (start, length) of the keys of another row that a row continues; length 0: of none. None where
+    no row continues another."""
     features: Sequence[Any] | None = None
+    """What each row brings besides its tokens, such as its pictures: R things, or None."""
 
     @classmethod
     def packed(

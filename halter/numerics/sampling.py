@@ -143,7 +143,7 @@ def _filtered(wide: Tensor, rules: Sequence[Rule], width: int) -> tuple[Tensor, 
 
     The kept tokens are a beginning of the sorted row. ``settled`` bool [R] says that it ends within ``width``.
     Top-k keeps ties at the boundary (as transformers does). Top-p keeps a token while the mass before it is at most p,
-    so one always stays (lineage 2.4).
+    so one always stays (Meta's generation.py, sample_top_p).
     """
     values, ids = _largest(wide, width)
 

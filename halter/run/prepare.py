@@ -40,14 +40,23 @@ class Job:
     """A recipe with everything that is known before the base is loaded."""
 
     recipe: Recipe
+    """With every default in its place."""
     folder: Path
+    """The base's, on this machine."""
     config: ModelConfig
+    """The base's shape."""
     tokenizer: Tokenizer
+    """The base's."""
     template: ChatTemplate | None
+    """What writes turns around rows; None: they are plain text."""
     data: Loaded
+    """Rows to train on and to hold out, as tokens with labels, and what became of the rest."""
     plan: Callable[[int], Plan]
+    """An epoch, counted from 0, to its steps: rows of every micro-batch."""
     steps: int
+    """Of the whole run."""
     micro_tokens: int
+    """Tokens of a micro-batch at most, unless one row has more."""
     waived: Sequence[dict[str, str]] = ()
     """Refusals that the recipe waived, {id, text} each, for halter.json and the run folder."""
 

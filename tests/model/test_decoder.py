@@ -151,7 +151,7 @@ def test_every_place_is_called_once_per_layer_with_the_right_things():
 
 
 def test_meta_rounding_is_a_switch():
-    """rope_fp32 changes bf16 logits and leaves fp32 alone (lineage 2.2)."""
+    """rope_fp32 changes bf16 logits and leaves fp32 alone."""
     tokens = torch.arange(40)[None]
     for dtype, same in ((torch.float32, True), (torch.bfloat16, False)):
         model = tiny.decoder(dtype=dtype)

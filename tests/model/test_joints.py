@@ -11,7 +11,8 @@ import torch
 from halter.adapters.acting import acts_of
 from halter.model.joints import Chain, MixedAct, Weighted, chained, mixed
 from halter.model.layout import AROUND
-from halter.model.places import FINAL, Act, RowRun
+from halter.model.places import FINAL, Act
+from halter.model.segments import RowRun
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 W, OTHER, BESIDE = (

@@ -43,7 +43,7 @@ def test_rotation_is_a_rotation_by_position_times_frequency():
 
 
 def test_llama3_scaling_counts_kept_blended_divided():
-    """Counts found by running Meta's code (lineage 2.3): 3.1 29/6/29, 3.2-1B 15/3/14, Scout's equal bounds 35/0/29."""
+    """Counts found by running Meta's code: 3.1 29/6/29, 3.2-1B 15/3/14, Scout's equal bounds 35/0/29."""
     for head_dim, factor, low, high, want in (
         (128, 8.0, 1.0, 4.0, (29, 6, 29)),
         (64, 32.0, 1.0, 4.0, (15, 3, 14)),
