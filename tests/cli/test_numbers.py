@@ -19,8 +19,8 @@ from halter.recipe.sections import SECTIONS, method_class, method_names
 
 ANY = {"seed"}
 """Options for which every whole number makes sense."""
-SIGNED = {"alpha", "scale", "adam_epsilon"}
-"""Numbers of methods that may be negative: they turn the update round."""
+SIGNED = {"alpha", "scale", "adam_epsilon", "presence_penalty", "frequency_penalty"}
+"""Numbers that may be negative: those of methods turn the update round, those of sampling ask for repetition."""
 
 
 def kinds(hint: Any) -> set[type]:

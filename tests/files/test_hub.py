@@ -219,6 +219,7 @@ def test_a_path_is_never_asked_of_the_hub(hub: FakeHub, tmp_path: Path, monkeypa
         resolve(str(tmp_path / "model.safetensors"), endpoint=hub.url)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
     with pytest.raises(Refusal, match="did you mean runs/mine"):
         resolve("runs/mien", endpoint=hub.url)
     assert not hub.requests

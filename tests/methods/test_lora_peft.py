@@ -196,7 +196,7 @@ def test_what_we_lack_is_refused_with_the_reason(tmp_path):
         ({"alora_invocation_tokens": [1]}, "activated LoRA"),
         ({"use_qalora": True}, "QALoRA"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
-        ({"peft_type": "VERA"}, "VERA"),
+        ({"peft_type": "FOURIERFT"}, "FOURIERFT"),
     ):
         folder = tmp_path / reason
         adapt(model, "lora").save(folder)

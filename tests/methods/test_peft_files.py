@@ -221,9 +221,9 @@ def test_the_second_bias_of_adaption_prompt_is_read_told_and_never_written_where
 
 def test_an_unknown_kind_is_told_with_every_method_once(tmp_path):
     model = tiny.decoder()
-    config = peft.VeraConfig(task_type="CAUSAL_LM", r=4)
+    config = peft.FourierFTConfig(task_type="CAUSAL_LM", n_frequency=4, target_modules=["q_proj"])
     peft.get_peft_model(tiny.peer(model), config).save_pretrained(tmp_path / "a")
-    with pytest.raises(Refusal, match="VERA") as caught:
+    with pytest.raises(Refusal, match="FOURIERFT") as caught:
         load_adapter(tmp_path / "a", model)
     assert caught.value.id == "adapter-unsupported"
     assert caught.value.expected.split(", ") == list(names())

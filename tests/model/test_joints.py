@@ -123,6 +123,9 @@ def test_every_public_name_of_an_act_is_known_to_the_joints():
 
 @pytest.mark.parametrize("place", tiny.config().layout.names(AROUND))
 def test_around_no_operation_only_what_follows_can_act(place):
+    layout = tiny.config().layout
+    layer = None if place in {one.name for one in layout.outer} else 0
     with pytest.raises(TypeError, match=f"around {place} is no operation"):
-        acts_of({(0, place): chained(Added(1.0), Everything(2.0))}, tiny.config().layout)
-    assert getattr(acts_of({(0, place): Added(1.0)}, tiny.config().layout).layers[0], place) == Added(1.0)
+        acts_of({(layer, place): chained(Added(1.0), Everything(2.0))}, layout)
+    acts = acts_of({(layer, place): Added(1.0)}, layout)
+    assert getattr(acts if layer is None else acts.layers[layer], place) == Added(1.0)
