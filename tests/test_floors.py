@@ -297,6 +297,26 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [{"b", "c"}]
 
 
+def namesakes(sources: dict[str, str]) -> dict[str, list[str]]:
+    """{class or type alias: files}, where several files of the package define one of that name."""
+    found: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                alias = node.targets[0].id
+                if alias[0].isupper() and not alias.isupper():
+                    found.setdefault(alias, []).append(name)
+    return {name: where for name, where in found.items() if len(where) > 1}
+
+
+def test_a_name_of_a_class_has_one_meaning() -> None:
+    assert not namesakes({name_of(path): path.read_text("utf-8") for path in files()})
+    planted = {"halter/a.py": "class Row: ...\nT = TypeVar('T')", "halter/b.py": "Row = dict[str, int]\nT = 1"}
+    assert namesakes(planted) == {"Row": ["halter/a.py", "halter/b.py"]}
+
+
 def test_at_most_one_step_of_inheritance() -> None:
     bases: dict[str, set[str]] = {}
     for path in files():

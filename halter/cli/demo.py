@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
         "logging_steps": 15,
     },
 }
-DataRow = dict[str, Any]
+DemoRow = dict[str, Any]
 
 
 def command(
@@ -62,7 +62,7 @@ def command(
         console.print(f"   {line}")
 
 
-def _write_rows(out: Path) -> list[DataRow]:
+def _write_rows(out: Path) -> list[DemoRow]:
     """Training and test rows as files, as anyone's data would come; returns the test rows."""
     from halter.files import folders, writing
     from halter.playground.tasks import rows
@@ -91,21 +91,21 @@ def _open(console: Console) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _answers(model: Any, tokenizer: Any, rows: Sequence[DataRow], adapter: Any) -> list[str]:
+def _answers(model: Any, tokenizer: Any, rows: Sequence[DemoRow], adapter: Any) -> list[str]:
     from halter.generation.engine import generate
 
     asked = [row["messages"][:1] for row in rows]
     return [g.text for g in generate(model, tokenizer, asked, adapter, max_new_tokens=60, max_rows=64)]
 
 
-def _score(answers: Sequence[str], rows: Sequence[DataRow]) -> float:
+def _score(answers: Sequence[str], rows: Sequence[DemoRow]) -> float:
     from halter.evaluation.texts import exact_match
 
     right = [exact_match(a, row["messages"][1]["content"]) for a, row in zip(answers, rows, strict=True)]
     return sum(right) / len(right)
 
 
-def _show(console: Console, rows: Sequence[DataRow], answers: Sequence[str], who: str) -> None:
+def _show(console: Console, rows: Sequence[DemoRow], answers: Sequence[str], who: str) -> None:
     for row, answer in list(zip(rows, answers, strict=True))[:SHOWN]:
         console.print(f"   request: {row['messages'][0]['content']}")
         wanted = row["messages"][1]["content"].strip()
@@ -131,7 +131,7 @@ def _train(out: Path) -> Path:
     return run
 
 
-def _adapted(base: Any, tokenizer: Any, rows: Sequence[DataRow], run: Path) -> tuple[Any, list[str]]:
+def _adapted(base: Any, tokenizer: Any, rows: Sequence[DemoRow], run: Path) -> tuple[Any, list[str]]:
     """The adapter as it was saved, read back, and its answers."""
     from halter.adapters.loading import load_adapter
 
@@ -140,7 +140,7 @@ def _adapted(base: Any, tokenizer: Any, rows: Sequence[DataRow], run: Path) -> t
 
 
 def _prove(
-    console: Console, base: Any, adapter: Any, tokenizer: Any, rows: Sequence[DataRow], answers: list[str], out: Path
+    console: Console, base: Any, adapter: Any, tokenizer: Any, rows: Sequence[DemoRow], answers: list[str], out: Path
 ) -> None:
     from halter.export.merge import merge
     from halter.playground import base_folder

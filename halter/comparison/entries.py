@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from halter.comparison.options import CompareOptions
-from halter.comparison.setup import Entry
+from halter.comparison.setup import ComparedMethod
 from halter.contract.otherwise import as_variant, spelt
 from halter.errors import Refusal, meant
 from halter.recipe.sections import method_names
@@ -47,13 +47,13 @@ def _several(known: Mapping[str, Any], listed: list[str]) -> list[Any]:
     return found
 
 
-def entries(options: CompareOptions, variants: Mapping[str, Any]) -> list[Entry]:
+def entries(options: CompareOptions, variants: Mapping[str, Any]) -> list[ComparedMethod]:
     """Every method at every precision; the first precision's rows have the method's bare name."""
     found = []
     for number, precision in enumerate(options.precisions):
         for name, section in sections(options, variants).items():
             row = name if number == 0 else f"{name}-{precision}"
-            found.append(Entry(row, section, precision))
+            found.append(ComparedMethod(row, section, precision))
     return found
 
 

@@ -15,7 +15,7 @@ from halter.comparison.options import CompareOptions
 from halter.comparison.report import writing as report
 from halter.comparison.runner import Runner, Trial
 from halter.comparison.search import halve
-from halter.comparison.setup import Entry, Setup, set_up
+from halter.comparison.setup import ComparedMethod, Setup, set_up
 from halter.comparison.survey import verdicts
 from halter.errors import Refusal
 from halter.evaluation.tasks import task_manager
@@ -78,7 +78,7 @@ def write_report(record: Mapping[str, Any], output: Path, say: Say) -> tuple[Pat
 class ComparisonLoop:
     """One comparison under way."""
 
-    def __init__(self, setup: Setup, entered: Sequence[Entry], say: Say) -> None:
+    def __init__(self, setup: Setup, entered: Sequence[ComparedMethod], say: Say) -> None:
         self.setup, self.entered, self.say = setup, entered, say
         self.options = setup.options
         self.head = records.head(setup)  # with the base's digest, by which all trials are named
@@ -126,7 +126,7 @@ class ComparisonLoop:
         write_json(self.setup.folder / "record.json", record, replace=True)
         return record
 
-    def _start(self, entry: Entry) -> None:
+    def _start(self, entry: ComparedMethod) -> None:
         """The row with what can be said before training: counts, whether it fits, its memory."""
         row = records.row_of(entry.name, entry.method, entry.precision)
         self.rows[entry.name] = row
@@ -163,7 +163,7 @@ class ComparisonLoop:
         self.say(f"{name}: test loss {trial['test_loss']:.4f}")
         return None if trial["general_loss"] is None else float(trial["general_loss"])
 
-    def _row(self, entry: Entry, before: float | None) -> None:
+    def _row(self, entry: ComparedMethod, before: float | None) -> None:
         """Search, runs and costs of one contestant; ``before``: its base's loss on general text."""
         row, options = self.rows[entry.name], self.options
 

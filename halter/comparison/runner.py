@@ -15,7 +15,7 @@ from halter.adapters.loading import load_adapter
 from halter.comparison.costs import costs
 from halter.comparison.probe import probe
 from halter.comparison.scores import DECODED, TIMES, EvaluationSuite, decode_rates, evaluate_on
-from halter.comparison.setup import Entry, Setup
+from halter.comparison.setup import ComparedMethod, Setup
 from halter.comparison.training_runs import train_runs
 from halter.comparison.trials import Trial, Trials
 from halter.errors import HalterError, Refusal
@@ -117,7 +117,7 @@ class Runner:
 
         return self.trials.once(self.define("base", precision, **self.measure), run)
 
-    def first_look(self, entry: Entry) -> tuple[Job, Adapter]:
+    def first_look(self, entry: ComparedMethod) -> tuple[Job, Adapter]:
         """The job with the default rate, and the adapter on meta. Refusal where it is impossible or does not fit."""
         job = self.setup.job_for(entry, None, self.options.seed, self.setup.tokens)
         adapter = dry_adapter(job.config, [choice.options for choice in job.recipe.methods])
@@ -133,7 +133,7 @@ class Runner:
             raise problem
         return job, adapter
 
-    def _sizes(self, entry: Entry, job: Job, adapter: Adapter) -> Sizes:
+    def _sizes(self, entry: ComparedMethod, job: Job, adapter: Adapter) -> Sizes:
         width = self._dtype(job).itemsize
         return sizes(job.recipe, job.config, adapter, width, _storage(entry))
 
@@ -141,7 +141,7 @@ class Runner:
         """What the base computes in."""
         return computed_in(job.recipe, job.config, self.device)
 
-    def memory(self, entry: Entry, job: Job) -> Trial:
+    def memory(self, entry: ComparedMethod, job: Job) -> Trial:
         """Bytes planned by part, and the peak of the first steps in a fresh process, best asked for before this one
         holds a base. ``measured_peak_bytes`` leaves out what that process took before its base was there.
 
@@ -160,7 +160,7 @@ class Runner:
         own = max(0, found["process_peak_bytes"] - found["runtime_bytes"])
         return {**planned_bytes, "measured_peak_bytes": own, **found}
 
-    def _setting(self, entry: Entry, job: Job) -> Setting:
+    def _setting(self, entry: ComparedMethod, job: Job) -> Setting:
         """The largest pass of the first epoch, as rows of one length."""
         lengths = job.data.train.lengths
         micros = [micro for step in job.plan(0) for micro in step]
@@ -170,7 +170,7 @@ class Runner:
         made = replace(made, device=self.device.type)
         return settings.with_checkpointing(made, job.recipe, self.device, job.micro_tokens, None)
 
-    def search(self, entry: Entry, tried: Sequence[float], tokens: int) -> list[Trial]:
+    def search(self, entry: ComparedMethod, tried: Sequence[float], tokens: int) -> list[Trial]:
         """One round of a search; those that were never run are trained together, as many as memory allows."""
         seed = self.options.seed
         jobs = {rate: self.setup.job_for(entry, rate, seed, tokens) for rate in tried}
@@ -189,7 +189,7 @@ class Runner:
                 self.say(f"{entry.name}: rate {rate:g}, {tokens:,} tokens: {loss}")
         return [self.trials.once(definitions[rate], dict) for rate in tried]
 
-    def _beside(self, entry: Entry) -> int:
+    def _beside(self, entry: ComparedMethod) -> int:
         """How many trials may be trained at once."""
         asked = self.options.together or (1 if self.device.type == "cpu" else TOGETHER)
         job = self.setup.job_for(entry, None, self.options.seed, self.setup.tokens)
@@ -198,7 +198,7 @@ class Runner:
         room = ROOM * free_bytes(self.device) - job.micro_tokens * need.per_token
         return max(1, min(asked, int(room // max(1, need.trained))))
 
-    def run(self, entry: Entry, rate: float, seed: int) -> Trial:
+    def run(self, entry: ComparedMethod, rate: float, seed: int) -> Trial:
         """One run with the chosen rate, scored on the test rows."""
         job = self.setup.job_for(entry, rate, seed, self.setup.tokens)
         name = entry.name if seed == self.options.seed else f"{entry.name}-seed{seed}"
@@ -229,17 +229,17 @@ class Runner:
         write_text(path, recipes.dump(job.recipe), replace=True)
         return path
 
-    def _kept(self, entry: Entry) -> Path:
+    def _kept(self, entry: ComparedMethod) -> Path:
         return self.folder / "adapters" / entry.name
 
-    def _keep(self, entry: Entry, adapter: Adapter) -> None:
+    def _keep(self, entry: ComparedMethod, adapter: Adapter) -> None:
         folder = self._kept(entry)
         if folder.exists():  # of other settings, or of a run that was interrupted before it was scored
             discard(folder)
         adapter.facts["base"] |= digest_base(self.setup.job.folder).facts()
         adapter.save(folder)
 
-    def _first(self, entry: Entry, job: Job, model: Decoder) -> Adapter:
+    def _first(self, entry: ComparedMethod, job: Job, model: Decoder) -> Adapter:
         """The first seed's adapter, trained again where what lies there is not it any more."""
         folder = self._kept(entry)
         if folder.is_dir():
@@ -252,7 +252,7 @@ class Runner:
         self._keep(entry, one.adapter)
         return load_adapter(folder, model)
 
-    def costs(self, entry: Entry, rate: float) -> Trial:
+    def costs(self, entry: ComparedMethod, rate: float) -> Trial:
         """Bytes, speed and merging, of the first seed's adapter."""
         job = self.setup.job_for(entry, rate, self.options.seed, self.setup.tokens)
 
@@ -264,5 +264,5 @@ class Runner:
         return self.trials.once(self.define("costs", entry.precision, job, decoded=[DECODED, TIMES]), run)
 
 
-def _storage(entry: Entry) -> Quantize | None:
+def _storage(entry: ComparedMethod) -> Quantize | None:
     return entry.precision if entry.precision in STORAGES else None  # type: ignore[return-value]

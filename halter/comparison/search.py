@@ -13,8 +13,8 @@ WIDER = 2
 """Trials beyond the edge that a method is given at the end, while its best rate is the lowest or highest tried."""
 NEAR = 9.5
 """Of the best rate: those within this factor tell how much the rate matters."""
-Trial = Mapping[str, Any]
-Try = Callable[[Sequence[float], int], Sequence[Trial]]
+FoundTrial = Mapping[str, Any]
+Try = Callable[[Sequence[float], int], Sequence[FoundTrial]]
 """(rates, tokens) -> one trial each, with ``learning_rate``, ``tokens`` and ``validation_loss`` (None: it failed)."""
 
 
@@ -53,7 +53,7 @@ def rounds(count: int) -> list[tuple[int, float]]:
     return [(size, 0.5 ** (len(sizes) - n)) for n, size in enumerate(sizes)]
 
 
-def first_round(default: float, count: int, tokens: int, attempt: Try) -> list[Trial]:
+def first_round(default: float, count: int, tokens: int, attempt: Try) -> list[FoundTrial]:
     """``count`` trials with ``tokens`` each: the default and a rate above it, then each where those before it point.
 
     Every method is given as many, so one whose default is far off for this budget is followed further, at the price of
@@ -68,7 +68,7 @@ def first_round(default: float, count: int, tokens: int, attempt: Try) -> list[T
     return found
 
 
-def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float | None, list[Trial]]:
+def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float | None, list[FoundTrial]]:
     """(the best learning rate, every trial in order). None where all trials of a round failed.
 
     Each trial is a whole run, its schedule down to zero within its share of the tokens, so that rounds can be told
@@ -100,12 +100,12 @@ def halve(default: float, count: int, tokens: int, attempt: Try) -> tuple[float 
     return (alive[0] if alive else None), every
 
 
-def _ranked(found: Iterable[Trial]) -> list[float]:
+def _ranked(found: Iterable[FoundTrial]) -> list[float]:
     """The rates that did not fail, best first."""
     return [t["learning_rate"] for t in sorted(found, key=_loss) if _loss(t) < math.inf]
 
 
-def _untried(default: float, best: float, every: Sequence[Trial]) -> float | None:
+def _untried(default: float, best: float, every: Sequence[FoundTrial]) -> float | None:
     """A neighbour of the best rate that was not tried: outside of what was tried where the best lies at its edge, else
     on the side of the better neighbour."""
     losses = {round(math.log(t["learning_rate"] / default, FACTOR)): _loss(t) for t in every}
@@ -115,12 +115,12 @@ def _untried(default: float, best: float, every: Sequence[Trial]) -> float | Non
     return _rate(default, free[0]) if free else None
 
 
-def _loss(trial: Trial) -> float:
+def _loss(trial: FoundTrial) -> float:
     loss = trial["validation_loss"]
     return math.inf if loss is None or not math.isfinite(loss) else float(loss)
 
 
-def stability(trials: Sequence[Trial]) -> float | None:
+def stability(trials: Sequence[FoundTrial]) -> float | None:
     """How little the learning rate matters: of the first round's rates within a factor of 9 of the best one, the mean
     of the best loss divided by theirs.
 
@@ -135,7 +135,7 @@ def stability(trials: Sequence[Trial]) -> float | None:
     return sum(least / loss if loss > 0 else 1.0 for loss in near) / len(near)
 
 
-def at_edge(rate: float, trials: Sequence[Trial]) -> bool:
+def at_edge(rate: float, trials: Sequence[FoundTrial]) -> bool:
     """Whether the chosen rate is the lowest or highest that was tried, so that a better one may lie beyond."""
     tried = [t["learning_rate"] for t in trials]
     return len(set(tried)) > 1 and rate in (min(tried), max(tried))

@@ -32,7 +32,7 @@ _STEP = ("tokens_per_step", "per_device_train_batch_size", "gradient_accumulatio
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedMethod:
     """One row of the comparison before it is run: a name, the recipe's method section, and how the base is held."""
 
     name: str
@@ -72,7 +72,7 @@ class Setup:
         named = {part: str(self.splits.files[part]) for part in ("train", "validation")}
         return {**kept, **named}
 
-    def job_for(self, entry: Entry, rate: float | None, seed: int, tokens: int, beside: int = 1) -> Job:
+    def job_for(self, entry: ComparedMethod, rate: float | None, seed: int, tokens: int, beside: int = 1) -> Job:
         """The job of one run; ``rate`` None: the source's or the method's default. ``beside``: runs in each pass."""
         train = {**self.source.get("train", {}), **self.step, "seed": seed}
         train = {k: v for k, v in train.items() if k not in ("num_train_epochs", "max_steps")}

@@ -24,7 +24,7 @@ from halter.model.storages import STORAGES
 
 ClaimKind = Literal["arithmetic", "measured", "not testable here"]
 Verdict = dict[str, Any]
-RecordRow = Mapping[str, Any]
+FinishedRow = Mapping[str, Any]
 Judged = tuple[bool | None, str] | None
 """(whether it holds, figures); (None, why it cannot be told); None where rows are missing."""
 SEVEN = "llama-1-7b"
@@ -92,23 +92,23 @@ class Measured:
         self.trained = [row for row in self.rows if row["method"] is not None]
         self.dense = [row for row in self.trained if row["precision"] not in STORAGES]
 
-    def one(self, method: str, nf4: bool = False) -> RecordRow | None:
+    def one(self, method: str, nf4: bool = False) -> FinishedRow | None:
         """The row of a method by itself."""
         rows = [row for row in self.trained if row["precision"] == "nf4"] if nf4 else self.dense
         return next((r for r in rows if isinstance(r["method"], Mapping) and r["method"].get("name") == method), None)
 
-    def worse(self, one: RecordRow, other: RecordRow) -> bool:
+    def worse(self, one: FinishedRow, other: FinishedRow) -> bool:
         """Whether ``one`` has more loss than ``other`` by more than the noise."""
         tied = frozenset((one["name"], other["name"])) in self.ties
         return not tied and one["mean"]["test_loss"] > other["mean"]["test_loss"]
 
-    def twins(self) -> list[tuple[RecordRow, RecordRow]]:
+    def twins(self) -> list[tuple[FinishedRow, FinishedRow]]:
         """(row, the same method over nf4)."""
         fours = [row for row in self.trained if row["precision"] == "nf4"]
         return [(row, four) for row in self.dense for four in fours if row["method"] == four["method"]]
 
 
-def _losses(rows: Sequence[RecordRow]) -> str:
+def _losses(rows: Sequence[FinishedRow]) -> str:
     """Their losses, by which they are judged, and their choice accuracies where there are."""
     text = "test loss: " + "; ".join(f"{row['name']} {row['mean']['test_loss']:.4f}" for row in rows)
     if all("choice_accuracy" in row["mean"] for row in rows):

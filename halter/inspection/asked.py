@@ -10,13 +10,13 @@ from halter.errors import Refusal
 from halter.inspection import census
 from halter.inspection.census import Inspection
 from halter.run.beside import counting
-from halter.run.preflight import Source
+from halter.run.preflight import RecipeSource
 from halter.telling import Say, tell
 
 
 @checked('halter.inspect("recipe.yaml", rows=3)')
 def inspect(
-    source: Source = None,
+    source: RecipeSource = None,
     overrides: Sequence[str] = (),
     *,
     rows: int = 3,

@@ -14,14 +14,14 @@ from halter.planning.answer import Answer
 from halter.run import doctor as machine_of
 from halter.run import planned
 from halter.run.beside import counting
-from halter.run.preflight import Source, examine
+from halter.run.preflight import RecipeSource, examine
 from halter.run.prepare import Job
 from halter.telling import Say, tell
 
 
 @checked('halter.plan(model="llama-3.1-8b", method="qlora", memory="8GB")')
 def plan(
-    source: Source = None,
+    source: RecipeSource = None,
     overrides: Sequence[str] = (),
     *,
     model: str | Path | None = None,
@@ -77,7 +77,9 @@ class Diagnosis:
 
 
 @checked('halter.doctor("recipe.yaml")')
-def doctor(source: Source = None, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = tell) -> Diagnosis:
+def doctor(
+    source: RecipeSource = None, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = tell
+) -> Diagnosis:
     """Every problem of a run before it starts, all at once, the model not loaded; without a recipe, this machine.
 
     ``source`` and ``overrides`` as for halter.train; ``resume`` looks as for going on from a checkpoint. Problems are

@@ -35,7 +35,7 @@ from halter.run.prepare import Base, Job, collect, data_missing, fit, read_base,
 from halter.telling import Say
 from halter.text.chat.conversations import ChatTemplate
 
-Source = str | Path | Mapping[str, Any] | Recipe | None
+RecipeSource = str | Path | Mapping[str, Any] | Recipe | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class Examination:
     """Everything that was looked at, in words."""
 
 
-def ready(source: Source, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = lambda _: None) -> Job:
+def ready(
+    source: RecipeSource, overrides: Sequence[str] = (), *, resume: bool = False, say: Say = lambda _: None
+) -> Job:
     """The job, everything about it checked. Raises what is wrong, several things as one Refusal ``preflight``."""
     found = examine(source, overrides, resume=resume, say=say)
     if found.problems:
@@ -65,7 +67,7 @@ def ready(source: Source, overrides: Sequence[str] = (), *, resume: bool = False
 
 
 def examine(
-    source: Source,
+    source: RecipeSource,
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,

@@ -18,7 +18,7 @@ from halter.adapters.saving import state_of
 from halter.comparison import runner, search
 from halter.comparison.report.facts import ReportFacts
 from halter.comparison.report.writing import markdown
-from halter.comparison.setup import Entry, set_up
+from halter.comparison.setup import ComparedMethod, set_up
 from halter.comparison.training_runs import train_runs
 from halter.data.load import load_examples
 from halter.data.options import DataOptions
@@ -164,7 +164,7 @@ def test_more_seeds_later_run_only_the_new_ones(
 
 def test_trials_at_once_are_the_trials_one_by_one(tmp_path: Path, recipe: dict[str, Any]) -> None:
     setup = set_up(recipe, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
-    model, who = setup.load_base("float32"), Entry("lora", {"name": "lora"}, "float32")
+    model, who = setup.load_base("float32"), ComparedMethod("lora", {"name": "lora"}, "float32")
     rates = (1e-3, 1e-2, 1e-1)
     together = train_runs(model, [setup.job_for(who, rate, 0, 300, 3) for rate in rates], 1)
     alone = [train_runs(model, [setup.job_for(who, rate, 0, 300)], 1)[0] for rate in rates]

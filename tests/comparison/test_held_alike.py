@@ -15,7 +15,7 @@ from halter import recipe as recipes
 from halter.adapters.adapter import adapt
 from halter.comparison import probe, training_runs
 from halter.comparison.runner import Runner
-from halter.comparison.setup import Entry, set_up
+from halter.comparison.setup import ComparedMethod, set_up
 from halter.errors import Refusal
 from halter.model.decoder import Decoder
 from halter.run import course, held, planned, session, settings
@@ -60,7 +60,7 @@ def test_what_a_recipe_says_of_the_base_holds_everywhere(
 ) -> None:
     said = asking(source, dtype, precision, quantize)
     wanted = {name for name in (dtype, PRECISIONS[precision]) if name != "auto"}
-    row = Entry("lora", {"name": "lora"}, quantize or "auto")
+    row = ComparedMethod("lora", {"name": "lora"}, quantize or "auto")
     setup = set_up(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
     job = setup.job_for(row, None, 0, setup.tokens)
     recipe = recipes.load({**said, "method": row.method})
@@ -76,7 +76,7 @@ def test_what_a_recipe_says_of_the_base_holds_everywhere(
 def test_a_row_that_names_its_own_dtype_has_it(source: dict[str, Any], precision: str, tmp_path: Path) -> None:
     said = asking(source, "auto", precision)
     for name in ("float32", "bfloat16"):
-        row = Entry("lora", {"name": "lora"}, name)
+        row = ComparedMethod("lora", {"name": "lora"}, name)
         setup = set_up(said, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
         job = setup.job_for(row, None, 0, setup.tokens)
         wanted = getattr(torch, name)
@@ -108,7 +108,7 @@ def test_results_of_another_precision_are_not_taken(source: dict[str, Any], tmp_
     for precision in ("auto", "fp32", "bf16"):
         said = asking(source, "auto", precision)
         setup = set_up(said, {"name": "lora"}, small.options(tmp_path), tmp_path / "out", lambda _: None)
-        job = setup.job_for(Entry("lora", {"name": "lora"}, "auto"), None, 0, setup.tokens)
+        job = setup.job_for(ComparedMethod("lora", {"name": "lora"}, "auto"), None, 0, setup.tokens)
         made = Runner(setup, print, print)
         found += [json.dumps(made.define(kind, "auto", asked)) for kind, asked in (("base", None), ("run", job))]
     assert len(set(found)) == len(found)
@@ -124,7 +124,7 @@ def test_what_a_recipe_says_of_the_passes_holds_everywhere(
 ) -> None:
     """Recomputed layers and kept memory: in train, in compare, and in the plan that compare records."""
     train = {**source["train"], "activation_checkpointing": asked}
-    row = Entry("lora", {"name": "lora"}, "auto")
+    row = ComparedMethod("lora", {"name": "lora"}, "auto")
     setup = set_up({**source, "train": train}, row.method, small.options(tmp_path), tmp_path / "out", lambda _: None)
     job = setup.job_for(row, None, 0, setup.tokens)
     taken: list[Terms] = []
