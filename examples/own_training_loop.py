@@ -20,6 +20,7 @@ from halter.data.load import load_examples
 from halter.data.options import DataOptions
 from halter.data.pack import pack
 from halter.playground import base_folder, write_tasks
+from halter.text.chat.conversations import ChatTemplate
 from halter.training.step import take_step
 from halter.training.trainee import Trainee
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(base_folder()), help="a folder or hub id")
     parser.add_argument("--data", help="rows of any format that Halter reads")
+    parser.add_argument("--template", type=ChatTemplate.named, help="alpaca, ...: for a base model that has none")
     parser.add_argument("--method", default="lora")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--max-steps", type=int, default=40)
@@ -40,7 +42,8 @@ def main() -> None:
         args.data = str(output / "tasks" / "sums" / "train.jsonl")
 
     model, tokenizer = halter.load(args.model)
-    rows = load_examples(DataOptions(train=args.data), tokenizer, tokenizer.chat_template).train
+    template = args.template or tokenizer.chat_template
+    rows = load_examples(DataOptions(train=args.data), tokenizer, template).train
     adapter = halter.adapt(model, args.method)
     optimizer = torch.optim.AdamW(adapter.groups(args.learning_rate, 0.0), lr=args.learning_rate)
     no_scaling = torch.amp.GradScaler(model.device.type, enabled=False)  # True for float16
