@@ -31,9 +31,10 @@ test: lint types pytest
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(VENV)/ready-dev
-	$(BIN)/mypy
+	$(BIN)/mypy halter examples
 
 pytest: $(VENV)/ready-dev
 	$(PYTEST)

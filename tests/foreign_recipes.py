@@ -49,7 +49,7 @@ def lay(folder: Path, own: Own) -> dict[str, str]:
         "online": {"hf_hub_url": "org/name", "subset": "en", "split": "train"},
     }
     (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
-    jinja = Path(__file__).resolve().parents[1] / "halter" / "files" / "templates" / "vicuna.jinja"
+    jinja = Path(__file__).resolve().parents[1] / "halter" / "text" / "templates" / "vicuna.jinja"
     return {
         "model": str(own.base),
         "info": str(folder),

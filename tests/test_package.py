@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -57,6 +58,33 @@ def test_constraints_pin_every_dependency() -> None:
     names = {w.split(";")[0].split(">")[0].split("[")[0].strip().lower().replace("_", "-") for w in wanted}
     assert names <= pinned, f"unpinned: {names - pinned}"
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def versions_told(contributing: str, changelog: str) -> list[str]:
+    """The version that CONTRIBUTING.md says is the present one, and that of CHANGELOG.md's uppermost section."""
+    now = re.findall(r"`halter/version\.py` \(now ([^)]+)\)", contributing)
+    return [*now, *re.findall(r"^## (\S+)", changelog, re.MULTILINE)[:1]]
+
+
+def test_pages_tell_the_version_that_is() -> None:
+    from halter.version import __version__
+
+    pages = [(ROOT / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")]
+    assert versions_told(*pages) == [__version__, __version__]
+    planted = [page.replace(__version__, "9.9.9", 1) for page in pages]
+    assert versions_told(*planted) == ["9.9.9", "9.9.9"]
+    assert versions_told("", "") == []
+
+
+def test_hooks_run_what_make_runs() -> None:
+    """Each hook is a line of `make lint` or `make types`, each of these lines a hook, and nothing is fetched."""
+    from ruamel.yaml import YAML
+
+    made = re.findall(r"^(?:lint|types):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    lines = [line.strip().replace("$(BIN)", ".venv/bin") for lines in made for line in lines.splitlines()]
+    (repo,) = YAML(typ="safe").load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert repo["repo"] == "local" and {hook["language"] for hook in repo["hooks"]} == {"system"}
+    assert [hook["entry"] for hook in repo["hooks"]] == lines and len(lines) == 3
 
 
 @pytest.fixture(scope="module")
