@@ -21,7 +21,8 @@ def test_the_template_passes_all_laws(tmp_path):
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "halter" / "methods" / f"{NAME}.py").write_text(template)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    files = ("laws", "pairs", "option_sets", "compiled", "stacked", "ready", "mixed_quickly", "base_untouched")
+    files = ("laws", "pairs", "option_sets", "compiled", "stacked", "ready", "mixed_quickly")
+    files += ("base_untouched", "low_rank")
     laws = [*(f"tests/laws/test_{file}.py" for file in files), "tests/test_floors.py"]
     chosen = f"{NAME} or registry or rule or (ordered_pair and lora)"  # lora before it, and all others after it
     child = subprocess.run(

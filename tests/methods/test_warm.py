@@ -12,6 +12,7 @@ from halter.adapters.adapter import adapt
 from halter.errors import Refusal
 from halter.methods.dora import Dora
 from halter.methods.excitor import Excitor
+from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.methods.olora import Olora
 from halter.methods.pissa import Pissa
@@ -37,6 +38,10 @@ SAME = [
     (Lora(r=4, rank_pattern={"up_proj": 6}, target_modules=ALL), LOWER),
     (Dora(r=4, alpha=9.0), Lora(r=4, alpha=3.0)),
     (Dora(r=6), Dora(r=2, alpha=1.0)),
+    (Dora(r=6, target_modules=ALL), LOWER),
+    (Dora(r=4, target_modules=ALL), Dora(r=3, alpha=1.0, target_modules=ALL)),
+    (Lora(r=8, lora_bias=True), Lora(r=4, alpha=2.0, lora_bias=True)),
+    (Lora(r=8, lora_bias=True), Lora(r=4)),
     (Lora(r=8, alpha=3.0), Pissa(r=4)),
     (Dora(r=6), Olora(r=3, alpha=2.0)),
     (Excitor(adapter_layers=1), Excitor(adapter_layers=1)),
@@ -102,6 +107,8 @@ def test_a_hybrid_takes_what_there_is_and_says_what_starts_afresh():
         (Lora(), Dora(), "dora does not become lora"),
         (Pissa(), Lora(), "lora does not become pissa"),
         (Lora(r=4), Pissa(r=4), "needs rank 8, and has 4"),
+        (Lora(), Lora(lora_bias=True), "has a bias of B's"),
+        (Lora(), LlamaAdapterV2(scale_side="none", branch_rank=4), "it holds llama_adapter_v2, and no lora"),
         (Excitor(adapter_layers=1), Excitor(adapter_layers=2), "adapter_layers was 2, is 1"),
         (Excitor(adapter_layers=1), Lora(), "it holds lora, and no excitor"),
     ],
