@@ -197,12 +197,3 @@ def update_cosines(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
-
-
-def convertible(adapter: Adapter) -> bool:
-    """Whether PEFT has a folder for this adapter's method, or for its methods together."""
-    if len(adapter.methods) > 1:
-        return peft_together.together(adapter.methods, adapter.shape)
-    method = adapter.methods[0]
-    kind = method.to_peft(adapter.shape).get("peft_type", method.peft_type)
-    return not str(kind).startswith("HALTER")
