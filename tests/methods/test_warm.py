@@ -98,6 +98,24 @@ def test_a_hybrid_takes_what_there_is_and_says_what_starts_afresh():
     assert said == ["lora starts from lora of there", "afresh: excitor"]
 
 
+Q, V = ({"r": 2, "target_modules": [name]} for name in ("q_proj", "v_proj"))
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "taken"),
+    [
+        (Lora(**V), [Pissa(**Q), Lora(**V)], 1),  # the same method before all others
+        (Lora(**V), [Dora(**Q), Pissa(r=1, target_modules=["v_proj"])], 1),  # what can be taken over
+        (Dora(**V), [Pissa(**Q), Lora(**V)], 1),  # no start to take off
+        (Dora(**V), [Excitor(adapter_layers=1), Olora(r=1, target_modules=["v_proj"]), Lora(**V), Dora(**V)], 3),
+    ],
+    ids=lambda v: str(v)[:50],
+)
+def test_of_several_the_nearest_is_taken(new, old, taken):
+    model = tiny.decoder()
+    assert warm.match(adapt(model, new), {0: ("there", adapt(model, old))}) == {0: taken}
+
+
 @pytest.mark.parametrize(
     ("new", "old", "told"),
     [
