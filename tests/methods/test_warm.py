@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import bounds
 import pytest
 import tiny
@@ -9,6 +11,7 @@ import torch
 
 from halter.adapters import warm
 from halter.adapters.adapter import adapt
+from halter.contract.method import Method
 from halter.errors import Refusal
 from halter.methods.dora import Dora
 from halter.methods.excitor import Excitor
@@ -16,6 +19,7 @@ from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.methods.olora import Olora
 from halter.methods.pissa import Pissa
+from halter.parts.low_rank import LowRank
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 ALL = ["q_proj", "up_proj", "embed_tokens", "lm_head"]
@@ -27,6 +31,17 @@ def started(new, old, model, seed=9):
     adapter = adapt(model, new, seed=seed)
     said = warm.begin(adapter, dict.fromkeys(range(len(adapter.methods)), ("there", earlier)), model)
     return adapter, earlier, said
+
+
+@dataclass(frozen=True)
+class Narrow(Method):
+    """A method that the package knows nothing of, made of the shared pair."""
+
+    r: int = 4
+    peft_type = "HALTER_NARROW"
+
+    def build(self, shape, layer):
+        return {} if layer is None else {"q_proj": LowRank(shape.dim, shape.heads * shape.head_dim, self.r, 3.0, 0.0)}
 
 
 LOWER = Lora(r=3, alpha=5.0, target_modules=ALL)
@@ -45,6 +60,9 @@ SAME = [
     (Lora(r=8, alpha=3.0), Pissa(r=4)),
     (Dora(r=6), Olora(r=3, alpha=2.0)),
     (Excitor(adapter_layers=1), Excitor(adapter_layers=1)),
+    (Lora(r=4, target_modules=["q_proj"]), Narrow()),
+    (Narrow(), Lora(r=2, target_modules=["q_proj"])),
+    (Narrow(r=6), Narrow()),
 ]
 
 
