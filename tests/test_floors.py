@@ -7,6 +7,7 @@ that the rule sees it, so that a rule which has gone blind turns red.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,22 @@ ONLY_TORCH_LOAD = "halter/files/meta.py"
 FILE_LINES, FUNCTION_LINES, INIT_LINES = 350, 60, 60
 # File or file::function, with the reason why it may be longer. Keep it short.
 LONGER: dict[str, str] = {}
+
+METHODS = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
+# File, file::function or folder that may name methods, with the reason why.
+MAY_NAME_METHODS = {
+    "halter/methods/": "a method's own file",
+    "halter/parts/": "what methods share: the names of its tensors stand there",
+    "halter/adapters/importing/": "readers of other tools' files say which method a file is",
+    "halter/recipe/foreign/": "readers of other tools' recipes say which method a recipe means",
+    "halter/elsewhere.py::peft_call": "reads peft's configurations, whose words these are too",
+    "halter/adapters/peft_together.py": "what PEFT files beside a method, a closed list of PEFT's (see there)",
+    "halter/comparison/survey.py": "tests what a survey claims of named methods",
+    "halter/planning/survey.py": "counts what a survey claims of named methods",
+    "halter/planning/llama4.py::counts": "the survey's settings, of which one is called full",
+    "halter/cli/init.py::_from": "whether a method was named beside --from: the default was not",
+    "halter/cli/adapters.py::convert": "--to lora is a form that is asked for, whatever the adapter's method",
+}
 
 Offences = Iterator[str]
 
@@ -183,6 +200,60 @@ def asking(tree: ast.AST, name: str) -> Offences:
             yield f"{name}:{node.lineno}: hasattr; our own objects know what they have"
 
 
+def ladders(tree: ast.AST, name: str) -> Offences:
+    """Which method it deals with, a file asks neither by name, nor by class, nor by the names of tensors: methods and
+    pieces say what others need of them (halter/contract)."""
+    if name.startswith(tuple(place for place in MAY_NAME_METHODS if "::" not in place)):
+        return
+    assert isinstance(tree, ast.Module)
+    for line, module in imports(tree, name):
+        if module.startswith("halter.methods"):
+            yield f"{name}:{line}: imports {module}"
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    tables: dict[str, ast.expr] = {ast.unparse(target): node.value for node in assigned for target in node.targets}
+    for top in tree.body:
+        if isinstance(top, ast.FunctionDef) and f"{name}::{top.name}" in MAY_NAME_METHODS:
+            continue
+        for node in ast.walk(top):
+            for method in asked_for(node, tables):
+                yield f"{name}:{node.lineno}: asks for {method}"  # type: ignore[attr-defined]
+            if isinstance(node, ast.Constant) and id(node) not in docstrings and TENSORS.search(str(node.value)):
+                yield f"{name}:{node.lineno}: asks for tensors by their name, {node.value!r}"
+
+
+def asked_for(node: ast.AST, tables: dict[str, ast.expr]) -> set[str]:
+    """The methods that an expression compares something with, or has as keys; ``tables``: what the file's own names
+    stand for."""
+    sides: list[ast.AST | None] = []
+    if isinstance(node, ast.Compare):
+        sides += [tables.get(ast.unparse(side), side) for side in (node.left, *node.comparators)]
+    elif isinstance(node, ast.MatchValue):
+        sides.append(node.value)
+    elif isinstance(node, ast.Dict):
+        sides += node.keys
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("startswith", "endswith")):
+        sides += node.args
+    inner = [item for side in sides if isinstance(side, ast.Tuple | ast.List | ast.Set) for item in side.elts]
+    return {str(one.value) for one in (*sides, *inner) if isinstance(one, ast.Constant) and one.value in METHODS}
+
+
+def tensors_of_methods() -> re.Pattern[str]:
+    """How tensors in adapter files are called, lora_A of lora_A.weight; what others are called too (weight, gate) is
+    left out."""
+    found: set[str] = set()
+    for path in [*(PACKAGE / "methods").glob("*.py"), *(PACKAGE / "parts").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+                words = [str(one.value) for one in node.value.values if isinstance(one, ast.Constant)]
+                named = ast.unparse(node.targets[0]) == "saved_names"
+                found |= {word.split(".")[0] for word in words if named and "_" in word}
+    return re.compile(rf"(?<![A-Za-z0-9_])({'|'.join(sorted(found))})(?![a-z0-9])")
+
+
+TENSORS = tensors_of_methods()
+
+
 def fixes(tree: ast.AST, name: str) -> Offences:
     """Every refusal says what to do; several as one say it each."""
     for node in ast.walk(tree):
@@ -192,7 +263,7 @@ def fixes(tree: ast.AST, name: str) -> Offences:
                 yield f"{name}:{node.lineno}: a refusal without a fix"
 
 
-RULES: list[Callable[[ast.AST, str], Offences]] = [floors, foreign, evaluation, writing, sizes, asking, fixes]
+RULES: list[Callable[[ast.AST, str], Offences]] = [floors, foreign, evaluation, writing, sizes, asking, fixes, ladders]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
@@ -225,6 +296,21 @@ PLANTED = [
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 60),
     (asking, "halter/run.py", "hasattr(model, 'x')"),
     (fixes, "halter/run.py", "raise errors.Refusal('x', 'y', expected='z')"),
+    (ladders, "halter/run/x.py", "if method.name() == 'llama_adapter':\n    pass"),
+    (ladders, "halter/run/x.py", "x = [m.name() for m in methods] != ['dora']"),
+    (ladders, "halter/run/x.py", "def f(name):\n    return name in ('lora', 'dora')"),
+    (ladders, "halter/run/x.py", "PAIRS = ('lora', 'pissa')\ndef f(name):\n    return name not in PAIRS"),
+    (ladders, "halter/run/x.py", "INTO = {'lora': 1, 'dora': 2}\nx = INTO[name]"),
+    (ladders, "halter/run/x.py", "x = {'ia3': f}.get(name, g)"),
+    (ladders, "halter/run/x.py", "match name:\n    case 'vera':\n        pass"),
+    (ladders, "halter/run/x.py", "x = name.startswith(('llama_adapter', 'y'))"),
+    (ladders, "halter/run/x.py", "from halter.methods.dora import Directed"),
+    (ladders, "halter/run/x.py", "def f():\n    from halter.methods import lora"),
+    (ladders, "halter/run/x.py", "import halter.methods.full as full"),
+    (ladders, "halter/run/x.py", "x = name.endswith('lora_A.weight')"),
+    (ladders, "halter/run/x.py", "x = 'trainable_tokens_delta' in name"),
+    (ladders, "halter/run/x.py", "x = f'{path}.lora_embedding_A'"),
+    (ladders, "halter/cli/adapters.py", "def diff(to):\n    return to == 'lora'"),
 ]
 
 
@@ -243,6 +329,12 @@ LAWFUL = [
     (writing, "halter/run.py", "DISK.mkdir(path)\nmake(path)"),
     (evaluation, ONLY_TORCH_LOAD, "torch.load('f', weights_only=True)\nmodel.eval()"),
     (sizes, "halter/run.py", "def f():\n" + "    x = 1\n" * 59),
+    (ladders, "halter/run/x.py", "x = find('lora')(r=2)\ny = adapt(model, 'full')\nDEFAULT = 'lora'"),
+    (ladders, "halter/run/x.py", "'of lora_A.weight'\nx = {'lora_alpha': 1}\ny = 'halter.adapt(model, \"lora\")'"),
+    (ladders, "halter/run/x.py", "x = a.name() == b.name()\ny = name == 'qlora'\nz = 'weight' in name"),
+    (ladders, "halter/cli/adapters.py", "def convert(to):\n    return to == 'lora'"),
+    (ladders, "halter/recipe/foreign/x.py", "x = kind == 'lora'"),
+    (ladders, "halter/methods/x.py", "from halter.methods.lora import Lora"),
 ]
 
 

@@ -7,6 +7,11 @@
 PEFT names the rows ``embed_tokens.token_adapter.trainable_tokens_delta``, a copy's tensors as the base's own, and a
 bias beside a pair ``q_proj.base_layer.bias``. What peft 0.21 does was read from its code and is compared by logits in
 tests/methods/test_peft_together.py and test_peft_matrix.py.
+
+The three methods are named here, and not asked by hooks of theirs: this reads PEFT's files, the three keys are a closed
+list of PEFT's to which no method of ours adds, and each is read with an eye on the others (a copy takes its module from
+the pairs and its bias from bias: all; rows of one table tie those of the other). Four hooks, of which each of three
+files had its part, would be harder to hold against peft's code than this page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Warm starts: what an earlier adapter learned goes into a new one, as the same function, or refused with the reason.
 
-Equal methods of equal options are copied. Low-rank pairs are also taken over
+Equal methods of equal options are copied. Where every piece is a low-rank pair (Piece.pair) it is also taken over
 
     into a higher rank      A' = [A; fresh], B' = [s/s' B, 0]: the same update, and the new directions can learn
     with another strength   alpha, alpha / sqrt(r): B is multiplied by s/s'
@@ -12,26 +12,21 @@ exactly up to one rounding of B. On the embedding A and B trade roles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from halter.adapters.adapter import Adapter, Slot
-from halter.contract.method import Method, Piece
+from halter.contract.method import Method
+from halter.contract.pair import Pair
 from halter.errors import Refusal
-from halter.methods.dora import Directed, DirectedRows
 from halter.model.decoder import Decoder
-from halter.parts.low_rank import LowRank, LowRankRows
-from halter.parts.shifted import Shifted
 
 FREE = ("dropout",)  # options that only training knows
-PAIRS = ("lora", "dora", "pissa", "olora")
-INTO = {"lora": ("lora", "pissa", "olora"), "dora": ("dora", "lora", "pissa", "olora")}
-"""{method: those whose pairs it can begin with}."""
 SlotsAt = dict[tuple[int | None, str], Slot]
+PairsAt = dict[tuple[int | None, str], Pair]
 
 
 def match(adapter: Adapter, starts: Mapping[int, tuple[str, Adapter]]) -> dict[int, int]:
@@ -42,13 +37,11 @@ def match(adapter: Adapter, starts: Mapping[int, tuple[str, Adapter]]) -> dict[i
     """
     found: dict[int, int] = {}
     for part, (_, earlier) in starts.items():
-        own = adapter.methods[part].name()
         taken = {n for p, n in found.items() if starts[p][1] is earlier}
         free = [n for n in range(len(earlier.methods)) if n not in taken]
-        wanted = [own, *INTO.get(own, ()), *(PAIRS if own in PAIRS else ())]
-        fits = [n for name in wanted for n in free if earlier.methods[n].name() == name]
+        fits = [(far, n) for n in free if (far := _distance(adapter, part, earlier, n)) is not None]
         if fits:
-            found[part] = fits[0]
+            found[part] = min(fits)[1]
     wrong: dict[str, list[str]] = {}
     for part, (folder, earlier) in starts.items():
         if part in found:
@@ -84,26 +77,40 @@ def begin(adapter: Adapter, starts: Mapping[int, tuple[str, Adapter]], base: Dec
     return told + ([f"afresh: {', '.join(left)}"] if left and told else [])
 
 
+def _distance(adapter: Adapter, part: int, earlier: Adapter, other: int) -> tuple[bool, ...] | None:
+    """How far a part of an earlier adapter is from this part: least for the same method, then for a pair that can be
+    taken over, then for another pair. None: it has nothing for this part."""
+    if adapter.methods[part].name() == earlier.methods[other].name():
+        return (False,)
+    mine, theirs = _pairs(_places(adapter, part)), _pairs(_places(earlier, other))
+    if mine is None or theirs is None:
+        return None
+    shifted = any(pair.start is not None for pair in theirs.values())
+    lengths = _have_lengths(theirs.values())
+    taken = _takes(_places(adapter, part)) and (not lengths or _have_lengths(mine.values()))
+    return True, not taken, shifted, lengths
+
+
 def faults(adapter: Adapter, part: int, earlier: Adapter, other: int) -> list[str]:
     """Why a part of an earlier adapter cannot become this part exactly, one line a reason; [] where it can."""
     new, old = adapter.methods[part], earlier.methods[other]
-    if new.name() not in INTO or old.name() not in PAIRS:
+    places, before = _places(adapter, part), _places(earlier, other)
+    mine, theirs = _pairs(places), _pairs(before)
+    if mine is None or theirs is None or not _takes(places):
         return _other_options(new, old) if new.name() == old.name() else [f"{old.name()} does not become {new.name()}"]
-    if old.name() not in INTO[new.name()]:
-        return ["dora does not become lora: its lengths of rows are no low-rank sum (merge it, or train dora)"]
-    mine, theirs = _places(adapter, part), _places(earlier, other)
+    if _have_lengths(theirs.values()) and not _have_lengths(mine.values()):
+        merge = f"merge it, or train {old.name()}"
+        return [f"{old.name()} does not become {new.name()}: its lengths of rows are no low-rank sum ({merge})"]
     wrong = []
-    for at, slot in theirs.items():
+    for at, pair in theirs.items():
+        path = before[at].path
         if at not in mine:
-            wrong.append(f"{slot.path} was adapted, and is not any more")
+            wrong.append(f"{path} was adapted, and is not any more")
             continue
-        ranks = [piece.get_parameter("a").shape[0] for piece in (slot.piece, mine[at].piece)]
-        ranks[0] *= 2 if isinstance(slot.piece, Shifted) else 1
-        if ranks[0] > ranks[1]:
-            wrong.append(f"{slot.path} needs rank {ranks[0]}, and has {ranks[1]}")
-        held, has = (dict(piece.named_parameters()).get("c") for piece in (slot.piece, mine[at].piece))
-        if held is not None and has is None:
-            wrong.append(f"{slot.path} has a bias of B's (lora_bias)")
+        if pair.rank > mine[at].rank:
+            wrong.append(f"{path} needs rank {pair.rank}, and has {mine[at].rank}")
+        if pair.c is not None and mine[at].c is None:
+            wrong.append(f"{path} has a bias of B's (lora_bias)")
     return wrong
 
 
@@ -124,43 +131,37 @@ def _places(adapter: Adapter, part: int) -> SlotsAt:
     return {(slot.layer, slot.place): slot for slot in adapter.slots if slot.part == part}
 
 
+def _pairs(places: SlotsAt) -> PairsAt | None:
+    """The low-rank pair at each place; None where one of the pieces is something else."""
+    found: PairsAt = {}
+    for at, slot in places.items():
+        pair = slot.piece.pair()
+        if pair is None:
+            return None
+        found[at] = pair
+    return found
+
+
+def _takes(places: SlotsAt) -> bool:
+    """Whether every piece can begin as an earlier pair."""
+    return all(slot.piece.takes_pairs for slot in places.values())
+
+
+def _have_lengths(pairs: Iterable[Pair]) -> bool:
+    return any(pair.lengths is not None for pair in pairs)
+
+
 @torch.no_grad()
 def _take_over(adapter: Adapter, part: int, earlier: Adapter, other: int, base: Decoder) -> int:
     """Returns how many places had nothing to take over."""
     mine, theirs = _places(adapter, part), _places(earlier, other)
-    paired = adapter.methods[part].name() in INTO
+    pairs = _pairs(theirs) if _takes(mine) else None
     for at, slot in theirs.items():
-        target, source = mine[at].piece, slot.piece
-        if not paired:
-            held = {**dict(source.named_parameters()), **dict(source.named_buffers())}
-            for name, tensor in held.items():
-                {**dict(target.named_parameters()), **dict(target.named_buffers())}[name].copy_(tensor)
+        target = mine[at].piece
+        if pairs is not None:
+            target.take(pairs[at], base.module(*at))
             continue
-        a, b = _factors(source)
-        ratio = _scale(source) / _scale(target)
-        rows, columns = target.get_parameter("a"), target.get_parameter("b")
-        table = isinstance(target, LowRankRows | DirectedRows)  # there A is the factor that is zero at the start
-        (rows if table else columns).zero_()
-        rows[: len(a)] = a * ratio if table else a
-        columns[:, : len(a)] = b if table else b * ratio
-        if isinstance(target, LowRank) and target.c is not None:
-            target.c.zero_()
-            if isinstance(source, LowRank) and source.c is not None:
-                target.c.copy_(source.c * ratio)
-        if isinstance(target, Directed | DirectedRows):
-            if isinstance(source, Directed | DirectedRows):
-                target.magnitude.copy_(source.magnitude)
-            else:
-                target.start(base.module(*at))
+        held = {**dict(slot.piece.named_parameters()), **dict(slot.piece.named_buffers())}
+        for name, tensor in held.items():
+            {**dict(target.named_parameters()), **dict(target.named_buffers())}[name].copy_(tensor)
     return len(mine) - len(theirs)
-
-
-def _factors(piece: Piece) -> tuple[Tensor, Tensor]:
-    """A [r, in] and B [out, r] whose product is the piece's update without its strength."""
-    a, b = piece.get_parameter("a"), piece.get_parameter("b")
-    return (torch.cat((a, piece.a0)), torch.cat((b, -piece.b0), 1)) if isinstance(piece, Shifted) else (a, b)
-
-
-def _scale(piece: Piece) -> float:
-    assert isinstance(piece, LowRank | LowRankRows | Directed | DirectedRows | Shifted)
-    return piece.scale

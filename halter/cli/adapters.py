@@ -175,7 +175,9 @@ def convert(
             fix = "keep it as it is" + (", or --to peft writes it as PEFT reads it" if peft else "")
             raise Refusal("not-low-rank", what, found=refusal.found, fix=fix) from None
     elif to == "peft":
-        adapter, lost = _for_peft(adapter)
+        from halter.adapters.for_peft import for_peft
+
+        adapter, lost = for_peft(adapter)
         notes += lost
     adapter.save(place)
     for label, lines in (("lossy", notes), ("note", told)):
@@ -216,26 +218,6 @@ def _read(source: list[str], model: str | None, options: ImportOptions) -> tuple
         {"folder": str(Path(model).resolve())} if Path(model).is_dir() else {}
     )
     return made.adapter, list(made.notes), list(made.told), made.format
-
-
-def _for_peft(adapter: Any) -> tuple[Any, list[str]]:
-    from halter.adapters.importing.authors import regated
-    from halter.run.adapter_folders import convertible
-
-    notes: list[str] = []
-    if [method.name() for method in adapter.methods] == ["llama_adapter"]:
-        adapter, lost = regated(adapter, "layer", "identity")
-        notes += lost
-        reasons = adapter.methods[0].other_than_peft(adapter.shape)
-        if reasons:
-            what = "PEFT's adaption_prompt computes another function on this base than this adapter was trained for"
-            raise Refusal("no-peft-form", what, found=reasons, fix="train it with these options as PEFT has them")
-    if not convertible(adapter):
-        named = [method.name() for method in adapter.methods]
-        raise Refusal(
-            "no-peft-form", "PEFT has no layout for this adapter", found=named, fix="--to lora, if it is a sum"
-        )
-    return adapter, notes
 
 
 def _opened(folder: str, model: str | None, data: str, limit: int | None) -> tuple[Any, Any]:

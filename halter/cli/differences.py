@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from halter.parts.low_rank import FACTORS
+
 SHOWN_TENSORS, SHOWN_SHAPES = 12, 3
 
 
@@ -42,7 +44,8 @@ def differences(found: dict[str, Any]) -> str:
 def _misshapen(found: dict[str, Any]) -> list[str]:
     """Tensors of other shapes: factors of other ranks in one line, as products are compared; the first of others."""
     apart = found["misshapen"]
-    factors = [name for name in apart if name.rpartition(".lora_")[0] in found["updates"]]
+    ends = [*FACTORS, *FACTORS.values()]
+    factors = [name for name in apart for end in ends if name.removesuffix(f".{end}") in found["updates"]]
     lines = [f"{len(factors)} factors have other ranks: their products are compared below"] if factors else []
     rest = {name: shapes for name, shapes in apart.items() if name not in factors}
     lines += [f"{name}: {a} | {b}" for name, (a, b) in list(rest.items())[:SHOWN_SHAPES]]

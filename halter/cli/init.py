@@ -12,11 +12,13 @@ import typer
 
 from halter.errors import Refusal
 
+METHOD = "lora"
+"""What a recipe is written for where no method is named."""
 FILES = (".yaml", ".yml", ".json", "-")
 
 
 def command(
-    method: Annotated[str, typer.Argument(help="A method or a preset: lora, qlora, full, ...")] = "lora",
+    method: Annotated[str, typer.Argument(help="A method or a preset: lora, qlora, full, ...")] = METHOD,
     file: Annotated[str, typer.Argument(help="File to write; - prints it.")] = "recipe.yaml",
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id to put in.")] = "",
     data: Annotated[str, typer.Option(help="Training data to put in.")] = "",
@@ -62,7 +64,7 @@ def _from(source: str, method: str, file: str) -> None:
 
     if method == "-" or Path(method).suffix.lower() in FILES:
         file = method  # halter init --from theirs.yaml mine.yaml
-    elif method != "lora":
+    elif method != METHOD:
         raise Refusal(
             "usage", f"the method is what {source} says, not {method}", fix=f"halter init --from {source} recipe.yaml"
         )

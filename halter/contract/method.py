@@ -7,7 +7,7 @@ registration there is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from halter.contract.pair import Pair
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
@@ -101,6 +102,8 @@ class Piece(nn.Module):
     weight: beside another method it is bound to that alone, and what both make of the weight is found by their acts."""
     replaces: ClassVar[bool] = False
     """Whether it brings a weight that is used instead of the base's."""
+    takes_pairs: ClassVar[bool] = False
+    """Whether it can begin as an earlier low-rank pair; it has a ``pair`` then, and ``take``."""
     joins_as_formerly: bool = False
     """Read from a folder of when, of several that put something in the place of one weight, one alone counted: a
     ``replaces`` after another has no effect, and token rows put themselves in the place of all that came before."""
@@ -128,6 +131,20 @@ class Piece(nn.Module):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The base's float32 weight and bias with this piece's effect in them. Only where ``folds``."""
+        raise NotImplementedError
+
+    def pair(self) -> Pair | None:
+        """The low-rank pair that is all of this piece; None: it is something else."""
+        return None
+
+    def pairs(self) -> Iterator[Pair]:
+        """Every low-rank pair in this piece: its own, and those of pieces within it."""
+        pieces = (module for module in self.modules() if isinstance(module, Piece))
+        yield from (pair for piece in pieces if (pair := piece.pair()) is not None)
+
+    def take(self, earlier: Pair, module: nn.Module) -> None:
+        """Begin as the function of an earlier pair of no higher rank, over the base's ``module``. Only where
+        ``takes_pairs``."""
         raise NotImplementedError
 
 
@@ -205,6 +222,17 @@ class Method:
         """What the reader of another program's file with these options has to tell: where it is not Halter's default
         that is computed."""
         return [f"{option}: the update that it scales is nothing" for option in self.idle()]
+
+    def nearest_in_peft(
+        self, own: dict[str, Tensor], shape: ModelConfig
+    ) -> tuple[Method, dict[str, Tensor], tuple[str, ...]]:
+        """The form of this method that PEFT has and that is nearest to this one: its options, its {path.saved_name:
+        tensor}, and what is lost on the way, a line each. Itself, but for a method of several forms."""
+        return self, own, ()
+
+    def other_than_peft(self, shape: ModelConfig) -> list[str]:
+        """What PEFT's method of this kind would compute otherwise on this base, a line each."""
+        return []
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         """The method's part of adapter_config.json."""

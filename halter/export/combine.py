@@ -129,14 +129,10 @@ def lora_of(shape: ModelConfig, pairs: dict[str, Factors]) -> Adapter:
     )
     adapter = Adapter(shape, [method])
     with torch.no_grad():
-        for _, slot, attribute in adapter.named_tensors():
-            pair = pairs[slot.path]
-            inner = "_A" in slot.piece.saved_names[attribute]
-            if slot.place == "embed_tokens":  # A [r, vocab] holds the table's columns, B [dim, r] what they become
-                value = pair.left.t() if inner else pair.right.t()
-            else:
-                value = pair.right if inner else pair.left
-            slot.piece.get_parameter(attribute).copy_(value)
+        for slot in adapter.slots:
+            for own in slot.piece.pairs():
+                for mine, theirs in zip(own.factors, (pairs[slot.path].left, pairs[slot.path].right), strict=True):
+                    mine.copy_(theirs)
     return adapter
 
 

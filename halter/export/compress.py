@@ -24,12 +24,8 @@ from halter.files.few_bits import CODES, pack, unpack
 
 SMALL = 256
 """Tensors of fewer numbers (gates, a few biases) stay as they are: they weigh nothing, and much hangs on each."""
-_PARTNERS = {
-    "lora_A.weight": "lora_B.weight",
-    "lora_B.weight": "lora_A.weight",
-    "lora_embedding_A": "lora_embedding_B",
-    "lora_embedding_B": "lora_embedding_A",
-}
+Partners = dict[str, tuple[str, bool]]
+"""{a factor's name: (the other's, whether this is the inner one, A)} of every low-rank pair."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def compress(
         raise Refusal("compress-options", what, found=bad, fix="--bits 8, or --keep 0.5")
     adapter = adapter.plain()  # a form that only training needs is not what is saved
     own = {name: tensor.float() for name, tensor in state_of(adapter).items()}
-    keep = kept_numbers(own, options) if options.keep < 1 else {}
+    keep = kept_numbers(own, options, partners_in(adapter)) if options.keep < 1 else {}
     stored: dict[str, Tensor] = {}
     for name, tensor in own.items():
         stored |= {name: tensor} if tensor.numel() < SMALL else pack(name, tensor, options.bits, keep.get(name))
@@ -116,16 +112,28 @@ def compress(
     return smaller, report
 
 
-def kept_numbers(own: dict[str, Tensor], options: CompressOptions) -> dict[str, Tensor]:
+def partners_in(adapter: Adapter) -> Partners:
+    """The factors of the adapter's pairs, by their names in its file."""
+    names = {id(slot.tensor(attribute)): name for name, slot, attribute in adapter.named_tensors()}
+    found: Partners = {}
+    for slot in adapter.slots:
+        for pair in slot.piece.pairs():
+            a, b = names[id(pair.a)], names[id(pair.b)]
+            found |= {a: (b, True), b: (a, False)}
+    return found
+
+
+def kept_numbers(own: dict[str, Tensor], options: CompressOptions, partners: Partners) -> dict[str, Tensor]:
     """{name: bool, which numbers stay}; the two factors of a pair are weighed together, other tensors by themselves."""
     found: dict[str, Tensor] = {}
     for name, tensor in own.items():
         if tensor.numel() < SMALL or name in found:
             continue
-        partner = _partner(name, own) if options.importance == "update" else None
+        partner, inner = partners.get(name, (None, False)) if options.importance == "update" else (None, False)
         weights = {name: tensor.abs()}
         if partner is not None and own[partner].numel() >= SMALL:
-            weights = {n: own[n].abs() * _norms(own[m], n) for n, m in ((name, partner), (partner, name))}
+            weights |= {name: weights[name] * _norms(own[partner], inner)}
+            weights |= {partner: own[partner].abs() * _norms(tensor, not inner)}
         flat = torch.cat([w.flatten() for w in weights.values()])
         index = flat.topk(max(1, int(options.keep * len(flat)))).indices
         chosen = torch.zeros(len(flat), dtype=torch.bool)
@@ -135,16 +143,8 @@ def kept_numbers(own: dict[str, Tensor], options: CompressOptions) -> dict[str, 
     return found
 
 
-def _partner(name: str, own: dict[str, Tensor]) -> str | None:
-    for end, other in _PARTNERS.items():
-        if name.endswith(end) and (found := name.removesuffix(end) + other) in own:
-            return found
-    return None
-
-
-def _norms(partner: Tensor, name: str) -> Tensor:
-    """The norm that each number of factor ``name`` is multiplied by in the product: B's columns for A's rows."""
-    inner = "lora_A" in name or "embedding_A" in name
+def _norms(partner: Tensor, inner: bool) -> Tensor:
+    """The norm that each number of a factor is multiplied by in the product: B's columns for A's rows."""
     return partner.norm(dim=0)[:, None] if inner else partner.norm(dim=1)
 
 

@@ -1,12 +1,11 @@
 """An adapter's change of weights as pairs of factors, whatever method made it: what combining works on.
 
-A piece with one low-rank pair gives its own factors. Another whose fold adds the same matrix to every weight (PiSSA,
-OLoRA) is factorised at its numerical rank. DoRA, scales and whole weights are no sums and are refused.
+A piece of one low-rank pair and nothing else gives its own factors. Another whose fold adds the same matrix to every
+weight (PiSSA, OLoRA) is factorised at its numerical rank. DoRA, scales and whole weights are no sums and are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,6 @@ from halter.contract.targets import ADAPTED
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 
-_PAIRS = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
 EXACT_SIDE = 2048
 """Matrices with a shorter side up to this are decomposed exactly, larger ones by subspace iteration."""
 
@@ -49,7 +47,7 @@ class Factors:
 
 
 def pairs_of(adapter: Adapter) -> dict[str, Factors]:
-    """{module path: Pair} of an adapter whose effect is low-rank sums. Refusal ``not-low-rank``, naming the rest."""
+    """{module path: Factors} of an adapter whose effect is low-rank sums. Refusal ``not-low-rank``, naming the rest."""
     wrong = [slot.path for slot in adapter.slots if not slot.piece.folds]
     found: dict[str, Factors] = {}
     for slot in adapter.slots if not wrong else ():
@@ -82,11 +80,11 @@ def _pair(shape: ModelConfig, slot: Slot) -> Factors | None:
     if bias is not None:
         return None
     update = update.detach().cpu()
-    own = {slot.piece.saved_names[name]: p.detach().cpu().float() for name, p in _held(slot)}
-    if set(own) in _PAIRS:
-        right, left = own[min(own)], own[max(own)]  # ..._A sorts before ..._B
-        if "lora_embedding_A" in own:  # the token table's rows are looked up: its update is the mirror image
-            left, right = right.t().contiguous(), left.t().contiguous()
+    held = {id(tensor) for tensor in (*slot.piece.parameters(), *slot.piece.buffers())}
+    for pair in slot.piece.pairs():
+        if {id(pair.a), id(pair.b)} != held:
+            continue
+        left, right = (factor.detach().cpu().float().contiguous() for factor in pair.factors)
         # Eight random directions tell equal matrices from others; a product of 4096 x 11008 need not be made.
         probes = torch.randn(columns, 8, generator=torch.Generator().manual_seed(0))
         seen, wanted = left @ (right @ probes), update @ probes
@@ -102,11 +100,6 @@ def _pair(shape: ModelConfig, slot: Slot) -> Factors | None:
     left, values, right = decompose(update.double(), min(rows, columns))
     kept = max(1, int((values > 1e-6 * values.max()).sum()))
     return Factors((left[:, :kept] * values[:kept]).float(), right[:kept].float())
-
-
-def _held(slot: Slot) -> Iterator[tuple[str, Tensor]]:
-    yield from slot.piece.named_parameters()
-    yield from slot.piece.named_buffers()
 
 
 def _near(a: Tensor, b: Tensor, slack: float = 0.0) -> bool:

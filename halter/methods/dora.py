@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from halter.contract import targets
 from halter.contract.method import Method, Piece, Site
+from halter.contract.pair import Pair
 from halter.methods.lora import Lora
 from halter.model.config import ModelConfig
 from halter.model.layout import TABLE, Place
@@ -76,6 +77,7 @@ class Directed(Piece):
 
     saved_names = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
     folds = True
+    takes_pairs = True
 
     def __init__(self, in_features: int, out_features: int, r: int, scale: float, rate: float) -> None:
         super().__init__()
@@ -106,6 +108,12 @@ class Directed(Piece):
         moved = torch.addmm(weight, self.b.to(weight), self.a.to(weight), alpha=self.scale)
         return (self.magnitude.to(weight) / moved.norm(dim=1))[:, None] * moved, bias
 
+    def pair(self) -> Pair:
+        return Pair(self.a, self.b, self.scale, lengths=self.magnitude)
+
+    def take(self, earlier: Pair, module: nn.Module) -> None:
+        begin_directed(self, self.pair(), earlier, module)
+
 
 @dataclass(frozen=True)
 class DoraRowsAct(Act):
@@ -126,6 +134,7 @@ class DirectedRows(Piece):
 
     saved_names = {"a": "lora_embedding_A", "b": "lora_embedding_B", "magnitude": "lora_magnitude_vector"}
     folds = True
+    takes_pairs = True
 
     def __init__(self, vocab_size: int, dim: int, r: int, scale: float) -> None:
         super().__init__()
@@ -151,6 +160,23 @@ class DirectedRows(Piece):
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         moved = torch.addmm(weight, self.a.t().to(weight), self.b.t().to(weight), alpha=self.scale)
         return self.magnitude.to(weight) / moved.norm(dim=0) * moved, bias
+
+    def pair(self) -> Pair:
+        return Pair(self.a, self.b, self.scale, lengths=self.magnitude, looked_up=True)
+
+    def take(self, earlier: Pair, module: nn.Module) -> None:
+        begin_directed(self, self.pair(), earlier, module)
+
+
+@torch.no_grad()
+def begin_directed(piece: Directed | DirectedRows, pair: Pair, earlier: Pair, module: nn.Module) -> None:
+    """Take an earlier pair over: its lengths where it has some, else those of the weight with the pair in it, for which
+    the gain is 1."""
+    pair.begin_as(earlier)
+    if earlier.lengths is None:
+        piece.start(module)
+    else:
+        piece.magnitude.copy_(earlier.lengths)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,10 +27,9 @@ from torch import Tensor, nn
 from halter.contract.method import PEFT_PREFIX, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
 from halter.model.places import Act, Context, run_at
+from halter.parts.gates import GateActivation, GateScope, regated
 from halter.parts.prompts import check_prompts
 
-GateScope = Literal["head", "layer"]
-GateActivation = Literal["tanh", "identity"]
 PromptRows = Literal["own", "grouped"]
 Through = Callable[[Site], Act | None]
 
@@ -179,8 +178,14 @@ class LlamaAdapter(Method):
             pieces["o_proj"] = BiasAgain()
         return pieces
 
+    def nearest_in_peft(
+        self, own: dict[str, Tensor], shape: ModelConfig
+    ) -> tuple[LlamaAdapter, dict[str, Tensor], tuple[str, ...]]:
+        """With one plain gate a layer."""
+        made, notes = regated(own, self.gate_activation, shape.heads, "layer", "identity")
+        return replace(self, gate_scope="layer", gate_activation="identity"), made, notes
+
     def other_than_peft(self, shape: ModelConfig) -> list[str]:
-        """What keeps this from being PEFT's adaption_prompt on this base, one line each."""
         reasons = []
         if (self.gate_scope, self.gate_activation) != ("layer", "identity"):
             reasons.append(f"gate_scope {self.gate_scope}, gate_activation {self.gate_activation}")

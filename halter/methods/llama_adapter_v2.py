@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from halter.contract import targets
 from halter.contract.method import Default, Method, Piece, Site
 from halter.errors import Refusal
-from halter.methods.llama_adapter import GateActivation, GatedPrompts, GateScope, PromptRows, Through
+from halter.methods.llama_adapter import GatedPrompts, PromptRows, Through
 from halter.model.config import ModelConfig
 from halter.model.joints import chained
 from halter.model.layout import LINEAR, NORM
 from halter.model.places import Act
+from halter.parts.gates import GateActivation, GateScope
 from halter.parts.low_rank import LowRank
 from halter.parts.prompts import check_prompts
 from halter.parts.scales import BiasAct, InputScaleAct, OutputScaleAct

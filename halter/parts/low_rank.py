@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.contract.method import Piece, Site
+from halter.contract.pair import Pair
 from halter.model.places import Act
 from halter.numerics.dropout import dropout
 
+FACTORS = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}
+"""{what a file calls a pair's A: what it calls its B}, for those who have a file and no pieces to ask."""
 STACKED_TOKENS = 64  # that may have their pair each, when runs are of unequal lengths
 Init = Literal["uniform", "gaussian", "orthogonal"]
 
@@ -93,6 +96,7 @@ class LowRank(Piece):
 
     saved_names = {"a": "lora_A.weight", "b": "lora_B.weight", "c": "lora_B.bias"}
     folds = True
+    takes_pairs = True
 
     def __init__(
         self,
@@ -134,12 +138,19 @@ class LowRank(Piece):
         added = None if self.c is None else self.scale * self.c.to(weight)
         return moved, bias if added is None else added if bias is None else bias + added
 
+    def pair(self) -> Pair:
+        return Pair(self.a, self.b, self.scale, self.c)
+
+    def take(self, earlier: Pair, module: nn.Module) -> None:
+        self.pair().begin_as(earlier)
+
 
 class LowRankRows(Piece):
     """The mirror image for the token table: A [r, vocab] starts at zero, B [dim, r] is normal."""
 
     saved_names = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
     folds = True
+    takes_pairs = True
 
     def __init__(self, vocab_size: int, dim: int, r: int, scale: float) -> None:
         super().__init__()
@@ -155,3 +166,9 @@ class LowRankRows(Piece):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return torch.addmm(weight, self.a.t().to(weight), self.b.t().to(weight), alpha=self.scale), bias
+
+    def pair(self) -> Pair:
+        return Pair(self.a, self.b, self.scale, looked_up=True)
+
+    def take(self, earlier: Pair, module: nn.Module) -> None:
+        self.pair().begin_as(earlier)

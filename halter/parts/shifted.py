@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.contract.method import PEFT_PREFIX, Piece, Site
+from halter.contract.pair import Pair
 from halter.model.linear import Linear
 from halter.model.places import Act
 from halter.parts.low_rank import LowRankAct
@@ -51,6 +52,9 @@ class Shifted(Piece):
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         a, b = torch.cat((self.a - self.a0, self.a0)), torch.cat((self.b, self.b - self.b0), 1)
         return torch.addmm(weight, b.to(weight), a.to(weight), alpha=self.scale), bias
+
+    def pair(self) -> Pair:
+        return Pair(self.a, self.b, self.scale, start=(self.a0, self.b0))
 
 
 def to_plain(own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from halter.elsewhere import SHORTEST, meant_of
 from halter.recipe.aliases import ALIASES
-from halter.recipe.sections import SECTIONS, method_class, method_names
+from halter.recipe.sections import DEFAULT_METHOD, SECTIONS, method_class, method_names
 
 NOT_LOOSE = frozenset({"name", "path"})
 """Keys too general to be understood outside their section."""
@@ -68,7 +68,7 @@ def methods_with(key: str) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     """lora, dora and 5 others."""
-    first = [name for name in ("lora", *names) if name in names]
+    first = [name for name in (DEFAULT_METHOD, *names) if name in names]
     shown = list(dict.fromkeys(first))[:3]
     rest = len(names) - len(shown)
     if rest:

@@ -18,10 +18,9 @@ from halter.files.names import EMBEDDING, HEAD
 from halter.files.nearby import adapter_folder, no_adapter
 from halter.files.reading import junk_refused, read_json
 from halter.model.decoder import Decoder
+from halter.parts.low_rank import FACTORS
 from halter.pretrained.load import load_config
 from halter.run import opening
-
-_PAIR = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}
 
 
 def adapters_in(folders: Sequence[str | Path]) -> list[Path]:
@@ -94,10 +93,11 @@ def _methods(place: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _rank(methods: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[int]]) -> str:
     """The rank, or the lowest and the highest; '' where there is none."""
-    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(tuple(_PAIR)) and shape}
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(tuple(FACTORS)) and shape}
     if not ranks:
         patterns = [m.get("rank_pattern") for m in methods]
-        ranks = {m[key] for m in methods for key in ("r", "branch_rank") if isinstance(m.get(key), int) and m[key]}
+        named = [(key, value) for m in methods for key, value in m.items() if key == "r" or key.endswith("_rank")]
+        ranks = {value for _, value in named if isinstance(value, int) and value}
         ranks |= {r for p in patterns if isinstance(p, dict) for r in p.values()}
     low, high = min(ranks, default=0), max(ranks, default=0)
     return "" if not ranks else str(low) if low == high else f"{low}-{high}"
@@ -178,8 +178,8 @@ def update_cosines(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str
     """{module: cosine of B A and B' A'} of every pair that both have, by traces of small matrices."""
     found = {}
     for name in a:
-        end = next((e for e in _PAIR if name.endswith(e)), None)
-        other = "" if end is None else name.removesuffix(end) + _PAIR[end]
+        end = next((e for e in FACTORS if name.endswith(e)), None)
+        other = "" if end is None else name.removesuffix(end) + FACTORS[end]
         if end is None or any(n not in side for n in (name, other) for side in (a, b)):
             continue
         ins, outs = [t.double() for t in (a[name], b[name])], [t.double() for t in (a[other], b[other])]
@@ -197,12 +197,3 @@ def update_cosines(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
-
-
-def convertible(adapter: Adapter) -> bool:
-    """Whether PEFT has a folder for this adapter's method, or for its methods together."""
-    if len(adapter.methods) > 1:
-        return peft_together.together(adapter.methods, adapter.shape)
-    method = adapter.methods[0]
-    kind = method.to_peft(adapter.shape).get("peft_type", method.peft_type)
-    return not str(kind).startswith("HALTER")

@@ -17,6 +17,7 @@ from halter.errors import Refusal
 from halter.export import combine as combining
 from halter.export.combine import CombineOptions, combine, reduce_rank
 from halter.export.low_rank_parts import EXACT_SIDE, decompose, pairs_of
+from halter.parts.low_rank import LowRank, LowRankRows
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 PLACES = ["q_proj", "up_proj"]
@@ -245,11 +246,10 @@ def test_what_is_no_sum_is_refused_by_place():
 
 def test_an_unknown_pair_is_factorised_by_its_fold(monkeypatch):
     """PiSSA and OLoRA have four factors a place: what they add is taken apart instead."""
-    from halter.export import low_rank_parts
-
     model = tiny.decoder()
     adapter = lora(model, 1, target_modules=["q_proj", "embed_tokens"])
-    monkeypatch.setattr(low_rank_parts, "_PAIRS", ())
+    for kind in (LowRank, LowRankRows):
+        monkeypatch.setattr(kind, "pair", lambda piece: None)
     for name, pair in pairs_of(adapter).items():
         assert pair.rank == 4
         bounds.assert_same(pair.matrix().double(), updates(adapter)[name])

@@ -16,11 +16,17 @@ from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
 from halter.adapters.saving import state_of
 from halter.errors import Refusal
-from halter.export.compress import CompressOptions, compress, kept_numbers
+from halter.export.compress import CompressOptions, compress, kept_numbers, partners_in
 from halter.files.few_bits import pack, unpack
 from halter.files.manifest import write_manifest
 from halter.files.tensors import read_tensors
 from halter.files.writing import write_tensors
+from halter.methods.dora import Dora
+from halter.methods.excitor import Excitor
+from halter.methods.llama_adapter_v2 import LlamaAdapterV2
+from halter.methods.loha import Loha
+from halter.methods.lora import Lora
+from halter.methods.pissa import Pissa
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 SHAPE = tiny.config(layers=1, dim=64, ffn_dim=96)
@@ -153,7 +159,8 @@ def test_importance_is_what_leaving_a_number_out_changes():
     g = torch.Generator().manual_seed(0)
     own = {"m.lora_A.weight": torch.randn(8, 40, generator=g), "m.lora_B.weight": torch.randn(50, 8, generator=g)}
     a, b = own.values()
-    keep = kept_numbers(own, CompressOptions(32, 0.3))
+    partners = {"m.lora_A.weight": ("m.lora_B.weight", True), "m.lora_B.weight": ("m.lora_A.weight", False)}
+    keep = kept_numbers(own, CompressOptions(32, 0.3), partners)
     costs = {}
     for name, tensor in own.items():
         for at in range(0, tensor.numel(), 7):
@@ -163,6 +170,26 @@ def test_importance_is_what_leaving_a_number_out_changes():
             costs[name, at] = (float(change.norm()), bool(keep[name].flatten()[at]))
     kept, gone = ([c for c, k in costs.values() if k is wanted] for wanted in (True, False))
     assert min(kept) > max(gone) and len(kept) > 20
+
+
+@pytest.mark.parametrize(
+    ("methods", "pairs"),
+    [
+        ([Lora(r=2, target_modules=["q_proj", "embed_tokens"]), Dora(r=2, target_modules=["k_proj"])], 3),
+        ([Pissa(r=2)], 7),
+        ([LlamaAdapterV2(branch_rank=2)], 7),  # inside a piece that is more than a pair
+        ([Excitor()], 0),
+        ([Loha(r=2)], 0),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_the_factors_of_every_pair_are_partners(methods, pairs):
+    adapter = adapt(tiny.decoder(SHAPE), methods)
+    found = partners_in(adapter)
+    inner = {name: other for name, (other, first) in found.items() if first}
+    assert len(inner) == pairs and len(found) == 2 * pairs and set(found) <= set(state_of(adapter))
+    assert all(name.count("_A") == 1 and other == name.replace("_A", "_B") for name, other in inner.items())
+    assert all(found[other] == (name, False) for name, other in inner.items())
 
 
 HOSTILE = {

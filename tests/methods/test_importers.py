@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import attention_reference
 import bounds
@@ -13,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halter.adapters.adapter import adapt
-from halter.adapters.importing.authors import regated
+from halter.adapters.for_peft import for_peft
 from halter.adapters.importing.formats import import_adapter
-from halter.adapters.importing.taking import ImportOptions
+from halter.adapters.importing.taking import ImportOptions, filled
 from halter.adapters.loading import load_adapter
+from halter.adapters.saving import state_of
 from halter.errors import Refusal
+from halter.parts import gates
 
 SHAPE = tiny.config(layers=3)
 TOKENS = torch.arange(12) * 7 % 96
@@ -416,6 +419,13 @@ def gated(scope="head", activation="tanh", seed=1):
     return adapter
 
 
+def regated(adapter, scope, activation):
+    """The adapter with its gates spelt otherwise, and what that loses."""
+    (method,), shape = adapter.methods, adapter.shape
+    own, notes = gates.regated(state_of(adapter), method.gate_activation, shape.heads, scope, activation)
+    return filled(shape, replace(method, gate_scope=scope, gate_activation=activation), own, "gates"), notes
+
+
 def test_gates_convert_exactly_where_they_can_and_the_loss_is_said():
     model, adapter = tiny.decoder(SHAPE), gated()
     plain, notes = regated(adapter, "head", "identity")
@@ -442,8 +452,21 @@ def test_gates_convert_exactly_where_they_can_and_the_loss_is_said():
     assert not notes
     with pytest.raises(Refusal, match="gates-not-convertible"):
         regated(layer, "layer", "tanh")
-    with pytest.raises(Refusal, match="gates-not-convertible"):
-        regated(adapt(model, "lora", r=2), "layer", "identity")
+
+
+def test_what_peft_computes_otherwise_is_refused_and_what_it_has_stays_as_it_is():
+    model = tiny.decoder(SHAPE)
+    lora, layer = adapt(model, "lora", r=2), gated("layer", "identity")
+    for adapter in (lora, layer):
+        assert for_peft(adapter) == (adapter, [])
+    grouped = adapt(model, "llama_adapter", prompt_rows="grouped")
+    with pytest.raises(Refusal, match="PEFT's adaption_prompt computes another function") as caught:
+        for_peft(grouped)
+    assert caught.value.id == "no-peft-form" and [line.split(":")[0] for line in caught.value.found] == [
+        "prompt_rows grouped"
+    ]
+    with pytest.raises(Refusal, match="PEFT has no layout for this adapter"):
+        for_peft(adapt(model, "excitor"))
 
 
 def test_peft_answers_alike_after_conversion(tmp_path):
@@ -456,7 +479,7 @@ def test_peft_answers_alike_after_conversion(tmp_path):
             state[name] = state[name][:, :1].expand(1, 4, 1, 1).contiguous()
     torch.save(state, tmp_path / "adapter.pth")
     made = import_adapter(tmp_path / "adapter.pth", SHAPE, ImportOptions(4))
-    converted, notes = regated(made.adapter, "layer", "identity")
+    converted, notes = for_peft(made.adapter)
     assert not notes
     converted.save(tmp_path / "peft")
     theirs = peft.PeftModel.from_pretrained(tiny.peer(model), tmp_path / "peft").eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import bounds
 import pytest
 import tiny
@@ -9,12 +11,15 @@ import torch
 
 from halter.adapters import warm
 from halter.adapters.adapter import adapt
+from halter.contract.method import Method
 from halter.errors import Refusal
 from halter.methods.dora import Dora
 from halter.methods.excitor import Excitor
+from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.methods.olora import Olora
 from halter.methods.pissa import Pissa
+from halter.parts.low_rank import LowRank
 
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
 ALL = ["q_proj", "up_proj", "embed_tokens", "lm_head"]
@@ -28,6 +33,17 @@ def started(new, old, model, seed=9):
     return adapter, earlier, said
 
 
+@dataclass(frozen=True)
+class Narrow(Method):
+    """A method that the package knows nothing of, made of the shared pair."""
+
+    r: int = 4
+    peft_type = "HALTER_NARROW"
+
+    def build(self, shape, layer):
+        return {} if layer is None else {"q_proj": LowRank(shape.dim, shape.heads * shape.head_dim, self.r, 3.0, 0.0)}
+
+
 LOWER = Lora(r=3, alpha=5.0, target_modules=ALL)
 SAME = [
     (Lora(r=8, alpha=16.0, target_modules=ALL), LOWER),
@@ -37,9 +53,16 @@ SAME = [
     (Lora(r=4, rank_pattern={"up_proj": 6}, target_modules=ALL), LOWER),
     (Dora(r=4, alpha=9.0), Lora(r=4, alpha=3.0)),
     (Dora(r=6), Dora(r=2, alpha=1.0)),
+    (Dora(r=6, target_modules=ALL), LOWER),
+    (Dora(r=4, target_modules=ALL), Dora(r=3, alpha=1.0, target_modules=ALL)),
+    (Lora(r=8, lora_bias=True), Lora(r=4, alpha=2.0, lora_bias=True)),
+    (Lora(r=8, lora_bias=True), Lora(r=4)),
     (Lora(r=8, alpha=3.0), Pissa(r=4)),
     (Dora(r=6), Olora(r=3, alpha=2.0)),
     (Excitor(adapter_layers=1), Excitor(adapter_layers=1)),
+    (Lora(r=4, target_modules=["q_proj"]), Narrow()),
+    (Narrow(), Lora(r=2, target_modules=["q_proj"])),
+    (Narrow(r=6), Narrow()),
 ]
 
 
@@ -93,6 +116,24 @@ def test_a_hybrid_takes_what_there_is_and_says_what_starts_afresh():
     assert said == ["lora starts from lora of there", "afresh: excitor"]
 
 
+Q, V = ({"r": 2, "target_modules": [name]} for name in ("q_proj", "v_proj"))
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "taken"),
+    [
+        (Lora(**V), [Pissa(**Q), Lora(**V)], 1),  # the same method before all others
+        (Lora(**V), [Dora(**Q), Pissa(r=1, target_modules=["v_proj"])], 1),  # what can be taken over
+        (Dora(**V), [Pissa(**Q), Lora(**V)], 1),  # no start to take off
+        (Dora(**V), [Excitor(adapter_layers=1), Olora(r=1, target_modules=["v_proj"]), Lora(**V), Dora(**V)], 3),
+    ],
+    ids=lambda v: str(v)[:50],
+)
+def test_of_several_the_nearest_is_taken(new, old, taken):
+    model = tiny.decoder()
+    assert warm.match(adapt(model, new), {0: ("there", adapt(model, old))}) == {0: taken}
+
+
 @pytest.mark.parametrize(
     ("new", "old", "told"),
     [
@@ -102,6 +143,8 @@ def test_a_hybrid_takes_what_there_is_and_says_what_starts_afresh():
         (Lora(), Dora(), "dora does not become lora"),
         (Pissa(), Lora(), "lora does not become pissa"),
         (Lora(r=4), Pissa(r=4), "needs rank 8, and has 4"),
+        (Lora(), Lora(lora_bias=True), "has a bias of B's"),
+        (Lora(), LlamaAdapterV2(scale_side="none", branch_rank=4), "it holds llama_adapter_v2, and no lora"),
         (Excitor(adapter_layers=1), Excitor(adapter_layers=2), "adapter_layers was 2, is 1"),
         (Excitor(adapter_layers=1), Lora(), "it holds lora, and no excitor"),
     ],

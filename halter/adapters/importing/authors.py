@@ -12,15 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from halter.adapters.adapter import Adapter
 from halter.adapters.importing.taking import Imported, ImportOptions, Taking, filled
-from halter.adapters.saving import state_of
 from halter.contract.registry import find
 from halter.errors import Refusal
 from halter.files.meta import half_split_rows
@@ -112,51 +108,3 @@ def read_v2(taking: Taking, shape: ModelConfig) -> Imported:
     taking.done()
     adapter = filled(shape, find("llama_adapter_v2")(scale_side="in"), tensors, taking.where)  # type: ignore[call-arg]
     return Imported(adapter, "LLaMA-Adapter V2 (65B chat), the authors'")
-
-
-def regated(
-    adapter: Adapter, scope: Literal["head", "layer"], activation: Literal["tanh", "identity"]
-) -> tuple[Adapter, tuple[str, ...]]:
-    """A llama_adapter with its gates spelt otherwise, and what that loses: PEFT has one plain gate a layer.
-
-    tanh and back are exact; heads that become one take their mean. Refusals ``gates-not-convertible``: another
-    method, or plain gates of magnitude 1 and more, which are no tanh of anything.
-    """
-    if len(adapter.methods) != 1 or adapter.methods[0].name() != "llama_adapter":
-        names = [method.name() for method in adapter.methods]
-        raise Refusal(
-            "gates-not-convertible",
-            "only llama_adapter has such gates",
-            found=names,
-            fix="leave the gates' options out",
-        )
-    method: Any = adapter.methods[0]
-    own = state_of(adapter)
-    notes: list[str] = []
-    beyond: list[str] = []
-    for name, gate in own.items():
-        if not name.endswith(".gate"):
-            continue
-        plain = gate.double().tanh() if method.gate_activation == "tanh" else gate.double()
-        if scope == "layer" and len(plain) > 1:
-            mean = plain.mean(0, keepdim=True)
-            spread = float((plain - mean).abs().max())
-            if spread > 1e-6:
-                notes.append(f"{name}: {len(plain)} heads become one gate {float(mean):.4g}, off by up to {spread:.2g}")
-            plain = mean
-        elif scope == "head" and len(plain) == 1:
-            plain = plain.expand(adapter.shape.heads)
-        if activation == "tanh":
-            beyond += [name] if bool((plain.abs() >= 1).any()) else []
-            plain = plain.atanh()
-        own[name] = plain.float()
-    if beyond:
-        raise Refusal(
-            "gates-not-convertible",
-            "gates of magnitude 1 and more are no tanh",
-            found=beyond,
-            fix="keep the plain gates (gate_activation identity)",
-        )
-    changed = filled(adapter.shape, replace(method, gate_scope=scope, gate_activation=activation), own, "gates")
-    changed.facts = dict(adapter.facts)
-    return changed, tuple(notes)
