@@ -45,9 +45,9 @@ def address(leaf):
 class Device(TorchDispatchMode):
     """Sees what a device would: the most bytes of tensors made at one moment, and operations that touch CPU memory."""
 
-    def __init__(self, forbidden: set[int] = frozenset(), lane: LateLane | None = None) -> None:
+    def __init__(self, forbidden: set[int] = frozenset(), copy_stream: LateLane | None = None) -> None:
         super().__init__()
-        self.lane = lane
+        self.copy_stream = copy_stream
         self.forbidden, self.touched = forbidden, []
         self.alive = self.most = 0
         self.held: dict[int, weakref.ref] = {}
@@ -65,7 +65,7 @@ class Device(TorchDispatchMode):
 
     def hold(self, storage):
         key, size = storage._cdata, storage.nbytes()
-        if key not in self.held and (self.lane is None or key not in self.lane.rooms):
+        if key not in self.held and (self.copy_stream is None or key not in self.copy_stream.rooms):
             self.held[key] = weakref.ref(storage, lambda _: self.drop(key, size))
             self.alive += size
             self.most = max(self.most, self.alive)

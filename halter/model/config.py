@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -47,13 +47,8 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str = "") -> ModelConfig:
-        """Read a config.json, which lies at ``where``, as its family has it. Refusal ``model-unsupported`` names
-        everything in it that the decoder cannot do, or that no model of the family can be."""
-        return FAMILIES.get(str(config.get("model_type")), cls.of_llama)(config, where)
-
-    @classmethod
-    def of_llama(cls, config: dict[str, Any], where: str) -> ModelConfig:
-        """The dense LLaMA's."""
+        """Read a dense LLaMA's config.json, which lies at ``where`` (model.families reads any family's). Refusal
+        ``model-unsupported`` names everything in it that the decoder cannot do, or that no LLaMA can be."""
         impossible, problems = _unsupported(config)
         if impossible and not problems:
             what = "this checkpoint's config.json holds values that no LLaMA can have"
@@ -159,8 +154,6 @@ class ModelConfig:
         return plain if self.rope_scaling is None else self.rope_scaling.frequencies(plain, self.rope_theta)
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {"llama": ModelConfig.of_llama}
-"""{model_type in config.json: how that family's is read}."""
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 
 

@@ -74,7 +74,7 @@ class Block(nn.Module):
         if here.tails is not None:
             segments, index = here.tails
             h, x, rotation = h[index], x[index], (rotation[0][index], rotation[1][index])
-            at = LayerActs(*(act.select(index) if isinstance(act, Act) else act for act in at))  # type: ignore[arg-type]
+            at = type(at)._make(act.select(index) if isinstance(act, Act) else act for act in at)  # a family's own too
         q = rope.rotate(self.heads(run_at(at.q_proj, self.q_proj, x)), *rotation)  # [M, heads, head_dim]
         y = self.attention(q, *self.keys(entering, everywhere, here), at, segments)
         h = h + (y if at.after_attention is None else at.after_attention.after(Sublayer(x, h), y))

@@ -12,6 +12,7 @@ from halter.contract.method import Method
 from halter.errors import Refusal, meant
 from halter.files.checkpoint import read_config
 from halter.files.hub import resolve
+from halter.model import families
 from halter.model.config import ModelConfig, preset, preset_names
 from halter.model.storages import StorageName
 
@@ -69,4 +70,4 @@ def shape_of(name: str, revision: str | None = None) -> ModelConfig:
             fix = f"--model {close[0]} is a published shape that needs no hub; {refusal.fix}"
             raise Refusal(refusal.id, refusal.what, where=refusal.where, found=refusal.found, fix=fix) from None
         raise
-    return ModelConfig.from_hf(read_config(folder), str(folder))
+    return families.read_config(read_config(folder), str(folder))

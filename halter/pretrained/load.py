@@ -17,6 +17,7 @@ from halter.files.checkpoint import HFCheckpoint, ModelFolder, dtype_of, open_ch
 from halter.files.hub import resolve
 from halter.files.names import EMBEDDING, HEAD, storage_of
 from halter.files.tensors import TensorSpec
+from halter.model import families
 from halter.model.config import ModelConfig, preset_meant, preset_repository
 from halter.model.decoder import Decoder
 from halter.model.layout import LINEAR, Place
@@ -92,7 +93,7 @@ def load_config(path_or_hub_id: str | Path, revision: str | None = None, *, say:
     folder = located(path_or_hub_id, revision, weights=False, say=say)
     if not (folder / "config.json").is_file():
         folder = resolve(path_or_hub_id, revision, say=say)
-    return ModelConfig.from_hf(read_config(folder), str(folder))
+    return families.read_config(read_config(folder), str(folder))
 
 
 def load_model(
@@ -124,7 +125,7 @@ def _load(
     storing(checkpoint, quantize)  # its refusals
     spinning.watch()
     fresh = None if checkpoint.quantized else quantize
-    config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.folder))
+    config = families.read_config(checkpoint.config, str(checkpoint.folder))
     plan = _Plan.of(checkpoint, config)
     place = choose_device(device)
     apart = streams(offload, place, say)
@@ -174,7 +175,7 @@ def map_model(folder: str | Path, dtype: torch.dtype) -> Decoder:
     """A dense model on the CPU whose weights are pages of its files, for a folder that this process has just written
     in ``dtype``; next to no memory of its own. Refusals as load's."""
     checkpoint = HFCheckpoint(Path(folder))
-    model = Decoder(ModelConfig.from_hf(checkpoint.config, str(checkpoint.folder)), dtype, device="meta")
+    model = Decoder(families.read_config(checkpoint.config, str(checkpoint.folder)), dtype, device="meta")
     for name in _Plan.of(checkpoint, model.config).order:
         model.set_tensor(name, checkpoint.map(name))
     checkpoint.close()

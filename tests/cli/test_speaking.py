@@ -323,7 +323,7 @@ def test_chat_lays_4_bit_weights_out_once_for_all_turns(
         yield 0
         held.append("dropped")
 
-    monkeypatch.setattr("halter.cli.chat.packed", noting)
+    monkeypatch.setattr("halter.cli.chat.for_decoding", noting)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{ASK}\n{ASK}\n"))
     assert typed(capsys, "chat", run, "--max-new-tokens", 8)[0] == 0
     assert held == ["rows 1, steps 8", "dropped"]

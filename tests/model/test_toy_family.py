@@ -17,7 +17,7 @@ from halter.contract.registry import names
 from halter.errors import Refusal
 from halter.export.merge import merge
 from halter.methods.lora import Lora
-from halter.model import config as config_file
+from halter.model import families
 from halter.model.cache import Cache
 from halter.model.layout import LINEAR
 from halter.model.linear import Linear
@@ -52,7 +52,7 @@ FREQUENCIES = {"rtol": 1e-5, "atol": 1e-6}  # which are float32
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(config_file.FAMILIES, "toy", ToyConfig.of_toy)
+    monkeypatch.setitem(families.FAMILIES, "toy", ToyConfig.of_toy)
 
 
 def toy(dtype=torch.float64, seed=0):
@@ -139,8 +139,9 @@ def test_token_by_token_is_the_whole_row():
 
 
 @torch.no_grad()
-def test_only_what_is_wanted_leaves_the_last_layer():
-    model = toy()
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])  # each kind of block as the last one
+def test_only_what_is_wanted_leaves_the_last_layer(layers):
+    model = tiny.decoder(replace(CONFIG, layers=layers), torch.float64)
     wanted = torch.tensor([2, 6, 11, 20])
     whole = torch.cat(logits(model))
     part = model.head(model.hidden(Pass(torch.cat(ROWS), rows_of(), wanted=wanted)))

@@ -221,7 +221,7 @@ class ToyConfig(ModelConfig):
 
     @classmethod
     def of_toy(cls, config: dict[str, Any], where: str) -> ToyConfig:
-        plain = ModelConfig.of_llama(config | {"model_type": "llama"}, where)
+        plain = ModelConfig.from_hf(config | {"model_type": "llama"}, where)
         own = {name: config[name] for name in ("experts", "vision_layers", "vision_dim")}
         return cls(**vars_of(plain), **own)
 

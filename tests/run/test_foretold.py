@@ -13,7 +13,7 @@ from own_data import Own
 import halter
 from halter.data.example import Example
 from halter.run import course
-from halter.training import loop
+from halter.training import loop, terms
 from halter.training.objectives.sft import Sft
 from halter.training.progress import Display
 
@@ -46,7 +46,7 @@ def test_a_pass_of_two_seconds_is_carried_over_to_the_run(
         passed.append(sum(len(row.tokens) for row in rows))
         return 2.0
 
-    monkeypatch.setattr(course, "rehearse", two_seconds)
+    monkeypatch.setattr(terms, "rehearse", two_seconds)
     lengths: list[np.ndarray] = []
     tokens_per_step = course._tokens_per_step
     monkeypatch.setattr(
