@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from halter.elsewhere import called_otherwise, refuse_unknown
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.experts import EXPERTS
 from halter.model.inputs import moved
 from halter.model.layout import LINEAR, SCORE, VIRTUAL, Place
 from halter.model.places import Act, Acts, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
+from halter.telling import tell_once
 
 
 @dataclass(frozen=True)
@@ -285,4 +288,18 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], *, seed: int =
     for one in methods:
         check_options(one.name(), type(one), vars(one))
         one.check_new(base.config)
-    return Adapter(base.config, methods, seed).start(base)
+    adapter = Adapter(base.config, methods, seed).start(base)
+    if line := left_alone(adapter):
+        tell_once(line)
+    return adapter
+
+
+def left_alone(adapter: Adapter) -> str:
+    """A line on what an adapter acts on beside routed experts, which are most of their base; '' where there are none,
+    or where it acts on them."""
+    experts = adapter.shape.layout.of(EXPERTS)
+    if not experts or any(slot.at.kind == EXPERTS for slot in adapter.slots):
+        return ""
+    share = sum(prod(place.shape) for place in experts) / adapter.shape.num_parameters
+    adapted = ", ".join(dict.fromkeys(slot.path.rpartition(".")[2] for slot in adapter.slots))
+    return f"Adapted: {adapted}. The routed experts, {share:.0%} of the base's numbers, are left alone by every method."

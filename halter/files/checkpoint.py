@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.meta import MetaCheckpoint, is_meta_folder
-from halter.files.names import bnb_groups, is_ignored, other_quantisation
+from halter.files.names import bnb_groups, is_ignored, of_text, other_quantisation
 from halter.files.nearby import no_model, no_such_folder
 from halter.files.reading import plain_name, read_json
 from halter.files.tensors import TensorFile, TensorSpec
@@ -31,6 +31,7 @@ class ModelFolder(Protocol):
 
     ``config`` and ``generation_config`` are in Hugging Face's keys; ``files`` are those with tensors; ``layout`` is
     "huggingface" or "meta"; ``quantized`` groups the tensors of a quantised checkpoint by weight (names.bnb_groups).
+    ``skipped``: the tensors that are left unread, those of a tower of pictures.
     """
 
     layout: str
@@ -38,6 +39,7 @@ class ModelFolder(Protocol):
     files: tuple[Path, ...]
     config: dict[str, Any]
     generation_config: dict[str, Any]
+    skipped: tuple[str, ...]
 
     @property
     def quantized(self) -> dict[str, dict[str, str]]: ...
@@ -67,35 +69,43 @@ class HFCheckpoint:
         self.generation_config = read_json(generation) if generation.is_file() else {}
         self.files = _shards(folder)
         self._open = [TensorFile(path) for path in self.files]
-        self._where = {name: file for file in self._open for name in file.specs if not is_ignored(name)}
-        self.quantized = bnb_groups(self._where)
         self._refuse_repeated()
+        held = {name: file for file in self._open for name in file.specs if not is_ignored(name)}
+        named = {name: of_text(name, self.config.get("model_type")) for name in held}
+        self.skipped = tuple(name for name in held if named[name] is None)
+        self._where = {as_text: (held[name], name) for name, as_text in named.items() if as_text is not None}
+        self._refuse_halves(len(held) - len(self.skipped))
+        self.quantized = bnb_groups(self._where)
         self._refuse_other_quantisation()
 
     def names(self) -> dict[str, TensorSpec]:
         """{name: shape and dtype} in the order of the files; parts of quantised weights under their own names."""
-        return {name: spec for file in self._open for name, spec in file.specs.items() if name in self._where}
+        return {name: file.specs[stored] for name, (file, stored) in self._where.items()}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor in fresh aligned memory, cast on the way if asked. KeyError for a name that is not there."""
-        return self._where[name].read(name, dtype)
+        file, stored = self._where[name]
+        return file.read(stored, dtype)
 
     def map(self, name: str) -> Tensor:
         """One tensor as pages of its file (TensorFile.map)."""
-        return self._where[name].map(name)
+        file, stored = self._where[name]
+        return file.map(stored)
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) in the order of the files, one in memory at a time."""
-        for name, file in self._where.items():
-            yield name, file.read(name)
+        for name, (file, stored) in self._where.items():
+            yield name, file.read(stored)
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a tensor's bytes as stored."""
-        return self._where[name].sha256(name)
+        file, stored = self._where[name]
+        return file.sha256(stored)
 
     def first_row(self, name: str) -> bytes:
         """The bytes of a tensor's first row (all of a vector), at most 16 KiB of them."""
-        return self._where[name].first_row(name)
+        file, stored = self._where[name]
+        return file.first_row(stored)
 
     def close(self) -> None:
         """Close the files."""
@@ -114,6 +124,12 @@ class HFCheckpoint:
                 found=twice,
                 fix="keep one of the files: a folder holds one model",
             )
+
+    def _refuse_halves(self, count: int) -> None:
+        if len(self._where) < count:
+            what = "some tensors stand here twice, with and without the text's prefix (language_model.)"
+            fix = "keep one of each: fetch the checkpoint's files again"
+            raise Refusal("checkpoint-index", what, where=str(self.folder), fix=fix)
 
     def _refuse_other_quantisation(self) -> None:
         rule = self.config.get("quantization_config")

@@ -36,6 +36,7 @@ class MetaCheckpoint:
     """An open folder of Meta's; the same face as HFCheckpoint, with canonical names in Hugging Face's layout."""
 
     layout = "meta"
+    skipped: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

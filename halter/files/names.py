@@ -60,6 +60,18 @@ def is_ignored(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq") or name == "rope.freqs"
 
 
+_TEXT_HALF = "language_model."
+_PICTURES_HALF = ("vision_model.", "multi_modal_projector.")
+
+
+def of_text(name: str, family: object) -> str | None:
+    """What a tensor of a checkpoint whose model_type is ``family`` is called where the text stands alone; None for one
+    of the tower of pictures, which is not read. Llama 4 has both halves in one checkpoint."""
+    if family == "llama4" and name.startswith(_PICTURES_HALF):
+        return None
+    return name.removeprefix(_TEXT_HALF) if family in ("llama4", "llama4_text") else name
+
+
 BNB_STATES: dict[Literal["nf4", "fp4"], str] = {
     "nf4": "quant_state.bitsandbytes__nf4",
     "fp4": "quant_state.bitsandbytes__fp4",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from halter.files.checkpoint import ModelFolder
+from halter.files.names import of_text
 from halter.files.tensors import TensorFile
 
 
@@ -16,7 +17,8 @@ def rows_of(checkpoint: ModelFolder, name: str, ids: Sequence[int]) -> Tensor:
     if checkpoint.layout == "huggingface":
         for path in checkpoint.files:
             with TensorFile(path) as file:
-                if name in file.specs:
-                    return file.rows(name, ids).float()
+                for stored in file.specs:
+                    if of_text(stored, checkpoint.config.get("model_type")) == name:
+                        return file.rows(stored, ids).float()
         raise KeyError(name)
     return checkpoint.read(name)[torch.tensor(ids, dtype=torch.long)].float()

@@ -121,16 +121,20 @@ class ModelConfig:
     @cached_property
     def layout(self) -> Layout:
         """Every place of the model, with its name in a checkpoint and its shape."""
+        block = dense.layout(self)
+        return Layout(self.outer, [block.at(f"model.layers.{layer}", layer) for layer in range(self.layers)])
+
+    @property
+    def outer(self) -> tuple[Place, ...]:
+        """The places outside the layers."""
         vocabulary = (self.vocab_size, self.dim)
-        outer = (
+        return (
             Place("embed_tokens", TABLE, "model.embed_tokens", vocabulary),
             Place("norm", NORM, "model.norm", (self.dim,)),
             Place("lm_head", HEAD, "lm_head", vocabulary, tied=self.tied),
             Place(VIRTUAL, PREFIX, f"model.{VIRTUAL}"),
             Place(SCORE, AROUND, SCORE),
         )
-        block = dense.layout(self)
-        return Layout(outer, [block.at(f"model.layers.{layer}", layer) for layer in range(self.layers)])
 
     def tensor_shapes(self) -> dict[str, torch.Size]:
         """{Hugging Face tensor name: shape} of every tensor a checkpoint holds; a tied head has none of its own."""
@@ -147,6 +151,11 @@ class ModelConfig:
         the attention's output, k and v, gate, up and their product; an adapter's own are left out."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return 4 * self.dim + 3 * q + 3 * kv + 3 * self.ffn_dim
+
+    @property
+    def rotates_wide(self) -> bool:
+        """Whether heads are rotated in float32 whatever the model's dtype, as transformers has it in some families."""
+        return False
 
     def frequencies(self) -> Tensor:
         """Rotary frequencies float32 [head_dim / 2], scaled as the checkpoint says."""

@@ -181,7 +181,7 @@ class Decoder(nn.Module):
 
     @property
     def rotation_dtype(self) -> torch.dtype:
-        return torch.float32 if self.rope_fp32 else self.dtype
+        return torch.float32 if self.rope_fp32 or self.config.rotates_wide else self.dtype
 
     def places(self) -> Iterator[tuple[Place, nn.Module]]:
         """Every place that holds base weights, with its module."""

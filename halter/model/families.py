@@ -6,8 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from halter.model.config import ModelConfig
+from halter.model.llama4_config import Llama4Config
 
-FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {"llama": ModelConfig.from_hf}
+FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {
+    "llama": ModelConfig.from_hf,
+    "llama4": Llama4Config.from_hf,
+    "llama4_text": Llama4Config.from_hf,
+}
 """{model_type in config.json: how that family's is read}."""
 
 

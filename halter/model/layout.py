@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from halter.model.config import ModelConfig
     from halter.model.decoder import Decoder
     from halter.model.passes import Pass
     from halter.model.segments import Segments
@@ -81,8 +80,8 @@ class Place:
 class BlockLayout:
     """What one kind of block declares."""
 
-    make: Callable[[ModelConfig, BlockLayout, torch.dtype, torch.device | str], nn.Module]
-    """The block's class: made from configuration, layout, dtype and device."""
+    make: Callable[[Any, BlockLayout, torch.dtype, torch.device | str], nn.Module]
+    """The block's class: made from its family's configuration, layout, dtype and device."""
     acts: Callable[..., Any]
     """The record (a NamedTuple) of what acts in it during one forward: a field for each place."""
     places: tuple[Place, ...]

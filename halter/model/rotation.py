@@ -128,8 +128,9 @@ def faults(config: Mapping[str, Any]) -> list[str]:
 def disorders(config: Mapping[str, Any]) -> list[str]:
     """Bounds of rotation that stand the wrong way round, where ``faults`` finds nothing."""
     rules = _rules(config)
-    if _kind(rules) == "llama3" and rules["low_freq_factor"] >= rules["high_freq_factor"]:
-        return [f"low_freq_factor {rules['low_freq_factor']} not below high_freq_factor"]
+    # Where both are equal, as in Llama 4 Scout, nothing is blended.
+    if _kind(rules) == "llama3" and rules["low_freq_factor"] > rules["high_freq_factor"]:
+        return [f"low_freq_factor {rules['low_freq_factor']} above high_freq_factor"]
     if _kind(rules) != "yarn":
         return []
     fast, slow = rules.get("beta_fast") or 32, rules.get("beta_slow") or 1

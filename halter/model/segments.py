@@ -92,6 +92,35 @@ class Segments:
         own = torch.stack((self.query_starts, self.query_lengths, self.key_starts, self.key_lengths), dim=1)
         return own if self.beginnings is None else torch.cat((own, self.beginnings), dim=1)
 
+    def chunks(self, size: int, placed: bool = True) -> Tensor:
+        """``spans`` where a token sees only keys of its own block of ``size`` positions, blocks counted from each row's
+        start: int64 CPU [C, 4 or 6], a block of a row each; C is not R. Made once for all layers.
+
+        A beginning that stands at positions of its own (``placed``) is cut as the row is; of any other, which is
+        memory, every block sees all.
+        """
+        made: dict[tuple[int, bool], Tensor] = self.__dict__.setdefault("_made_chunks", {})
+        if (size, placed) not in made:
+            made[size, placed] = self._chunks(size, placed)
+        return made[size, placed]
+
+    def _chunks(self, size: int, placed: bool) -> Tensor:
+        found = []
+        for query, queries, key, keys, *before in self.spans.tolist():
+            ahead = before[1] if before and placed else 0  # positions before the row's own first key
+            position, end = ahead + keys - queries, ahead + keys
+            while position < end:
+                first = position // size * size
+                stop = min(first + size, end)
+                own = max(first - ahead, 0)
+                block = [query, stop - position, key + own, stop - ahead - own]
+                if before:
+                    skipped = min(first, ahead)
+                    block += [before[0] + skipped, before[1] - skipped]
+                found.append(block)
+                query, position = query + stop - position, stop
+        return torch.tensor(found, dtype=torch.int64).reshape(-1, 4 if self.beginnings is None else 6)
+
     def part(self, run: RowRun) -> Segments:
         """The segments of one run of neighbouring rows."""
         rows, tokens = slice(run.row, run.row_end), slice(run.token, run.token_end)

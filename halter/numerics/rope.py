@@ -1,4 +1,5 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864) in the half-split layout of Hugging Face checkpoints."""
+"""Rotary position embedding (RoFormer, arXiv 2104.09864): in the half-split layout of Hugging Face checkpoints, and in
+that of neighbouring channels, which Llama 4 has."""
 
 from __future__ import annotations
 
@@ -88,3 +89,15 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x * cosine + turned * sine).to(x.dtype)
+
+
+def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """``rotate`` where channels (2i, 2i+1) turn together and not (i, i + head_dim / 2): Llama 4 in every format.
+
+    ``cosine`` and ``sine`` are of ``angles`` all the same; keeps x's dtype.
+    """
+    half = x.shape[-1] // 2
+    cosine, sine = cosine[..., :half], sine[..., :half]
+    first, second = x.unflatten(-1, (half, 2)).unbind(-1)
+    turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -63,6 +63,10 @@ def read_settings(folder: Path, config: Mapping[str, Any] | None) -> Settings:
     ]
     controls += [Control(t, int(id)) for t, id in optional("added_tokens.json").items() if int(id) not in added]
     add_bos = own.get("add_bos_token")
+    model = dict(config) if config is not None else optional("config.json")
+    inner = model.get("text_config")  # of a model with pictures, whose tokens are named there
+    if isinstance(inner, dict):
+        model = inner | {key: value for key, value in model.items() if value is not None}
     return Settings(
         names=names,
         add_bos=add_bos if isinstance(add_bos, bool) else None,
@@ -70,7 +74,7 @@ def read_settings(folder: Path, config: Mapping[str, Any] | None) -> Settings:
         added=tuple(controls),
         templates=_templates(folder, own, optional("chat_template.json")),
         generation_eos=ids_of(optional("generation_config.json").get("eos_token_id")),
-        config=dict(config) if config is not None else optional("config.json"),
+        config=model,
     )
 
 

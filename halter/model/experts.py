@@ -1,0 +1,76 @@
+"""Routed experts: which of them a token takes, and how each computes its own tokens and no others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from halter.model.layout import Place
+
+EXPERTS = "experts"
+"""The kind of a place with one matrix for each expert, [experts, in, out] as Hugging Face stores them (a Linear's is
+[out, in]). It stays in the dtype computed in, and no method knows it."""
+
+
+class StackedExperts(nn.Module):
+    """The matrices of all experts at one place, [experts, in, out]; a frozen buffer."""
+
+    matrix: Tensor
+
+    def __init__(self, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
+
+    def forward(
+        self, given: tuple[Tensor, list[int]], weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """``given``: x [N, in] in the order of the experts, and how many rows are each expert's -> [N, out]. An expert
+        without rows computes nothing. There is no bias."""
+        x, counts = given
+        matrix = self.matrix if weight is None else weight
+        parts = [rows @ matrix[expert] for expert, rows in enumerate(x.split(counts)) if len(rows)]
+        return torch.cat(parts) if parts else x.new_zeros(0, matrix.shape[-1])
+
+    def weight(self) -> Tensor:
+        return self.matrix
+
+
+def leading(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(values, numbers int64), [N, count] each, of the largest ``scores`` [N, experts] of every token, the largest
+    first; of equal ones the lower number goes first, which torch's topk does not promise."""
+    if count == 1:
+        chosen = scores.argmax(-1, keepdim=True)  # of equal ones the first
+    else:
+        chosen = scores.detach().sort(stable=True, dim=-1, descending=True).indices[:, :count]
+    return scores.gather(-1, chosen), chosen
+
+
+def strengths(scores: Tensor) -> Tensor:
+    """The sigmoid of ``scores``, made in float32 at least, in their dtype."""
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    return wide.sigmoid().to(scores.dtype)
+
+
+class Routing:
+    """N tokens with ``count`` experts each, as N * count rows in the order of the experts, and the way back."""
+
+    def __init__(self, chosen: Tensor, experts: int) -> None:
+        """``chosen`` int64 [N, count]: the experts of every token."""
+        self._tokens, self._count = chosen.shape
+        flat = chosen.flatten()
+        self._order = flat.argsort(stable=True)
+        # A tensor without memory has no numbers: a plan reckons with all rows at one expert, which is as much work.
+        self.counts = (
+            [flat.numel()] + [0] * (experts - 1) if flat.is_meta else flat.bincount(minlength=experts).tolist()
+        )
+        """How many rows are each expert's."""
+
+    def gather(self, x: Tensor, strength: Tensor) -> Tensor:
+        """x [N, dim] times ``strength`` [N, count], a row for each token and expert [N * count, dim]."""
+        rows = x.index_select(0, self._order // self._count)
+        return rows * strength.flatten().index_select(0, self._order)[:, None]
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """The sum over each token's experts [N, dim] of what they made of ``gather``'s rows [N * count, dim]."""
+        back = y.index_select(0, self._order.argsort())
+        return back if self._count == 1 else back.unflatten(0, (self._tokens, self._count)).sum(1)
