@@ -1,4 +1,4 @@
-"""Llama 4, counted and not run: the decoder has no routed experts, the arithmetic of them is exact all the same.
+"""Llama 4 by name, counted and not run: its arithmetic is exact. A folder with its text is planned as any model's.
 
 Shapes as the published checkpoints' config.json have them; totals agree with the numbers of the tensors there.
 """
@@ -16,9 +16,10 @@ from halter.planning.dry import dry_adapter
 
 EXPERTS_RANK = 8
 NOTE = (
-    "Llama 4 is counted, not run: the decoder has no routed experts yet. Methods are counted on attention, the shared "
-    "expert and, in Maverick, the dense layers; the router and the images' tower are left alone. NF4 holds attention, "
-    "every expert and the dense layers in 4 bits, the rest in 16."
+    "Llama 4 is counted here, not run; a folder with its text is planned as any model's. Methods are counted on "
+    "attention, the shared expert and, in Maverick, the dense layers; the router, which all-linear adapts as well, and "
+    "the images' tower are left alone. NF4 is counted with attention, every expert and the dense layers in 4 bits, the "
+    "rest in 16; what is loaded today keeps the routed experts in 16."
 )
 
 
