@@ -37,7 +37,7 @@ MAX_ID, MAX_IDS = (1 << 24) - 1, 256
 def unfit(config: Mapping[str, Any]) -> list[str]:
     """Every value of another kind than a LLaMA's, or out of bounds; null is "not given" everywhere."""
     wrong = [
-        f"{key} {_short(config[key])}, not a whole number from {least} to {most}"
+        f"{key} {short(config[key])}, not a whole number from {least} to {most}"
         for key, (least, most) in COUNTS.items()
         if config.get(key) is not None and not (type(config[key]) is int and least <= config[key] <= most)
     ]
@@ -45,28 +45,28 @@ def unfit(config: Mapping[str, Any]) -> list[str]:
     for section in ("rope_parameters", "rope_scaling"):
         rules = config.get(section) or {}
         if not isinstance(rules, dict):
-            wrong.append(f"{section} {_short(rules)}, not an object")
+            wrong.append(f"{section} {short(rules)}, not an object")
             continue
         wrong += [f"{section}.{fault}" for fault in _floats(rules, ROPE)]
-        wrong += [f"{section}.{k} {_short(rules[k])}" for k in ("rope_type", "type") if not _text(rules.get(k))]
+        wrong += [f"{section}.{k} {short(rules[k])}" for k in ("rope_type", "type") if not _text(rules.get(k))]
         if not isinstance(rules.get("truncate"), bool | None):
-            wrong.append(f"{section}.truncate {_short(rules['truncate'])}")
-    wrong += [f"{key} {_short(config[key])}" for key in SWITCHES if not isinstance(config.get(key), bool | None)]
+            wrong.append(f"{section}.truncate {short(rules['truncate'])}")
+    wrong += [f"{key} {short(config[key])}" for key in SWITCHES if not isinstance(config.get(key), bool | None)]
     wrong += [
-        f"{key} {_short(config[key])}" for key in ("torch_dtype", "dtype", "hidden_act") if not _text(config.get(key))
+        f"{key} {short(config[key])}" for key in ("torch_dtype", "dtype", "hidden_act") if not _text(config.get(key))
     ]
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(key)
         ids: list[Any] = value if isinstance(value, list) and key == "eos_token_id" else [value]
         # The first LLaMA's config.json pads with -1.
         if len(ids) > MAX_IDS or not all(i is None or (type(i) is int and -1 <= i <= MAX_ID) for i in ids):
-            wrong.append(f"{key} {_short(config[key])}")
+            wrong.append(f"{key} {short(config[key])}")
     return wrong
 
 
 def _floats(values: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]]) -> list[str]:
     return [
-        f"{key} {_short(values[key])}, not a number from {least:g} to {most:g}"
+        f"{key} {short(values[key])}, not a number from {least:g} to {most:g}"
         for key, (least, most) in bounds.items()
         if values.get(key) is not None and not (type(values[key]) in (int, float) and least <= values[key] <= most)
     ]
@@ -76,7 +76,8 @@ def _text(value: Any) -> bool:
     return isinstance(value, str | None)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A stranger's value, so short that a message can hold it."""
     try:
         return repr(value)[:60]
     except (ValueError, RecursionError):  # thousands of digits, thousands of brackets

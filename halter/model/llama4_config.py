@@ -10,6 +10,7 @@ from typing import Any
 from halter.errors import Refusal, meant
 from halter.model import llama4
 from halter.model.config import ModelConfig
+from halter.model.config_limits import short
 from halter.model.layout import Layout
 from halter.model.rotation import RopeScaling
 
@@ -162,11 +163,11 @@ def text_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         text = {key: config[key] for key in outer if config.get(key) is not None} | text
         kind = text.get("model_type", "llama4_text")
         if kind != "llama4_text":
-            wrong.append(f"text_config.model_type {kind!r}")
+            wrong.append(f"text_config.model_type {short(kind)}")
     rules = config.get("quantization_config") or text.get("quantization_config")
     method = rules.get("quant_method") if isinstance(rules, dict) else rules
     if rules and method != _READ_BY_BITSANDBYTES:
-        wrong.append(f"weights stored as {method or 'quantised'}")
+        wrong.append(f"weights stored as {short(method)}")
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not text.get("rope_theta") and not (isinstance(rope, dict) and rope.get("rope_theta")):
         text = text | {"rope_theta": THETA}
@@ -176,16 +177,16 @@ def text_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _wrong(text: Mapping[str, Any]) -> list[str]:
     """The values that a LLaMA's config.json has not and that are of another kind than a Llama 4's."""
     found = [
-        f"{key} {str(text[key])[:60]}, not a whole number from 1 to {most}"
+        f"{key} {short(text[key])}, not a whole number from 1 to {most}"
         for key, most in _COUNTS.items()
         if type(text[key]) is not int or not 1 <= text[key] <= most
     ]
     if type(text["attn_scale"]) not in (int, float) or not 0 <= text["attn_scale"] <= 1e3:
-        found.append(f"attn_scale {str(text['attn_scale'])[:60]}, not a number from 0 to 1000")
+        found.append(f"attn_scale {short(text['attn_scale'])}, not a number from 0 to 1000")
     # The published files have 4 for true.
     for key in ("use_qk_norm", "attn_temperature_tuning"):
         if not isinstance(text[key], int):
-            found.append(f"{key} {str(text[key])[:60]}, not true or false")
+            found.append(f"{key} {short(text[key])}, not true or false")
     return found
 
 
@@ -194,14 +195,14 @@ def _wrong_lists(text: Mapping[str, Any]) -> list[str]:
     found, layers = [], text["num_hidden_layers"]
     chosen = _moe_layers(text)
     if not isinstance(chosen, list) or not all(type(one) is int and 0 <= one < layers for one in chosen):
-        found.append(f"moe_layers {str(chosen)[:60]}, not numbers of layers")
+        found.append(f"moe_layers {short(chosen)}, not numbers of layers")
     rotated = _rotated(text)
     if not isinstance(rotated, list) or len(rotated) < layers or not all(one in (0, 1) for one in rotated):
-        found.append(f"no_rope_layers {str(rotated)[:60]}, not a 0 or 1 for each layer")
+        found.append(f"no_rope_layers {short(rotated)}, not a 0 or 1 for each layer")
         return found
     kinds = _kinds(text)
     if not isinstance(kinds, list) or len(kinds) < layers or not all(one in (CHUNKED, WHOLE) for one in kinds):
-        found.append(f"layer_types {str(kinds)[:60]}, not {CHUNKED} or {WHOLE} for each layer")
+        found.append(f"layer_types {short(kinds)}, not {CHUNKED} or {WHOLE} for each layer")
     if text["num_experts_per_tok"] > text["num_local_experts"]:
         found.append(f"{text['num_experts_per_tok']} experts a token of {text['num_local_experts']}")
     return found

@@ -12,6 +12,7 @@ import tiny_tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration
 from transformers import Llama4TextConfig as TheirConfig
 
@@ -22,6 +23,8 @@ from halter.adapters.mixed import Mixed
 from halter.contract.registry import names
 from halter.errors import Refusal
 from halter.export.merge import merge
+from halter.files.checkpoint import open_checkpoint
+from halter.files.vocabulary_rows import rows_of
 from halter.methods.lora import Lora
 from halter.model import llama4_config
 from halter.model.cache import Cache
@@ -32,7 +35,7 @@ from halter.model.families import read_config
 from halter.model.layout import LINEAR
 from halter.model.linear import Linear
 from halter.model.passes import Pass
-from halter.model.places import Act
+from halter.model.places import Act, Acts
 from halter.model.rotation import RopeScaling
 from halter.model.segments import Segments
 from halter.planning.dry import base_bytes, dry_adapter, dry_base
@@ -40,6 +43,7 @@ from halter.planning.trace import training_pass
 from halter.pretrained.digest import digest_model
 from halter.pretrained.load import load_config, load_model
 from halter.pretrained.save import save_model
+from halter.text.tokenizer_settings import read_settings
 from halter.training.step import Learnt, one_pass
 
 SCOUT = RopeScaling("llama3", 16.0, 1.0, 1.0, 64)
@@ -345,6 +349,34 @@ def test_every_place_is_called_once_in_the_order_of_the_record():
         assert [next(n for n, act in acts.items() if act is one) for one in CALLED] == list(kinds)
 
 
+class Keeps(Act):
+    """Keeps what comes to a place, and changes nothing."""
+
+    def act(self, x, y):
+        KEPT.append(x)
+        return y
+
+
+KEPT: list[object] = []
+
+
+@torch.no_grad()
+def test_what_is_projected_for_attention_is_scored_as_the_layers_own_keys():
+    """At position 0 nothing turns: the first token's key is what Context.project makes of its states."""
+    model = made()
+    segments = Segments.packed([5])
+    for layer in range(4):
+        del KEPT[:]
+        act = model.bare[layer]._replace(q_proj=Keeps(), context=Keeps())
+        acts = Acts((*model.bare[:layer], act, *model.bare[layer + 1 :]))
+        model.hidden(Pass(ROWS[0][:5], segments, acts))
+        states, context = KEPT
+        k, v = context.project(states[:1], True)
+        assert not torch.equal(k[0], model.layers[layer].k_proj(states[0]).view(2, 8)) or layer == 3  # QK norm
+        same([k[0], v[0]], [context.k[0], context.v[0]])
+        assert context.spans.tolist() == [[0, 5, 0, 5]]  # of rows, not of chunks
+
+
 def test_gradients_of_lora_are_those_of_transformers():
     """At every linear place, router and shared expert among them, through autograd in transformers' own model."""
     model = made(CONFIG)
@@ -426,14 +458,17 @@ def test_rows_of_one_batch_have_their_own_adapters():
 
 
 @torch.no_grad()
-def test_an_adapter_is_saved_and_read(tmp_path):
+def test_an_adapter_is_saved_and_read_also_by_peft(tmp_path):
     model = made()
     adapter = moved(model)
     adapter.save(tmp_path / "a")
-    assert all(
-        torch.equal(*pair)
-        for pair in zip(logits(model, adapter), logits(model, load_adapter(tmp_path / "a", model)), strict=True)
-    )
+    again = load_adapter(tmp_path / "a", model)
+    assert all(torch.equal(*pair) for pair in zip(logits(model, adapter), logits(model, again), strict=True))
+    peft, plain = pytest.importorskip("peft"), made(dtype=torch.float32)
+    adapter = moved(plain, exclude_modules=["router"])  # PEFT itself cannot run one there
+    adapter.save(tmp_path / "b")
+    theirs = peft.PeftModel.from_pretrained(peer(plain), tmp_path / "b").eval()
+    bounds.assert_same(plain(TOKENS, adapter=adapter), theirs(TOKENS).logits)
 
 
 def test_a_step_learns_what_the_whole_pass_says():
@@ -531,16 +566,47 @@ def test_of_a_checkpoint_with_pictures_the_text_is_read(tmp_path):
     count = sum(not name.startswith("language_model.") for name in whole.state_dict())
     assert any(f"{count} tensors of the tower of pictures are left unread" in line for line in said)
     bounds.assert_same(model(TOKENS), whole(TOKENS).logits)
+    settings_ = read_settings(tmp_path / "whole", None)
+    assert settings_.config["eos_token_id"] == 2 and settings_.config["model_type"] == "llama4"
+    checkpoint = open_checkpoint(tmp_path / "whole")
+    assert torch.equal(rows_of(checkpoint, "model.embed_tokens.weight", [7, 3]), model.embed_tokens.matrix[[7, 3]])
+    checkpoint.close()
     save_model(model, model.config, tmp_path / "text")
     alone = load_model(tmp_path / "text", "float32", device="cpu")
     assert torch.equal(alone(TOKENS), model(TOKENS)) and digest_model(alone) == digest_model(model)
     bounds.assert_same(model(TOKENS), theirs_of(tmp_path / "text"))
 
 
+def test_a_tensor_under_both_names_is_refused(tmp_path):
+    save_model(made(dtype=torch.float32), CONFIG, tmp_path / "a")
+    stored = load_file(tmp_path / "a" / "model.safetensors")
+    save_file(stored | {"language_model.model.norm.weight": torch.ones(32)}, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(Refusal, match="with and without the text's prefix"):
+        load_model(tmp_path / "a", device="cpu")
+
+
+STRANGE = (None, -1, 0, 1.5, "x", True, [], {}, [1], [None], 10**5000, [[[]]], {"a": 1})
+
+
+@pytest.mark.parametrize("key", [*llama4_config.DEFAULTS, "moe_layers", "no_rope_layers", "layer_types", "text_config"])
+def test_whatever_a_config_says_it_is_read_or_refused(key):
+    for value in STRANGE:
+        for stored in (
+            CONFIG.to_hf() | {key: value},
+            {"model_type": "llama4", "text_config": CONFIG.to_hf(), key: value},
+        ):
+            try:
+                shape = read_config(stored)
+            except Refusal as refusal:
+                assert refusal.id == "model-unsupported" and refusal.found
+            else:
+                assert len(shape.layout.blocks) == len(shape.rotated) == len(shape.chunked) == shape.layers
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, ["weights stored as fbgemm_fp8"]),
+        ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, ["weights stored as 'fbgemm_fp8'"]),
         (
             {"quantization_config": {"quant_method": "compressed-tensors"}, "attention_chunk_size": 0},
             ["weights", "attention_chunk_size 0"],
@@ -552,7 +618,7 @@ def test_of_a_checkpoint_with_pictures_the_text_is_read(tmp_path):
         ({"num_experts_per_tok": 5}, ["5 experts a token of 4"]),
         (
             {"hidden_act": "gelu", "attn_scale": "x", "num_local_experts": 0},
-            ["hidden_act", "attn_scale x", "num_local_experts 0"],
+            ["hidden_act", "attn_scale 'x'", "num_local_experts 0"],
         ),
         ({"rope_parameters": {"rope_type": "longrope"}, "rope_scaling": None}, ["longrope"]),
     ],
