@@ -10,7 +10,7 @@ import pytest
 import tiny
 import tiny_tokenizers
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration
@@ -160,7 +160,7 @@ def test_logits_equal_transformers():
     """fp32 within 1e-4 over the shapes, in padded batches, where no router's choice hangs on rounding."""
     drawn, left, worst = [0], [0], [0.0]
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=40, deadline=None, database=None, phases=[Phase.generate])  # the shapes are small as drawn
     @given(shapes, st.lists(st.integers(1, 40), min_size=1, max_size=2), st.integers(0, 99))
     def check(sizes, lengths, seed):
         model = made(config(**sizes), torch.float32, seed)
@@ -512,7 +512,7 @@ def test_in_few_bits_linear_layers_are_quantised_and_experts_are_not(how, tmp_pa
     for place, module in small.places():
         plain.set_tensor(place.weight_name, module.weight().clone())
     for got, want in zip(logits(small), logits(plain), strict=True):
-        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2 if how == "int8" else 1e-4)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert all(part.isfinite().all() for part in logits(small, moved(small)))
 
 
