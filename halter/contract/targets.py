@@ -17,8 +17,9 @@ _NAME = re.compile(r"[\w.]+")
 
 
 def matches(target: Targets, place: Place) -> bool:
-    """Whether a place is meant: by "all-linear" (every Linear but the head), by a regular expression that must match
-    its whole path, or by a list of paths or their last parts. A single name such as "q_proj" is a list of one."""
+    """Whether a place is meant: by "all-linear" (every Linear but the head, a router and a shared expert too, and no
+    stacked experts, as PEFT has it), by a regular expression that must match its whole path, or by a list of paths or
+    their last parts. A single name such as "q_proj" is a list of one."""
     name = place.path
     if target == "all-linear":
         return place.kind == LINEAR

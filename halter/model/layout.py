@@ -53,6 +53,8 @@ class Place:
     """Whether who acts there must see all tokens of a row: the last layer then leaves none of them out."""
     suffix: str = ".weight"
     """What the name of its weight adds to the path in a checkpoint; '' for a parameter that is no module's weight."""
+    unquantised: bool = False
+    """Whether its weight stays in the dtype computed in where linear layers are held in fewer bits."""
     rows: str = TEXT
     """Whose tokens stand in what enters it: those of the text's rows, or of another stack's (``Layout.rows``)."""
     layer: int | None = None
@@ -143,6 +145,10 @@ class Layout:
     def of(self, *kinds: str) -> list[Place]:
         """Every place of these kinds, in the order of a checkpoint."""
         return [place for place in self if place.kind in kinds]
+
+    def in_few_bits(self) -> list[Place]:
+        """The places whose weights quantising puts in fewer bits, in the order of a checkpoint."""
+        return [place for place in self.of(LINEAR) if not place.unquantised]
 
     def stack(self, name: str = TEXT) -> list[int]:
         """The numbers of the blocks of one stack, in their order."""

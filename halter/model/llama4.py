@@ -84,7 +84,7 @@ def _routed(config: Llama4Config, plain: BlockLayout) -> BlockLayout:
     count, dim, ffn = config.experts, config.dim, config.ffn_dim
     places = _mlp(plain, "feed_forward.shared_expert", ffn)
     own = [
-        Place("router", LINEAR, "feed_forward.router", (count, dim)),
+        Place("router", LINEAR, "feed_forward.router", (count, dim), unquantised=True),  # rounded, it chooses others
         Place("experts_in", EXPERTS, "feed_forward.experts.gate_up_proj", (count, dim, 2 * ffn), suffix=""),
         Place("experts_out", EXPERTS, "feed_forward.experts.down_proj", (count, ffn, dim), suffix=""),
     ]

@@ -13,7 +13,6 @@ from halter.contract.method import Method
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.layout import LINEAR
 from halter.model.storages import STORED
 from halter.model.streaming import bytes_apart
 
@@ -39,7 +38,7 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> De
     """The decoder as it would be loaded; its linear layers held as ``quantize`` says."""
     base = Decoder(shape, dtype, "meta")
     if quantize:
-        for place in shape.layout.of(LINEAR):
+        for place in shape.layout.in_few_bits():
             bias = base.module(place.layer, place.name).bias
             base.set_linear(place, STORED[quantize].dry(place.shape, bias, dtype))  # type: ignore[arg-type]
     return base

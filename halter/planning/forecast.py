@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from halter.adapters.adapter import Adapter, refuse_trained_layers
-from halter.model.layout import LINEAR
 from halter.numerics import nf4_packed
 from halter.planning.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
 from halter.planning.setting import Setting
@@ -152,7 +151,7 @@ def _packed(setting: Setting) -> int:
     )
     if not takes or not nf4_packed.available():
         return 0
-    return sum(nf4_packed.nbytes_of(place.shape) for place in setting.shape.layout.of(LINEAR))
+    return sum(nf4_packed.nbytes_of(place.shape) for place in setting.shape.layout.in_few_bits())
 
 
 def _passing(memory: Memory) -> int:

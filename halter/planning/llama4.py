@@ -19,7 +19,7 @@ NOTE = (
     "Llama 4 is counted here, not run; a folder with its text is planned as any model's. Methods are counted on "
     "attention, the shared expert and, in Maverick, the dense layers; the router, which all-linear adapts as well, and "
     "the images' tower are left alone. NF4 is counted with attention, every expert and the dense layers in 4 bits, the "
-    "rest in 16; what is loaded today keeps the routed experts in 16."
+    "rest in 16; what is loaded today keeps routed experts in 16."
 )
 
 

@@ -20,7 +20,7 @@ from halter.files.tensors import TensorSpec
 from halter.model import families
 from halter.model.config import ModelConfig, preset_meant, preset_repository
 from halter.model.decoder import Decoder
-from halter.model.layout import LINEAR, Place
+from halter.model.layout import Place
 from halter.model.storages import BITS, STORED, Quantize, quantised
 from halter.model.streaming import bytes_apart
 from halter.numerics import spinning
@@ -210,7 +210,7 @@ class _Plan:
         specs, groups = checkpoint.names(), checkpoint.quantized
         parts = {part for group in groups.values() for part in group.values()}
         expected = config.tensor_shapes()
-        linears = {place.weight_name: place for place in config.layout.of(LINEAR)}
+        linears = {place.weight_name: place for place in config.layout.in_few_bits()}
         held = {name: spec for name, spec in specs.items() if name not in parts}
         if (
             config.tied

@@ -13,7 +13,13 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Llama4Config,
+    Llama4ForCausalLM,
+    Llama4ForConditionalGeneration,
+)
 from transformers import Llama4TextConfig as TheirConfig
 
 import halter
@@ -449,10 +455,13 @@ def test_every_method_acts_or_says_where_it_cannot(name):
 
 
 @torch.no_grad()
-def test_rows_of_one_batch_have_their_own_adapters():
+@pytest.mark.parametrize(
+    "kind", [{"r": 3, "alpha": 9.0}, {"method": "prefix_tuning"}, {"method": "prompt_tuning"}], ids=str
+)
+def test_rows_of_one_batch_have_their_own_adapters(kind):
     model = made()
-    one, other = moved(model, 1), moved(model, 2, r=3, alpha=9.0)
-    for owners in ([0, 1, -1, 0], [1, 0, 0, -1]):
+    one, other = moved(model, 1), moved(model, 2, **kind)
+    for owners in ([0, 1, -1, 0], [1, 0, 0, -1], [-1, 1, 1, 0]):
         alone = [logits(model, {0: one, 1: other, -1: None}[owner])[row] for row, owner in enumerate(owners)]
         same(logits(model, Mixed([one, other], owners)), alone, 1e-7, 1e-7)
 
@@ -501,11 +510,11 @@ def test_streamed_and_computed_again_it_has_the_same_gradients():
 
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_in_few_bits_linear_layers_are_quantised_and_experts_are_not(how, tmp_path):
+def test_in_few_bits_linear_layers_are_quantised_and_routers_and_experts_are_not(how, tmp_path):
     save_model(made(dtype=torch.float32), CONFIG, tmp_path / "base")
     small = load_model(tmp_path / "base", "float32", how, "cpu")
     held = {place.path for place, module in small.places() if isinstance(module, Linear) and module.storage == how}
-    assert held == {place.path for place in CONFIG.layout.of(LINEAR)}
+    assert held == {place.path for place in CONFIG.layout.of(LINEAR) if place.name != "router"}
     assert all(small.module(p.layer, p.name).matrix.dtype == torch.float32 for p in CONFIG.layout.of(EXPERTS))
     assert base_bytes(small) == base_bytes(dry_base(CONFIG, torch.float32, how))
     plain = Decoder(CONFIG, torch.float32)
@@ -514,6 +523,22 @@ def test_in_few_bits_linear_layers_are_quantised_and_experts_are_not(how, tmp_pa
     for got, want in zip(logits(small), logits(plain), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert all(part.isfinite().all() for part in logits(small, moved(small)))
+
+
+@torch.no_grad()
+def test_what_transformers_quantises_with_bitsandbytes_is_read(tmp_path):
+    """It leaves routers and experts as they are, as Halter does."""
+    shape = config(dim=64, ffn_dim=64, dense_dim=64, head_dim=16)
+    save_model(made(shape, torch.float32), shape, tmp_path / "16")
+    rule = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "16", quantization_config=rule, device_map="cpu")
+    theirs.save_pretrained(tmp_path / "4")
+    read = load_model(tmp_path / "4", "float32", device="cpu")
+    own = load_model(tmp_path / "16", "float32", "nf4", "cpu", double_quant=False)
+    for (place, one), (_, other) in zip(read.places(), own.places(), strict=True):
+        assert type(one) is type(other)
+        if place.kind in (LINEAR, EXPERTS):
+            torch.testing.assert_close(one.weight(), other.weight(), rtol=1e-6, atol=1e-7)
 
 
 # Folders
