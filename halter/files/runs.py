@@ -19,6 +19,7 @@ from halter.errors import HalterError, Refusal
 from halter.files.disk import leftovers
 from halter.files.folders import discard, new_folder, rename, set_aside
 from halter.files.manifest import MANIFEST, check_manifest, write_manifest
+from halter.files.own_files import BEGUN as BEGUN
 from halter.files.own_files import OURS, RECIPE, OwnFiles
 from halter.files.reading import read_json
 from halter.files.writing import append_line, write_json, write_tensors
@@ -62,6 +63,24 @@ class RunFolder:
         """This run's recipe: halter-recipe.yaml where recipe.yaml is somebody else's, else recipe.yaml."""
         beside = self.path / f"{OURS}{RECIPE}"
         return beside if beside.is_file() else self.path / RECIPE
+
+    @property
+    def record(self) -> Path:
+        """The recipe by which this run was trained last, as it was written; a run of before there was a record, or whose
+        record was changed, has ``recipe`` alone."""
+        kept = self.own.place(BEGUN)
+        return kept if self.own.wrote(kept) else self.recipe
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether the recipe was changed after the run wrote it, and nothing else says what it was."""
+        return self.record == self.recipe and not self.own.wrote(self.recipe)
+
+    def put_recipe(self, text: str) -> Path:
+        """Write the recipe of this attempt, and its record; returns the recipe's file."""
+        written = self.put(RECIPE, text)
+        self.put(BEGUN, text)
+        return written
 
     @property
     def begun(self) -> bool:
@@ -244,9 +263,11 @@ class RunFolder:
         if self.begun or not (result or self.checkpoints()):
             return None
         new = f"halter train --model DIR --data FILE --output {self.path}-2"
-        fix = f"put {RECIPE} back as the run wrote it, or begin a new one: {new}"
+        kept = self.own.place(BEGUN)
+        back = f": cp {kept} {self.path / RECIPE}" if self.own.wrote(kept) else " as the run wrote it"
+        fix = f"put {RECIPE} back{back}, or begin a new one: {new}"
         fix += f"; the result is whole: halter chat {self.adapter}" if result else ""
-        what = f"this folder holds a run whose {RECIPE} is missing, and nothing else says what it was"
+        what = f"this folder holds a run whose {RECIPE} is missing"
         return Refusal("run-without-recipe", what, where=str(self.path), fix=fix)
 
     def planned_steps(self) -> int:
