@@ -26,7 +26,7 @@ _TRACES = ("metrics.jsonl", "checkpoints", "adapter")
 
 
 class OwnFiles:
-    """The files that a run writes again at every attempt: recipe.yaml, .begun.yaml, data.json, waived.json, error.log."""
+    """The files that a run writes again at every attempt: recipe.yaml and .begun.yaml, data.json, and so on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -31,7 +32,7 @@ THREADS = "threads.json"
 _CHECKPOINT, _BEST = re.compile(r"step-(\d{7})"), re.compile(r"best-(\d{7})")
 ADAPTER = "adapter-0"
 """Stem of the adapter's tensors in a checkpoint."""
-_DAMAGED, _REMEDY = "damaged-checkpoint", "move this checkpoint's folder away and resume from the one before"
+_DAMAGED = "damaged-checkpoint"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """The recipe by which this run was trained last, as it was written; a run of before there was a record, or whose
-        record was changed, has ``recipe`` alone."""
+        """The recipe by which this run was trained last, as it was written; ``recipe`` where there is no record yet, or
+        somebody has changed it."""
         kept = self.own.place(BEGUN)
         return kept if self.own.wrote(kept) else self.recipe
 
@@ -221,7 +222,7 @@ class RunFolder:
             return False
         if self._seen.get(folder) != _signature(folder):
             try:
-                check_manifest(folder, _DAMAGED, _REMEDY)
+                check_manifest(folder, _DAMAGED, self._instead_of(folder))
             except Refusal:
                 return False
             self._seen[folder] = _signature(folder)
@@ -232,11 +233,22 @@ class RunFolder:
         files that are not what was written."""
         from halter.files.tensors import read_tensors
 
-        alone = not any(place < folder for _, place in self.checkpoints())
-        again = f"begin again in a new folder: halter train {self.recipe} --output {self.path}-2"
-        names = check_manifest(folder, _DAMAGED, again if alone else _REMEDY)
+        names = check_manifest(folder, _DAMAGED, self._instead_of(folder))
         tensors = {Path(name).stem: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
         return Checkpoint(int(folder.name.removeprefix("step-")), tensors, read_json(folder / "state.json"))
+
+    def _instead_of(self, folder: Path) -> str:
+        """What to do about a checkpoint that is damaged: the one before, or where there is none, another run."""
+        if not any(place < folder for _, place in self.checkpoints()):
+            return f"begin again in a new folder: halter train {self.record} --output {self.path}-2"
+        away = f"mv {shlex.quote(str(folder))} {shlex.quote(f'{self.path / folder.name}.damaged')}"
+        return f"go on from the one before: {away} && halter train --resume --output {self.path}"
+
+    def refuse_incomplete(self) -> None:
+        """Refusal ``damaged-checkpoint`` where files of the newest checkpoint are missing or cut off; their bytes are
+        compared where they are read."""
+        for _, folder in self.checkpoints()[-1:]:
+            check_manifest(folder, _DAMAGED, self._instead_of(folder), contents=False)
 
     def sweep(self) -> None:
         """Remove what an attempt that died was writing; it was never complete, and its names are ours alone."""
