@@ -21,6 +21,7 @@ from halter.files.nearby import unexpanded
 from halter.recipe import Recipe
 from halter.run.checks_machine import gib, nearest
 from halter.run.prepare import Job
+from halter.run.untrained_ends import of_untrained_ends
 from halter.text.tokenizer import other_vocabulary
 from halter.training.defaults import at_width, with_defaults
 from halter.training.options import TrainOptions
@@ -75,6 +76,7 @@ def cautions(job: Job) -> list[str]:
     return [
         *found,
         *of_same_answers(job),
+        *of_untrained_ends(job),
         *_of_strength(job),
         *_of_shares(job),
         *_of_evaluation(job.recipe),
