@@ -251,3 +251,13 @@ def test_other_failures_are_no_lack_of_memory() -> None:
     assert (
         not in_words(ValueError("x")) and not in_words(OSError(errno.ENOSPC, "full")) and not in_words(RuntimeError())
     )
+
+
+def test_compare_tells_once_that_there_will_be_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from halter.comparison import loop
+
+    monkeypatch.setattr(loop, "find_spec", lambda _: None)
+    told: list[str] = []
+    loop.tell_unwritable(tmp_path, told.append)
+    assert loop.write_report({}, tmp_path, told.append) == ()
+    assert len(told) == 1 and f"halter.comparison.report {tmp_path / 'record.json'} {tmp_path}" in told[0]
