@@ -52,7 +52,21 @@ def command(
         sys.stdout.write(text)
         return
     writing.write_text(file, text)
-    print(f"{file} is written. Edit it, then: halter train {file}")
+    print(f"{file} is written. Edit it{_template_lacking(model)}, then: halter train {file}")
+
+
+def _template_lacking(model: str) -> str:
+    """What is to be edited where the base in a folder has no chat template of its own."""
+    from halter.errors import HalterError
+    from halter.text.tokenizer_settings import read_settings
+
+    folder = Path(model).expanduser()
+    try:
+        lacks = bool(model) and folder.is_dir() and not read_settings(folder, None).templates
+    except (HalterError, OSError):  # told where it is trained
+        return ""
+    told = "this base has no chat template of its own, and rows that are asked and answered need one"
+    return f" ({told}: data.template: alpaca)" if lacks else ""
 
 
 def _from(source: str, method: str, file: str) -> None:

@@ -160,8 +160,15 @@ def _report(error: Exception, debug: bool, verbose: bool = False) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from halter.cli.no_memory import in_words
     from halter.files.unwritten import Unwritten, of_system
 
+    if told := in_words(error):
+        _say(told if debug else ". ".join([told.rstrip("."), *getattr(error, "__notes__", [])]).rstrip(".") + ".")
+        return 1
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # what ~name of nobody is to Python
+        what = "a path begins with ~ and the name of a user who is not here"
+        error = Refusal("no-home", what, fix="write the path out; ~/ alone is your own folder")
     if isinstance(error, OSError):
         error = of_system(error) or error
     if isinstance(error, Unwritten):

@@ -27,6 +27,7 @@ WAYS = {
     "batch_size": ("max_new_tokens", "rows are put together without being told how many"),
     "stream": ("max_new_tokens", "a single answer is printed as it comes"),
     "cpu": ("device", "--device cpu"),
+    **dict.fromkeys(("gpu", "gpus", "gpu_id", "cuda"), ("device", "--device cuda:0")),
     "fp16": ("dtype", "--dtype float16"),
     "bf16": ("dtype", "--dtype bfloat16"),
     "trust_remote_code": ("model", "code that comes with a model is never run"),
@@ -34,6 +35,8 @@ WAYS = {
 """{another program's flag: (a flag that the command has where this holds, what is so here)}."""
 SHORT = {"p": "prompt", "m": "model", "i": "input", "o": "output", "t": "temperature", "d": "data", "s": "system"}
 """{a flag of one letter, which there is not here: the word for it}."""
+STANDS = ("--run", "--run-dir", "--run_dir", "--checkpoint", "--ckpt", "--adapter-path", "--adapter_path")
+"""Flags by which other programs name what is asked, and which stands by itself here."""
 ASKING = ("generate", "evaluate", "chat")
 """Commands whose flags are looked for where another one of them has not got it."""
 NEAR = 0.75
@@ -56,6 +59,8 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
         found = list(_unknown(context.command, verb, arguments, built)) or [error.option_name]
         if all("(" not in flag and is_key(flag.strip("-")) for flag in found):
             lists = _keys_elsewhere([_with_value(flag, arguments) for flag in found], context.command)
+        if told := _by_itself(context.command, command, arguments):
+            found, lists = [told[0]] if len(found) == 1 else found, told[1]
         return Refusal("usage", f"{command} has no such flag", found=found, fix=lists)
     what = error.format_message().replace("Value error, ", "")  # pydantic's own words before ours
     if number := NUMBER.search(what):
@@ -87,6 +92,20 @@ def refused(error: Any, verb: str, arguments: Sequence[str], built: Callable[[st
         return Refusal("usage", what, fix=lists)
     words = [one.metavar or one.name.upper() for one in context.command.params if one.param_type_name == "argument"]
     return Refusal("usage", what, fix=f"it is typed {' '.join([command, *words])}; {lists}")
+
+
+def _by_itself(command: Any, name: str, words: Sequence[str]) -> tuple[str, str] | None:
+    """(the flag, the whole line) where the run was named by a flag, and stands by itself here."""
+    words = words[len(name.split()) - 2 :]  # without a second word
+    takes = any(one.param_type_name == "argument" and "RUN" in (one.metavar or "") for one in command.params)
+    typed = next((word for word in words if word.partition("=")[0] in STANDS), "")
+    if not takes or not typed or _loose(words):
+        return None
+    given = _with_value(typed.partition("=")[0], words)
+    value = re.split("[= ]", given, maxsplit=1)[1:] or ["RUN"]
+    at = words.index(typed)
+    rest = [*words[:at], *words[at + (1 if "=" in typed else 2) :]]
+    return typed.partition("=")[0], " ".join([name, value[0], *map(shlex.quote, rest)])
 
 
 def _keys_elsewhere(typed: Sequence[str], command: Any) -> str:

@@ -56,14 +56,18 @@ def _threads(setup: Setup, output: Path, say: Say) -> threads.Threads:
     return chosen
 
 
-def tell_unwritable(say: Say) -> None:
+def tell_unwritable(output: Path, say: Say) -> None:
     """Say before hours of training what cannot be written after them."""
     if find_spec("matplotlib") is None:
-        say(f"warning: no report page will be written, only record.json and the table; first: {install('report')}")
+        again = f"python -m halter.comparison.report {output / 'record.json'} {output}"
+        what = "no report page will be written, only record.json and the table"
+        say(f"warning: {what}; now or afterwards: {install('report')}; then, once the record is there: {again}")
 
 
 def write_report(record: Mapping[str, Any], output: Path, say: Say) -> tuple[Path, ...]:
     """Write the pages beside the record; where the extra for figures is not installed, the record has to do: ()."""
+    if find_spec("matplotlib") is None:
+        return ()  # which was told before the first trial
     try:
         written = tuple(report.write(record, output))
     except Refusal as refusal:

@@ -139,7 +139,7 @@ def compare(
         if value is not None:
             _refuse_twice(key, value, recipe, overrides)
             recipe[name] = {**_section(recipe, name), key: value}
-    loop.tell_unwritable(say)
+    loop.tell_unwritable(folder, say)
     say(f"comparison: {folder}")
     with counting(source):
         record = loop.compare(recipe, chosen, variants, folder, say)

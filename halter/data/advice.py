@@ -88,6 +88,23 @@ def _quoted(name: str) -> str:
     return name if name.replace("_", "").replace("-", "").isalnum() and not name[0].isdigit() else f'"{name}"'
 
 
+TRAINED, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "dev", "eval", "test")
+"""Names of the parts of a data set."""
+
+
+def _splits(row: Mapping[str, Any]) -> str:
+    """What to do about one object that holds several lists of rows, each under a name of its own."""
+    lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
+    if len(lists) < 2 or len(lists) < len(row) - 2:
+        return ""
+    train = next((key for key in lists if plain_name(key) in TRAINED), "")
+    held = next((key for key in lists if plain_name(key) in HELD_OUT), "")
+    what = f"{', '.join(lists)} are lists of rows, and one file holds one: write each into a file of its own"
+    if train and held:
+        return f"{what}, then --data {train}.json --validation {held}.json"
+    return f"{what}, then " + " ".join(f"--data {key}.json" for key in lists)
+
+
 def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A reading of these rows' own text columns, to be corrected by who knows them."""
     first = rows[0] if rows else {}
@@ -98,6 +115,8 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
         return "turns holds questions and no answers to learn; halter generate --input asks them"
     if isinstance(held.get("choices"), list) and any(isinstance(one, Mapping) for one in held["choices"]):
         return "choices holds answers whose questions stand in another file; join the two by their ids"
+    if told := _splits(first):
+        return told
     if held.keys() & {"image", "images", "pixel_values"}:
         return "pictures are not read yet; rows need a text to learn"
     texts = list(dict.fromkeys(key for row in rows[:MOST] for key, value in row.items() if isinstance(value, str)))

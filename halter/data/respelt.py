@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
+import re
 import shlex
 import zlib
 from collections.abc import Sequence
@@ -14,11 +16,13 @@ from typing import Any
 from halter.data.csv_rows import UNCLOSED
 from halter.data.json_text import AFTER_ROW, BROKEN, TRAILING
 from halter.data.meaning import plain_name
-from halter.data.row_files import Fault, opened, read
+from halter.data.row_files import UTF8_MARK, Fault, opened, read
 from halter.data.told import place
 from halter.files.row_names import PACKED, suffix_of
 
 TAIL = 4096
+HEAD, LOOKED_AT = 1 << 16, 20
+"""Bytes and lines by which the kind of a file is told."""
 LINES = "(json.loads(line) for line in sys.stdin if line.strip())"
 READERS = {
     ".jsonl": LINES,
@@ -59,6 +63,8 @@ def broken_way(faults: Sequence[Fault]) -> str:
     broken = [fault for fault in faults if fault.kind.startswith(BROKEN)]
     if any(fault.kind == UNCLOSED for fault in faults):
         return "close that quote in the file, or fetch the file again where it was cut off"
+    if broken and (named := lines_way(Path(place(broken[0].origin)[0]))):
+        return named
     if any(AFTER_ROW in fault.kind for fault in broken):
         rows = Path(place(broken[0].origin)[0])
         plain = shlex.quote(str(rows.with_name(f"{rows.stem}.lines{rows.suffix}")))
@@ -70,6 +76,33 @@ def broken_way(faults: Sequence[Fault]) -> str:
     if broken and _ends_within(Path(path), line):
         return f"{path} ends within its last row: fetch it again, it was cut off on its way"
     return "correct that place in the file" if suffix_of(Path(path)) == ".json" else ""
+
+
+def lines_way(path: Path) -> str:
+    """What to do about a file that is named as one of JSON and holds another kind of lines; '' of any other."""
+    suffix = suffix_of(path)
+    if suffix not in (".json", ".jsonl", ".ndjson"):
+        return ""
+    with suppress(OSError, EOFError, zlib.error), opened(path) as file:
+        text = file.read(HEAD).removeprefix(UTF8_MARK).decode("utf-8", "replace")
+        lines = [line for line in text.splitlines() if line.strip()][:LOOKED_AT]
+        if not lines or any(line.lstrip()[:1] in ("{", "[", "]", "}") for line in lines):
+            return ""
+        kind, what = _kind_of_lines(lines)
+        new = path.with_name(re.sub(rf"{re.escape(suffix)}(?=$|\.)", kind, path.name, flags=re.IGNORECASE))
+        return f"{what}: give it the name that says so: mv {shlex.quote(str(path))} {shlex.quote(str(new))}"
+    return ""
+
+
+def _kind_of_lines(lines: Sequence[str]) -> tuple[str, str]:
+    """(suffix, what they are) of lines that are no JSON; the last one may be cut where the look ends."""
+    for delimiter, suffix in ((",", ".csv"), (";", ".csv"), ("\t", ".tsv")):
+        with suppress(csv.Error):
+            rows = list(csv.reader(lines, delimiter=delimiter))
+            wide = len(rows[0])
+            if wide > 1 and len(rows) > 1 and sum(len(row) == wide for row in rows) > 0.7 * len(rows):
+                return suffix, f"these are lines of {suffix[1:].upper()}, no JSON"
+    return ".txt", "these are lines of plain text, no JSON (a .txt is learned by paragraphs)"
 
 
 def _ends_within(path: Path, line: str) -> bool:

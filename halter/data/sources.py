@@ -17,7 +17,7 @@ from halter.data.odd_files import near_a_missing_folder, refuse_no_data
 from halter.data.row_files import Fault, RowOrFault
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
-from halter.files.nearby import MOST_LOOKED_AT, kind_of, with_slashes
+from halter.files.nearby import MOST_LOOKED_AT, kind_of, unexpanded, with_slashes
 from halter.files.offline import quick_offline
 from halter.files.row_names import SUFFIXES, TEXT, called_rows, suffix_of
 from halter.files.yaml_faults import as_escaped, shown
@@ -103,7 +103,8 @@ def local_files(path: str) -> list[Path] | None:
         if suffix_of(local) not in SUFFIXES:
             return None
     again = " ".join(f"--data {part}" for part in _parts(path))
-    fix = as_escaped(path) or (f"give each by itself: {again}" if again else _unexpanded(path) or _near(local))
+    fix = f"give each by itself: {again}" if again else _unexpanded(path) or _near(local)
+    fix = as_escaped(path) or unexpanded(path) or fix
     raise Refusal(
         "data-missing", "there is no such data", where=shown(path), expected="a file, a folder, or a hub id", fix=fix
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -166,10 +168,26 @@ def _not_there(id: str, folder: Path, wanted: tuple[FolderKind, ...]) -> Refusal
         "there is no such folder",
         where=shown(str(folder)),
         fix=as_escaped(str(folder))
+        or unexpanded(str(folder))
         or _several(folder)
         or _choose(similar(folder, wanted))
         or "give the path of a folder that exists, from where you are",
     )
+
+
+VARIABLE = re.compile(r"\$\{?(\w+)\}?|%(\w+)%|^~[\w.-]+")
+
+
+def unexpanded(path: str) -> str:
+    """What to do about a variable or another user's home in a path, which shells write out and files do not; '' of any
+    other path."""
+    found = VARIABLE.search(path)
+    if found is None:
+        return ""
+    name, value = found[0], os.environ.get(found[1] or found[2] or "", "")
+    whole = path.replace(name, value, 1)
+    meant = f"write the path out: {whole}" if value and not VARIABLE.search(whole) else "write the path out"
+    return f"{name} is not expanded here, nor are other variables: {meant}"
 
 
 def _several(named: Path) -> str:

@@ -18,13 +18,15 @@ from halter.files.reading import read_json
 from halter.files.writing import json_text, write_json, write_text
 
 RECIPE, WRITTEN, OURS = "recipe.yaml", ".written.json", "halter-"
+BEGUN = ".begun.yaml"
+"""The recipe once more, out of the way of hands: what a run that goes on is compared with."""
 HEADED = "# A resolved Halter recipe: every value that decided this run."
 """The first line of every recipe that a run writes."""
 _TRACES = ("metrics.jsonl", "checkpoints", "adapter")
 
 
 class OwnFiles:
-    """The files that a run writes again at every attempt: recipe.yaml, data.json, waived.json, error.log."""
+    """The files that a run writes again at every attempt: recipe.yaml and .begun.yaml, data.json, and so on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

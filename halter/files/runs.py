@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ from halter.errors import HalterError, Refusal
 from halter.files.disk import leftovers
 from halter.files.folders import discard, new_folder, rename, set_aside
 from halter.files.manifest import MANIFEST, check_manifest, write_manifest
+from halter.files.own_files import BEGUN as BEGUN
 from halter.files.own_files import OURS, RECIPE, OwnFiles
 from halter.files.reading import read_json
 from halter.files.writing import append_line, write_json, write_tensors
@@ -30,7 +32,7 @@ THREADS = "threads.json"
 _CHECKPOINT, _BEST = re.compile(r"step-(\d{7})"), re.compile(r"best-(\d{7})")
 ADAPTER = "adapter-0"
 """Stem of the adapter's tensors in a checkpoint."""
-_DAMAGED, _REMEDY = "damaged-checkpoint", "move this checkpoint's folder away and resume from the one before"
+_DAMAGED = "damaged-checkpoint"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,24 @@ class RunFolder:
         """This run's recipe: halter-recipe.yaml where recipe.yaml is somebody else's, else recipe.yaml."""
         beside = self.path / f"{OURS}{RECIPE}"
         return beside if beside.is_file() else self.path / RECIPE
+
+    @property
+    def record(self) -> Path:
+        """The recipe by which this run was trained last, as it was written; ``recipe`` where there is no record yet, or
+        somebody has changed it."""
+        kept = self.own.place(BEGUN)
+        return kept if self.own.wrote(kept) else self.recipe
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether the recipe was changed after the run wrote it, and nothing else says what it was."""
+        return self.record == self.recipe and not self.own.wrote(self.recipe)
+
+    def put_recipe(self, text: str) -> Path:
+        """Write the recipe of this attempt, and its record; returns the recipe's file."""
+        written = self.put(RECIPE, text)
+        self.put(BEGUN, text)
+        return written
 
     @property
     def begun(self) -> bool:
@@ -202,7 +222,7 @@ class RunFolder:
             return False
         if self._seen.get(folder) != _signature(folder):
             try:
-                check_manifest(folder, _DAMAGED, _REMEDY)
+                check_manifest(folder, _DAMAGED, self._instead_of(folder))
             except Refusal:
                 return False
             self._seen[folder] = _signature(folder)
@@ -213,11 +233,22 @@ class RunFolder:
         files that are not what was written."""
         from halter.files.tensors import read_tensors
 
-        alone = not any(place < folder for _, place in self.checkpoints())
-        again = f"begin again in a new folder: halter train {self.recipe} --output {self.path}-2"
-        names = check_manifest(folder, _DAMAGED, again if alone else _REMEDY)
+        names = check_manifest(folder, _DAMAGED, self._instead_of(folder))
         tensors = {Path(name).stem: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
         return Checkpoint(int(folder.name.removeprefix("step-")), tensors, read_json(folder / "state.json"))
+
+    def _instead_of(self, folder: Path) -> str:
+        """What to do about a checkpoint that is damaged: the one before, or where there is none, another run."""
+        if not any(place < folder for _, place in self.checkpoints()):
+            return f"begin again in a new folder: halter train {self.record} --output {self.path}-2"
+        away = f"mv {shlex.quote(str(folder))} {shlex.quote(f'{self.path / folder.name}.damaged')}"
+        return f"go on from the one before: {away} && halter train --resume --output {self.path}"
+
+    def refuse_incomplete(self) -> None:
+        """Refusal ``damaged-checkpoint`` where files of the newest checkpoint are missing or cut off; their bytes are
+        compared where they are read."""
+        for _, folder in self.checkpoints()[-1:]:
+            check_manifest(folder, _DAMAGED, self._instead_of(folder), contents=False)
 
     def sweep(self) -> None:
         """Remove what an attempt that died was writing; it was never complete, and its names are ours alone."""
@@ -244,9 +275,11 @@ class RunFolder:
         if self.begun or not (result or self.checkpoints()):
             return None
         new = f"halter train --model DIR --data FILE --output {self.path}-2"
-        fix = f"put {RECIPE} back as the run wrote it, or begin a new one: {new}"
+        kept = self.own.place(BEGUN)
+        back = f": cp {kept} {self.path / RECIPE}" if self.own.wrote(kept) else " as the run wrote it"
+        fix = f"put {RECIPE} back{back}, or begin a new one: {new}"
         fix += f"; the result is whole: halter chat {self.adapter}" if result else ""
-        what = f"this folder holds a run whose {RECIPE} is missing, and nothing else says what it was"
+        what = f"this folder holds a run whose {RECIPE} is missing"
         return Refusal("run-without-recipe", what, where=str(self.path), fix=fix)
 
     def planned_steps(self) -> int:

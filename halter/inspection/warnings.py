@@ -8,6 +8,7 @@ from halter.data import told
 from halter.run.cautions import of_same_answers, of_single_rows, of_vocabulary
 from halter.run.describe import lost_rows
 from halter.run.prepare import Job
+from halter.run.untrained_ends import of_untrained_ends
 
 if TYPE_CHECKING:
     from halter.inspection.census import Census
@@ -38,5 +39,5 @@ def warnings(job: Job, census: Census) -> list[str]:
     if template is not None and template.asks_date and job.recipe.data.template_date is None:
         found.append("the chat template asks for a date and none is pinned: give data.template_date")
     report = job.data.report
-    found += [*of_vocabulary(job), *of_single_rows(job), *of_same_answers(job)]
+    found += [*of_vocabulary(job), *of_single_rows(job), *of_same_answers(job), *of_untrained_ends(job)]
     return found + told.notes(report, aside=False) + told.notes(report, aside=True) + lost_rows(job, MANY)

@@ -104,6 +104,12 @@ def _share(value: Any) -> Any:
     return value
 
 
+def _ratio(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1:
+        raise ValueError(f"expected a share of all steps, 10 % is 0.1; steps are train.warmup_steps; found {value!r}")
+    return value
+
+
 def _table() -> dict[str, Alias]:
     one_name = {
         ("model", "path"): "base_model model_name_or_path model_name pretrained_model_name_or_path",
@@ -122,7 +128,6 @@ def _table() -> dict[str, Alias]:
         ("data", "template"): "chat_template prompt_template prompt_format prompt_style conversation_template",
         ("train", "learning_rate"): "lr",
         ("train", "num_train_epochs"): "num_epochs epochs",
-        ("train", "warmup_steps"): "warmup_ratio",
         ("train", "per_device_train_batch_size"): "micro_batch_size",
         ("train", "gradient_accumulation_steps"): "gradient_accumulation grad_accumulation_steps",
         ("train", "max_grad_norm"): "gradient_clipping gradient_clip",
@@ -135,6 +140,7 @@ def _table() -> dict[str, Alias]:
     for name in ("adapter", "finetuning_type", "peft_type", "tuner_type"):
         table[name] = Alias("method", "name", lambda v: v.lower() if isinstance(v, str) else v)
     table |= {
+        "warmup_ratio": Alias("train", "warmup_steps", _ratio),
         "lora_target_linear": Alias("method", "target_modules", _if_true("all-linear")),
         "load_in_4bit": Alias("model", "quantize", _choice({True: "nf4", False: None}, "expected true or false")),
         "load_in_8bit": Alias("model", "quantize", _choice({True: "int8", False: NOTHING}, "expected true or false")),

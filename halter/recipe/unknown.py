@@ -16,6 +16,9 @@ NOT_LOOSE = frozenset({"name", "path"})
 MOST_LISTED = 12
 """Keys of a section that are listed to somebody whose own is near to none of them."""
 
+DEVICES = frozenset("gpu gpus gpu_id gpu_ids gpu_device cuda cuda_device cuda_visible_devices use_gpu".split())
+"""Keys by which other programs choose a device."""
+
 Keys = Callable[[str, type[Any] | None], list[str]]
 
 
@@ -36,6 +39,10 @@ def unknown(section: str, key: str, method: str, keys: Keys, inner: Sequence[str
         if home != section and known and key not in NOT_LOOSE:
             return f"unknown key {key!r} in {section or 'the recipe'}; it belongs in {home}"
     what = f"unknown key {key!r}" + (f" in {section}" if section else "")
+    if section and (key in keys("", None) or (alias and not alias.section)):
+        return f"{what}; it belongs at the top, as {alias.key if alias else key}"
+    if key.lower() in DEVICES:
+        return f"{what}; a device is named by model.device, such as cuda:0"
     if section and key in (*SECTIONS, "method"):
         return f"{what}; it is a section of its own: its name begins at the left margin"
     others = methods_with(alias.key if alias and alias.section == "method" else key)
@@ -126,6 +133,9 @@ WORD = re.compile(r"found the word '([^']*)'$")
 LISTED = re.compile(r"(?:^|: )((?:\w+\.)+\w+): expected one of (.*?)(?: or null)?, found (?:the word '([^']*)'|(\d+))$")
 ALONE = re.compile(r"^command line, ([\w.-]+)=true: .*, found true$")
 SCALES = {"k": 10**3, "m": 10**6, "%": 0.01}
+ELSEWHERE = re.compile(r"unknown key '([^']+)' in ([\w ]+); it belongs (?:in (\w+)|at the top, as (\w+))$")
+DEVICE = re.compile(r"^(?:command line, [\w.-]+=(\S*): )?.*; a device is named by model\.device")
+RATIO = re.compile(r"warmup[_-]ratio: .*; found (\d+(?:\.\d+)?)$")
 GOES_ON = re.compile(r"halter train --resume --output \S+")
 TWICE = re.compile(r"(\w+\.\w+) is given twice and takes one value")
 
@@ -134,6 +144,8 @@ def _value_way(problem: str) -> str:
     """What to do about a value that a key cannot have, with one that it can; '' of another kind of mistake."""
     if way := GOES_ON.search(problem):
         return way[0]
+    if told := _elsewhere_way(problem):
+        return told
     if twice := TWICE.search(problem):
         return f"give {twice[1]} once"
     if listed := LISTED.search(problem):
@@ -155,6 +167,23 @@ def _value_way(problem: str) -> str:
         if number and (number.isdigit() or "whole number" not in problem or "or a number" in problem):
             return f"such as {found[1]}.{found[2]}={number}{remark}"
     return f"such as {found[1]}.{found[2]}={example}" if found and example else ""
+
+
+def _elsewhere_way(problem: str) -> str:
+    """What to do about a key that another section has, that names a device, or whose share was given in percent."""
+    if ratio := RATIO.search(problem):
+        number = float(ratio[1])
+        percent = f"train.warmup_steps={number / 100:.12g} for {ratio[1]} %" if number < 100 else ""
+        steps = f"train.warmup_steps={number:.0f} for {number:.0f} steps" if number == int(number) else ""
+        return ", ".join(filter(None, (percent, steps)))
+    if device := DEVICE.search(problem):
+        number = re.match(r"\d+", device[1] or "")
+        return "--device cpu" if device[1] in ("false", "-1") else f"--device cuda:{number[0] if number else 0}"
+    if (placed := ELSEWHERE.search(problem)) and not problem.startswith("command line"):
+        home = f"under {placed[3]}" if placed[3] else "at the left margin, beside the sections"
+        there = "" if placed[2] == "the recipe" else f", and not under {placed[2]}"
+        return f"write {placed[4] or placed[1]} {home}{there}"
+    return ""
 
 
 def _several_way(problem: str) -> str:

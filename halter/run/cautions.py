@@ -17,9 +17,11 @@ import numpy as np
 
 from halter.errors import Refusal
 from halter.files.caches import cache_folder
+from halter.files.nearby import unexpanded
 from halter.recipe import Recipe
 from halter.run.checks_machine import gib, nearest
 from halter.run.prepare import Job
+from halter.run.untrained_ends import of_untrained_ends
 from halter.text.tokenizer import other_vocabulary
 from halter.training.defaults import at_width, with_defaults
 from halter.training.options import TrainOptions
@@ -74,9 +76,11 @@ def cautions(job: Job) -> list[str]:
     return [
         *found,
         *of_same_answers(job),
+        *of_untrained_ends(job),
         *_of_strength(job),
         *_of_shares(job),
         *_of_evaluation(job.recipe),
+        *_of_output(job.recipe),
         *of_environment(),
     ]
 
@@ -211,6 +215,12 @@ def _of_evaluation(recipe: Recipe) -> Iterator[str]:
     looks = recipe.data.validation is not None or recipe.train.sample_prompts
     if recipe.train.eval_steps is not None and not looks:
         yield "train.eval_steps does nothing here: there are no validation rows (--validation 0.1 takes a tenth)"
+
+
+def _of_output(recipe: Recipe) -> Iterator[str]:
+    told = unexpanded(recipe.output_dir or "")
+    if told:
+        yield f"output_dir is {recipe.output_dir}, a folder of that very name: {told}"
 
 
 def of_environment(environ: Mapping[str, str] | None = None) -> list[str]:

@@ -236,5 +236,4 @@ def as_text(found: Mapping[str, Any]) -> str:
     lines += [f"  {name}: {f['path']} ({gib(f['free_bytes'])} free)" for name, f in found["folders"].items()]
     lines += [f"environment: {name}={value}" for name, value in found["environment"].items()]
     lines += [f"warning: {line}" for line in found["warnings"]]
-    lines += [f"warning: {line}" for line in found["warnings"]]
     return "\n".join(lines)

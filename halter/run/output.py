@@ -73,7 +73,7 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
     if run.finished and resume and steps is not None:
         _refuse_done(run, steps, recipe)
     if run.begun:
-        old = recipes.as_data(recipes.load(run.recipe))
+        old = recipes.as_data(recipes.load(run.record))
         new = recipes.as_data(recipes.with_output(recipe, str(run.path)))
         free = (*MAY_CHANGE, *same_data.moved(run, old["data"], new["data"]))
         changed = [f"{key}: {told}" for key, told in _changes(old, new).items() if not key.startswith(free)]
@@ -85,8 +85,8 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
                 found=changed,
                 expected="the run's own recipe; its length, what it saves and tells, memory, device, threads and "
                 "checks may change, and where the same rows lie",
-                fix=f"go on with it as it was begun: halter train --resume --output {run.path}; or begin another run: "
-                f"leave --resume out and give another --output",
+                fix=f"go on with it as it was begun: {_as_begun(run)}; or begin another run: leave --resume out and "
+                "give another --output",
             )
     elif run.path.is_dir():
         # What a try that died early left is nothing, and a recipe of the user's is no run.
@@ -98,6 +98,12 @@ def open_run(recipe: Recipe, resume: bool, steps: int | None = None, held: bool 
     return run
 
 
+def _as_begun(run: RunFolder) -> str:
+    """The command by which a run goes on as it was begun, whatever was made of its recipe since."""
+    edited = run.record != run.recipe and not run.own.wrote(run.recipe)
+    return f"halter train {run.record if edited else ''} --resume --output {run.path}".replace("  ", " ")
+
+
 def as_begun(recipe: Recipe) -> Recipe:
     """The recipe that resumes a run: what it does not give stays as the run was begun, whatever is the default now, and
     is told in its notes."""
@@ -105,9 +111,12 @@ def as_begun(recipe: Recipe) -> Recipe:
     if run is None or not run.begun:
         return recipe
     try:
-        begun = recipes.load(run.recipe)
+        begun = recipes.load(run.record)
     except Refusal:  # no recipe of ours: what is wrong with it is told where the run is opened
         return recipe
+    if run.unrecorded:
+        changed = f"{run.recipe} was changed after this run wrote it, and nothing else says what it was begun with"
+        recipe = replace(recipe, notes=(*recipe.notes, f"{changed}: it is taken as it stands"))
     if [old.name for old in begun.methods] != [choice.name for choice in recipe.methods]:
         return recipe
     told: dict[str, Any] = {}

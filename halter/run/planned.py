@@ -148,6 +148,8 @@ def planned_and_measured(job: Job, model: Decoder, taken: Terms, before: int) ->
     )
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)
-    why = ", with freed memory kept, as there is room" if taken.keep_freed and model.device.type == "cpu" else ""
-    said = f"{gib(planned)} planned for micro-batches of {setting.tokens} tokens, {gib(own)} measured"
-    return f"memory at its worst: {said}{why}"
+    said = f"about {gib(planned)} needed for micro-batches of {setting.tokens} tokens, as planned"
+    if taken.keep_freed and model.device.type == "cpu" and own > planned:
+        kept = "there was room, and freed memory is kept for speed; with less of it free a run takes less"
+        return f"memory at its worst: {said}; {gib(own)} taken: {kept}"
+    return f"memory at its worst: {said}; {gib(own)} measured"

@@ -96,6 +96,8 @@ def examine(
     findings.looked += ["recipe", "this machine", "output folder"]
     if recipe.output_dir is not None and not unusable:  # before hours of tokens
         findings.attempt(refuse_unusable, RunFolder(recipe.output_dir), resume)
+        if resume and findings.attempt(_whole_checkpoint, RunFolder(recipe.output_dir)) is None:
+            return Examination(recipe, None, tuple(findings.problems), tuple(findings.waivers.facts()), ("checkpoint",))
     job = _looked_at(recipe, findings, say, planned)
     if not unusable:
         findings.attempt(open_run, recipe if job is None else job.recipe, resume, None if job is None else job.steps)
@@ -106,6 +108,12 @@ def examine(
     recipe = recipe if job is None else job.recipe
     problems = tuple(beside.told(problem, source) for problem in findings.problems)
     return Examination(recipe, job, problems, waived, tuple(findings.looked))
+
+
+def _whole_checkpoint(run: RunFolder) -> bool:
+    """Refusal ``damaged-checkpoint``, before rows and base are read for a run that cannot go on from it."""
+    run.refuse_incomplete()
+    return True
 
 
 def _with_adapters_of_runs(recipe: Recipe) -> Recipe:

@@ -17,7 +17,7 @@ from halter.adapters.adapter import Adapter, adapt, trained_matrices
 from halter.adapters.loading import load_adapter
 from halter.arguments import checked
 from halter.errors import HalterError
-from halter.files.runs import RECIPE, THREADS, RunFolder
+from halter.files.runs import THREADS, RunFolder
 from halter.files.unwritten import Unwritten
 from halter.model.decoder import Decoder
 from halter.numerics import allocation, denormals, threads
@@ -101,7 +101,7 @@ def _whole(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
     recipe = job.recipe
     run.sweep()
     # What an earlier try left stands for nothing: no checkpoint came of it, or only keys that may change have changed.
-    written = run.put(RECIPE, recipes.dump(recipes.with_output(recipe, str(run.path))))
+    written = run.put_recipe(recipes.dump(recipes.with_output(recipe, str(run.path))))
     if run.users_recipe is not None:
         say(f"note: {run.users_recipe} is yours and stays as it is; what this run trains by is in {written}")
     run.put(same_data.FILE, same_data.record(run, job))

@@ -172,7 +172,7 @@ def together(reading: ForeignRecipe) -> None:
     common.hf_pauses(reading)
     _pauses(reading)
     if reading.get("learning_rate") is None:
-        reading.need("train.learning_rate", "Axolotl's files must give it too")
+        reading.fall("train.learning_rate", "Axolotl's files must give it")
     for key, value in (("weight_decay", 0.0), ("max_grad_norm", 1.0), ("seed", 42), ("load_best_model_at_end", False)):
         reading.state("train", key, value, key)
 
@@ -204,10 +204,10 @@ def _method(reading: ForeignRecipe) -> None:
             found = common.targets(reading.given["lora_target_modules"])
             reading.take("lora_target_modules", "method", "target_modules", found)
         else:
-            reading.need("method.target_modules", "lora_target_modules or lora_target_linear say it in Axolotl's files")
+            reading.fall("method.target_modules", "lora_target_modules or lora_target_linear say it in Axolotl's files")
     for key, ours in (("lora_r", "r"), ("lora_alpha", "alpha")):
         if reading.get(key) is None:
-            reading.need(f"method.{ours}", f"Axolotl's files must give {key} too")
+            reading.fall(f"method.{ours}", f"Axolotl's files must give {key}")
     reading.state("method", "dropout", 0.0, "lora_dropout")
     common.saved_whole(reading, "lora_modules_to_save")
     _start(reading)

@@ -66,6 +66,8 @@ class ForeignRecipe:
     stops: dict[str, str] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
     """{section.key of ours: what must be given}."""
+    fallen: dict[str, str] = field(default_factory=dict)
+    """{section.key of ours that has a default here: why it is no default of theirs}."""
     asked: dict[str, str] = field(default_factory=dict)
     """{their key: the section.key of ours that must be given for it}."""
     stated: list[str] = field(default_factory=list)
@@ -100,6 +102,10 @@ class ForeignRecipe:
         before = self.needs.get(ours, "")
         self.needs[ours] = f"{before}; {why}" if before else why
         self.asked.update({key: ours for key in theirs if key in self.given})
+
+    def fall(self, ours: str, why: str) -> None:
+        """What the file does not say and its tool has no default for: Halter's is taken unless another is given."""
+        self.fallen[ours] = why
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.given.get(key)

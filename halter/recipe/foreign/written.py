@@ -50,7 +50,7 @@ def text(reading: ForeignRecipe) -> str:
     said = "\n".join(lines)
     beside = {key: f"as {ours}" for key, ours in reading.read.items() if not re.search(rf"\b{re.escape(key)}\b", said)}
     needs = reading.needs | {key: f"with {ours}" for key, ours in reading.asked.items()}
-    apart = {"Read beside these": beside, "You must give": needs}
+    apart = {"Read beside these": beside, "You must give": needs, FALLEN[:1].upper() + FALLEN[1:]: reading.fallen}
     apart |= {"No equal here, so that results may differ": reading.lost, "Not needed here": reading.idle}
     for head, told in apart.items():
         if told:
@@ -75,8 +75,11 @@ def _plain(told: object) -> str:
     return kept if len(kept) <= 200 else f"{kept[:197]}..."
 
 
+FALLEN = "not given, Halter's defaults are taken unless you give them"
+
+
 def summary(reading: ForeignRecipe, defaults: bool = True) -> list[str]:
-    """At most five lines: what was read as what, what has no meaning here, what is lost, what must be given."""
+    """At most six lines: what was read as what, what has no meaning here, what is lost, what must or may be given."""
     read = [f"{key} as {ours}" for key, ours in reading.read.items()]
     lost = [f"{key} ({why})" for key, why in (reading.stops | reading.lost).items()]
     needs = [f"{key} ({why})" for key, why in reading.needs.items()]
@@ -85,6 +88,7 @@ def summary(reading: ForeignRecipe, defaults: bool = True) -> list[str]:
         ("not needed here", list(reading.idle)),
         ("no equal here, results may differ", lost),
         ("you must give", needs),
+        (FALLEN, list(reading.fallen)),
         (f"{reading.tool.title}'s own defaults, written out", reading.stated if defaults else []),
     ]
     return [f"{head} ({len(items)}): {_some(items)}" for head, items in told if items]
