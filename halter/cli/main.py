@@ -164,7 +164,7 @@ def _report(error: Exception, debug: bool, verbose: bool = False) -> int:
     from halter.files.unwritten import Unwritten, of_system
 
     if told := in_words(error):
-        _say(told if debug else ". ".join([told.rstrip("."), *getattr(error, "__notes__", [])]).rstrip(".") + ".")
+        _say(" ".join([told, *getattr(error, "__notes__", [])]))
         return 1
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # what ~name of nobody is to Python
         what = "a path begins with ~ and the name of a user who is not here"

@@ -177,8 +177,8 @@ def _elsewhere_way(problem: str) -> str:
         steps = f"train.warmup_steps={number:.0f} for {number:.0f} steps" if number == int(number) else ""
         return ", ".join(filter(None, (percent, steps)))
     if device := DEVICE.search(problem):
-        numbered = re.match(r"\d+", device[1] or "")
-        return "--device cpu" if device[1] in ("false", "-1") else f"--device cuda:{numbered[0] if numbered else 0}"
+        first = re.match(r"\d+", device[1] or "")
+        return "--device cpu" if device[1] in ("false", "-1") else f"--device cuda:{first[0] if first else 0}"
     if (placed := ELSEWHERE.search(problem)) and not problem.startswith("command line"):
         home = f"under {placed[3]}" if placed[3] else "at the left margin, beside the sections"
         there = "" if placed[2] == "the recipe" else f", and not under {placed[2]}"

@@ -244,7 +244,7 @@ def test_memory_that_ran_out_is_told(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
     assert main.run(["train"]) == 1
     err = capsys.readouterr().err
-    assert "are free" in err and "ulimit" not in err and "[no-memory]" in err, err
+    assert "are free" in err and "ulimit" not in err and err.endswith("[no-memory]\n"), err
 
 
 def test_other_failures_are_no_lack_of_memory() -> None:
