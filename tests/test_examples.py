@@ -82,6 +82,7 @@ def test_merge_and_export(tmp_path: Path) -> None:
         torch.testing.assert_close(merged[f"{place}.weight"].double(), wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.nightly  # other tests compare, too
 def test_compare_methods(tmp_path: Path) -> None:
     printed = run("compare_methods", tmp_path / "out", "--methods", "ia3", "--tokens", "500")
     lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
