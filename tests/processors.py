@@ -80,6 +80,7 @@ COMPUTES = [
 """What computes. Files, templates, refusals and the command line do not."""
 LEFT_OUT = [
     "tests/laws/test_dropped_in.py",  # runs the laws again for one more method
+    "tests/laws/test_dropped_in_pages.py",
     "tests/numerics/test_allocation.py",
     "tests/export/test_merge_memory.py",  # bytes, of whatever numbers
     "tests/training/test_load_libraries.py",
