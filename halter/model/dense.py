@@ -89,6 +89,10 @@ class Block(nn.Module):
         v = self.heads(run_at(at.v_proj, self.v_proj, x))
         if at.score_key is not None:
             k = at.score_key.after(x, k)
+        return self.remembered(k, v, at, here)
+
+    def remembered(self, k: Tensor, v: Tensor, at: LayerActs, here: Here) -> tuple[Tensor, Tensor]:
+        """Keys and values of these tokens with those that they see besides: of the cache, or an adapter's memory."""
         if here.cache is not None:
             k, v = here.cache.put(here.layer, k, v, here.segments)
             if at.memory is not None:

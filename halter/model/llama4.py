@@ -156,13 +156,7 @@ class Llama4Block(dense.Block):
         v = self.heads(run_at(at.v_proj, self.v_proj, x))
         if at.score_key is not None:
             k = at.score_key.after(x, k)
-        if here.cache is not None:
-            k, v = here.cache.put(here.layer, k, v, here.segments)
-            if at.memory is not None:
-                here.cache.remember(here.layer, at.memory.tensors)
-        elif at.memory is not None:
-            k, v = (torch.cat(pair) for pair in zip((k, v), at.memory.tensors, strict=True))
-        return k, v
+        return self.remembered(k, v, at, here)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, at: LayerActs, segments: Segments) -> Tensor:
         """Of a chunked layer each chunk of a row by itself, an adapter's memory ahead of every one."""

@@ -148,8 +148,9 @@ def planned_and_measured(job: Job, model: Decoder, taken: Terms, before: int) ->
     )
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)
-    said = f"about {gib(planned)} needed for micro-batches of {setting.tokens} tokens, as planned"
+    said = f"about {gib(planned)} planned for micro-batches of {setting.tokens} tokens"
     if taken.keep_freed and model.device.type == "cpu" and own > planned:
         kept = "there was room, and freed memory is kept for speed; with less of it free a run takes less"
         return f"memory at its worst: {said}; {gib(own)} taken: {kept}"
-    return f"memory at its worst: {said}; {gib(own)} measured"
+    beyond = "" if model.device.type == "cuda" else " beyond what this process had taken before"
+    return f"memory at its worst: {said}; {gib(own)} measured{beyond}"
