@@ -12,6 +12,8 @@ SHOWN_LINES = 3
 LONG = 200
 """What was found, of so many characters together are shown one a line, the first SHOWN_LINES of them."""
 MORE = re.compile(r"and \d[\d,]* more")
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+"""How torch says that memory ran out; on a CPU in a bare RuntimeError."""
 
 WAIVABLE: dict[str, str] = {
     "base-differs": "an adapter was trained on other weights than these",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 
-_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
-"""How torch says it, of which the CPU's way is a bare RuntimeError."""
+from halter.errors import NO_MEMORY
 
 
 def in_words(error: BaseException) -> str:
     """The message of an error that means that memory ran out; '' of any other."""
     bare = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    of_torch = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
+    of_torch = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in NO_MEMORY)
     if not bare and not of_torch:
         return ""
     if "cuda" in str(error).lower():

@@ -10,18 +10,17 @@ from typing import TypeVar
 import torch
 
 from halter.data.pack import Batch
-from halter.errors import HalterError
+from halter.errors import NO_MEMORY, HalterError
 
 T = TypeVar("T")
 MicroRows = list[int]
-_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is an allocator's way to say no; torch's for CPUs is a bare RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in NO_MEMORY)
 
 
 def free() -> None:

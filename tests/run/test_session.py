@@ -66,7 +66,11 @@ def test_a_run_leaves_what_it_promises(recipe):
     run, said = quiet(recipe())
     assert "of them learned" in said and "4 rows for the held-out loss" in said
     worst = r"memory at its worst: about [\d.]+ \w+ planned for micro-batches of \d+ tokens; "
-    assert re.search(worst + r"[\d.]+ \w+ (measured beyond what this process had taken before$|taken: there was room)", said, re.MULTILINE)
+    assert re.search(
+        worst + r"[\d.]+ \w+ (measured beyond what this process had taken before$|taken: there was room)",
+        said,
+        re.MULTILINE,
+    )
     steps = [line for line in lines(run) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4] and all(line["attempt"] == 1 for line in steps)
     losses = [line["eval_loss"] for line in lines(run) if "eval_loss" in line]
