@@ -18,6 +18,7 @@ from halter.errors import Refusal, meant
 from halter.model import dense
 from halter.model.config_limits import unfit
 from halter.model.layout import AROUND, HEAD, NORM, PREFIX, SCORE, TABLE, VIRTUAL, Layout, Place
+from halter.model.pictures import PictureRules
 from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
 from halter.numerics import rope
 
@@ -156,6 +157,11 @@ class ModelConfig:
     def rotates_wide(self) -> bool:
         """Whether heads are rotated in float32 whatever the model's dtype, as transformers has it in some families."""
         return False
+
+    @property
+    def pictures(self) -> PictureRules | None:
+        """How pictures become part of a row; None where the family, or this checkpoint of it, sees none."""
+        return None
 
     def frequencies(self) -> Tensor:
         """Rotary frequencies float32 [head_dim / 2], scaled as the checkpoint says."""
