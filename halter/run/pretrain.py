@@ -1,6 +1,7 @@
-"""How the playground's base was made, and can be made again: `halter playground pretrain`.
+"""How the playground's bases were made, and can be made again: `halter playground pretrain`.
 
-Two readings of the little world, the nursery first, in the one training step with the method `full`.
+Two readings of the little world, the nursery first, in the one training step, every weight trained; where there are
+routed experts, their load is held even (run.even_load). All bases are made by the same recipe.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from halter.data.pack import pack
 from halter.files.folders import new_folder
 from halter.files.writing import append_line, write_json, write_text
 from halter.model.decoder import Decoder
+from halter.model.experts import EXPERTS
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
 from halter.pretrained.save import write_model
+from halter.run.even_load import EvenLoad, Making
 from halter.run.watch import Log
 from halter.training import optimizers, schedule
 from halter.training.loop import Events, Feed, StepRows, train_loop
+from halter.training.objective import Objective
+from halter.training.objectives.sft import Sft
 from halter.training.trainee import Trainee
 
 
@@ -44,6 +49,10 @@ class Pretraining:
     betas: tuple[float, float] = (0.9, 0.95)
     held_out_tokens: int = 30_000
     seed: int = base.SEED
+    base: str = next(iter(base.BASES))
+    """Which of playground.base.BASES is made."""
+    even_load: float = 0.01
+    """How much the routers' unevenness counts (run.even_load.EvenLoad); nothing where there is no router."""
 
 
 def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = lambda _: None) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
     started = time.time()
     with new_folder(folder) as inside:
         tokenizer = base.make_tokenizer(recipe.seed)
-        model = _untrained(tokenizer, recipe.seed)
+        model = _untrained(tokenizer, recipe)
         examples = [_example(r) for r in base.reading(tokenizer, recipe.nursery_tokens, recipe.seed, nursery=True)]
         examples += [_example(r) for r in base.reading(tokenizer, recipe.tokens, recipe.seed)]
         steps = _steps(examples, recipe.tokens_per_step)
@@ -92,10 +101,10 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
     return figures
 
 
-def _untrained(tokenizer: Tokenizer, seed: int) -> Decoder:
-    config = base.shape(tokenizer)
+def _untrained(tokenizer: Tokenizer, recipe: Pretraining) -> Decoder:
+    config = base.base(recipe.base).shape(tokenizer)
     model = Decoder(config, torch.bfloat16, "cpu")
-    for name, tensor in base.first_weights(config, seed):
+    for name, tensor in base.first_weights(config, recipe.seed):
         model.set_tensor(name, tensor)
     return model
 
@@ -118,16 +127,18 @@ def _steps(examples: Sequence[Example], budget: int) -> list[StepRows]:
 
 
 def _trainee(model: Decoder, recipe: Pretraining, steps: int) -> Trainee:
-    adapter = adapt(model, "full", seed=recipe.seed)
+    adapter = adapt(model, Making(), seed=recipe.seed)
     groups = adapter.groups(recipe.learning_rate, recipe.weight_decay)
     optimizer = optimizers.make("adamw", groups, recipe.learning_rate, recipe.betas, 1e-8, lambda _: None)
     share = schedule.make("cosine", steps, recipe.warmup_steps)
-    return Trainee(adapter, optimizer, share, torch.amp.GradScaler("cpu", enabled=False), 1.0, recipe.seed)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    objective: Objective = EvenLoad(recipe.even_load) if model.layout.of(EXPERTS) else Sft()
+    return Trainee(adapter, optimizer, share, scaler, 1.0, recipe.seed, objective=objective)
 
 
 @torch.no_grad()
 def take_over(model: Decoder, adapter: Adapter) -> None:
-    """Put what ``full`` trained into the model; this model is being made, nobody else holds it."""
+    """Put what was trained into the model; this model is being made, nobody else holds it."""
     trained = {slot.path: slot.piece for slot in adapter.slots}
     for place, module in list(model.places()):
         if not place.tied:
