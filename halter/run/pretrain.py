@@ -21,6 +21,7 @@ from halter.data.example import Example
 from halter.data.pack import pack
 from halter.files.folders import new_folder
 from halter.files.writing import append_line, write_json, write_text
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS
 from halter.model.passes import Pass
@@ -28,12 +29,15 @@ from halter.model.segments import Segments
 from halter.playground import base
 from halter.pretrained.save import write_model
 from halter.run.even_load import EvenLoad, Making
+from halter.run.specialised import active_parameters
 from halter.run.watch import Log
 from halter.training import optimizers, schedule
 from halter.training.loop import Events, Feed, StepRows, train_loop
 from halter.training.objective import Objective
 from halter.training.objectives.sft import Sft
 from halter.training.trainee import Trainee
+
+FIGURES = "figures.json"
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,15 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
     """Make tokenizer and base in a new folder; returns (and keeps in ``figures.json``) what came out.
 
     ``log`` gets one record a step. The same recipe gives the same weights on the same machine with the same number of
-    threads; elsewhere sums are taken in another order. Refusal ``already-exists``.
+    threads; elsewhere sums are taken in another order. Refusals
+    ``already-exists``, ``unknown-base``.
     """
     recipe = recipe or Pretraining()
     started = time.time()
+    kind = base.base(recipe.base)
     with new_folder(folder) as inside:
         tokenizer = base.make_tokenizer(recipe.seed)
-        model = _untrained(tokenizer, recipe)
+        model = _untrained(kind.shape(tokenizer), recipe.seed)
         examples = [_example(r) for r in base.reading(tokenizer, recipe.nursery_tokens, recipe.seed, nursery=True)]
         examples += [_example(r) for r in base.reading(tokenizer, recipe.tokens, recipe.seed)]
         steps = _steps(examples, recipe.tokens_per_step)
@@ -86,7 +92,9 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
             write_json(inside / name, value, replace=True)
         held_out = held_out_loss(model, tokenizer, recipe.held_out_tokens)
         figures = {
+            "base": recipe.base,
             "parameters": model.config.num_parameters,
+            "active_parameters": active_parameters(model.config),
             "tokens": int(sum(len(e.tokens) for e in examples)),
             "steps": len(steps),
             "last_losses": [round(x, 4) for x in curve[-5:]],
@@ -97,14 +105,13 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        write_json(inside / "figures.json", figures)
+        write_json(inside / FIGURES, figures)
     return figures
 
 
-def _untrained(tokenizer: Tokenizer, recipe: Pretraining) -> Decoder:
-    config = base.base(recipe.base).shape(tokenizer)
+def _untrained(config: ModelConfig, seed: int) -> Decoder:
     model = Decoder(config, torch.bfloat16, "cpu")
-    for name, tensor in base.first_weights(config, recipe.seed):
+    for name, tensor in base.first_weights(config, seed):
         model.set_tensor(name, tensor)
     return model
 

@@ -6,7 +6,7 @@ Kinds of tokens are the playground's (playground.token_kinds); documents are tho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -60,15 +60,23 @@ class Without(Act):
 
 @dataclass(frozen=True)
 class Kinds:
-    """One way to sort tokens: the ``names`` of the kinds, and each token's ``number`` int64 [N] among them."""
+    """One way to sort tokens: the ``names`` of the kinds, and each token's ``number`` int64 [N] among them. ``lengths``
+    of the runs of tokens that are of one kind because they stand together; shuffling keeps these runs whole."""
 
     names: tuple[str, ...]
     number: np.ndarray
+    lengths: np.ndarray
 
     @staticmethod
-    def of(labels: Sequence[str]) -> Kinds:
+    def of(labels: Sequence[str], lengths: Sequence[int]) -> Kinds:
+        """Of a label for each run."""
         names, number = np.unique(np.array(labels), return_inverse=True)
-        return Kinds(tuple(str(name) for name in names), number)
+        return Kinds(tuple(str(name) for name in names), number.repeat(lengths), np.array(lengths))
+
+    def shuffled(self, seed: int) -> np.ndarray:
+        """int64 [N]: the kinds of other runs, drawn without putting back."""
+        starts = self.lengths.cumsum() - self.lengths
+        return np.random.default_rng(seed).permutation(self.number[starts]).repeat(self.lengths)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -92,10 +100,12 @@ class Reading:
         self.segments = Segments.packed(lengths, model.device)
         self.layers = [place.layer for place in model.layout if place.name == ROUTER]
         """The layers with experts."""
-        self.document = Kinds.of([one.kind for one in documents for _ in one.tokens])
-        """The kind of document that each token stands in."""
-        self.word = Kinds.of([word for one in documents for word in one.words])
-        """The class of each token's word."""
+        self.names = [str(layer) for layer in self.layers]
+        self.kinds = {
+            "word": Kinds.of([word for one in documents for word in one.words], [1] * len(tokens)),
+            "document": Kinds.of([one.kind for one in documents], lengths),
+        }
+        """The class of each token's word, and the kind of the document that it stands in."""
 
     @torch.no_grad()
     def losses(self, acts: dict[tuple[int | None, str], Act] | None = None) -> np.ndarray:
@@ -138,19 +148,23 @@ class Reading:
             np.add.at(out[place], (self.chosen[layer][:, 0], kinds.number), 1)
         return out / kinds.counts
 
-    def costs(self, layer: int, expert: int, *sorted_by: Kinds) -> list[np.ndarray]:
-        """For each way to sort tokens, float64 [kinds]: by how much the mean loss of a kind's tokens grows where the
-        expert is removed."""
-        more = self.losses({(layer, OUT): Without(expert)}) - self.plain
-        told = ~np.isnan(more)
-        return [
-            np.bincount(kinds.number[told], more[told], len(kinds.names))
-            / np.maximum(np.bincount(kinds.number[told], minlength=len(kinds.names)), 1)
-            for kinds in sorted_by
-        ]
+    def costs(self, kinds: Kinds) -> np.ndarray:
+        """float64 [layers, experts, kinds]: by how much the mean loss of a kind's tokens grows where one expert of one
+        layer is removed."""
+        told = ~np.isnan(self.plain)
+        number, names = kinds.number[told], len(kinds.names)
+        sums = [np.bincount(number, one[told], names) for one in self._more]
+        means = np.array(sums) / np.maximum(np.bincount(number, minlength=names), 1)
+        return means.reshape(len(self.layers), self.experts, names)
+
+    @cached_property
+    def _more(self) -> list[np.ndarray]:
+        """float64 [N] for each expert of each layer: what its removal adds to each token's loss."""
+        removed = ((layer, expert) for layer in self.layers for expert in range(self.experts))
+        return [self.losses({(layer, OUT): Without(expert)}) - self.plain for layer, expert in removed]
 
 
-def normalised_information(first: np.ndarray, second: np.ndarray) -> float:
+def information(first: np.ndarray, second: np.ndarray) -> float:
     """Mutual information of two labellings int64 [N] through the mean of their entropies: 0 where one says nothing of
     the other, 1 where each tells the other. 0 where both have one label."""
     joint = np.zeros((first.max() + 1, second.max() + 1))
@@ -163,10 +177,9 @@ def normalised_information(first: np.ndarray, second: np.ndarray) -> float:
     return 2 * information / entropies if entropies else 0.0
 
 
-def shuffled_information(experts: np.ndarray, shuffle: Callable[[np.random.Generator], np.ndarray]) -> float:
-    """The mean of ``normalised_information`` over labels shuffled ``SHUFFLES`` times: what chance alone gives."""
-    found = [normalised_information(experts, shuffle(np.random.default_rng(seed))) for seed in range(SHUFFLES)]
-    return float(np.mean(found))
+def chance(experts: np.ndarray, kinds: Kinds) -> float:
+    """The mean ``information`` of ``SHUFFLES`` shuffles of the kinds: that of a router which knows nothing of them."""
+    return float(np.mean([information(experts, kinds.shuffled(seed)) for seed in range(SHUFFLES)]))
 
 
 def active_parameters(config: ModelConfig) -> int:
