@@ -115,12 +115,15 @@ def _accept(folder: Path | None, twin: Path | None, as_json: bool) -> int:
 
 def _pretrain(folder: Path, base: str, seed: int) -> None:
     import json
+    from dataclasses import replace
 
-    from halter.run.pretrain import Pretraining, pretrain
+    from halter.playground.base import base as known
+    from halter.run.pretrain import RECIPES, pretrain
     from halter.training.progress import Display
 
-    recipe = Pretraining(seed=seed, base=base)
-    print(f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens; on 2 cores this takes about half an hour ...")
+    known(base)
+    recipe = replace(RECIPES[base], seed=seed)
+    print(f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens; on 2 cores this takes at most half an hour ...")
     displays: list[Display] = []
 
     def show(record: dict) -> None:

@@ -25,7 +25,7 @@ EMBEDDING_STD, OUTPUT_SHARE = 0.2, 0.3
 
 
 @dataclass(frozen=True)
-class Base:
+class SmallBase:
     """One base that the recipe makes (run.pretrain)."""
 
     about: str
@@ -44,7 +44,7 @@ def base_folder(name: str = "dense") -> Path:
     return Path(__file__).with_name(one.folder)
 
 
-def base(name: str) -> Base:
+def base(name: str) -> SmallBase:
     """The base of that name. Refusal ``unknown-base`` names those there are."""
     if name not in BASES:
         what = "the playground has no such base"
@@ -113,9 +113,9 @@ _LLAMA4: dict[str, Any] = {
     "tied": True,
 }
 BASES = {
-    "dense": Base("a LLaMA 3 in small", shape, "base"),
-    "moe": Base("a Llama 4 in small: eight experts a layer", experts_shape, "moe"),
-    "moe-twin": Base("moe without experts, as large as what one of its tokens passes; for comparison", twin_shape),
+    "dense": SmallBase("a LLaMA 3 in small", shape, "base"),
+    "moe": SmallBase("a Llama 4 in small: eight experts a layer", experts_shape, "moe"),
+    "moe-twin": SmallBase("moe without experts, as large as what one of its tokens passes; for comparison", twin_shape),
 }
 """{name: base}; the first is what is taken where none is named."""
 

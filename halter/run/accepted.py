@@ -20,12 +20,13 @@ from halter.model.experts import EXPERTS
 from halter.playground.base import base_folder
 from halter.pretrained.load import load
 from halter.run.pretrain import FIGURES
-from halter.run.specialised import Kinds, Reading, chance, information, read
+from halter.run.specialised import Kinds, Routes, chance, information, read
 
 LEAST_SHARE = 0.25
 """Of an expert's even share of the tokens, what it takes at least."""
 LEAST_INFORMATION = 5.0
 """Times what chance gives, the information that a token's kind and its expert share at least."""
+SMALL = 1e-9
 TOKENS = 30_000
 DECIDES = "word"
 TWIN = "twin.json"
@@ -35,7 +36,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Verdict:
     """The answer to one question: whether it ``holds``, its ``figures`` as JSON has them, and ``lines`` of them."""
 
     question: str
@@ -46,14 +47,14 @@ class Answer:
 
 def accept(
     model: Decoder, tokenizer: Tokenizer, figures: Mapping[str, Any], twin: Mapping[str, Any], tokens: int = TOKENS
-) -> dict[str, Answer]:
+) -> dict[str, Verdict]:
     """The four answers for a base, by letter; ``figures`` and ``twin`` are what the recipe kept in figures.json of it
     and of its dense twin, ``tokens`` how many held-out ones are read."""
-    reading = read(model, tokenizer, tokens)
-    return {"a": beside_twin(figures, twin), "b": even(reading), "c": informed(reading), "d": missed(reading)}
+    routes = read(model, tokenizer, tokens)
+    return {"a": beside_twin(figures, twin), "b": even(routes), "c": informed(routes), "d": missed(routes)}
 
 
-def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) -> dict[str, Answer]:
+def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) -> dict[str, Verdict]:
     """The answers for a folder that ``run.pretrain`` wrote, or for the base in the package; ``twin`` is the folder of
     its dense twin, where that was made anew too. Refusals ``no-experts``, ``file-missing`` and those of loading."""
     folder = base_folder("moe") if folder is None else Path(folder)
@@ -66,7 +67,7 @@ def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) 
     return accept(model, Tokenizer.from_file(str(folder / "tokenizer.json")), figures, other)
 
 
-def beside_twin(figures: Mapping[str, Any], twin: Mapping[str, Any]) -> Answer:
+def beside_twin(figures: Mapping[str, Any], twin: Mapping[str, Any]) -> Verdict:
     """(a) Held-out loss against that of a dense base of at least equal active size and equal tokens, by one recipe."""
     base, other = ({key: one[key] for key in COMPARED} for one in (figures, twin))
     fair = base["tokens"] == other["tokens"] and base["active_parameters"] <= other["active_parameters"]
@@ -77,38 +78,38 @@ def beside_twin(figures: Mapping[str, Any], twin: Mapping[str, Any]) -> Answer:
     )
     question = "held-out loss is at most that of a dense base of equal active size and tokens"
     holds = fair and base["held_out_loss"] <= other["held_out_loss"]
-    return Answer(question, bool(holds), {"base": base, "twin": other}, lines)
+    return Verdict(question, bool(holds), {"base": base, "twin": other}, lines)
 
 
-def even(reading: Reading) -> Answer:
+def even(routes: Routes) -> Verdict:
     """(b) The share of the tokens that each expert takes, in each layer."""
-    loads, bound = reading.loads(), LEAST_SHARE / reading.experts
-    by_layer = dict(zip(reading.names, loads.tolist(), strict=True))
+    loads, bound = routes.loads(), LEAST_SHARE / routes.experts
+    by_layer = dict(zip(routes.names, loads.tolist(), strict=True))
     lines = tuple(f"layer {name}: " + " ".join(f"{share:.3f}" for share in one) for name, one in by_layer.items())
     least = float(loads.min())
     question = f"no expert takes under 1/(4E) = {bound:.4f} of the tokens: the least takes {least:.4f}"
-    return Answer(question, least >= bound, {"least": least, "bound": bound, "loads": by_layer}, lines)
+    return Verdict(question, least >= bound, {"least": least, "bound": bound, "loads": by_layer}, lines)
 
 
-def informed(reading: Reading) -> Answer:
+def informed(routes: Routes) -> Verdict:
     """(c) Normalised mutual information of a token's expert and its kind, beside that of shuffled kinds."""
     figures: Figures = {}
     lines = []
-    for name, kinds in reading.kinds.items():
+    for name, kinds in routes.kinds.items():
         figures[name] = {}
-        for place, layer in zip(reading.names, reading.layers, strict=True):
-            experts = reading.chosen[layer][:, 0]
+        for place, layer in zip(routes.names, routes.layers, strict=True):
+            experts = routes.chosen[layer][:, 0]
             own, shuffled = information(experts, kinds.number), chance(experts, kinds)
-            figures[name][place] = {"information": own, "shuffled": shuffled, "times": own / shuffled}
-            lines.append(f"layer {place}, {name}: {own:.4f}, shuffled {shuffled:.4f}: {own / shuffled:.0f} times")
+            figures[name][place] = {"information": own, "shuffled": shuffled, "times": own / max(shuffled, SMALL)}
+            lines.append(f"layer {place}, {name}: {own:.4f}, shuffled {shuffled:.4f}: {own / max(shuffled, SMALL):.0f} times")
     least = min(one["times"] for one in figures[DECIDES].values())
     question = f"expert and kind share {LEAST_INFORMATION:g} times the information that shuffled kinds do"
-    return Answer(question, least >= LEAST_INFORMATION, figures, tuple(lines))
+    return Verdict(question, least >= LEAST_INFORMATION, figures, tuple(lines))
 
 
-def missed(reading: Reading) -> Answer:
+def missed(routes: Routes) -> Verdict:
     """(d) What the removal of each kind's favourite expert costs it, beside what it costs the others."""
-    figures = {name: favourites(reading, kinds) for name, kinds in reading.kinds.items()}
+    figures = {name: favourites(routes, kinds) for name, kinds in routes.kinds.items()}
     lines = tuple(
         f"{kind} ({name}): expert {one['expert']} of layer {one['layer']} takes {one['share']:.0%}; "
         f"removed, it costs {one['cost']:.3f}; any other of its layer at most {one['next']:.3f}"
@@ -116,18 +117,18 @@ def missed(reading: Reading) -> Answer:
         for kind, one in told.items()
     )
     holds = all(one["cost"] > one["next"] for one in figures[DECIDES].values())
-    return Answer("removing a kind's favourite expert costs that kind most", holds, figures, lines)
+    return Verdict("removing a kind's favourite expert costs that kind most", holds, figures, lines)
 
 
-def favourites(reading: Reading, kinds: Kinds) -> dict[str, Figures]:
+def favourites(routes: Routes, kinds: Kinds) -> dict[str, Figures]:
     """{kind that is not rare: the expert that takes the largest share of its tokens, and what removals cost it}."""
-    shares, costs = reading.shares(kinds), reading.costs(kinds)
+    shares, costs = routes.shares(kinds), routes.costs(kinds)
     found: dict[str, Figures] = {}
     for kind in kinds.common():
         layer, expert = np.unravel_index(shares[:, :, kind].argmax(), shares.shape[:2])
         here = costs[layer, :, kind]
         found[kinds.names[kind]] = {
-            "layer": reading.layers[layer],
+            "layer": routes.layers[layer],
             "expert": int(expert),
             "share": float(shares[layer, expert, kind]),
             "cost": float(here[expert]),

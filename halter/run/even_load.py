@@ -7,7 +7,7 @@ base that comes of it routes by its scores and by nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from halter.model.experts import EXPERTS, leading
 from halter.model.layout import Place
 from halter.model.places import Act
 from halter.model.reports import report
-from halter.parts.stand_in import StandIn, StandInAct
+from halter.parts.stand_in import StandIn
 from halter.training.objective import Need, Objective, Rows, units
 
 ROUTER = "router"
@@ -55,36 +55,52 @@ def unevenness(scores: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ReportingRouter(StandInAct):
-    """A router's own weight, whose unevenness is told to whoever listens."""
+class RouterAct(Act):
+    """A router's own ``weight``, whose unevenness is told to whoever listens."""
 
+    weight: Tensor
     count: int
+
+    def stand_in(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, None
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         report(unevenness(y, self.count))
         return y
 
 
-class WatchedRouter(StandIn):
-    """A router that is trained and reports."""
+@dataclass(frozen=True)
+class ExpertsAct(Act):
+    """A matrix of its own for each expert; apart, so that their gradients are put together once."""
 
-    def __init__(self, shape: tuple[int, ...], count: int) -> None:
-        super().__init__(shape, False)
-        self.count = count
+    matrices: tuple[Tensor, ...]
 
-    def bind(self, site: Site) -> Act:
-        return ReportingRouter(self.weight.to(site.dtype), None, self.count)
+    def stand_in(self) -> tuple[Any, Tensor | None]:
+        return self.matrices, None
 
 
-class MadeExperts(StandIn):
-    """The matrices of all experts at one place, trained."""
+class Made(Piece):
+    """A router's or all experts' weight in float32, read from the base at the start."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__(shape, False)
+    saved_names = {"weight": "weight"}
+    folds = True
+    replaces = True
+
+    def __init__(self, place: Place, count: int) -> None:
+        super().__init__()
+        self.count, self.routes = count, place.name == ROUTER
+        self.weight = nn.Parameter(torch.empty(place.shape))
 
     @torch.no_grad()
     def start(self, module: nn.Module) -> None:
         self.weight.copy_(module.weight())  # type: ignore[operator]
+
+    def bind(self, site: Site) -> Act:
+        weight = self.weight.to(site.dtype)
+        return RouterAct(weight, self.count) if self.routes else ExpertsAct(weight.unbind())
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.weight.to(weight), bias
 
 
 @dataclass(frozen=True)
@@ -104,8 +120,6 @@ class Making(Method):
 
 
 def _piece(place: Place, shape: ModelConfig) -> Piece:
-    if place.kind == EXPERTS:
-        return MadeExperts(place.shape)
-    if place.name == ROUTER:
-        return WatchedRouter(place.shape, shape.experts_per_token)  # type: ignore[attr-defined]
+    if place.kind == EXPERTS or place.name == ROUTER:
+        return Made(place, shape.experts_per_token)  # type: ignore[attr-defined]
     return StandIn(place.shape, place.bias)

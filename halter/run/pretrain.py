@@ -7,8 +7,8 @@ routed experts, their load is held even (run.even_load). All bases are made by t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from halter.model.experts import EXPERTS
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
+from halter.playground.base import SEED
 from halter.pretrained.save import write_model
 from halter.run.even_load import EvenLoad, Making
 from halter.run.specialised import active_parameters
@@ -44,19 +45,31 @@ FIGURES = "figures.json"
 class Pretraining:
     """The recipe. ``nursery_tokens`` and ``tokens`` are read in steps of ``tokens_per_step``, each once."""
 
+    base: str = next(iter(base.BASES))
+    """Which of playground.base.BASES is made."""
     nursery_tokens: int = 1_500_000
     tokens: int = 8_000_000
     tokens_per_step: int = 3072
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 60
+    cooldown: float = 0.0
+    """The share of the steps, the last ones, in which the rate falls to nothing in a line, after a constant one; 0: it
+    falls all the way, as a cosine."""
     betas: tuple[float, float] = (0.9, 0.95)
     held_out_tokens: int = 30_000
-    seed: int = base.SEED
-    base: str = next(iter(base.BASES))
-    """Which of playground.base.BASES is made."""
+    seed: int = SEED
     even_load: float = 0.01
     """How much the routers' unevenness counts (run.even_load.EvenLoad); nothing where there is no router."""
+
+
+WITH_EXPERTS = Pretraining("moe", 600_000, 4_200_000, learning_rate=3e-3, cooldown=0.2)
+RECIPES = {
+    "dense": Pretraining(),
+    "moe": WITH_EXPERTS,
+    "moe-twin": replace(WITH_EXPERTS, base="moe-twin"),
+}
+"""{base: its recipe}; a twin's is the one of what it is compared with."""
 
 
 def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = lambda _: None) -> dict[str, Any]:
@@ -137,10 +150,17 @@ def _trainee(model: Decoder, recipe: Pretraining, steps: int) -> Trainee:
     adapter = adapt(model, Making(), seed=recipe.seed)
     groups = adapter.groups(recipe.learning_rate, recipe.weight_decay)
     optimizer = optimizers.make("adamw", groups, recipe.learning_rate, recipe.betas, 1e-8, lambda _: None)
-    share = schedule.make("cosine", steps, recipe.warmup_steps)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     objective: Objective = EvenLoad(recipe.even_load) if model.layout.of(EXPERTS) else Sft()
-    return Trainee(adapter, optimizer, share, scaler, 1.0, recipe.seed, objective=objective)
+    return Trainee(adapter, optimizer, _rate(recipe, steps), scaler, 1.0, recipe.seed, objective=objective)
+
+
+def _rate(recipe: Pretraining, steps: int) -> Callable[[int], float]:
+    """The share of the learning rate for each step, counted from 0."""
+    if not recipe.cooldown:
+        return schedule.make("cosine", steps, recipe.warmup_steps)
+    warm, last = schedule.make("constant", steps, recipe.warmup_steps), recipe.cooldown * steps
+    return lambda step: warm(step) * min(1.0, (steps - step) / last)
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ class Kinds:
         return [kind for kind, count in enumerate(self.counts) if count >= COMMON * len(self.number)]
 
 
-class Reading:
+class Routes:
     """A model's way with some documents: the losses of its tokens and the experts that they take."""
 
     def __init__(self, model: Decoder, documents: Sequence[KnownDocument]) -> None:
@@ -98,7 +98,7 @@ class Reading:
         targets[np.cumsum(lengths) - 1] = IGNORED  # the last of a document foretells nothing
         self.tokens, self.targets = (torch.from_numpy(one).to(model.device) for one in (tokens, targets))
         self.segments = Segments.packed(lengths, model.device)
-        self.layers = [place.layer for place in model.layout if place.name == ROUTER]
+        self.layers = [place.layer for place in model.layout if place.name == ROUTER and place.layer is not None]
         """The layers with experts."""
         self.names = [str(layer) for layer in self.layers]
         self.kinds = {
@@ -191,6 +191,6 @@ def active_parameters(config: ModelConfig) -> int:
     return config.num_parameters - left
 
 
-def read(model: Decoder, tokenizer: Tokenizer, tokens: int) -> Reading:
-    """A reading of held-out documents."""
-    return Reading(model, known_documents(tokenizer, tokens))
+def read(model: Decoder, tokenizer: Tokenizer, tokens: int) -> Routes:
+    """Where a model sends held-out documents."""
+    return Routes(model, known_documents(tokenizer, tokens))

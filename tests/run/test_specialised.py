@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from halter.model.llama4_config import Llama4Config, published
 from halter.planning.llama4 import Shape
 from halter.playground.token_kinds import KnownDocument
-from halter.run.specialised import Kinds, Reading, active_parameters, chance, information
+from halter.run.specialised import Kinds, Routes, active_parameters, chance, information
 
 SHAPE = Llama4Config(
     layers=2,
@@ -42,8 +42,8 @@ DOCUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def reading() -> Reading:
-    return Reading(tiny.decoder(SHAPE), DOCUMENTS)
+def routes() -> Routes:
+    return Routes(tiny.decoder(SHAPE), DOCUMENTS)
 
 
 def defined(first: list[int], second: list[int]) -> float:
@@ -83,18 +83,18 @@ def test_shuffling_keeps_runs_whole() -> None:
     assert chance(run_numbers, kinds) > 0.5
 
 
-def test_loads_and_shares_are_counts(reading: Reading) -> None:
-    chosen, words = reading.chosen[1][:, 0].tolist(), reading.kinds["word"]
-    assert reading.layers == [1] and set(chosen) == {0, 1, 2, 3}
-    assert reading.loads()[0] == pytest.approx([chosen.count(expert) / len(chosen) for expert in range(4)])
+def test_loads_and_shares_are_counts(routes: Routes) -> None:
+    chosen, words = routes.chosen[1][:, 0].tolist(), routes.kinds["word"]
+    assert routes.layers == [1] and set(chosen) == {0, 1, 2, 3}
+    assert routes.loads()[0] == pytest.approx([chosen.count(expert) / len(chosen) for expert in range(4)])
     labels = [word for one in DOCUMENTS for word in one.words]
     for kind, name in enumerate(words.names):
         of_kind = [expert for expert, label in zip(chosen, labels, strict=True) if label == name]
         want = [of_kind.count(expert) / len(of_kind) for expert in range(4)]
-        assert reading.shares(words)[0, :, kind] == pytest.approx(want)
+        assert routes.shares(words)[0, :, kind] == pytest.approx(want)
 
 
-def test_a_removed_expert_is_one_of_zeros(reading: Reading) -> None:
+def test_a_removed_expert_is_one_of_zeros(routes: Routes) -> None:
     """What removals cost each kind, beside losses of a model in which the expert's last matrix is nothing."""
     experts = "model.layers.1.feed_forward.experts.down_proj"
     for expert in range(4):
@@ -102,12 +102,12 @@ def test_a_removed_expert_is_one_of_zeros(reading: Reading) -> None:
         matrix = model.layers[1].experts_out.weight().clone()
         matrix[expert] = 0
         model.set_tensor(experts, matrix)
-        more = Reading(model, DOCUMENTS).plain - reading.plain
-        for kinds in reading.kinds.values():
+        more = Routes(model, DOCUMENTS).plain - routes.plain
+        for kinds in routes.kinds.values():
             for kind in range(len(kinds.names)):
                 want = np.nanmean(more[kinds.number == kind])
-                assert reading.costs(kinds)[0, expert, kind] == pytest.approx(want, abs=1e-9)
-    assert np.isnan(reading.plain).sum() == len(DOCUMENTS)
+                assert routes.costs(kinds)[0, expert, kind] == pytest.approx(want, abs=1e-9)
+    assert np.isnan(routes.plain).sum() == len(DOCUMENTS)
 
 
 def test_rare_kinds_are_left_out() -> None:
