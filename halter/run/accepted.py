@@ -46,7 +46,7 @@ class Verdict:
 
 
 def accept(
-    model: Decoder, tokenizer: Tokenizer, figures: Mapping[str, Any], twin: Mapping[str, Any], tokens: int = TOKENS
+    model: Decoder, tokenizer: Tokenizer, figures: Mapping[str, Any], twin: Mapping[str, Any], tokens: int
 ) -> dict[str, Verdict]:
     """The four answers for a base, by letter; ``figures`` and ``twin`` are what the recipe kept in figures.json of it
     and of its dense twin, ``tokens`` how many held-out ones are read."""
@@ -64,7 +64,7 @@ def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) 
     if not model.layout.of(EXPERTS):
         what = "this base has no routed experts, so there is nothing to ask"
         raise Refusal("no-experts", what, where=str(folder), fix="halter playground pretrain FOLDER --base moe")
-    return accept(model, Tokenizer.from_file(str(folder / "tokenizer.json")), figures, other)
+    return accept(model, Tokenizer.from_file(str(folder / "tokenizer.json")), figures, other, TOKENS)
 
 
 def beside_twin(figures: Mapping[str, Any], twin: Mapping[str, Any]) -> Verdict:
@@ -101,7 +101,9 @@ def informed(routes: Routes) -> Verdict:
             experts = routes.chosen[layer][:, 0]
             own, shuffled = information(experts, kinds.number), chance(experts, kinds)
             figures[name][place] = {"information": own, "shuffled": shuffled, "times": own / max(shuffled, SMALL)}
-            lines.append(f"layer {place}, {name}: {own:.4f}, shuffled {shuffled:.4f}: {own / max(shuffled, SMALL):.0f} times")
+            lines.append(
+                f"layer {place}, {name}: {own:.4f}, shuffled {shuffled:.4f}: {own / max(shuffled, SMALL):.0f} times"
+            )
     least = min(one["times"] for one in figures[DECIDES].values())
     question = f"expert and kind share {LEAST_INFORMATION:g} times the information that shuffled kinds do"
     return Verdict(question, least >= LEAST_INFORMATION, figures, tuple(lines))

@@ -71,7 +71,7 @@ class RouterAct(Act):
 
 @dataclass(frozen=True)
 class ExpertsAct(Act):
-    """A matrix of its own for each expert; apart, so that their gradients are put together once."""
+    """A matrix of its own for each expert."""
 
     matrices: tuple[Tensor, ...]
 

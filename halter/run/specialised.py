@@ -22,7 +22,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS, leading
 from halter.model.passes import Pass
-from halter.model.places import Act
+from halter.model.places import Act, Routed
 from halter.model.segments import Segments
 from halter.playground.token_kinds import KnownDocument, known_documents
 from halter.run.even_load import ROUTER
@@ -50,11 +50,10 @@ class Without(Act):
 
     expert: int
 
-    def act(self, x: tuple[Tensor, list[int]], y: Tensor) -> Tensor:
-        counts = x[1]
-        first = sum(counts[: self.expert])
+    def act(self, x: Routed, y: Tensor) -> Tensor:
+        first = sum(x.counts[: self.expert])
         y = y.clone()
-        y[first : first + counts[self.expert]] = 0
+        y[first : first + x.counts[self.expert]] = 0
         return y
 
 
