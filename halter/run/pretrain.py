@@ -152,10 +152,10 @@ def _trainee(model: Decoder, recipe: Pretraining, steps: int) -> Trainee:
     optimizer = optimizers.make("adamw", groups, recipe.learning_rate, recipe.betas, 1e-8, lambda _: None)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     objective: Objective = EvenLoad(recipe.even_load) if model.layout.of(EXPERTS) else Sft()
-    return Trainee(adapter, optimizer, _rate(recipe, steps), scaler, 1.0, recipe.seed, objective=objective)
+    return Trainee(adapter, optimizer, rate(recipe, steps), scaler, 1.0, recipe.seed, objective=objective)
 
 
-def _rate(recipe: Pretraining, steps: int) -> Callable[[int], float]:
+def rate(recipe: Pretraining, steps: int) -> Callable[[int], float]:
     """The share of the learning rate for each step, counted from 0."""
     if not recipe.cooldown:
         return schedule.make("cosine", steps, recipe.warmup_steps)

@@ -171,9 +171,9 @@ def information(first: np.ndarray, second: np.ndarray) -> float:
     joint /= joint.sum()
     rows, columns = joint.sum(1), joint.sum(0)
     there = joint > 0
-    information = float((joint[there] * np.log(joint[there] / np.outer(rows, columns)[there])).sum())
+    shared = float((joint[there] * np.log(joint[there] / np.outer(rows, columns)[there])).sum())
     entropies = sum(-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (rows, columns))
-    return 2 * information / entropies if entropies else 0.0
+    return 2 * shared / entropies if entropies else 0.0
 
 
 def chance(experts: np.ndarray, kinds: Kinds) -> float:

@@ -17,7 +17,7 @@ from halter.data.example import Example
 from halter.data.pack import pack
 from halter.model.llama4_config import Llama4Config
 from halter.run.even_load import EvenLoad, Making, unevenness
-from halter.run.pretrain import take_over
+from halter.run.pretrain import Pretraining, rate, take_over
 from halter.training import optimizers
 from halter.training.objectives.sft import Sft
 from halter.training.step import take_step
@@ -141,3 +141,11 @@ def after_one_sided_start(strength: float) -> float:
 
 def test_the_routers_are_held_even() -> None:
     assert after_one_sided_start(0.5) < 2.5 < after_one_sided_start(0.0)
+
+
+def test_the_rate_is_constant_and_then_falls() -> None:
+    """Twenty steps: up in two, constant, and in the last quarter down in a line; without a cool-down a cosine."""
+    share = rate(Pretraining(warmup_steps=2, cooldown=0.25), 20)
+    assert [share(step) for step in range(20)] == pytest.approx([0.5] + [1.0] * 15 + [0.8, 0.6, 0.4, 0.2])
+    share = rate(Pretraining(warmup_steps=2), 20)
+    assert share(11) == pytest.approx(0.5) and share(5) == pytest.approx(1 - share(17))
