@@ -5,34 +5,80 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from halter.model.layout import EXPERTS as EXPERTS
 from halter.model.layout import Place
 
-EXPERTS = "experts"
-"""The kind of a place with one matrix for each expert, [experts, in, out] as Hugging Face stores them (a Linear's is
-[out, in]). It stays in the dtype computed in, and no method knows it."""
 
+class ExpertStack(nn.Module):
+    """The matrices of all experts at one place, ``shape`` [experts, in, out], stored in some form; the base's weights
+    are buffers, and only dL/dx flows backward. Subclasses give ``product``, ``one``, ``weight`` and ``dtype``."""
 
-class StackedExperts(nn.Module):
-    """The matrices of all experts at one place, [experts, in, out]; a frozen buffer."""
+    storage: str
 
-    matrix: Tensor
-
-    def __init__(self, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
+        experts, width, out = shape
+        self.shape = (experts, width, out)
 
     def forward(
         self, given: tuple[Tensor, list[int]], weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """``given``: x [N, in] in the order of the experts, and how many rows are each expert's -> [N, out]. An expert
-        without rows computes nothing. There is no bias."""
+        without rows computes nothing. ``weight`` [experts, in, out] stands in for the base's where given; there is no
+        bias."""
         x, counts = given
-        matrix = self.matrix if weight is None else weight
-        parts = [rows @ matrix[expert] for expert, rows in enumerate(x.split(counts)) if len(rows)]
-        return torch.cat(parts) if parts else x.new_zeros(0, matrix.shape[-1])
+        parts = [
+            self.product(rows, expert) if weight is None else rows @ weight[expert]
+            for expert, rows in enumerate(x.split(counts))
+            if len(rows)
+        ]
+        return torch.cat(parts) if parts else x.new_zeros(0, self.shape[2])
+
+    def product(self, rows: Tensor, expert: int) -> Tensor:
+        """rows [n, in] times one expert's matrix: [n, out]."""
+        raise NotImplementedError
+
+    def one(self, expert: int) -> Tensor:
+        """One expert's matrix [in, out], dense, in ``dtype``."""
+        raise NotImplementedError
+
+    def weight(self) -> Tensor:
+        """All of them, dense: [experts, in, out]."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype computed in."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+
+class StackedExperts(ExpertStack):
+    """The matrices as they are, in the dtype computed in."""
+
+    storage = "dense"
+    matrix: Tensor
+
+    def __init__(self, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__(place.shape)
+        self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
+
+    def product(self, rows: Tensor, expert: int) -> Tensor:
+        return rows @ self.matrix[expert]
+
+    def one(self, expert: int) -> Tensor:
+        return self.matrix[expert]
 
     def weight(self) -> Tensor:
         return self.matrix
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
 
 
 def leading(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
