@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from halter.model.layout import EXPERTS as EXPERTS
 from halter.model.layout import Place
+from halter.model.places import Routed
 
 
 class ExpertStack(nn.Module):
     """The matrices of all experts at one place, ``shape`` [experts, in, out], stored in some form; the base's weights
-    are buffers, and only dL/dx flows backward. Subclasses give ``product``, ``one``, ``weight`` and ``dtype``."""
+    are buffers, and only dL/dx flows backward. Subclasses give ``product``, ``of``, ``weight`` and ``dtype``."""
 
     storage: str
 
@@ -21,24 +24,22 @@ class ExpertStack(nn.Module):
         self.shape = (experts, width, out)
 
     def forward(
-        self, given: tuple[Tensor, list[int]], weight: Tensor | None = None, bias: Tensor | None = None
+        self, given: Routed, weight: Sequence[Tensor | None] | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """``given``: x [N, in] in the order of the experts, and how many rows are each expert's -> [N, out]. An expert
-        without rows computes nothing. ``weight`` [experts, in, out] stands in for the base's where given; there is no
-        bias."""
-        x, counts = given
-        parts = [
-            self.product(rows, expert) if weight is None else rows @ weight[expert]
-            for expert, rows in enumerate(x.split(counts))
-            if len(rows)
-        ]
-        return torch.cat(parts) if parts else x.new_zeros(0, self.shape[2])
+        """The rows [N, in] through their experts' matrices, [N, out]. An expert without rows computes nothing. There is
+        no bias. ``weight``: what stands in for the base's, expert by expert."""
+        parts = []
+        for expert, rows in enumerate(given.rows.split(given.counts)):
+            if len(rows):
+                own = None if weight is None else weight[expert]
+                parts.append(self.product(rows, expert) if own is None else rows @ own)
+        return torch.cat(parts) if parts else given.rows.new_zeros(0, self.shape[2])
 
     def product(self, rows: Tensor, expert: int) -> Tensor:
         """rows [n, in] times one expert's matrix: [n, out]."""
         raise NotImplementedError
 
-    def one(self, expert: int) -> Tensor:
+    def of(self, expert: int) -> Tensor:
         """One expert's matrix [in, out], dense, in ``dtype``."""
         raise NotImplementedError
 
@@ -68,9 +69,9 @@ class StackedExperts(ExpertStack):
         self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
 
     def product(self, rows: Tensor, expert: int) -> Tensor:
-        return rows @ self.matrix[expert]
+        return rows @ self.of(expert)
 
-    def one(self, expert: int) -> Tensor:
+    def of(self, expert: int) -> Tensor:
         return self.matrix[expert]
 
     def weight(self) -> Tensor:
@@ -105,16 +106,22 @@ class Routing:
         self._tokens, self._count = chosen.shape
         flat = chosen.flatten()
         self._order = flat.argsort(stable=True)
-        # A tensor without memory has no numbers: a plan reckons with all rows at one expert, which is as much work.
-        self.counts = (
-            [flat.numel()] + [0] * (experts - 1) if flat.is_meta else flat.bincount(minlength=experts).tolist()
-        )
+        # A tensor without memory has no numbers: a plan reckons with rows spread evenly, which is as much work.
+        each, more = divmod(flat.numel(), experts)
+        even = [each + (expert < more) for expert in range(experts)]
+        self.counts: list[int] = even if flat.is_meta else flat.bincount(minlength=experts).tolist()
         """How many rows are each expert's."""
+        self.tokens = self._order // self._count
+        """Which token each row is of, int64 [N * count]."""
 
-    def gather(self, x: Tensor, strength: Tensor) -> Tensor:
+    def gather(self, x: Tensor, strength: Tensor) -> Routed:
         """x [N, dim] times ``strength`` [N, count], a row for each token and expert [N * count, dim]."""
-        rows = x.index_select(0, self._order // self._count)
-        return rows * strength.flatten().index_select(0, self._order)[:, None]
+        rows = x.index_select(0, self.tokens)
+        return self.routed(rows * strength.flatten().index_select(0, self._order)[:, None])
+
+    def routed(self, rows: Tensor) -> Routed:
+        """What comes to the experts where these are the rows [N * count, width]."""
+        return Routed(rows, self.counts, self.tokens)
 
     def scatter(self, y: Tensor) -> Tensor:
         """The sum over each token's experts [N, dim] of what they made of ``gather``'s rows [N * count, dim]."""

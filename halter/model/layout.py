@@ -25,7 +25,8 @@ AROUND = "around"
 """The kind of a place around no operation of the base, where only what follows can act."""
 EXPERTS = "experts"
 """The kind of a place with one matrix for each expert, [experts, in, out] as Hugging Face stores them (a Linear's is
-[out, in]); its module is an ExpertStack (model.experts)."""
+[out, in]); its module is an ExpertStack (model.experts). What comes to an act there is a Routed; a weight that stands
+in for the base's is a matrix for each expert, [in, out], or None where the base's stays."""
 PREFIX = "prefix"
 """The kind of a place at which an adapter brings vectors that rows see ahead of their own (places.Extra)."""
 TEXT = "text"

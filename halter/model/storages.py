@@ -12,7 +12,7 @@ from halter.model.experts import EXPERTS, ExpertStack
 from halter.model.int8_linear import Int8Linear
 from halter.model.layout import Place
 from halter.model.nf4_linear import NF4Linear
-from halter.model.stored_experts import Int8Experts, NF4Experts, QuantisedExperts
+from halter.model.stored_experts import QuantisedExperts
 
 Quantize = Literal["nf4", "int8"]
 """Those that may be asked for, as options have them."""
@@ -20,8 +20,6 @@ StorageName = Literal["nf4", "fp4", "int8"]
 """Those that a checkpoint may be stored in."""
 STORAGES: dict[str, type[NF4Linear] | type[Int8Linear]] = {"nf4": NF4Linear, "int8": Int8Linear}
 STORED: dict[str, type[NF4Linear] | type[Int8Linear]] = {**STORAGES, "fp4": NF4Linear}
-EXPERT_STORAGES: dict[str, type[QuantisedExperts]] = {"nf4": NF4Experts, "int8": Int8Experts}
-"""No checkpoint is read whose experts are stored so; they are quantised while loading."""
 BITS = {"nf4": "4 bits", "fp4": "4 bits", "int8": "8 bits"}
 """{name: in words}."""
 
@@ -40,7 +38,7 @@ def experts_too(model: Decoder) -> bool:
 def dry(kind: str, place: Place, bias: Tensor | None, dtype: torch.dtype) -> NF4Linear | Int8Linear | QuantisedExperts:
     """What holds a place's weight as ``kind`` names, without memory (on meta)."""
     if place.kind == EXPERTS:
-        return EXPERT_STORAGES[kind](place, dtype)
+        return QuantisedExperts(kind, place, dtype)
     out, width = place.shape
     return STORED[kind].dry((out, width), bias, dtype)
 

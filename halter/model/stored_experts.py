@@ -9,7 +9,8 @@ what a checkpoint holds that stores each expert as a Linear of its own.
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,60 +22,43 @@ from halter.numerics.int8 import Int8
 from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested
 from halter.numerics.nf4_kernels import dequantise
 
+Sizes = list[tuple[str, tuple[int, ...], torch.dtype]]
+"""(name, shape, dtype) of each tensor that is held of an expert."""
 
-class QuantisedExperts(ExpertStack):
-    """Experts in few bits, made empty and filled by ``put``; computed in x's dtype. ``double_quant`` is NF4's."""
 
-    def __init__(
-        self, place: Place, dtype: torch.dtype, device: torch.device | str = "meta", double_quant: bool = True
-    ) -> None:
-        super().__init__(place.shape)
-        self._dtype, self._double = dtype, double_quant
-        for name, size, kind in self.sizes():
-            held = torch.zeros(self.shape[0], *size, dtype=kind, device=device)
-            self.register_buffer(name, held, persistent=False)
+class ExpertCode(Protocol):
+    """How one matrix [out, in] is held in few bits."""
 
-    def sizes(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-        """(name, shape, dtype) of what is held of each expert."""
-        raise NotImplementedError
+    def sizes(self, out: int, width: int) -> Sizes:
+        """What is held of a matrix of that shape."""
+        ...
 
     def quantised(self, weight: Tensor) -> list[Tensor]:
         """What is held of ``weight`` [out, in], in the order of ``sizes``."""
-        raise NotImplementedError
+        ...
 
-    def put(self, expert: int, matrix: Tensor) -> None:
-        """Hold ``matrix`` [in, out] as that expert's. It is quantised where it lies. Refusal ``weight-not-finite``;
-        ValueError for another shape."""
-        if tuple(matrix.shape) != self.shape[1:]:
-            raise ValueError(f"an expert is {list(self.shape[1:])}, not {list(matrix.shape)}")
-        for (name, size, _), part in zip(self.sizes(), self.quantised(matrix.t().contiguous()), strict=True):
-            getattr(self, name)[expert] = part.reshape(size)
+    def data(self, parts: Sequence[Tensor], out: int, width: int) -> Any:
+        """The stored form, of what is held."""
+        ...
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
+    def product(self, rows: Tensor, data: Any) -> Tensor:
+        """rows [n, in] times the transpose of the stored form."""
+        ...
 
-    def weight(self) -> Tensor:
-        held = next(self.buffers())
-        whole = torch.empty(self.shape, dtype=self._dtype, device=held.device)
-        for expert in range(self.shape[0]):
-            whole[expert] = self.one(expert)
-        return whole
+    def dense(self, data: Any, dtype: torch.dtype) -> Tensor:
+        """The stored form as a matrix [out, in]."""
+        ...
 
 
-class NF4Experts(QuantisedExperts):
-    """Each expert in NF4 (numerics.nf4), with scales and their mean of its own."""
+class NF4Code:
+    """NF4 (numerics.nf4), with scales of its own, and their mean where these are in 8 bits (``double``)."""
 
-    storage = "nf4"
-    codes: Tensor
-    absmax: Tensor
-    absmax_codes: Tensor
-    offset: Tensor
+    def __init__(self, double: bool) -> None:
+        self._double = double
 
-    def sizes(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-        count = prod(self.shape[1:])
-        blocks = -(-count // BLOCK)
-        codes = ("codes", (-(-count // 2), 1), torch.uint8)
+    def sizes(self, out: int, width: int) -> Sizes:
+        blocks = -(-out * width // BLOCK)
+        codes = ("codes", (-(-out * width // 2), 1), torch.uint8)
         if not self._double:
             return [codes, ("absmax", (blocks,), torch.float32)]
         scales = ("absmax_codes", (blocks,), torch.uint8), ("absmax", (-(-blocks // BLOCK2),), torch.float32)
@@ -85,42 +69,92 @@ class NF4Experts(QuantisedExperts):
         scales = made.absmax
         return [made.codes, *([scales.codes, scales.absmax, scales.offset] if isinstance(scales, Nested) else [scales])]
 
-    def data(self, expert: int) -> NF4:
-        """The stored form of one expert, [out, in]."""
-        _, width, out = self.shape
-        absmax: Tensor | Nested = self.absmax[expert]
-        if self._double:
-            absmax = Nested(self.absmax_codes[expert], self.absmax[expert], self.offset[expert])
-        return NF4(self.codes[expert], absmax, (out, width))
+    def data(self, parts: Sequence[Tensor], out: int, width: int) -> NF4:
+        codes, *scales = parts
+        return NF4(codes, Nested(*scales) if self._double else scales[0], (out, width))
 
-    def product(self, rows: Tensor, expert: int) -> Tensor:
-        return nf4_product.product(rows, self.data(expert))
+    def product(self, rows: Tensor, data: NF4) -> Tensor:
+        return nf4_product.product(rows, data)
 
-    def one(self, expert: int) -> Tensor:
-        return dequantise(self.data(expert), self._dtype).t()
+    def dense(self, data: NF4, dtype: torch.dtype) -> Tensor:
+        return dequantise(data, dtype)
 
 
-class Int8Experts(QuantisedExperts):
-    """Each expert in 8 bits, with a scale for each of its outputs (numerics.int8)."""
+class Int8Code:
+    """8 bits, with a scale for each output (numerics.int8)."""
 
-    storage = "int8"
-    codes: Tensor
-    absmax: Tensor
-
-    def sizes(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-        _, width, out = self.shape
+    def sizes(self, out: int, width: int) -> Sizes:
         return [("codes", (out, width), torch.int8), ("absmax", (out,), torch.float32)]
 
     def quantised(self, weight: Tensor) -> list[Tensor]:
         made = int8.quantise(weight)
         return [made.codes, made.absmax]
 
-    def data(self, expert: int) -> Int8:
-        """The stored form of one expert, [out, in]."""
-        return Int8(self.codes[expert], self.absmax[expert])
+    def data(self, parts: Sequence[Tensor], out: int, width: int) -> Int8:
+        codes, absmax = parts
+        return Int8(codes, absmax)
+
+    def product(self, rows: Tensor, data: Int8) -> Tensor:
+        return int8_product.product(rows, data)
+
+    def dense(self, data: Int8, dtype: torch.dtype) -> Tensor:
+        return int8.dequantise(data, dtype)
+
+
+KINDS = ("nf4", "int8")
+"""Ways to hold experts in few bits. No checkpoint is read whose experts are stored so: they are put in few bits while
+they are read."""
+
+
+class QuantisedExperts(ExpertStack):
+    """Experts in few bits, made empty and filled by ``put``; computed in x's dtype.
+
+    ``kind`` is one of ``KINDS``, ``double_quant`` is NF4's."""
+
+    def __init__(
+        self,
+        kind: str,
+        place: Place,
+        dtype: torch.dtype,
+        device: torch.device | str = "meta",
+        double_quant: bool = True,
+    ) -> None:
+        super().__init__(place.shape)
+        experts, width, out = self.shape
+        self.storage, self._dtype = kind, dtype
+        self._code: ExpertCode = NF4Code(double_quant) if kind == "nf4" else Int8Code()
+        self._sizes = self._code.sizes(out, width)
+        for name, size, held_in in self._sizes:
+            held = torch.zeros(experts, *size, dtype=held_in, device=device)
+            self.register_buffer(name, held, persistent=False)
+
+    def put(self, expert: int, matrix: Tensor) -> None:
+        """Hold ``matrix`` [in, out] as that expert's. It is quantised where it lies. Refusal ``weight-not-finite``;
+        ValueError for another shape."""
+        if tuple(matrix.shape) != self.shape[1:]:
+            raise ValueError(f"an expert is {list(self.shape[1:])}, not {list(matrix.shape)}")
+        for (name, size, _), part in zip(self._sizes, self._code.quantised(matrix.t().contiguous()), strict=True):
+            getattr(self, name)[expert] = part.reshape(size)
+
+    def data(self, expert: int) -> NF4 | Int8:
+        """The stored form of one expert's transpose [out, in]."""
+        _, width, out = self.shape
+        parts = [getattr(self, name)[expert] for name, _, _ in self._sizes]
+        stored: NF4 | Int8 = self._code.data(parts, out, width)
+        return stored
 
     def product(self, rows: Tensor, expert: int) -> Tensor:
-        return int8_product.product(rows, self.data(expert))
+        return self._code.product(rows, self.data(expert))
 
-    def one(self, expert: int) -> Tensor:
-        return int8.dequantise(self.data(expert), self._dtype).t()
+    def of(self, expert: int) -> Tensor:
+        return self._code.dense(self.data(expert), self._dtype).t()
+
+    def weight(self) -> Tensor:
+        whole = torch.empty(self.shape, dtype=self._dtype, device=next(self.buffers()).device)
+        for expert in range(self.shape[0]):
+            whole[expert] = self.of(expert)
+        return whole
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype

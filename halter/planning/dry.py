@@ -14,7 +14,8 @@ from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.layout import EXPERTS
-from halter.model.storages import EXPERT_STORAGES, dry
+from halter.model.storages import dry
+from halter.model.stored_experts import KINDS
 from halter.model.streaming import bytes_apart
 
 CONSTANTS = ("absmax", "absmax_codes", "offset")
@@ -41,7 +42,7 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None, exper
     base = Decoder(shape, dtype, "meta")
     if quantize:
         for place in shape.layout.in_few_bits():
-            if place.kind == EXPERTS and not (experts_too and quantize in EXPERT_STORAGES):
+            if place.kind == EXPERTS and not (experts_too and quantize in KINDS):
                 continue
             bias = getattr(base.module(place.layer, place.name), "bias", None)
             base.set_linear(place, dry(quantize, place, bias, dtype))

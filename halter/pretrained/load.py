@@ -21,7 +21,8 @@ from halter.model import families
 from halter.model.config import ModelConfig, preset_meant, preset_repository
 from halter.model.decoder import Decoder
 from halter.model.layout import EXPERTS, LINEAR, Place
-from halter.model.storages import BITS, EXPERT_STORAGES, STORED, Quantize, quantised
+from halter.model.storages import BITS, STORED, Quantize, quantised
+from halter.model.stored_experts import QuantisedExperts
 from halter.model.streaming import bytes_apart
 from halter.numerics import spinning
 from halter.pretrained.bnb import faults, storing
@@ -273,7 +274,7 @@ def _place(
     place = plan.few_bits.get(name)
     group = plan.groups.get(name)
     if place is not None and place.kind == EXPERTS and quantize:
-        experts = EXPERT_STORAGES[quantize](place, model.dtype, home, double_quant)
+        experts = QuantisedExperts(quantize, place, model.dtype, home, double_quant)
         for number in range(place.shape[0]):
             experts.put(number, checkpoint.read_one(name, number, model.dtype).to(device))
             between()

@@ -322,7 +322,7 @@ def test_only_chosen_experts_run():
     """A token passes one expert a layer; what the others hold is never read."""
     model, used = made(), []
     blocks = [model.layers[layer] for layer in CONFIG.moe_layers]
-    hooks = [b.experts_in.register_forward_pre_hook(lambda _, args: used.append(args[0][1])) for b in blocks]
+    hooks = [b.experts_in.register_forward_pre_hook(lambda _, args: used.append(args[0].counts)) for b in blocks]
     (want,) = logits(model, rows=[ROWS[1]])
     for hook in hooks:
         hook.remove()

@@ -16,7 +16,9 @@ from halter.model.experts import EXPERTS, StackedExperts
 from halter.model.int8_linear import Int8Linear
 from halter.model.layout import LINEAR, Place
 from halter.model.nf4_linear import NF4Linear
-from halter.model.storages import EXPERT_STORAGES, dry, experts_too, held_in, quantised
+from halter.model.places import Routed
+from halter.model.storages import dry, experts_too, held_in, quantised
+from halter.model.stored_experts import QuantisedExperts
 
 QUICK = settings(max_examples=25, deadline=None, database=None, phases=[Phase.generate])
 SIZES = st.tuples(st.integers(1, 4), st.sampled_from([1, 3, 48, 64, 130]), st.sampled_from([1, 2, 33, 64]))
@@ -32,8 +34,12 @@ def drawn(shape, seed=0, dtype=torch.float32):
     return (values * torch.logspace(-1, 1, shape[0])[:, None, None]).to(dtype)
 
 
+def routed(x, counts):
+    return Routed(x, counts, torch.arange(len(x)))
+
+
 def stored(how, matrices, double_quant=True):
-    made_of = EXPERT_STORAGES[how](place_of(tuple(matrices.shape)), matrices.dtype, "cpu", double_quant)
+    made_of = QuantisedExperts(how, place_of(tuple(matrices.shape)), matrices.dtype, "cpu", double_quant)
     for number, matrix in enumerate(matrices):
         made_of.put(number, matrix)
     return made_of
@@ -53,11 +59,11 @@ def test_each_expert_is_the_linear_layer_of_its_transpose(how):
         for number, linear in enumerate(linears):
             for name, want in linear.named_buffers():
                 assert torch.equal(getattr(held, name)[number], want), name
-            assert torch.equal(held.one(number), linear.weight().t())
+            assert torch.equal(held.of(number), linear.weight().t())
         assert torch.equal(held.weight(), torch.stack([linear.weight().t() for linear in linears]))
         counts = torch.randint(0, 4, (shape[0],), generator=torch.Generator().manual_seed(seed)).tolist()
         x = torch.randn(sum(counts), shape[1], requires_grad=True)
-        got = held((x, counts))
+        got = held(routed(x, counts))
         want = torch.cat([linear(rows) for linear, rows in zip(linears, x.split(counts), strict=True)])
         assert got.shape == (sum(counts), shape[2]) and torch.equal(got, want)
         if counts and sum(counts):
@@ -88,7 +94,7 @@ def test_products_are_those_of_the_dequantised_matrices(how):
     matrices = drawn((3, 192, 70))
     held, counts = stored(how, matrices), [4, 0, 5]
     x = torch.randn(9, 192, requires_grad=True)
-    got, wide = held((x, counts)), held.weight().double()
+    got, wide = held(routed(x, counts)), held.weight().double()
     owners = torch.tensor([0] * 4 + [2] * 5)
     want = torch.einsum("ni,nio->no", x.double(), wide[owners])
     room = torch.einsum("ni,nio->no", x.double().abs(), wide[owners].abs()) * 200 * torch.finfo(torch.float32).eps
@@ -97,23 +103,23 @@ def test_products_are_those_of_the_dequantised_matrices(how):
     torch.testing.assert_close(grad.double(), wide[owners].sum(-1), rtol=1e-4, atol=1e-3)
     own = torch.randn(3, 192, 70)
     same = torch.cat([x[:4] @ own[0], x[4:] @ own[2]])
-    assert torch.equal(held((x, counts), own), same)  # what stands in for the base's is used instead
+    assert torch.equal(held(routed(x, counts), own), same)  # what stands in for the base's is used instead
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 def test_only_chosen_experts_are_dequantised(how):
     held = stored(how, drawn((4, 64, 64)))
     x = torch.randn(3, 64)
-    want = held((x, [0, 0, 3, 0]))
+    want = held(routed(x, [0, 0, 3, 0]))
     for number in (0, 1, 3):
         held.absmax[number] = float("nan")
-    assert torch.equal(held((x, [0, 0, 3, 0])), want)
-    assert held((x[:0], [0] * 4)).shape == (0, 64)
+    assert torch.equal(held(routed(x, [0, 0, 3, 0])), want)
+    assert held(routed(x[:0], [0] * 4)).shape == (0, 64)
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 def test_what_cannot_be_held_is_refused(how):
-    held = EXPERT_STORAGES[how](place_of((2, 64, 32)), torch.float32, "cpu")
+    held = QuantisedExperts(how, place_of((2, 64, 32)), torch.float32, "cpu")
     with pytest.raises(ValueError, match=r"\[64, 32\], not \[32, 64\]"):
         held.put(0, torch.ones(32, 64))
     with pytest.raises(Refusal) as refused:

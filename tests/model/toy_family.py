@@ -25,7 +25,7 @@ from halter.model.places import Act, Extra, run_at
 from halter.model.segments import Segments
 from halter.numerics.pointwise import normalise
 
-EXPERTS, VISION = "routed", "vision"  # kinds and stacks of its own, which the package leaves alone
+EXPERTS, VISION = "stacked", "vision"
 NO_ROTATION = (torch.empty(0), torch.empty(0))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
