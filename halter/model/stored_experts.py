@@ -22,14 +22,14 @@ from halter.numerics.int8 import Int8
 from halter.numerics.nf4 import BLOCK, BLOCK2, NF4, Nested
 from halter.numerics.nf4_kernels import dequantise
 
-Sizes = list[tuple[str, tuple[int, ...], torch.dtype]]
+CodeParts = list[tuple[str, tuple[int, ...], torch.dtype]]
 """(name, shape, dtype) of each tensor that is held of an expert."""
 
 
 class ExpertCode(Protocol):
     """How one matrix [out, in] is held in few bits."""
 
-    def sizes(self, out: int, width: int) -> Sizes:
+    def sizes(self, out: int, width: int) -> CodeParts:
         """What is held of a matrix of that shape."""
         ...
 
@@ -56,7 +56,7 @@ class NF4Code:
     def __init__(self, double: bool) -> None:
         self._double = double
 
-    def sizes(self, out: int, width: int) -> Sizes:
+    def sizes(self, out: int, width: int) -> CodeParts:
         blocks = -(-out * width // BLOCK)
         codes = ("codes", (-(-out * width // 2), 1), torch.uint8)
         if not self._double:
@@ -83,7 +83,7 @@ class NF4Code:
 class Int8Code:
     """8 bits, with a scale for each output (numerics.int8)."""
 
-    def sizes(self, out: int, width: int) -> Sizes:
+    def sizes(self, out: int, width: int) -> CodeParts:
         return [("codes", (out, width), torch.int8), ("absmax", (out,), torch.float32)]
 
     def quantised(self, weight: Tensor) -> list[Tensor]:
