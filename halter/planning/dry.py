@@ -49,6 +49,13 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None, exper
     return base
 
 
+def idle_bytes(base: Decoder) -> int:
+    """What the routed experts take that one token does not pass."""
+    shape = base.config
+    experts = [base.module(place.layer, place.name) for place in shape.layout.of(EXPERTS)]
+    return int(sum(tensor.nbytes for module in experts for tensor in module.buffers()) * (1 - shape.routed_share))
+
+
 def base_bytes(base: Decoder, offload: bool = False) -> BaseBytes:
     """What a decoder's tensors take, tied ones once; ``offload``: with layers in CPU memory (model.streaming)."""
     if offload:
