@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Iterable
@@ -71,9 +72,17 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(path, target / path.name)
 
 
+def end_with(parent: int) -> None:
+    """End this process and its children when ``parent`` has gone: a fault may make tests run for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
 def in_the_fork(tree: str, arguments: list[str], log: str) -> None:
     """Run pytest on the copy of the package at ``tree`` and exit with its code."""
     os.setsid()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
