@@ -30,7 +30,6 @@ from halter.playground import base
 from halter.playground.base import SEED
 from halter.pretrained.save import write_model
 from halter.run.even_load import EvenLoad, Making
-from halter.run.specialised import active_parameters
 from halter.run.watch import Log
 from halter.training import optimizers, schedule
 from halter.training.loop import Events, Feed, StepRows, train_loop
@@ -107,7 +106,7 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
         figures = {
             "base": recipe.base,
             "parameters": model.config.num_parameters,
-            "active_parameters": active_parameters(model.config),
+            "active_parameters": model.config.active_parameters,
             "tokens": int(sum(len(e.tokens) for e in examples)),
             "steps": len(steps),
             "last_losses": [round(x, 4) for x in curve[-5:]],

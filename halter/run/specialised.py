@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from halter.adapters.acting import acts_of
 from halter.data.pack import IGNORED
-from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.experts import EXPERTS, leading
+from halter.model.experts import leading
 from halter.model.passes import Pass
 from halter.model.places import Act, Routed
 from halter.model.segments import Segments
@@ -179,15 +177,6 @@ def information(first: np.ndarray, second: np.ndarray) -> float:
 def chance(experts: np.ndarray, kinds: Kinds) -> float:
     """The mean ``information`` of ``SHUFFLES`` shuffles of the kinds: that of a router which knows nothing of them."""
     return float(np.mean([information(experts, kinds.shuffled(seed)) for seed in range(SHUFFLES)]))
-
-
-def active_parameters(config: ModelConfig) -> int:
-    """The numbers that one token passes: of routed experts those it takes, of all else everything."""
-    left = 0
-    for place in config.layout.of(EXPERTS):
-        experts, taken = place.shape[0], config.experts_per_token  # type: ignore[attr-defined]
-        left += prod(place.shape) // experts * (experts - taken)
-    return config.num_parameters - left
 
 
 def read(model: Decoder, tokenizer: Tokenizer, tokens: int) -> Routes:

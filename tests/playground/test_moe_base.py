@@ -22,7 +22,7 @@ from halter.pretrained.load import load
 from halter.run import accepted
 from halter.run.even_load import ROUTER
 from halter.run.pretrain import RECIPES, held_out_loss
-from halter.run.specialised import Hears, Routes, active_parameters, read
+from halter.run.specialised import Hears, Routes, read
 
 FOLDER = base.base_folder("moe")
 READ = 10_000
@@ -55,7 +55,7 @@ def test_what_the_folder_holds(model: Any) -> None:
     tensors = dict(read_tensors(FOLDER / "model.safetensors"))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert sum(tensor.numel() for tensor in tensors.values()) == model.config.num_parameters == FIGURES["parameters"]
-    assert active_parameters(model.config) == FIGURES["active_parameters"]
+    assert model.config.active_parameters == FIGURES["active_parameters"]
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 4_300_000
     assert (FOLDER / "tokenizer.json").read_bytes() == (base.base_folder() / "tokenizer.json").read_bytes()
 
@@ -66,8 +66,8 @@ def test_every_base_has_a_recipe_and_a_shape(tokenizer: Tokenizer) -> None:
     assert json.loads((FOLDER / "config.json").read_text("utf-8"))["num_local_experts"] == 8
     moe, twin = (BASES[name].shape(tokenizer) for name in ("moe", "moe-twin"))
     assert moe == load(str(FOLDER), "float32", say=lambda _: None)[0].config
-    assert 0 <= twin.num_parameters - active_parameters(moe) <= 0.01 * twin.num_parameters
-    assert active_parameters(twin) == twin.num_parameters == TWIN["parameters"] == TWIN["active_parameters"]
+    assert 0 <= twin.num_parameters - moe.active_parameters <= 0.01 * twin.num_parameters
+    assert twin.active_parameters == twin.num_parameters == TWIN["parameters"] == TWIN["active_parameters"]
     for kept_by in (FIGURES, TWIN):
         recipe = RECIPES[kept_by["base"]]
         assert 0 <= kept_by["tokens"] - recipe.nursery_tokens - recipe.tokens < 2 * 1024

@@ -8,14 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halter.model.llama4_config import Llama4Config, published
-from halter.planning.llama4 import Shape
+from halter.model.llama4_config import Llama4Config
 from halter.playground.token_kinds import KnownDocument
-from halter.run.specialised import Kinds, Routes, active_parameters, chance, information
+from halter.run.specialised import Kinds, Routes, chance, information
 
 SHAPE = Llama4Config(
     layers=2,
@@ -113,14 +111,3 @@ def test_a_removed_expert_is_one_of_zeros(routes: Routes) -> None:
 def test_rare_kinds_are_left_out() -> None:
     kinds = Kinds.of(["often"] * 199 + ["rare"], [1] * 200)
     assert [kinds.names[kind] for kind in kinds.common()] == ["often"]
-
-
-@pytest.mark.parametrize(("name", "shape"), [("llama-4-scout", Shape(16, 1)), ("llama-4-maverick", Shape(128, 2))])
-def test_active_parameters_of_the_published_ones(name: str, shape: Shape) -> None:
-    assert active_parameters(published(name)) == shape.parameters(active=True)
-    assert round(active_parameters(published(name)) / 1e9) == 17
-
-
-def test_a_dense_model_is_wholly_active() -> None:
-    assert active_parameters(tiny.config()) == tiny.config().num_parameters
-    assert torch.equal(tiny.decoder().embed_tokens.weight(), tiny.decoder().lm_head.weight()) == tiny.config().tied
