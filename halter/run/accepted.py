@@ -36,7 +36,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Reply:
     """The answer to one question: whether it ``holds``, its ``figures`` as JSON has them, and ``lines`` of them."""
 
     question: str
@@ -47,14 +47,14 @@ class Verdict:
 
 def accept(
     model: Decoder, tokenizer: Tokenizer, figures: Mapping[str, Any], twin: Mapping[str, Any], tokens: int
-) -> dict[str, Verdict]:
+) -> dict[str, Reply]:
     """The four answers for a base, by letter; ``figures`` and ``twin`` are what the recipe kept in figures.json of it
     and of its dense twin, ``tokens`` how many held-out ones are read."""
     routes = read(model, tokenizer, tokens)
     return {"a": beside_twin(figures, twin), "b": even(routes), "c": informed(routes), "d": missed(routes)}
 
 
-def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) -> dict[str, Verdict]:
+def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) -> dict[str, Reply]:
     """The answers for a folder that ``run.pretrain`` wrote, or for the base in the package; ``twin`` is the folder of
     its dense twin, where that was made anew too. Refusals ``no-experts``, ``file-missing`` and those of loading."""
     folder = base_folder("moe") if folder is None else Path(folder)
@@ -67,7 +67,7 @@ def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) 
     return accept(model, Tokenizer.from_file(str(folder / "tokenizer.json")), figures, other, TOKENS)
 
 
-def beside_twin(figures: Mapping[str, Any], twin: Mapping[str, Any]) -> Verdict:
+def beside_twin(figures: Mapping[str, Any], twin: Mapping[str, Any]) -> Reply:
     """(a) Held-out loss against that of a dense base of at least equal active size and equal tokens, by one recipe."""
     base, other = ({key: one[key] for key in COMPARED} for one in (figures, twin))
     fair = base["tokens"] == other["tokens"] and base["active_parameters"] <= other["active_parameters"]
@@ -78,20 +78,20 @@ def beside_twin(figures: Mapping[str, Any], twin: Mapping[str, Any]) -> Verdict:
     )
     question = "held-out loss is at most that of a dense base of equal active size and tokens"
     holds = fair and base["held_out_loss"] <= other["held_out_loss"]
-    return Verdict(question, bool(holds), {"base": base, "twin": other}, lines)
+    return Reply(question, bool(holds), {"base": base, "twin": other}, lines)
 
 
-def even(routes: Routes) -> Verdict:
+def even(routes: Routes) -> Reply:
     """(b) The share of the tokens that each expert takes, in each layer."""
     loads, bound = routes.loads(), LEAST_SHARE / routes.experts
     by_layer = dict(zip(routes.names, loads.tolist(), strict=True))
     lines = tuple(f"layer {name}: " + " ".join(f"{share:.3f}" for share in one) for name, one in by_layer.items())
     least = float(loads.min())
     question = f"no expert takes under 1/(4E) = {bound:.4f} of the tokens: the least takes {least:.4f}"
-    return Verdict(question, least >= bound, {"least": least, "bound": bound, "loads": by_layer}, lines)
+    return Reply(question, least >= bound, {"least": least, "bound": bound, "loads": by_layer}, lines)
 
 
-def informed(routes: Routes) -> Verdict:
+def informed(routes: Routes) -> Reply:
     """(c) Normalised mutual information of a token's expert and its kind, beside that of shuffled kinds."""
     figures: Figures = {}
     lines = []
@@ -106,34 +106,40 @@ def informed(routes: Routes) -> Verdict:
             )
     least = min(one["times"] for one in figures[DECIDES].values())
     question = f"expert and kind share {LEAST_INFORMATION:g} times the information that shuffled kinds do"
-    return Verdict(question, least >= LEAST_INFORMATION, figures, tuple(lines))
+    return Reply(question, least >= LEAST_INFORMATION, figures, tuple(lines))
 
 
-def missed(routes: Routes) -> Verdict:
-    """(d) What the removal of each kind's favourite expert costs it, beside what it costs the others."""
+def missed(routes: Routes) -> Reply:
+    """(d) What the removal of each kind's favourite expert costs it, beside that of the others of its layer."""
     figures = {name: favourites(routes, kinds) for name, kinds in routes.kinds.items()}
     lines = tuple(
-        f"{kind} ({name}): expert {one['expert']} of layer {one['layer']} takes {one['share']:.0%}; "
-        f"removed, it costs {one['cost']:.3f}; any other of its layer at most {one['next']:.3f}"
+        f"{kind} ({name}): expert {one['expert']} of layer {one['layer']} takes {one['share']:.0%}; removed, it costs "
+        f"{one['cost']:.3f}, the next of its layer {one['next']:.3f}, give or take {one['error']:.3f}"
         for name, told in figures.items()
         for kind, one in told.items()
     )
-    holds = all(one["cost"] > one["next"] for one in figures[DECIDES].values())
-    return Verdict("removing a kind's favourite expert costs that kind most", holds, figures, lines)
+    most = [one["cost"] > one["next"] for one in figures[DECIDES].values()]
+    question = f"removing a kind's favourite expert costs that kind most: {sum(most)} of {len(most)} kinds"
+    return Reply(question, all(most), figures, lines)
 
 
 def favourites(routes: Routes, kinds: Kinds) -> dict[str, Figures]:
-    """{kind that is not rare: the expert that takes the largest share of its tokens, and what removals cost it}."""
+    """{kind that is not rare: the expert that takes the largest share of its tokens, and what removals cost it}. The
+    ``error`` is one standard error of the difference of both costs."""
     shares, costs = routes.shares(kinds), routes.costs(kinds)
     found: dict[str, Figures] = {}
     for kind in kinds.common():
-        layer, expert = np.unravel_index(shares[:, :, kind].argmax(), shares.shape[:2])
-        here = costs[layer, :, kind]
+        place, expert = np.unravel_index(shares[:, :, kind].argmax(), shares.shape[:2])
+        others = np.where(np.arange(routes.experts) == expert, -np.inf, costs[place, :, kind])
+        rival = others.argmax()
+        apart = (routes.removed[place, expert] - routes.removed[place, rival])[kinds.number == kind]
+        apart = apart[~np.isnan(apart)]
         found[kinds.names[kind]] = {
-            "layer": routes.layers[layer],
+            "layer": routes.layers[place],
             "expert": int(expert),
-            "share": float(shares[layer, expert, kind]),
-            "cost": float(here[expert]),
-            "next": float(np.delete(here, expert).max()),
+            "share": float(shares[place, expert, kind]),
+            "cost": float(costs[place, expert, kind]),
+            "next": float(others[rival]),
+            "error": float(apart.std() / len(apart) ** 0.5),
         }
     return found

@@ -79,7 +79,7 @@ class ExpertsAct(Act):
         return self.matrices, None
 
 
-class Made(Piece):
+class MadeWeight(Piece):
     """A router's or all experts' weight in float32, read from the base at the start."""
 
     saved_names = {"weight": "weight"}
@@ -121,5 +121,5 @@ class Making(Method):
 
 def _piece(place: Place, shape: ModelConfig) -> Piece:
     if place.kind == EXPERTS or place.name == ROUTER:
-        return Made(place, shape.experts_per_token)  # type: ignore[attr-defined]
+        return MadeWeight(place, shape.experts_per_token)  # type: ignore[attr-defined]
     return StandIn(place.shape, place.bias)

@@ -6,7 +6,7 @@ Kinds of tokens are the playground's (playground.token_kinds); documents are tho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from halter.data.pack import IGNORED
 from halter.model.decoder import Decoder
 from halter.model.experts import leading
 from halter.model.passes import Pass
-from halter.model.places import Act, Routed
+from halter.model.places import Act, Extra, Routed
 from halter.model.segments import Segments
 from halter.playground.token_kinds import KnownDocument, known_documents
 from halter.run.even_load import ROUTER
@@ -105,10 +105,13 @@ class Routes:
         """The class of each token's word, and the kind of the document that it stands in."""
 
     @torch.no_grad()
-    def losses(self, acts: dict[tuple[int | None, str], Act] | None = None) -> np.ndarray:
-        """float64 [N]: each token's loss in foretelling the next; NaN at a document's last."""
-        at = None if acts is None else acts_of(acts, self.model.layout)
-        logits = self.model.head(self.model.hidden(Pass(self.tokens, self.segments, at)), at)
+    def losses(
+        self, acts: Mapping[tuple[int | None, str], Act | Extra], entered: tuple[int, Tensor] | None = None
+    ) -> np.ndarray:
+        """float64 [N]: each token's loss in foretelling the next; NaN at a document's last. ``entered`` as Pass has
+        it."""
+        at = acts_of(acts, self.model.layout)
+        logits = self.model.head(self.model.hidden(Pass(self.tokens, self.segments, at, entered=entered)), at)
         losses = torch.nn.functional.cross_entropy(logits.float(), self.targets, reduction="none", ignore_index=IGNORED)
         return losses.masked_fill(self.targets == IGNORED, float("nan")).double().cpu().numpy()
 
@@ -150,15 +153,19 @@ class Routes:
         layer is removed."""
         told = ~np.isnan(self.plain)
         number, names = kinds.number[told], len(kinds.names)
-        sums = [np.bincount(number, one[told], names) for one in self._more]
-        means = np.array(sums) / np.maximum(np.bincount(number, minlength=names), 1)
-        return means.reshape(len(self.layers), self.experts, names)
+        sums = np.array([[np.bincount(number, one[told], names) for one in layer] for layer in self.removed])
+        return sums / np.maximum(np.bincount(number, minlength=names), 1)
 
     @cached_property
-    def _more(self) -> list[np.ndarray]:
-        """float64 [N] for each expert of each layer: what its removal adds to each token's loss."""
-        removed = ((layer, expert) for layer in self.layers for expert in range(self.experts))
-        return [self.losses({(layer, OUT): Without(expert)}) - self.plain for layer, expert in removed]
+    def removed(self) -> np.ndarray:
+        """float64 [layers, experts, N]: what the removal of each expert adds to each token's loss."""
+        found = []
+        for layer in self.layers:
+            with torch.no_grad():
+                entering = layer, self.model.hidden(Pass(self.tokens, self.segments, stop=layer))
+            each = ({(layer, OUT): Without(expert)} for expert in range(self.experts))
+            found.append([self.losses(acts, entering) - self.plain for acts in each])
+        return np.array(found)
 
 
 def information(first: np.ndarray, second: np.ndarray) -> float:

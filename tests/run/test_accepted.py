@@ -33,6 +33,7 @@ def routes(**changes: Any) -> Any:
         "loads": lambda: np.array([[0.5, 0.5]]),
         "shares": lambda kinds: np.array([[[1.0, 0.0], [0.0, 1.0]]]),
         "costs": lambda kinds: np.array([[[0.4, 0.1], [0.3, 0.2]]]),
+        "removed": np.stack([np.array([[0.5, 0.0] * 200, [0.3, 0.2] * 200])]),
     }
     return SimpleNamespace(**(told | changes))
 
@@ -62,7 +63,15 @@ def test_experts_that_know_nothing_of_kinds() -> None:
 def test_a_favourite_that_is_not_missed() -> None:
     verdict = missed(routes())
     assert verdict.holds
-    assert verdict.figures["word"]["name"] | {"cost": 0.4, "next": 0.3, "share": 1.0} == verdict.figures["word"]["name"]
+    told = verdict.figures["word"]["name"]
+    assert told == {
+        "layer": 3,
+        "expert": 0,
+        "share": 1.0,
+        "cost": 0.4,
+        "next": 0.3,
+        "error": pytest.approx(0, abs=1e-9),
+    }
     assert not missed(routes(costs=lambda kinds: np.array([[[0.4, 0.1], [0.5, 0.2]]]))).holds
 
 
