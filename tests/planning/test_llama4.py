@@ -5,7 +5,10 @@ The totals are those of the published tensors (shared facts on the lineage, sect
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +108,28 @@ def test_four_small_passes_tell_a_large_one() -> None:
     real, need = forecast(one), fit.needs(one)
     assert need.bytes(1, 700) == pytest.approx(real.training.total, rel=1e-3)
     assert need.operations(700) == pytest.approx(real.operations, rel=0.03)
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "measured" / "llama-4-plan.md"
+
+
+def test_the_page_of_what_fits_is_of_this_base() -> None:
+    """Of every way to hold it, what one row takes is more than the base and less than 30 GB more; all of it is marked as
+    computed, and whether experts are in few bits is what the layout says."""
+    text = PAGE.read_text("utf-8")
+    shape = families.published(SCOUT)
+    few = any(place.name == "experts_in" for place in shape.layout.in_few_bits())
+    assert "**Computed, not measured.**" in text and ("routed experts stay in bfloat16" in text) != few
+    for how, told in ((None, "bfloat16"), ("int8", "8 bits"), ("nf4", "NF4")):
+        held = dry.base_bytes(dry.dry_base(shape, torch.bfloat16, how)).total / 1e9
+        taken = [float(one) for one in re.findall(rf"\| {told} \| on the GPU \| ([\d.]+) GB", text)]
+        assert len(taken) >= 4 and all(held < one < held + 30 for one in taken)
+
+
+@pytest.mark.nightly
+def test_the_page_of_what_fits_is_what_its_script_makes() -> None:
+    script = runpy.run_path(str(PAGE.parents[1] / "make_llama4_plan.py"))
+    assert script["page"]() == PAGE.read_text("utf-8"), "make pages"
 
 
 def test_a_plan_by_name_says_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
