@@ -16,8 +16,8 @@ from halter.comparison.report.writing import table_lines
 from halter.contract.method import Method
 from halter.contract.registry import find
 from halter.methods.lora import Lora
-from halter.model.experts import EXPERTS
 from halter.model.families import published
+from halter.model.layout import EXPERTS
 from halter.planning import dry, fit
 from halter.planning.setting import Setting
 
@@ -72,19 +72,20 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     shape = published(MODEL)
     few = any(place.kind == EXPERTS for place in shape.layout.in_few_bits())
-    experts = "routed experts are in the same few bits" if few else "routed experts stay in bfloat16, as they do today"
+    experts = "routed experts are in the same few bits" if few else "routed experts stay in bfloat16"
     yield from ("# What adapts Llama 4 Scout within 48, 80 and 141 GB", "")
     yield (
-        f"**Computed, not measured.** `halter plan`'s own reckoning for the text of Scout ({shape.num_parameters:,} "
-        f"parameters, {shape.active_parameters:,} of them for a token): one row of {LENGTH:,} tokens in a micro-batch, "
+        f"**Computed, not measured.** `halter plan`'s own reckoning for Scout ({shape.num_parameters:,} parameters, "
+        f"{shape.active_parameters:,} of them for a token of text): one row of {LENGTH:,} tokens in a micro-batch, "
         "activations recomputed, AdamW in 32 bits. No published Llama 4 was ever loaded here, and none of these runs "
         "was made. How near such a reckoning is for dense models: [plan accuracy](plan-accuracy.md)."
     )
     yield ""
     yield (
         f"Where linear layers are in few bits, {experts}, and routers, norms, embeddings and head stay in bfloat16. "
-        "*In CPU memory* means `offload: layers`: two layers at a time lie on the GPU. The tower of pictures, 1.74 GB "
-        "in bfloat16, comes on top where pictures are used."
+        "*In CPU memory* means `offload: layers`: two layers at a time lie on the GPU. The tower of pictures is in "
+        "these figures; what it makes of pictures is not. LoRA on every linear layer adapts routers and the tower too, "
+        "and leaves routed experts alone."
     )
     yield ""
     rows = []
@@ -93,7 +94,7 @@ def _lines() -> Iterator[str]:
         told = [f"{count} row{'' if count == 1 else 's'}" if count else "does not fit" for count in way.rows]
         rows.append([way.name, f"{way.trained:,}", way.held, where, f"{way.need / 1e9:,.1f} GB", *told])
     heads = [f"within {amount} GB" for amount in AMOUNTS]
-    yield from table_lines(["method", "trained", "linear layers in", "layers lie", "one row takes", *heads], rows)
+    yield from table_lines(["method", "trained", "held in", "layers lie", "one row takes", *heads], rows)
     yield ""
     yield (
         f"A count of rows is the most of {LENGTH:,} tokens each that fit in one micro-batch; the CUDA context (about "

@@ -162,7 +162,8 @@ def lineage() -> list[Member]:
     dense, counts = "tests/model/test_decoder.py", "tests/model/test_config.py"
     meta, json_file = "tests/files/test_meta.py", "tests/pretrained/test_load.py"
     text, words = "tests/model/test_llama4_text.py", "tests/text/test_llama4_texts.py"
-    whole = "Hugging Face's files, text and its tokenizer; no pictures, no files of Meta's"
+    whole = "Hugging Face's files; pictures in the model, not yet in rows and prompts; adapters on no routed expert"
+    seen = "tests/model/test_llama4_vision.py"
     announced = "16 experts, 288B active, about 2T: announced on 5 April 2025, never released"
     return [
         Member(
@@ -227,7 +228,7 @@ def lineage() -> list[Member]:
             "H100 in int4 alone",
             ("llama-4-scout",),
             f"runs: {whole}",
-            f"{text}, {words}, tests/planning/test_llama4.py",
+            f"{text}, {seen}, {words}",
         ),
         Member(
             "Llama 4 Maverick",
@@ -235,7 +236,7 @@ def lineage() -> list[Member]:
             "5 April 2025; 1M (Instruct; base 256K); so in its odd layers, the even ones are dense",
             ("llama-4-maverick",),
             f"runs: {whole}",
-            f"{text}, {words}, tests/planning/test_llama4.py",
+            f"{text}, {seen}, {words}",
         ),
         Member("Llama 4 Behemoth", "320 experts expected; about 10M; a 288B base", announced, (), "does not exist"),
     ]
@@ -271,7 +272,7 @@ def _table1() -> Iterator[str]:
     yield from ("## Table 1: the models", "")
     yield (
         "What our notes have of it and of the text around it; every model that exists stands here. Parameters are "
-        "counted from the layout that runs; of Llama 4 they are the text's, and those that one token passes. *Runs* "
+        "counted from the layout that runs; of Llama 4 also those that one token of text passes. *Runs* "
         "means: logits equal to transformers' on random weights, in the tests named; no published checkpoint of these "
         "was at hand."
     )

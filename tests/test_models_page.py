@@ -17,8 +17,7 @@ CELL = re.compile(r"\d[\d,]*")
 
 
 def drawing(title: str) -> str:
-    (text,) = next(drawn for name, drawn in DRAWN.items() if name.startswith(title))
-    return text
+    return "\n".join(next(drawn for name, drawn in DRAWN.items() if name.startswith(title)))
 
 
 def names_of(shape: ModelConfig, blocks: list[int]) -> set[str]:
@@ -37,15 +36,13 @@ def test_every_published_size_stands_there_with_its_figures() -> None:
         assert ("tied" in rows[name][6]) == shape.tied and ("scaled" in rows[name][8]) == bool(shape.rope_scaling)
         if shape.active_parameters < shape.num_parameters:
             assert f"{shape.active_parameters:,}" in PAGE
-    for tower in set(families.TOWERS.values()):
-        assert f"{tower:,}" in PAGE
 
 
 @pytest.mark.parametrize(
     ("title", "shape", "blocks"),
     [
         ("LLaMA 1 to 3.3", families.published("llama-3.2-1b"), [0]),
-        ("Llama 4", families.published("llama-4-scout"), [0]),
+        ("Llama 4: ", families.published("llama-4-scout"), [0, 48, 49, 48 + 35, 48 + 36]),
     ],
     ids=["dense", "llama 4"],
 )

@@ -14,7 +14,7 @@ from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.model.config import ModelConfig, preset
-from halter.model.families import ANNOUNCED, TOWERS, published, published_names
+from halter.model.families import ANNOUNCED, published, published_names
 from halter.planning.dry import base_bytes, dry_adapter, dry_base
 from halter.planning.fit import HELD
 
@@ -46,7 +46,8 @@ SETTINGS: dict[str, Method] = {
 """What the counts are of. The authors' settings, as far as they are known; docs/methods says where each comes from."""
 NOTE = (
     "Of a Llama 4 'all seven' are attention's four and the MLP's three, in a layer with experts those of the shared "
-    "one and the router besides; routed experts are left alone by every setting."
+    "one and the router besides, and every linear layer of the tower; q, k, v and o are the tower's too. Routed "
+    "experts are left alone by every setting."
 )
 Q, QV, QKVO, ALL, RECIPE, V1, V2, V2_PAPER, V2_PROMPTS, EXCITOR = SETTINGS
 
@@ -157,7 +158,7 @@ def counts(name: str) -> dict[str, int]:
     shape = published(name)
     found = {"parameters": shape.num_parameters}
     if shape.active_parameters < shape.num_parameters:
-        found |= {"active": shape.active_parameters, "tower": TOWERS.get(name, 0)}
+        found["active"] = shape.active_parameters
         for quantize in HELD:
             held = base_bytes(dry_base(shape, torch.bfloat16, quantize)).total
             found[f"{quantize or 'bf16'}_bytes"] = held
@@ -181,9 +182,8 @@ def table_text() -> str:
 
 
 def _told_parameters(own: dict[str, int]) -> str:
-    """A model's parameters, and of one with experts what a token passes, the tower and the bytes of the base."""
+    """A model's parameters, and of one with experts what a token passes and the bytes of the base."""
     if "active" not in own:
         return f"{own['parameters']:,} parameters"
-    tower = f", {own['parameters'] + own['tower']:,} with the tower for pictures" if own["tower"] else ""
     held = ", ".join(f"{own[f'{how}_bytes'] / 1e9:,.1f} GB in {how}" for how in ("bf16", "int8", "nf4"))
-    return f"{own['parameters']:,} parameters of text, {own['active']:,} of them for a token{tower}; {held}"
+    return f"{own['parameters']:,} parameters, {own['active']:,} of them for a token of text; {held}"
