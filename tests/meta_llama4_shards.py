@@ -31,16 +31,16 @@ PARAMS = {
     "use_qk_norm": True,
     "attention_chunk_size": 5,
     "moe_args": {"num_experts": EXPERTS, "capacity_factor": 1.0, "top_k": 1, "interleave_moe_layer_step": 2},
-    "vision_args": {
-        "image_size": {"height": 28, "width": 28},
-        "patch_size": {"height": 14, "width": 14},
-        "dim": VISION,
-        "n_layers": 1,
-        "n_heads": 2,
-        "mlp_ratio": 4,
-        "output_dim": PROJECTED,
-        "pixel_shuffle_ratio": 0.5,
-    },
+}
+VISION_ARGS = {
+    "image_size": {"height": 28, "width": 28},
+    "patch_size": {"height": 14, "width": 14},
+    "dim": VISION,
+    "n_layers": 1,
+    "n_heads": 2,
+    "mlp_ratio": 4,
+    "output_dim": PROJECTED,
+    "pixel_shuffle_ratio": 0.5,
 }
 TOKENS = torch.arange(13).mul(37).add(5).remainder(VOCABULARY)[None]
 
@@ -114,9 +114,9 @@ def of_pictures(ranks: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple
     return parts, whole
 
 
-def shards(ranks: int) -> list[dict[str, object]]:
-    """What each of ``ranks`` files holds, libraries' states and tables of angles included."""
-    groups = [of_layer(layer, ranks) for layer in range(PARAMS["n_layers"])] + [of_pictures(ranks)]  # type: ignore[call-overload]
+def shards(ranks: int, seeing: bool = False) -> list[dict[str, object]]:
+    """What each of ``ranks`` files holds, libraries' states and a table of angles included; ``seeing``: a tower too."""
+    groups = [of_layer(layer, ranks) for layer in range(4)] + ([of_pictures(ranks)] if seeing else [])
     outer = {"tok_embeddings.weight": (VOCABULARY // ranks, DIM), "output.weight": (VOCABULARY // ranks, DIM)}
     made: list[dict[str, object]] = []
     for rank in range(ranks):
@@ -131,10 +131,11 @@ def shards(ranks: int) -> list[dict[str, object]]:
     return made
 
 
-def write_folder(folder: Path, ranks: int, **params: object) -> Path:
-    """A folder of Meta's; ``params`` changes params.json."""
+def write_folder(folder: Path, ranks: int, seeing: bool = False) -> Path:
+    """A folder of Meta's; ``seeing``: with the tower of pictures."""
     folder.mkdir(parents=True)
-    (folder / "params.json").write_text(json.dumps(PARAMS | params))
-    for rank, held in enumerate(shards(ranks)):
+    said = PARAMS | {"vision_args": VISION_ARGS} if seeing else PARAMS
+    (folder / "params.json").write_text(json.dumps(said))
+    for rank, held in enumerate(shards(ranks, seeing)):
         torch.save(held, folder / f"consolidated.{rank:02d}.pth")
     return folder

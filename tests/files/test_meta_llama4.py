@@ -49,7 +49,6 @@ def test_every_tensor_is_what_transformers_script_makes(folders, ranks):
     assert {name: checkpoint.sha256(name) for name in checkpoint.names()} == wanted
     assert {name: tensor_sha256(whole) for name, whole in checkpoint.stream()} == wanted
     assert {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in checkpoint.stream()} == checkpoint.names()
-    assert len(checkpoint.skipped) == sum(not name.startswith(PREFIX) for name in GOLDEN[str(ranks)]["tensors"])
     stated = GOLDEN[str(ranks)]["config"] | {"intermediate_size_mlp": tiny.DENSE_WIDTH}
     shape = shape_of(checkpoint.config)
     assert shape == shape_of(checkpoint.config | stated) and shape.ffn_dim == tiny.EXPERT_WIDTH
@@ -60,11 +59,9 @@ def test_every_tensor_is_what_transformers_script_makes(folders, ranks):
 @torch.no_grad()
 @pytest.mark.parametrize("ranks", tiny.RANKS)
 def test_logits_are_those_of_what_transformers_script_makes(folders, ranks):
-    said = []
-    model = load_model(folders[ranks], "float32", device="cpu", say=said.append)
+    model = load_model(folders[ranks], "float32", device="cpu")
     want = torch.tensor(GOLDEN[str(ranks)]["logits"])
     assert float(want.abs().max()) > 0.5 and float((model(tiny.TOKENS)[0, -1] - want).abs().max()) < 1e-4
-    assert any("tower of pictures are left unread" in line for line in said)
 
 
 @pytest.mark.parametrize("ranks", tiny.RANKS)

@@ -58,7 +58,7 @@ def converted(script: Path, ranks: int) -> dict[str, object]:
     names["Llama4VisionConfig"] = vision
     names["Llama4TextConfig"] = partial(transformers.Llama4TextConfig, head_dim=tiny.DIM // tiny.HEADS)
     with tempfile.TemporaryDirectory() as inside:
-        tiny.write_folder(Path(inside) / "meta", ranks)
+        tiny.write_folder(Path(inside) / "meta", ranks, seeing=True)
         out = Path(inside) / "hf"
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError, ValueError):
             # It asks for a tokenizer at last, when the weights are written.
