@@ -103,6 +103,8 @@ EXPERTS = Llama4Config(
 ROUTED = 2 * sum(prod(place.shape) for place in EXPERTS.layout.of("experts"))
 """Bytes of the experts in 16 bits."""
 ALLOWANCE = ROUTED // 2
+KEPT = 4_000_000
+"""Bytes that the first, small model leaves free in the process, which the next one takes."""
 
 
 FOLDERS = ("bfloat16", "float32", "meta", "small", "experts", "few", "meta experts")
@@ -187,7 +189,7 @@ def test_memory_stays_under_the_promise(
     with capsys.disabled():
         mb = {key: round(value / 1e6, 1) for key, value in found.items() if key != "seconds"}
         print(f"\n{case}: {mb} MB, promise {promise / 1e6:.1f} MB, {found['seconds']:.2f} s")
-    assert found["peak"] >= 0.95 * found["weights"]  # else the measure is blind
+    assert found["peak"] >= 0.95 * found["weights"] - KEPT  # else the measure is blind
     assert found["peak"] <= promise
     if "experts" in case:
         assert found["peak"] < ROUTED * {"nf4": 0.5, "int8": 0.8}[CASES[case][1]["quantize"]]
