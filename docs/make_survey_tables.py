@@ -162,8 +162,8 @@ def lineage() -> list[Member]:
     dense, counts = "tests/model/test_decoder.py", "tests/model/test_config.py"
     meta, json_file = "tests/files/test_meta.py", "tests/pretrained/test_load.py"
     text, words = "tests/model/test_llama4_text.py", "tests/text/test_llama4_texts.py"
-    whole = "Hugging Face's files; pictures in the model, not yet in rows and prompts; adapters on no routed expert"
-    seen = "tests/model/test_llama4_vision.py"
+    whole = "pictures in the model, not yet in rows and prompts; adapters on no routed expert"
+    seen, stored = "tests/model/test_llama4_vision.py", "tests/files/test_meta_llama4.py"
     announced = "16 experts, 288B active, about 2T: announced on 5 April 2025, never released"
     return [
         Member(
@@ -210,8 +210,12 @@ def lineage() -> list[Member]:
             "Llama 3.2 Vision",
             "early fusion, no encoder of its own",
             "25 September 2024; 11B and 90B; a tower of its own and cross-attention",
-            (),
-            "not yet",
+            (
+                *("llama-3.2-11b-vision", "llama-3.2-11b-vision-instruct"),
+                *("llama-3.2-90b-vision", "llama-3.2-90b-vision-instruct"),
+            ),
+            "runs: pictures in the model, not yet in rows and prompts",
+            "tests/model/test_mllama.py, tests/model/test_mllama_folders.py, tests/files/test_meta_mllama.py",
         ),
         Member(
             "Llama 3.3",
@@ -228,7 +232,7 @@ def lineage() -> list[Member]:
             "H100 in int4 alone",
             ("llama-4-scout",),
             f"runs: {whole}",
-            f"{text}, {seen}, {words}",
+            f"{text}, {seen}, {words}, {stored}",
         ),
         Member(
             "Llama 4 Maverick",
@@ -236,7 +240,7 @@ def lineage() -> list[Member]:
             "5 April 2025; 1M (Instruct; base 256K); so in its odd layers, the even ones are dense",
             ("llama-4-maverick",),
             f"runs: {whole}",
-            f"{text}, {seen}, {words}",
+            f"{text}, {seen}, {words}, {stored}",
         ),
         Member("Llama 4 Behemoth", "320 experts expected; about 10M; a 288B base", announced, (), "does not exist"),
     ]
@@ -272,7 +276,7 @@ def _table1() -> Iterator[str]:
     yield from ("## Table 1: the models", "")
     yield (
         "What our notes have of it and of the text around it; every model that exists stands here. Parameters are "
-        "counted from the layout that runs; of Llama 4 also those that one token of text passes. *Runs* "
+        "counted from the layout that runs; where a token of text passes fewer, those too. *Runs* "
         "means: logits equal to transformers' on random weights, in the tests named; no published checkpoint of these "
         "was at hand."
     )

@@ -42,9 +42,10 @@ def test_every_published_size_stands_there_with_its_figures() -> None:
     ("title", "shape", "blocks"),
     [
         ("LLaMA 1 to 3.3", families.published("llama-3.2-1b"), [0]),
+        ("Llama 3.2 Vision", families.published("llama-3.2-11b-vision"), [3, 40, 41, 73, 80, 82]),
         ("Llama 4: ", families.published("llama-4-scout"), [0, 48, 49, 48 + 35, 48 + 36]),
     ],
-    ids=["dense", "llama 4"],
+    ids=["dense", "llama 3.2 vision", "llama 4"],
 )
 def test_a_drawing_names_every_place(title: str, shape: ModelConfig, blocks: list[int]) -> None:
     words = set(re.findall(r"\w+", drawing(title)))
@@ -71,6 +72,7 @@ def test_every_model_that_runs_is_said_to() -> None:
     lineage = PAGE.split("## The lineage")[1].split("\n## ")[0]
     lines = [line.strip("|").split("|") for line in lineage.splitlines() if line.startswith("| ")]
     runs = {line[0].strip(): line[-1].strip() for line in lines}
+    assert runs["Llama 3.2 Vision"].startswith("yes") and runs["Llama 4"].startswith("yes")
     dense = ("LLaMA 1", "Llama 2", "Code Llama", "Llama 3", "Llama 3.1", "Llama 3.2 text", "Llama 3.3")
     assert [runs[name] for name in dense] == ["yes"] * len(dense)
     assert runs["Llama 4 Behemoth"] == "no such model"
