@@ -23,6 +23,7 @@ from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
 from halter.generation.prompts import Prompt
+from halter.generation.seeing import of_row
 from halter.telling import tell_once
 
 
@@ -81,6 +82,8 @@ def read_prompts(path: str, options: DataOptions | None = None, named: bool = Fa
         inner = _envelope(row)
         try:
             prompt = prompt_of(inner, options)
+            if prompt is not None:
+                prompt = of_row(prompt, asked_row(inner, options)[0], origin, options.image_folder)
         except BadRow as fault:
             faults.append(f"{origin}: {fault}")
             continue

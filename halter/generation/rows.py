@@ -9,6 +9,8 @@ from torch import Tensor
 
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, GrowingAnswer, TokenLogprob
+from halter.pictures.seen import RowPicture, between
+from halter.pictures.tokens import compared
 
 
 class Outcome(NamedTuple):
@@ -29,6 +31,11 @@ class ActiveRow:
     def __init__(self, id: int, request: Request, answer: GrowingAnswer, owner: int) -> None:
         self.id, self.answer, self.owner = id, answer, owner
         self.prompt, self.options, self.draws = request.prompt.tokens, request.options, request.draws
+        self.pictures = request.prompt.pictures
+        self.compared = compared(self.prompt, self.pictures)
+        """The prompt by which it is compared with others."""
+        self.again: tuple[RowPicture, ...] = ()
+        """Pictures ahead of ``fed`` of which the cache has no more than their tokens' keys."""
         self.rule = request.options.rule
         self.slot, self.fed = -1, 0
         self.pending: Sequence[int] = ()
@@ -53,6 +60,14 @@ class ActiveRow:
         return self.fed + len(self.pending) >= len(self.prompt)
 
     @property
+    def sights(self) -> tuple[RowPicture, ...]:
+        """The pictures that the next step brings, placed as from its first token."""
+        if not self.pictures or not self.filling:
+            return ()
+        new = between(self.pictures, self.fed, self.fed + len(self.pending))
+        return (*(one.moved(self.fed) for one in self.again), *new)
+
+    @property
     def longest(self) -> int:
         """Tokens that the cache may have to hold: the last one of an answer is never fed back."""
         return len(self.prompt) + self.answer.budget - 1
@@ -63,6 +78,7 @@ class ActiveRow:
             text = self.answer.end("error", str(outcome.fault) or type(outcome.fault).__name__)
         else:
             self.fed += len(self.pending)
+            self.again = ()
             if self.answer.prompt_logprobs is not None:
                 self.answer.prompt_logprobs += outcome.prompt
             if outcome.token is None:
