@@ -54,22 +54,12 @@ def wait_for_shared(rows: Sequence[ActiveRow], new: Sequence[ActiveRow]) -> None
 
 
 def hand_on(rows: Sequence[ActiveRow], cache: Cache) -> None:
-    """Give beginnings that the cache has by now to the rows that wait for them.
-
-    What it keeps of a row's pictures beside keys and values is of all that the row has seen. Where that is more than
-    the beginning's, the takers do without, and bring the beginning's pictures themselves with their next tokens.
-    """
+    """Give beginnings that the cache has by now to the rows that wait for them."""
     taking: dict[tuple[int, int], list[ActiveRow]] = {}
     for row in rows:
         if row.source is not None and row.source.fed >= row.begins:
             taking.setdefault((row.source.slot, row.begins), []).append(row)
-    for (slot, length), takers in taking.items():
-        source = takers[0].source
-        assert source is not None
-        cache.copy(slot, [row.slot for row in takers], length)
-        more = any(length <= one.start < source.fed for one in source.pictures)
+    for (source, length), takers in taking.items():
+        cache.copy(source, [row.slot for row in takers], length)
         for row in takers:
             row.fed, row.source = length, None
-            kept = [own.pop(row.slot, None) for own in cache.beside if more]
-            if any(one is not None for one in kept):
-                row.again = tuple(one for one in row.pictures if one.start < length)

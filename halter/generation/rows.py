@@ -34,8 +34,6 @@ class ActiveRow:
         self.pictures = request.prompt.pictures
         self.compared = compared(self.prompt, self.pictures)
         """The prompt by which it is compared with others."""
-        self.again: tuple[RowPicture, ...] = ()
-        """Pictures ahead of ``fed`` of which the cache has no more than their tokens' keys."""
         self.rule = request.options.rule
         self.slot, self.fed = -1, 0
         self.pending: Sequence[int] = ()
@@ -64,8 +62,7 @@ class ActiveRow:
         """The pictures that the next step brings, placed as from its first token."""
         if not self.pictures or not self.filling:
             return ()
-        new = between(self.pictures, self.fed, self.fed + len(self.pending))
-        return (*(one.moved(self.fed) for one in self.again), *new)
+        return between(self.pictures, self.fed, self.fed + len(self.pending))
 
     @property
     def longest(self) -> int:
@@ -78,7 +75,6 @@ class ActiveRow:
             text = self.answer.end("error", str(outcome.fault) or type(outcome.fault).__name__)
         else:
             self.fed += len(self.pending)
-            self.again = ()
             if self.answer.prompt_logprobs is not None:
                 self.answer.prompt_logprobs += outcome.prompt
             if outcome.token is None:
