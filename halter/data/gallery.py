@@ -70,7 +70,7 @@ class GalleryBuilder:
         made = Gallery(
             np.array(self._rows, np.int64),
             np.array(self._numbers, np.int32).reshape(-1, len(NUMBERS)),
-            np.frombuffer(bytes(self._digests), np.uint8).reshape(-1, 32),
+            np.frombuffer(self._digests, np.uint8).reshape(-1, 32),
             np.array(self._place_of, np.int64),
             tuple(self._places),
         )

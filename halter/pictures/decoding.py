@@ -151,6 +151,6 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    out = os.fdopen(os.dup(1), "wb")
+    out = io.BufferedWriter(io.FileIO(os.dup(1), "w"))
     os.dup2(2, 1)  # what a library prints is no answer
     serve(sys.stdin.buffer, out)
