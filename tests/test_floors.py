@@ -68,7 +68,6 @@ MAY_NAME_METHODS = {
     "halter/adapters/peft_together.py": "what PEFT files beside a method, a closed list of PEFT's (see there)",
     "halter/comparison/survey.py": "tests what a survey claims of named methods",
     "halter/planning/survey.py": "counts what a survey claims of named methods",
-    "halter/planning/llama4.py::counts": "the survey's settings, of which one is called full",
     "halter/cli/init.py::_from": "whether a method was named beside --from: the default was not",
     "halter/cli/adapters.py::convert": "--to lora is a form that is asked for, whatever the adapter's method",
 }

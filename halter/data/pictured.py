@@ -15,6 +15,8 @@ from halter.text.chat.pictures import SIGN
 COLUMNS = ("images", "image")
 PLACE = re.compile(r"<image>|<\|image\|>")
 """What people write where a picture stands. In a row that brings no picture it is text like any other."""
+PLACE_LINE = re.compile(rf"\s*(?:{PLACE.pattern})\s*")
+"""The same with the new line or blank that keeps it apart from the words, which belongs to neither."""
 
 
 def column_of(row: Mapping[str, Any]) -> str:
@@ -115,11 +117,11 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
         said, message = f"{said}\n\n{beside}", {k: v for k, v in message.items() if k != "input"}
     if not isinstance(said, str) or not PLACE.search(said):
         return message
-    texts = PLACE.split(said)
-    parts: list[Part] = [{"type": "text", "text": texts[0]}]
-    for text in texts[1:]:
+    first, *rest = PLACE_LINE.split(said)
+    parts: list[Part] = [{"type": "text", "text": first}]
+    for text in rest:
         parts += [{"type": "image"}, {"type": "text", "text": text}]
-    return {**message, "content": [p for p in parts if p["type"] == "image" or p["text"].strip()]}
+    return {**message, "content": [p for p in parts if p["type"] == "image" or p["text"]]}
 
 
 def _ahead(meant: Canonical, given: Sequence[Any]) -> Canonical:

@@ -122,7 +122,7 @@ def write_template(inside: Path, adapter: Adapter, tokenizer: Tokenizer | None) 
     trained, text = adapter.facts.get("template"), adapter.facts.get("template_source")
     if not trained or not text:
         return
-    own = None if tokenizer is None else tokenizer.chat_template
+    own = None if tokenizer is None or not tokenizer.template_in_files else tokenizer.chat_template
     if own is None or own.digest != trained.get("digest"):
         write_text(inside / "chat_template.jinja", text, replace=True)
 

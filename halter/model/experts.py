@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from halter.model.layout import Place
+from halter.model.places import Routed
 
 EXPERTS = "experts"
 """The kind of a place with one matrix for each expert, [experts, in, out] as Hugging Face stores them (a Linear's is
-[out, in]). It stays in the dtype computed in, and no method knows it."""
+[out, in]). It stays in the dtype computed in. What comes to an act there is a Routed; a weight that stands in for the
+base's is a matrix for each expert, [in, out], or None where the base's stays."""
 
 
 class StackedExperts(nn.Module):
@@ -22,14 +26,20 @@ class StackedExperts(nn.Module):
         self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
 
     def forward(
-        self, given: tuple[Tensor, list[int]], weight: Tensor | None = None, bias: Tensor | None = None
+        self, given: Routed, weight: Sequence[Tensor | None] | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """``given``: x [N, in] in the order of the experts, and how many rows are each expert's -> [N, out]. An expert
-        without rows computes nothing. There is no bias."""
-        x, counts = given
-        matrix = self.matrix if weight is None else weight
-        parts = [rows @ matrix[expert] for expert, rows in enumerate(x.split(counts)) if len(rows)]
-        return torch.cat(parts) if parts else x.new_zeros(0, matrix.shape[-1])
+        """The rows [N, in] through their experts' matrices, [N, out]. An expert without rows computes nothing. There is
+        no bias. ``weight``: what stands in for the base's, expert by expert."""
+        parts = []
+        for expert, rows in enumerate(given.rows.split(given.counts)):
+            if len(rows):
+                own = None if weight is None else weight[expert]
+                parts.append(rows @ (self.of(expert) if own is None else own))
+        return torch.cat(parts) if parts else given.rows.new_zeros(0, self.matrix.shape[-1])
+
+    def of(self, expert: int) -> Tensor:
+        """One expert's matrix [in, out]."""
+        return self.matrix[expert]
 
     def weight(self) -> Tensor:
         return self.matrix
@@ -59,16 +69,22 @@ class Routing:
         self._tokens, self._count = chosen.shape
         flat = chosen.flatten()
         self._order = flat.argsort(stable=True)
-        # A tensor without memory has no numbers: a plan reckons with all rows at one expert, which is as much work.
-        self.counts = (
-            [flat.numel()] + [0] * (experts - 1) if flat.is_meta else flat.bincount(minlength=experts).tolist()
-        )
+        # A tensor without memory has no numbers: a plan reckons with rows spread evenly, which is as much work.
+        each, more = divmod(flat.numel(), experts)
+        even = [each + (expert < more) for expert in range(experts)]
+        self.counts: list[int] = even if flat.is_meta else flat.bincount(minlength=experts).tolist()
         """How many rows are each expert's."""
+        self.tokens = self._order // self._count
+        """Which token each row is of, int64 [N * count]."""
 
-    def gather(self, x: Tensor, strength: Tensor) -> Tensor:
+    def gather(self, x: Tensor, strength: Tensor) -> Routed:
         """x [N, dim] times ``strength`` [N, count], a row for each token and expert [N * count, dim]."""
-        rows = x.index_select(0, self._order // self._count)
-        return rows * strength.flatten().index_select(0, self._order)[:, None]
+        rows = x.index_select(0, self.tokens)
+        return self.routed(rows * strength.flatten().index_select(0, self._order)[:, None])
+
+    def routed(self, rows: Tensor) -> Routed:
+        """What comes to the experts where these are the rows [N * count, width]."""
+        return Routed(rows, self.counts, self.tokens)
 
     def scatter(self, y: Tensor) -> Tensor:
         """The sum over each token's experts [N, dim] of what they made of ``gather``'s rows [N * count, dim]."""

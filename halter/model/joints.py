@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halter.model.places import Act, cut, run_at
+from halter.model.places import Act, Routed, cut, run_at
 from halter.model.segments import RowRun
 
 
@@ -109,14 +109,22 @@ class MixedAct(Act):
     def apply(self, operation: Callable[..., Tensor], x: Any) -> Tensor:
         if self.follows:
             return self.after(x, operation(x))
-        whole = zip(self.parts, cut(x, self.runs), strict=True)
-        return torch.cat([run_at(part, operation, entered) for part, entered in whole])
+        parts, order = self._alone(x)
+        y = torch.cat([run_at(part, operation, own) for part, own in zip(self.parts, parts, strict=True)])
+        return y if order is None else y.index_select(0, order.argsort())
 
     def after(self, x: Any, y: Tensor) -> Tensor:
         if self.quick is not None:
             return self.quick.after(x, y)
-        pieces = zip(self.parts, cut(x, self.runs), cut(y, self.runs), strict=True)
-        return torch.cat([own if part is None else part.after(entered, own) for part, entered, own in pieces])
+        parts, order = self._alone(x)
+        cuts = cut(y, self.runs) if order is None else y.index_select(0, order).split([len(p.rows) for p in parts])
+        pieces = zip(self.parts, parts, cuts, strict=True)
+        y = torch.cat([own if part is None else part.after(entered, own) for part, entered, own in pieces])
+        return y if order is None else y.index_select(0, order.argsort())
+
+    def _alone(self, x: Any) -> tuple[Sequence[Any], Tensor | None]:
+        """What comes to each run, and the order in which that lies in x; None: one run after the other."""
+        return x.apart(self.runs) if isinstance(x, Routed) else (cut(x, self.runs), None)
 
     @property
     def follows(self) -> bool:

@@ -150,6 +150,11 @@ class Layout:
         """The places whose weights quantising puts in fewer bits, in the order of a checkpoint."""
         return [place for place in self.of(LINEAR) if not place.unquantised]
 
+    @property
+    def vocabulary(self) -> tuple[Place, Place]:
+        """The places of the embeddings and of the head, whose rows are the vocabulary's."""
+        return self.at(None, "embed_tokens"), self.at(None, "lm_head")
+
     def stack(self, name: str = TEXT) -> list[int]:
         """The numbers of the blocks of one stack, in their order."""
         return [index for index, block in enumerate(self.blocks) if block.stack == name]

@@ -47,8 +47,8 @@ class RoutedActs(NamedTuple):
     up_proj: Act | None = None
     down_proj: Act | None = None
     router: Act | None = None  # x: normalised states [N, dim]   y: a score for each expert [N, experts]
-    experts_in: Act | None = None  # x: StackedExperts' input   y: gate and up side by side [rows, 2 ffn_dim]
-    experts_out: Act | None = None  # x: StackedExperts' input   y: [rows, dim]
+    experts_in: Act | None = None  # x: Routed   y: gate and up side by side [rows, 2 ffn_dim]
+    experts_out: Act | None = None  # x: Routed   y: [rows, dim]
     after_mlp: Act | None = None
     block: Act | None = None
     memory: Extra | None = None
@@ -170,9 +170,9 @@ class Llama4Block(dense.Block):
         """What the routed experts make of x [N, dim]. A token's expert sees it times the sigmoid of its score."""
         scores, chosen = leading(run_at(at.router, self.router, x), self.config.experts_per_token)
         routing = Routing(chosen, self.config.experts)
-        given = routing.gather(x, strengths(scores)), routing.counts
+        given = routing.gather(x, strengths(scores))
         gate, up = run_at(at.experts_in, self.experts_in, given).chunk(2, dim=-1)
-        return routing.scatter(run_at(at.experts_out, self.experts_out, (swiglu(gate, up), routing.counts)))
+        return routing.scatter(run_at(at.experts_out, self.experts_out, routing.routed(swiglu(gate, up))))
 
     def projector(self, at: LayerActs) -> Any:
         """As a dense LLaMA's; keys are normalised where this layer's are."""

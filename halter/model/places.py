@@ -189,6 +189,28 @@ class Sublayer:
         return [Sublayer(*both) for both in zip(self.normalised.split(counts), self.stream.split(counts), strict=True)]
 
 
+@dataclass(frozen=True)
+class Routed:
+    """What comes to a place of routed experts: ``rows`` [rows, in] in the order of the experts, how many of them are
+    each expert's (``counts``), and which token each is of (``tokens``, int64 [rows])."""
+
+    rows: Tensor
+    counts: list[int]
+    tokens: Tensor
+
+    def apart(self, runs: Sequence[RowRun]) -> tuple[list[Routed], Tensor]:
+        """The record of each run of tokens, and int64 [rows]: which rows these are, one run after the other."""
+        device, experts = self.rows.device, len(self.counts)
+        ends = torch.tensor([run.token_end for run in runs], device=device)
+        run = torch.searchsorted(ends, self.tokens, right=True)
+        expert = torch.arange(experts, device=device).repeat_interleave(torch.tensor(self.counts, device=device))
+        counts = (run * experts + expert).bincount(minlength=len(runs) * experts).unflatten(0, (-1, experts)).tolist()
+        order = run.argsort(stable=True)
+        sizes = [sum(own) for own in counts]
+        parts = zip(self.rows.index_select(0, order).split(sizes), counts, self.tokens[order].split(sizes), strict=True)
+        return [Routed(*part) for part in parts], order
+
+
 def cut(x: Any, runs: Sequence[RowRun]) -> Sequence[Any]:
     """A place's x run by run, the runs following each other: views of a tensor, or the record's own parts.
 

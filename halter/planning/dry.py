@@ -13,6 +13,7 @@ from halter.contract.method import Method
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.experts import EXPERTS
 from halter.model.storages import STORED
 from halter.model.streaming import bytes_apart
 
@@ -42,6 +43,13 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> De
             bias = base.module(place.layer, place.name).bias
             base.set_linear(place, STORED[quantize].dry(place.shape, bias, dtype))  # type: ignore[arg-type]
     return base
+
+
+def idle_bytes(base: Decoder) -> int:
+    """What the routed experts take that one token does not pass."""
+    shape = base.config
+    experts = [base.module(place.layer, place.name) for place in shape.layout.of(EXPERTS)]
+    return int(sum(tensor.nbytes for module in experts for tensor in module.buffers()) * (1 - shape.routed_share))
 
 
 def base_bytes(base: Decoder, offload: bool = False) -> BaseBytes:

@@ -9,7 +9,15 @@ import torch
 
 from halter.adapters.adapter import Adapter, refuse_trained_layers
 from halter.numerics import nf4_packed
-from halter.planning.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
+from halter.planning.dry import (
+    BaseBytes,
+    adapter_bytes,
+    base_bytes,
+    counts_by_place,
+    dry_adapter,
+    dry_base,
+    idle_bytes,
+)
 from halter.planning.setting import Setting
 from halter.planning.trace import ACTIVATIONS, COPIES, GRADIENTS, LOGITS, TEMPORARY, reading_pass, training_pass
 
@@ -77,6 +85,8 @@ class Forecast:
     """Of reading one token of a prompt."""
     host: int = 0
     """Bytes of layers in CPU memory; those of the device are in ``training`` and ``generation``."""
+    idle: int = 0
+    """Bytes of routed experts that lie in memory, or in the CPU's, and that one token does not pass."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; memory and disk in bytes."""
@@ -85,6 +95,7 @@ class Forecast:
             "model": {
                 "name": s.name,
                 "parameters": base,
+                "active_parameters": s.shape.active_parameters,
                 "dtype": str(s.dtype).removeprefix("torch."),
                 "quantize": s.quantize,
                 "offload": "layers" if s.offload else "none",
@@ -138,6 +149,7 @@ def forecast(setting: Setting) -> Forecast:
         operations=passes[chosen].operations // setting.tokens,
         generation_operations=reading.operations // setting.length,
         host=held.host,
+        idle=idle_bytes(base),
     )
 
 

@@ -15,10 +15,10 @@ from halter.arguments import checked
 from halter.errors import Refusal
 from halter.files.checkpoint import HFCheckpoint, ModelFolder, dtype_of, open_checkpoint, read_config
 from halter.files.hub import resolve
-from halter.files.names import EMBEDDING, HEAD, storage_of
+from halter.files.names import storage_of
 from halter.files.tensors import TensorSpec
 from halter.model import families
-from halter.model.config import ModelConfig, preset_meant, preset_repository
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.layout import Place
 from halter.model.storages import BITS, STORED, Quantize, quantised
@@ -80,8 +80,10 @@ def load(
 def located(path_or_hub_id: str | Path, revision: str | None = None, *, weights: bool = True, say: Say = tell) -> Path:
     """``files.hub.resolve``, which asks the hub for no name of a shape. Refusal ``preset-name``, and that one's."""
     name = str(path_or_hub_id)
-    if not Path(name).exists() and (shape := preset_meant(name)):
-        repository = preset_repository(shape, name)
+    if not Path(name).exists() and (shape := families.published_as(name)):
+        if shape in families.ANNOUNCED:
+            raise families.not_released(shape)
+        repository = families.repository(shape, name)
         fix = f"--model {repository}, which the hub fetches" if repository else "give the folder of its weights"
         what = f"is a shape that halter plan knows as {shape}, not a model on this machine"
         raise Refusal("preset-name", what, where=name, fix=fix).calls(fix.removeprefix("--model "))
@@ -212,13 +214,9 @@ class _Plan:
         expected = config.tensor_shapes()
         linears = {place.weight_name: place for place in config.layout.in_few_bits()}
         held = {name: spec for name, spec in specs.items() if name not in parts}
-        if (
-            config.tied
-            and HEAD in held
-            and EMBEDDING in held
-            and checkpoint.sha256(HEAD) == checkpoint.sha256(EMBEDDING)
-        ):
-            del held[HEAD]
+        table, head = (place.weight_name for place in config.layout.vocabulary)
+        if config.tied and {table, head} <= held.keys() and checkpoint.sha256(head) == checkpoint.sha256(table):
+            del held[head]
         wrong = [f"{name} is missing" for name in expected if name not in held and name not in groups]
         for name in [*held, *groups]:
             if name not in expected:
@@ -249,8 +247,9 @@ class _Plan:
 
 
 def _unexpected(name: str, config: ModelConfig) -> str:
-    if name == HEAD and config.tied:
-        return f"{name} differs from {EMBEDDING}, and tie_word_embeddings says they are one"
+    table, head = (place.weight_name for place in config.layout.vocabulary)
+    if name == head and config.tied:
+        return f"{name} differs from {table}, and tie_word_embeddings says they are one"
     return f"{name} is unexpected"
 
 

@@ -37,7 +37,7 @@ from halter.model.cache import Cache
 from halter.model.config import preset_names
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS, leading, strengths
-from halter.model.families import read_config
+from halter.model.families import published_names, read_config
 from halter.model.layout import LINEAR
 from halter.model.linear import Linear
 from halter.model.passes import Pass
@@ -322,7 +322,7 @@ def test_only_chosen_experts_run():
     """A token passes one expert a layer; what the others hold is never read."""
     model, used = made(), []
     blocks = [model.layers[layer] for layer in CONFIG.moe_layers]
-    hooks = [b.experts_in.register_forward_pre_hook(lambda _, args: used.append(args[0][1])) for b in blocks]
+    hooks = [b.experts_in.register_forward_pre_hook(lambda _, args: used.append(args[0].counts)) for b in blocks]
     (want,) = logits(model, rows=[ROWS[1]])
     for hook in hooks:
         hook.remove()
@@ -674,7 +674,7 @@ def test_the_published_sizes_have_their_parameters(name, text):
     assert shape.num_parameters == text and read_config(shape.to_hf()) == shape
     model = dry_base(shape, torch.bfloat16, None)
     assert base_bytes(model).total == 2 * text
-    assert name not in preset_names()  # halter plan counts them as before (planning/llama4.py)
+    assert name in published_names() and name not in preset_names()
     with pytest.raises(Refusal, match="llama-4-scout"):
         llama4_config.published("llama-4-behemoth")
 

@@ -25,7 +25,7 @@ from halter.model.places import Act, Extra, run_at
 from halter.model.segments import Segments
 from halter.numerics.pointwise import normalise
 
-EXPERTS, VISION = "experts", "vision"
+EXPERTS, VISION = "stacked", "vision"
 NO_ROTATION = (torch.empty(0), torch.empty(0))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -210,7 +210,7 @@ class ToyConfig(ModelConfig):
         outer = (
             Place("embed_tokens", TABLE, "language.wte", (self.vocab_size, dim)),
             Place("norm", NORM, "language.last", (dim,)),
-            Place("lm_head", HEAD, "language.unembed", (self.vocab_size, dim)),
+            Place("lm_head", HEAD, "language.unembed", (self.vocab_size, dim), tied=self.tied),
             Place(VIRTUAL, PREFIX, "language.virtual"),
         )
         return Layout(outer, blocks, {VISION: picture_rows}, look)

@@ -25,14 +25,14 @@ def _is_picture(part: Any) -> bool:
 
 
 def signed(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with SIGN in place of their pictures and one text in that of their parts, each text without white
-    space around it, as Llama's own templates write parts."""
+    """The messages with one text in place of their parts, SIGN in it where a picture stands: for built-in templates that
+    know texts alone."""
     return [{**m, "content": _signed(m["content"])} if count([m]) else m for m in messages]
 
 
 def _signed(parts: Sequence[Any]) -> Any:
     return "".join(
-        SIGN if _is_picture(part) else part["text"].strip()
+        SIGN if _is_picture(part) else part["text"]
         for part in parts
         if _is_picture(part) or (isinstance(part, Mapping) and isinstance(part.get("text"), str))
     )
@@ -63,5 +63,5 @@ def refuse_miscounted(tokens: Sequence[int], due: int, picture: Control, where: 
             "template-pictures",
             f"writes {picture.text}, by which this model knows a picture, {there} times for {due} pictures",
             where=where,
-            fix="take the chat template of the checkpoint, or a built-in one: --template llama-4 or llama-3.1",
+            fix="take the chat template of the checkpoint, or a built-in one: --template llama-4 or llama-3.2-vision",
         )
