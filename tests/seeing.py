@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny as tiny_models
 import tiny_tokenizers as tiny
 import torch
 from PIL import Image
 from tokenizers import AddedToken
 
+from halter.model.config import ModelConfig
+from halter.model.decoder import Decoder
 from halter.model.pictures import canvases, fitting
+from halter.model.places import run_at
 from halter.pictures.seen import RowPicture
 from halter.pictures.sources import PictureBytes
 
@@ -85,5 +90,47 @@ def saved(image: Any, kind: str = "PNG", **how: Any) -> bytes:
 
 def placed(name: str, start: int, length: int) -> RowPicture:
     """A picture that only its name tells from others."""
-    digest = name.encode().hex().rjust(64, "0")
+    digest = sha256(name.encode()).hexdigest()
     return RowPicture(digest, start, length, (1, 1), (8, 8), PictureBytes(name.encode()))
+
+
+@dataclass(frozen=True)
+class SeeingConfig(ModelConfig):
+    """A dense model whose vocabulary ends with the tokens NAMES."""
+
+    @property
+    def pictures(self) -> SquareRules:
+        return SquareRules(self.vocab_size - len(NAMES))
+
+
+class SeeingDecoder(Decoder):
+    """To the embedding of each of a picture's tokens comes what its tile's first pixel, and its place, make of it."""
+
+    def hidden_of(self, passes: Any) -> Any:
+        return super().hidden_of([self._fused(one) for one in passes])
+
+    def _fused(self, asked: Any) -> Any:
+        segments = asked.segments
+        if asked.entered is not None or segments.features is None:
+            return asked
+        states = run_at(asked.acts and asked.acts.embed_tokens, self.embed_tokens, asked.tokens).clone()
+        colours = torch.randn(3, self.config.dim, generator=torch.Generator().manual_seed(7)).to(states)
+        begins = segments.query_starts.tolist()
+        for row, (first, length) in enumerate(zip(begins, segments.query_lengths.tolist(), strict=True)):
+            for picture in segments.features[row] or ():
+                for n in range(max(0, -picture.start), min(picture.length, length - picture.start)):
+                    tile = picture.tiles[min(max(n - 1, 0) // 2, len(picture.tiles) - 1)].to(states)
+                    states[first + picture.start + n] += (1 + n) * tile[:, 0, 0] @ colours
+        return replace(asked, entered=(0, states))
+
+
+def decoder(vocab_size: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64) -> SeeingDecoder:
+    """A small model that sees, with random weights."""
+    sizes = {
+        name: getattr(tiny_models.config(vocab_size=vocab_size), name) for name in ModelConfig.__dataclass_fields__
+    }
+    shape = SeeingConfig(**sizes)
+    model = SeeingDecoder(shape, dtype)
+    for name, module, buffer in tiny_models.decoder(shape, dtype, seed).tensors():
+        model.set_tensor(name, getattr(module, buffer))
+    return model

@@ -44,6 +44,7 @@ ASKING = ("prompt", "instruction", "question", "text")
 """Columns whose words ask."""
 SPELT = 0.85
 """How near a column's name must be to one of them: quesiton and promts are, prompt_id is not."""
+PICTURES_WAY = "write <image> in the text where each picture stands, and name pictures that are there"
 REQUESTS = ("body", "params")
 """Where a line of a file of batches has its request: OpenAI's, Anthropic's."""
 NAMED_TALKS = ("messages", "conversations")
@@ -83,7 +84,7 @@ def read_prompts(path: str, options: DataOptions | None = None, named: bool = Fa
         try:
             prompt = prompt_of(inner, options)
             if prompt is not None:
-                prompt = of_row(prompt, asked_row(inner, options)[0], origin, options.image_folder)
+                prompt = of_row(prompt, asked_row(inner, options)[0], origin, options)
         except BadRow as fault:
             faults.append(f"{origin}: {fault}")
             continue
@@ -98,6 +99,7 @@ def read_prompts(path: str, options: DataOptions | None = None, named: bool = Fa
     if faults:
         roles = roles_guessed(faults)
         way = f"say who speaks: {roles_option(roles)}" if roles else ""
+        way = way or (PICTURES_WAY if all("picture" in fault for fault in faults) else "")
         raise Refusal(
             "input-rows",
             "these rows hold no prompt",

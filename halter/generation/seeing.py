@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halter.data.columns import TALKING
 from halter.data.encode import control_of, folder_of, unseen
 from halter.data.meaning import Canonical
+from halter.data.options import DataOptions
 from halter.data.parts import content_of, has_pictures, is_picture, text_of
 from halter.data.pictured import column_of, pictured
 from halter.data.turns import BadRow
@@ -16,7 +18,7 @@ from halter.errors import Refusal, Waivers
 from halter.model.pictures import PictureRules
 from halter.pictures.process import PictureFault
 from halter.pictures.seen import LookedAt, RowPicture, look_at
-from halter.pictures.sources import place_of
+from halter.pictures.sources import ADDRESS, place_of
 from halter.pictures.tokens import expanded
 from halter.text.chat.pictures import SIGN
 from halter.text.codecs.codec import Control
@@ -111,17 +113,20 @@ def _called(value: Any) -> str:
     return f", {named[:80]}" if named and not named.startswith("data:") else ""
 
 
-def of_row(prompt: Any, row: Mapping[str, Any], origin: str, folder: str | None) -> Any:
-    """What a row asks, with the pictures that it has: those of a column of its own, and those that messages name, both
-    relative to ``folder`` or to the row's file. A text becomes a user's turn. Raises BadRow."""
+def of_row(prompt: Any, row: Mapping[str, Any], origin: str, options: DataOptions) -> Any:
+    """What a row asks, with the pictures that it has: those of a column of its own, and those that messages name, found
+    as in training. A text becomes a user's turn. Raises BadRow."""
     if isinstance(prompt, str) and not column_of(row):
         return prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    meant = pictured(Canonical(messages), row, talk=not isinstance(prompt, str))
+    meant = pictured(Canonical(messages), row, talk=any(isinstance(row.get(name), list) for name in TALKING))
     if not meant.pictures:
         return prompt
-    base = folder_of(origin, folder)
-    values = iter(value if _whole(value) else _under(value, base) for value in meant.pictures)
+    base = folder_of(origin, options.image_folder)
+    try:
+        values = iter([_found(value, base, options.fetch_pictures) for value in meant.pictures])
+    except PictureFault as fault:
+        raise BadRow(f"a picture that cannot be used: {fault}") from None
     return [
         {**m, "content": [{"type": "image", "image": next(values)} if is_picture(p) else p for p in m["content"]]}
         if has_pictures(m.get("content"))
@@ -130,13 +135,13 @@ def of_row(prompt: Any, row: Mapping[str, Any], origin: str, folder: str | None)
     ]
 
 
-def _whole(value: Any) -> bool:
-    """Whether what names a picture is the same wherever it stands."""
-    if isinstance(value, Mapping):
-        return value.get("bytes") is not None
-    return not isinstance(value, str) or value[:5].lower() in ("data:", "http:", "https", "file:")
-
-
-def _under(value: Any, base: Path | None) -> Any:
-    path = Path(value["path"] if isinstance(value, Mapping) else value).expanduser()
+def _found(value: Any, base: Path | None, fetch: bool) -> Any:
+    """What names a picture wherever it stands: a path with its folder, and what lies at an address where it is to be
+    ``fetch``ed."""
+    named = value.get("path") if isinstance(value, Mapping) and value.get("bytes") is None else value
+    if not isinstance(named, str) or named[:5].lower() in ("data:", "file:"):
+        return value
+    if ADDRESS.match(named):
+        return place_of(named, fetch=True) if fetch else named
+    path = Path(named).expanduser()
     return str(path if base is None or path.is_absolute() else base / path)

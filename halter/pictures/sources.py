@@ -172,7 +172,7 @@ def _named(text: str, base: Path | None, fetch: bool) -> PicturePlace:
                 "picture-address",
                 "a picture is named by its address, and Halter fetches nothing that it was not asked to fetch",
                 found=[text[:SHOWN]],
-                fix="data.fetch_pictures=true (--fetch-pictures) fetches them; or save them and give their paths",
+                fix="data.fetch_pictures=true fetches them, in Python fetch_pictures=True; or save them and give paths",
             )
         return PictureBytes(fetched(text), text[:SHOWN])
     if text.lower().startswith("file://"):

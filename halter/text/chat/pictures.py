@@ -25,8 +25,8 @@ def _is_picture(part: Any) -> bool:
 
 
 def signed(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with one text in place of their parts, SIGN in it where a picture stands: for built-in templates that
-    know texts alone."""
+    """The messages with one text in place of their parts, SIGN in it where a picture stands: for built-in templates
+    that know texts alone."""
     return [{**m, "content": _signed(m["content"])} if count([m]) else m for m in messages]
 
 
