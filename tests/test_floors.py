@@ -52,7 +52,7 @@ FLOOR = {
 }
 WRITER = "halter/files/disk.py"
 FOLDERS = ("halter/files/disk.py", "halter/files/folders.py")
-ONLY_TORCH_LOAD = "halter/files/meta.py"
+ONLY_TORCH_LOAD = "halter/files/meta_archive.py"
 FILE_LINES, FUNCTION_LINES, INIT_LINES = 350, 60, 60
 # File or file::function, with the reason why it may be longer. Keep it short.
 LONGER: dict[str, str] = {}
@@ -285,7 +285,7 @@ PLANTED = [
     (foreign, "halter/model/x.py", "import pickle as p"),
     (evaluation, "halter/model/x.py", "eval('1')"),
     (evaluation, "halter/model/x.py", "torch.load('f', weights_only=True)"),
-    (evaluation, "halter/files/meta.py", "torch.load('f')"),
+    (evaluation, "halter/files/meta_archive.py", "torch.load('f')"),
     (writing, "halter/run.py", "open('f', 'w')"),
     (writing, "halter/run.py", "Path('f').open(mode='ab')"),
     (writing, "halter/run.py", "folder.joinpath('f').write_text('x')"),

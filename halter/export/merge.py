@@ -24,7 +24,8 @@ from halter.files.folders import new_folder
 from halter.files.writing import write_text
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.linear import Linear
+from halter.model.linear import bias_of
+from halter.model.storages import held_in
 from halter.pretrained.device import dtype_name
 from halter.pretrained.load import load_model, map_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
@@ -136,7 +137,7 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
         name = place.path
         if place.tied and not untied:
             continue
-        bias = module.bias if isinstance(module, Linear) else None
+        bias = bias_of(module)
         weight, bias = adapter.fold(
             name,
             module.weight().float(),  # type: ignore[operator]
@@ -150,8 +151,8 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
 
 
 def is_quantised(model: Decoder) -> bool:
-    """Whether linear layers are stored in fewer bits than they are computed in."""
-    return any(isinstance(m, Linear) and m.storage != "dense" for _, m in model.places())
+    """Whether linear layers, or experts, are stored in fewer bits than they are computed in."""
+    return held_in(model) is not None
 
 
 def base_of(model: Decoder, base: Literal["original", "dequantised"], origin: Path | None) -> Decoder:

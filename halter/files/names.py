@@ -1,58 +1,16 @@
-"""What tensors are called: Hugging Face's names are the canonical ones; Meta's and bitsandbytes' lead to them.
+"""What tensors are called: Hugging Face's names are the canonical ones, and bitsandbytes' lead to them (Meta's:
+meta_table.py).
 
-Sources: shared facts on the lineage, sections 6.1 and 6.2; the keys of bitsandbytes 0.50's 4- and 8-bit state
-dictionaries.
+Sources: shared facts on the lineage, section 6.1; the keys of bitsandbytes 0.50's 4- and 8-bit state dictionaries.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Container, Iterable, Mapping
+from typing import Literal
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-
-# rows, columns: concatenate the ranks along dimension 0 or 1. heads: rows, then the rotary permutation. kv_heads: the
-# same for keys; kv_rows: values; both may be stored more than once. copy: equal on every rank.
-Merge = Literal["rows", "columns", "heads", "kv_heads", "kv_rows", "copy", "embedding"]
-
-
-class MetaName(NamedTuple):
-    """Where a tensor of Meta's layout goes, and how its model-parallel parts become one."""
-
-    hf: str
-    merge: Merge
-
-
-_META_OUTER: dict[str, MetaName] = {
-    "tok_embeddings.weight": MetaName(EMBEDDING, "embedding"),
-    "norm.weight": MetaName("model.norm.weight", "copy"),
-    "output.weight": MetaName(HEAD, "rows"),
-}
-_META_LAYER: dict[str, tuple[str, Merge]] = {
-    "attention.wq.weight": ("self_attn.q_proj.weight", "heads"),
-    "attention.wk.weight": ("self_attn.k_proj.weight", "kv_heads"),
-    "attention.wv.weight": ("self_attn.v_proj.weight", "kv_rows"),
-    "attention.wo.weight": ("self_attn.o_proj.weight", "columns"),
-    "feed_forward.w1.weight": ("mlp.gate_proj.weight", "rows"),
-    "feed_forward.w3.weight": ("mlp.up_proj.weight", "rows"),
-    "feed_forward.w2.weight": ("mlp.down_proj.weight", "columns"),
-    "attention_norm.weight": ("input_layernorm.weight", "copy"),
-    "ffn_norm.weight": ("post_attention_layernorm.weight", "copy"),
-}
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
-
-
-def from_meta(name: str) -> MetaName | None:
-    """The canonical name of a tensor of Meta's layout; None for one that has none."""
-    if name in _META_OUTER:
-        return _META_OUTER[name]
-    match = _LAYER.fullmatch(name)
-    if match is None or match[2] not in _META_LAYER:
-        return None
-    place, merge = _META_LAYER[match[2]]
-    return MetaName(f"model.layers.{match[1]}.{place}", merge)
 
 
 def is_ignored(name: str) -> bool:
@@ -64,10 +22,24 @@ _TEXT_HALF = "language_model."
 _PICTURES_HALF = ("vision_model.", "multi_modal_projector.")
 
 
-def of_text(name: str, family: object) -> str | None:
-    """What a tensor of a checkpoint whose model_type is ``family`` is called where the text stands alone; None for one
-    of the tower of pictures, which is not read. Llama 4 has both halves in one checkpoint."""
-    if family == "llama4" and name.startswith(_PICTURES_HALF):
+def of_pictures(name: str) -> bool:
+    """Whether a tensor belongs to a tower of pictures, or to what leads from it into the text."""
+    return name.startswith(_PICTURES_HALF)
+
+
+def vocabulary(names: Container[str]) -> tuple[str, str]:
+    """What embeddings and head are called among these names: with the text's prefix where it lies beside a tower."""
+    lead = _TEXT_HALF if _TEXT_HALF + EMBEDDING in names else ""
+    return lead + EMBEDDING, lead + HEAD
+
+
+def of_text(name: str, family: object, whole: bool) -> str | None:
+    """What a tensor of a checkpoint whose model_type is ``family`` is called: in a ``whole`` one, which is read with
+    its tower of pictures, as it is stored; else as where the text stands alone, None for one of the tower, which is
+    then not read. Llama 4 has both halves in one checkpoint."""
+    if whole:
+        return name
+    if family == "llama4" and of_pictures(name):
         return None
     return name.removeprefix(_TEXT_HALF) if family in ("llama4", "llama4_text") else name
 

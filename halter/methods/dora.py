@@ -204,6 +204,7 @@ class Dora(Method):
     """Scale by alpha / sqrt(r) instead of alpha / r (arXiv 2312.03732)."""
 
     peft_type: ClassVar[str] = "LORA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = (
         "LoRA that also learns how long each row of the weight is; often better at low ranks. Every pass needs the "

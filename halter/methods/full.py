@@ -16,10 +16,10 @@ from halter.contract.method import Default, Method, Piece
 from halter.contract.targets import check, chosen, for_peft
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.layout import HEAD, LINEAR, NORM, TABLE
+from halter.model.layout import HEAD, LINEAR, NORM, PARAMETER, TABLE
 from halter.parts.stand_in import StandIn
 
-KINDS = (LINEAR, NORM, TABLE, HEAD)
+KINDS = (LINEAR, NORM, PARAMETER, TABLE, HEAD)
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Full(Method):
     PEFT's modules_to_save does."""
 
     peft_type: ClassVar[str] = "HALTER_FULL"
+    every_stack: ClassVar[bool] = True
     note: ClassVar[str] = (
         "The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."
     )

@@ -117,6 +117,7 @@ class Lokr(Method):
     """Which matrix starts at zero: the first, as PEFT has it, or the second, as LyCORIS has it."""
 
     peft_type: ClassVar[str] = "LOKR"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = (
         "The fewest parameters of the methods that act on every linear layer, and of any rank. Cheap to compute, "

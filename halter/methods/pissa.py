@@ -61,6 +61,7 @@ class Pissa(Method):
     """Layers to adapt, counted from 0; all where not given."""
 
     peft_type: ClassVar[str] = "LORA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
     note: ClassVar[str] = (
         "LoRA that begins with the weight's own largest directions and so moves faster at first. The adapter holds "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.model import dense
-from halter.model.experts import EXPERTS, Routing, StackedExperts, leading, strengths
+from halter.model.experts import EXPERTS, ExpertStack, Routing, StackedExperts, leading, strengths
 from halter.model.layout import LINEAR, NORM, BlockLayout, Layout, Place
 from halter.model.linear import Linear, empty
 from halter.model.passes import Here
@@ -54,14 +54,15 @@ class RoutedActs(NamedTuple):
     memory: Extra | None = None
 
 
-def layout(config: Llama4Config) -> Layout:
-    """Every place of a Llama 4's text. The shared expert's have the names of a dense MLP's."""
+def layout(config: Llama4Config, lead: str = "") -> Layout:
+    """Every place of a Llama 4's text, whose paths begin with ``lead``. The shared expert's have the names of a dense
+    MLP's."""
     plain = dense.layout(config)
     blocks = []
     for layer in range(config.layers):
         kind = _routed(config, plain) if layer in config.moe_layers else _dense(config, plain)
-        blocks.append(kind.at(f"model.layers.{layer}", layer))
-    return Layout(config.outer, blocks)
+        blocks.append(kind.at(f"{lead}model.layers.{layer}", layer))
+    return Layout([replace(place, path=lead + place.path) for place in config.outer], blocks)
 
 
 def _mlp(plain: BlockLayout, path: str, width: int) -> list[Place]:
@@ -98,8 +99,8 @@ class Llama4Block(dense.Block):
 
     config: Llama4Config
     router: Linear
-    experts_in: StackedExperts
-    experts_out: StackedExperts
+    experts_in: ExpertStack
+    experts_out: ExpertStack
 
     def __init__(self, config: Llama4Config, here: BlockLayout, dtype: torch.dtype, device: torch.device | str) -> None:
         nn.Module.__init__(self)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from halter.adapters.adapter import Adapter, refuse_trained_layers
+from halter.model.layout import LINEAR
 from halter.numerics import nf4_packed
 from halter.planning.dry import (
     BaseBytes,
@@ -122,7 +123,7 @@ class Forecast:
 
 def forecast(setting: Setting) -> Forecast:
     """The forecast of a setting. Refusals as the methods' own, and ``adapter-impossible``."""
-    base = dry_base(setting.shape, setting.dtype, setting.quantize)
+    base = dry_base(setting.shape, setting.dtype, setting.quantize, setting.experts_too)
     adapter = dry_adapter(setting.shape, setting.methods)
     if setting.offload:
         refuse_trained_layers(adapter)
@@ -163,7 +164,8 @@ def _packed(setting: Setting) -> int:
     )
     if not takes or not nf4_packed.available():
         return 0
-    return sum(nf4_packed.nbytes_of(place.shape) for place in setting.shape.layout.in_few_bits())
+    linear = (place for place in setting.shape.layout.in_few_bits() if place.kind == LINEAR)
+    return sum(nf4_packed.nbytes_of(place.shape) for place in linear)
 
 
 def _passing(memory: Memory) -> int:

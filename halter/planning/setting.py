@@ -29,6 +29,8 @@ class Setting:
     dtype: torch.dtype
     quantize: StorageName | None = None
     """How the linear layers are held; None: in ``dtype``."""
+    experts_too: bool = True
+    """Whether routed experts are held so as well: bitsandbytes' checkpoints have them in 16 bits."""
     optimizer: str = "adamw"
     checkpointing: bool = False
     rows: int = 1

@@ -20,8 +20,9 @@ from halter.files.tensors import TensorSpec
 from halter.model import families
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.layout import Place
+from halter.model.layout import EXPERTS, LINEAR, Place
 from halter.model.storages import BITS, STORED, Quantize, quantised
+from halter.model.stored_experts import QuantisedExperts
 from halter.model.streaming import bytes_apart
 from halter.numerics import spinning
 from halter.pretrained.bnb import faults, storing
@@ -51,13 +52,15 @@ def load(
     """A frozen model and its tokenizer, from a Hugging Face or Meta folder or a hub id.
 
     ``dtype``: "auto" (the checkpoint's; see pretrained.device), "float32", "bfloat16", "float16" or a torch dtype.
-    ``quantize="nf4"`` stores the linear layers' weights in 4 bits, quantised while they are read, ``double_quant``
-    their scales in 8; "int8" stores them in 8 bits, a scale for each row. Embeddings, norms and head stay in ``dtype``.
+    ``quantize="nf4"`` stores the weights of linear layers and routed experts in 4 bits, quantised while they are read,
+    ``double_quant`` their scales in 8; "int8" stores them in 8 bits, a scale for each row. Embeddings, norms, routers
+    and head stay in ``dtype``.
     ``device``: by default cuda, mps or cpu. ``offload="layers"``: layers in CPU memory, two on the GPU (streaming.py).
 
-    Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
-    files.checkpoint.open_checkpoint and text.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
-    every missing, unexpected and misshapen tensor at once; ``device-missing``; ``device-too-small``;
+    Memory never holds more than the model, and one tensor being changed, of experts one of them. Refusals: those of
+    files.hub.resolve, files.checkpoint.open_checkpoint and text.tokenizer; ``model-unsupported``;
+    ``checkpoint-mismatch``, which names every missing, unexpected and misshapen tensor at once; ``device-missing``;
+    ``device-too-small``;
     ``unknown-dtype``; ``unknown-offload``; ``quantisation-differs``.
     """
     folder = located(path_or_hub_id, revision, say=say)
@@ -139,13 +142,10 @@ def _load(
         what = f"Loading {progress.total / 1e9:.1f} GB from {checkpoint.folder}"
         say(f"{what} as {dtype_name(compute)} on {place}" + (f", quantised to {fresh} on the way" if fresh else ""))
     if checkpoint.skipped:
-        count = len(checkpoint.skipped)
-        say(
-            f"The text alone is loaded; {count} tensors of the tower of pictures are left unread: pictures are not run."
-        )
+        say(f"The text alone is loaded; {len(checkpoint.skipped)} tensors of the tower of pictures are left unread.")
     try:
         for name in plan.order:
-            _place(model, checkpoint, name, plan, (place, home), quantize, double_quant)
+            _place(model, checkpoint, name, plan, (place, home), quantize, double_quant, between)
             progress.add(plan.bytes_of(name))
             between()
     except torch.OutOfMemoryError:
@@ -203,7 +203,8 @@ class _Plan:
     specs: dict[str, TensorSpec]
     order: list[str]
     groups: dict[str, dict[str, str]]
-    linears: dict[str, Place]
+    few_bits: dict[str, Place]
+    """What quantising puts in few bits: linear layers and experts."""
     biases: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -212,7 +213,7 @@ class _Plan:
         specs, groups = checkpoint.names(), checkpoint.quantized
         parts = {part for group in groups.values() for part in group.values()}
         expected = config.tensor_shapes()
-        linears = {place.weight_name: place for place in config.layout.in_few_bits()}
+        few_bits = {place.weight_name: place for place in config.layout.in_few_bits()}
         held = {name: spec for name, spec in specs.items() if name not in parts}
         table, head = (place.weight_name for place in config.layout.vocabulary)
         if config.tied and {table, head} <= held.keys() and checkpoint.sha256(head) == checkpoint.sha256(table):
@@ -221,7 +222,7 @@ class _Plan:
         for name in [*held, *groups]:
             if name not in expected:
                 wrong.append(_unexpected(name, config))
-            elif name in groups and name not in linears:
+            elif name in groups and (name not in few_bits or few_bits[name].kind != LINEAR):
                 bits = BITS[storage_of(groups[name])]
                 wrong.append(f"{name} is stored in {bits}, which is read for the linear layers only")
             elif name in groups:
@@ -238,9 +239,9 @@ class _Plan:
                 found=wrong,
                 fix="take the config.json that came with these weights, or fetch the folder again",
             )
-        biases = {name: b for name in linears if (b := name.removesuffix("weight") + "bias") in expected}
+        biases = {name: b for name in few_bits if (b := name.removesuffix("weight") + "bias") in expected}
         order = [name for name in specs if name in held or name in groups]
-        return cls(specs, order, groups, linears, biases)
+        return cls(specs, order, groups, few_bits, biases)
 
     def bytes_of(self, name: str) -> int:
         return sum(self.specs[part].nbytes for part in self.groups.get(name, {"weight": name}).values())
@@ -261,13 +262,21 @@ def _place(
     devices: tuple[torch.device, torch.device],
     quantize: Quantize | None,
     double_quant: bool,
+    between: Callable[[], None],
 ) -> None:
-    """Read one tensor, or one linear layer, and hand it to the model in its final form. ``devices``: where it is
-    computed and quantised, and where a layer's tensors stay."""
+    """Read one tensor, one linear layer or one place's experts, and hand it to the model in its final form.
+    ``devices``: where it is computed and quantised, and where a layer's tensors stay."""
     device, home = devices
-    linear = plan.linears.get(name)
+    place = plan.few_bits.get(name)
     group = plan.groups.get(name)
-    if linear is None or not (group or quantize):
+    if place is not None and place.kind == EXPERTS and quantize:
+        experts = QuantisedExperts(quantize, place, model.dtype, home, double_quant)
+        for number in range(place.shape[0]):
+            experts.put(number, checkpoint.read_one(name, number, model.dtype).to(device))
+            between()
+        model.set_linear(place, experts)
+        return
+    if place is None or not (group or quantize):
         in_few_bits = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
         if name not in in_few_bits:  # those came with their weights
             where = home if name in model.layout.inside else device
@@ -276,11 +285,11 @@ def _place(
     bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
     if group:
         parts = {key: checkpoint.read(part).to(device) for key, part in group.items()}
-        made = STORED[storage_of(group)].from_bitsandbytes(parts, linear.shape, bias, model.dtype)
-        model.set_linear(linear, made.to(home))
+        made = STORED[storage_of(group)].from_bitsandbytes(parts, place.shape, bias, model.dtype)
+        model.set_linear(place, made.to(home))
     elif quantize:
         weight = _dense(checkpoint, name, model.dtype, device)
-        model.set_linear(linear, quantised(quantize, weight, bias, double_quant).to(home))
+        model.set_linear(place, quantised(quantize, weight, bias, double_quant).to(home))
 
 
 def _dense(checkpoint: ModelFolder, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

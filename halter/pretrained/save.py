@@ -16,13 +16,13 @@ from halter.errors import HalterError
 from halter.files.checkpoint import INDEX, SINGLE
 from halter.files.folders import new_folder
 from halter.files.meta import is_meta_folder
-from halter.files.meta_config import generation_config_of
+from halter.files.meta_families import generation_config
 from halter.files.reading import read_json
 from halter.files.tensors import TensorSpec
 from halter.files.writing import TensorSink, copy_file, stream_tensors, write_json
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.linear import Linear
+from halter.model.linear import bias_of
 from halter.pretrained.device import dtype_name
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -97,8 +97,8 @@ def tensors_of(model: Decoder) -> Iterator[tuple[str, Tensor]]:
         if place.tied:
             continue
         yield place.weight_name, module.weight()  # type: ignore[operator]
-        if isinstance(module, Linear) and module.bias is not None:
-            yield f"{place.path}.bias", module.bias
+        if (bias := bias_of(module)) is not None:
+            yield f"{place.path}.bias", bias
 
 
 def licence_files(folder: Path | None) -> list[Path]:
@@ -138,7 +138,7 @@ def _generation_config(original: Path | None, beside: Path | None, config: Model
     if beside is not None:
         return read_json(beside)
     if original is not None and is_meta_folder(original):
-        return generation_config_of(config.vocab_size)
+        return generation_config(original, config.vocab_size)
     ends = list(config.eos_token_ids)
     known = {
         "bos_token_id": config.bos_token_id,

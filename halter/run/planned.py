@@ -11,7 +11,7 @@ import torch
 
 from halter.files import yaml12
 from halter.model.decoder import Decoder
-from halter.model.storages import held_in
+from halter.model.storages import experts_too, held_in
 from halter.planning import Setting, fit, forecast, speed
 from halter.planning.answer import Answer
 from halter.planning.setting import beside, shape_of
@@ -143,6 +143,7 @@ def planned_and_measured(job: Job, model: Decoder, taken: Terms, before: int) ->
     setting = replace(
         settings.setting(job.recipe, job.config, model.dtype, rows, longest, passes),
         quantize=held_in(model),
+        experts_too=experts_too(model),
         checkpointing=taken.checkpointing,
         device=model.device.type,
         offload=not model.residence.resident,

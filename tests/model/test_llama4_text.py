@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import prod
 
 import bounds
 import pytest
@@ -39,7 +40,6 @@ from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS, leading, strengths
 from halter.model.families import published_names, read_config
 from halter.model.layout import LINEAR
-from halter.model.linear import Linear
 from halter.model.passes import Pass
 from halter.model.places import Act, Acts
 from halter.model.rotation import RopeScaling
@@ -510,16 +510,20 @@ def test_streamed_and_computed_again_it_has_the_same_gradients():
 
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_in_few_bits_linear_layers_are_quantised_and_routers_and_experts_are_not(how, tmp_path):
+def test_in_few_bits_linear_layers_and_experts_are_quantised_and_routers_are_not(how, tmp_path):
     save_model(made(dtype=torch.float32), CONFIG, tmp_path / "base")
     small = load_model(tmp_path / "base", "float32", how, "cpu")
-    held = {place.path for place, module in small.places() if isinstance(module, Linear) and module.storage == how}
-    assert held == {place.path for place in CONFIG.layout.of(LINEAR) if place.name != "router"}
-    assert all(small.module(p.layer, p.name).matrix.dtype == torch.float32 for p in CONFIG.layout.of(EXPERTS))
+    held = {place.path for place, module in small.places() if getattr(module, "storage", "dense") == how}
+    assert held == {place.path for place in CONFIG.layout.of(LINEAR, EXPERTS) if place.name != "router"}
     assert base_bytes(small) == base_bytes(dry_base(CONFIG, torch.float32, how))
+    apart = base_bytes(dry_base(CONFIG, torch.float32, how, experts_too=False)).total
+    saved = [
+        4 * prod(place.shape) - small.module(place.layer, place.name).nbytes for place in CONFIG.layout.of(EXPERTS)
+    ]
+    assert apart - base_bytes(small).total == sum(saved) > 0
     plain = Decoder(CONFIG, torch.float32)
     for place, module in small.places():
-        plain.set_tensor(place.weight_name, module.weight().clone())
+        plain.set_tensor(place.weight_name, module.weight().contiguous())
     for got, want in zip(logits(small), logits(plain), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert all(part.isfinite().all() for part in logits(small, moved(small)))
@@ -527,7 +531,7 @@ def test_in_few_bits_linear_layers_are_quantised_and_routers_and_experts_are_not
 
 @torch.no_grad()
 def test_what_transformers_quantises_with_bitsandbytes_is_read(tmp_path):
-    """It leaves routers and experts as they are, as Halter does."""
+    """It leaves routers and experts as they are. So they stay here, unless 4 bits are asked for in so many words."""
     shape = config(dim=64, ffn_dim=64, dense_dim=64, head_dim=16)
     save_model(made(shape, torch.float32), shape, tmp_path / "16")
     rule = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
@@ -535,9 +539,12 @@ def test_what_transformers_quantises_with_bitsandbytes_is_read(tmp_path):
     theirs.save_pretrained(tmp_path / "4")
     read = load_model(tmp_path / "4", "float32", device="cpu")
     own = load_model(tmp_path / "16", "float32", "nf4", "cpu", double_quant=False)
-    for (place, one), (_, other) in zip(read.places(), own.places(), strict=True):
-        assert type(one) is type(other)
-        if place.kind in (LINEAR, EXPERTS):
+    asked = load_model(tmp_path / "4", "float32", "nf4", "cpu", double_quant=False)
+    for (place, one), (_, other), (_, third) in zip(read.places(), own.places(), asked.places(), strict=True):
+        assert type(other) is type(third) and (type(one) is type(other)) == (place.kind != EXPERTS)
+        if place.kind == EXPERTS:
+            assert torch.equal(other.weight(), third.weight())
+        if place.kind == LINEAR:
             torch.testing.assert_close(one.weight(), other.weight(), rtol=1e-6, atol=1e-7)
 
 
@@ -579,17 +586,28 @@ VISION = {
 
 
 @torch.no_grad()
-def test_of_a_checkpoint_with_pictures_the_text_is_read(tmp_path):
+@pytest.mark.parametrize("missing", ["vision_config", "tensors"])
+def test_of_a_checkpoint_whose_tower_is_not_described_or_not_there_the_text_is_read(missing, tmp_path):
     torch.manual_seed(0)
     text = {k: v for k, v in CONFIG.to_hf().items() if k != "architectures"}
     whole = Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=VISION)).eval()
     whole.save_pretrained(tmp_path / "whole")
-    stored = json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert stored["model_type"] == "llama4" and load_config(tmp_path / "whole") == CONFIG
+    file, count = tmp_path / "whole" / "config.json", 0
+    stored = json.loads(file.read_text())
+    if missing == "vision_config":
+        file.write_text(json.dumps({k: v for k, v in stored.items() if k != "vision_config"}))
+        count = sum(not name.startswith("language_model.") for name in whole.state_dict())
+        assert load_config(tmp_path / "whole") == CONFIG
+    else:
+        tensors = tmp_path / "whole" / "model.safetensors"
+        held = load_file(tensors)
+        save_file({name: held[name] for name in held if name.startswith("language_model.")}, tensors)
+    assert stored["model_type"] == "llama4"
     said = []
     model = load_model(tmp_path / "whole", "float32", device="cpu", say=said.append)
-    count = sum(not name.startswith("language_model.") for name in whole.state_dict())
-    assert any(f"{count} tensors of the tower of pictures are left unread" in line for line in said)
+    assert model.config == CONFIG
+    told = any(f"{count} tensors of the tower of pictures are left unread" in line for line in said)
+    assert told == (missing == "vision_config")
     bounds.assert_same(model(TOKENS), whole(TOKENS).logits)
     settings_ = read_settings(tmp_path / "whole", None)
     assert settings_.config["eos_token_id"] == 2 and settings_.config["model_type"] == "llama4"
