@@ -51,7 +51,7 @@ MOST_UNANSWERED = 0.1
 CountProgress = Callable[[int], None]
 
 
-class Sight(NamedTuple):
+class RowSight(NamedTuple):
     """How the model of these rows takes pictures (None: it sees none), and what the user lets pass."""
 
     rules: PictureRules | None = None
@@ -75,7 +75,7 @@ def load_examples(
     progress: CountProgress | None = None,
     system: str | None = None,
     context: int | None = None,
-    sight: Sight | None = None,
+    sight: RowSight | None = None,
 ) -> Loaded:
     """Read, check, encode and split, or take what the cache has. ``progress`` is told the number of rows encoded so
     far, now and then; rows from the cache are not encoded. ``system``: the system message of every conversation.
@@ -85,7 +85,7 @@ def load_examples(
     Refusals: ``bad-rows`` and ``long-rows`` name every culprit of all sources, ``no-rows``, ``data-changed``; and those
     of sources, formats and the template.
     """
-    encoder = Encoder(options, tokenizer, template, system, context, *(sight or Sight()))
+    encoder = Encoder(options, tokenizer, template, system, context, *(sight or RowSight()))
     load = _Load(encoder, seed, progress)
     train = load.rows(options.sources, options.limit)
     held_out = _Load(encoder, seed, progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from halter.data.load import Loaded, Sight, load_examples
+from halter.data.load import Loaded, RowSight, load_examples
 from halter.data.options import DataOptions, Source
 from halter.data.order import Plan, epoch_groups, epoch_rows, plan_epoch
 from halter.data.sources import local_files
@@ -200,7 +200,7 @@ def _files(path: str) -> None:
 def load_rows(recipe: Recipe, base: Base, template: ChatTemplate | None, findings: Findings) -> Loaded | None:
     """The rows, and where some cannot be used or found, those that can."""
     options, seed, tokenizer, context = recipe.data, recipe.train.seed, base.tokenizer, base.config.context
-    sight = Sight(base.config.pictures, findings.waivers)
+    sight = RowSight(base.config.pictures, findings.waivers)
     lost = data_missing(options)
     findings.take(lost)
     if not findings.strict:

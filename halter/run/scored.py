@@ -10,7 +10,7 @@ from typing import Literal, TypedDict
 from halter.data import again, told
 from halter.data.choose import sample
 from halter.data.example import Example
-from halter.data.load import DataReport, Examples, Loaded, Sight, load_examples
+from halter.data.load import DataReport, Examples, Loaded, RowSight, load_examples
 from halter.data.options import DataOptions
 from halter.data.sources import refuse_several
 from halter.errors import Refusal, Waivers
@@ -174,7 +174,7 @@ def with_answers(opened: Opened, data: str | Path | None, keys: Sequence[str], r
 def _validation(opened: Opened, known: DataOptions, system: str | None, seed: int, say: Say) -> Examples:
     """The run's validation rows. A share of them was drawn by what rows hold, so with another system message the rows
     are first found as they were in training, and then encoded anew: those that were learned are never scored."""
-    sight = Sight(opened.model.config.pictures, Waivers(opened.allow))
+    sight = RowSight(opened.model.config.pictures, Waivers(opened.allow))
     held = load_examples(known, opened.tokenizer, opened.template, seed, sight=sight).validation
     if system is None:
         return held

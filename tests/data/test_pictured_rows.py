@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halter.data.cache import cache_folder
-from halter.data.load import Sight, load_examples
+from halter.data.load import RowSight, load_examples
 from halter.data.options import DataOptions
 from halter.data.pack import IGNORED, pack
 from halter.errors import Refusal, Waivers
@@ -47,7 +47,7 @@ def rules_of(tokenizer):
 def load(tokenizer, here, rows, sees=True, allow=(), template=None, **options):
     file = here / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sight = Sight(rules_of(tokenizer) if sees else None, Waivers(allow))
+    sight = RowSight(rules_of(tokenizer) if sees else None, Waivers(allow))
     given = {"train": str(file), "cache": False} | options
     return load_examples(DataOptions(**given), tokenizer, template or tokenizer.chat_template, sight=sight)
 
@@ -260,7 +260,7 @@ def test_another_folder_of_pictures(tokenizer, here, tmp_path):
 
 
 def test_a_tokenizer_that_writes_another_token_is_refused(tokenizer, here):
-    sight = Sight(seeing.SquareRules(rules_of(tokenizer).first + 1))
+    sight = RowSight(seeing.SquareRules(rules_of(tokenizer).first + 1))
     (here / "rows.jsonl").write_text(json.dumps(FORMS["llava"]))
     with pytest.raises(Refusal) as refused:
         load_examples(DataOptions(train=str(here / "rows.jsonl")), tokenizer, tokenizer.chat_template, sight=sight)
