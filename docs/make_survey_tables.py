@@ -162,7 +162,7 @@ def lineage() -> list[Member]:
     dense, counts = "tests/model/test_decoder.py", "tests/model/test_config.py"
     meta, json_file = "tests/files/test_meta.py", "tests/pretrained/test_load.py"
     text, words = "tests/model/test_llama4_text.py", "tests/text/test_llama4_texts.py"
-    whole = "pictures in the model, not yet in rows and prompts; adapters on no routed expert"
+    whole = "pictures in the model, of rows and prompts seen on a small family alone; adapters on no routed expert"
     seen, stored = "tests/model/test_llama4_vision.py", "tests/files/test_meta_llama4.py"
     announced = "16 experts, 288B active, about 2T: announced on 5 April 2025, never released"
     return [
@@ -214,7 +214,7 @@ def lineage() -> list[Member]:
                 *("llama-3.2-11b-vision", "llama-3.2-11b-vision-instruct"),
                 *("llama-3.2-90b-vision", "llama-3.2-90b-vision-instruct"),
             ),
-            "runs: pictures in the model, not yet in rows and prompts",
+            "runs: pictures in the model, of rows and prompts seen on a small family alone",
             "tests/model/test_mllama.py, tests/model/test_mllama_folders.py, tests/files/test_meta_mllama.py",
         ),
         Member(
