@@ -63,7 +63,7 @@ class Survival:
         lines.append(f"merged model in {bits} against base + adapter: {self.gap}")
         if self.experts:
             lines.append(
-                f"routed experts and routers are not in {bits}; Halter opens this folder, and transformers does not: of "
+                f"routed experts and routers are not in {bits}; Halter opens this folder, transformers does not: of "
                 "a Llama 4 in few bits it wants each expert as a layer of its own. For transformers merge in 16 bits, "
                 "and let it quantise while it loads"
             )
