@@ -24,7 +24,7 @@ from halter.model.layout import EXPERTS, LINEAR
 from halter.model.linear import bias_of
 from halter.model.storages import BITS, Quantize, held_in, quantised
 from halter.pretrained.load import load_model
-from halter.pretrained.save import licence_files
+from halter.pretrained.save import licence_files, processor_files
 
 _NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 RULES: dict[Quantize, dict[str, object]] = {
@@ -123,7 +123,7 @@ def merge_quantised(
         computed = {"bnb_4bit_compute_dtype": str(model.dtype).removeprefix("torch.")} if kind == "nf4" else {}
         rule = {**RULES[kind], **computed}
         write_json(inside / "config.json", written | {"quantization_config": rule})
-        for file in [*(tokenizer.files if tokenizer else ()), *licence_files(origin)]:
+        for file in [*(tokenizer.files if tokenizer else ()), *licence_files(origin), *processor_files(origin, config)]:
             copy_file(file, inside / file.name, replace=True)
         write_template(inside, adapter, tokenizer)
         rows = sample_rows(tokenizer, model.config)
