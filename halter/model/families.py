@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from halter.errors import Refusal, meant
-from halter.model import llama4_config
+from halter.model import llama4_config, mllama_config
 from halter.model.config import ModelConfig, preset, preset_names, preset_repository
 from halter.model.llama4_config import Llama4Config
 from halter.model.llama4_seeing import of_llama4
+from halter.model.llama4_tower import Llama4Tower
+from halter.model.mllama_config import MllamaConfig
 
 FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {
     "llama": ModelConfig.from_hf,
     "llama4": of_llama4,
     "llama4_text": Llama4Config.from_hf,
+    "mllama": MllamaConfig.from_hf,
 }
 """{model_type in config.json: how that family's is read}."""
 ANNOUNCED = {
     "llama-4-behemoth": "announced in April 2025 with 288B active parameters of about 2T, 16 experts; never released"
 }
 """{model of which no checkpoint was published: all that is known of it}."""
-TOWERS = dict.fromkeys(llama4_config.REPOSITORIES, 850_960_896 + 20_971_520)
-"""{published model: parameters of its tower for pictures and of what leads from there into the text}, where these are
-not part of its shape here."""
 
 
 def read_config(config: dict[str, Any], where: str = "") -> ModelConfig:
@@ -37,8 +38,14 @@ def _published() -> dict[str, Callable[[str], ModelConfig]]:
     """{name of a published model: what makes its shape of that name}."""
     return {
         **dict.fromkeys(preset_names(), preset),
-        **dict.fromkeys(llama4_config.REPOSITORIES, llama4_config.published),
+        **dict.fromkeys(mllama_config.REPOSITORIES, mllama_config.published),
+        **dict.fromkeys(llama4_config.REPOSITORIES, _llama4),
     }
+
+
+def _llama4(name: str) -> ModelConfig:
+    """With the tower of pictures, which both have alike."""
+    return replace(llama4_config.published(name), tower=Llama4Tower())
 
 
 def published_names() -> list[str]:
@@ -73,7 +80,8 @@ def repository(name: str, asked: str = "") -> str | None:
     """The hub's id of a published model's weights, None where they are not there; ``asked``: what it was called."""
     if name in ANNOUNCED:
         return None
-    return llama4_config.REPOSITORIES.get(name) or preset_repository(name, asked)
+    named = llama4_config.REPOSITORIES | mllama_config.REPOSITORIES
+    return named.get(name) or preset_repository(name, asked)
 
 
 def not_released(name: str) -> Refusal:
