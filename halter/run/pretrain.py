@@ -53,8 +53,10 @@ class Pretraining:
     weight_decay: float = 0.05
     warmup_steps: int = 60
     cooldown: float = 0.0
-    """The share of the steps, the last ones, in which the rate falls to nothing in a line, after a constant one; 0: it
-    falls all the way, as a cosine."""
+    """The share of a cycle's steps, the last ones, in which the rate falls to nothing in a line, after a constant one;
+    0: it falls all the way, as a cosine."""
+    cycles: tuple[int, ...] = ()
+    """The steps at which a cycle ends and the next begins at the whole rate, before the last one."""
     betas: tuple[float, float] = (0.9, 0.95)
     held_out_tokens: int = 30_000
     seed: int = SEED
@@ -62,7 +64,7 @@ class Pretraining:
     """How much the routers' unevenness counts (run.even_load.EvenLoad); nothing where there is no router."""
 
 
-WITH_EXPERTS = Pretraining("moe", 600_000, 4_200_000, learning_rate=3e-3, cooldown=0.2)
+WITH_EXPERTS = Pretraining("moe", 600_000, 5_400_000, learning_rate=3e-3, cooldown=0.2, cycles=(1258,))
 RECIPES = {
     "dense": Pretraining(),
     "moe": WITH_EXPERTS,
@@ -158,8 +160,13 @@ def rate(recipe: Pretraining, steps: int) -> Callable[[int], float]:
     """The share of the learning rate for each step, counted from 0."""
     if not recipe.cooldown:
         return schedule.make("cosine", steps, recipe.warmup_steps)
-    warm, last = schedule.make("constant", steps, recipe.warmup_steps), recipe.cooldown * steps
-    return lambda step: warm(step) * min(1.0, (steps - step) / last)
+    warm, ends = schedule.make("constant", steps, recipe.warmup_steps), (*recipe.cycles, steps)
+
+    def share(step: int) -> float:
+        start, end = next((first, last) for first, last in zip((0, *ends), ends) if step < last)
+        return warm(step) * min(1.0, (end - step) / (recipe.cooldown * (end - start)))
+
+    return share
 
 
 @torch.no_grad()

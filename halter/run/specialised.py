@@ -163,8 +163,8 @@ class Routes:
         for layer in self.layers:
             with torch.no_grad():
                 entering = layer, self.model.hidden(Pass(self.tokens, self.segments, stop=layer))
-            each = ({(layer, OUT): Without(expert)} for expert in range(self.experts))
-            found.append([self.losses(acts, entering) - self.plain for acts in each])
+            more = [self.losses({(layer, OUT): Without(e)}, entering) - self.plain for e in range(self.experts)]
+            found.append(more)
         return np.array(found)
 
 

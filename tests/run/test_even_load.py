@@ -147,5 +147,7 @@ def test_the_rate_is_constant_and_then_falls() -> None:
     """Twenty steps: up in two, constant, and in the last quarter down in a line; without a cool-down a cosine."""
     share = rate(Pretraining(warmup_steps=2, cooldown=0.25), 20)
     assert [share(step) for step in range(20)] == pytest.approx([0.5] + [1.0] * 15 + [0.8, 0.6, 0.4, 0.2])
+    share = rate(Pretraining(warmup_steps=2, cooldown=0.25, cycles=(8,)), 20)
+    assert [share(step) for step in range(20)] == pytest.approx([0.5] + [1] * 6 + [0.5] + [1] * 10 + [2 / 3, 1 / 3])
     share = rate(Pretraining(warmup_steps=2), 20)
     assert share(11) == pytest.approx(0.5) and share(5) == pytest.approx(1 - share(17))
