@@ -64,7 +64,7 @@ class Pretraining:
     """How much the routers' unevenness counts (run.even_load.EvenLoad); nothing where there is no router."""
 
 
-WITH_EXPERTS = Pretraining("moe", 600_000, 5_400_000, learning_rate=3e-3, cooldown=0.2, cycles=(1258,))
+WITH_EXPERTS = Pretraining("moe", 600_000, 4_800_000, learning_rate=3e-3, cooldown=0.2, cycles=(1258,))
 RECIPES = {
     "dense": Pretraining(),
     "moe": WITH_EXPERTS,
