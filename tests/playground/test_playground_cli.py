@@ -55,7 +55,7 @@ def test_accept_prints_four_answers(capsys: pytest.CaptureFixture[str], monkeypa
     assert code == (1 if ": NO" in text else 0)
     assert run(["playground", "accept", "--json"]) == code
     told = json.loads(capsys.readouterr().out)
-    assert list(told) == ["a", "b", "c", "d"] and told["a"]["holds"]
+    assert list(told) == ["a", "b", "c", "d"] and told["b"]["holds"]
     assert run(["playground", "accept", str(base_folder()), "--twin", str(base_folder())]) == 2
 
 
