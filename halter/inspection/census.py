@@ -230,11 +230,13 @@ def census(examples: Examples, tokenizer: Tokenizer) -> Census:
         tokens = np.concatenate([row.tokens for row in rows])
         targets = np.concatenate([row.supervised for row in rows])
         targets[starts] = False  # nothing comes before them that could predict them
-        there += np.bincount(tokens, minlength=size)
+        # What a family feeds for a picture may be none of the vocabulary's.
+        there += np.bincount(tokens[tokens < size], minlength=size)
         learned += np.bincount(tokens[targets], minlength=size)
         is_bos = tokens == bos
         begun.update(np.add.reduceat(is_bos.astype(np.int64), starts).tolist())
-        ended.update(np.add.reduceat(stops[tokens].astype(np.int64), starts).tolist())
+        ends = stops[np.minimum(tokens, size - 1)] & (tokens < size)
+        ended.update(np.add.reduceat(ends.astype(np.int64), starts).tolist())
         twice = is_bos & np.roll(is_bos, 1)
         twice[starts] = False
         doubled += int(np.logical_or.reduceat(twice, starts).sum())
