@@ -15,14 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract.experts import one_of
 from halter.contract.method import Piece, Site
 from halter.model.decoder import Decoder
+from halter.model.experts import EXPERTS
 from halter.model.joints import chained
 from halter.model.layout import NORM, TABLE, Place
 from halter.model.linear import DenseLinear, Embedding, Norm
 from halter.model.places import Act
 from halter.model.residence import Residence, Resident
 from halter.model.segments import Segments
+from halter.parts.experts import Experts
 
 ROWS = 1024
 """Unit vectors, or rows of the table, at once."""
@@ -45,8 +48,11 @@ def fold_together(
 ) -> tuple[Tensor, Tensor | None]:
     """The weight and bias (None where there is none and none comes) with the pieces in them, in the order given.
 
-    Linear [out, in], embeddings [vocab, dim] or a norm [dim], in the dtype of ``weight``; every piece must fold.
+    Linear [out, in], routed experts [experts, in, out], embeddings [vocab, dim] or a norm [dim], in the dtype of
+    ``weight``; every piece must fold.
     """
+    if place.kind == EXPERTS:
+        return _experts(pieces, place, weight), bias
     norm = place.kind == NORM
     kind = Norm if norm else Embedding if place.kind == TABLE else None
     module = kind(weight) if kind is not None else DenseLinear(weight, bias)
@@ -63,6 +69,16 @@ def fold_together(
         ids = torch.arange(len(weight), device=weight.device)
         return torch.cat([act.apply(module, some) for some in ids.split(ROWS)]), None
     return _linear(act, weight, bias)
+
+
+def _experts(pieces: Sequence[Piece], place: Place, weight: Tensor) -> Tensor:
+    """Expert by expert, of those at which a piece acts."""
+    each = [piece.pieces for piece in pieces if isinstance(piece, Experts)]
+    made = weight.clone()
+    for expert in sorted({number for own in each for number in own}):
+        here = [own[expert] for own in each if expert in own]
+        made[expert] = fold_together(here, one_of(place, expert), weight[expert].t().contiguous(), None)[0].t()
+    return made
 
 
 def _linear(act: Act, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -23,6 +23,7 @@ class StackedExperts(nn.Module):
 
     def __init__(self, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
+        self.shape = place.shape
         self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
 
     def forward(
