@@ -1,4 +1,4 @@
-"""LoRA at routed experts in PEFT's files (target_parameters), both ways, by logits of peft over transformers' Llama 4."""
+"""LoRA at routed experts in PEFT's files (target_parameters), both ways, by logits of peft over a Llama 4."""
 
 from __future__ import annotations
 
