@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 NO_SHARED = "no shared data (HALTER_SHARED)"
 EXPECTED = (
+    r"no tokenizer\.model of Llama 4 \(HALTER_SHARED\)",
     # What this machine is not.
     r"needs a GPU",
     r"needs Linux's /proc to know the file of a descriptor",

@@ -37,6 +37,8 @@ class Real:
         """One that knows single characters and no bytes, 256 positions."""
         self.pieces = models / "llama2_tokenizer"
         """A folder with nothing but a SentencePiece tokenizer.model, as Meta ships it."""
+        self.ranks = models / "llama4_tokenizer"
+        """A folder with Llama 4's tokenizer.model, which Meta's licence keeps out of most places."""
         self.train = instruct / "tinystories_instruct_train.jsonl"
         """Instructions that ``base`` can follow: {"instruction", "input", "output"}, many longer than 512 tokens."""
         self.test = instruct / "tinystories_instruct_test.jsonl"

@@ -15,6 +15,8 @@ DOCS = ROOT / "docs"
 FOLDERS = ("docs", "examples", ".github", "tests")
 PAGES = [*sorted(ROOT.glob("*.md")), *(page for name in FOLDERS for page in sorted((ROOT / name).rglob("*.md")))]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+PART = re.compile(r"\]\(([^)#\s:]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|toml|yaml|md|json|jinja|txt))(?:::(\w+))?(?:\[[^`]*\])?`")
 ALONE = re.compile(r"`([\w-]+\.py)(?:::\w+)?`")
 FOLDER = re.compile(r"`((?:[\w.-]+/)+)`")
@@ -24,6 +26,7 @@ THEIRS = {
     "README.md": {"adapter/", "checkpoints/"},  # of a run folder
     "docs/guide/add-a-method.md": {"halter/methods/channel_scale.py"},  # to be written
     "docs/guide/add-an-objective.md": {"halter/training/objectives/focal.py"},
+    "docs/guide/add-a-server-route.md": {"cli/serve.py", "serve/"},
     "docs/design/architecture.md": {"chat/", "codecs/", "templates/", "serve/"},  # in text/; to be built
     "docs/design/decisions.md": {"generate/", "train/"},  # of another program
     "docs/design/house.md": {"entering.py"},  # which is gone, as its line says
@@ -35,6 +38,12 @@ def page(name: str, text: str) -> list[str]:
     """What a page points to or names and is not there."""
     links = {link for link in LINK.findall(text) if "://" not in link and not link.startswith("mailto:")}
     missing = {link for link in links if not (ROOT / name).parent.joinpath(link).exists()}
+    for link, part in PART.findall(text):
+        target = (ROOT / name).parent / link if link else None
+        if target is None or target.is_file():
+            missing |= {f"{link}#{part}"} - {
+                f"{link}#{one}" for one in parts(target.read_text("utf-8") if target else text)
+            }
     for file, test in FILE.findall(text):
         found = at(file)
         if found is None:
@@ -47,6 +56,11 @@ def page(name: str, text: str) -> list[str]:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     missing |= {f"make {word}" for word in MAKE.findall(text) if f"\n{word}:" not in makefile}
     return sorted(missing - THEIRS.get(name, set()))
+
+
+def parts(text: str) -> set[str]:
+    """What links call the headings of a page."""
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in HEADING.findall(text)}
 
 
 def at(name: str) -> Path | None:
@@ -76,6 +90,8 @@ def test_what_is_not_there_is_seen():
     assert page("docs/measured/x.md", "`tests/run/test_nothing.py`") == ["tests/run/test_nothing.py"]
     text = "`tests/tiny.py::peer` `tests/tiny.py::gone` `attic/` `tests/laws/` `attic.py` `lora.py`"
     assert page("docs/x.md", text) == ["attic.py", "attic/", "tests/tiny.py::gone"]
+    text = "[a](../docs/README.md#measured) [b](../docs/README.md#nowhere) [c](#here) [d](#gone)\n## Here\n"
+    assert page("docs/x.md", text) == ["#gone", "../docs/README.md#nowhere"]
     text = "`Lora` (`methods/lora.py`), `Lora.bild` (`methods/lora.py`), `make pages`, `make hay`"
     assert page("docs/x.md", text) == ["Lora.bild in methods/lora.py", "make hay"]
 

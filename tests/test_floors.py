@@ -51,7 +51,7 @@ FLOOR = {
 }
 WRITER = "halter/files/disk.py"
 FOLDERS = ("halter/files/disk.py", "halter/files/folders.py")
-ONLY_TORCH_LOAD = "halter/files/meta.py"
+ONLY_TORCH_LOAD = "halter/files/meta_archive.py"
 FILE_LINES, FUNCTION_LINES, INIT_LINES = 350, 60, 60
 # File or file::function, with the reason why it may be longer. Keep it short.
 LONGER: dict[str, str] = {}
@@ -67,7 +67,6 @@ MAY_NAME_METHODS = {
     "halter/adapters/peft_together.py": "what PEFT files beside a method, a closed list of PEFT's (see there)",
     "halter/comparison/survey.py": "tests what a survey claims of named methods",
     "halter/planning/survey.py": "counts what a survey claims of named methods",
-    "halter/planning/llama4.py::counts": "the survey's settings, of which one is called full",
     "halter/cli/init.py::_from": "whether a method was named beside --from: the default was not",
     "halter/cli/adapters.py::convert": "--to lora is a form that is asked for, whatever the adapter's method",
 }
@@ -285,7 +284,7 @@ PLANTED = [
     (foreign, "halter/model/x.py", "import pickle as p"),
     (evaluation, "halter/model/x.py", "eval('1')"),
     (evaluation, "halter/model/x.py", "torch.load('f', weights_only=True)"),
-    (evaluation, "halter/files/meta.py", "torch.load('f')"),
+    (evaluation, "halter/files/meta_archive.py", "torch.load('f')"),
     (writing, "halter/run.py", "open('f', 'w')"),
     (writing, "halter/run.py", "Path('f').open(mode='ab')"),
     (writing, "halter/run.py", "folder.joinpath('f').write_text('x')"),

@@ -215,7 +215,7 @@ MAY_IMPORT_BY_NAME = {
     "halter/training/objective.py",
     "halter/cli/main.py",
 }
-MAY_LOAD = "halter/files/meta.py"
+MAY_LOAD = "halter/files/meta_archive.py"
 MAY_NAME = ("halter/recipe/foreign/", "halter/elsewhere.py", "halter/cli/usage.py")
 """Where the keys, flags and arguments of other tools are listed, this one as one that is not needed."""
 

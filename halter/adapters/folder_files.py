@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.manifest import MANIFEST, check_manifest
-from halter.files.meta import open_pth
+from halter.files.meta_archive import open_pth
 from halter.files.nearby import no_adapter, refuse_mlx
 from halter.files.reading import read_json
 from halter.files.tensors import TensorFile, TensorSpec, read_tensors

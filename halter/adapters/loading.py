@@ -19,13 +19,13 @@ from halter.adapters.folder_files import CONFIG, TENSORS, checked_facts, shapes_
 from halter.adapters.former import JOINED, as_recorded, join_as_recorded
 from halter.adapters.misfit import misfit, of_other_layers, refuse_other_base, refuse_other_kind
 from halter.adapters.unfit import refuse_slow, refuse_unfit_options
+from halter.adapters.wrapped import Wrapping
 from halter.arguments import checked
 from halter.contract.method import PEFT_PREFIX as PREFIX
 from halter.contract.method import Method
 from halter.contract.registry import find, names
 from halter.errors import Refusal
 from halter.files.few_bits import unpack
-from halter.files.names import EMBEDDING, HEAD
 from halter.files.nearby import adapter_folder
 from halter.files.reading import junk_refused, read_json
 from halter.files.tensors import read_tensors
@@ -38,7 +38,6 @@ OWN_FACTS = ("halter_version", "methods", "servable_by", "manifest", "packed", J
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _BESIDE = re.compile(r"\.(token_adapter|base_layer|original_module)(?=\.)")
 _PART = re.compile(r"part\d+\.")
-_VOCABULARY = {EMBEDDING: "embed_tokens", HEAD: "lm_head"}
 
 
 @torch.no_grad()
@@ -130,8 +129,10 @@ def _planned(
         config = read_json(folder / CONFIG)
         _refuse_other_task(config, folder, allow)
         if not facts.get("methods"):
-            refuse_slow(config, shape, folder)
+            inside = Wrapping(shapes_in(folder), shape.layout)
+            refuse_slow(config, shape, folder, inside.theirs.values())
             refuse_other_kind(config, folder)
+            config = inside.options(config)
         try:
             methods, notes = _methods(config, facts, folder, shape)
             refuse_unfit_options(methods, shape, folder)
@@ -168,10 +169,12 @@ def _own_names(stored: Mapping[str, Tensor], plan: Adapter, base: Decoder) -> tu
     they are left out, otherwise the adapter is of another base.
     """
     own = {name for name, _, _ in plan.named_tensors()}
+    tables = {place.weight_name: place.name for place in plan.shape.layout.vocabulary}
+    inside = Wrapping(stored, plan.shape.layout)
     kept: dict[str, Tensor] = {}
     wrong: list[str] = []
     for full, tensor in stored.items():
-        name = full.removeprefix(PREFIX)
+        name = inside.own(full.removeprefix(PREFIX))
         if name in kept:
             wrong.append(f"{name} is there twice, with and without {PREFIX!r}")
         kept[name] = tensor
@@ -181,9 +184,9 @@ def _own_names(stored: Mapping[str, Tensor], plan: Adapter, base: Decoder) -> tu
         kept = peft_together.from_peft_tensors(kept, plan.methods, plan.shape)
     for name in [name for name in kept if name not in own]:
         plain = _BESIDE.sub("", _PART.sub("", name))
-        if plain not in _VOCABULARY:
+        if plain not in tables:
             continue
-        given, held = kept.pop(name), base.module(None, _VOCABULARY[plain]).weight()  # type: ignore[operator]
+        given, held = kept.pop(name), base.module(None, tables[plain]).weight()  # type: ignore[operator]
         if given.shape != held.shape:
             wrong.append(f"{_PART.sub('', name)} is {tuple(given.shape)}, not {tuple(held.shape)}")
         elif not _same(given, held):

@@ -4,7 +4,7 @@ expressions that take for ever."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,14 @@ def refuse_unfit_options(methods: list[Method], shape: ModelConfig, folder: Path
     refuse_slow_patterns(patterns, _paths(shape), str(folder))
 
 
-def refuse_slow(config: Mapping[str, Any], shape: ModelConfig, folder: Path) -> None:
-    """The same of PEFT's options, before any is matched with anything."""
+def refuse_slow(config: Mapping[str, Any], shape: ModelConfig, folder: Path, also: Iterable[str] = ()) -> None:
+    """The same of PEFT's options, before any is matched with anything: paths of ``shape``, and those of ``also``."""
     values = [config.get(key) for key in ("target_modules", "exclude_modules", "feedforward_modules")]
     patterns = [value for value in values if isinstance(value, str)]
     for key in ("rank_pattern", "alpha_pattern"):
         given = config.get(key)
         patterns += [text for text in given if isinstance(text, str)] if isinstance(given, dict) else []
-    refuse_slow_patterns(patterns, _paths(shape), str(folder))
+    refuse_slow_patterns(patterns, [*_paths(shape), *also], str(folder))
 
 
 def _paths(shape: ModelConfig) -> list[str]:

@@ -173,14 +173,14 @@ def _meant(word: str, rows: str, resumes: bool) -> str:
 
 def _named(word: str) -> str:
     """How a name that is no file's is given: a preset's or a hub's, a method's; '' for another."""
-    from halter.model.config import preset_names
+    from halter.model.families import published_names
     from halter.recipe.sections import method_names
 
     if Path(word).suffix.lower() in (*RECIPES, *_DATA):
         return ""
     if word.lower() in method_names():
         return f"--method {word.lower()}"
-    return f"--model {word}" if word in preset_names() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", word) else ""
+    return f"--model {word}" if word in published_names() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", word) else ""
 
 
 def is_key(word: str) -> bool:

@@ -76,8 +76,8 @@ class DataOptions:
     """Fill every micro-batch up to micro_tokens with rows that do not see one another; off: it holds no more tokens
     than the longest row."""
     template: str | None = None
-    """Chat template: llama-2, llama-3, llama-3.1, llama-4, alpaca, vicuna, chatml, zephyr, or a Jinja file. Not given:
-    the checkpoint's own."""
+    """Chat template: llama-2, llama-3, llama-3.1, llama-3.2-vision, llama-4, alpaca, vicuna, chatml, zephyr, or a Jinja
+    file. Not given: the checkpoint's own."""
     template_date: str | None = None
     """The date (YYYY-MM-DD) that a template which asks for one is given, so that training and use agree."""
     on_long: Literal["drop", "cut", "split", "stop"] = "drop"

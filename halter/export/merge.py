@@ -25,6 +25,7 @@ from halter.files.writing import write_text
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.linear import Linear
+from halter.model.storages import held_in
 from halter.pretrained.device import dtype_name
 from halter.pretrained.load import load_model, map_model
 from halter.pretrained.save import MAX_SHARD_BYTES, tensors_of, write_model
@@ -122,7 +123,7 @@ def write_template(inside: Path, adapter: Adapter, tokenizer: Tokenizer | None) 
     trained, text = adapter.facts.get("template"), adapter.facts.get("template_source")
     if not trained or not text:
         return
-    own = None if tokenizer is None else tokenizer.chat_template
+    own = None if tokenizer is None or not tokenizer.template_in_files else tokenizer.chat_template
     if own is None or own.digest != trained.get("digest"):
         write_text(inside / "chat_template.jinja", text, replace=True)
 
@@ -150,8 +151,8 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
 
 
 def is_quantised(model: Decoder) -> bool:
-    """Whether linear layers are stored in fewer bits than they are computed in."""
-    return any(isinstance(m, Linear) and m.storage != "dense" for _, m in model.places())
+    """Whether linear layers, or experts, are stored in fewer bits than they are computed in."""
+    return held_in(model) is not None
 
 
 def base_of(model: Decoder, base: Literal["original", "dequantised"], origin: Path | None) -> Decoder:

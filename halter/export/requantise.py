@@ -100,7 +100,7 @@ def merge_quantised(
             bias = weight.new_zeros(len(weight))
         if bias is not None:
             tensors[f"{name}.bias"] = bias.to(model.dtype)
-        if place.kind != LINEAR:
+        if place.kind != LINEAR or place.unquantised:  # transformers holds routers and experts in 16 bits
             tensors[place.weight_name] = merged.to(model.dtype).contiguous()
             continue
         stored = quantised(kind, merged.to(model.dtype))

@@ -48,6 +48,8 @@ class ModelFolder(Protocol):
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor: ...
 
+    def read_one(self, name: str, number: int, dtype: torch.dtype | None = None) -> Tensor: ...
+
     def stream(self) -> Iterator[tuple[str, Tensor]]: ...
 
     def sha256(self, name: str) -> str: ...
@@ -86,6 +88,11 @@ class HFCheckpoint:
         """One tensor in fresh aligned memory, cast on the way if asked. KeyError for a name that is not there."""
         file, stored = self._where[name]
         return file.read(stored, dtype)
+
+    def read_one(self, name: str, number: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Entry ``number`` along a tensor's first dimension, as ``read`` gives the whole; no more of it is read."""
+        file, stored = self._where[name]
+        return file.read_one(stored, number, dtype)
 
     def map(self, name: str) -> Tensor:
         """One tensor as pages of its file (TensorFile.map)."""

@@ -1,26 +1,27 @@
 """Meta's original folders: params.json and consolidated.NN.pth, read as if they were Hugging Face's.
 
-One ``.pth`` per model-parallel rank. The ranks' parts are joined into whole tensors under canonical names, and the rows
-of wq and wk are permuted from Meta's interleaved rotary layout to the half-split one. These files
-are pickles: they are opened by torch's weights-only reader, which builds tensors and nothing else, and mapped, so that
-memory holds one joined tensor at a time.
+One ``.pth`` per model-parallel rank. The ranks' parts are joined into whole tensors under canonical names, as the table
+of their family says (meta_table.py). These files are pickles, opened for their tensors alone and mapped
+(meta_archive.py), so that memory holds one joined tensor at a time, of experts one of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from halter.errors import Refusal
-from halter.files.meta_archive import MAX_TENSORS, damaged, refuse_bombs, refuse_old_torch
-from halter.files.meta_config import TIED_SHAPES, config_of, generation_config_of, read_params
-from halter.files.names import EMBEDDING, HEAD, MetaName, from_meta, is_ignored
+from halter.files.meta_archive import open_rank, refuse_old_torch
+from halter.files.meta_families import read_family
+from halter.files.meta_table import MetaName, places
+from halter.files.names import is_ignored
 from halter.files.tensors import ROW_BYTES, TensorSpec, aligned_empty, bytes_of, tensor_sha256
 
 AS_PUBLISHED = "fetch the folder's files again, every consolidated.*.pth and params.json as Meta published them"
@@ -32,31 +33,35 @@ def is_meta_folder(folder: Path) -> bool:
     return (folder / "params.json").is_file() and any(folder.glob("consolidated*.pth"))
 
 
+class MetaSource(NamedTuple):
+    """One tensor of Meta's, under its name there, and what of it goes where."""
+
+    name: str
+    how: MetaName
+
+
 class MetaCheckpoint:
     """An open folder of Meta's; the same face as HFCheckpoint, with canonical names in Hugging Face's layout."""
 
     layout = "meta"
-    skipped: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _ranks(folder)
-        self._params = read_params(folder / "params.json")
+        self.family, self._params = read_family(folder / "params.json")
         refuse_old_torch(torch.__version__)
-        self._parts = [_open(path) for path in self.files]
+        self._parts = [open_rank(path) for path in self.files]
         self._refuse_unequal_ranks()
-        self._dim = int(self._params["dim"])
-        self._head_dim = self._dim // int(self._params["n_heads"])
-        first = self._parts[0]
-        self._sources = {(n := from_meta(m) or MetaName(m, "copy")).hf: (m, n) for m in first if not is_ignored(m)}
-        self._kv_step = self._kv_copies()
-        self._specs = {hf: TensorSpec(self._shape(hf), first[m].dtype) for hf, (m, _) in self._sources.items()}
+        names = [name for name in self._parts[0] if not is_ignored(name)]
+        self.skipped = tuple(name for name in names if name.startswith(self.family.unread or ("\0",)))
+        self._sources = self._named([name for name in names if name not in {*self.skipped}])
+        self._specs = self._joined()
+        self._refuse_wrong_sums()
         tied = self._tied()
         if tied:
-            self._specs.pop(HEAD, None)
-        self.config = config_of(self._params, self._specs, tied)
-        self.generation_config = generation_config_of(self._specs[EMBEDDING].shape[0])
-        self._refuse_wrong_sums()
+            self._specs.pop(self.family.head, None)
+        self.config = self.family.config(self._params, self._specs, tied)
+        self.generation_config = self.family.generation(self._specs[self.family.embedding].shape[0])
 
     @property
     def quantized(self) -> dict[str, dict[str, str]]:
@@ -72,23 +77,44 @@ class MetaCheckpoint:
 
         ``dtype`` casts on the way; default as stored.
         """
-        source, (_, merge) = self._sources[name]
-        parts = [rank[source] for rank in self._parts]
-        if merge in ("kv_heads", "kv_rows"):
-            parts = self._distinct(parts, source)
-        elif merge == "copy":
-            parts = parts[:1]
         spec = self._specs[name]
-        out, at = aligned_empty(TensorSpec(spec.shape, dtype or spec.dtype)), 0
-        along = 1 if self._by_columns(name) else 0
-        for part in parts:
-            target = out.narrow(along, at, part.shape[along]) if out.ndim else out
-            if merge in ("heads", "kv_heads"):
-                _half_split(target, part, self._head_dim)
-            else:
-                target.copy_(part)
-            at += part.shape[along] if part.ndim else 0
+        out = aligned_empty(TensorSpec(spec.shape, dtype or spec.dtype))
+        self._fill(out, name, None)
         return out
+
+    def read_one(self, name: str, number: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Entry ``number`` along a tensor's first dimension, as ``read`` gives the whole; no more of it is read where
+        every rank has a part of every entry, as of experts. IndexError where there is none."""
+        spec = self._specs[name]
+        if not spec.shape or not 0 <= number < spec.shape[0]:
+            raise IndexError(f"{name} is {list(spec.shape)} and has no entry {number}")
+        if any(how.along == 0 or how.side == 0 or how.put for _, how in self._sources[name]):
+            return self.read(name, dtype)[number]
+        out = aligned_empty(TensorSpec(spec.shape[1:], dtype or spec.dtype))
+        self._fill(out, name, number)
+        return out
+
+    def _fill(self, out: Tensor, name: str, number: int | None) -> None:
+        """Write a whole tensor, or one entry of it, into ``out``."""
+        less, at = (0 if number is None else 1), 0  # an entry has one dimension less than the whole
+        for source in self._sources[name]:
+            how, parts = source.how, self._parts_of(source)
+            parts = parts if number is None else [part[number] for part in parts]
+            along = None if how.along is None else how.along - less
+            mine = out
+            if how.side is not None:
+                side = how.side - less
+                width = sum(part.shape[side] for part in parts) if side == along else parts[0].shape[side]
+                mine, at = out.narrow(side, at, width), at + width
+            begin = 0
+            for part in parts:
+                target = mine
+                if along is not None:
+                    target, begin = mine.narrow(along, begin, part.shape[along]), begin + part.shape[along]
+                if how.put is None:
+                    target.copy_(part)
+                else:
+                    how.put(target, part)
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """(canonical name, whole tensor), one in memory at a time."""
@@ -96,79 +122,103 @@ class MetaCheckpoint:
             yield name, self.read(name)
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of the whole tensor's bytes in Hugging Face's layout."""
-        return tensor_sha256(self.read(name))
+        """SHA-256 of the whole tensor's bytes in Hugging Face's layout; of experts one is in memory at a time."""
+        spec = self._specs[name]
+        if len(spec.shape) < 3:
+            return tensor_sha256(self.read(name))
+        digest = hashlib.sha256()
+        for number in range(spec.shape[0]):
+            digest.update(bytes_of(self.read_one(name, number)))
+        return digest.hexdigest()
 
     def first_row(self, name: str) -> bytes:
         """The bytes of the whole tensor's first row (all of a vector), at most 16 KiB of them.
 
         The rotary permutation leaves row 0 where it is, so nothing is permuted here.
         """
-        source = self._sources[name][0]
-        parts = [rank[source] for rank in self._parts] if self._by_columns(name) else [self._parts[0][source]]
-        row = torch.cat([part[0] for part in parts]) if parts[0].ndim > 1 else parts[0]
+        spec = self._specs[name]
+        if len(spec.shape) < 2:
+            return bytes(bytes_of(self.read(name))[:ROW_BYTES])
+        enough = 1 + ROW_BYTES // max(1, TensorSpec(spec.shape[2:], spec.dtype).nbytes)  # of an entry's own rows
+        found = []
+        for source in self._sources[name]:
+            along = source.how.along
+            parts = [part[0] for part in self._parts_of(source)[: None if along else 1]]
+            parts = [part[:enough] if part.ndim > 1 else part for part in parts]
+            found.append(torch.cat(parts, along - 1) if along else parts[0])
+        side = self._sources[name][0].how.side
+        row = torch.cat(found, side - 1) if side else found[0]
         return bytes(bytes_of(row)[:ROW_BYTES])
 
     def close(self) -> None:
         """Let go of the mapped files."""
         self._parts.clear()
 
-    def _by_columns(self, name: str) -> bool:
-        """Llama 1 and 2 cut the token table along dim, Llama 3 along the vocabulary: the parts' width tells."""
-        source, (_, merge) = self._sources[name]
-        return merge == "columns" or (merge == "embedding" and self._parts[0][source].shape[1] != self._dim)
+    def _named(self, names: list[str]) -> dict[str, list[MetaSource]]:
+        """{canonical name: what it is made of}. Refusal ``meta-params`` where two tensors claim the same place."""
+        sources: dict[str, list[MetaSource]] = {}
+        with _of_shapes(self.folder):
+            table = self.family.table(self._params, self._parts)
+        for name in names:
+            for hf, how in places(table, name):
+                sources.setdefault(hf, []).append(MetaSource(name, how))
+        twice = [
+            source.name for made in sources.values() if len({s.how.order for s in made}) < len(made) for source in made
+        ]
+        if twice:
+            what = "these tensors of this folder claim the same place"
+            raise Refusal("meta-params", what, where=str(self.folder), found=twice, fix=AS_PUBLISHED)
+        return {hf: sorted(made, key=lambda source: source.how.order) for hf, made in sources.items()}
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        source, (_, merge) = self._sources[name]
-        parts = [rank[source] for rank in self._parts]
-        if merge == "copy":
-            return tuple(parts[0].shape)
-        if merge in ("kv_heads", "kv_rows"):
-            parts = parts[:: self._kv_step]
-        rows, columns = parts[0].shape
-        if self._by_columns(name):
-            return rows, sum(p.shape[1] for p in parts)
-        return sum(p.shape[0] for p in parts), columns
+    def _joined(self) -> dict[str, TensorSpec]:
+        """{canonical name: shape and dtype of the whole}; tensors without numbers are joined to find them."""
+        specs = {}
+        for name, made in self._sources.items():
+            with _of_shapes(self.folder, [source.name for source in made]):
+                whole = []
+                for source in made:
+                    parts = self._parts_of(source, "meta")
+                    whole.append(parts[0] if source.how.along is None else torch.cat(parts, source.how.along))
+                side = made[0].how.side
+                one = whole[0] if side is None else torch.cat(whole, side)
+                specs[name] = TensorSpec(tuple(one.shape), one.dtype)
+        return specs
 
-    def _kv_copies(self) -> int:
-        """On how many neighbouring ranks each key head is stored: 2 in the 405B's folder of 16 ranks, else 1.
+    def _parts_of(self, source: MetaSource, device: str = "cpu") -> list[Tensor]:
+        """Of every rank that counts, what of its tensor goes where ``source`` does; on "meta" nothing is read.
+        Refusal ``meta-ranks-disagree`` if copies differ."""
+        name, how = source
+        parts = [rank[name] for rank in self._parts]
+        if device == "meta":
+            parts = [torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=device) for part in parts]
+        elif how.copies > 1:
+            self._refuse_different(parts, source)
+        parts = parts[:1] if how.along is None else parts[:: how.copies]
+        return parts if how.view is None else [how.view(part) for part in parts]
 
-        That folder's params.json counts the copies as heads, so the tensors themselves are asked.
-        """
-        keys = [rank["layers.0.attention.wk.weight"] for rank in self._parts]
-        if len(keys) == 1 or keys[0].shape[0] != self._head_dim:
-            return 1
-        copies = 1
-        while copies < len(keys) and torch.equal(keys[0], keys[copies]):
-            copies += 1
-        if len(keys) % copies:
-            what = f"the first key head is stored {copies} times, which does not divide {len(keys)} ranks"
-            raise Refusal("meta-ranks-disagree", what, where=str(self.folder), fix=AS_PUBLISHED)
-        return copies
-
-    def _distinct(self, parts: list[Tensor], source: str) -> list[Tensor]:
-        """One of every run of equal copies; Refusal ``meta-ranks-disagree`` if copies differ."""
-        step = self._kv_step
+    def _refuse_different(self, parts: list[Tensor], source: MetaSource) -> None:
+        step = source.how.copies
         different = [r for r in range(len(parts)) if r % step and not torch.equal(parts[r], parts[r - r % step])]
         if different:
             raise Refusal(
                 "meta-ranks-disagree",
-                f"{source} should be stored {step} times over neighbouring ranks, and its copies differ",
+                f"{source.name} should be stored {step} times over neighbouring ranks, and its copies differ",
                 where=str(self.folder),
                 found=[self.files[r].name for r in different],
                 fix="fetch these files again",
             )
-        return parts[::step]
 
     def _tied(self) -> bool:
         """Meta writes the vocabulary matrix twice even where the two are one; Refusal ``meta-tied-differ``."""
-        if HEAD not in self._specs:
+        table, head = self.family.embedding, self.family.head
+        if head not in self._specs:
             return True
-        ends = [(rank[self._sources[EMBEDDING][0]], rank[self._sources[HEAD][0]]) for rank in self._parts]
+        ends = [*zip(*(self._parts_of(self._sources[name][0]) for name in (table, head)), strict=False)]
         # One row first: nearly every model is untied, and reading the whole costs seconds.
-        equal = all(e.shape == h.shape and torch.equal(e[:1], h[:1]) for e, h in ends)
+        equal = self._specs[table] == self._specs[head]
+        equal = equal and all(e.shape == h.shape and torch.equal(e[:1], h[:1]) for e, h in ends)
         equal = equal and all(torch.equal(e, h) for e, h in ends)
-        if not equal and (self._dim, self._params["n_layers"]) in TIED_SHAPES:
+        if not equal and self.family.must_tie(self._params):
             raise Refusal(
                 "meta-tied-differ",
                 "a model of this shape ties tok_embeddings and output, and the two copies stored here differ",
@@ -178,43 +228,47 @@ class MetaCheckpoint:
         return equal
 
     def _refuse_unequal_ranks(self) -> None:
-        wanted = set(self._parts[0])
-        bad = [f"{f.name}: {n}" for f, part in zip(self.files, self._parts) for n in sorted(wanted ^ set(part))]
+        first, needed = self._parts[0], self.family.needed
+        bad = [f"{f.name}: {n}" for f, part in zip(self.files, self._parts) for n in sorted({*first} ^ {*part})]
         if bad:
             what = "the ranks of this folder do not hold the same tensors"
             raise Refusal("meta-ranks-disagree", what, where=str(self.folder), found=bad, fix=AS_PUBLISHED)
-        flat = [
-            m for m, t in self._parts[0].items() if (n := from_meta(m)) and t.ndim != (1 if n.merge == "copy" else 2)
-        ]
-        if flat:
-            what = "this folder has tensors of other dimensions than a LLaMA's"
-            raise Refusal("meta-params", what, where=str(self.folder), found=flat, fix=AS_PUBLISHED)
-        needed = {"tok_embeddings.weight", "layers.0.attention.wk.weight", "layers.0.feed_forward.w1.weight"}
-        if needed - wanted:
-            what = "this folder lacks tensors that every LLaMA has"
-            raise Refusal("meta-params", what, where=str(self.folder), found=sorted(needed - wanted), fix=AS_PUBLISHED)
+        if lacking := [name for name in needed if name not in first]:
+            what = "this folder lacks tensors that every model of its family has"
+            raise Refusal("meta-params", what, where=str(self.folder), found=lacking, fix=AS_PUBLISHED)
+        if flat := [name for name in needed if any(rank[name].ndim != 2 for rank in self._parts)]:
+            raise _other_shapes(self.folder, flat)
 
     def _refuse_wrong_sums(self) -> None:
         """Parts that do not add up to the width in params.json: a rank's file is missing, or is another model's."""
-        heads = [m for m, n in self._sources.values() if n.merge in ("heads", "kv_heads")]
-        torn = [m for m in heads if any(rank[m].shape[0] % self._head_dim for rank in self._parts)]
+        with _of_shapes(self.folder):
+            torn = self.family.torn(self._params, self._parts)
+            wrong = self.family.misfits(self._params, self._parts, self._specs)
         if torn:
-            what = f"these tensors are not made of heads of {self._head_dim}"
+            what = "these tensors are not made of whole heads"
             raise Refusal("meta-params", what, where=str(self.folder), found=torn, fix=AS_PUBLISHED)
-        wrong = [
-            f"{name} {list(spec.shape)}"
-            for name, spec in self._specs.items()
-            if (name == EMBEDDING and spec.shape[1] != self._dim)
-            or (name.endswith((".q_proj.weight", ".o_proj.weight")) and spec.shape != (self._dim, self._dim))
-        ]
         if wrong:
             raise Refusal(
                 "meta-ranks-missing",
-                f"the {len(self.files)} files do not add up to a width of {self._dim}",
+                f"the {len(self.files)} files do not add up to a width of {self._params['dim']}",
                 where=str(self.folder),
                 found=wrong,
                 fix="see that every consolidated.NN.pth of the download is there",
             )
+
+
+@contextmanager
+def _of_shapes(folder: Path, names: list[str] | None = None) -> Iterator[None]:
+    """Within, shapes are asked for that a damaged or foreign folder may lack. Refusal ``meta-params``."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, KeyError) as error:
+        raise _other_shapes(folder, names or [str(error).split("\n")[0][:200]]) from None
+
+
+def _other_shapes(folder: Path, found: list[str]) -> Refusal:
+    what = "this folder has tensors of other dimensions than its family's"
+    return Refusal("meta-params", what, where=str(folder), found=found, fix=AS_PUBLISHED)
 
 
 def _ranks(folder: Path) -> tuple[Path, ...]:
@@ -230,62 +284,3 @@ def _ranks(folder: Path) -> tuple[Path, ...]:
             fix="fetch the missing files",
         )
     return tuple(numbered[n] for n in sorted(numbered))
-
-
-def open_pth(path: Path) -> dict[str, Tensor]:
-    """A pickled file's tensors, mapped, those under the key ``model`` where it has one, as training programs save them:
-    Meta's .pth, PEFT's adapter_model.bin.
-
-    Refusals ``file-missing``, ``torch-too-old`` and ``tensor-file-damaged``.
-    """
-    if not path.is_file():
-        raise Refusal("file-missing", "there is no such file", where=str(path), fix="check the path")
-    refuse_old_torch(torch.__version__)
-    state = _loaded(path)
-    inner = state.get("model") if isinstance(state, dict) else None
-    return _tensors_only(path, inner if isinstance(inner, dict) else state)
-
-
-def half_split_rows(vector: Tensor, head_dim: int) -> Tensor:
-    """A vector [heads * head_dim] over Meta's rows of wq or wk, in Hugging Face's order."""
-    out = torch.empty_like(vector)
-    _half_split(out[:, None], vector[:, None], head_dim)
-    return out
-
-
-def _open(path: Path) -> dict[str, Tensor]:
-    """A .pth file's tensors, mapped. Refusal ``tensor-file-damaged`` for anything but a dictionary of tensors."""
-    return _tensors_only(path, _loaded(path))
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        archive = zipfile.is_zipfile(path)
-        if archive:
-            refuse_bombs(path)
-        # Files from before torch 1.6 are no zip archives, and only those can be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except Refusal:
-        raise
-    except Exception as error:  # the reader raises half a dozen kinds, down to bare ones
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise damaged(path, f"is damaged or holds more than tensors: {reason or type(error).__name__}") from error
-
-
-def _tensors_only(path: Path, state: Any) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise damaged(path, "is no dictionary of tensors")
-    if len(state) > MAX_TENSORS or not all(isinstance(name, str) for name in state):
-        raise damaged(path, f"names its tensors by other things than text, or has more than {MAX_TENSORS}")
-    wrong = [name for name, t in state.items() if t.layout != torch.strided or t.is_quantized]
-    held = sum(t.numel() * t.element_size() for t in state.values())
-    if wrong or held > 2 * path.stat().st_size:  # twice: two names may be one matrix
-        raise damaged(path, "describes tensors that it does not hold", wrong)
-    return state
-
-
-def _half_split(target: Tensor, part: Tensor, head_dim: int) -> None:
-    """Rows (2i, 2i + 1) of each head of ``part`` [heads * head_dim, dim] go to rows (i, i + head_dim / 2) of target."""
-    heads, dim = part.shape[0] // head_dim, part.shape[1]
-    pairs = part.view(heads, head_dim // 2, 2, dim).transpose(1, 2)
-    target.view(heads, 2, head_dim // 2, dim).copy_(pairs)

@@ -1,11 +1,19 @@
-"""What is checked of a pickled file (.pth, .bin) before torch opens it: torch's version, and that it is no bomb."""
+"""Opening pickled files (.pth, .bin) for their tensors alone: what is checked before torch reads them, and after.
+
+They are opened by torch's weights-only reader, which builds tensors and nothing else, and mapped.
+"""
 
 from __future__ import annotations
 
+import io
 import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from halter.errors import Refusal
 
@@ -13,6 +21,62 @@ SAFE_TORCH = (2, 10)
 MAX_TENSORS = 1 << 16
 MAX_PICKLE_BYTES = 2 << 20
 """Of the description of one file's tensors; the 405B's has 0.3 MB."""
+STATE = "_extra_state"
+"""How names end under which Llama 4's files have bytes of the library that trained it, and no tensor."""
+
+
+def open_pth(path: Path) -> dict[str, Tensor]:
+    """A pickled file's tensors, mapped, those under the key ``model`` where it has one, as training programs save them:
+    Meta's .pth, PEFT's adapter_model.bin.
+
+    Refusals ``file-missing``, ``torch-too-old`` and ``tensor-file-damaged``.
+    """
+    if not path.is_file():
+        raise Refusal("file-missing", "there is no such file", where=str(path), fix="check the path")
+    refuse_old_torch(torch.__version__)
+    state = _loaded(path)
+    inner = state.get("model") if isinstance(state, dict) else None
+    return _tensors_only(path, inner if isinstance(inner, dict) else state)
+
+
+def open_rank(path: Path) -> dict[str, Tensor]:
+    """The tensors of one of Meta's files, mapped. Refusal ``tensor-file-damaged`` for anything but a dictionary of
+    tensors, and of bytes under names that end in ``STATE``, which are left out."""
+    with torch.serialization.safe_globals([io.BytesIO]):
+        state = _loaded(path)
+    if isinstance(state, dict):
+        state = {name: held for name, held in state.items() if not _is_state(name, held)}
+    return _tensors_only(path, state)
+
+
+def _is_state(name: Any, held: Any) -> bool:
+    return isinstance(held, io.BytesIO) and isinstance(name, str) and name.endswith(STATE)
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            refuse_bombs(path)
+        # Files from before torch 1.6 are no zip archives, and only those can be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except Refusal:
+        raise
+    except Exception as error:  # the reader raises half a dozen kinds, down to bare ones
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise damaged(path, f"is damaged or holds more than tensors: {reason or type(error).__name__}") from error
+
+
+def _tensors_only(path: Path, state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise damaged(path, "is no dictionary of tensors")
+    if len(state) > MAX_TENSORS or not all(isinstance(name, str) for name in state):
+        raise damaged(path, f"names its tensors by other things than text, or has more than {MAX_TENSORS}")
+    wrong = [name for name, t in state.items() if t.layout != torch.strided or t.is_quantized]
+    held = sum(t.numel() * t.element_size() for t in state.values())
+    if wrong or held > 2 * path.stat().st_size:  # twice: two names may be one matrix
+        raise damaged(path, "describes tensors that it does not hold", wrong)
+    return state
 
 
 def refuse_old_torch(version: str) -> None:

@@ -1,4 +1,4 @@
-"""What Meta's params.json says, and what it leaves out: the config.json that such a folder would have."""
+"""What Meta's params.json says, of a LLaMA also what it leaves out: the config.json that such a folder would have."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from halter.files.tensors import TensorSpec
 TIED_SHAPES = {(2048, 16), (3072, 28)}
 """(dim, layers) of 3.2-1B and 3.2-3B, which tie their vocabulary matrices and scale rotary frequencies by 32."""
 
-_UNSUPPORTED = {
-    "moe_args": "mixture of experts",
-    "vision_chunk_size": "vision",
-    "vision_args": "vision",
-    "quantization_args": "Meta's own quantisation",
-    "lora_args": "adapters inside the base",
-}
 _NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")
 BOUNDS: dict[str, tuple[float, float]] = {
     "dim": (1, 1 << 20),
@@ -29,14 +22,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "norm_eps": (0.0, 1.0),
     "rope_theta": (1.0, 1e12),
     "rope_scaling_factor": (1e-3, 1e6),
-    "rope_high_freq_factor": (1.001, 1e6),
+    "rope_high_freq_factor": (1.0, 1e6),
 }
 """{key: (least, most)}, both allowed."""
 _WHOLE = ("dim", "n_layers", "n_heads")
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """The numbers in a params.json, be they nested under "model". Refusal ``meta-unsupported`` or ``meta-params``."""
+    """The numbers in a params.json, be they nested under "model". Refusal ``meta-params``."""
     params = read_json(path)
     inner = params.get("model", params)
     params = inner if isinstance(inner, dict) else {}
@@ -51,17 +44,6 @@ def read_params(path: Path) -> dict[str, Any]:
     if wrong:
         what = "lacks numbers that every model of Meta's has, or has impossible ones"
         raise Refusal("meta-params", what, where=str(path), found=wrong, fix="fetch params.json again")
-    problems = [why for key, why in _UNSUPPORTED.items() if params.get(key) not in (None, False, -1)]
-    if problems:
-        what = "speaks of more than a dense text model"
-        raise Refusal(
-            "meta-unsupported",
-            what,
-            where=str(path),
-            found=problems,
-            expected="LLaMA 1 to 3.3, text only",
-            fix="give a text model of that list",
-        )
     return params
 
 

@@ -1,58 +1,16 @@
-"""What tensors are called: Hugging Face's names are the canonical ones; Meta's and bitsandbytes' lead to them.
+"""What tensors are called: Hugging Face's names are the canonical ones, and bitsandbytes' lead to them (Meta's:
+meta_table.py).
 
-Sources: shared facts on the lineage, sections 6.1 and 6.2; the keys of bitsandbytes 0.50's 4- and 8-bit state
-dictionaries.
+Sources: shared facts on the lineage, section 6.1; the keys of bitsandbytes 0.50's 4- and 8-bit state dictionaries.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-
-# rows, columns: concatenate the ranks along dimension 0 or 1. heads: rows, then the rotary permutation. kv_heads: the
-# same for keys; kv_rows: values; both may be stored more than once. copy: equal on every rank.
-Merge = Literal["rows", "columns", "heads", "kv_heads", "kv_rows", "copy", "embedding"]
-
-
-class MetaName(NamedTuple):
-    """Where a tensor of Meta's layout goes, and how its model-parallel parts become one."""
-
-    hf: str
-    merge: Merge
-
-
-_META_OUTER: dict[str, MetaName] = {
-    "tok_embeddings.weight": MetaName(EMBEDDING, "embedding"),
-    "norm.weight": MetaName("model.norm.weight", "copy"),
-    "output.weight": MetaName(HEAD, "rows"),
-}
-_META_LAYER: dict[str, tuple[str, Merge]] = {
-    "attention.wq.weight": ("self_attn.q_proj.weight", "heads"),
-    "attention.wk.weight": ("self_attn.k_proj.weight", "kv_heads"),
-    "attention.wv.weight": ("self_attn.v_proj.weight", "kv_rows"),
-    "attention.wo.weight": ("self_attn.o_proj.weight", "columns"),
-    "feed_forward.w1.weight": ("mlp.gate_proj.weight", "rows"),
-    "feed_forward.w3.weight": ("mlp.up_proj.weight", "rows"),
-    "feed_forward.w2.weight": ("mlp.down_proj.weight", "columns"),
-    "attention_norm.weight": ("input_layernorm.weight", "copy"),
-    "ffn_norm.weight": ("post_attention_layernorm.weight", "copy"),
-}
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
-
-
-def from_meta(name: str) -> MetaName | None:
-    """The canonical name of a tensor of Meta's layout; None for one that has none."""
-    if name in _META_OUTER:
-        return _META_OUTER[name]
-    match = _LAYER.fullmatch(name)
-    if match is None or match[2] not in _META_LAYER:
-        return None
-    place, merge = _META_LAYER[match[2]]
-    return MetaName(f"model.layers.{match[1]}.{place}", merge)
 
 
 def is_ignored(name: str) -> bool:

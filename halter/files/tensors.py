@@ -103,7 +103,18 @@ class TensorFile:
         With a ``dtype`` other than the stored one it is cast while it is read, in pieces of 16 MiB, so that the stored
         form is never whole in memory; the values are those of ``tensor.to(dtype)``.
         """
+        return self._read(*self._entries[name], dtype)
+
+    def read_one(self, name: str, number: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Entry ``number`` along a tensor's first dimension, as ``read`` gives the whole; nothing else of it is read.
+        IndexError where there is none."""
         spec, offset = self._entries[name]
+        if not spec.shape or not 0 <= number < spec.shape[0]:
+            raise IndexError(f"{name} is {list(spec.shape)} and has no entry {number}")
+        one = TensorSpec(spec.shape[1:], spec.dtype)
+        return self._read(one, offset + number * one.nbytes, dtype)
+
+    def _read(self, spec: TensorSpec, offset: int, dtype: torch.dtype | None) -> Tensor:
         if dtype is None or dtype == spec.dtype:
             tensor = aligned_empty(spec)
             self._fill(bytes_of(tensor), self._start + offset)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from importlib import resources
 from math import prod
@@ -17,6 +18,7 @@ from torch import Tensor
 from halter.errors import Refusal, meant
 from halter.model import dense
 from halter.model.config_limits import unfit
+from halter.model.experts import EXPERTS
 from halter.model.layout import AROUND, HEAD, NORM, PREFIX, SCORE, TABLE, VIRTUAL, Layout, Place
 from halter.model.pictures import PictureRules
 from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
@@ -147,6 +149,17 @@ class ModelConfig:
         return sum(prod(shape) for shape in self.tensor_shapes().values())
 
     @property
+    def routed_share(self) -> Fraction:
+        """Of its routed experts the share that one token passes; 1 where there are none."""
+        return Fraction(1)
+
+    @property
+    def active_parameters(self) -> int:
+        """Of ``num_parameters`` those that one token passes."""
+        routed = sum(prod(place.shape) for place in self.layout.of(EXPERTS))
+        return self.num_parameters - int(routed * (1 - self.routed_share))
+
+    @property
     def numbers_a_token(self) -> int:
         """That one layer makes of a token and its backward pass needs: two normed inputs and two residual states, q and
         the attention's output, k and v, gate, up and their product; an adapter's own are left out."""
@@ -207,21 +220,8 @@ def _presets() -> dict[str, dict[str, Any]]:
 
 
 def preset_names() -> list[str]:
-    """Names of the dense presets, oldest first."""
+    """Names of the dense presets, oldest first; ``model.families`` knows those of every family."""
     return list(_presets())
-
-
-def preset_meant(name: str) -> str:
-    """The preset of that name, however it is spelt: Llama-3-8B, llama3:8b-instruct as Ollama has it. '' of another."""
-    plain, _, beside = _letters(name).partition(":")
-    known = {_letters(one): one for one in preset_names()}
-    if beside:
-        plain += (re.findall(r"^\d+b", beside) or [""])[0]
-    return "" if "/" in name else known.get(plain, "")
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9:]", "", name.lower())
 
 
 def preset_repository(name: str, asked: str = "") -> str | None:

@@ -15,6 +15,7 @@ from halter.arguments import bound
 from halter.elsewhere import called_otherwise
 from halter.model.config import ModelConfig
 from halter.model.copy_stream import CopyStream
+from halter.model.experts import ExpertStack
 from halter.model.extras import Surrounded, surrounded
 from halter.model.inputs import CALL, Binds, Identity, checked_call, refuse_cast
 from halter.model.layout import MEMORY, Place
@@ -219,12 +220,11 @@ class Decoder(nn.Module):
         if self.config.tied and module is self.embed_tokens:
             self.lm_head = DenseLinear(tensor)
 
-    def set_linear(self, place: Place, linear: Linear) -> None:
+    def set_linear(self, place: Place, linear: Linear | ExpertStack) -> None:
         """Put another storage at a place; shapes must agree (ValueError), and layers not be streamed yet."""
         self._refuse_streamed()
-        old = self.module(place.layer, place.name)
-        if (old.out_features, old.in_features) != (linear.out_features, linear.in_features):
-            raise ValueError(f"{place.path}: {linear.out_features} x {linear.in_features} does not fit")
+        if self.module(place.layer, place.name).shape != linear.shape:
+            raise ValueError(f"{place.path}: {' x '.join(map(str, linear.shape))} does not fit")
         (self if place.layer is None else self.layers[place.layer]).add_module(place.name, linear)
         self.__dict__.pop("_slot_table", None)
 

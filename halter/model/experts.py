@@ -7,24 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from halter.model.layout import EXPERTS as EXPERTS
 from halter.model.layout import Place
 from halter.model.places import Routed
 
-EXPERTS = "experts"
-"""The kind of a place with one matrix for each expert, [experts, in, out] as Hugging Face stores them (a Linear's is
-[out, in]). It stays in the dtype computed in. What comes to an act there is a Routed; a weight that stands in for the
-base's is a matrix for each expert, [in, out], or None where the base's stays."""
 
+class ExpertStack(nn.Module):
+    """The matrices of all experts at one place, ``shape`` [experts, in, out], stored in some form; the base's weights
+    are buffers, and only dL/dx flows backward. Subclasses give ``product``, ``of``, ``weight`` and ``dtype``."""
 
-class StackedExperts(nn.Module):
-    """The matrices of all experts at one place, [experts, in, out]; a frozen buffer."""
+    storage: str
 
-    matrix: Tensor
-
-    def __init__(self, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape = place.shape
-        self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
+        experts, width, out = shape
+        self.shape = (experts, width, out)
 
     def forward(
         self, given: Routed, weight: Sequence[Tensor | None] | None = None, bias: Tensor | None = None
@@ -35,15 +32,54 @@ class StackedExperts(nn.Module):
         for expert, rows in enumerate(given.rows.split(given.counts)):
             if len(rows):
                 own = None if weight is None else weight[expert]
-                parts.append(rows @ (self.of(expert) if own is None else own))
-        return torch.cat(parts) if parts else given.rows.new_zeros(0, self.matrix.shape[-1])
+                parts.append(self.product(rows, expert) if own is None else rows @ own)
+        return torch.cat(parts) if parts else given.rows.new_zeros(0, self.shape[2])
+
+    def product(self, rows: Tensor, expert: int) -> Tensor:
+        """rows [n, in] times one expert's matrix: [n, out]."""
+        raise NotImplementedError
 
     def of(self, expert: int) -> Tensor:
-        """One expert's matrix [in, out]."""
+        """One expert's matrix [in, out], dense, in ``dtype``."""
+        raise NotImplementedError
+
+    def weight(self) -> Tensor:
+        """All of them, dense: [experts, in, out]."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype computed in."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+
+class StackedExperts(ExpertStack):
+    """The matrices as they are, in the dtype computed in."""
+
+    storage = "dense"
+    matrix: Tensor
+
+    def __init__(self, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__(place.shape)
+        self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
+
+    def product(self, rows: Tensor, expert: int) -> Tensor:
+        return rows @ self.of(expert)
+
+    def of(self, expert: int) -> Tensor:
         return self.matrix[expert]
 
     def weight(self) -> Tensor:
         return self.matrix
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
 
 
 def leading(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,10 @@ LINEAR, NORM, TABLE, HEAD = "linear", "norm", "table", "head"
 """Kinds of places whose weights a checkpoint holds."""
 AROUND = "around"
 """The kind of a place around no operation of the base, where only what follows can act."""
+EXPERTS = "experts"
+"""The kind of a place with one matrix for each expert, [experts, in, out] as Hugging Face stores them (a Linear's is
+[out, in]); its module is an ExpertStack (model.experts). What comes to an act there is a Routed; a weight that stands
+in for the base's is a matrix for each expert, [in, out], or None where the base's stays."""
 PREFIX = "prefix"
 """The kind of a place at which an adapter brings vectors that rows see ahead of their own (places.Extra)."""
 TEXT = "text"
@@ -54,7 +58,7 @@ class Place:
     suffix: str = ".weight"
     """What the name of its weight adds to the path in a checkpoint; '' for a parameter that is no module's weight."""
     unquantised: bool = False
-    """Whether its weight stays in the dtype computed in where linear layers are held in fewer bits."""
+    """Whether its weight stays in the dtype computed in where linear layers and experts are held in fewer bits."""
     rows: str = TEXT
     """Whose tokens stand in what enters it: those of the text's rows, or of another stack's (``Layout.rows``)."""
     layer: int | None = None
@@ -148,7 +152,12 @@ class Layout:
 
     def in_few_bits(self) -> list[Place]:
         """The places whose weights quantising puts in fewer bits, in the order of a checkpoint."""
-        return [place for place in self.of(LINEAR) if not place.unquantised]
+        return [place for place in self.of(LINEAR, EXPERTS) if not place.unquantised]
+
+    @property
+    def vocabulary(self) -> tuple[Place, Place]:
+        """The places of the embeddings and of the head, whose rows are the vocabulary's."""
+        return self.at(None, "embed_tokens"), self.at(None, "lm_head")
 
     def stack(self, name: str = TEXT) -> list[int]:
         """The numbers of the blocks of one stack, in their order."""

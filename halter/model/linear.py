@@ -26,6 +26,11 @@ class Linear(nn.Module):
         self.decoding = 0
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        return self.out_features, self.in_features
+
+    @property
     def dtype(self) -> torch.dtype:
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.model import dense
-from halter.model.experts import EXPERTS, Routing, StackedExperts, leading, strengths
+from halter.model.experts import EXPERTS, ExpertStack, Routing, StackedExperts, leading, strengths
 from halter.model.layout import LINEAR, NORM, BlockLayout, Layout, Place
 from halter.model.linear import Linear, empty
 from halter.model.passes import Here
@@ -98,8 +98,8 @@ class Llama4Block(dense.Block):
 
     config: Llama4Config
     router: Linear
-    experts_in: StackedExperts
-    experts_out: StackedExperts
+    experts_in: ExpertStack
+    experts_out: ExpertStack
 
     def __init__(self, config: Llama4Config, here: BlockLayout, dtype: torch.dtype, device: torch.device | str) -> None:
         nn.Module.__init__(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -144,6 +145,10 @@ class Llama4Config(ModelConfig):
         return True
 
     @property
+    def routed_share(self) -> Fraction:
+        return Fraction(self.experts_per_token, self.experts)
+
+    @property
     def numbers_a_token(self) -> int:
         """As a dense LLaMA's, of the layer that makes the most: in one with experts those a token takes beside the
         shared one, and what enters and leaves them."""
@@ -240,6 +245,11 @@ _SIZES: dict[str, dict[str, Any]] = {
     },
 }
 """Of the Instruct releases; what both share is in ``published``."""
+REPOSITORIES = {
+    "llama-4-scout": "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+    "llama-4-maverick": "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+}
+"""{published size: its id on the hub}."""
 
 
 def published(name: str) -> Llama4Config:

@@ -19,7 +19,7 @@ from halter.contract.experts import Aim, one_of
 from halter.contract.method import Method, Piece, Site
 from halter.contract.targets import ADAPTED
 from halter.model.config import ModelConfig
-from halter.model.experts import StackedExperts
+from halter.model.experts import ExpertStack
 from halter.model.layout import Place
 from halter.model.linear import Linear
 from halter.model.places import Act, Routed
@@ -31,19 +31,22 @@ class OneExpert(Linear):
 
     storage = "expert"
     bias = None
-    _stacked: StackedExperts
+    _stacked: ExpertStack
 
-    def __init__(self, stacked: StackedExperts, expert: int) -> None:
+    def __init__(self, stacked: ExpertStack, expert: int) -> None:
         _, into, out = stacked.shape
         super().__init__(into, out)
         self.__dict__["_stacked"], self._expert = stacked, expert  # not a module of this one, which would hold it
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, self.weight() if weight is None else weight, bias)
+        if weight is not None:
+            return F.linear(x, weight, bias)
+        rows = self._stacked.product(x, self._expert)
+        return rows if bias is None else rows + bias
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight().dtype
+        return self._stacked.dtype
 
     def weight(self) -> Tensor:
         return self._stacked.of(self._expert).t()
@@ -61,7 +64,7 @@ class ExpertSite(Site):
     @property
     def module(self) -> nn.Module:
         stacked = super().module
-        assert isinstance(stacked, StackedExperts)
+        assert isinstance(stacked, ExpertStack)
         return OneExpert(stacked, self.expert)
 
     def mask_key(self) -> int:
@@ -144,7 +147,7 @@ class Experts(Piece):
             piece.reset(torch.Generator().manual_seed(dropout.key(seed, expert)))
 
     def start(self, module: nn.Module) -> None:
-        assert isinstance(module, StackedExperts)
+        assert isinstance(module, ExpertStack)
         for expert, piece in self.pieces.items():
             piece.start(OneExpert(module, expert))
 

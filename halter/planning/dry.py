@@ -13,7 +13,9 @@ from halter.contract.method import Method
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.storages import STORED
+from halter.model.layout import EXPERTS
+from halter.model.storages import dry
+from halter.model.stored_experts import KINDS
 from halter.model.streaming import bytes_apart
 
 CONSTANTS = ("absmax", "absmax_codes", "offset")
@@ -34,14 +36,24 @@ class BaseBytes:
         return self.weights + self.constants
 
 
-def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None) -> Decoder:
-    """The decoder as it would be loaded; its linear layers held as ``quantize`` says."""
+def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None, experts_too: bool = True) -> Decoder:
+    """The decoder as it would be loaded; its linear layers held as ``quantize`` says, routed experts where
+    ``experts_too`` (never in FP4, which is read and not made)."""
     base = Decoder(shape, dtype, "meta")
     if quantize:
         for place in shape.layout.in_few_bits():
-            bias = base.module(place.layer, place.name).bias
-            base.set_linear(place, STORED[quantize].dry(place.shape, bias, dtype))  # type: ignore[arg-type]
+            if place.kind == EXPERTS and not (experts_too and quantize in KINDS):
+                continue
+            bias = getattr(base.module(place.layer, place.name), "bias", None)
+            base.set_linear(place, dry(quantize, place, bias, dtype))
     return base
+
+
+def idle_bytes(base: Decoder) -> int:
+    """What the routed experts take that one token does not pass."""
+    shape = base.config
+    experts = [base.module(place.layer, place.name) for place in shape.layout.of(EXPERTS)]
+    return int(sum(tensor.nbytes for module in experts for tensor in module.buffers()) * (1 - shape.routed_share))
 
 
 def base_bytes(base: Decoder, offload: bool = False) -> BaseBytes:

@@ -113,7 +113,8 @@ def needs(setting: Setting, stands: Standing | None = None) -> Needs:
         for depth in depths:
             small = replace(shape, layers=depth)
             methods = [_shallow(method, shape.layers - depth) for method in setting.methods]
-            own = _base(small, setting.dtype, setting.quantize), dry_adapter(small, methods)
+            base = _base(small, setting.dtype, setting.quantize, setting.experts_too)
+            own = base, dry_adapter(small, methods)
             for tokens in (SHORT, LONG):
                 made[depth, tokens] = training_pass(*own, 1, tokens, setting.checkpointing, setting.passes > 1)
         return made
@@ -152,12 +153,12 @@ _base = lru_cache(maxsize=16)(dry_base)
 
 def bytes_of_base(setting: Setting) -> int:
     """What the base of a setting takes on its device."""
-    return _bytes_held(setting.shape, setting.dtype, setting.quantize, setting.offload)
+    return _bytes_held(setting.shape, setting.dtype, setting.quantize, setting.experts_too, setting.offload)
 
 
 @lru_cache(maxsize=16)
-def _bytes_held(shape: ModelConfig, dtype: torch.dtype, quantize: str | None, offload: bool) -> int:
-    return base_bytes(dry_base(shape, dtype, quantize), offload).total
+def _bytes_held(shape: ModelConfig, dtype: torch.dtype, quantize: str | None, experts_too: bool, offload: bool) -> int:
+    return base_bytes(dry_base(shape, dtype, quantize, experts_too), offload).total
 
 
 def _shallow(method: Method, less: int) -> Method:

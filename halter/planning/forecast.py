@@ -8,8 +8,17 @@ from typing import Any
 import torch
 
 from halter.adapters.adapter import Adapter, refuse_trained_layers
+from halter.model.layout import LINEAR
 from halter.numerics import nf4_packed
-from halter.planning.dry import BaseBytes, adapter_bytes, base_bytes, counts_by_place, dry_adapter, dry_base
+from halter.planning.dry import (
+    BaseBytes,
+    adapter_bytes,
+    base_bytes,
+    counts_by_place,
+    dry_adapter,
+    dry_base,
+    idle_bytes,
+)
 from halter.planning.setting import Setting
 from halter.planning.trace import ACTIVATIONS, COPIES, GRADIENTS, LOGITS, TEMPORARY, reading_pass, training_pass
 
@@ -77,6 +86,8 @@ class Forecast:
     """Of reading one token of a prompt."""
     host: int = 0
     """Bytes of layers in CPU memory; those of the device are in ``training`` and ``generation``."""
+    idle: int = 0
+    """Bytes of routed experts that lie in memory, or in the CPU's, and that one token does not pass."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; memory and disk in bytes."""
@@ -85,6 +96,7 @@ class Forecast:
             "model": {
                 "name": s.name,
                 "parameters": base,
+                "active_parameters": s.shape.active_parameters,
                 "dtype": str(s.dtype).removeprefix("torch."),
                 "quantize": s.quantize,
                 "offload": "layers" if s.offload else "none",
@@ -111,7 +123,7 @@ class Forecast:
 
 def forecast(setting: Setting) -> Forecast:
     """The forecast of a setting. Refusals as the methods' own, and ``adapter-impossible``."""
-    base = dry_base(setting.shape, setting.dtype, setting.quantize)
+    base = dry_base(setting.shape, setting.dtype, setting.quantize, setting.experts_too)
     adapter = dry_adapter(setting.shape, setting.methods)
     if setting.offload:
         refuse_trained_layers(adapter)
@@ -138,6 +150,7 @@ def forecast(setting: Setting) -> Forecast:
         operations=passes[chosen].operations // setting.tokens,
         generation_operations=reading.operations // setting.length,
         host=held.host,
+        idle=idle_bytes(base),
     )
 
 
@@ -151,7 +164,8 @@ def _packed(setting: Setting) -> int:
     )
     if not takes or not nf4_packed.available():
         return 0
-    return sum(nf4_packed.nbytes_of(place.shape) for place in setting.shape.layout.in_few_bits())
+    linear = (place for place in setting.shape.layout.in_few_bits() if place.kind == LINEAR)
+    return sum(nf4_packed.nbytes_of(place.shape) for place in linear)
 
 
 def _passing(memory: Memory) -> int:

@@ -13,7 +13,8 @@ from halter.errors import Refusal, meant
 from halter.files.checkpoint import read_config
 from halter.files.hub import resolve
 from halter.model import families
-from halter.model.config import ModelConfig, preset, preset_names
+from halter.model.config import ModelConfig
+from halter.model.families import published, published_names
 from halter.model.storages import StorageName
 
 
@@ -28,6 +29,8 @@ class Setting:
     dtype: torch.dtype
     quantize: StorageName | None = None
     """How the linear layers are held; None: in ``dtype``."""
+    experts_too: bool = True
+    """Whether routed experts are held so as well: bitsandbytes' checkpoints have them in 16 bits."""
     optimizer: str = "adamw"
     checkpointing: bool = False
     rows: int = 1
@@ -43,30 +46,42 @@ class Setting:
         return self.rows * self.length
 
 
+def beside(name: str, shape: ModelConfig) -> str:
+    """What a published model has beside the shape that is planned; '' where nothing."""
+    tower = families.TOWERS.get(name, 0)
+    if not tower:
+        return ""
+    whole = f"with its tower for pictures the published model has {shape.num_parameters + tower:,} parameters"
+    return f"the text is planned, which alone is run: {whole}"
+
+
 def shape_of(name: str, revision: str | None = None) -> ModelConfig:
-    """The shape behind a preset's name, a checkpoint folder or a hub id; weights are never read. Refusals ``no-model``
-    and as ModelConfig's and files.hub.resolve's."""
+    """The shape behind a published model's name, a checkpoint folder or a hub id; weights are never read. Refusals
+    ``no-model`` and as ModelConfig's and files.hub.resolve's."""
     if not name:
         raise Refusal(
             "no-model",
             "a plan needs a model",
-            expected=f"a folder, a hub id, or {', '.join(preset_names())}",
+            expected=f"a folder, a hub id, or {', '.join(published_names())}",
             fix="--model DIR or --model llama-3.1-8b",
         ).by_keyword()
-    if name in preset_names() and not Path(name).exists():
-        return preset(name)
+    known = published_names()
+    if name in known and not Path(name).exists():
+        return published(name)
     if not Path(name).expanduser().exists() and "/" not in name:
+        if (spelt := families.published_as(name)) in families.ANNOUNCED:
+            raise families.not_released(spelt)
         raise Refusal(
             "no-model",
             "is neither a folder nor a preset, which are LLaMA's alone",
             where=name,
-            expected=", ".join(preset_names()),
-            fix=meant(name, preset_names(), "give a folder that is there, or a name of this list"),
+            expected=", ".join(known),
+            fix=meant(name, known, "give a folder that is there, or a name of this list"),
         )
     try:
         folder = resolve(name, revision, weights=False)
     except Refusal as refusal:
-        if close := get_close_matches(name.rsplit("/", 1)[-1].lower(), preset_names(), 1):
+        if close := get_close_matches(name.rsplit("/", 1)[-1].lower(), known, 1):
             fix = f"--model {close[0]} is a published shape that needs no hub; {refusal.fix}"
             raise Refusal(refusal.id, refusal.what, where=refusal.where, found=refusal.found, fix=fix) from None
         raise

@@ -120,7 +120,8 @@ class StepTimes:
     training: float
     prompt: float
     decoding: float
-    """One row, a token at a time: every weight and half of the cache is read for each."""
+    """One row, a token at a time: every weight, of routed experts those that it passes, and half of the cache is read
+    for each."""
 
 
 def times(found: Forecast, rates: Rates) -> StepTimes:
@@ -129,5 +130,5 @@ def times(found: Forecast, rates: Rates) -> StepTimes:
     base = memory.base + memory.constants + found.host
     trained = 1000 * max(found.operations / rates.operations, 2 * base / s.tokens / rates.bandwidth)
     read = 1000 * max(found.generation_operations / rates.operations, base / s.length / rates.bandwidth)
-    each = base + reading.adapter + reading.cache // 2
+    each = base - found.idle + reading.adapter + reading.cache // 2
     return StepTimes(trained, read, 1000 * max(each / rates.bandwidth, found.generation_operations / rates.operations))

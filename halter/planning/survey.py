@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
+
 from halter.contract.method import Method
 from halter.methods.excitor import Excitor
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
-from halter.model.config import ModelConfig, preset, preset_names
-from halter.planning import llama4
-from halter.planning.dry import dry_adapter
+from halter.model.config import ModelConfig, preset
+from halter.model.families import ANNOUNCED, TOWERS, published, published_names
+from halter.planning.dry import base_bytes, dry_adapter, dry_base
+from halter.planning.fit import HELD
 
 SEVEN, LARGE = "llama-1-7b", "llama-1-65b"
 MODELS = (
@@ -41,18 +44,22 @@ SETTINGS: dict[str, Method] = {
     "LLaMA-Excitor": Excitor(),
 }
 """What the counts are of. The authors' settings, as far as they are known; docs/methods says where each comes from."""
+NOTE = (
+    "Of a Llama 4 'all seven' are attention's four and the MLP's three, in a layer with experts those of the shared "
+    "one and the router besides; routed experts are left alone by every setting."
+)
 Q, QV, QKVO, ALL, RECIPE, V1, V2, V2_PAPER, V2_PROMPTS, EXCITOR = SETTINGS
 
 
 @cache
 def counted(setting: str, model: str = SEVEN) -> int:
     """Trained parameters, counted by building the adapter where tensors have shapes and no numbers."""
-    return dry_adapter(preset(model), [SETTINGS[setting]]).num_trainable
+    return dry_adapter(published(model), [SETTINGS[setting]]).num_trainable
 
 
 def share(count: float, model: str = SEVEN) -> str:
     """A count as a share of the model's parameters, three digits."""
-    percent = 100 * count / preset(model).num_parameters
+    percent = 100 * count / published(model).num_parameters
     return f"{percent:.3g} %"
 
 
@@ -138,17 +145,23 @@ def table() -> dict[str, Any]:
             }
             for row in rows
         ],
-        "presets": {
-            name: {
-                "parameters": preset(name).num_parameters,
-                "full": preset(name).num_parameters,
-                **{setting: counted(setting, name) for setting in SETTINGS},
-            }
-            for name in preset_names()
-        },
-        "counted_not_run": {name: llama4.counts(name, SETTINGS) for name in llama4.SHAPES},
-        "note": llama4.NOTE,
+        "presets": {name: counts(name) for name in published_names()},
+        "announced": ANNOUNCED,
+        "note": NOTE,
     }
+
+
+def counts(name: str) -> dict[str, int]:
+    """Exact counts of one published model: its parameters, bytes of its base where it has experts, and what every
+    setting trains."""
+    shape = published(name)
+    found = {"parameters": shape.num_parameters}
+    if shape.active_parameters < shape.num_parameters:
+        found |= {"active": shape.active_parameters, "tower": TOWERS.get(name, 0)}
+        for quantize in HELD:
+            held = base_bytes(dry_base(shape, torch.bfloat16, quantize)).total
+            found[f"{quantize or 'bf16'}_bytes"] = held
+    return found | {"full": shape.num_parameters, **{setting: counted(setting, name) for setting in SETTINGS}}
 
 
 def table_text() -> str:
@@ -159,14 +172,18 @@ def table_text() -> str:
         lines.append(f"{row['method']}: the survey has {row['survey']}; true is {row['true']:,} ({row['share']:.4%})")
         lines += [f"  of: {row['of']}", f"  {row['why']}"]
     lines += ["", "Trained parameters on every preset:"]
-    for name, counts in found["presets"].items():
-        lines.append(f"{name} ({counts['parameters']:,} parameters)")
-        lines += [f"  {counts[setting]:>15,}  {setting}" for setting in SETTINGS]
-    for name, counts in found["counted_not_run"].items():
-        rest = dict(counts)
-        total, active, text = rest.pop("parameters"), rest.pop("active"), rest.pop("text")
-        base = f"base {rest.pop('bf16_bytes') / 1e9:,.0f} GB in bfloat16, {rest.pop('nf4_bytes') / 1e9:,.1f} GB in NF4"
-        lines.append(f"{name}, counted, not run ({total:,} parameters, {text:,} of text, {active:,} active; {base})")
-        lines += [f"  {count:>15,}  {setting}" for setting, count in rest.items() if setting != "full"]
+    for name, own in found["presets"].items():
+        lines.append(f"{name} ({_told_parameters(own)})")
+        lines += [f"  {own[setting]:>15,}  {setting}" for setting in SETTINGS]
+    lines += [f"{name}: {said}" for name, said in found["announced"].items()]
     lines += ["", found["note"]]
     return "\n".join(lines)
+
+
+def _told_parameters(own: dict[str, int]) -> str:
+    """A model's parameters, and of one with experts what a token passes, the tower and the bytes of the base."""
+    if "active" not in own:
+        return f"{own['parameters']:,} parameters"
+    tower = f", {own['parameters'] + own['tower']:,} with the tower for pictures" if own["tower"] else ""
+    held = ", ".join(f"{own[f'{how}_bytes'] / 1e9:,.1f} GB in {how}" for how in ("bf16", "int8", "nf4"))
+    return f"{own['parameters']:,} parameters of text, {own['active']:,} of them for a token{tower}; {held}"

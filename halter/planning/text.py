@@ -5,9 +5,11 @@ from __future__ import annotations
 import textwrap
 
 from halter.contract.method import in_words
+from halter.model.experts import EXPERTS
 from halter.planning.answer import Answer
 from halter.planning.fit import ORDER
 from halter.planning.forecast import Forecast
+from halter.planning.setting import Setting
 
 NAMES = {
     "base": "base weights",
@@ -137,12 +139,14 @@ def _choices(found: Answer) -> list[str]:
 def _forecast(found: Forecast) -> list[str]:
     s, total = found.setting, found.setting.shape.num_parameters
     dtype = str(s.dtype).removeprefix("torch.")
-    held = f"{dtype}, linear layers in {s.quantize}" if s.quantize else dtype
+    held = f"{dtype}, {_quantised(s)} in {s.quantize}" if s.quantize else dtype
+    active = s.shape.active_parameters
+    passed = f", {active:,} of them for a token" if active < total else ""
     apart = (
         f"in CPU memory: {size(found.host)} of layers, two of them at a time on the device (in the base weights below)"
     )
     lines = [
-        f"model: {s.name} ({total:,} parameters, {held})",
+        f"model: {s.name} ({total:,} parameters{passed}, {held})",
         *([apart] if found.host else []),
         f"method: {'; '.join(f'{method.name()}{in_words(method)}' for method in s.methods)}",
         f"trainable: {found.trainable:,} ({found.trainable / total:.4%})",
@@ -165,6 +169,15 @@ def _forecast(found: Forecast) -> list[str]:
         f"{found.generation_operations / 1e9:,.2f} billion in reading a prompt",
     ]
     return lines
+
+
+def _quantised(setting: Setting) -> str:
+    """What is held in few bits, where there is more than linear layers."""
+    layout = setting.shape.layout
+    if not layout.of(EXPERTS):
+        return "linear layers"
+    few = any(place.kind == EXPERTS for place in layout.in_few_bits())
+    return "linear layers and routed experts" if few else "linear layers but no routed experts"
 
 
 def _stack(memory: object) -> list[str]:

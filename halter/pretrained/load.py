@@ -15,13 +15,14 @@ from halter.arguments import checked
 from halter.errors import Refusal
 from halter.files.checkpoint import HFCheckpoint, ModelFolder, dtype_of, open_checkpoint, read_config
 from halter.files.hub import resolve
-from halter.files.names import EMBEDDING, HEAD, storage_of
+from halter.files.names import storage_of
 from halter.files.tensors import TensorSpec
 from halter.model import families
-from halter.model.config import ModelConfig, preset_meant, preset_repository
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.layout import Place
+from halter.model.layout import EXPERTS, LINEAR, Place
 from halter.model.storages import BITS, STORED, Quantize, quantised
+from halter.model.stored_experts import QuantisedExperts
 from halter.model.streaming import bytes_apart
 from halter.numerics import spinning
 from halter.pretrained.bnb import faults, storing
@@ -51,13 +52,15 @@ def load(
     """A frozen model and its tokenizer, from a Hugging Face or Meta folder or a hub id.
 
     ``dtype``: "auto" (the checkpoint's; see pretrained.device), "float32", "bfloat16", "float16" or a torch dtype.
-    ``quantize="nf4"`` stores the linear layers' weights in 4 bits, quantised while they are read, ``double_quant``
-    their scales in 8; "int8" stores them in 8 bits, a scale for each row. Embeddings, norms and head stay in ``dtype``.
+    ``quantize="nf4"`` stores the weights of linear layers and routed experts in 4 bits, quantised while they are read,
+    ``double_quant`` their scales in 8; "int8" stores them in 8 bits, a scale for each row. Embeddings, norms, routers
+    and head stay in ``dtype``.
     ``device``: by default cuda, mps or cpu. ``offload="layers"``: layers in CPU memory, two on the GPU (streaming.py).
 
-    Memory never holds more than the model, and one tensor being changed. Refusals: those of files.hub.resolve,
-    files.checkpoint.open_checkpoint and text.tokenizer; ``model-unsupported``; ``checkpoint-mismatch``, which names
-    every missing, unexpected and misshapen tensor at once; ``device-missing``; ``device-too-small``;
+    Memory never holds more than the model, and one tensor being changed, of experts one of them. Refusals: those of
+    files.hub.resolve, files.checkpoint.open_checkpoint and text.tokenizer; ``model-unsupported``;
+    ``checkpoint-mismatch``, which names every missing, unexpected and misshapen tensor at once; ``device-missing``;
+    ``device-too-small``;
     ``unknown-dtype``; ``unknown-offload``; ``quantisation-differs``.
     """
     folder = located(path_or_hub_id, revision, say=say)
@@ -80,8 +83,10 @@ def load(
 def located(path_or_hub_id: str | Path, revision: str | None = None, *, weights: bool = True, say: Say = tell) -> Path:
     """``files.hub.resolve``, which asks the hub for no name of a shape. Refusal ``preset-name``, and that one's."""
     name = str(path_or_hub_id)
-    if not Path(name).exists() and (shape := preset_meant(name)):
-        repository = preset_repository(shape, name)
+    if not Path(name).exists() and (shape := families.published_as(name)):
+        if shape in families.ANNOUNCED:
+            raise families.not_released(shape)
+        repository = families.repository(shape, name)
         fix = f"--model {repository}, which the hub fetches" if repository else "give the folder of its weights"
         what = f"is a shape that halter plan knows as {shape}, not a model on this machine"
         raise Refusal("preset-name", what, where=name, fix=fix).calls(fix.removeprefix("--model "))
@@ -143,7 +148,7 @@ def _load(
         )
     try:
         for name in plan.order:
-            _place(model, checkpoint, name, plan, (place, home), quantize, double_quant)
+            _place(model, checkpoint, name, plan, (place, home), quantize, double_quant, between)
             progress.add(plan.bytes_of(name))
             between()
     except torch.OutOfMemoryError:
@@ -201,7 +206,8 @@ class _Plan:
     specs: dict[str, TensorSpec]
     order: list[str]
     groups: dict[str, dict[str, str]]
-    linears: dict[str, Place]
+    few_bits: dict[str, Place]
+    """What quantising puts in few bits: linear layers and experts."""
     biases: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -210,20 +216,16 @@ class _Plan:
         specs, groups = checkpoint.names(), checkpoint.quantized
         parts = {part for group in groups.values() for part in group.values()}
         expected = config.tensor_shapes()
-        linears = {place.weight_name: place for place in config.layout.in_few_bits()}
+        few_bits = {place.weight_name: place for place in config.layout.in_few_bits()}
         held = {name: spec for name, spec in specs.items() if name not in parts}
-        if (
-            config.tied
-            and HEAD in held
-            and EMBEDDING in held
-            and checkpoint.sha256(HEAD) == checkpoint.sha256(EMBEDDING)
-        ):
-            del held[HEAD]
+        table, head = (place.weight_name for place in config.layout.vocabulary)
+        if config.tied and {table, head} <= held.keys() and checkpoint.sha256(head) == checkpoint.sha256(table):
+            del held[head]
         wrong = [f"{name} is missing" for name in expected if name not in held and name not in groups]
         for name in [*held, *groups]:
             if name not in expected:
                 wrong.append(_unexpected(name, config))
-            elif name in groups and name not in linears:
+            elif name in groups and (name not in few_bits or few_bits[name].kind != LINEAR):
                 bits = BITS[storage_of(groups[name])]
                 wrong.append(f"{name} is stored in {bits}, which is read for the linear layers only")
             elif name in groups:
@@ -240,17 +242,18 @@ class _Plan:
                 found=wrong,
                 fix="take the config.json that came with these weights, or fetch the folder again",
             )
-        biases = {name: b for name in linears if (b := name.removesuffix("weight") + "bias") in expected}
+        biases = {name: b for name in few_bits if (b := name.removesuffix("weight") + "bias") in expected}
         order = [name for name in specs if name in held or name in groups]
-        return cls(specs, order, groups, linears, biases)
+        return cls(specs, order, groups, few_bits, biases)
 
     def bytes_of(self, name: str) -> int:
         return sum(self.specs[part].nbytes for part in self.groups.get(name, {"weight": name}).values())
 
 
 def _unexpected(name: str, config: ModelConfig) -> str:
-    if name == HEAD and config.tied:
-        return f"{name} differs from {EMBEDDING}, and tie_word_embeddings says they are one"
+    table, head = (place.weight_name for place in config.layout.vocabulary)
+    if name == head and config.tied:
+        return f"{name} differs from {table}, and tie_word_embeddings says they are one"
     return f"{name} is unexpected"
 
 
@@ -262,13 +265,21 @@ def _place(
     devices: tuple[torch.device, torch.device],
     quantize: Quantize | None,
     double_quant: bool,
+    between: Callable[[], None],
 ) -> None:
-    """Read one tensor, or one linear layer, and hand it to the model in its final form. ``devices``: where it is
-    computed and quantised, and where a layer's tensors stay."""
+    """Read one tensor, one linear layer or one place's experts, and hand it to the model in its final form.
+    ``devices``: where it is computed and quantised, and where a layer's tensors stay."""
     device, home = devices
-    linear = plan.linears.get(name)
+    place = plan.few_bits.get(name)
     group = plan.groups.get(name)
-    if linear is None or not (group or quantize):
+    if place is not None and place.kind == EXPERTS and quantize:
+        experts = QuantisedExperts(quantize, place, model.dtype, home, double_quant)
+        for number in range(place.shape[0]):
+            experts.put(number, checkpoint.read_one(name, number, model.dtype).to(device))
+            between()
+        model.set_linear(place, experts)
+        return
+    if place is None or not (group or quantize):
         in_few_bits = {b for w, b in plan.biases.items() if quantize or w in plan.groups}
         if name not in in_few_bits:  # those came with their weights
             where = home if name in model.layout.inside else device
@@ -277,11 +288,11 @@ def _place(
     bias = _dense(checkpoint, plan.biases[name], model.dtype, device) if name in plan.biases else None
     if group:
         parts = {key: checkpoint.read(part).to(device) for key, part in group.items()}
-        made = STORED[storage_of(group)].from_bitsandbytes(parts, linear.shape, bias, model.dtype)
-        model.set_linear(linear, made.to(home))
+        made = STORED[storage_of(group)].from_bitsandbytes(parts, place.shape, bias, model.dtype)
+        model.set_linear(place, made.to(home))
     elif quantize:
         weight = _dense(checkpoint, name, model.dtype, device)
-        model.set_linear(linear, quantised(quantize, weight, bias, double_quant).to(home))
+        model.set_linear(place, quantised(quantize, weight, bias, double_quant).to(home))
 
 
 def _dense(checkpoint: ModelFolder, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from halter.errors import HalterError
 from halter.files.checkpoint import INDEX, SINGLE
 from halter.files.folders import new_folder
 from halter.files.meta import is_meta_folder
-from halter.files.meta_config import generation_config_of
+from halter.files.meta_families import generation_config
 from halter.files.reading import read_json
 from halter.files.tensors import TensorSpec
 from halter.files.writing import TensorSink, copy_file, stream_tensors, write_json
@@ -138,7 +138,7 @@ def _generation_config(original: Path | None, beside: Path | None, config: Model
     if beside is not None:
         return read_json(beside)
     if original is not None and is_meta_folder(original):
-        return generation_config_of(config.vocab_size)
+        return generation_config(original, config.vocab_size)
     ends = list(config.eos_token_ids)
     known = {
         "bos_token_id": config.bos_token_id,

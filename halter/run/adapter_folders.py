@@ -12,6 +12,7 @@ from torch import Tensor
 from halter.adapters import folder_files, loading, peft_together
 from halter.adapters.adapter import Adapter
 from halter.adapters.saving import state_of
+from halter.adapters.wrapped import bare
 from halter.contract.method import PEFT_PREFIX
 from halter.errors import Refusal
 from halter.files.names import EMBEDDING, HEAD
@@ -57,10 +58,8 @@ def describe(place: Path) -> dict[str, Any]:
         base = folder_files.base_config(place)
         compression = facts.get("compression") or {}
         saved = tuple(read_json(place / folder_files.CONFIG).get(peft_together.SAVED) or ())
-        copies = {f"{PEFT_PREFIX}{n}" for n in (EMBEDDING, HEAD) if not n.removesuffix(".weight").endswith(saved)}
-        counted = sum(
-            _count(spec.shape) for name, spec in specs.items() if name.replace(".base_layer.", ".") not in copies
-        )
+        copies = {n for n in (EMBEDDING, HEAD) if not n.removesuffix(".weight").endswith(saved)}
+        counted = sum(_count(spec.shape) for name, spec in specs.items() if _own_name(name) not in copies)
         return {
             "folder": str(place),
             "method": " + ".join(str(m["name"]) for m in methods),
@@ -74,6 +73,11 @@ def describe(place: Path) -> dict[str, Any]:
             "servable_by": facts.get("servable_by") or (["halter", "peft"] if not facts else ["halter"]),
             "made_by": {k: facts[k] for k in ("combined", "compression", "imported") if facts.get(k)},
         }
+
+
+def _own_name(name: str) -> str:
+    """A tensor's name as the base's own, where the text stands alone."""
+    return bare(name.removeprefix(PEFT_PREFIX)).replace(".base_layer.", ".")
 
 
 def _methods(place: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from halter.adapters.adapter import Adapter
 from halter.data.examples import Examples
 from halter.errors import Refusal
 from halter.files.checkpoint import ModelFolder
-from halter.files.names import EMBEDDING, HEAD
 from halter.files.vocabulary_rows import rows_of
 from halter.model.config import ModelConfig
 from halter.text.chat.conversations import ChatTemplate
@@ -120,18 +119,22 @@ def needed_tokens(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> lis
 
 
 def untrained_tokens(
-    checkpoint: ModelFolder, tokenizer: Tokenizer, needed: Sequence[int], found: Scan, adapter: Adapter | None
+    checkpoint: ModelFolder,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    needed: Sequence[int],
+    found: Scan,
+    adapter: Adapter | None,
 ) -> Iterator[Refusal]:
     """Refusal ``untrained-tokens`` where the base's rows for ``needed`` ids are near zero, or equal to one another, and
     the adapter trains no such row. Rows of ids that are learnt are looked at in the head as well."""
     slots = [slot for slot in adapter.slots if slot.layer is None] if adapter is not None else []
     names = checkpoint.names()
     wrong: dict[int, str] = {}
-    for name, place, ids in (
-        (EMBEDDING, "embed_tokens", needed),
-        (HEAD, "lm_head", [id for id in needed if found.learnt[id]]),
-    ):
-        here = [slot.piece.token_ids for slot in slots if slot.place == place]
+    learnt = [id for id in needed if found.learnt[id]]
+    for place, ids in zip(config.layout.vocabulary, (needed, learnt), strict=True):
+        name = place.weight_name
+        here = [slot.piece.token_ids for slot in slots if slot.place == place.name]
         ids = [id for id in ids if not any(rows is None or id in rows for rows in here)]
         if name in names and ids:
             wrong |= {

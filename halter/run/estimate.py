@@ -57,7 +57,8 @@ def sizes(
 ) -> Sizes:
     """What training ``adapter`` (None: unknown, nothing) takes on a base held in ``width`` bytes a number, its linear
     layers as ``held`` says (model.quantize), all layers in CPU memory where ``offload``."""
-    dry = dry_base(config, torch.float32 if width == 4 else torch.bfloat16, held)
+    # What a checkpoint has in few bits is its linear layers; experts are put in few bits where that is asked for.
+    dry = dry_base(config, torch.float32 if width == 4 else torch.bfloat16, held, recipe.model.quantize is not None)
     visited = base_bytes(dry, offload=True).total
     base = visited if offload else base_bytes(dry).total
     count = 0 if adapter is None else adapter.num_trainable
@@ -88,6 +89,7 @@ def _alone(
         settings.setting(recipe, config, torch.float32 if width == 4 else torch.bfloat16, 1, 2048, 1),
         methods=tuple(adapter.methods),
         quantize=cast(StorageName | None, held),
+        experts_too=recipe.model.quantize is not None,
         checkpointing=options.activation_checkpointing != "off",
         offload=offload,
     )

@@ -39,8 +39,8 @@ class OpenOptions:
     adapter: str | None = None
     """Adapter folder or run folder to put on the model."""
     template: str | None = None
-    """Chat template: llama-2, llama-3, llama-3.1, llama-4, alpaca, vicuna, chatml, zephyr, a Jinja file, or raw for
-    none. Not given: the one that the adapter was trained with, else the checkpoint's own."""
+    """Chat template: llama-2, llama-3, llama-3.1, llama-3.2-vision, llama-4, alpaca, vicuna, chatml, zephyr, a Jinja
+    file, or raw for none. Not given: the one that the adapter was trained with, else the checkpoint's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What weights are held and computed in; auto: the checkpoint's own."""
     quantize: Literal["nf4", "int8", "none"] | None = None

@@ -11,10 +11,10 @@ import torch
 
 from halter.files import yaml12
 from halter.model.decoder import Decoder
-from halter.model.storages import held_in
+from halter.model.storages import experts_too, held_in
 from halter.planning import Setting, fit, forecast, speed
 from halter.planning.answer import Answer
-from halter.planning.setting import shape_of
+from halter.planning.setting import beside, shape_of
 from halter.pretrained.device import choose_device, choose_dtype, dtype_name
 from halter.recipe import Recipe, load
 from halter.run import estimate, settings
@@ -119,6 +119,7 @@ def plan(
         budget, source = fit.bytes_of(memory_amount), "given"
     said: list[str] = []
     setting = from_recipe(recipe, budget, where, said.append)
+    said += [told] if (told := beside(recipe.model.path, setting.shape)) else []
     found = forecast(setting)
     if rates is None and calibrate:
         rates = speed.calibrate(setting.dtype, where.device)
@@ -130,7 +131,7 @@ def plan(
         rates=rates,
         times=None if rates is None else speed.times(found, rates),
         choices=tuple(fit.ranked(setting, budget, tell=tell)) if memory_amount is not None or on is not None else (),
-        note=" ".join(said),
+        note="; ".join(said),
     )
 
 
@@ -142,6 +143,7 @@ def planned_and_measured(job: Job, model: Decoder, taken: Terms, before: int) ->
     setting = replace(
         settings.setting(job.recipe, job.config, model.dtype, rows, longest, passes),
         quantize=held_in(model),
+        experts_too=experts_too(model),
         checkpointing=taken.checkpointing,
         device=model.device.type,
         offload=not model.residence.resident,

@@ -169,7 +169,7 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> J
             findings.take(checks_data.templates(job.template, others, job.tokenizer, date))
         if job.template is not None:
             needed = checks_data.needed_tokens(found, job.tokenizer, job.config)
-            findings.take(checks_data.untrained_tokens(checkpoint, job.tokenizer, needed, found, adapter))
+            findings.take(checks_data.untrained_tokens(checkpoint, job.config, job.tokenizer, needed, found, adapter))
     checkpoint.close()
     return job
 

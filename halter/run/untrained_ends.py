@@ -12,7 +12,6 @@ import torch
 
 from halter.errors import HalterError
 from halter.files.checkpoint import open_checkpoint
-from halter.files.names import EMBEDDING, HEAD
 from halter.files.vocabulary_rows import rows_of
 from halter.planning.dry import dry_adapter
 from halter.run.prepare import Job
@@ -50,7 +49,8 @@ def _alike(job: Job, ids: list[int]) -> dict[int, int]:
     with suppress(HalterError, KeyError, OSError):  # no weights here, or what is told elsewhere
         checkpoint = open_checkpoint(job.folder)
         try:
-            name = HEAD if HEAD in checkpoint.names() else EMBEDDING
+            table, head = (place.weight_name for place in job.config.layout.vocabulary)
+            name = head if head in checkpoint.names() else table
             size = int(checkpoint.names()[name].shape[0])
             sample = np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(int)).tolist()
             own, others = rows_of(checkpoint, name, ids), rows_of(checkpoint, name, sample)

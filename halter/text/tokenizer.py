@@ -57,7 +57,8 @@ class Tokenizer:
 
     ``bos_id`` is the id that sequences of this model begin with (None: they begin with none), ``stop_ids`` all ids
     that end a generation, ``pad_id`` None where the checkpoint has none: Halter packs rows and needs no padding.
-    ``files`` are the files to copy into an exported folder; ``names`` the special strings a chat template may print.
+    ``files`` are the files to copy into an exported folder, ``template_in_files`` whether these bring the chat template
+    along; ``names`` the special strings a chat template may print.
     """
 
     def __init__(self, codec: Codec, settings: Settings, files: Sequence[Path] = ()) -> None:
@@ -72,7 +73,8 @@ class Tokenizer:
             eos = next(iter((*settings.generation_eos, *tokenizer_settings.ids_of(config.get("eos_token_id")))), None)
         self.eos_id = eos
         self.stop_ids = tokenizer_settings.stop_ids(settings, eos, codec.stop_ids, self.token_id)
-        self.pad_id = self._id_of(settings, "pad_token", config.get("pad_token_id"))
+        pad = config.get("pad_token_id")
+        self.pad_id = self._id_of(settings, "pad_token", codec.pad_id if pad is None else pad)
         self.unk_id = self._id_of(settings, "unk_token", codec.unk_id)
         self.names = dict(settings.names)
         for name, id in (("bos_token", bos), ("eos_token", eos)):
@@ -82,7 +84,8 @@ class Tokenizer:
         self.finder = ControlFinder(self.controls)
         # <unk> comes of unknown characters too, so it is forbidden only where it doubles as BOS or EOS.
         self._never = frozenset(c.id for c in self.controls if c.id != self.unk_id or c.id in (bos, eos))
-        self.chat_template = ChatTemplate.from_named(settings.templates) if settings.templates else None
+        self.chat_template = self._template(settings)
+        self.template_in_files = bool(settings.templates)
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -111,8 +114,20 @@ class Tokenizer:
             codec = SentencePieceCodec(folder / "tokenizer.model", settings.added)
         return cls(codec, settings, files)
 
+    def _template(self, settings: Settings) -> ChatTemplate | None:
+        """The checkpoint's own template. One that says to stop at a turn's end was taught turns; where it brings none
+        and its family has but one way to write them, that."""
+        if settings.templates:
+            return ChatTemplate.from_named(settings.templates)
+        stops = settings.generation_eos or tokenizer_settings.ids_of(settings.config.get("eos_token_id"))
+        ends = (name for token, name in tokenizer_settings.TAUGHT.items() if self._codec.token_id(token) in stops)
+        name = next(ends, None)
+        return None if name is None else ChatTemplate.builtin(name)
+
     def _id_of(self, settings: Settings, name: str, otherwise: int | None) -> int | None:
         token = settings.names.get(name)
+        if (meant := tokenizer_settings.MISNAMED.get(token or "")) and self._codec.token_id(meant) is not None:
+            token = meant
         id = self._codec.token_id(token) if token is not None else None
         if id is not None:
             return id

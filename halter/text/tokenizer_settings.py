@@ -29,6 +29,13 @@ WITH_BOS = re.compile(r"(Code)?LlamaTokenizer(Fast)?")
 # A turn's end implies the text's end and the end of a message with more to come (Llama 3.1 and Llama 4).
 FAMILY_STOPS = {"<|eot_id|>": ("<|end_of_text|>", "<|eom_id|>"), "<|eot|>": ("<|end_of_text|>", "<|eom|>")}
 
+TAUGHT = {"<|eot|>": "llama-4"}
+"""{a turn's end: the built-in template of every checkpoint that was taught to end its turns so}."""
+MISNAMED = {"<|finetune_right_pad_id|>": "<|finetune_right_pad|>"}
+"""{a token as files name it: as the vocabulary has it}. Hugging Face's converter gave Llama 4's pad token the name of
+Llama 3's, which became a token of its own, 201134, in the place of one of Meta's for reasoning; config.json says
+200018, which is the vocabulary's own (axolotl#2988)."""
+
 
 @dataclass(frozen=True)
 class Settings:

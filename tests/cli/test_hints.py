@@ -20,7 +20,7 @@ from halter.cli import main
 from halter.files.locks import held
 from halter.files.runs import RunFolder
 from halter.files.tensors import read_tensors
-from halter.model.config import preset_names
+from halter.model.families import ANNOUNCED, published_names
 from halter.playground import base_folder
 from halter.pretrained.load import load_model
 
@@ -110,7 +110,7 @@ def test_no_name_of_a_shape_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch)
     from halter.files import hub
 
     monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("the hub was asked"))
-    for name in preset_names():
+    for name in (*published_names(), *ANNOUNCED):
         assert main.run(["generate", name, "--prompt", "hi"]) == 2
 
 

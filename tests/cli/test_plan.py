@@ -83,12 +83,12 @@ def test_a_plan_for_given_memory_is_the_same_on_every_machine(
 
 
 def test_the_survey_s_table(capsys: pytest.CaptureFixture[str]) -> None:
-    from halter.model.config import preset_names
+    from halter.model.families import published_names
 
     assert main.run(["plan", "--table", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["true"] for row in found["rows"]] == [4_194_304, 159_907_840, 1_229_760, 2_764_800, 7_618_590]
-    assert list(found["presets"]) == preset_names() and "llama-3.1-405b" in found["presets"]
+    assert list(found["presets"]) == published_names() and "llama-3.1-405b" in found["presets"]
     assert main.run(["plan", "--table"]) == 0
     assert "about 2.5M, 0.036 %; true is 4,194,304 (0.0622%)" in capsys.readouterr().out
 

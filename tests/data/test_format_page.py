@@ -24,7 +24,7 @@ def test_the_format_of_the_page_reads_rows(monkeypatch: pytest.MonkeyPatch, tmp_
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
     monkeypatch.setattr(formats, "READINGS", dict(formats.READINGS))
-    exec(compile(source, "add-a-data-format.md", "exec"), {"__name__": "page"})  # noqa: S102
+    exec(compile(source, "add-a-data-format.md", "exec"), {"__name__": "page"})
     tokenizer, template = Tokenizer.from_folder(base_folder()), ChatTemplate.builtin("alpaca")
 
     def read(name: str, rows: list[dict[str, object]]):

@@ -151,7 +151,8 @@ def test_a_file_from_before_zip_archives_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "id"),
     [
-        ({"moe_args": {"num_experts": 16}}, "meta-unsupported"),
+        ({"moe_args": {"num_experts": "many"}}, "meta-params"),
+        ({"moe_args": {"num_experts": 16}, "lora_args": {"rank": 8}}, "meta-unsupported"),
         ({"vision_chunk_size": 560}, "meta-unsupported"),
         ({"quantization_args": {"scheme": "int8"}}, "meta-unsupported"),
         ({"n_heads": None}, "meta-params"),
@@ -229,5 +230,5 @@ def test_digest_of_a_tensor_is_that_of_the_other_layout(tmp_path: Path) -> None:
 def test_a_model_that_must_be_tied_and_is_not_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_meta_folder(tiny_llama(), tmp_path / "m")
     assert open_checkpoint(tmp_path / "m").config["tie_word_embeddings"] is False
-    monkeypatch.setattr("halter.files.meta.TIED_SHAPES", {(64, 2)})
+    monkeypatch.setattr("halter.files.meta_config.TIED_SHAPES", {(64, 2)})
     assert refused(tmp_path / "m").id == "meta-tied-differ"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import prod
 
 import bounds
 import pytest
@@ -37,9 +38,8 @@ from halter.model.cache import Cache
 from halter.model.config import preset_names
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS, leading, strengths
-from halter.model.families import read_config
+from halter.model.families import published_names, read_config
 from halter.model.layout import LINEAR
-from halter.model.linear import Linear
 from halter.model.passes import Pass
 from halter.model.places import Act, Acts
 from halter.model.rotation import RopeScaling
@@ -515,16 +515,20 @@ def test_streamed_and_computed_again_it_has_the_same_gradients():
 
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_in_few_bits_linear_layers_are_quantised_and_routers_and_experts_are_not(how, tmp_path):
+def test_in_few_bits_linear_layers_and_experts_are_quantised_and_routers_are_not(how, tmp_path):
     save_model(made(dtype=torch.float32), CONFIG, tmp_path / "base")
     small = load_model(tmp_path / "base", "float32", how, "cpu")
-    held = {place.path for place, module in small.places() if isinstance(module, Linear) and module.storage == how}
-    assert held == {place.path for place in CONFIG.layout.of(LINEAR) if place.name != "router"}
-    assert all(small.module(p.layer, p.name).matrix.dtype == torch.float32 for p in CONFIG.layout.of(EXPERTS))
+    held = {place.path for place, module in small.places() if getattr(module, "storage", "dense") == how}
+    assert held == {place.path for place in CONFIG.layout.of(LINEAR, EXPERTS) if place.name != "router"}
     assert base_bytes(small) == base_bytes(dry_base(CONFIG, torch.float32, how))
+    apart = base_bytes(dry_base(CONFIG, torch.float32, how, experts_too=False)).total
+    saved = [
+        4 * prod(place.shape) - small.module(place.layer, place.name).nbytes for place in CONFIG.layout.of(EXPERTS)
+    ]
+    assert apart - base_bytes(small).total == sum(saved) > 0
     plain = Decoder(CONFIG, torch.float32)
     for place, module in small.places():
-        plain.set_tensor(place.weight_name, module.weight().clone())
+        plain.set_tensor(place.weight_name, module.weight().contiguous())
     for got, want in zip(logits(small), logits(plain), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert all(part.isfinite().all() for part in logits(small, moved(small)))
@@ -532,7 +536,7 @@ def test_in_few_bits_linear_layers_are_quantised_and_routers_and_experts_are_not
 
 @torch.no_grad()
 def test_what_transformers_quantises_with_bitsandbytes_is_read(tmp_path):
-    """It leaves routers and experts as they are, as Halter does."""
+    """It leaves routers and experts as they are. So they stay here, unless 4 bits are asked for in so many words."""
     shape = config(dim=64, ffn_dim=64, dense_dim=64, head_dim=16)
     save_model(made(shape, torch.float32), shape, tmp_path / "16")
     rule = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
@@ -540,9 +544,12 @@ def test_what_transformers_quantises_with_bitsandbytes_is_read(tmp_path):
     theirs.save_pretrained(tmp_path / "4")
     read = load_model(tmp_path / "4", "float32", device="cpu")
     own = load_model(tmp_path / "16", "float32", "nf4", "cpu", double_quant=False)
-    for (place, one), (_, other) in zip(read.places(), own.places(), strict=True):
-        assert type(one) is type(other)
-        if place.kind in (LINEAR, EXPERTS):
+    asked = load_model(tmp_path / "4", "float32", "nf4", "cpu", double_quant=False)
+    for (place, one), (_, other), (_, third) in zip(read.places(), own.places(), asked.places(), strict=True):
+        assert type(other) is type(third) and (type(one) is type(other)) == (place.kind != EXPERTS)
+        if place.kind == EXPERTS:
+            assert torch.equal(other.weight(), third.weight())
+        if place.kind == LINEAR:
             torch.testing.assert_close(one.weight(), other.weight(), rtol=1e-6, atol=1e-7)
 
 
@@ -679,7 +686,7 @@ def test_the_published_sizes_have_their_parameters(name, text):
     assert shape.num_parameters == text and read_config(shape.to_hf()) == shape
     model = dry_base(shape, torch.bfloat16, None)
     assert base_bytes(model).total == 2 * text
-    assert name not in preset_names()  # halter plan counts them as before (planning/llama4.py)
+    assert name in published_names() and name not in preset_names()
     with pytest.raises(Refusal, match="llama-4-scout"):
         llama4_config.published("llama-4-behemoth")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import bounds
+import numpy as np
 import pytest
 import tiny
+import tiny_tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 from toy_family import EXPERTS, VISION, ToyConfig, logits_of
 
 from halter.adapters.adapter import adapt
@@ -16,6 +20,7 @@ from halter.adapters.mixed import Mixed
 from halter.contract.registry import names
 from halter.errors import Refusal
 from halter.export.merge import merge
+from halter.files.checkpoint import open_checkpoint
 from halter.methods.lora import Lora
 from halter.model import families
 from halter.model.cache import Cache
@@ -28,6 +33,8 @@ from halter.planning.trace import training_pass
 from halter.pretrained.digest import digest_model
 from halter.pretrained.load import load_config, load_model
 from halter.pretrained.save import save_model
+from halter.run import checks_data, untrained_ends
+from halter.text.tokenizer import Tokenizer
 from halter.training.step import Learnt, one_pass
 
 CONFIG = ToyConfig(
@@ -275,3 +282,70 @@ def test_the_second_stack_is_seen_by_what_is_bound_there():
             slot.piece.bind = lambda site, bind=slot.piece.bind: (seen.append(site), bind(site))[1]
     logits(model, adapter)
     assert len(seen) == 6 and all(site.segments.query_lengths.tolist() == [4, 0, 6] for site in seen)
+
+
+@torch.no_grad()
+def test_tied_its_head_need_not_be_stored_and_may_be(tmp_path):
+    """Under the family's own names; a head that is another matrix is refused."""
+    tied = replace(CONFIG, tied=True)
+    model = tiny.decoder(tied, torch.float32)
+    save_model(model, tied, tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    stored = load_file(file)
+    assert "language.unembed.weight" not in stored
+    head = stored["language.wte.weight"].clone()
+    save_file(stored | {"language.unembed.weight": head}, file)
+    read = load_model(tmp_path / "base", "float32", device="cpu")
+    assert all(torch.equal(x, y) for x, y in zip(logits(model), logits(read), strict=True))
+    save_file(stored | {"language.unembed.weight": head + 1}, file)
+    with pytest.raises(Refusal) as caught:
+        load_model(tmp_path / "base", "float32", device="cpu")
+    assert caught.value.found == (
+        "language.unembed.weight differs from language.wte.weight, and tie_word_embeddings says they are one",
+    )
+
+
+@torch.no_grad()
+def test_tokens_that_it_was_never_trained_on_are_seen_under_its_own_names(tmp_path):
+    tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(tmp_path / "tokens"))
+    shape = replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    model = tiny.decoder(shape, torch.float32)
+    header, end = (tokenizer.token_id(f"<|{name}|>") for name in ("start_header_id", "eot_id"))
+    model.module(None, "embed_tokens").weight()[header] = 0
+    model.module(None, "lm_head").weight()[[end, *range(300, 320)]] = 0
+    save_model(model, shape, tmp_path / "base")
+    learnt = np.zeros(shape.vocab_size, bool)
+    learnt[end] = True
+    found = checks_data.Scan(learnt, learnt, [], [], 1)
+    checkpoint = open_checkpoint(tmp_path / "base")
+    (refusal,) = checks_data.untrained_tokens(checkpoint, shape, tokenizer, [header, end], found, None)
+    checkpoint.close()
+    told = dict(zip(("<|start_header_id|>", "<|eot_id|>"), ("language.wte.weight", "language.unembed.weight")))
+    assert len(refusal.found) == 2 and all(
+        any(f"{n} (" in one and at in one for one in refusal.found) for n, at in told.items()
+    )
+    job = SimpleNamespace(config=shape, folder=tmp_path / "base")
+    assert untrained_ends._alike(job, [end])[end] > untrained_ends.SEVERAL
+
+
+@torch.no_grad()
+def test_copies_of_its_vocabulary_in_an_adapter_folder_are_left_out(tmp_path):
+    """As PEFT files them along; other numbers than the base's are refused."""
+    model = toy(torch.float32)
+    adapter = moved(model)
+    adapter.save(tmp_path / "a")
+    for name in ("halter.json", "manifest.json"):
+        (tmp_path / "a" / name).unlink()
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    state, stored = state_of(model), load_file(file)
+    tables = {f"base_model.model.{n}": state[n] for n in ("language.wte.weight", "language.unembed.weight")}
+    save_file(stored | tables, file)
+    again = load_adapter(tmp_path / "a", model)
+    assert all(torch.equal(x, y) for x, y in zip(logits(model, adapter), logits(model, again), strict=True))
+    save_file(stored | {name: tensor + 1 for name, tensor in tables.items()}, file)
+    with pytest.raises(Refusal) as caught:
+        load_adapter(tmp_path / "a", model)
+    assert sorted(caught.value.found) == [
+        "language.unembed.weight differs from the base's",
+        "language.wte.weight differs from the base's",
+    ]

@@ -210,7 +210,7 @@ class ToyConfig(ModelConfig):
         outer = (
             Place("embed_tokens", TABLE, "language.wte", (self.vocab_size, dim)),
             Place("norm", NORM, "language.last", (dim,)),
-            Place("lm_head", HEAD, "language.unembed", (self.vocab_size, dim)),
+            Place("lm_head", HEAD, "language.unembed", (self.vocab_size, dim), tied=self.tied),
             Place(VIRTUAL, PREFIX, "language.virtual"),
         )
         return Layout(outer, blocks, {VISION: picture_rows}, look)

@@ -18,7 +18,7 @@ from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
 from halter.adapters.unfit import MAX_ENTRIES
 from halter.errors import Refusal
-from halter.files import manifest, meta, meta_archive, meta_config, reading, tensors
+from halter.files import manifest, meta_archive, meta_config, reading, tensors
 from halter.files.meta_config import read_params
 from halter.files.tensors import TensorFile
 from halter.model import config_limits
@@ -290,19 +290,19 @@ def pth(path: Path, state: Any) -> Path:
 
 def test_counts_of_a_pth_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pth"
-    monkeypatch.setattr(meta, "MAX_TENSORS", 8)
+    monkeypatch.setattr(meta_archive, "MAX_TENSORS", 8)
     shared = torch.zeros(4)
-    assert len(meta._open(pth(path, {str(i): shared for i in range(8)}))) == 8
+    assert len(meta_archive.open_rank(pth(path, {str(i): shared for i in range(8)}))) == 8
     with pytest.raises(Refusal, match="more than 8"):
-        meta._open(pth(path, {str(i): shared for i in range(9)}))
+        meta_archive.open_rank(pth(path, {str(i): shared for i in range(9)}))
     with pytest.raises(Refusal, match="other things than text"):
-        meta._open(pth(path, {1: shared}))
+        meta_archive.open_rank(pth(path, {1: shared}))
     description = len(_member(pth(path, {"a": shared}), "data.pkl"))
     monkeypatch.setattr(meta_archive, "MAX_PICKLE_BYTES", description)
-    assert meta._open(path)["a"].shape == (4,)
+    assert meta_archive.open_rank(path)["a"].shape == (4,)
     monkeypatch.setattr(meta_archive, "MAX_PICKLE_BYTES", description - 1)
     with pytest.raises(Refusal, match="unpack to more than it holds"):
-        meta._open(path)
+        meta_archive.open_rank(path)
 
 
 def _member(path: Path, end: str) -> bytes:
@@ -317,14 +317,16 @@ def test_a_pth_file_that_promises_more_than_it_holds(tmp_path: Path) -> None:
 
     size = pth(tmp_path / "x.pth", {"a": torch.zeros(500)}).stat().st_size
     most = 2 * size // 4
-    assert meta._open(pth(tmp_path / "y.pth", {"a": torch.zeros(500), "b": torch.zeros(1).expand(most - 700)}))
+    assert meta_archive.open_rank(
+        pth(tmp_path / "y.pth", {"a": torch.zeros(500), "b": torch.zeros(1).expand(most - 700)})
+    )
     with pytest.raises(Refusal, match="does not hold"):
-        meta._open(pth(tmp_path / "y.pth", {"a": torch.zeros(500), "b": torch.zeros(1).expand(2**40)}))
+        meta_archive.open_rank(pth(tmp_path / "y.pth", {"a": torch.zeros(500), "b": torch.zeros(1).expand(2**40)}))
     with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "z.pth", "w") as new:
         for member in old.infolist():
             new.writestr(member.filename, old.read(member), zipfile.ZIP_DEFLATED)
     with pytest.raises(Refusal, match="unpack to more than it holds"):
-        meta._open(tmp_path / "z.pth")
+        meta_archive.open_rank(tmp_path / "z.pth")
 
 
 @pytest.mark.parametrize(

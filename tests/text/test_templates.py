@@ -1,4 +1,5 @@
-"""The built-in templates chatml, zephyr, llama-3.1 and llama-4: their published sequences, and transformers' tokens."""
+"""The built-in templates chatml, zephyr, llama-3.1, llama-3.2-vision and llama-4 (more in test_llama4_texts.py): their
+published sequences, and transformers' tokens."""
 
 from __future__ import annotations
 
@@ -28,14 +29,15 @@ CALLED: Messages = [
     {"role": "tool", "content": "3"},
     TELL,
 ]
-NEW = ("chatml", "zephyr", "llama-3.1", "llama-4")
+NEW = ("chatml", "zephyr", "llama-3.1", "llama-3.2-vision", "llama-4")
+FOUR = ("<|header_start|>", "<|header_end|>", "<|eot|>", "<|python_start|>", "<|python_end|>")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Llama 3's small tokenizer, with Llama 4's tokens besides."""
     library = tiny.byte_level()
-    library.add_special_tokens([AddedToken(t, special=True) for t in ("<|header_start|>", "<|header_end|>", "<|eot|>")])
+    library.add_special_tokens([AddedToken(t, special=True) for t in FOUR])
     names = {"bos_token": tiny.BOS, "eos_token": tiny.EOT, "pad_token": "<|finetune_right_pad_id|>"}
     return tiny.write(tmp_path_factory.mktemp("tokens"), library, **names)
 
@@ -90,7 +92,7 @@ SEQUENCES: list[tuple[str, Messages, Any, str]] = [
         "llama-4",
         [SYSTEM, ASK, TELL],
         None,
-        "<|header_start|>system<|header_end|>\n\nBe kind.<|eot|><|header_start|>user<|header_end|>\n\nOnce?<|eot|>"
+        "<|header_start|>system<|header_end|>\n\nBe kind.<|eot|><|header_start|>user<|header_end|>\n\n Once?<|eot|>"
         "<|header_start|>assistant<|header_end|>\n\nA girl.<|eot|>",
     ),
 ]
@@ -126,7 +128,7 @@ def test_ids_are_those_of_transformers_and_answers_continue_their_prompts(
 
 
 def test_every_built_in_template_is_another_one() -> None:
-    assert len({ChatTemplate.builtin(name).digest for name in BUILTIN}) == len(BUILTIN) == 8
+    assert len({ChatTemplate.builtin(name).digest for name in BUILTIN}) == len(BUILTIN) == 9
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,9 @@ def test_every_built_in_template_is_another_one() -> None:
         ("llama-2-chat", "llama-2"),
         ("llama-2-7b-chat-hf", "llama-2"),
         ("llama4", "llama-4"),
+        ("Llama-4-Scout-17B-16E-Instruct", "llama-4"),
+        ("Llama-3.2-11B-Vision-Instruct", "llama-3.2-vision"),
+        ("mllama", "llama-3.2-vision"),
         ("chat-ml", "chatml"),
         ("ChatML", "chatml"),
         ("chat_ml", "chatml"),

@@ -4,8 +4,8 @@
     V2 65B   layers.N.attention.wq_bias, wq_scale, ..., feed_forward.w1_bias, ..., the norms
 
 Prompts live in the hidden space and gates on heads, so Meta's row order does not touch them; biases behind wq and wk do
-lie in that order and are brought into the half-split one, as the base's rows are (files.meta). Scales before a layer
-and after attention are not.
+lie in that order and are brought into the half-split one, as the base's rows are (files.meta_llama). Scales before a
+layer and after attention are not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from halter.adapters.importing.taking import Imported, ImportOptions, Taking, filled
 from halter.contract.registry import find
 from halter.errors import Refusal
-from halter.files.meta import half_split_rows
+from halter.files.meta_llama import half_split_rows
 from halter.model.config import ModelConfig
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halter.contract.method import PEFT_PREFIX
 from halter.errors import Refusal
-from halter.files.meta import open_pth
+from halter.files.meta_archive import open_pth
 from halter.files.names import EMBEDDING
 from halter.files.nearby import of_mlx
 from halter.files.tensors import TensorFile, read_tensors

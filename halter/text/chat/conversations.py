@@ -41,9 +41,12 @@ LLAMA_3 = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 NEEDED = {
     "llama-3": LLAMA_3,
     "llama-3.1": LLAMA_3,
-    "llama-4": ("<|header_start|>", "<|header_end|>", "<|eot|>"),
+    "llama-3.2-vision": LLAMA_3,
+    "llama-4": ("<|header_start|>", "<|header_end|>", "<|eot|>", "<|python_start|>", "<|python_end|>"),
     "chatml": ("<|im_start|>", "<|im_end|>"),
 }
+SEEING = {"llama-3.2-vision": ("<|image|>",), "llama-4": ("<|image|>",)}
+"""What those that know pictures need besides, where there is one."""
 
 
 class ChatTemplate:
@@ -205,8 +208,8 @@ class ChatTemplate:
         source = self._source(tools)
         strings = dict(tokenizer.names)
         if self._builtin is not None:
-            _check_tokens(tokenizer, self._builtin)
-            messages = chat_messages.text_joined(messages, self._builtin)
+            messages = chat_messages.parts_joined(messages, self._builtin, self._builtin in SEEING)
+            _check_tokens(tokenizer, self._builtin, chat_messages.pictured(messages))
             strings["bos_token"] = tokenizer.token(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
         if not re.search(r"\binput\b", source):
             messages = chat_messages.input_joined(messages)
@@ -236,8 +239,9 @@ def _builtin_source(name: str) -> str:
     return files("halter.text").joinpath("templates", f"{name}.jinja").read_text("utf-8")
 
 
-def _check_tokens(tokenizer: Tokenizer, name: str) -> None:
-    missing = [token for token in NEEDED.get(name, ()) if tokenizer.token_id(token) is None]
+def _check_tokens(tokenizer: Tokenizer, name: str, pictures: bool) -> None:
+    needed = (*NEEDED.get(name, ()), *(SEEING[name] if pictures else ()))
+    missing = [token for token in needed if tokenizer.token_id(token) is None]
     if missing:
         raise Refusal(
             "template-needs-tokens",

@@ -136,19 +136,43 @@ def input_joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def text_joined(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """For built-in templates: a content made of text parts becomes one text. Refusal for any other part."""
-    joined = []
-    for i, m in enumerate(messages):
-        if isinstance(m["content"], list | tuple):
-            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in m["content"]]
-            if not all(isinstance(p, str) for p in parts):
-                raise Refusal(
-                    "template-unsupported",
-                    f"the built-in template {name} takes text only",
-                    found=[f"message {i + 1}"],
-                    fix="give text, or the checkpoint's own template (leave data.chat_template out)",
-                )
-            m = {**m, "content": "".join(str(p) for p in parts)}
-        joined.append(m)
-    return joined
+PICTURE, PICTURES = {"type": "image"}, ("image", "image_url")
+"""What a template sees of a picture, and what a part that is one may call itself."""
+
+
+def parts_joined(messages: list[dict[str, Any]], name: str, sees: bool) -> list[dict[str, Any]]:
+    """For built-in templates: text parts side by side become one, a content of text alone becomes a text, and of a
+    picture stays that there is one. Refusal for any other part, and for pictures where the template ``sees`` none."""
+    return [{**m, "content": _parts(m["content"], i, name, sees)} for i, m in enumerate(messages)]
+
+
+def _parts(content: Any, number: int, name: str, sees: bool) -> Any:
+    if not isinstance(content, list | tuple):
+        return content
+    joined: list[Any] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            if joined and isinstance(joined[-1], str):
+                joined[-1] += part["text"]
+            else:
+                joined.append(part["text"])
+        elif kind in PICTURES and sees:
+            joined.append(PICTURE)
+        else:
+            takes = "text and pictures" if sees else "text only"
+            way = "give those" if sees else "give text, a template that knows pictures (llama-4, llama-3.2-vision)"
+            raise Refusal(
+                "template-unsupported",
+                f"the built-in template {name} takes {takes}",
+                found=[f"message {number + 1}"],
+                fix=f"{way}, or the checkpoint's own template (leave data.template out)",
+            )
+    if all(isinstance(part, str) for part in joined):
+        return "".join(joined)
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in joined if part]
+
+
+def pictured(messages: list[dict[str, Any]]) -> bool:
+    """Whether there is a picture in any of them, as ``parts_joined`` leaves them."""
+    return any(isinstance(m["content"], list) and PICTURE in m["content"] for m in messages)

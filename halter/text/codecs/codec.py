@@ -57,6 +57,7 @@ class Codec(Protocol):
     #: What the file itself says of opening, closing, padding and stopping.
     bos_id: int | None
     eos_id: int | None
+    pad_id: int | None
     stop_ids: tuple[int, ...]
     #: What characters become that the vocabulary lacks; None where there are no such.
     unk_id: int | None

@@ -68,6 +68,7 @@ class SentencePieceCodec:
         bos, eos = self._prefixed.bos_id(), self._prefixed.eos_id()
         self.bos_id = bos if bos >= 0 else None
         self.eos_id = eos if eos >= 0 else None
+        self.pad_id: int | None = None
         self.stop_ids: tuple[int, ...] = ()
         self.unk_id: int | None = self._prefixed.unk_id()
 

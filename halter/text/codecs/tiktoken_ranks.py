@@ -1,6 +1,7 @@
 """tokenizer.model as Meta writes it since Llama 3: one line per merge, "base64 rank", through ``tiktoken``.
 
-Split pattern, control tokens and the cutting of long texts follow Meta's tokenizer (facts: lineage 5.2).
+Split patterns, control tokens and the cutting of long texts follow Meta's tokenizers (facts: lineage 5.2 and 5.3). The
+file says nothing of its generation but how many merges it has.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from halter.errors import Refusal
@@ -20,22 +22,52 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-NAMED = (
-    "begin_of_text",
-    "end_of_text",
-    "reserved_special_token_0",
-    "reserved_special_token_1",
-    "finetune_right_pad_id",
-    "step_id",
-    "start_header_id",
-    "end_header_id",
-    "eom_id",
-    "eot_id",
-    "python_tag",
-    "image",
+_UPPER, _LOWER, _SHORT = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+LLAMA4_PATTERN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_SHORT}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CONTROLS = 256
+"""Words end where small letters give way to capitals, and keep their apostrophes."""
+
+
+def _reserved(count: int, first: int = 0, of: str = "") -> tuple[str, ...]:
+    return tuple(f"{of}reserved_special_token_{number}" for number in range(first, first + count))
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What the file of one generation leaves unsaid. ``names``: its control tokens, whose ids follow the merges."""
+
+    pattern: str
+    names: tuple[str, ...]
+    stops: tuple[str, ...]
+    pad: str | None = None
+
+
+LLAMA3 = Dialect(
+    PATTERN,
+    (
+        *("begin_of_text", "end_of_text", *_reserved(2), "finetune_right_pad_id", "step_id", "start_header_id"),
+        *("end_header_id", "eom_id", "eot_id", "python_tag", "image", *_reserved(244, 2)),
+    ),
+    ("end_of_text", "eom_id", "eot_id"),
+)
+_LLAMA4_NAMED = (
+    *("begin_of_text", "end_of_text", "fim_prefix", "fim_middle", "fim_suffix"),
+    *("header_start", "header_end", "eom", "eot", "step", *_reserved(6, of="text_post_train_")),
+    *("python_start", "python_end", "finetune_right_pad", *_reserved(61, 8, "text_post_train_")),
+    *("image_start", "image_end", *_reserved(2, of="vision_"), "tile_x_separator", "tile_y_separator"),
+    *(*_reserved(4, 2, "vision_"), "image", *_reserved(1, 6, "vision_"), "patch", *_reserved(1041, 7, "vision_")),
+    *(*_reserved(8, of="reasoning_"), "reasoning_thinking_start", "reasoning_thinking_end"),
+)
+LLAMA4 = Dialect(
+    LLAMA4_PATTERN,
+    (*_LLAMA4_NAMED, *_reserved(2048 - len(_LLAMA4_NAMED))),
+    ("end_of_text", "eom", "eot"),
+    "finetune_right_pad",
+)
 LLAMA4_MERGES = 200_000
+"""How many a Llama 4's file has; a Llama 3's has 128,000, and a file of any other length is read as one of its kind."""
 MAX_CHARS = 400_000  # per call: longer texts crash or stall the library
 MAX_SAME_CLASS = 25_000  # characters in a row that are all white space, or all not
 
@@ -50,7 +82,7 @@ def looks_like_tiktoken(path: Path) -> bool:
 
 
 class TiktokenCodec:
-    """Llama 3's tokenizer.model; the 256 control tokens follow the merges (128000 in the real file)."""
+    """A tokenizer.model of Llama 3 or Llama 4; the control tokens follow the merges."""
 
     drops_first_space = False
     unk_id: int | None = None
@@ -59,28 +91,22 @@ class TiktokenCodec:
         try:
             import tiktoken
         except ImportError as error:
-            raise missing_extra("meta", "tokenizer.model files of Llama 3", path, error) from None
+            raise missing_extra("meta", "tokenizer.model files of Llama 3 and 4", path, error) from None
         self._merges = _read_merges(Path(path))
         count = len(self._merges)
-        if count == LLAMA4_MERGES:
-            raise Refusal(
-                "tokenizer-unsupported",
-                "is Llama 4's, which splits text otherwise",
-                where=str(path),
-                expected="Llama 3's tokenizer.model",
-                fix="use the folder's tokenizer.json",
-            )
-        names = [*NAMED, *(f"reserved_special_token_{i + 2}" for i in range(CONTROLS - len(NAMED)))]
+        self._dialect = LLAMA4 if count == LLAMA4_MERGES else LLAMA3
+        names = self._dialect.names
         self.controls = tuple(Control(f"<|{name}|>", count + i) for i, name in enumerate(names))
-        self.size = count + CONTROLS
+        self.size = count + len(names)
         self._control_ids = {c.text: c.id for c in self.controls}
         self.bos_id: int | None = count
         self.eos_id: int | None = count + 1
+        self.pad_id = self._control_ids.get(f"<|{self._dialect.pad}|>")
         # Meta's own folders do not say whether the model is a base or a chat model; its code stops at all three.
-        self.stop_ids: tuple[int, ...] = tuple(
-            self._control_ids[f"<|{name}|>"] for name in ("end_of_text", "eom_id", "eot_id")
+        self.stop_ids: tuple[int, ...] = tuple(self._control_ids[f"<|{name}|>"] for name in self._dialect.stops)
+        self._library = tiktoken.Encoding(
+            "llama", pat_str=self._dialect.pattern, mergeable_ranks=self._merges, special_tokens={}
         )
-        self._library = tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=self._merges, special_tokens={})
 
     def run(self, text: str, prefix: bool) -> list[int]:
         ids: list[int] = []
@@ -103,7 +129,7 @@ class TiktokenCodec:
         return self._control_ids.get(token, self._merges.get(token.encode()))
 
     def canonical(self) -> bytes:
-        return repr((PATTERN, sorted(self._merges.items()), self.controls)).encode()
+        return repr((self._dialect.pattern, sorted(self._merges.items()), self.controls)).encode()
 
 
 def chunks(text: str) -> Iterator[str]:

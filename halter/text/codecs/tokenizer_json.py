@@ -55,6 +55,7 @@ class JsonCodec:
         self._check_decoder()
         self.bos_id = _opening_id(spec.get("post_processor"))
         self.eos_id: int | None = None
+        self.pad_id: int | None = None
         self.stop_ids: tuple[int, ...] = ()
         unknown = model.get("unk_token", model.get("unk_id"))
         self.unk_id = ids.get(unknown) if isinstance(unknown, str) else unknown

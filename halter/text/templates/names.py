@@ -11,7 +11,7 @@ from pathlib import Path
 from halter.errors import Refusal
 from halter.telling import tell
 
-BUILTIN = ("llama-2", "llama-3", "llama-3.1", "llama-4", "alpaca", "vicuna", "chatml", "zephyr")
+BUILTIN = ("llama-2", "llama-3", "llama-3.1", "llama-3.2-vision", "llama-4", "alpaca", "vicuna", "chatml", "zephyr")
 BESIDE = re.compile(r"instruct|chat(?!ml)|template|meta|beta|hf|\d+b|scout|maverick|stanford")
 """Words of models and tools that say nothing about which template is meant."""
 SPELT = {
@@ -20,6 +20,8 @@ SPELT = {
     "llama30": "llama-3",
     "llama31": "llama-3.1",
     "llama32": "llama-3.1",
+    "llama32vision": "llama-3.2-vision",
+    "mllama": "llama-3.2-vision",
     "llama33": "llama-3.1",
     "llama4": "llama-4",
     "alpaca": "alpaca",
@@ -40,7 +42,7 @@ def spelt(name: str) -> str | None:
     if name in BUILTIN:
         return name
     plain = re.sub(r"chat[^a-z0-9]ml", "chatml", name.strip().lower())
-    return SPELT.get(re.sub(r"[^a-z0-9]", "", BESIDE.sub("", re.sub(r"[-_ ]?\d+b\b", "", plain))))
+    return SPELT.get(re.sub(r"[^a-z0-9]", "", BESIDE.sub("", re.sub(r"[-_ ]?\d+[be]\b", "", plain))))
 
 
 def means_file(name: str) -> bool:
