@@ -16,6 +16,7 @@ from halter.adapters.misfit import refuse_unfit
 from halter.adapters.saving import save_adapter
 from halter.adapters.stated import stated
 from halter.arguments import bound, check_options, checked, refusal, strange
+from halter.contract.experts import refuse_unknown_most_used
 from halter.contract.method import Method, Piece, Site
 from halter.contract.registry import find, names
 from halter.elsewhere import called_otherwise, refuse_unknown
@@ -288,6 +289,7 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], *, seed: int =
     for one in methods:
         check_options(one.name(), type(one), vars(one))
         one.check_new(base.config)
+        refuse_unknown_most_used(one)
     adapter = Adapter(base.config, methods, seed).start(base)
     if line := stated(adapter):
         tell_once(line)

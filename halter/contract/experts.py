@@ -94,6 +94,17 @@ def most_used(which: Which) -> int:
     return int(found[1]) if found else 0
 
 
+def refuse_unknown_most_used(options: object) -> None:
+    """Refusal ``experts`` where the most used ones are to be trained and nobody has looked which they are."""
+    which = getattr(options, "experts", None)
+    if most_used(which):
+        what = "which experts are used most, data has to say"
+        fix = (
+            'train by a recipe, which counts, or give them, experts={"1": [0, 3]}: halter inspect --experts shows them'
+        )
+        raise Refusal("experts", what, found=[f"experts {which}"], fix=fix)
+
+
 def check(shape: ModelConfig, options: object, kinds: Sequence[str] = ADAPTED) -> None:
     """Refusals of targets.check for places of these ``kinds`` and of routed experts, and ``experts`` for experts that
     this model has not."""

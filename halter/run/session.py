@@ -29,6 +29,7 @@ from halter.run.checkpoints import Checkpointer
 from halter.run.course import Course
 from halter.run.describe import describe
 from halter.run.ends import last_words, refuse_nothing_learnt, result
+from halter.run.expert_choice import untrained_experts, with_experts_found
 from halter.run.held import load_base
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
@@ -127,6 +128,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
     memory.load_libraries(job.recipe.model.quantize, job.recipe.model.device)
     before = memory.peak_memory_bytes()
     model = load_base(job, say)
+    job = with_experts_found(job, model, say, run)
     trainee = _begin(job, model, say)
     adapter = trainee.adapter
     attempt = run.attempt()
@@ -165,7 +167,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
             raise
     refuse_nothing_learnt(trainee)
     watch.keep_best(lambda: new_adapter(job, model))
-    for line in last_words(trainee, to_lower(job)):
+    for line in (*last_words(trainee, to_lower(job)), *untrained_experts(trainee)):
         say(line)
     try:
         found = identity.result()
