@@ -140,6 +140,8 @@ def _refuse_unknown(shape: ModelConfig, aim: Aim) -> None:
         wrong.append(f"experts {which!r}")
     if most_used(which) > count:
         wrong.append(f"experts {which!r}")
+    lists = which.values() if isinstance(which, Mapping) else [] if isinstance(which, str) else [which]
+    wrong += [f"expert {one!r}" for own in lists for one in own if isinstance(one, bool) or not isinstance(one, int)]
     if not wrong:
         meant = {number for place in stacked for number in aim.numbers(place)}
         wrong += [f"expert {number}" for number in sorted(meant) if not 0 <= number < count]

@@ -18,6 +18,7 @@ from halter.parts.experts import Experts
 from halter.run.held import load_base
 from halter.run.prepare import Job
 from halter.telling import Say
+from halter.training import optimizers
 from halter.training.expert_use import ROWS, ExpertUse, profile, refuse_without_experts
 from halter.training.trainee import Trainee
 
@@ -64,8 +65,8 @@ def sample(rows: int) -> list[int]:
 
 
 def untrained_experts(trainee: Trainee) -> Iterator[str]:
-    """A line on the adapted experts that no token reached in the whole run: they are what they were."""
-    trained = set(map(id, trainee.optimizer.state))
+    """A line on the adapted experts that no token reached from which anything is learned: they are what they were."""
+    trained = set(map(id, optimizers.moved(trainee.optimizer)))
     still: dict[int, set[int]] = {}
     for slot in trainee.adapter.slots:
         if isinstance(slot.piece, Experts) and slot.layer is not None:
@@ -74,4 +75,4 @@ def untrained_experts(trainee: Trainee) -> Iterator[str]:
                     still.setdefault(slot.layer, set()).add(expert)
     if still:
         told = "; ".join(f"layer {layer}: {in_short(sorted(own))}" for layer, own in sorted(still.items()))
-        yield f"experts that saw no token in training, whose adapter is untrained: {told}"
+        yield f"experts that saw no token from which anything is learned, whose adapter is untrained: {told}"
