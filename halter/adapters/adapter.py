@@ -17,7 +17,7 @@ from halter.adapters.saving import save_adapter
 from halter.adapters.stated import stated
 from halter.arguments import bound, check_options, checked, refusal, strange
 from halter.contract.experts import refuse_unknown_most_used
-from halter.contract.method import Method, Piece, Site
+from halter.contract.method import Method, Piece, Site, built
 from halter.contract.registry import find, names
 from halter.elsewhere import called_otherwise, refuse_unknown
 from halter.errors import Refusal
@@ -77,9 +77,9 @@ class Adapter(nn.Module):
         for part, method in enumerate(self.methods):
             method.check(shape)
             for layer in shape.layout.everywhere:
-                built = method.build(shape, layer)
-                refuse_missing(method, shape, layer, built)
-                self.slots += [Slot(part, shape.layout.at(layer, name), piece) for name, piece in built.items()]
+                pieces = built(method, shape, layer)
+                refuse_missing(method, shape, layer, pieces)
+                self.slots += [Slot(part, shape.layout.at(layer, name), piece) for name, piece in pieces.items()]
             method.share([slot.piece for slot in self.slots if slot.part == part])
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
         for slot in self.slots:
@@ -228,10 +228,10 @@ class Adapter(nn.Module):
         return here[0].piece.fold(weight, bias) if here else (weight, bias)
 
 
-def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, built: Mapping[str, Piece]) -> None:
+def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, pieces: Mapping[str, Piece]) -> None:
     """Refusal ``no-such-place`` where a method would act at a place that the block has not."""
     known = [place.name for place in shape.layout.here(layer)]
-    if missing := [name for name in built if name not in known]:
+    if missing := [name for name in pieces if name not in known]:
         what = f"{method.name()} acts at a place that " + (f"layer {layer}" if layer is not None else "this model")
         fix = "leave the layer out (method.layers), or choose another method"
         raise Refusal("no-such-place", f"{what} has not", found=missing, expected=", ".join(known), fix=fix)

@@ -7,7 +7,7 @@ base's weight (DoRA); asking the acts themselves is, because this is how the for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,8 +20,8 @@ from halter.contract.method import Piece, Site
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS
 from halter.model.joints import chained
-from halter.model.layout import NORM, TABLE, Place
-from halter.model.linear import DenseLinear, Embedding, Norm
+from halter.model.layout import NORM, PARAMETER, TABLE, Place
+from halter.model.linear import BareParameter, DenseLinear, Embedding, Norm
 from halter.model.places import Act
 from halter.model.residence import Residence, Resident
 from halter.model.segments import Segments
@@ -29,6 +29,12 @@ from halter.parts.experts import Experts
 
 ROWS = 1024
 """Unit vectors, or rows of the table, at once."""
+_MADE: dict[str, Callable[[Tensor, Tensor | None], nn.Module]] = {
+    NORM: Norm,
+    TABLE: lambda weight, _: Embedding(weight),
+    PARAMETER: lambda weight, _: BareParameter(weight),
+}
+"""{kind of a place: its module}; a Linear where none is named."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,12 @@ def fold_together(
 ) -> tuple[Tensor, Tensor | None]:
     """The weight and bias (None where there is none and none comes) with the pieces in them, in the order given.
 
-    Linear [out, in], routed experts [experts, in, out], embeddings [vocab, dim] or a norm [dim], in the dtype of
-    ``weight``; every piece must fold.
+    Linear [out, in], routed experts [experts, in, out], embeddings [vocab, dim], a norm [dim] or a parameter, in the
+    dtype of ``weight``; every piece must fold.
     """
     if place.kind == EXPERTS:
         return _experts(pieces, place, weight), bias
-    norm = place.kind == NORM
-    kind = Norm if norm else Embedding if place.kind == TABLE else None
-    module = kind(weight) if kind is not None else DenseLinear(weight, bias)
+    module = _MADE.get(place.kind, DenseLinear)(weight, bias)
     here = cast(Decoder, _OnePlace(module, weight.dtype))
     site = Site(here, place.layer, place.name, Segments.packed([1], weight.device))
     act: Act | None = None
@@ -63,8 +67,11 @@ def fold_together(
         bound = cast(Act, piece.bind(site))
         act = bound if act is None else chained(act, bound)
     assert act is not None
-    if norm:
-        return act.apply(module, torch.ones_like(weight)[None])[0], None
+    if place.kind == NORM:
+        one, none = act.apply(module, torch.stack((torch.ones_like(weight), torch.zeros_like(weight))))
+        return (one, None) if bias is None else (one - none, none)
+    if place.kind == PARAMETER:
+        return act.apply(module, weight.new_zeros(weight.numel() // weight.shape[-1], 0)).view_as(weight), None
     if place.kind == TABLE:
         ids = torch.arange(len(weight), device=weight.device)
         return torch.cat([act.apply(module, some) for some in ids.split(ROWS)]), None

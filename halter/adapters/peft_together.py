@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from halter.contract import targets
-from halter.contract.method import PEFT_PREFIX, Method
+from halter.contract.method import PEFT_PREFIX, Method, built
 from halter.contract.registry import find, names
 from halter.errors import Refusal
 from halter.methods.bitfit import Bitfit
@@ -281,4 +281,4 @@ def _ties(method: Method, shape: ModelConfig) -> bool:
 def _places(method: Method, shape: ModelConfig) -> list[Place]:
     with torch.device("meta"):
         layers = shape.layout.everywhere
-        return [shape.layout.at(layer, name) for layer in layers for name in method.build(shape, layer)]
+        return [shape.layout.at(layer, name) for layer in layers for name in built(method, shape, layer)]

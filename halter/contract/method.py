@@ -19,6 +19,7 @@ from halter.contract.pair import Pair
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.layout import TEXT
 from halter.model.places import Act, Extra
 from halter.model.segments import Segments
 from halter.numerics import dropout
@@ -154,6 +155,9 @@ class Method:
 
     peft_type: ClassVar[str]
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
+    every_stack: ClassVar[bool] = False
+    """Whether it chooses its places by their kind or their path, in the blocks of any stack; else it speaks of the
+    text's blocks, and a tower of pictures is left as it is."""
     starts_as_base: ClassVar[bool] = True
     """Whether an adapter that nobody has trained changes nothing; false where the authors' start disturbs the base."""
     training: ClassVar[Mapping[str, Default]] = {}
@@ -256,6 +260,14 @@ class Method:
     def from_peft(cls, config: dict[str, Any]) -> Method:
         """The options in an adapter_config.json; unknown keys are tolerated, unsupported ones refused by name."""
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
+
+
+def built(method: Method, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
+    """What a method brings to one block, or outside of them: ``Method.build``, and nothing to a block that is no
+    business of its own (``Method.every_stack``)."""
+    if layer is None or method.every_stack or shape.layout.blocks[layer].stack == TEXT:
+        return method.build(shape, layer)
+    return {}
 
 
 def in_words(options: Method) -> str:

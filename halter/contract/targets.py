@@ -8,24 +8,30 @@ from difflib import get_close_matches
 
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.layout import HEAD, LINEAR, TABLE, Place
+from halter.model.layout import HEAD, LINEAR, NORM, PARAMETER, TABLE, Place
 
 Targets = str | Sequence[str]
 ADAPTED = (LINEAR, TABLE, HEAD)
 """Kinds of places whose matrices can be adapted."""
+IN_GROUPS = (LINEAR, NORM, PARAMETER)
+"""Kinds of places that the name of a part of the model, such as ``vision``, means all at once."""
 _NAME = re.compile(r"[\w.]+")
 
 
 def matches(target: Targets, place: Place) -> bool:
     """Whether a place is meant: by "all-linear" (every Linear but the head, a router and a shared expert too, and no
-    stacked experts, as PEFT has it), by a regular expression that must match its whole path, or by a list of paths or
-    their last parts. A single name such as "q_proj" is a list of one."""
-    name = place.path
+    stacked experts, as PEFT has it), by a regular expression that must match its whole path, or by a list of paths,
+    their last parts or parts of the model (``Place.group``: everything there but experts, embeddings and head). A
+    single name such as "q_proj" is a list of one."""
     if target == "all-linear":
         return place.kind == LINEAR
     if isinstance(target, str):
-        return re.fullmatch(target, name) is not None or (_is_name(target) and name.endswith(f".{target}"))
-    return any(name == item or name.endswith(f".{item}") for item in target)
+        return re.fullmatch(target, place.path) is not None or (_is_name(target) and _named(target, place))
+    return any(place.path == item or _named(item, place) for item in target)
+
+
+def _named(name: str, place: Place) -> bool:
+    return place.path.endswith(f".{name}") or (place.group == name and place.kind in IN_GROUPS)
 
 
 def chosen(
@@ -79,14 +85,15 @@ def check(
         fix = "leave one of them out of exclude_modules, or leave it out altogether"
         raise Refusal("targets-match-nothing", what, found=named, fix=fix)
     if dead or wrong or not left:
-        names = shape.layout.names(*kinds)
+        names, groups = shape.layout.names(*kinds), shape.layout.groups
         raise Refusal(
             "targets-match-nothing",
             "these target_modules match nothing in this model",
             found=dead + wrong or [str(target)],
             expected=f'"all-linear", a regular expression over whole paths such as {everything[0].path}, or a list of '
             + ", ".join(names)
-            + f" (layers 0 to {shape.layers - 1})",
+            + f" (layers 0 to {shape.layers - 1})"
+            + (f", or of parts of the model: {', '.join(groups)}" if len(groups) > 1 else ""),
             fix=", ".join(filter(None, (_nearest(name, names) for name in dead))),
         )
 
@@ -112,11 +119,17 @@ def check_patterns(patterns: Mapping[str, float], option: str) -> None:
         _refuse_no_regex(rf"(.*\.)?({key})$", option, key)
 
 
-def for_peft(target: Targets) -> str | list[str]:
-    """The same targets as PEFT writes them, to which a string is a regular expression whatever it looks like."""
-    if isinstance(target, str):
-        return [target] if _is_name(target) and target != "all" else target
-    return list(target)
+def for_peft(target: Targets, shape: ModelConfig | None = None, kinds: Sequence[str] = ADAPTED) -> str | list[str]:
+    """The same targets as PEFT writes them, to which a string is a regular expression whatever it looks like. Of
+    ``shape`` the parts of the model, whose names PEFT does not know, become the paths of their places."""
+    if isinstance(target, str) and (not _is_name(target) or target == "all"):
+        return target
+    named = [target] if isinstance(target, str) else list(target)
+    if shape is None or not set(named) & set(shape.layout.groups):
+        return named
+    places = shape.layout.of(*kinds)
+    spelt = [[p.path for p in places if p.group == item and p.kind in IN_GROUPS] or [item] for item in named]
+    return [path for paths in spelt for path in paths]
 
 
 def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:

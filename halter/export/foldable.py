@@ -24,7 +24,7 @@ def refuse_unfoldable(adapter: Adapter) -> None:
             found=stuck,
             fix="use it as an adapter: halter generate, halter chat or halter evaluate with its folder",
         )
-    biases = [slot.path for slot in adapter.slots if not slot.at.bias_option and _brings_bias(slot)]
+    biases = [s.path for s in adapter.slots if not (s.at.bias or s.at.bias_option) and _brings_bias(s)]
     if biases:
         raise Refusal(
             "cannot-merge",

@@ -24,7 +24,7 @@ from halter.files.folders import new_folder
 from halter.files.writing import write_text
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.linear import Linear
+from halter.model.linear import bias_of
 from halter.model.storages import held_in
 from halter.pretrained.device import dtype_name
 from halter.pretrained.load import load_model, map_model
@@ -137,7 +137,7 @@ def folded(base: Decoder, adapter: Adapter, config: ModelConfig, untied: bool = 
         name = place.path
         if place.tied and not untied:
             continue
-        bias = module.bias if isinstance(module, Linear) else None
+        bias = bias_of(module)
         weight, bias = adapter.fold(
             name,
             module.weight().float(),  # type: ignore[operator]

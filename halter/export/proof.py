@@ -19,7 +19,7 @@ from halter.errors import HalterError
 from halter.export.gap import Gap, gap, logits_on
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.linear import Embedding, Linear
+from halter.model.linear import Embedding, Linear, bias_of
 
 LARGEST, KL = 1e-4, 1e-4
 """Most that is allowed: in float32 of the largest logit above 1, in 16 bits in nats."""
@@ -87,7 +87,7 @@ def seen_as(
 
     def weights(name: str, module: nn.Module) -> Made:
         weight: Tensor = module.weight()  # type: ignore[operator]
-        bias = module.bias if isinstance(module, Linear) else None
+        bias = bias_of(module)
         if fold is not None and name in touched:
             weight, bias = fold.fold(name, weight.float(), None if bias is None else bias.float())
         weight, bias = weight.detach(), None if bias is None else bias.detach()
@@ -102,7 +102,10 @@ def seen_as(
         if isinstance(module, Embedding):
             made.embed_tokens = _TableAtUse(weights(name, module)[0], dtype)
         elif not isinstance(module, Linear):
-            made.set_tensor(place.weight_name, in_dtype(weights(name, module))[0])
+            weight, bias = in_dtype(weights(name, module))
+            made.set_tensor(place.weight_name, weight)
+            if bias is not None:
+                made.set_tensor(f"{name}.bias", bias)
         elif place.tied and not untied:
             made.set_linear(place, _AtUse(module, dtype, lambda: (made.embed_tokens.weight(), None)))  # type: ignore[arg-type]
         else:

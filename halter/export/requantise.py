@@ -21,7 +21,7 @@ from halter.files.folders import new_folder
 from halter.files.writing import copy_file, write_json, write_tensors
 from halter.model.decoder import Decoder
 from halter.model.layout import LINEAR
-from halter.model.linear import Linear
+from halter.model.linear import bias_of
 from halter.model.storages import BITS, Quantize, held_in, quantised
 from halter.pretrained.load import load_model
 from halter.pretrained.save import licence_files
@@ -94,7 +94,7 @@ def merge_quantised(
             continue
         name = place.path
         weight = module.weight().float()  # type: ignore[operator]
-        bias = module.bias if isinstance(module, Linear) else None
+        bias = bias_of(module)
         merged, bias = adapter.fold(name, weight, None if bias is None else bias.float())
         if bias is None and config.layout.at(place.layer, place.name).bias:
             bias = weight.new_zeros(len(weight))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halter.errors import Refusal
 from halter.files.meta import MetaCheckpoint, is_meta_folder
-from halter.files.names import bnb_groups, is_ignored, of_text, other_quantisation
+from halter.files.names import bnb_groups, is_ignored, of_pictures, of_text, other_quantisation
 from halter.files.nearby import no_model, no_such_folder
 from halter.files.reading import plain_name, read_json
 from halter.files.tensors import TensorFile, TensorSpec
@@ -73,7 +73,11 @@ class HFCheckpoint:
         self._open = [TensorFile(path) for path in self.files]
         self._refuse_repeated()
         held = {name: file for file in self._open for name in file.specs if not is_ignored(name)}
-        named = {name: of_text(name, self.config.get("model_type")) for name in held}
+        family, pictures = self.config.get("model_type"), any(map(of_pictures, held))
+        if family == "llama4" and not pictures:  # its text alone was kept
+            self.config.pop("vision_config", None)
+        whole = family == "llama4" and bool(self.config.get("vision_config"))
+        named = {name: of_text(name, family, whole) for name in held}
         self.skipped = tuple(name for name in held if named[name] is None)
         self._where = {as_text: (held[name], name) for name, as_text in named.items() if as_text is not None}
         self._refuse_halves(len(held) - len(self.skipped))
@@ -108,6 +112,11 @@ class HFCheckpoint:
         """SHA-256 of a tensor's bytes as stored."""
         file, stored = self._where[name]
         return file.sha256(stored)
+
+    def stored_at(self, name: str) -> tuple[Path, str]:
+        """The file of a tensor, and its name there. KeyError for a name that is not there."""
+        file, stored = self._where[name]
+        return file.path, stored
 
     def first_row(self, name: str) -> bytes:
         """The bytes of a tensor's first row (all of a vector), at most 16 KiB of them."""

@@ -6,7 +6,7 @@ Sources: shared facts on the lineage, section 6.1; the keys of bitsandbytes 0.50
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Literal
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -22,10 +22,24 @@ _TEXT_HALF = "language_model."
 _PICTURES_HALF = ("vision_model.", "multi_modal_projector.")
 
 
-def of_text(name: str, family: object) -> str | None:
-    """What a tensor of a checkpoint whose model_type is ``family`` is called where the text stands alone; None for one
-    of the tower of pictures, which is not read. Llama 4 has both halves in one checkpoint."""
-    if family == "llama4" and name.startswith(_PICTURES_HALF):
+def of_pictures(name: str) -> bool:
+    """Whether a tensor belongs to a tower of pictures, or to what leads from it into the text."""
+    return name.startswith(_PICTURES_HALF)
+
+
+def vocabulary(names: Container[str]) -> tuple[str, str]:
+    """What embeddings and head are called among these names: with the text's prefix where it lies beside a tower."""
+    lead = _TEXT_HALF if _TEXT_HALF + EMBEDDING in names else ""
+    return lead + EMBEDDING, lead + HEAD
+
+
+def of_text(name: str, family: object, whole: bool) -> str | None:
+    """What a tensor of a checkpoint whose model_type is ``family`` is called: in a ``whole`` one, which is read with
+    its tower of pictures, as it is stored; else as where the text stands alone, None for one of the tower, which is
+    then not read. Llama 4 has both halves in one checkpoint."""
+    if whole:
+        return name
+    if family == "llama4" and of_pictures(name):
         return None
     return name.removeprefix(_TEXT_HALF) if family in ("llama4", "llama4_text") else name
 

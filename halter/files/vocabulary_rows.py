@@ -7,18 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from halter.files.checkpoint import ModelFolder
-from halter.files.names import of_text
+from halter.files.checkpoint import HFCheckpoint, ModelFolder
 from halter.files.tensors import TensorFile
 
 
 def rows_of(checkpoint: ModelFolder, name: str, ids: Sequence[int]) -> Tensor:
     """Rows ``ids`` of tensor ``name``, fp32 [len(ids), width]. KeyError where there is no such tensor."""
-    if checkpoint.layout == "huggingface":
-        for path in checkpoint.files:
-            with TensorFile(path) as file:
-                for stored in file.specs:
-                    if of_text(stored, checkpoint.config.get("model_type")) == name:
-                        return file.rows(stored, ids).float()
-        raise KeyError(name)
+    if isinstance(checkpoint, HFCheckpoint):
+        path, stored = checkpoint.stored_at(name)
+        with TensorFile(path) as file:
+            return file.rows(stored, ids).float()
     return checkpoint.read(name)[torch.tensor(ids, dtype=torch.long)].float()

@@ -80,6 +80,7 @@ class Bitfit(Method):
     """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "HALTER_BITFIT"
+    every_stack: ClassVar[bool] = True
     note: ClassVar[str] = "A baseline that costs nothing at all; the merged model has biases."
     agreement: ClassVar[str] = "counts and laws; there is nothing else to get wrong."
     training: ClassVar[Mapping[str, Default]] = LORA_TRAINING | {

@@ -208,6 +208,7 @@ class Dora(Method):
     """Matrices of routed experts by name, as for LoRA."""
 
     peft_type: ClassVar[str] = "LORA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = (
         "LoRA that also learns how long each row of the weight is; often better at low ranks. Every pass needs the "

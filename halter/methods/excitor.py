@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from halter.contract.method import Default, Method, Piece, Site
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
+from halter.model.layout import TEXT
 from halter.model.places import Act
 from halter.parts.prompts import check_prompts
 
@@ -137,6 +138,8 @@ class Excitor(Method):
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None or layer < shape.layers - self.adapter_layers:
             return {}
+        if shape.layout.at(layer, "k_proj").rows != TEXT:
+            return {}  # attention whose keys are pictures'
         return {"k_proj" if self.rope_extra_key else "score_key": ExtraKey(self, shape)}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:

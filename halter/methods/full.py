@@ -18,11 +18,11 @@ from halter.contract.targets import for_peft
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.experts import EXPERTS
-from halter.model.layout import HEAD, LINEAR, NORM, TABLE
+from halter.model.layout import HEAD, LINEAR, NORM, PARAMETER, TABLE
 from halter.parts import experts
 from halter.parts.stand_in import StandIn
 
-KINDS = (LINEAR, NORM, TABLE, HEAD)
+KINDS = (LINEAR, NORM, PARAMETER, TABLE, HEAD)
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Full(Method):
     """Routed experts to train, as for LoRA; with target_modules all they are all trained where not given."""
 
     peft_type: ClassVar[str] = "HALTER_FULL"
+    every_stack: ClassVar[bool] = True
     note: ClassVar[str] = (
         "The baseline of comparisons. Memory for weights, gradients and two optimizer states in float32."
     )

@@ -59,6 +59,7 @@ class Ia3(Method):
     """Routed experts to rescale, as for LoRA: the output of the first matrix, the input of the last."""
 
     peft_type: ClassVar[str] = "IA3"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = "Fewest parameters of those that merge. Slower to learn than LoRA in most comparisons."
     agreement: ClassVar[str] = "peft, on random models: logits within 1e-5, files both ways."
@@ -98,9 +99,9 @@ class Ia3(Method):
         own = experts.beyond_peft(self, shape)
         return own | {
             "task_type": "CAUSAL_LM",
-            "target_modules": targets.for_peft(self.target_modules),
-            "feedforward_modules": targets.for_peft(self.feedforward_modules),
-            "exclude_modules": targets.for_peft(self.exclude_modules) if self.exclude_modules else None,
+            "target_modules": targets.for_peft(self.target_modules, shape),
+            "feedforward_modules": targets.for_peft(self.feedforward_modules, shape),
+            "exclude_modules": targets.for_peft(self.exclude_modules, shape) if self.exclude_modules else None,
             "fan_in_fan_out": False,
             "init_ia3_weights": True,
         }

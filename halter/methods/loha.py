@@ -95,6 +95,7 @@ class Loha(Method):
     """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "LOHA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = (
         "As LoRA, with updates of a far higher rank for as many parameters. Training makes each update as a whole "

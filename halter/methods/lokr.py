@@ -119,6 +119,7 @@ class Lokr(Method):
     """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "LOKR"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = (
         "The fewest parameters of the methods that act on every linear layer, and of any rank. Cheap to compute, "

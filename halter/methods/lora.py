@@ -71,6 +71,7 @@ class Lora(Method):
     """Let the experts of a layer have one A in common, and a B each."""
 
     peft_type: ClassVar[str] = "LORA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
     note: ClassVar[str] = (
         "The first choice: every server reads it, it merges without a trace, and it costs 2 r (in + out) operations a"
@@ -179,8 +180,8 @@ class Lora(Method):
             "r": self.r,
             "lora_alpha": targets.whole(self.alpha or 0.0),
             "lora_dropout": self.dropout,
-            "target_modules": targets.for_peft(modules),
-            "exclude_modules": None if not self.exclude_modules else targets.for_peft(self.exclude_modules),
+            "target_modules": targets.for_peft(modules, shape),
+            "exclude_modules": None if not self.exclude_modules else targets.for_peft(self.exclude_modules, shape),
             "use_rslora": self.rslora,
             "layers_to_transform": None if self.layers is None else list(self.layers),
             "rank_pattern": dict(self.rank_pattern),

@@ -33,6 +33,7 @@ class NormTuning(Method):
     """Names, or a regular expression, of norms to leave alone."""
 
     peft_type: ClassVar[str] = "LN_TUNING"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = "The cheapest of all; a baseline."
     agreement: ClassVar[str] = (
@@ -63,13 +64,13 @@ class NormTuning(Method):
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         places = targets.chosen(shape, layer, self._meant(shape), self.exclude_modules, kinds=(NORM,))
-        return {place.name: StandIn(place.shape, False, SAVED_AS) for place in places}
+        return {place.name: StandIn(place.shape, place.bias, SAVED_AS) for place in places}
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         return {
             "task_type": "CAUSAL_LM",
-            "target_modules": targets.for_peft(self._meant(shape)),
-            "exclude_modules": targets.for_peft(self.exclude_modules) if self.exclude_modules else None,
+            "target_modules": targets.for_peft(self._meant(shape), shape, (NORM,)),
+            "exclude_modules": targets.for_peft(self.exclude_modules, shape, (NORM,)) if self.exclude_modules else None,
         }
 
     @classmethod

@@ -51,6 +51,7 @@ class Olora(Method):
     """Matrices of routed experts by name, as for LoRA."""
 
     peft_type: ClassVar[str] = "LORA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
     note: ClassVar[str] = "As PiSSA, with a QR decomposition, which is quicker to make and needs no singular values."
     agreement: ClassVar[str] = "peft's init_lora_weights=olora: function within 2e-4, gradients within 1e-3."

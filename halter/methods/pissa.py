@@ -67,6 +67,7 @@ class Pissa(Method):
     """Matrices of routed experts by name, as for LoRA."""
 
     peft_type: ClassVar[str] = "LORA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft", "vLLM", "llama.cpp")
     note: ClassVar[str] = (
         "LoRA that begins with the weight's own largest directions and so moves faster at first. The adapter holds "

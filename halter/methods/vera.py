@@ -103,6 +103,7 @@ class Vera(Method):
     """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "VERA"
+    every_stack: ClassVar[bool] = True
     servable_by: ClassVar[tuple[str, ...]] = ("halter", "peft")
     note: ClassVar[str] = (
         "A tenth and less of LoRA's parameters, at the cost of LoRA's of a high rank: every layer multiplies by the "
@@ -161,8 +162,8 @@ class Vera(Method):
         return own | {
             "task_type": "CAUSAL_LM",
             "r": self.r,
-            "target_modules": targets.for_peft(modules),
-            "exclude_modules": targets.for_peft(self.exclude_modules) if self.exclude_modules else None,
+            "target_modules": targets.for_peft(modules, shape, KINDS),
+            "exclude_modules": targets.for_peft(self.exclude_modules, shape, KINDS) if self.exclude_modules else None,
             "layers_to_transform": None if self.layers is None else list(self.layers),
             "vera_dropout": self.dropout,
             "d_initial": self.d_initial,

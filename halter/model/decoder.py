@@ -131,6 +131,9 @@ class Decoder(nn.Module):
     def _begin(self, asked: Pass) -> _Way:
         at = asked.acts and asked.acts.embed_tokens
         _, states = asked.entered or (0, run_at(at, self.embed_tokens, asked.tokens))
+        if self.layout.fuse is not None and asked.entered is None:
+            with keeping(self.tensor_savers):
+                states = self.layout.fuse(self, asked, states)
         states, rows = surrounded(states, asked)
         rotation = rotations(self.config, rows.alone, self.frequencies.to(states.device), self.rotation_dtype)
         with keeping(self.tensor_savers):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from halter.model.decoder import Decoder
+from halter.model.layout import TEXT
 from halter.model.linear import DenseLinear, Linear
 from halter.model.nf4_linear import NF4Linear
 from halter.numerics import allocation, nf4_packed, products
@@ -21,14 +22,14 @@ LAY_STEPS = 40  # before a dense weight is laid out anew, which takes the time o
 @contextmanager
 def for_decoding(model: Decoder, rows: int, steps: int) -> Iterator[int]:
     """Within, every linear layer knows that it is decoding (numerics.choice), and products of up to ``rows`` rows use
-    second copies of the weights where that was measured to be quicker: of 4-bit ones at once where ``steps`` are to
-    come, of dense ones (bf16 on a CPU) after ``LAY_STEPS`` of decoding, a piece a step, so that a short answer waits
+    second copies of the text's weights where that was measured to be quicker: of 4-bit ones at once where ``steps`` are
+    to come, of dense ones (bf16 on a CPU) after ``LAY_STEPS`` of decoding, a piece a step, so that a short answer waits
     for none. They take at most half of the free memory together. There are none of a base whose layers are streamed,
     nor of dense weights while a run is training, whose memory is planned.
 
     Gives the bytes that the 4-bit copies take. All go at the end; the weights themselves are as before.
     """
-    every = [linear for _, linear in model.places() if isinstance(linear, Linear)]
+    every = [linear for place, linear in model.places() if isinstance(linear, Linear) and place.rows == TEXT]
     # Somebody else's copies are his to drop.
     short = [linear for linear in every if isinstance(linear, NF4Linear) and not linear.packed]
     dense = [linear for linear in every if isinstance(linear, DenseLinear) and not linear.awaits_laying]

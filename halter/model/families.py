@@ -10,10 +10,11 @@ from halter.errors import Refusal, meant
 from halter.model import llama4_config
 from halter.model.config import ModelConfig, preset, preset_names, preset_repository
 from halter.model.llama4_config import Llama4Config
+from halter.model.llama4_seeing import of_llama4
 
 FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {
     "llama": ModelConfig.from_hf,
-    "llama4": Llama4Config.from_hf,
+    "llama4": of_llama4,
     "llama4_text": Llama4Config.from_hf,
 }
 """{model_type in config.json: how that family's is read}."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from halter.model.decoder import Decoder
@@ -23,13 +23,16 @@ LINEAR, NORM, TABLE, HEAD = "linear", "norm", "table", "head"
 """Kinds of places whose weights a checkpoint holds."""
 AROUND = "around"
 """The kind of a place around no operation of the base, where only what follows can act."""
+PARAMETER = "parameter"
+"""The kind of a place whose weight is a parameter that is no module's, such as a class token or a gate."""
 EXPERTS = "experts"
 """The kind of a place with one matrix for each expert, [experts, in, out] as Hugging Face stores them (a Linear's is
 [out, in]); its module is an ExpertStack (model.experts). What comes to an act there is a Routed; a weight that stands
 in for the base's is a matrix for each expert, [in, out], or None where the base's stays."""
 PREFIX = "prefix"
 """The kind of a place at which an adapter brings vectors that rows see ahead of their own (places.Extra)."""
-TEXT = "text"
+TEXT, LANGUAGE = "text", "language"
+"""The stack that a decoder's pass goes through, and the group of places that is its own."""
 MEMORY, VIRTUAL, SCORE = "memory", "virtual_tokens", "score"
 BEHIND = ("norm", "head")
 """Kinds outside the blocks that come after them in a checkpoint."""
@@ -63,6 +66,8 @@ class Place:
     """Whose tokens stand in what enters it: those of the text's rows, or of another stack's (``Layout.rows``)."""
     layer: int | None = None
     """The block that it belongs to, None outside of them."""
+    group: str = LANGUAGE
+    """The part of the model that it belongs to, by whose name people choose it: ``language``, ``vision``, ..."""
 
     @property
     def weight_name(self) -> str:
@@ -97,13 +102,17 @@ class BlockLayout:
     """The stack that it belongs to: a decoder's pass goes through the blocks of the text."""
     cached: bool = True
     """Whether the keys and values of the rows' tokens are kept while decoding."""
+    group: str = ""
+    """What its places are called together (``Place.group``); '': as its stack, and ``language`` in the text's."""
 
     def __iter__(self) -> Iterator[Place]:
         return iter(self.places)
 
     def at(self, path: str, layer: int) -> BlockLayout:
         """The same as block number ``layer`` of a model, which lies at ``path``."""
-        here = (replace(place, path=f"{path}.{place.path or place.name}", layer=layer) for place in self.places)
+        group = self.group or (LANGUAGE if self.stack == TEXT else self.stack)
+        named = ((place, f"{path}.{place.path or place.name}") for place in self.places)
+        here = (replace(place, path=own, layer=layer, group=group) for place, own in named)
         return replace(self, places=tuple(here))
 
 
@@ -113,6 +122,8 @@ class Layout:
     ``outer``: with whole paths. ``blocks``: one for each block, those of a stack in the order in which they run.
     ``rows``: {another stack: its own rows, made from the text's}, for stacks whose blocks see other tokens than the
     text's, such as patches of pictures. ``beside``: what the text's blocks read of such a stack, made once a pass.
+    ``fuse``: the states [N, dim] that enter the first block, made of the tokens' embeddings [N, dim] and of such a
+    stack, for families in which pictures stand among the tokens.
     """
 
     def __init__(
@@ -121,8 +132,10 @@ class Layout:
         blocks: Sequence[BlockLayout],
         rows: Mapping[str, Callable[[Segments], Segments]] | None = None,
         beside: Callable[[Decoder, Pass], Any] | None = None,
+        fuse: Callable[[Decoder, Pass, Tensor], Tensor] | None = None,
     ) -> None:
-        self.outer, self.blocks, self.rows, self.beside = tuple(outer), tuple(blocks), dict(rows or {}), beside
+        self.outer, self.blocks, self.rows = tuple(outer), tuple(blocks), dict(rows or {})
+        self.beside, self.fuse = beside, fuse
         self.everywhere: tuple[int | None, ...] = (None, *range(len(self.blocks)))
         self._by_name = {(place.layer, place.name): place for place in self}
 
@@ -166,6 +179,11 @@ class Layout:
     def names(self, *kinds: str) -> tuple[str, ...]:
         """What places of these kinds are called by people, each once: the last parts of their paths."""
         return tuple(dict.fromkeys(place.path.rpartition(".")[2] for kind in kinds for place in self.of(kind)))
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the model's parts (``Place.group``), in the order of a checkpoint."""
+        return tuple(dict.fromkeys(place.group for place in self))
 
     @cached_property
     def inside(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.model.layout import NORM, Place
+from halter.model.layout import NORM, PARAMETER, Place
 from halter.numerics.products import FEW, lay_out, linear, pieces
 
 
@@ -108,27 +108,36 @@ class DenseLinear(Linear):
         return F.embedding(index, self.matrix)
 
 
-def empty(place: Place, dtype: torch.dtype, device: torch.device | str) -> DenseLinear | Norm:
-    """What holds the weight of a Linear or a norm, before there are any numbers in it."""
+def empty(place: Place, dtype: torch.dtype, device: torch.device | str) -> DenseLinear | Norm | BareParameter:
+    """What holds the weight of a Linear, a norm or a parameter, before there are any numbers in it."""
     weight = torch.empty(place.shape, dtype=dtype, device=device)
-    if place.kind == NORM:
-        return Norm(weight)
-    return DenseLinear(weight, torch.empty(place.shape[0], dtype=dtype, device=device) if place.bias else None)
+    if place.kind == PARAMETER:
+        return BareParameter(weight)
+    bias = torch.empty(place.shape[0], dtype=dtype, device=device) if place.bias else None
+    return Norm(weight, bias) if place.kind == NORM else DenseLinear(weight, bias)
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The bias of a base's module, None where it has none."""
+    return module.bias if isinstance(module, Linear | Norm) else None
 
 
 class Norm(nn.Module):
-    """An RMSNorm's weight [dim]; the normalising itself is numerics.pointwise.normalise."""
+    """A norm's weight [dim], and a LayerNorm's bias; the normalising itself is in numerics.pointwise."""
 
     scale: Tensor
+    bias: Tensor | None
 
-    def __init__(self, scale: Tensor) -> None:
+    def __init__(self, scale: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, normal: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """normal [..., dim] times the weight, or times the one that stands in."""
+        """normal [..., dim] times the weight plus the bias; ``weight`` and ``bias`` stand in where given."""
         y = normal * (self.scale if weight is None else weight)
-        return y if bias is None else y + bias
+        added = self.bias if bias is None else bias
+        return y if added is None else y + added
 
     def weight(self) -> Tensor:
         return self.scale
@@ -146,6 +155,26 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """tokens int64 [N] -> [N, dim]."""
         return F.embedding(tokens, self.matrix if weight is None else weight)
+
+    def weight(self) -> Tensor:
+        return self.matrix
+
+
+class BareParameter(nn.Module):
+    """A parameter that is no module's: one vector [dim], or several [rows, dim], for the states that it goes with."""
+
+    matrix: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", weight, persistent=False)
+
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """The parameter once more for every ``rows`` of ``x`` [N, ...]: [N, dim]. So rows of a batch may each have a
+        parameter of their own."""
+        matrix = self.matrix if weight is None else weight
+        matrix = matrix.reshape(-1, matrix.shape[-1])
+        return matrix.repeat(len(x) // len(matrix), 1)
 
     def weight(self) -> Tensor:
         return self.matrix

@@ -55,14 +55,15 @@ class RoutedActs(NamedTuple):
     memory: Extra | None = None
 
 
-def layout(config: Llama4Config) -> Layout:
-    """Every place of a Llama 4's text. The shared expert's have the names of a dense MLP's."""
+def layout(config: Llama4Config, lead: str = "") -> Layout:
+    """Every place of a Llama 4's text, whose paths begin with ``lead``. The shared expert's have the names of a dense
+    MLP's."""
     plain = dense.layout(config)
     blocks = []
     for layer in range(config.layers):
         kind = _routed(config, plain) if layer in config.moe_layers else _dense(config, plain)
-        blocks.append(kind.at(f"model.layers.{layer}", layer))
-    return Layout(config.outer, blocks)
+        blocks.append(kind.at(f"{lead}model.layers.{layer}", layer))
+    return Layout([replace(place, path=lead + place.path) for place in config.outer], blocks)
 
 
 def _mlp(plain: BlockLayout, path: str, width: int) -> list[Place]:

@@ -1,4 +1,4 @@
-"""The shape of a Llama 4's text: from a Hugging Face config.json and back, and the two published sizes."""
+"""The shape of a Llama 4: from a Hugging Face config.json and back, and the two published sizes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from halter.errors import Refusal, meant
-from halter.model import llama4
+from halter.model import llama4, llama4_vision
 from halter.model.config import ModelConfig
 from halter.model.config_limits import short
 from halter.model.layout import Layout
+from halter.model.llama4_tiles import Llama4Pictures
+from halter.model.llama4_tower import Llama4Tower
 from halter.model.rotation import RopeScaling
 
 DEFAULTS: dict[str, Any] = {
@@ -56,7 +58,7 @@ _READ_BY_BITSANDBYTES = "bitsandbytes"
 
 @dataclass(frozen=True)
 class Llama4Config(ModelConfig):
-    """Sizes of one Llama 4's text. ``ffn_dim`` is the width of each expert and of the shared one."""
+    """Sizes of one Llama 4. ``ffn_dim`` is the width of each expert and of the shared one."""
 
     dense_dim: int = 16384
     """The MLP's width in layers without experts."""
@@ -75,6 +77,8 @@ class Llama4Config(ModelConfig):
     """Whether queries of layers without rotation grow with their position (``floor_scale``, ``attn_scale``)."""
     floor_scale: int = 8192
     attn_scale: float = 0.1
+    tower: Llama4Tower | None = None
+    """The tower of pictures; None: the text alone."""
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str = "") -> Llama4Config:
@@ -116,10 +120,11 @@ class Llama4Config(ModelConfig):
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """A config.json of the text alone (``llama4_text``), which transformers opens as Llama4ForCausalLM."""
+        """A config.json that transformers opens as Llama4ForConditionalGeneration (``llama4``) or, of the text alone,
+        as Llama4ForCausalLM (``llama4_text``)."""
         plain = super().to_hf()
         del plain["mlp_bias"]
-        return plain | {
+        text = plain | {
             "architectures": ["Llama4ForCausalLM"],
             "model_type": "llama4_text",
             "intermediate_size_mlp": self.dense_dim,
@@ -134,11 +139,18 @@ class Llama4Config(ModelConfig):
             "floor_scale": self.floor_scale,
             "attn_scale": self.attn_scale,
         }
+        return text if self.tower is None else self.tower.around(text)
 
     @cached_property
     def layout(self) -> Layout:
         """Every place of the model, with its name in a checkpoint and its shape."""
-        return llama4.layout(self)
+        return llama4.layout(self) if self.tower is None else llama4_vision.layout(self, self.tower)
+
+    @property
+    def pictures(self) -> Llama4Pictures | None:
+        if self.tower is None or max(self.tower.ids) >= self.vocab_size:
+            return None  # no tokens to stand for them
+        return Llama4Pictures(self.tower)
 
     @property
     def rotates_wide(self) -> bool:

@@ -38,6 +38,14 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     return _normal(x, eps)[0] if _plainly() else _Normalise.apply(x, eps)
 
 
+def centred(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm without its weight and bias (arXiv 1607.06450): (x - mean) / sqrt(variance + eps) over the last axis.
+
+    Made in float32 at least and rounded to x's dtype; the caller multiplies and adds afterwards.
+    """
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps)
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

@@ -85,8 +85,10 @@ def to_peft(options: Options, shape: ModelConfig, name: str) -> dict[str, Any]:
         "task_type": "CAUSAL_LM",
         "r": options.r,
         "alpha": targets.whole(options.alpha or 0.0),
-        "target_modules": targets.for_peft(modules),
-        "exclude_modules": None if not options.exclude_modules else targets.for_peft(options.exclude_modules),
+        "target_modules": targets.for_peft(modules, shape, KINDS),
+        "exclude_modules": None
+        if not options.exclude_modules
+        else targets.for_peft(options.exclude_modules, shape, KINDS),
         "layers_to_transform": None if options.layers is None else list(options.layers),
         "rank_pattern": dict(options.rank_pattern),
         "alpha_pattern": dict(options.alpha_pattern),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.contract.method import Piece, Site
-from halter.model.linear import Embedding, Linear, Norm
+from halter.model.linear import BareParameter, Embedding, Linear, Norm, bias_of
 from halter.model.places import Act
 
 
@@ -33,16 +33,16 @@ class StandIn(Piece):
     def __init__(self, shape: tuple[int, ...], bias: bool, saved_as: str = "") -> None:
         super().__init__()
         if saved_as:
-            self.saved_names = {"weight": saved_as}
+            self.saved_names = {"weight": saved_as, "bias": saved_as.removesuffix("weight") + "bias"}
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
 
     @torch.no_grad()
     def start(self, module: nn.Module) -> None:
-        assert isinstance(module, (Linear, Norm, Embedding))
+        assert isinstance(module, (Linear, Norm, Embedding, BareParameter))
         self.weight.copy_(module.weight())
         if self.bias is not None:
-            self.bias.copy_(module.bias)  # type: ignore[arg-type]
+            self.bias.copy_(bias_of(module))  # type: ignore[arg-type]
 
     def bind(self, site: Site) -> Act:
         if self.joins_as_formerly:

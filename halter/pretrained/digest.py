@@ -30,7 +30,7 @@ from typing import Any
 from halter.errors import HalterError
 from halter.files.caches import cache_folder
 from halter.files.checkpoint import ModelFolder, open_checkpoint
-from halter.files.names import EMBEDDING, HEAD, storage_of
+from halter.files.names import storage_of, vocabulary
 from halter.files.reading import read_json
 from halter.files.tensors import tensor_sha256
 from halter.files.writing import write_json
@@ -112,8 +112,10 @@ def digest_base(folder: str | Path) -> BaseDigest:
 
 def _drop_second_copy(checkpoint: ModelFolder, hashes: dict[str, str]) -> None:
     """A second copy of a tied matrix is filing, not content."""
-    if checkpoint.config.get("tie_word_embeddings") and hashes.get(HEAD) == hashes.get(EMBEDDING):
-        hashes.pop(HEAD, None)
+    table, head = vocabulary(hashes)
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    if text.get("tie_word_embeddings") and hashes.get(head) == hashes.get(table):
+        hashes.pop(head, None)
 
 
 def digest_in_background(folder: str | Path) -> Future[BaseDigest]:

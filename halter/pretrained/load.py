@@ -142,10 +142,7 @@ def _load(
         what = f"Loading {progress.total / 1e9:.1f} GB from {checkpoint.folder}"
         say(f"{what} as {dtype_name(compute)} on {place}" + (f", quantised to {fresh} on the way" if fresh else ""))
     if checkpoint.skipped:
-        count = len(checkpoint.skipped)
-        say(
-            f"The text alone is loaded; {count} tensors of the tower of pictures are left unread: pictures are not run."
-        )
+        say(f"The text alone is loaded; {len(checkpoint.skipped)} tensors of the tower of pictures are left unread.")
     try:
         for name in plan.order:
             _place(model, checkpoint, name, plan, (place, home), quantize, double_quant, between)

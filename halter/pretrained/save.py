@@ -22,7 +22,7 @@ from halter.files.tensors import TensorSpec
 from halter.files.writing import TensorSink, copy_file, stream_tensors, write_json
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.linear import Linear
+from halter.model.linear import bias_of
 from halter.pretrained.device import dtype_name
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -97,8 +97,8 @@ def tensors_of(model: Decoder) -> Iterator[tuple[str, Tensor]]:
         if place.tied:
             continue
         yield place.weight_name, module.weight()  # type: ignore[operator]
-        if isinstance(module, Linear) and module.bias is not None:
-            yield f"{place.path}.bias", module.bias
+        if (bias := bias_of(module)) is not None:
+            yield f"{place.path}.bias", bias
 
 
 def licence_files(folder: Path | None) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(base: Path) -> Decoder:
-    return load_model(base, "float32", device="cpu")
+def model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """The text alone, which is what is read of a folder that does not describe its tower."""
+    folder = tmp_path_factory.mktemp("text") / "base"
+    shutil.copytree(base, folder)
+    said = json.loads((folder / "config.json").read_text())
+    del said["vision_config"]
+    (folder / "config.json").write_text(json.dumps(said))
+    return load_model(folder, "float32", device="cpu")
 
 
 def trained(base: Path, folder: Path, **options: Any) -> torch.Tensor:
@@ -125,12 +132,19 @@ def test_the_spelling_of_newer_releases_is_the_same_adapter(case: Any, model: De
     bounds.assert_same(model(TOKENS, adapter=load_adapter(tmp_path, model)), want)
 
 
-def test_what_adapts_the_tower_as_well_is_refused_by_name(base: Path, model: Decoder, tmp_path: Path) -> None:
-    trained(base, tmp_path, target_modules=["q_proj"])
+@torch.no_grad()
+def test_what_adapts_the_tower_as_well_is_refused_by_name_and_fits_the_whole(
+    base: Path, model: Decoder, tmp_path: Path
+) -> None:
+    want = trained(base, tmp_path, target_modules=["q_proj"])
     with pytest.raises(Refusal) as caught:
         load_adapter(tmp_path, model)
     assert caught.value.id == "adapter-mismatch" and len(caught.value.found) == 2
     assert all(re.search(r"vision_model\S+ is unexpected", one) for one in caught.value.found)
+    whole = load_model(base, "float32", device="cpu")
+    adapter = load_adapter(tmp_path, whole)
+    assert {slot.at.group for slot in adapter.slots} == {"language", "vision"}
+    bounds.assert_same(whole(TOKENS, adapter=adapter), want)
 
 
 def test_a_copy_of_the_base_is_not_counted(base: Path, model: Decoder, tmp_path: Path) -> None:

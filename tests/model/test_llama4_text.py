@@ -591,17 +591,28 @@ VISION = {
 
 
 @torch.no_grad()
-def test_of_a_checkpoint_with_pictures_the_text_is_read(tmp_path):
+@pytest.mark.parametrize("missing", ["vision_config", "tensors"])
+def test_of_a_checkpoint_whose_tower_is_not_described_or_not_there_the_text_is_read(missing, tmp_path):
     torch.manual_seed(0)
     text = {k: v for k, v in CONFIG.to_hf().items() if k != "architectures"}
     whole = Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=VISION)).eval()
     whole.save_pretrained(tmp_path / "whole")
-    stored = json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert stored["model_type"] == "llama4" and load_config(tmp_path / "whole") == CONFIG
+    file, count = tmp_path / "whole" / "config.json", 0
+    stored = json.loads(file.read_text())
+    if missing == "vision_config":
+        file.write_text(json.dumps({k: v for k, v in stored.items() if k != "vision_config"}))
+        count = sum(not name.startswith("language_model.") for name in whole.state_dict())
+        assert load_config(tmp_path / "whole") == CONFIG
+    else:
+        tensors = tmp_path / "whole" / "model.safetensors"
+        held = load_file(tensors)
+        save_file({name: held[name] for name in held if name.startswith("language_model.")}, tensors)
+    assert stored["model_type"] == "llama4"
     said = []
     model = load_model(tmp_path / "whole", "float32", device="cpu", say=said.append)
-    count = sum(not name.startswith("language_model.") for name in whole.state_dict())
-    assert any(f"{count} tensors of the tower of pictures are left unread" in line for line in said)
+    assert model.config == CONFIG
+    told = any(f"{count} tensors of the tower of pictures are left unread" in line for line in said)
+    assert told == (missing == "vision_config")
     bounds.assert_same(model(TOKENS), whole(TOKENS).logits)
     settings_ = read_settings(tmp_path / "whole", None)
     assert settings_.config["eos_token_id"] == 2 and settings_.config["model_type"] == "llama4"

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Iterable
@@ -71,9 +72,19 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(path, target / path.name)
 
 
-def in_the_fork(tree: str, arguments: list[str], log: str) -> None:
+def end_with(runner: int) -> None:
+    """End this process and its children when ``runner`` has gone: a fault may make tests run for ever."""
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(runner, 0)
+            time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def in_the_fork(tree: str, arguments: list[str], log: str, runner: int) -> None:
     """Run pytest on the copy of the package at ``tree`` and exit with its code."""
     os.setsid()
+    threading.Thread(target=end_with, args=(runner,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
@@ -95,7 +106,7 @@ def in_the_fork(tree: str, arguments: list[str], log: str) -> None:
 def run_tests(tree: Path, arguments: Iterable[str]) -> tuple[int, str]:
     """pytest's exit code and its last words."""
     log = tree / "pytest.log"
-    child = FORKS.Process(target=in_the_fork, args=(str(tree), list(arguments), str(log)))
+    child = FORKS.Process(target=in_the_fork, args=(str(tree), list(arguments), str(log), os.getpid()))
     child.start()
     child.join(MOST_SECONDS)
     code = HUNG if child.exitcode is None else child.exitcode
