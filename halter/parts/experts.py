@@ -71,39 +71,40 @@ class ExpertSite(Site):
         return dropout.key(self.key, self.layer, self.place, self.expert)
 
 
+Parts = tuple[Act | None, ...]
+"""Each expert's own act; None: nothing acts there."""
+
+
 @dataclass(frozen=True)
 class ExpertsAct(Act):
-    """Each expert's own act on its own rows; None: nothing acts there. Acts that follow the expert's product."""
+    """Each expert's own act on its own rows, where all follow their expert's product."""
 
-    parts: tuple[Act | None, ...]
+    parts: Parts
 
     def act(self, x: Routed, y: Tensor) -> Tensor:
-        return self._each("act", x, y)
+        return _each(self.parts, "act", x, y)
 
     def beside(self, x: Routed, y: Tensor) -> Tensor:
-        return self._each("beside", x, y)
+        return _each(self.parts, "beside", x, y)
 
     def select(self, index: Tensor) -> ExpertsAct:
-        return replace(self, parts=tuple(None if part is None else part.select(index) for part in self.parts))
-
-    def _each(self, half: str, x: Routed, *y: Tensor) -> Tensor:
-        """That half of every part on its rows of x and y; the last of them where no part has one."""
-        if all(part is None or getattr(type(part), half) is getattr(Act, half) for part in self.parts):
-            return (x.rows, *y)[-1]
-        rows = (tensor.split(x.counts) for tensor in (x.rows, *y))
-        made = [
-            own[-1] if part is None or not len(own[0]) else getattr(part, half)(*own)
-            for part, *own in zip(self.parts, *rows, strict=True)
-        ]
-        return torch.cat(made)
+        return replace(self, parts=_selected(self.parts, index))
 
 
 @dataclass(frozen=True)
-class EnteringExpertsAct(ExpertsAct):
+class EnteringExpertsAct(Act):
     """The same of acts that change what enters an expert's product, or bring a matrix of their own."""
 
+    parts: Parts
+
     def enter(self, x: Routed) -> Routed:
-        return replace(x, rows=self._each("enter", x))
+        return replace(x, rows=_each(self.parts, "enter", x))
+
+    def act(self, x: Routed, y: Tensor) -> Tensor:
+        return _each(self.parts, "act", x, y)
+
+    def beside(self, x: Routed, y: Tensor) -> Tensor:
+        return _each(self.parts, "beside", x, y)
 
     def stand_in(self) -> Any:
         """What stands in for each expert's matrix, [in, out] as the base has it; None: the base's."""
@@ -111,6 +112,25 @@ class EnteringExpertsAct(ExpertsAct):
         if all(one is None for one in own):
             return None
         return tuple(None if one is None else one[0].t() for one in own), None
+
+    def select(self, index: Tensor) -> EnteringExpertsAct:
+        return replace(self, parts=_selected(self.parts, index))
+
+
+def _each(parts: Parts, half: str, x: Routed, *y: Tensor) -> Tensor:
+    """That half of every part on its rows of x and y; the last of them where no part has one."""
+    if all(part is None or getattr(type(part), half) is getattr(Act, half) for part in parts):
+        return (x.rows, *y)[-1]
+    rows = (tensor.split(x.counts) for tensor in (x.rows, *y))
+    made = [
+        own[-1] if part is None or not len(own[0]) else getattr(part, half)(*own)
+        for part, *own in zip(parts, *rows, strict=True)
+    ]
+    return torch.cat(made)
+
+
+def _selected(parts: Parts, index: Tensor) -> Parts:
+    return tuple(None if part is None else part.select(index) for part in parts)
 
 
 class Experts(Piece):

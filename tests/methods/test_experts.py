@@ -18,6 +18,7 @@ from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS
 from halter.model.passes import Pass
+from halter.model.reports import counting_rows
 from halter.model.segments import Segments
 from halter.parts.experts import Experts
 from halter.training.schedule import make as make_schedule
@@ -149,6 +150,29 @@ def test_an_expert_without_rows_in_a_step_is_not_touched(checkpointing):
                 assert one.optimizer.state[parameter]["step"].item() == moments[name] + used
                 still |= set() if used else {expert}
     assert still
+
+
+def test_rows_are_counted_once_where_layers_are_computed_again():
+    model = moe()
+    one = trainee_of(moved(model, experts="all"))
+    with counting_rows() as counts:
+        take_step(model, [one], [[batch_of(TOKENS.flatten())]], True)
+    assert {layer: sum(own) for layer, own in counts.items()} == {1: 34, 2: 34}
+
+
+def test_each_expert_drops_what_its_own_key_says():
+    model = moe()
+    adapter = moved(model, experts="all", dropout=0.5)
+    acts = adapter.bind(model, Segments.packed([17, 17]), key=3)
+    parts = [
+        part
+        for layer in (1, 2)
+        for place in ("experts_in", "experts_out")
+        for part in getattr(acts.layers[layer], place).parts
+    ]
+    assert len({part.key for part in parts}) == len(parts) == 16 and all(part.rate == 0.5 for part in parts)
+    again = adapter.bind(model, Segments.packed([17, 17]), key=3)
+    assert [p.key for p in again.layers[1].experts_in.parts] == [p.key for p in parts[:4]]
 
 
 def folded(model, adapter):
