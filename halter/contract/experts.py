@@ -25,7 +25,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Aim:
+class Reach:
     """What a method's options say of where it acts, by the names that all methods have for them."""
 
     modules: Targets
@@ -35,7 +35,7 @@ class Aim:
     parameters: Sequence[str] = ()
 
     @classmethod
-    def of(cls, options: object) -> Aim:
+    def of(cls, options: object) -> Reach:
         """Of any options with a field target_modules; those that a method has not mean nothing."""
         return cls(
             getattr(options, "target_modules"),  # noqa: B009
@@ -108,24 +108,24 @@ def refuse_unknown_most_used(options: object) -> None:
 def check(shape: ModelConfig, options: object, kinds: Sequence[str] = ADAPTED) -> None:
     """Refusals of targets.check for places of these ``kinds`` and of routed experts, and ``experts`` for experts that
     this model has not."""
-    aim = Aim.of(options)
-    targets.check_spelling(aim.modules, aim.exclude)
-    _refuse_unknown(shape, aim)
+    reach = Reach.of(options)
+    targets.check_spelling(reach.modules, reach.exclude)
+    _refuse_unknown(shape, reach)
     every = shape.layout.everywhere
-    routed = any(aim.places(shape, layer) for layer in every)
-    modules, beside = aim.for_modules(shape), shape.layout.of(EXPERTS)
-    dead = [name for name in aim.parameters if not _any((name,), beside)]
+    routed = any(reach.places(shape, layer) for layer in every)
+    modules, beside = reach.for_modules(shape), shape.layout.of(EXPERTS)
+    dead = [name for name in reach.parameters if not _any((name,), beside)]
     if dead:
         known = ", ".join(name_of(place) for place in dict.fromkeys(_kinds(beside))) or "none: it has no routed experts"
         what = "target_parameters names what are no routed experts' matrices in this model"
         fix = "give names such as experts.gate_up_proj; modules are named by target_modules"
         raise Refusal("targets-match-nothing", what, found=dead, expected=known, fix=fix)
     if modules or not routed:
-        targets.check(shape, modules, aim.exclude, aim.layers, kinds, routed)
+        targets.check(shape, modules, reach.exclude, reach.layers, kinds, routed)
 
 
-def _refuse_unknown(shape: ModelConfig, aim: Aim) -> None:
-    which, stacked = aim.experts, shape.layout.of(EXPERTS)
+def _refuse_unknown(shape: ModelConfig, reach: Reach) -> None:
+    which, stacked = reach.experts, shape.layout.of(EXPERTS)
     if which is None:
         return
     if not stacked:
@@ -143,7 +143,7 @@ def _refuse_unknown(shape: ModelConfig, aim: Aim) -> None:
     lists = which.values() if isinstance(which, Mapping) else [] if isinstance(which, str) else [which]
     wrong += [f"expert {one!r}" for own in lists for one in own if isinstance(one, bool) or not isinstance(one, int)]
     if not wrong:
-        meant = {number for place in stacked for number in aim.numbers(place)}
+        meant = {number for place in stacked for number in reach.numbers(place)}
         wrong += [f"expert {number}" for number in sorted(meant) if not 0 <= number < count]
         wrong += [] if meant or most_used(which) else ["no expert at all"]
     if wrong:
@@ -154,9 +154,9 @@ def _refuse_unknown(shape: ModelConfig, aim: Aim) -> None:
 
 def of_experts(shape: ModelConfig, options: object, ask: Callable[[str], int]) -> list[set[int]]:
     """At each place of routed experts that the options mean, what ``ask`` says of the experts' paths."""
-    aim = Aim.of(options)
-    places = [place for layer in shape.layout.everywhere for place in aim.places(shape, layer)]
-    return [{ask(one_of(place, expert).path) for expert in aim.numbers(place)} for place in places]
+    reach = Reach.of(options)
+    places = [place for layer in shape.layout.everywhere for place in reach.places(shape, layer)]
+    return [{ask(one_of(place, expert).path) for expert in reach.numbers(place)} for place in places]
 
 
 def one_of(place: Place, expert: int) -> Place:

@@ -99,7 +99,7 @@ def seen_as(
 
     for place, module in base.places():
         name = place.path
-        if isinstance(module, Embedding):
+        if module is base.embed_tokens:
             made.embed_tokens = _TableAtUse(weights(name, module)[0], dtype)
         elif not isinstance(module, Linear):
             weight, bias = in_dtype(weights(name, module))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import gcd
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,7 @@ THETA = 500000.0
 CHUNK, FLOOR = 8192, 8192
 CHUNKED, WHOLE = "chunked_attention", "full_attention"
 MANY_EXPERTS = 128
+PAD = 200_018
 REFUSED: Mapping[str, str] = {"quantization_args": "Meta's own quantisation", "lora_args": "adapters inside the base"}
 _LAYER = "model.layers.*."
 _FORWARD = _LAYER + "feed_forward."
@@ -93,10 +95,12 @@ def _experts(count: int) -> dict[str, tuple[MetaName, ...]]:
 
 def _part_of_wqkv(part: Tensor, heads: int, kv_heads: int, which: int) -> Tensor:
     """The rows of queries (0), keys (1) or values (2) of one rank. ValueError where they do not come out even."""
-    size, rest = divmod(part.shape[0], heads + 2 * kv_heads)
+    shared = gcd(heads, kv_heads)
+    query, key = heads // shared, kv_heads // shared
+    size, rest = divmod(part.shape[0], query + 2 * key)
     if rest:
         raise ValueError(f"{part.shape[0]} rows for {heads} query and {kv_heads} key heads")
-    return part.split([heads * size, kv_heads * size, kv_heads * size])[which]
+    return part.split([query * size, key * size, key * size])[which]
 
 
 def _half(part: Tensor, which: int) -> Tensor:
@@ -227,8 +231,11 @@ def _context(experts: Mapping[str, Any]) -> int:
 
 
 def generation(vocabulary: int) -> dict[str, Any]:
-    """The ends of an Instruct release; a base ends a text with the first and writes none of the others."""
-    return {"bos_token_id": 200_000, "eos_token_id": [200_001, 200_007, 200_008], "pad_token_id": 200_018}
+    """The ends of an Instruct release; a base ends a text with the first and writes none of the others. Nothing of a
+    vocabulary that has no such tokens."""
+    if vocabulary <= PAD:
+        return {}
+    return {"bos_token_id": 200_000, "eos_token_id": [200_001, 200_007, 200_008], "pad_token_id": PAD}
 
 
 LLAMA4 = MetaFamily(

@@ -33,10 +33,28 @@ def vocabulary(names: Container[str]) -> tuple[str, str]:
     return lead + EMBEDDING, lead + HEAD
 
 
+_IN_MEMORY = {
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+    "model.vision_model.": "vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+"""{how a name of a Llama 3.2 Vision begins in transformers' memory since 4.52: how it begins in a published file}."""
+
+
+def _as_published(name: str) -> str:
+    for begins, published in _IN_MEMORY.items():
+        if name.startswith(begins):
+            return published + name.removeprefix(begins)
+    return name
+
+
 def of_text(name: str, family: object, whole: bool) -> str | None:
     """What a tensor of a checkpoint whose model_type is ``family`` is called: in a ``whole`` one, which is read with
     its tower of pictures, as it is stored; else as where the text stands alone, None for one of the tower, which is
-    then not read. Llama 4 has both halves in one checkpoint."""
+    then not read. Llama 4 has both halves in one checkpoint; so has Llama 3.2 Vision, which is always read whole."""
+    if family == "mllama":
+        return _as_published(name)
     if whole:
         return name
     if family == "llama4" and of_pictures(name):

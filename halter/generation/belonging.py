@@ -18,7 +18,7 @@ def told_once(what: str) -> None:
 
 def tell_others(model: Decoder, tokenizer: Tokenizer, adapters: Sequence[object]) -> None:
     """Say where the tokenizer is not the model's or not that of an adapter's training."""
-    if other := other_vocabulary(tokenizer.vocab_size, model.config.vocab_size):
+    if other := other_vocabulary(tokenizer.vocab_size, model.config.table_rows):
         told_once(other)
     for adapter in {id(one): one for one in adapters if isinstance(one, Adapter)}.values():
         trained_on = (adapter.facts.get("tokenizer") or {}).get("digest")

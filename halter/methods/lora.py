@@ -173,7 +173,7 @@ class Lora(Method):
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         named = shape.layout.names(LINEAR)  # servers want names
-        modules = routed.Aim.of(self).for_modules(shape)
+        modules = routed.Reach.of(self).for_modules(shape)
         modules = named if modules == "all-linear" else modules
         plain = {
             "task_type": "CAUSAL_LM",

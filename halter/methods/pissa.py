@@ -127,7 +127,7 @@ def plain_config(method: Method, shape: ModelConfig) -> dict[str, Any]:
     """LoRA's configuration for pairs of twice the rank with the same scale."""
     plain = pair(method)
     scale = (plain.alpha or 0.0) / plain.r
-    modules = routed.Aim.of(plain).for_modules(shape)
+    modules = routed.Reach.of(plain).for_modules(shape)
     chosen = (plain.exclude_modules, plain.layers, KINDS)
     places = [place for i in shape.layout.everywhere for place in targets.chosen(shape, i, modules, *chosen)]
     at = {place.path: min(plain.r, *place.shape) for place in places}

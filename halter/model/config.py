@@ -172,6 +172,11 @@ class ModelConfig:
         return False
 
     @property
+    def table_rows(self) -> int:
+        """How many tokens the model can be fed; some families have embeddings for more than they can produce."""
+        return self.vocab_size
+
+    @property
     def pictures(self) -> PictureRules | None:
         """How pictures become part of a row; None where the family, or this checkpoint of it, sees none."""
         return None

@@ -67,11 +67,11 @@ class Decoder(nn.Module):
         self.residence: Residence = Resident()
         self.tensor_savers: list[TensorSaver] = []
         self.layout = config.layout
-        table = torch.empty(config.vocab_size, config.dim, dtype=dtype, device=device)
+        table = torch.empty(config.table_rows, config.dim, dtype=dtype, device=device)
         self.embed_tokens = Embedding(table)
         self.layers = nn.ModuleList(one.make(config, one, dtype, device) for one in self.layout.blocks)
         self.norm = Norm(torch.empty(config.dim, dtype=dtype, device=device))
-        self.lm_head: Linear = DenseLinear(table if config.tied else torch.empty_like(table))
+        self.lm_head: Linear = DenseLinear(table if config.tied else table.new_empty(config.vocab_size, config.dim))
         self.frequencies = config.frequencies()
         self.order = self.layout.stack()
         """The layers that a pass goes through, by number."""

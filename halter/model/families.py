@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from halter.errors import Refusal, meant
-from halter.model import llama4_config
+from halter.model import llama4_config, mllama_config
 from halter.model.config import ModelConfig, preset, preset_names, preset_repository
 from halter.model.llama4_config import Llama4Config
 from halter.model.llama4_seeing import of_llama4
+from halter.model.mllama_config import MllamaConfig
 
 FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {
     "llama": ModelConfig.from_hf,
     "llama4": of_llama4,
     "llama4_text": Llama4Config.from_hf,
+    "mllama": MllamaConfig.from_hf,
 }
 """{model_type in config.json: how that family's is read}."""
 ANNOUNCED = {
@@ -37,6 +39,7 @@ def _published() -> dict[str, Callable[[str], ModelConfig]]:
     """{name of a published model: what makes its shape of that name}."""
     return {
         **dict.fromkeys(preset_names(), preset),
+        **dict.fromkeys(mllama_config.REPOSITORIES, mllama_config.published),
         **dict.fromkeys(llama4_config.REPOSITORIES, llama4_config.published),
     }
 
@@ -73,7 +76,8 @@ def repository(name: str, asked: str = "") -> str | None:
     """The hub's id of a published model's weights, None where they are not there; ``asked``: what it was called."""
     if name in ANNOUNCED:
         return None
-    return llama4_config.REPOSITORIES.get(name) or preset_repository(name, asked)
+    named = llama4_config.REPOSITORIES | mllama_config.REPOSITORIES
+    return named.get(name) or preset_repository(name, asked)
 
 
 def not_released(name: str) -> Refusal:

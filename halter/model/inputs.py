@@ -101,9 +101,9 @@ def checked_shape(tokens: Tensor, config: ModelConfig) -> tuple[int, int]:
         fix = "cut the rows, or load the model with a larger max_position_embeddings in its config.json"
         raise Refusal("tokens-too-long", what, fix=fix)
     if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
-        outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+        outside = tokens[(tokens < 0) | (tokens >= config.table_rows)]
         if outside.numel():
-            known = f"0 .. {config.vocab_size - 1}"
+            known = f"0 .. {config.table_rows - 1}"
             fix = f"encode with the tokenizer that halter.load gave: {TOKENS}"
             raise Refusal("token-ids", "the model has no such tokens", found=outside.tolist(), expected=known, fix=fix)
     return tokens.shape[0], tokens.shape[1]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.contract import targets
-from halter.contract.experts import Aim, one_of
+from halter.contract.experts import Reach, one_of
 from halter.contract.method import Method, Piece, Site
 from halter.contract.targets import ADAPTED
 from halter.model.config import ModelConfig
@@ -71,7 +71,7 @@ class ExpertSite(Site):
         return dropout.key(self.key, self.layer, self.place, self.expert)
 
 
-Parts = tuple[Act | None, ...]
+ExpertParts = tuple[Act | None, ...]
 """Each expert's own act; None: nothing acts there."""
 
 
@@ -79,7 +79,7 @@ Parts = tuple[Act | None, ...]
 class ExpertsAct(Act):
     """Each expert's own act on its own rows, where all follow their expert's product."""
 
-    parts: Parts
+    parts: ExpertParts
 
     def act(self, x: Routed, y: Tensor) -> Tensor:
         return _each(self.parts, "act", x, y)
@@ -95,7 +95,7 @@ class ExpertsAct(Act):
 class EnteringExpertsAct(Act):
     """The same of acts that change what enters an expert's product, or bring a matrix of their own."""
 
-    parts: Parts
+    parts: ExpertParts
 
     def enter(self, x: Routed) -> Routed:
         return replace(x, rows=_each(self.parts, "enter", x))
@@ -117,7 +117,7 @@ class EnteringExpertsAct(Act):
         return replace(self, parts=_selected(self.parts, index))
 
 
-def _each(parts: Parts, half: str, x: Routed, *y: Tensor) -> Tensor:
+def _each(parts: ExpertParts, half: str, x: Routed, *y: Tensor) -> Tensor:
     """That half of every part on its rows of x and y; the last of them where no part has one."""
     if all(part is None or getattr(type(part), half) is getattr(Act, half) for part in parts):
         return (x.rows, *y)[-1]
@@ -129,7 +129,7 @@ def _each(parts: Parts, half: str, x: Routed, *y: Tensor) -> Tensor:
     return torch.cat(made)
 
 
-def _selected(parts: Parts, index: Tensor) -> Parts:
+def _selected(parts: ExpertParts, index: Tensor) -> ExpertParts:
     return tuple(None if part is None else part.select(index) for part in parts)
 
 
@@ -196,8 +196,8 @@ class Experts(Piece):
 
 def adapted(options: object, shape: ModelConfig) -> bool:
     """Whether the options mean routed experts of this model."""
-    aim = Aim.of(options)
-    return any(aim.places(shape, layer) for layer in shape.layout.everywhere)
+    reach = Reach.of(options)
+    return any(reach.places(shape, layer) for layer in shape.layout.everywhere)
 
 
 def beyond_peft(method: Method, shape: ModelConfig) -> dict[str, str]:
@@ -205,20 +205,20 @@ def beyond_peft(method: Method, shape: ModelConfig) -> dict[str, str]:
     return {"peft_type": f"HALTER_{method.name().upper()}"} if adapted(method, shape) else {}
 
 
-Make = Callable[[Place], Piece]
+MakePiece = Callable[[Place], Piece]
 """The piece of one place."""
 
 
 def build(
-    options: object, shape: ModelConfig, layer: int | None, make: Make, kinds: Sequence[str] = ADAPTED
+    options: object, shape: ModelConfig, layer: int | None, make: MakePiece, kinds: Sequence[str] = ADAPTED
 ) -> dict[str, Piece]:
     """{place: piece} of one layer, or outside the layers, where the options say: at places of these ``kinds``, and a
     piece for each chosen expert at those of routed experts, each made as for a Linear with its matrix."""
-    aim = Aim.of(options)
-    modules = aim.for_modules(shape)
-    chosen = targets.chosen(shape, layer, modules, aim.exclude, aim.layers, kinds) if modules else []
+    reach = Reach.of(options)
+    modules = reach.for_modules(shape)
+    chosen = targets.chosen(shape, layer, modules, reach.exclude, reach.layers, kinds) if modules else []
     made = {place.name: make(place) for place in chosen}
-    for place in aim.places(shape, layer):
-        own = {expert: make(one_of(place, expert)) for expert in aim.numbers(place)}
+    for place in reach.places(shape, layer):
+        own = {expert: make(one_of(place, expert)) for expert in reach.numbers(place)}
         made[place.name] = Experts(own, place.shape[0])
     return made

@@ -145,8 +145,9 @@ def digest_model(model: Decoder) -> str:
             buffers = dict(module.named_buffers())
             dense = len([name for name in buffers if name != "bias"]) == 1
             for name, tensor in buffers.items():
-                suffix = "bias" if name == "bias" else "weight" if dense else f"weight.{name}"
-                yield f"{place.path}.{suffix}", tuple(tensor.shape), tensor_sha256(tensor)
+                weight = place.weight_name if dense else f"{place.weight_name}.{name}"
+                called = f"{place.path}.bias" if name == "bias" else weight
+                yield called, tuple(tensor.shape), tensor_sha256(tensor)
 
     return combine(held())
 

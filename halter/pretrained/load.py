@@ -74,8 +74,8 @@ def load(
 
         model = _load(checkpoint, dtype, quantize, device, double_quant, offload, say, between)
         tokenizer = reading.result()
-    if tokenizer.vocab_size > model.config.vocab_size:
-        extra = tokenizer.vocab_size - model.config.vocab_size
+    if tokenizer.vocab_size > model.config.table_rows:
+        extra = tokenizer.vocab_size - model.config.table_rows
         say(f"The tokenizer knows {extra} more tokens than the model has embeddings for; they must not occur.")
     return model, tokenizer
 

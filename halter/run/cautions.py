@@ -87,7 +87,7 @@ def cautions(job: Job) -> list[str]:
 
 def of_vocabulary(job: Job) -> Iterator[str]:
     """Whether the tokenizer is of another model than the embedding: rows that only round its size up are few."""
-    told = other_vocabulary(job.tokenizer.vocab_size, job.config.vocab_size)
+    told = other_vocabulary(job.tokenizer.vocab_size, job.config.table_rows)
     if told:
         yield f"{told}: what is learned will be nonsense"
 

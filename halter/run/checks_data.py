@@ -101,11 +101,11 @@ def rows(found: Scan, tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Ref
             fix="give pad_token in tokenizer_config.json a token that nothing else uses",
             waivable=True,
         )
-    beyond = np.flatnonzero(found.there[config.vocab_size :]) + config.vocab_size
+    beyond = np.flatnonzero(found.there[config.table_rows :]) + config.table_rows
     if len(beyond):
         yield Refusal(
             "token-without-row",
-            f"the data holds tokens for which the base has no row, it has {config.vocab_size}",
+            f"the data holds tokens for which the base has no row, it has {config.table_rows}",
             found=[tokenizer.token(id) for id in beyond.tolist()],
             fix="take the tokenizer files that came with the base",
         )

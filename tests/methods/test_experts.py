@@ -9,7 +9,7 @@ import torch
 from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
 from halter.adapters.mixed import Mixed
-from halter.contract.experts import Aim
+from halter.contract.experts import Reach
 from halter.contract.registry import find, names
 from halter.data.pack import Batch
 from halter.errors import Refusal
@@ -316,8 +316,8 @@ def test_a_dense_model_has_no_experts():
 def test_the_most_used_are_as_many_before_it_is_known_which():
     shape = tiny.config(experts=4)
     place = shape.layout.of(EXPERTS)[0]
-    assert Aim.of(Lora(experts="most-used 2")).numbers(place) == [0, 1]
-    assert Aim.of(Lora(experts="3, 1")).numbers(place) == [1, 3]
+    assert Reach.of(Lora(experts="most-used 2")).numbers(place) == [0, 1]
+    assert Reach.of(Lora(experts="3, 1")).numbers(place) == [1, 3]
 
 
 def test_what_is_adapted_and_left_is_stated(monkeypatch):
