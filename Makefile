@@ -48,6 +48,7 @@ recipes: $(VENV)/ready
 pages: $(VENV)/ready
 	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_survey_tables.py
+	$(BIN)/python docs/make_llama4_plan.py
 	$(BIN)/python docs/make_completion.py
 
 # The example report: ten minutes, on the playground. Interrupted, it goes on; trials and adapters stay in build/.

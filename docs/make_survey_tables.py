@@ -19,6 +19,7 @@ from halter.comparison.report.facts import ReportFacts
 from halter.comparison.report.tables import ReportTable, tables
 from halter.comparison.report.writing import table_lines
 from halter.model.config import preset
+from halter.model.families import published
 from halter.planning import dry
 from halter.planning.survey import (
     EXCITOR,
@@ -142,14 +143,117 @@ def _large() -> str:
     )
 
 
+@dataclass(frozen=True)
+class Member:
+    """One row of Table 1: what the survey says, as far as our notes have it, what is so, and whether it runs."""
+
+    name: str
+    survey: str
+    true: str
+    sizes: tuple[str, ...]
+    """Names of published models, whose parameters are counted."""
+    runs: str
+    tests: str = ""
+    """The tests that show it."""
+
+
+def lineage() -> list[Member]:
+    """Table 1 and what else the survey says of these models; docs/guide/models.md has all of it."""
+    dense, counts = "tests/model/test_decoder.py", "tests/model/test_config.py"
+    meta, json_file = "tests/files/test_meta.py", "tests/pretrained/test_load.py"
+    text, words = "tests/model/test_llama4_text.py", "tests/text/test_llama4_texts.py"
+    whole = "pictures in the model, of rows and prompts seen on a small family alone; adapters on no routed expert"
+    seen, stored = "tests/model/test_llama4_vision.py", "tests/files/test_meta_llama4.py"
+    announced = "16 experts, 288B active, about 2T: announced on 5 April 2025, never released"
+    return [
+        Member(
+            "LLaMA 1",
+            NO_NOTE,
+            "24 February 2023; 2K; no key heads are shared in any size",
+            ("llama-1-7b", "llama-1-13b", "llama-1-33b", "llama-1-65b"),
+            "runs",
+            f"{dense}, {meta}, {counts}",
+        ),
+        Member(
+            "Llama 2",
+            "context about 2K",
+            "18 July 2023; 4K in all sizes; shared key heads in 70B",
+            ("llama-2-7b", "llama-2-13b", "llama-2-70b"),
+            "runs",
+            f"{dense}, {meta}, {counts}",
+        ),
+        Member(
+            "Llama 3",
+            '"later in 2023"; 128K; missing in Table 1',
+            "18 April 2024; 8K",
+            ("llama-3-8b", "llama-3-70b"),
+            "runs",
+            f"{dense}, {meta}, tests/text/test_tokenizer.py",
+        ),
+        Member(
+            "Llama 3.1",
+            "2023; some with 128K",
+            "23 July 2024; 128K in all sizes",
+            ("llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"),
+            "runs",
+            f"{dense}, tests/model/test_rotation.py, {meta}",
+        ),
+        Member(
+            "Llama 3.2, text",
+            "November 2023; vision variants with 1B to 90B",
+            "25 September 2024; 128K; text alone; head tied to the embeddings",
+            ("llama-3.2-1b", "llama-3.2-3b"),
+            "runs",
+            f"{dense}, tests/model/test_rotation.py, {json_file}",
+        ),
+        Member(
+            "Llama 3.2 Vision",
+            "early fusion, no encoder of its own",
+            "25 September 2024; 11B and 90B; a tower of its own and cross-attention",
+            (
+                *("llama-3.2-11b-vision", "llama-3.2-11b-vision-instruct"),
+                *("llama-3.2-90b-vision", "llama-3.2-90b-vision-instruct"),
+            ),
+            "runs: pictures in the model, of rows and prompts seen on a small family alone",
+            "tests/model/test_mllama.py, tests/model/test_mllama_folders.py, tests/files/test_meta_mllama.py",
+        ),
+        Member(
+            "Llama 3.3",
+            NO_NOTE,
+            "6 December 2024; 128K",
+            ("llama-3.3-70b",),
+            "runs",
+            f"{dense}, tests/model/test_rotation.py",
+        ),
+        Member(
+            "Llama 4 Scout",
+            '10M; "effectively trillions"; runs on one H100',
+            "5 April 2025; 10M (Instruct; base 256K); 16 experts and a shared one in every layer; on one "
+            "H100 in int4 alone",
+            ("llama-4-scout",),
+            f"runs: {whole}",
+            f"{text}, {seen}, {words}, {stored}",
+        ),
+        Member(
+            "Llama 4 Maverick",
+            "10M; a shared expert and one of 128 in each layer",
+            "5 April 2025; 1M (Instruct; base 256K); so in its odd layers, the even ones are dense",
+            ("llama-4-maverick",),
+            f"runs: {whole}",
+            f"{text}, {seen}, {words}, {stored}",
+        ),
+        Member("Llama 4 Behemoth", "320 experts expected; about 10M; a 288B base", announced, (), "does not exist"),
+    ]
+
+
 def page() -> str:
     """docs/measured/survey-tables.md."""
-    parts = [_head(), _table2(), _table3(), _measured(), _table4(), _formulas()]
+    parts = [_head(), _table1(), _table2(), _table3(), _measured(), _table4(), _formulas()]
     return "\n".join(line for part in parts for line in part)
 
 
 def _head() -> Iterator[str]:
-    yield "# The survey's Tables 2, 3 and 4, counted and measured again"
+    yield "# The survey's tables, counted and measured again"
     yield ""
     yield (
         "The survey is *Evolution of Meta's LLaMA Models and Parameter-Efficient Fine-Tuning of Large Language Models* "
@@ -166,6 +270,29 @@ def _head() -> Iterator[str]:
         "table, or where else in the text, they stand."
     )
     yield ""
+
+
+def _table1() -> Iterator[str]:
+    yield from ("## Table 1: the models", "")
+    yield (
+        "What our notes have of it and of the text around it; every model that exists stands here. Parameters are "
+        "counted from the layout that runs; where a token of text passes fewer, those too. *Runs* "
+        "means: logits equal to transformers' on random weights, in the tests named; no published checkpoint of these "
+        "was at hand."
+    )
+    yield ""
+    rows = []
+    for member in lineage():
+        sizes = "; ".join(f"{name}: {_parameters(name)}" for name in member.sizes) or "none here"
+        rows.append([member.name, member.survey, member.true, sizes, member.runs, member.tests or "none"])
+    yield from table_lines(["model", "the survey", "what is so", "parameters", "here", "shown by"], rows)
+    yield ""
+
+
+def _parameters(name: str) -> str:
+    shape = published(name)
+    active = shape.active_parameters
+    return f"{shape.num_parameters:,}" + (f" ({active:,} a token)" if active < shape.num_parameters else "")
 
 
 def _table2() -> Iterator[str]:

@@ -26,6 +26,7 @@ WAIVABLE: dict[str, str] = {
     "row-memory": "by our estimate the longest row does not fit into memory",
     "learning-rate": "the learning rate is more than fifty times the method's own",
     "run-data-differs": "a run goes on with other rows than it has learned from so far",
+    "pictures-unseen": "rows have pictures and the model sees none: the pictures are left out",
     "disk-space": "there is less room on the disk than three checkpoints take",
 }
 """{id: what is waived}: every refusal that ``checks.allow`` may waive. Bytes that are damaged have no waiver."""

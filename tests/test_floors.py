@@ -27,6 +27,7 @@ FLOOR = {
     "numerics": 0,
     "model": 1,
     "files": 1,
+    "pictures": 1.2,
     "text": 1.5,
     "contract": 2,
     "parts": 2.2,

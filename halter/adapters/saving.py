@@ -13,6 +13,7 @@ from torch import Tensor
 from halter.adapters import peft_together
 from halter.adapters.folder_files import CONFIG, FACTS, TENSORS
 from halter.adapters.former import how_joined
+from halter.adapters.wrapped import NAMING, PATTERNS
 from halter.contract.method import PEFT_PREFIX as PREFIX
 from halter.files.folders import new_folder
 from halter.files.manifest import MANIFEST, write_manifest
@@ -32,6 +33,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
     ``packed``: its tensors in fewer bits under their own names (files.few_bits), which only Halter reads.
     """
     adapter = adapter.plain()
+    layout = adapter.shape.layout
     config: dict[str, Any] = {
         "base_model_name_or_path": adapter.facts.get("base", {}).get("name"),
         "inference_mode": True,
@@ -61,8 +63,12 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
     if packed is not None:
         config["peft_type"] = COMPRESSED
         facts |= {"packed": True, "servable_by": ["halter"]}
+    tensors = _peft_names(adapter) if packed is None else packed
+    if layout.in_memory and packed is None:
+        tensors = {PREFIX + layout.peft_path(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
+        config = _as_in_memory(config, adapter)
     with new_folder(folder) as temporary:
-        write_tensors(temporary / TENSORS, _peft_names(adapter) if packed is None else packed)
+        write_tensors(temporary / TENSORS, tensors)
         write_json(temporary / CONFIG, config)
         write_json(temporary / FACTS, facts)
         write_manifest(temporary, (TENSORS, CONFIG, FACTS))
@@ -75,6 +81,22 @@ def _peft_names(adapter: Adapter) -> dict[str, Tensor]:
     if peft_together.together(adapter.methods, adapter.shape):
         return peft_together.to_peft_tensors(own, adapter.methods, adapter.shape)
     return {PREFIX + name: tensor for name, tensor in own.items()}
+
+
+def _as_in_memory(config: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """PEFT's options with its paths. An expression, which is over paths as they are here, becomes what is adapted."""
+    layout, told = adapter.shape.layout, dict(config)
+    for key in NAMING:
+        if isinstance(given := config.get(key), list):
+            told[key] = [layout.peft_path(item) for item in given]
+    target, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if isinstance(excluded, str) or (isinstance(target, str) and target != "all-linear"):
+        told["target_modules"] = list(dict.fromkeys(layout.peft_path(slot.path) for slot in adapter.slots))
+        told["exclude_modules"] = None
+    for key in PATTERNS:
+        if isinstance(given := config.get(key), dict):
+            told[key] = {layout.peft_path(item): value for item, value in given.items()}
+    return told
 
 
 def state_of(adapter: Adapter) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Adapter folders of PEFT whose base had the text inside a larger model, so that paths there begin otherwise.
+"""Adapter folders of PEFT whose base had the text inside a larger model, so that paths there begin otherwise; so do all
+paths of a model that transformers holds under other names than it is published with (``Layout.in_memory``).
 
 transformers' models that see hold their text as ``language_model``, in some releases as ``model.language_model``; here
 it has the paths of the family's layout. Names of tensors and the options that name modules are read as those.
@@ -31,6 +32,12 @@ class Wrapping:
 
     def __init__(self, names: Iterable[str], layout: Layout) -> None:
         plain = [name.removeprefix(PEFT_PREFIX) for name in names]
+        memory = {theirs: ours for ours, theirs in layout.in_memory.items()}
+        if any(name.startswith(tuple(memory)) for name in plain if memory):
+            self.lead, self._memory = "", memory
+            self.theirs = {place.path: layout.peft_path(place.path) for place in layout}
+            return
+        self._memory = {}
         self.lead = next((lead for lead in INSIDE if any(name.startswith(lead) for name in plain)), "")
         """'' where the text stood alone."""
         own = {bare(place.path): place.path for place in layout} if self.lead else {}
@@ -44,6 +51,8 @@ class Wrapping:
 
     def own(self, name: str) -> str:
         """The name of a tensor, a module or a part of one, without PEFT's prefix, as it is here."""
+        if begins := next((theirs for theirs in self._memory if name.startswith(theirs)), ""):
+            return self._memory[begins] + name.removeprefix(begins)
         if not self.lead or not name.startswith(tuple(INSIDE)):
             return name
         short = bare(name)
@@ -58,7 +67,7 @@ class Wrapping:
         """PEFT's options with paths of this model where they name or describe some. Expressions become what they match;
         one that cannot be read, or matches nothing here, stays to be told."""
         read = dict(config)
-        if not self.lead:
+        if not self.theirs:
             return read
         for key in NAMING:
             given = config.get(key)

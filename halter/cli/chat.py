@@ -20,6 +20,7 @@ from halter.files import writing
 from halter.generation.engine import stream
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import with_system
+from halter.generation.seeing import Seeing
 from halter.model.decoding import for_decoding
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 from halter.telling import tell
@@ -58,6 +59,8 @@ class Chat:
         self.write = write or _to_screen
         self.opening: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
+        self.pictures: list[dict[str, Any]] = []
+        """Parts of what is asked next."""
         self.loaded: dict[str, tuple[Adapter | None, ChatTemplate | None]] = {BASE: (None, opened.template)}
         self.places: dict[str, Path] = {}
         self.current = BASE
@@ -99,7 +102,7 @@ class Chat:
         if word == "/help":
             self.write(f"{HELP}\n")
         elif word == "/reset":
-            self.history = []
+            self.history, self.pictures = [], []
             self.write("The conversation is forgotten.\n")
         elif word == "/system":
             self.system(rest.strip())
@@ -107,6 +110,8 @@ class Chat:
         elif word == "/temperature":
             self.options = replace(self.options, temperature=chat_words.number(rest))
             self.write(f"The temperature is {self.options.temperature:g}.\n")
+        elif word == "/image":
+            self.image(rest.strip())
         elif word == "/retry":
             self.retry()
         elif word == "/save":
@@ -127,6 +132,20 @@ class Chat:
         """Begin the conversation with this system message, with none where it is empty. Refusal ``system-unused``."""
         template = self.loaded[self.current][1]
         self.opening = with_system([], text, template)[:1] if text else []
+
+    def image(self, path: str) -> None:
+        """Put a picture ahead of what is asked next. Refusals ``usage``, ``pictures-unseen``, ``picture-unusable``."""
+        if not path:
+            raise Refusal("usage", "/image needs the path of a picture", fix="/image cat.jpg")
+        if self.loaded[self.current][1] is None:
+            fix = "begin the chat with --template"
+            raise Refusal("usage", "without a chat template a picture has no place in what is asked", fix=fix)
+        part = {"type": "image", "path": str(Path(path).expanduser().absolute())}
+        (found,) = Seeing(self.opened.model.config.pictures).look([{"role": "user", "content": [part]}])[1]
+        self.pictures.append(part)
+        grid = f"{found.grid[0]} by {found.grid[1]} tile{'s' if found.grid != (1, 1) else ''}"
+        moving = f"; the first of its {found.frames} frames" if found.frames > 1 else ""
+        self.write(f"{path}: {found.size[0]} x {found.size[1]} pixels, {grid}{moving}. Now ask about it.\n")
 
     def retry(self) -> None:
         """Answer the last question again; sampling draws anew."""
@@ -186,18 +205,20 @@ class Chat:
         who = "base alone" if self.current == BASE else f"with adapter {self.current}"
         return f"{self.opened.subject.base} {who}, {how}"
 
-    def say(self, line: str) -> None:
-        """One turn: ask, stream the answer, remember both."""
+    def say(self, line: Any) -> None:
+        """One turn: ask, stream the answer, remember both. ``line``: a text, or the parts of a turn that was said."""
         template = self.loaded[self.current][1]
         if template is None:
             self._stream(line)
             return
-        self.history.append({"role": "user", "content": line})
+        parts = [*self.pictures, {"type": "text", "text": line}] if self.pictures and isinstance(line, str) else line
+        self.history.append({"role": "user", "content": parts})
         try:
             answer = self._ask()
         except BaseException:
             self.history.pop()
             raise
+        self.pictures = []
         self.history.append({"role": "assistant", "content": answer})
 
     def _ask(self) -> str:

@@ -12,6 +12,7 @@ HELP = """\
 /adapter        the adapters loaded so far
 /base           answer with the base alone
 /system TEXT    another system message, none without TEXT; the conversation goes on
+/image PATH     a picture that goes ahead of what is asked next
 /temperature X  how wild the answers are: 0 takes the likeliest words
 /retry          answer the last question again
 /save FILE      write the conversation to a new jsonl file, which halter train reads
@@ -27,6 +28,7 @@ ELSEWHERE = {
     "/new": "/reset",
     "/regenerate": "/retry",
     "/load": "/adapter",
+    "/picture": "/image",
     "/?": "/help",
     "/set": "/temperature X or /system TEXT",
     "/parameter": "/temperature X",

@@ -14,12 +14,13 @@ import typer
 from halter.cli.flags import with_options
 from halter.cli.progress import CountLine
 from halter.data.options import DataOptions
-from halter.errors import HalterError, Refusal
+from halter.errors import HalterError, Refusal, Waivers
 from halter.files import folders, writing
 from halter.generation.engine import stream
 from halter.generation.inputs import PromptRow, asks_nothing, read_prompts
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, told_of_marks, too_long, with_system
+from halter.generation.seeing import Seeing
 from halter.generation.streaming import AnswersFailed, Generation, TokenLogprob
 from halter.run.opening import Opened, OpenOptions, Subject, find, open_subject
 from halter.run.words import data_options, subject_and_keys
@@ -108,13 +109,18 @@ def _show(opened: Opened, talks: Talks, asking: Asking, output: str | None, as_j
                 head = f"--- {one.origin}{which}" + (f", turn {turn}" if one.later else "")
                 print(f"{head}\n{answer.text}" + (f" [cut off: {answer.cut_off}]" if answer.cut_off else ""))
         return
-    lines = [json.dumps(_record(opened, one, said), ensure_ascii=False) for one, said in talks]
+    lines = [json.dumps(_record(opened, one, said), ensure_ascii=False, default=_no_json) for one, said in talks]
     text = "".join(f"{line}\n" for line in lines)
     if output is None:
         sys.stdout.write(text)
         return
     writing.write_text(output, text)
     tell(f"{output}: {len(lines)} answers")
+
+
+def _no_json(value: Any) -> str:
+    """What stands in an answer's record for what a row has and JSON has not: the bytes of a picture."""
+    return f"({len(value):,} bytes)" if isinstance(value, bytes) else str(value)
 
 
 def _raise_failed(talks: Talks) -> None:
@@ -131,7 +137,7 @@ def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking
     if path is not None:
         trained = subject.recipe.data if subject.recipe is not None else DataOptions()
         named = any(word in key.partition("=")[0] for key in keys for word in ("columns", "row_template"))
-        return read_prompts(path, data_options(keys, trained, of=("columns", "roles", "row_template")), named)
+        return read_prompts(path, data_options(keys, trained, of=READ), named)
     if keys:
         raise Refusal("usage", "these words say how rows are read, and there are none", found=keys, fix="--input FILE")
     return []
@@ -148,17 +154,29 @@ def tell_empty(asked: Sequence[PromptRow]) -> None:
 
 
 LINES = (".jsonl", ".ndjson")
+READ = ("columns", "roles", "row_template", "image_folder", "fetch_pictures")
+"""Keys of the data section that say how prompts are read."""
 AskedRow = tuple[PromptRow, EncodedPrompt]
 Talks = Sequence[tuple[PromptRow, list[Generation]]]
 
 
 def _encoded(opened: Opened, asked: Sequence[PromptRow], asking: Asking) -> list[AskedRow]:
     """Every prompt as token ids, in the template and with the system message that it is asked in."""
-    rows = []
+    rows: list[AskedRow] = []
+    faults: list[str] = []
+    seeing = Seeing(opened.model.config.pictures, waivers=Waivers(opened.allow))
     for one in asked:
         prompt = one.prompt if asking.system is None else with_system(one.prompt, asking.system, opened.template)
         how = (opened.template, opened.template_date, asking.prefill)
-        rows.append((one, encode_prompt(opened.tokenizer, prompt, *how, tools=one.tools)))
+        try:
+            rows.append((one, encode_prompt(opened.tokenizer, prompt, *how, tools=one.tools, seeing=seeing)))
+        except Refusal as refusal:
+            if refusal.id != "picture-unusable":
+                raise
+            faults += [f"{one.origin}: {fault}" for fault in refusal.found]
+    if faults:
+        fix = "correct the paths, or save the pictures as PNG or JPEG"
+        raise Refusal("picture-unusable", "pictures of these prompts cannot be used", found=faults, fix=fix)
     return rows
 
 
@@ -174,7 +192,9 @@ def _fitting(opened: Opened, rows: list[AskedRow], asking: Asking, options: Gene
         return kept
     if asking.on_long == "cut":
         room = max(1, context - options.max_new_tokens)
-        cut = [row for row in rows if len(row[1].tokens) > room]
+        cut = [row for row in rows if len(row[1].tokens) > room and not row[1].pictures]
+        if whole := sum(len(ids.tokens) > room and bool(ids.pictures) for _, ids in rows):
+            tell(f"not cut: {whole} of {len(rows)} prompts, which have pictures")
         if cut:
             tell(f"cut: {len(cut)} of {len(rows)} prompts to their last {room} tokens, BOS kept")
         return [(one, _cut(ids, room, opened.tokenizer.bos_id)) for one, ids in rows]
@@ -182,7 +202,7 @@ def _fitting(opened: Opened, rows: list[AskedRow], asking: Asking, options: Gene
 
 
 def _cut(prompt: EncodedPrompt, room: int, bos: int | None) -> EncodedPrompt:
-    if len(prompt.tokens) <= room:
+    if len(prompt.tokens) <= room or prompt.pictures:
         return prompt
     head = prompt.tokens[:1] if prompt.tokens[:1] == (bos,) else ()
     return replace(prompt, tokens=(*head, *prompt.tokens[len(prompt.tokens) - room + len(head) :]))

@@ -12,8 +12,8 @@ from halter import recipe as recipes
 from halter.comparison.options import CompareOptions
 from halter.comparison.splits import Splits, split
 from halter.data.example import Example
-from halter.data.load import load_examples
-from halter.errors import HalterError
+from halter.data.load import RowSight, load_examples
+from halter.errors import HalterError, Waivers
 from halter.files.folders import discard
 from halter.model.decoder import Decoder
 from halter.model.storages import STORAGES
@@ -126,7 +126,8 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
             return ()
         held = replace(job.recipe.data, train=str(splits.files[part]), validation=None)
         held = replace(held, on_long="drop" if held.on_long == "stop" else held.on_long)
-        return load_examples(held, job.tokenizer, job.template, options.seed, context=job.config.context).train
+        context, sight = job.config.context, RowSight(job.config.pictures, Waivers(job.recipe.checks.allow))
+        return load_examples(held, job.tokenizer, job.template, options.seed, context=context, sight=sight).train
 
     whole = int(job.data.train.lengths.sum())
     tokens = options.tokens or min(PASSES * whole, MOST_TOKENS)

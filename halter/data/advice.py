@@ -117,8 +117,8 @@ def for_unknown(rows: Sequence[Mapping[str, Any]]) -> str:
         return "choices holds answers whose questions stand in another file; join the two by their ids"
     if told := _splits(first):
         return told
-    if held.keys() & {"image", "images", "pixel_values"}:
-        return "pictures are not read yet; rows need a text to learn"
+    if "pixel_values" in held:
+        return "pixel_values were prepared for one model; give the pictures themselves, in a column images"
     texts = list(dict.fromkeys(key for row in rows[:MOST] for key, value in row.items() if isinstance(value, str)))
     texts = [key for key in texts if about(key)]
     texts = [key for key in texts if not _about_rows(key, [row.get(key) for row in rows[:MOST]])] or texts

@@ -2,8 +2,10 @@
 
 An entry is a folder under the digest of everything that its tokens come from: the content of the files, tokenizer,
 template, date, options, versions, and Halter's own code. So another tokenizer or a changed row is another entry, and
-what is found was never made from anything else. HALTER_CACHE_GB bounds the whole (20; 0 keeps nothing): the entry that
-was used longest ago goes first, and the newest stays, however large, because its rows are being read.
+what is found was never made from anything else. Of a picture in a file of its own the entry has the file's size, time
+and inode, and is made anew where these have changed; of one that stood in its row it has the bytes. HALTER_CACHE_GB
+bounds the whole (20; 0 keeps nothing): the entry that was used longest ago goes first, and the newest stays, however
+large, because its rows are being read.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from halter.data.cache_entry import MANIFEST, Writer, open_entry
 from halter.data.cache_key import Stamps, files_of, key_of, stamps
 from halter.data.encode import Encoder
 from halter.data.examples import Builder
+from halter.data.gallery import GalleryBuilder
 from halter.data.store import Store
 from halter.data.tokenise import Account, Group
 from halter.errors import HalterError, Refusal
@@ -31,7 +34,7 @@ from halter.files.disk import TEMPORARY
 from halter.files.folders import new_folder
 
 WORTH_BYTES = 1 << 18
-"""Files smaller than this together are tokenised in a blink and not kept."""
+"""Files smaller than this together are tokenised in a blink and not kept, unless pictures may belong to them."""
 GIGABYTES = 20.0
 DAY_SECONDS = 86400.0
 ENTRY = re.compile(r"[0-9a-f]{32}")
@@ -55,7 +58,9 @@ def find_or_make(encoder: Encoder, group: Group, seed: int, fill: Fill) -> Cache
     """
     most = _most_bytes()
     files = files_of(group)
-    if files is None or most <= 0 or sum(path.stat().st_size for path in files) < WORTH_BYTES:
+    if files is None or most <= 0:
+        return None
+    if sum(path.stat().st_size for path in files) < WORTH_BYTES and encoder.rules is None:
         return None
     try:
         before = stamps(files)
@@ -80,7 +85,7 @@ def _make(folder: Path, fill: Fill, before: Stamps) -> CachedRows | None:
     try:
         with new_folder(folder) as inside:
             writer = Writer(inside)
-            builder = Builder(writer.put)
+            builder = Builder(writer.put, GalleryBuilder(writer))
             account = fill(builder)
             if stamps([Path(path) for path, *_ in before]) != before:
                 raise Refusal(

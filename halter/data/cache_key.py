@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -19,13 +20,15 @@ from halter.errors import HalterError
 from halter.files.caches import cache_folder
 from halter.files.reading import read_json
 from halter.files.writing import write_json
+from halter.model.pictures import PictureRules
+from halter.pictures.seen import identity
 
 FORMAT = 1
 LARGE_BYTES = 64 << 20
 """The digest of a file above this size is kept under its path, size, time and inode."""
 SETTLED_SECONDS = 2.0
 """A file written to more lately could change again without its time showing it."""
-LIBRARIES = ("tokenizers", "sentencepiece", "tiktoken", "jinja2", "pyarrow", "numpy")
+LIBRARIES = ("tokenizers", "sentencepiece", "tiktoken", "jinja2", "pyarrow", "numpy", "pillow")
 MATTER = (
     "columns",
     "roles",
@@ -37,6 +40,8 @@ MATTER = (
     "template_date",
     "id_column",
     "on_rejected",
+    "image_folder",
+    "fetch_pictures",
 )
 """Fields of DataOptions that decide what a row's tokens are."""
 
@@ -91,6 +96,8 @@ def key_of(encoder: Encoder, group: Group, seed: int, files: Stamps) -> str:
         ],
         "template": None if template is None else template.digest,
         "system": encoder.system,
+        "pictures": None if encoder.rules is None else [identity(encoder.rules), _rules_code(encoder.rules)],
+        "allow": sorted(encoder.waivers.allow & {"pictures-unseen"}),
     }
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -124,10 +131,16 @@ def _code() -> str:
     """Halter's own code that makes tokens from rows: rows made by another version of it are made anew."""
     digest = blake2b(digest_size=16)
     halter = Path(__file__).parents[1]
-    for folder in ("data", "text", "files"):
+    for folder in ("data", "text", "files", "pictures"):
         for path in sorted(path for path in (halter / folder).rglob("*") if path.suffix in (".py", ".jinja")):
             digest.update(path.relative_to(halter).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _rules_code(rules: PictureRules) -> str:
+    """The code by which a family says how many tokens a picture is."""
+    file = inspect.getsourcefile(type(rules))
+    return "" if file is None else blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
 
 
 @lru_cache

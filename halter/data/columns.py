@@ -11,6 +11,8 @@ from typing import Any
 from halter.data import formats
 from halter.data.meaning import Canonical, Format, Row, plain_name
 from halter.data.options import DataOptions
+from halter.data.pictured import COLUMNS as PICTURE_COLUMNS
+from halter.data.pictured import column_of, pictured
 from halter.data.turns import ROLES, BadRow, is_nan, listed, no_value, optional
 from halter.errors import Refusal
 
@@ -53,7 +55,8 @@ class Reader:
             meant = self.form.read(cast(named, self.roles))
         except BadRow as fault:
             raise BadRow(self._with_near(str(fault), row)) from None
-        return meant if isinstance(meant, list) else [meant]
+        talk = any(isinstance(named.get(name), list) or isinstance(row.get(name), list) for name in TALKING)
+        return [pictured(one, named, talk) for one in (meant if isinstance(meant, list) else [meant])]
 
     def _with_near(self, fault: str, row: Row) -> str:
         """A fault with what the row has in the place of a key that it lacks."""
@@ -77,7 +80,7 @@ class Reader:
         """Those of a file's columns that are not read, in their order."""
         slots = {slot for theirs in (*self.columns.values(), self.row_template or "") for slot in _slots(theirs)}
         used = {*self.columns.values(), *slots}
-        known = self.form.needs | self.form.also
+        known = self.form.needs | self.form.also | {*PICTURE_COLUMNS}
         names = [key for key in columns if key not in used]
         return [key for key in names if plain_name(key) not in known or plain_name(key) in self.columns]
 
@@ -149,6 +152,7 @@ def understand(rows: Sequence[Row], options: DataOptions, where: str) -> Reader:
     told, form = formats.recognise(shown, where, set(options.columns), rows, options.template is not None)
     named = ", ".join(f"{ours} = {theirs}" for ours, theirs in options.columns.items())
     named = ", ".join(filter(None, [named, *_speakers(rows, options.roles)]))
+    told += next((f"; pictures: {column}" for row in shown if (column := column_of(row))), "")
     return Reader(form, options.columns, None, f"{told} ({named})" if named else told, options.roles)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from halter.data.example import Example
 from halter.data.meaning import Canonical
+from halter.data.parts import text_of
 from halter.text.chat.marks import begun, ended, families
 from halter.text.odd_texts import spells_new_lines
 from halter.text.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ def of_row(meant: Canonical, row: Mapping[str, Any], ends: Collection[str]) -> C
     found = Counter[str]()
     learned = [meant.completion or meant.text or ""]
     if meant.messages is not None:
-        spoken = [(m["role"], m["content"]) for m in meant.messages if isinstance(m.get("content"), str)]
+        spoken = [(m["role"], text_of(m["content"])) for m in meant.messages if m.get("content") is not None]
         learned = [text for role, text in spoken if role == "assistant"]
         found["templated"] = any(begun(text) for _, text in spoken)
         roles = [m["role"] for m in meant.messages if m["role"] != "system"]
@@ -99,19 +100,29 @@ def question(meant: Canonical) -> tuple[str, str]:
     place = max((n for n, m in enumerate(meant.messages) if m["role"] == "assistant"), default=0)
     before, answer = meant.messages[:place], meant.messages[place]["content"] if meant.messages else ""
     asked: dict[str, Any] = next((m for m in reversed(before) if m["role"] == "user"), {})
-    words = [text for text in (asked.get("content"), asked.get("input")) if isinstance(text, str)]
-    return "\n".join(words), answer if isinstance(answer, str) else ""
+    words = [text_of(asked[key]) for key in ("content", "input") if asked.get(key) is not None]
+    return "\n".join(words), text_of(answer)
 
 
 def pair(meant: Canonical) -> RowPair | None:
     """(digest of everything before the last answer, digest of that answer); None where a row asks nothing."""
+    seen = "".join(map(_named, meant.pictures))
     if meant.messages is None:
-        return (_digest(meant.prompt), _digest(meant.completion)) if meant.prompt and meant.completion else None
+        asked = bool(meant.prompt and meant.completion)
+        return (_digest(seen + (meant.prompt or "")), _digest(meant.completion or "")) if asked else None
     place = max((n for n, m in enumerate(meant.messages) if m["role"] == "assistant"), default=0)
     if not place:
         return None
-    before = json.dumps([meant.messages[:place], meant.tools], sort_keys=True, default=str)
+    before = seen + json.dumps([meant.messages[:place], meant.tools], sort_keys=True, default=str)
     return _digest(before), _digest(json.dumps(meant.messages[place], sort_keys=True, default=str))
+
+
+def _named(picture: Any) -> str:
+    """What says where a picture lies, as a text that differs where pictures do."""
+    if isinstance(picture, Mapping) and picture.get("bytes") is not None:
+        picture = picture["bytes"]
+    data = picture if isinstance(picture, bytes) else str(picture).encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=8).hexdigest()
 
 
 def _digest(text: str) -> int:

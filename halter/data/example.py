@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from halter.pictures.seen import RowPicture
+
 
 @dataclass(frozen=True)
 class Example:
@@ -19,6 +21,8 @@ class Example:
     """The last answer as the row's file has it, where somebody has looked because the tokens do not say all of it."""
     group: int | None = None
     """Rows with the same number belong together, such as the two answers of a pair; None: to no other row."""
+    pictures: tuple[RowPicture, ...] = ()
+    """Where its pictures stand among the tokens, and where their pixels come from."""
     label: float | None = None
     """What is known of the row beside its tokens: which answer of a pair it is, a class, a reward."""
 

@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from halter.data.example import Example
+from halter.data.gallery import GalleryBuilder
 from halter.data.store import ARRAYS, TOKEN_BYTES, Chunk, Held, Store, token_digest
 
 PLACE = re.compile(r"(.*[:\[])(\d+)(\]?)", re.DOTALL)
@@ -20,8 +21,8 @@ PIECE_BYTES = 64 << 20
 
 
 class Examples(Sequence[Example]):
-    """Rows of tokens; 5 bytes a token (none where they lie in a cache) and about 100 a row are all the memory they
-    take. A selection shares the tokens.
+    """Rows of tokens; 5 bytes a token (none where they lie in a cache), about 100 a row and a few hundred a picture,
+    whose pixels stay where they are, are all the memory they take. A selection shares the tokens.
 
     lengths, targets: int64 [rows]; weights: float32 [rows], how often a row comes in an epoch; documents: int64 [rows],
     equal for rows that were one before they were split.
@@ -62,7 +63,8 @@ class Examples(Sequence[Example]):
         row, labels = int(self._rows[index]), self._store.labels
         known = labels is not None and not np.isnan(labels[row])
         label = float(labels[row]) if labels is not None and known else None
-        return Example(*self._store.row(row), self.origin(index), group=int(self.documents[index]), label=label)
+        pictures, document = self._store.pictures(row), int(self.documents[index])
+        return Example(*self._store.row(row), self.origin(index), group=document, pictures=pictures, label=label)
 
     def origin(self, index: int) -> str:
         """Where a row comes from: "file:line"."""
@@ -78,7 +80,7 @@ class Examples(Sequence[Example]):
         return chosen
 
     def digests(self) -> np.ndarray:
-        """16 bytes for each row's tokens, dtype S16 [rows]: equal for equal rows."""
+        """16 bytes for each row's tokens and pictures, dtype S16 [rows]: equal for equal rows."""
         return self._store.digests[self._rows]
 
     def marks(self) -> np.ndarray:
@@ -101,10 +103,14 @@ class Examples(Sequence[Example]):
 
 
 class Builder:
-    """Takes rows one by one. ``put``, where given, takes every PIECE_BYTES of them out of memory."""
+    """Takes rows one by one. ``put``, where given, takes every PIECE_BYTES of them out of memory, and ``pictures`` the
+    bytes of pictures."""
 
-    def __init__(self, put: Callable[[memoryview], Chunk] | None = None) -> None:
+    def __init__(
+        self, put: Callable[[memoryview], Chunk] | None = None, pictures: GalleryBuilder | None = None
+    ) -> None:
         self._put = put
+        self._pictures = pictures or GalleryBuilder()
         self._pieces: list[Chunk] = []
         self._data = bytearray()
         self._codes: dict[str, array[Any]] = {name: array(code) for name, code in CODES.items()}
@@ -135,7 +141,8 @@ class Builder:
         for values, value in zip(self._codes.values(), row, strict=True):
             values.append(value)
         self._labels.append(math.nan if example.label is None else example.label)
-        self._digests += token_digest(tokens)
+        self._digests += token_digest(tokens, example.pictures)
+        self._pictures.add(len(self) - 1, example.pictures)
         self._data += tokens
         self._data += learnt
 
@@ -158,7 +165,11 @@ class Builder:
         arrays["digests"] = np.array(memoryview(self._digests)).view(ARRAYS["digests"])
         labels = np.array(self._labels, np.float32)
         return Store(
-            tuple(self._pieces), tuple(self._names), **arrays, labels=None if np.isnan(labels).all() else labels
+            tuple(self._pieces),
+            tuple(self._names),
+            **arrays,
+            labels=None if np.isnan(labels).all() else labels,
+            gallery=self._pictures.gallery(),
         )
 
 

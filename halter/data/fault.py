@@ -20,3 +20,7 @@ class Fault:
 
 RowOrFault = tuple[str, dict[str, Any]] | Fault
 EMPTY = "empty line"
+
+
+class BadRow(ValueError):
+    """A row that does not hold what its format says; the text is the kind of fault."""

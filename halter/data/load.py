@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,8 @@ from halter.data.tokenise import DUPLICATE, NO_ROW, Account, Group, Tokenising, 
 from halter.data.told import grouped, place
 from halter.data.turns import UNANSWERED
 from halter.data.workers import useful
-from halter.errors import Refusal
+from halter.errors import Refusal, Waivers
+from halter.model.pictures import PictureRules
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.chat.render import NO_TOOLS
 from halter.text.tokenizer import Tokenizer
@@ -47,6 +49,13 @@ MOST_UNANSWERED = 0.1
 """Share of rows with an empty answer from which on they are no accident."""
 
 CountProgress = Callable[[int], None]
+
+
+class RowSight(NamedTuple):
+    """How the model of these rows takes pictures (None: it sees none), and what the user lets pass."""
+
+    rules: PictureRules | None = None
+    waivers: Waivers = Waivers()
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,17 @@ def load_examples(
     progress: CountProgress | None = None,
     system: str | None = None,
     context: int | None = None,
+    sight: RowSight | None = None,
 ) -> Loaded:
     """Read, check, encode and split, or take what the cache has. ``progress`` is told the number of rows encoded so
     far, now and then; rows from the cache are not encoded. ``system``: the system message of every conversation.
-    ``context``: the most tokens that the model reads.
+    ``context``: the most tokens that the model reads. ``sight``: how it takes pictures, and what is waived.
     A source called ``-`` is standard input, read once.
 
     Refusals: ``bad-rows`` and ``long-rows`` name every culprit of all sources, ``no-rows``, ``data-changed``; and those
     of sources, formats and the template.
     """
-    encoder = Encoder(options, tokenizer, template, system, context)
+    encoder = Encoder(options, tokenizer, template, system, context, *(sight or RowSight()))
     load = _Load(encoder, seed, progress)
     train = load.rows(options.sources, options.limit)
     held_out = _Load(encoder, seed, progress)

@@ -22,6 +22,9 @@ class Canonical:
     text: str | None = None
     tokens: list[int] | None = None
     labels: list[int] | None = None
+    pictures: tuple[Any, ...] = ()
+    """What says where each of its pictures lies, in their order. They stand where a message has a part {type: image},
+    a text SIGN (text.chat.pictures), or token ids the model's own for a picture."""
 
 
 @dataclass(frozen=True)

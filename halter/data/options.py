@@ -89,6 +89,11 @@ class DataOptions:
     id_column: str | None = None
     """A column that must tell the rows of a file apart: a row that repeats an earlier one's value is bad. Not given:
     rows may repeat an id, which is counted and told."""
+    image_folder: str | None = None
+    """The folder in which rows' pictures lie whose paths are not whole. Not given: that of the rows' own file."""
+    fetch_pictures: bool = False
+    """Fetch pictures that rows name by an address of the web (http, https), once, when the rows are read. Off: such
+    rows are refused, so that no row has Halter ask another machine for something."""
     on_rejected: Literal["drop", "learn", "stop"] = "drop"
     """Rows whose answer people marked as bad (a column such as label or kto_tag that is false): drop them, learn them
     all the same, or stop and name them. All of it is counted."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from halter.data.example import Example
+from halter.pictures.seen import RowPicture
+from halter.pictures.tokens import compared_array
 
 IGNORED = -100
 
@@ -20,7 +22,8 @@ class Batch:
     and prompt_lengths (tokens before the first supervised one) per row; rows, the caller's row numbers (-1: a beginning
     that several rows share); continues, per row the place in this batch of the beginning that it goes on from; order,
     where each token lay before beginnings were shared; origins ("file:line"), groups and labels per row, as it was
-    before that. groups are given only where rows of one group must stay in one pass; labels are NaN where a row has
+    before that; pictures per row, where they stand in it (below 0: in the beginning that it continues), None where no
+    row has one. groups are given only where rows of one group must stay in one pass; labels are NaN where a row has
     none."""
 
     tokens: Tensor
@@ -33,6 +36,7 @@ class Batch:
     origins: tuple[str, ...] = ()
     groups: list[int] | None = None
     labels: list[float] | None = None
+    pictures: list[tuple[RowPicture, ...]] | None = None
 
     def select(self, places: Sequence[int]) -> Batch:
         """The rows at these places, in that order; of a batch whose beginnings are not shared."""
@@ -47,7 +51,15 @@ class Batch:
             origins=tuple(self.origins[place] for place in places) if self.origins else (),
             groups=None if self.groups is None else [self.groups[place] for place in places],
             labels=None if self.labels is None else [self.labels[place] for place in places],
+            pictures=None if self.pictures is None else [self.pictures[place] for place in places],
         )
+
+    def compared(self) -> list[np.ndarray]:
+        """Each row's tokens by which it is compared with others (pictures.tokens.compared_array), int64."""
+        rows = [tokens.numpy() for tokens in self.tokens.split(self.lengths)]
+        if self.pictures is None:
+            return rows
+        return [compared_array(row, pictures) for row, pictures in zip(rows, self.pictures, strict=True)]
 
     def units(self) -> list[list[int]]:
         """Places of rows that must stay in one pass: those of each group, or each row by itself."""
@@ -81,6 +93,7 @@ def pack(examples: Sequence[Example], rows: Sequence[int] | None = None, grouped
         origins=tuple(e.origin for e in examples),
         groups=_groups(examples, numbers) if grouped else None,
         labels=labels if any(e.label is not None for e in examples) else None,
+        pictures=[e.pictures for e in examples] if any(e.pictures for e in examples) else None,
     )
 
 

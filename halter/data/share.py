@@ -2,8 +2,8 @@
 
 Instruction rows begin alike: the template's preamble, a system prompt, a document asked about twice. What a causal
 model computes for a token depends on nothing behind it, so the common beginning becomes a row of its own, and the rows
-go on from it. Exact wherever every token is computed alike in every row: no dropout, and no method that asks where in
-its row a token lies.
+go on from it. A picture's tokens are alike where the pictures are, and a beginning ends in no picture. Exact wherever
+every token is computed alike in every row: no dropout, and no method that asks where in its row a token lies.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from halter.data.pack import Batch
+from halter.pictures.seen import RowPicture
+from halter.pictures.tokens import outside
 
 SHORTEST = 16
 """Tokens of a beginning that is worth a row of its own."""
@@ -29,10 +31,11 @@ def share_beginnings(batch: Batch) -> Batch:
     whose target counts, so the sum of losses is unchanged. The batch itself where nothing is worth sharing.
     """
     starts = np.cumsum([0, *batch.lengths])
-    tokens = batch.tokens.numpy()
-    texts = [tokens[a:b] for a, b in zip(starts, starts[1:])]
+    texts = batch.compared()
     # Only what lies before the first target may be shared, and a token of its own must stay.
     open_until = [max(0, min(prompt - 1, n - 1)) for prompt, n in zip(batch.prompt_lengths, batch.lengths, strict=True)]
+    if batch.pictures is not None:
+        open_until = [outside(pictures, end) for pictures, end in zip(batch.pictures, open_until, strict=True)]
     order = sorted(range(len(texts)), key=lambda row: texts[row][: open_until[row]].tolist())
     common = [
         _common(texts[a][: open_until[a]], texts[b][: open_until[b]]) for a, b in zip(order, order[1:], strict=False)
@@ -103,4 +106,20 @@ def _laid_out(batch: Batch, starts: np.ndarray, groups: Sequence[tuple[list[int]
         rows=[-1 if row < 0 else batch.rows[row] for row, *_ in pieces],
         continues=[place for *_, place in pieces],
         order=index,
+        pictures=None if batch.pictures is None else _pictures(batch, starts, pieces),
     )
+
+
+def _pictures(
+    batch: Batch, starts: np.ndarray, pieces: Sequence[tuple[int, int, int, int | None]]
+) -> list[tuple[RowPicture, ...]]:
+    """The pictures of each piece; a row that continues a beginning has those of the beginning too, below 0, as blocks
+    that read pictures apart from the tokens must know what it has seen."""
+    assert batch.pictures is not None
+    owners = np.searchsorted(starts, [first for _, first, _, _ in pieces], side="right") - 1
+    made = []
+    for owner, (row, first, end, _) in zip(owners.tolist(), pieces, strict=True):
+        begun = first - int(starts[owner])
+        whole = [one.moved(begun) for one in batch.pictures[owner]]
+        made.append(tuple(one for one in whole if row >= 0 or one.start < end - first))
+    return made

@@ -12,7 +12,10 @@ from zlib import crc32
 
 import numpy as np
 
+from halter.data.gallery import Gallery, hung
 from halter.errors import HalterError, Refusal
+from halter.pictures.seen import RowPicture
+from halter.pictures.tokens import marks
 
 TOKEN_BYTES = 5
 """A row is its tokens as little-endian int32, then one byte for each, 1 where it is learnt."""
@@ -87,6 +90,8 @@ class Store:
     checks: np.ndarray
     labels: np.ndarray | None = None
     """float32, NaN of a row that has none; None where no row has one."""
+    gallery: Gallery | None = None
+    """The rows' pictures; None where no row has one."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -99,14 +104,20 @@ class Store:
         tokens, learnt = data[: 4 * length], data[4 * length :]
         if isinstance(piece, Filed):
             kept = (self.digests[number : number + 1].tobytes(), int(self.checks[number]))
-            if (token_digest(tokens), crc32(learnt)) != kept:
+            if (token_digest(tokens, self.pictures(number)), crc32(learnt)) != kept:
                 raise damaged(piece.path)
         return np.frombuffer(tokens, "<i4").astype(np.int32), np.frombuffer(learnt, np.uint8).astype(np.bool_)
 
+    def pictures(self, number: int) -> tuple[RowPicture, ...]:
+        """The pictures of a row."""
+        return () if self.gallery is None else self.gallery.of(number)
 
-def token_digest(tokens: bytes | memoryview) -> bytes:
-    """16 bytes for a row's tokens: equal for equal rows."""
-    return blake2b(tokens, digest_size=16).digest()
+
+def token_digest(tokens: bytes | memoryview, pictures: Sequence[RowPicture] = ()) -> bytes:
+    """16 bytes for a row's tokens and pictures: equal for equal rows."""
+    digest = blake2b(tokens, digest_size=16)
+    digest.update(marks(pictures))
+    return digest.digest()
 
 
 def damaged(path: Path) -> Refusal:
@@ -140,4 +151,5 @@ def joined(stores: Sequence[Store]) -> Store:
         tuple(name for store in stores for name in store.names),
         **{field: together(field) for field in ARRAYS},
         labels=None if all(store.labels is None for store in stores) else np.concatenate(labels),
+        gallery=hung([(store.gallery, len(store)) for store in stores]),
     )

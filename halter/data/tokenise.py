@@ -14,7 +14,7 @@ from typing import Any
 from halter.data import doubts
 from halter.data.choose import sample
 from halter.data.columns import Reader, understand
-from halter.data.encode import Encoder
+from halter.data.encode import Encoder, unseen
 from halter.data.example import Example
 from halter.data.examples import PLACE, Builder
 from halter.data.options import Source
@@ -212,6 +212,8 @@ class Tokenising:
             return
         account.report.as_they_stand += made.plain
         account.report.notes.update(made.notes)
+        if made.notes.get("pictures_dropped"):  # by a process of its own, whose waivers nobody sees
+            self.encoder.waivers.refuse(unseen(""))
         self._contradictions.add(made.pairs)
         for length, keeping, pieces in made.rows:
             self._count_long(read.origin, length, keeping, len(pieces))

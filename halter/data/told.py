@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from halter.data.report import DataReport
 
 PLACE = re.compile(r"(.*?)(?::(\d+)|\[(\d+)\])", re.DOTALL)
-DIFFERS = re.compile(r" at (byte|character) \d+| in message \d+|(?<=duplicate id) .*")
+DIFFERS = re.compile(r" at (byte|character) \d+| in message \d+| \(picture \d+[^()]*\)$|(?<=duplicate id) .*")
 
 NOTES: dict[str, str] = {
     "rejected_dropped": "{n} rows are left out because people marked their answers as bad (label: false and the like): "
@@ -52,10 +52,12 @@ NOTES: dict[str, str] = {
     "unprompted": "{n} conversations begin with the assistant: that turn is learned without a prompt",
     "spelt_out": "{n} rows hold new lines as a backslash and an n each, which are read as these two letters: {way}",
     "echoed": "in {n} rows the answer is the question word for word: is one column given for both?",
+    "pictures_dropped": "{n} pictures are left out, as the model sees none (checks.allow: pictures-unseen)",
+    "first_frames": "{n} pictures move: the first frame of each is taken",
     "contradicting": "{n} rows ask what another row asks and want another answer ({contradicted} questions)",
 }
 """{what was met: its sentence}; ``Rows.notes`` and ``DataReport.notes`` count by these names."""
-ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids", "contradicting", "unprompted"})
+ASIDE = frozenset({"reasoning_dropped", "own_rows", "repeated_ids", "contradicting", "unprompted", "first_frames"})
 """What the user asked for, or what costs nothing: told, and no warning."""
 ENOUGH = {
     "templated": 0.05,

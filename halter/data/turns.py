@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from halter.data.fault import BadRow as BadRow
 from halter.data.json_text import loads, repeated
+from halter.data.parts import content_of, text_of
 
 CALL = "function_call"
 ROLES = {
@@ -50,10 +52,6 @@ def under_system(messages: Sequence[Mapping[str, Any]], system: str) -> list[dic
     """The conversation with this system message ahead of it; one that it has is replaced."""
     spoken = [dict(message) for message in messages if message.get("role") != "system"]
     return [{"role": "system", "content": system}, *spoken]
-
-
-class BadRow(ValueError):
-    """A row that does not hold what its format says; the text is the kind of fault."""
 
 
 def is_nan(value: Any) -> bool:
@@ -100,7 +98,7 @@ def turn(said: Any) -> list[dict[str, Any]]:
         extra["tool_calls"] = _calls(calls)
     words = _words(spoken, may_lack=bool(calls))
     thought = next((said[key] for key in THOUGHT if isinstance(said.get(key), str) and said[key].strip()), "")
-    if role == "assistant" and thought and "</think>" not in (words or ""):
+    if role == "assistant" and thought and not isinstance(words, list) and "</think>" not in (words or ""):
         words = f"<think>\n{thought.strip()}\n</think>\n\n{words or ''}"
     return [{"role": role, "content": words, **extra}]
 
@@ -189,29 +187,18 @@ def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _says(message: Mapping[str, Any]) -> bool:
-    return bool((message["content"] or "").strip() or message.get("tool_calls"))
+    return bool(text_of(message["content"]).strip() or message.get("tool_calls"))
 
 
 def _words(spoken: Any, may_lack: bool = False) -> Any:
-    """The text of a turn; None where it ``may_lack`` one and does."""
-    if isinstance(spoken, list):  # content parts
-        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in spoken):
-            raise BadRow(f"wrong type of content: {_other_part(spoken)}")
-        return "".join(part["text"] for part in spoken)
+    """What is said in a turn, a text or parts with pictures; None where it ``may_lack`` words and does."""
+    if isinstance(spoken, list | tuple):
+        return content_of(spoken)
     if spoken is None and may_lack:
         return None
     if not isinstance(spoken, str):
         raise BadRow(f"wrong type of content: {type(spoken).__name__}")
     return spoken
-
-
-def _other_part(parts: Sequence[Any]) -> str:
-    """What stands in a list of parts beside texts."""
-    others = (part for part in parts if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)))
-    part = next(others)
-    named = part.get("type") if isinstance(part, Mapping) else None
-    what = f"a part {named}" if isinstance(named, str) and named != "text" else "a part without a text"
-    return f"{what}, and Halter reads text only so far"
 
 
 def _calls(calls: Any) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,8 @@ def variants(
         ids = [tokenizer.encode(space + choice, continues=continues) for choice in choices]
         end = response[len(ids[right]) :]
         if response[: len(ids[right])] == ids[right] and exact_match(tokenizer.decode(ids[right]), asked.wanted):
-            return [_row(head, [*choice, *end], example.origin) for choice in ids]
+            rows = [_row(head, [*choice, *end], example.origin) for choice in ids]
+            return [replace(row, pictures=asked.prompt.pictures) for row in rows]
     raise Refusal(
         "choice-tokens",
         "a response's tokens are not those of its choice alone",

@@ -45,7 +45,8 @@ def question(example: Example, tokenizer: Tokenizer) -> Question | None:
     text = tokenizer.decode(said)
     if tokenizer.unk_id in said:
         text = _unsaid(said, tokenizer, example.answer)
-    return Question(EncodedPrompt(prompt, continues=False, stop_ids=stops), text)
+    pictures = tuple(one for one in example.pictures if one.end <= start)
+    return Question(EncodedPrompt(prompt, continues=False, stop_ids=stops, pictures=pictures), text)
 
 
 def knows_all(example: Example, tokenizer: Tokenizer) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from halter.model.segments import Segments
 from halter.numerics import allocation
 from halter.numerics.losses import chunk_rows, even_rows
 from halter.numerics.metrics import perplexity, token_losses
+from halter.pictures.seen import features
 from halter.text.tokenizer import Tokenizer
 
 PASS_TOKENS = 4096  # in one pass; bounds the activations' memory
@@ -115,6 +116,7 @@ def _row_sums(
     """Sum of the target tokens' losses of every row; in ``likeliest`` (bool [rows], true) a row with a target that is
     not the likeliest token becomes false."""
     segments = Segments.packed(batch.lengths, model.device, prompt_lengths=batch.prompt_lengths)
+    segments = replace(segments, features=features(model.config, batch.pictures))
     acts = None if adapter is None else adapter.bind(model, segments)
     index = (batch.targets != IGNORED).nonzero().squeeze(1)
     hidden = model.hidden(Pass(batch.tokens.to(model.device), segments, acts, wanted=index.to(model.device)))

@@ -20,11 +20,11 @@ from halter.export.merge import base_of, sample_rows, source_of, tokenizer_of, w
 from halter.files.folders import new_folder
 from halter.files.writing import copy_file, write_json, write_tensors
 from halter.model.decoder import Decoder
-from halter.model.layout import LINEAR
+from halter.model.layout import EXPERTS, LINEAR
 from halter.model.linear import bias_of
 from halter.model.storages import BITS, Quantize, held_in, quantised
 from halter.pretrained.load import load_model
-from halter.pretrained.save import licence_files
+from halter.pretrained.save import licence_files, processor_files
 
 _NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 RULES: dict[Quantize, dict[str, object]] = {
@@ -44,6 +44,8 @@ class Survival:
     shares: dict[str, float]
     gap: Gap
     trained_gap: Gap | None
+    experts: bool = False
+    """Whether the model has routed experts, which are written as they are computed with."""
 
     @property
     def mean(self) -> float:
@@ -59,6 +61,12 @@ class Survival:
                 f"{self.shares[worst]:.1%} at {worst}"
             ]
         lines.append(f"merged model in {bits} against base + adapter: {self.gap}")
+        if self.experts:
+            lines.append(
+                f"routed experts and routers are not in {bits}; Halter opens this folder, transformers does not: of "
+                "a Llama 4 in few bits it wants each expert as a layer of its own. For transformers merge in 16 bits, "
+                "and let it quantise while it loads"
+            )
         if self.trained_gap is not None:
             lines.append(f"merged model in {bits} against the quantised model that was trained: {self.trained_gap}")
         return "\n".join(lines)
@@ -75,7 +83,7 @@ def merge_quantised(
     source: str | Path | None = None,
 ) -> Survival:
     """Fold ``adapter`` into ``model``, quantise to ``kind`` (NF4 double quantised), write a folder that transformers
-    opens.
+    opens, unless the model has routed experts, which are left as they are (``Survival.experts``).
 
     ``base`` and ``source`` as in ``merge``: under a quantised model, what the update is added to before it is rounded.
     Refusals ``cannot-merge``, ``merge-source`` and ``already-exists``. The whole merged model is in memory at once."""
@@ -100,7 +108,7 @@ def merge_quantised(
             bias = weight.new_zeros(len(weight))
         if bias is not None:
             tensors[f"{name}.bias"] = bias.to(model.dtype)
-        if place.kind != LINEAR or place.unquantised:  # transformers holds routers and experts in 16 bits
+        if place.kind != LINEAR or place.unquantised:
             tensors[place.weight_name] = merged.to(model.dtype).contiguous()
             continue
         stored = quantised(kind, merged.to(model.dtype))
@@ -115,13 +123,14 @@ def merge_quantised(
         computed = {"bnb_4bit_compute_dtype": str(model.dtype).removeprefix("torch.")} if kind == "nf4" else {}
         rule = {**RULES[kind], **computed}
         write_json(inside / "config.json", written | {"quantization_config": rule})
-        for file in [*(tokenizer.files if tokenizer else ()), *licence_files(origin)]:
+        for file in [*(tokenizer.files if tokenizer else ()), *licence_files(origin), *processor_files(origin, config)]:
             copy_file(file, inside / file.name, replace=True)
         write_template(inside, adapter, tokenizer)
         rows = sample_rows(tokenizer, model.config)
         got = logits_on(load_model(inside, model.dtype, None, model.device, say=lambda _: None), rows)
     trained = gap(logits_on(model, rows, adapter), got) if trained_in else None
-    return Survival(kind, shares, gap(logits_on(reference, rows, adapter), got), trained)
+    routed = bool(config.layout.of(EXPERTS))
+    return Survival(kind, shares, gap(logits_on(reference, rows, adapter), got), trained, routed)
 
 
 def _survives(update: Tensor, left: Tensor) -> float | None:

@@ -10,10 +10,11 @@ from halter.errors import Refusal
 from halter.files.meta_config import read_params
 from halter.files.meta_llama import LLAMA
 from halter.files.meta_llama4 import LLAMA4
+from halter.files.meta_llama4_vision import LLAMA4_SEEING
 from halter.files.meta_mllama import MLLAMA
 from halter.files.meta_table import MetaFamily
 
-FAMILIES = (LLAMA4, MLLAMA, LLAMA)
+FAMILIES = (LLAMA4_SEEING, LLAMA4, MLLAMA, LLAMA)
 """The first that says so takes a folder; a LLaMA says nothing of itself and comes last."""
 
 

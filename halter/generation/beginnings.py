@@ -47,7 +47,7 @@ def shared(prompts: Sequence[Tokens], owners: Sequence[int]) -> list[Beginning]:
 def wait_for_shared(rows: Sequence[ActiveRow], new: Sequence[ActiveRow]) -> None:
     """Let rows that are ``new`` among ``rows`` wait for the beginning that they have in common with an earlier one, so
     that it is computed once for all."""
-    for alike in shared([row.prompt for row in rows], [row.owner for row in rows]):
+    for alike in shared([row.compared for row in rows], [row.owner for row in rows]):
         for row in (rows[at] for at in alike.rows):
             if row in new:
                 row.source, row.begins = rows[alike.source], alike.length

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count, islice
 from typing import Any, Unpack
 
@@ -33,6 +34,7 @@ from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
+from halter.pictures.seen import features
 from halter.text.tokenizer import Tokenizer
 
 MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
@@ -52,10 +54,12 @@ def generate(
     A prompt is a string (used as it stands, after BOS; as one user turn where ``template`` is given), a list of
     messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
     A conversation that ends with the assistant's words is continued there, and ``prefill`` begins every answer so;
-    an answer's text is what follows. Several answers to a prompt need a temperature above 0; the first is the one that
-    ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is for templates that ask what day it is. ``adapter``: none, one for
-    all, or a list with one (or None) for each prompt. ``max_rows``: answers worked on at once. The other ``options``
-    are the fields of GenerationOptions. Refusals as of GenerationOptions and halter.generation.prompts. What makes
+    an answer's text is what follows. A message's content may be parts, {"type": "text", "text"} and {"type": "image",
+    "image"}: a path, bytes, a data: URI, a picture of Pillow's or, with ``fetch_pictures``, an address. Several answers
+    to a prompt need a temperature above 0; the first is the one that ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is
+    for templates that ask what day it is. ``adapter``: none, one for all, or a list with one (or None) for each prompt.
+    ``max_rows``: answers worked on at once. The other ``options`` are the fields of GenerationOptions. Refusals as of
+    GenerationOptions and halter.generation.prompts. What makes
     every answer fail is raised; where some do, AnswersFailed with all ``answers``, once the others are done.
     """
     pieces = stream(model, tokenizer, prompts, adapter, **options)
@@ -73,7 +77,7 @@ def stream(
     """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
     given: dict[str, Any] = dict(options)
     rows = given.pop("max_rows", MAX_ROWS)
-    return Engine(model, tokenizer, rows).run(requests_of(tokenizer, prompts, adapter, given))
+    return Engine(model, tokenizer, rows).run(requests_of(tokenizer, prompts, adapter, given, model.config.pictures))
 
 
 class Engine:
@@ -266,6 +270,8 @@ class Engine:
         self._slots.fit(rows)
         cache = self._slots.cache
         segments = cache.segments(lengths, [row.slot for row in rows], [len(row.prompt) for row in rows])
+        if any(pictures := [row.sights for row in rows]):
+            segments = replace(segments, features=features(self.model.config, pictures))
         tokens = torch.tensor([id for row in rows for id in row.pending], device=self.model.device)
         acts = self._bind(segments, [row.owner for row in rows])
         return self.model.hidden(Pass(tokens, segments, acts, cache=cache)), segments, acts

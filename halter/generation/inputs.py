@@ -23,6 +23,7 @@ from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
 from halter.generation.prompts import Prompt
+from halter.generation.seeing import of_row
 from halter.telling import tell_once
 
 
@@ -43,6 +44,7 @@ ASKING = ("prompt", "instruction", "question", "text")
 """Columns whose words ask."""
 SPELT = 0.85
 """How near a column's name must be to one of them: quesiton and promts are, prompt_id is not."""
+PICTURES_WAY = "write <image> in the text where each picture stands, and name pictures that are there"
 REQUESTS = ("body", "params")
 """Where a line of a file of batches has its request: OpenAI's, Anthropic's."""
 NAMED_TALKS = ("messages", "conversations")
@@ -81,6 +83,8 @@ def read_prompts(path: str, options: DataOptions | None = None, named: bool = Fa
         inner = _envelope(row)
         try:
             prompt = prompt_of(inner, options)
+            if prompt is not None:
+                prompt = of_row(prompt, asked_row(inner, options)[0], origin, options)
         except BadRow as fault:
             faults.append(f"{origin}: {fault}")
             continue
@@ -95,6 +99,7 @@ def read_prompts(path: str, options: DataOptions | None = None, named: bool = Fa
     if faults:
         roles = roles_guessed(faults)
         way = f"say who speaks: {roles_option(roles)}" if roles else ""
+        way = way or (PICTURES_WAY if all("picture" in fault for fault in faults) else "")
         raise Refusal(
             "input-rows",
             "these rows hold no prompt",

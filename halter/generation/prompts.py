@@ -17,7 +17,9 @@ from halter.data.turns import under_system
 from halter.errors import Refusal
 from halter.files.row_names import called_rows
 from halter.generation.options import GenerationKeywords
+from halter.generation.seeing import Seeing
 from halter.kinds import Worded
+from halter.pictures.seen import RowPicture
 from halter.telling import tell_once
 from halter.text.chat import marks as chat_marks
 from halter.text.chat.conversations import ChatTemplate, writable
@@ -34,6 +36,8 @@ class EncodedPrompt:
     tokens: tuple[int, ...]
     continues: bool
     stop_ids: tuple[int, ...] = ()
+    pictures: tuple[RowPicture, ...] = ()
+    """Where pictures stand among the tokens."""
 
 
 Prompt: TypeAlias = str | EncodedPrompt | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -53,6 +57,7 @@ class AnswerKeywords(GenerationKeywords, total=False):
     prefill: str
     n: int
     max_rows: int
+    fetch_pictures: bool
 
 
 def as_list(prompts: Prompts) -> list[Prompt]:
@@ -108,13 +113,15 @@ def encode_prompt(
     date: str | None = None,
     prefill: str = "",
     tools: Sequence[Any] | None = None,
+    seeing: Seeing | None = None,
 ) -> EncodedPrompt:
     """Ids of a prompt, and of ``prefill``, with which its answer begins.
 
     A string is used as it stands, after BOS; with ``template`` (a built-in one's name, a Jinja file, or a template) it
     is one user turn. A conversation goes through ``template`` or the tokenizer's own; ``date`` (YYYY-MM-DD) is for
     those that ask what day it is, ``tools`` for those that have a place for them. One that ends with the assistant's
-    words is continued there. Refusals ``no-chat-template``, and ``prefill-tokens`` for words after token ids.
+    words is continued there. Pictures are parts of messages, taken as ``seeing`` says. Refusals ``no-chat-template``,
+    ``prefill-tokens`` for words after token ids, and those of Seeing.
     """
     if isinstance(prompt, EncodedPrompt):
         return prompt
@@ -137,10 +144,15 @@ def encode_prompt(
     begun = ""
     if messages[-1].get("role") == "assistant" and isinstance(messages[-1].get("content"), str):
         begun = messages.pop()["content"]
-    tokens = template.encode(tokenizer, messages, tools=tools, add_generation_prompt=True, date=date).tokens
+    seeing = seeing or Seeing()
+    messages, looked = seeing.look(messages)
+    how: dict[str, Any] = {"tools": tools, "date": date, "picture": seeing.control(tokenizer) if looked else None}
+    tokens = template.encode(tokenizer, messages, add_generation_prompt=True, **how).tokens
     if begun + prefill:
-        tokens += _begun(tokenizer, template, messages, begun + prefill, tokens, date, tools)
-    return EncodedPrompt(tuple(tokens), continues=bool(begun + prefill), stop_ids=turn_end(tokenizer, template))
+        tokens += _begun(tokenizer, template, messages, begun + prefill, tokens, how)
+    tokens, pictures = seeing.placed(tokens, looked)
+    stops = turn_end(tokenizer, template)
+    return EncodedPrompt(tuple(tokens), continues=bool(begun + prefill), stop_ids=stops, pictures=pictures)
 
 
 def _no_template(tokenizer: Tokenizer) -> Refusal:
@@ -159,15 +171,14 @@ def _begun(
     messages: list[dict[str, Any]],
     words: str,
     prompt: Sequence[int],
-    date: str | None,
-    tools: Sequence[Any] | None,
+    how: Mapping[str, Any],
 ) -> list[int]:
-    """Ids of an answer's first ``words``, as a training row has them after ``prompt``.
+    """Ids of an answer's first ``words``, as a training row has them after ``prompt``; ``how`` both are written.
 
     The template may put white space before an answer or take it away after one; what it takes away is added again.
     """
     answered = [*messages, {"role": "assistant", "content": words}]
-    row = template.encode(tokenizer, answered, tools=tools, date=date).tokens
+    row = template.encode(tokenizer, answered, **how).tokens
     rest = row[len(prompt) :] if row[: len(prompt)] == list(prompt) else []
     wanted, length, said = words.strip(), 0, ""
     for end in range(1, len(rest) + 1):
@@ -241,6 +252,12 @@ def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
     return (last,) if any(control.id == last for control in tokenizer.controls) else ()
 
 
+def _unknown(prompt: EncodedPrompt, vocab_size: int) -> list[int]:
+    """Ids beyond the vocabulary; those of pictures may be rows that it has besides."""
+    beyond = [(place, id) for place, id in enumerate(prompt.tokens) if not 0 <= id < vocab_size]
+    return [id for place, id in beyond if not any(one.start <= place < one.end for one in prompt.pictures)]
+
+
 def too_long(prompt: EncodedPrompt, context: int) -> bool:
     """Whether a prompt leaves no room for one token of an answer in a context of so many tokens."""
     return len(prompt.tokens) >= context
@@ -257,7 +274,7 @@ def check_prompts(prompts: Sequence[EncodedPrompt], context: int, vocab_size: in
             expected="at least one token",
             fix="give each prompt some text",
         )
-    outside = [f"prompt {i}: {id}" for i, p in enumerate(prompts) for id in p.tokens if not 0 <= id < vocab_size]
+    outside = [f"prompt {i}: {id}" for i, p in enumerate(prompts) for id in _unknown(p, vocab_size)]
     if outside:
         known = f"0 .. {vocab_size - 1}"
         raise Refusal(

@@ -21,7 +21,9 @@ from halter.generation.prompts import (
     told_of_files,
     told_of_marks,
 )
+from halter.generation.seeing import Seeing
 from halter.kinds import Worded
+from halter.model.pictures import PictureRules
 from halter.telling import tell
 from halter.text.tokenizer import Tokenizer
 
@@ -40,13 +42,20 @@ class Request:
     draws: int = 0
 
 
-def requests_of(tokenizer: Tokenizer, prompts: Prompts, adapter: Adapters, given: dict[str, Any]) -> list[Request]:
+def requests_of(
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    adapter: Adapters,
+    given: dict[str, Any],
+    rules: PictureRules | None = None,
+) -> list[Request]:
     """The requests that ``generate`` makes of its arguments, ``n`` a prompt: those of the first prompt, ...
 
-    ``given``: AnswerKeywords without ``max_rows``. Refusals of GenerationOptions, of halter.generation.prompts, and
-    ``adapter-count``.
+    ``given``: AnswerKeywords without ``max_rows``; ``rules``: how the model takes pictures. Refusals of
+    GenerationOptions, of halter.generation.prompts, and ``adapter-count``.
     """
     template = as_template(given.pop("template", None))
+    seeing = Seeing(rules, given.pop("fetch_pictures", False))
     date, prefill, n = given.pop("template_date", None), given.pop("prefill", ""), given.pop("n", 1)
     chosen = GenerationOptions.of(**given).told()
     _check_count(n, chosen)
@@ -54,7 +63,7 @@ def requests_of(tokenizer: Tokenizer, prompts: Prompts, adapter: Adapters, given
     for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
         tell(odd)
     tell_of_template(asked, template, adapter)
-    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill) for prompt in asked]
+    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill, seeing=seeing) for prompt in asked]
     both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
     return [Request(p, chosen, a, draws=number + (again << 32)) for number, (p, a) in both for again in range(n)]
 

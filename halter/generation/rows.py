@@ -9,6 +9,8 @@ from torch import Tensor
 
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, GrowingAnswer, TokenLogprob
+from halter.pictures.seen import RowPicture, between
+from halter.pictures.tokens import compared
 
 
 class Outcome(NamedTuple):
@@ -29,6 +31,9 @@ class ActiveRow:
     def __init__(self, id: int, request: Request, answer: GrowingAnswer, owner: int) -> None:
         self.id, self.answer, self.owner = id, answer, owner
         self.prompt, self.options, self.draws = request.prompt.tokens, request.options, request.draws
+        self.pictures = request.prompt.pictures
+        self.compared = compared(self.prompt, self.pictures)
+        """The prompt by which it is compared with others."""
         self.rule = request.options.rule
         self.slot, self.fed = -1, 0
         self.pending: Sequence[int] = ()
@@ -51,6 +56,13 @@ class ActiveRow:
     def completes(self) -> bool:
         """Whether the next step ends with the prompt's last token, or one after it, so that one can be chosen."""
         return self.fed + len(self.pending) >= len(self.prompt)
+
+    @property
+    def sights(self) -> tuple[RowPicture, ...]:
+        """The pictures that the next step brings, placed as from its first token."""
+        if not self.pictures or not self.filling:
+            return ()
+        return between(self.pictures, self.fed, self.fed + len(self.pending))
 
     @property
     def longest(self) -> int:

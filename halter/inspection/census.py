@@ -13,6 +13,7 @@ from halter.data.example import Example
 from halter.data.examples import Examples
 from halter.data.load import stopping, way_out
 from halter.errors import Refusal
+from halter.inspection.pictures import ShownPicture
 from halter.inspection.warnings import warnings
 from halter.recipe import Recipe
 from halter.run.prepare import Job, prepare
@@ -47,11 +48,18 @@ class ShownRow:
     tokens: tuple[Token, ...]
     bos: int
     eos: int
+    pictures: tuple[ShownPicture, ...] = ()
+    """Each is one of ``tokens``, the model's token for a picture, whatever their number."""
 
     @property
     def learned(self) -> int:
         """Tokens that are targets."""
         return sum(token.learned for token in self.tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens, those of pictures among them."""
+        return len(self.tokens) + sum(picture.tokens - 1 for picture in self.pictures)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,9 @@ class Inspection:
         """For JSON."""
         from dataclasses import asdict
 
-        rows = [{**asdict(row), "learned": row.learned} for row in self.rows]
+        rows = [{**asdict(row), "learned": row.learned, "length": row.length} for row in self.rows]
+        for row, shown in zip(rows, self.rows, strict=True):
+            row["pictures"] = [picture.facts() for picture in shown.pictures]
         report = self.job.data.report.as_dict()
         used = {} if self.experts is None else {"experts": self.experts.as_dict()}
         return used | {
@@ -159,7 +169,7 @@ def inspect(
     counted = census(data, job.tokenizer)
     return Inspection(
         job,
-        tuple(_row(job.tokenizer, example) for example in shown),
+        tuple(_row(job, example) for example in shown),
         counted,
         _histogram(data.lengths),
         _steps(job),
@@ -188,8 +198,12 @@ def _find(job: Job, wanted: str) -> Example:
     )
 
 
-def _row(tokenizer: Tokenizer, example: Example) -> ShownRow:
+def _row(job: Job, example: Example) -> ShownRow:
+    tokenizer = job.tokenizer
     ids, learned = example.tokens.tolist(), example.supervised.tolist()
+    for one in reversed(example.pictures):
+        assert job.config.pictures is not None
+        ids[one.start : one.end], learned[one.start : one.end] = [job.config.pictures.token_id], [False]
     if learned:
         learned[0] = False  # nothing comes before it that could predict it
     controls = {control.id for control in tokenizer.controls}
@@ -197,7 +211,12 @@ def _row(tokenizer: Tokenizer, example: Example) -> ShownRow:
     tokens = tuple(Token(i, stream.push(i) or tokenizer.token(i), flag, i in controls) for i, flag in zip(ids, learned))
     text = tokenizer.decode(ids, skip_control=False)
     return ShownRow(
-        example.origin, text, tokens, ids.count(tokenizer.bos_id), sum(i in tokenizer.stop_ids for i in ids)
+        example.origin,
+        text,
+        tokens,
+        ids.count(tokenizer.bos_id),
+        sum(i in tokenizer.stop_ids for i in ids),
+        tuple(map(ShownPicture.of, example.pictures)),
     )
 
 

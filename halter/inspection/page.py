@@ -89,7 +89,8 @@ def page(found: Inspection) -> str:
         _course(steps),
     ]
     head = f'<meta charset="utf-8">{MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
-    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    rules = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
     joined = "\n".join(body)
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}{policy}<title>halter inspect</title>'
@@ -109,11 +110,15 @@ def _row(row: ShownRow) -> str:
         title = f"{place}: id {token.id}, {'learned' if token.learned else 'not learned'}"
         end = "\n" if token.text.endswith("\n") else ""
         spans.append(f'<span class="{names}" title="{title}">{_shown(token.text)}</span>{end}')
-    summary = f"{len(row.tokens)} tokens, {row.learned} learned, {row.bos} BOS, {row.eos} ends"
+    pictures = "".join(
+        f'<p class="dim">picture {number}: {_shown(picture.told())}</p><img alt="" src="{picture.uri()}">'
+        for number, picture in enumerate(row.pictures, 1)
+    )
+    summary = f"{row.length} tokens, {row.learned} learned, {row.bos} BOS, {row.eos} ends"
     text = "\n".join(visible(line) for line in lines_of(row.text))
     return (
         f'<details open><summary><b>{_shown(row.origin)}</b> <span class="dim">{summary}</span></summary>'
-        f'<div class="tokens">{"".join(spans)}</div></details>'
+        f'{pictures}<div class="tokens">{"".join(spans)}</div></details>'
         f'<details><summary class="dim">the same row as text</summary>'
         f'<div class="tokens">{escape(text)}</div></details>'
     )

@@ -11,7 +11,7 @@ from halter.files.reading import lines_of, visible
 from halter.inspection.census import Inspection, ShownRow, Steps
 from halter.training.expert_use import ExpertUse
 
-CONTEXT, LEARNT, CONTROL, LEARNT_CONTROL, HEADING, WARNING, PLAIN = range(7)
+CONTEXT, LEARNT, CONTROL, LEARNT_CONTROL, HEADING, WARNING, PLAIN, DRAWN = range(8)
 """What a piece of a line is."""
 ANSI = {
     CONTEXT: "\x1b[2m",
@@ -21,6 +21,7 @@ ANSI = {
     HEADING: "\x1b[1m",
     WARNING: "\x1b[33m",
     PLAIN: "",
+    DRAWN: "",
 }
 RESET = "\x1b[0m"
 EIGHTHS, SMALL = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
@@ -63,7 +64,7 @@ def render(found: Inspection, look: Look) -> str:
 
 
 def _painted(text: str, kind: int, look: Look) -> str:
-    text = visible(text)  # file names and kinds of faults are strangers' too
+    text = text if kind == DRAWN else visible(text)  # file names and kinds of faults are strangers' too
     return f"{ANSI[kind]}{text}{RESET}" if look.colour and ANSI[kind] else text
 
 
@@ -74,8 +75,12 @@ def _rows(found: Inspection, look: Look) -> Iterator[Line]:
         yield []
         yield [
             (row.origin, HEADING),
-            (f"  {len(row.tokens)} tokens, {row.learned} learned, {row.bos} BOS, {row.eos} ends", PLAIN),
+            (f"  {row.length} tokens, {row.learned} learned, {row.bos} BOS, {row.eos} ends", PLAIN),
         ]
+        for number, picture in enumerate(row.pictures, 1):
+            yield [(f"  picture {number}: {visible(picture.told())}", PLAIN)]
+            for line in picture.drawn(look.colour, look.blocks, look.width - 4):
+                yield [(line, DRAWN)]
         for line in lines_of(row.text):
             yield [("  " + visible(line), PLAIN)]
         yield [("  " + "-" * 20, CONTEXT)]

@@ -18,8 +18,7 @@ from torch import Tensor
 from halter.errors import Refusal, meant
 from halter.model import dense
 from halter.model.config_limits import unfit
-from halter.model.experts import EXPERTS
-from halter.model.layout import AROUND, HEAD, NORM, PREFIX, SCORE, TABLE, VIRTUAL, Layout, Place
+from halter.model.layout import AROUND, EXPERTS, HEAD, NORM, PREFIX, SCORE, TABLE, TEXT, VIRTUAL, Layout, Place
 from halter.model.pictures import PictureRules
 from halter.model.rotation import NEEDED, RopeScaling, disorders, faults, read_rope
 from halter.numerics import rope
@@ -155,9 +154,13 @@ class ModelConfig:
 
     @property
     def active_parameters(self) -> int:
-        """Of ``num_parameters`` those that one token passes."""
-        routed = sum(prod(place.shape) for place in self.layout.of(EXPERTS))
-        return self.num_parameters - int(routed * (1 - self.routed_share))
+        """Of ``num_parameters`` those that one token of text passes: nothing of another stack, and its own experts."""
+        count = Fraction(0)
+        for place in self.layout:
+            if place.layer is None or self.layout.blocks[place.layer].stack == TEXT:
+                size = sum(prod(shape) for shape in place.tensors().values())
+                count += size * (self.routed_share if place.kind == EXPERTS else 1)
+        return int(count)
 
     @property
     def numbers_a_token(self) -> int:

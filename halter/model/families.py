@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from halter.errors import Refusal, meant
@@ -11,6 +12,7 @@ from halter.model import llama4_config, mllama_config
 from halter.model.config import ModelConfig, preset, preset_names, preset_repository
 from halter.model.llama4_config import Llama4Config
 from halter.model.llama4_seeing import of_llama4
+from halter.model.llama4_tower import Llama4Tower
 from halter.model.mllama_config import MllamaConfig
 
 FAMILIES: dict[str, Callable[[dict[str, Any], str], ModelConfig]] = {
@@ -24,9 +26,6 @@ ANNOUNCED = {
     "llama-4-behemoth": "announced in April 2025 with 288B active parameters of about 2T, 16 experts; never released"
 }
 """{model of which no checkpoint was published: all that is known of it}."""
-TOWERS = dict.fromkeys(llama4_config.REPOSITORIES, 850_960_896 + 20_971_520)
-"""{published model: parameters of its tower for pictures and of what leads from there into the text}, where these are
-not part of its shape here."""
 
 
 def read_config(config: dict[str, Any], where: str = "") -> ModelConfig:
@@ -40,8 +39,13 @@ def _published() -> dict[str, Callable[[str], ModelConfig]]:
     return {
         **dict.fromkeys(preset_names(), preset),
         **dict.fromkeys(mllama_config.REPOSITORIES, mllama_config.published),
-        **dict.fromkeys(llama4_config.REPOSITORIES, llama4_config.published),
+        **dict.fromkeys(llama4_config.REPOSITORIES, _llama4),
     }
+
+
+def _llama4(name: str) -> ModelConfig:
+    """With the tower of pictures, which both have alike."""
+    return replace(llama4_config.published(name), tower=Llama4Tower())
 
 
 def published_names() -> list[str]:

@@ -123,7 +123,8 @@ class Layout:
     ``rows``: {another stack: its own rows, made from the text's}, for stacks whose blocks see other tokens than the
     text's, such as patches of pictures. ``beside``: what the text's blocks read of such a stack, made once a pass.
     ``fuse``: the states [N, dim] that enter the first block, made of the tokens' embeddings [N, dim] and of such a
-    stack, for families in which pictures stand among the tokens.
+    stack, for families in which pictures stand among the tokens. ``in_memory``: {how a path begins: how it begins in
+    transformers' memory}, where that is otherwise than in a published checkpoint.
     """
 
     def __init__(
@@ -133,9 +134,10 @@ class Layout:
         rows: Mapping[str, Callable[[Segments], Segments]] | None = None,
         beside: Callable[[Decoder, Pass], Any] | None = None,
         fuse: Callable[[Decoder, Pass, Tensor], Tensor] | None = None,
+        in_memory: Mapping[str, str] | None = None,
     ) -> None:
         self.outer, self.blocks, self.rows = tuple(outer), tuple(blocks), dict(rows or {})
-        self.beside, self.fuse = beside, fuse
+        self.beside, self.fuse, self.in_memory = beside, fuse, dict(in_memory or {})
         self.everywhere: tuple[int | None, ...] = (None, *range(len(self.blocks)))
         self._by_name = {(place.layer, place.name): place for place in self}
 
@@ -179,6 +181,11 @@ class Layout:
     def names(self, *kinds: str) -> tuple[str, ...]:
         """What places of these kinds are called by people, each once: the last parts of their paths."""
         return tuple(dict.fromkeys(place.path.rpartition(".")[2] for kind in kinds for place in self.of(kind)))
+
+    def peft_path(self, path: str) -> str:
+        """How PEFT calls what lies at ``path``, or below it: as it is called in transformers' memory."""
+        lead = next((lead for lead in self.in_memory if path.startswith(lead)), "")
+        return self.in_memory.get(lead, "") + path.removeprefix(lead)
 
     @cached_property
     def groups(self) -> tuple[str, ...]:

@@ -135,9 +135,9 @@ class Norm(nn.Module):
 
     def forward(self, normal: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """normal [..., dim] times the weight plus the bias; ``weight`` and ``bias`` stand in where given."""
-        y = normal * (self.scale if weight is None else weight)
+        scale = self.scale if weight is None else weight
         added = self.bias if bias is None else bias
-        return y if added is None else y + added
+        return normal * scale if added is None else torch.addcmul(added, normal, scale)  # rounded once
 
     def weight(self) -> Tensor:
         return self.scale

@@ -26,6 +26,13 @@ from halter.numerics.pointwise import normalise, swiglu
 if TYPE_CHECKING:
     from halter.model.mllama_config import MllamaConfig
 
+IN_MEMORY = {
+    "language_model.lm_head": "lm_head",
+    "language_model.model.": "model.language_model.",
+    "vision_model.": "model.vision_model.",
+    "multi_modal_projector": "model.multi_modal_projector",
+}
+"""{how a path begins in a published checkpoint: how in transformers' memory since 4.52}."""
 CROSS = "cross"
 """What the places of blocks with cross-attention are called together."""
 
@@ -58,7 +65,7 @@ def layout(config: MllamaConfig) -> Layout:
         kind = cross if layer in config.cross_layers else plain
         text.append(kind.at(f"language_model.model.layers.{layer}", layer))
     blocks = [*text, *mllama_tower.blocks(config, config.layers)]
-    return Layout(config.outer, blocks, row_makers(config), see)
+    return Layout(config.outer, blocks, row_makers(config), see, in_memory=IN_MEMORY)
 
 
 def _crossing(config: MllamaConfig) -> BlockLayout:

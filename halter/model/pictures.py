@@ -1,7 +1,9 @@
 """Pictures as the families that see take them: what a row brings of one, and the rules that make it of pixels.
 
 Nothing here opens a file. A row's pictures are its thing in ``Segments.features``: a tuple of ``Picture``, in the order
-in which they stand in the row, or None.
+in which they stand in the row, or None. Given are those of which a token is in the pass, and those of the row that it
+continues in the same pass. What a cache keeps of a row's pictures is copied whole with a beginning (``Cache.copy``): a
+block cuts it to the tokens that the row then has.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Picture:
     """How many tiles it was cut into; a family may add one of the whole picture behind these."""
     start: int
     """Where the first of its tokens stands, counted from the first of its row's tokens in this pass: below 0 where the
-    picture began in an earlier pass."""
+    picture began in an earlier pass, or in the row that this one continues (``Segments.beginnings``)."""
     length: int
     """How many of the row's tokens are its own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from halter.contract.method import Method
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.layout import EXPERTS
+from halter.model.layout import EXPERTS, TEXT
 from halter.model.storages import dry
 from halter.model.stored_experts import KINDS
 from halter.model.streaming import bytes_apart
@@ -50,10 +51,15 @@ def dry_base(shape: ModelConfig, dtype: torch.dtype, quantize: str | None, exper
 
 
 def idle_bytes(base: Decoder) -> int:
-    """What the routed experts take that one token does not pass."""
-    shape = base.config
-    experts = [base.module(place.layer, place.name) for place in shape.layout.of(EXPERTS)]
-    return int(sum(tensor.nbytes for module in experts for tensor in module.buffers()) * (1 - shape.routed_share))
+    """What is held that one token of text does not pass: other experts than its own, and other stacks."""
+    shape, idle = base.config, Fraction(0)
+    for place, module in base.places():
+        held = sum(tensor.nbytes for tensor in module.buffers())
+        if place.layer is not None and shape.layout.blocks[place.layer].stack != TEXT:
+            idle += held
+        elif place.kind == EXPERTS:
+            idle += held * (1 - shape.routed_share)
+    return int(idle)
 
 
 def base_bytes(base: Decoder, offload: bool = False) -> BaseBytes:

@@ -87,7 +87,7 @@ class Forecast:
     host: int = 0
     """Bytes of layers in CPU memory; those of the device are in ``training`` and ``generation``."""
     idle: int = 0
-    """Bytes of routed experts that lie in memory, or in the CPU's, and that one token does not pass."""
+    """Bytes that lie in memory, or in the CPU's, and that one token of text does not pass (dry.idle_bytes)."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; memory and disk in bytes."""

@@ -15,6 +15,7 @@ from halter.files.hub import resolve
 from halter.model import families
 from halter.model.config import ModelConfig
 from halter.model.families import published, published_names
+from halter.model.layout import TEXT
 from halter.model.storages import StorageName
 
 
@@ -46,13 +47,12 @@ class Setting:
         return self.rows * self.length
 
 
-def beside(name: str, shape: ModelConfig) -> str:
-    """What a published model has beside the shape that is planned; '' where nothing."""
-    tower = families.TOWERS.get(name, 0)
-    if not tower:
+def of_pictures(shape: ModelConfig) -> str:
+    """What a plan leaves out of a model that sees; '' of one that does not."""
+    blocks = shape.layout.blocks
+    if all(block.stack == TEXT for block in blocks):
         return ""
-    whole = f"with its tower for pictures the published model has {shape.num_parameters + tower:,} parameters"
-    return f"the text is planned, which alone is run: {whole}"
+    return "planned for rows of text: its tower of pictures is counted, and what it makes of pictures comes on top"
 
 
 def shape_of(name: str, revision: str | None = None) -> ModelConfig:

@@ -120,8 +120,7 @@ class StepTimes:
     training: float
     prompt: float
     decoding: float
-    """One row, a token at a time: every weight, of routed experts those that it passes, and half of the cache is read
-    for each."""
+    """One row of text, a token at a time: every weight that it passes and half of the cache is read for each."""
 
 
 def times(found: Forecast, rates: Rates) -> StepTimes:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from halter.contract.method import Method
+from halter.errors import Refusal
 from halter.methods.excitor import Excitor
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.methods.lora import Lora
 from halter.model.config import ModelConfig, preset
-from halter.model.families import ANNOUNCED, TOWERS, published, published_names
+from halter.model.families import ANNOUNCED, published, published_names
 from halter.planning.dry import base_bytes, dry_adapter, dry_base
 from halter.planning.fit import HELD
 
@@ -46,7 +47,8 @@ SETTINGS: dict[str, Method] = {
 """What the counts are of. The authors' settings, as far as they are known; docs/methods says where each comes from."""
 NOTE = (
     "Of a Llama 4 'all seven' are attention's four and the MLP's three, in a layer with experts those of the shared "
-    "one and the router besides; routed experts are left alone by every setting."
+    "one and the router besides, and every linear layer of the tower; q, k, v and o are the tower's too. Routed "
+    "experts are left alone by every setting."
 )
 Q, QV, QKVO, ALL, RECIPE, V1, V2, V2_PAPER, V2_PROMPTS, EXCITOR = SETTINGS
 
@@ -151,17 +153,26 @@ def table() -> dict[str, Any]:
     }
 
 
-def counts(name: str) -> dict[str, int]:
-    """Exact counts of one published model: its parameters, bytes of its base where it has experts, and what every
-    setting trains."""
+def counts(name: str) -> dict[str, int | None]:
+    """Exact counts of one published model: its parameters, bytes of its base where a token does not pass all of it, and
+    what every setting trains; None where it acts at a place that not every layer has."""
     shape = published(name)
-    found = {"parameters": shape.num_parameters}
+    found: dict[str, int | None] = {"parameters": shape.num_parameters}
     if shape.active_parameters < shape.num_parameters:
-        found |= {"active": shape.active_parameters, "tower": TOWERS.get(name, 0)}
+        found["active"] = shape.active_parameters
         for quantize in HELD:
             held = base_bytes(dry_base(shape, torch.bfloat16, quantize)).total
             found[f"{quantize or 'bf16'}_bytes"] = held
-    return found | {"full": shape.num_parameters, **{setting: counted(setting, name) for setting in SETTINGS}}
+    return found | {"full": shape.num_parameters, **{setting: _counted_or_none(setting, name) for setting in SETTINGS}}
+
+
+def _counted_or_none(setting: str, model: str) -> int | None:
+    try:
+        return counted(setting, model)
+    except Refusal as refusal:
+        if refusal.id != "no-such-place":
+            raise
+        return None
 
 
 def table_text() -> str:
@@ -174,16 +185,16 @@ def table_text() -> str:
     lines += ["", "Trained parameters on every preset:"]
     for name, own in found["presets"].items():
         lines.append(f"{name} ({_told_parameters(own)})")
-        lines += [f"  {own[setting]:>15,}  {setting}" for setting in SETTINGS]
+        told = {setting: "not on it" if own[setting] is None else f"{own[setting]:,}" for setting in SETTINGS}
+        lines += [f"  {count:>15}  {setting}" for setting, count in told.items()]
     lines += [f"{name}: {said}" for name, said in found["announced"].items()]
     lines += ["", found["note"]]
     return "\n".join(lines)
 
 
-def _told_parameters(own: dict[str, int]) -> str:
-    """A model's parameters, and of one with experts what a token passes, the tower and the bytes of the base."""
+def _told_parameters(own: dict[str, int | None]) -> str:
+    """A model's parameters, and where a token does not pass all of them how many, and the bytes of the base."""
     if "active" not in own:
         return f"{own['parameters']:,} parameters"
-    tower = f", {own['parameters'] + own['tower']:,} with the tower for pictures" if own["tower"] else ""
-    held = ", ".join(f"{own[f'{how}_bytes'] / 1e9:,.1f} GB in {how}" for how in ("bf16", "int8", "nf4"))
-    return f"{own['parameters']:,} parameters of text, {own['active']:,} of them for a token{tower}; {held}"
+    held = ", ".join(f"{(own[f'{how}_bytes'] or 0) / 1e9:,.1f} GB in {how}" for how in ("bf16", "int8", "nf4"))
+    return f"{own['parameters']:,} parameters, {own['active']:,} of them for a token of text; {held}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from halter.contract.method import in_words
-from halter.model.experts import EXPERTS
+from halter.model.layout import EXPERTS
 from halter.planning.answer import Answer
 from halter.planning.fit import ORDER
 from halter.planning.forecast import Forecast

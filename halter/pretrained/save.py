@@ -27,6 +27,7 @@ from halter.pretrained.device import dtype_name
 
 MAX_SHARD_BYTES = 5_000_000_000
 LICENCE = re.compile(r"(licen[cs]e|use_policy|notice)", re.IGNORECASE)
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _GENERATION = "generation_config.json"
 
 
@@ -87,7 +88,7 @@ def write_model(
     write_json(inside / "config.json", config_dtype.to_hf())
     beside = {Path(f).name: Path(f) for f in tokenizer_files}
     write_json(inside / _GENERATION, _generation_config(source, beside.pop(_GENERATION, None), config))
-    for file in [*beside.values(), *licence_files(source)]:
+    for file in [*beside.values(), *licence_files(source), *processor_files(source, config)]:
         copy_file(file, inside / file.name, replace=True)
 
 
@@ -107,6 +108,13 @@ def licence_files(folder: Path | None) -> list[Path]:
         return []
     folders = [folder.parent, folder] if folder.name == "original" else [folder]
     return [p for f in folders for p in sorted(f.iterdir()) if LICENCE.match(p.name) and p.is_file()]
+
+
+def processor_files(folder: Path | None, config: ModelConfig) -> list[Path]:
+    """What transformers makes pictures of a folder's model by; of its text alone nothing."""
+    if folder is None or len(config.layout.groups) == 1:
+        return []
+    return [folder / name for name in PROCESSOR if (folder / name).is_file()]
 
 
 def _shards(layout: Mapping[str, TensorSpec], limit: int) -> dict[str, dict[str, TensorSpec]]:

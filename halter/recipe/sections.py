@@ -48,7 +48,7 @@ class ChecksOptions:
     allow: tuple[str, ...] = ()
     """Ids of refusals that are waived, as they stand in square brackets at a refusal's end: base-differs,
     adapter-task, tokenizer-differs, template-differs, double-bos, pad-trained, untrained-tokens, row-memory,
-    learning-rate, run-data-differs, disk-space."""
+    learning-rate, run-data-differs, pictures-unseen, disk-space."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from halter.data.load import Loaded, load_examples
+from halter.data.load import Loaded, RowSight, load_examples
 from halter.data.options import DataOptions
-from halter.errors import Refusal
+from halter.errors import Refusal, Waivers
 from halter.run.opening import Opened
 
 
@@ -12,7 +12,9 @@ def answered(options: DataOptions, opened: Opened, seed: int, system: str | None
     """``load_examples``, whose ways out for columns that nobody knows are about learning and not about scoring."""
     try:
         context = opened.model.config.context
-        return load_examples(options, opened.tokenizer, opened.template, seed, system=system, context=context)
+        sight = RowSight(opened.model.config.pictures, Waivers(opened.allow))
+        tokenizer, template = opened.tokenizer, opened.template
+        return load_examples(options, tokenizer, template, seed, system=system, context=context, sight=sight)
     except Refusal as refusal:
         alone = "{text:" in refusal.fix or "halter generate --input" in refusal.fix  # a column that asks, and no answer
         if refusal.id != "data-format" or not (alone or "data.columns" in refusal.fix):

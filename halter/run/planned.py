@@ -14,7 +14,7 @@ from halter.model.decoder import Decoder
 from halter.model.storages import experts_too, held_in
 from halter.planning import Setting, fit, forecast, speed
 from halter.planning.answer import Answer
-from halter.planning.setting import beside, shape_of
+from halter.planning.setting import of_pictures, shape_of
 from halter.pretrained.device import choose_device, choose_dtype, dtype_name
 from halter.recipe import Recipe, load
 from halter.run import estimate, settings
@@ -119,7 +119,7 @@ def plan(
         budget, source = fit.bytes_of(memory_amount), "given"
     said: list[str] = []
     setting = from_recipe(recipe, budget, where, said.append)
-    said += [told] if (told := beside(recipe.model.path, setting.shape)) else []
+    said += [told] if (told := of_pictures(setting.shape)) else []
     found = forecast(setting)
     if rates is None and calibrate:
         rates = speed.calibrate(setting.dtype, where.device)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from halter.data.load import Loaded, load_examples
+from halter.data.load import Loaded, RowSight, load_examples
 from halter.data.options import DataOptions, Source
 from halter.data.order import Plan, epoch_groups, epoch_rows, plan_epoch
 from halter.data.sources import local_files
@@ -200,6 +200,7 @@ def _files(path: str) -> None:
 def load_rows(recipe: Recipe, base: Base, template: ChatTemplate | None, findings: Findings) -> Loaded | None:
     """The rows, and where some cannot be used or found, those that can."""
     options, seed, tokenizer, context = recipe.data, recipe.train.seed, base.tokenizer, base.config.context
+    sight = RowSight(base.config.pictures, findings.waivers)
     lost = data_missing(options)
     findings.take(lost)
     if not findings.strict:
@@ -210,7 +211,7 @@ def load_rows(recipe: Recipe, base: Base, template: ChatTemplate | None, finding
         held = None if isinstance(held, str) and _lost(Source(held).parts[0]) else held
         options = replace(options, train=there, validation=held) if lost else options
     try:
-        return load_examples(options, tokenizer, template, seed, context=context)
+        return load_examples(options, tokenizer, template, seed, context=context, sight=sight)
     except Refusal as refusal:
         findings.add(refusal)
         if refusal.id not in ("bad-rows", "long-rows"):
@@ -218,7 +219,7 @@ def load_rows(recipe: Recipe, base: Base, template: ChatTemplate | None, finding
     long = "drop" if options.on_long == "stop" else options.on_long
     with suppress(Refusal):  # what follows from the first
         options = replace(options, on_bad="skip", on_long=long)
-        return load_examples(options, tokenizer, template, seed, context=context)
+        return load_examples(options, tokenizer, template, seed, context=context, sight=sight)
     return None
 
 

@@ -10,10 +10,10 @@ from typing import Literal, TypedDict
 from halter.data import again, told
 from halter.data.choose import sample
 from halter.data.example import Example
-from halter.data.load import DataReport, Examples, Loaded, load_examples
+from halter.data.load import DataReport, Examples, Loaded, RowSight, load_examples
 from halter.data.options import DataOptions
 from halter.data.sources import refuse_several
-from halter.errors import Refusal
+from halter.errors import Refusal, Waivers
 from halter.evaluation import questions
 from halter.evaluation.options import TaskOptions
 from halter.files.runs import RunFolder
@@ -174,14 +174,16 @@ def with_answers(opened: Opened, data: str | Path | None, keys: Sequence[str], r
 def _validation(opened: Opened, known: DataOptions, system: str | None, seed: int, say: Say) -> Examples:
     """The run's validation rows. A share of them was drawn by what rows hold, so with another system message the rows
     are first found as they were in training, and then encoded anew: those that were learned are never scored."""
-    held = load_examples(known, opened.tokenizer, opened.template, seed).validation
+    sight = RowSight(opened.model.config.pictures, Waivers(opened.allow))
+    held = load_examples(known, opened.tokenizer, opened.template, seed, sight=sight).validation
     if system is None:
         return held
     origins = {held[i].origin for i in range(len(held))}
     anew = replace(known, validation=None)
     if isinstance(known.validation, str):
         anew = replace(anew, train=known.validation, limit=None)
-    loaded = load_examples(anew, opened.tokenizer, opened.template, seed, None, system, opened.model.config.context)
+    context = opened.model.config.context
+    loaded = load_examples(anew, opened.tokenizer, opened.template, seed, None, system, context, sight)
     _refuse_system_unused(system, loaded.report, say, loaded.report.looked_at)
     found = [row for row in (loaded.train[i] for i in range(len(loaded.train))) if row.origin in origins]
     if len(found) < len(held):

@@ -7,8 +7,8 @@ begins with nothing kept, trains on the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import torch
@@ -20,6 +20,7 @@ from halter.model.decoder import Decoder
 from halter.model.layout import PREFIX, TABLE
 from halter.model.passes import Pass
 from halter.model.segments import Segments
+from halter.pictures.seen import RowPicture, features
 from halter.training.memory import free_memory_bytes
 from halter.training.options import CacheFrozen
 
@@ -41,8 +42,10 @@ class Frozen:
     def states(self, model: Decoder, batch: Batch) -> Tensor:
         """[N, dim] on the model's device, for rows that lie end to end and share no beginnings."""
         rows = batch.tokens.split(batch.lengths)
-        names = [blake2b(tokens.numpy().tobytes(), digest_size=16).digest() for tokens in rows]
-        absent = {name: tokens for name, tokens in zip(names, rows, strict=True) if name not in self.kept}
+        pictures = batch.pictures or [()] * len(rows)
+        names = [blake2b(row.tobytes(), digest_size=16).digest() for row in batch.compared()]
+        both = zip(rows, pictures, strict=True)
+        absent = {name: row for name, row in zip(names, both, strict=True) if name not in self.kept}
         made = dict(zip(absent, self._enter(model, absent.values()), strict=True))
         for name, state in made.items():
             size = state.numel() * state.element_size()
@@ -53,10 +56,14 @@ class Frozen:
         return torch.cat([state.to(model.device, non_blocking=True) for state in found])
 
     @torch.no_grad()
-    def _enter(self, model: Decoder, rows: Iterable[Tensor]) -> list[Tensor]:
+    def _enter(self, model: Decoder, rows: Iterable[tuple[Tensor, Sequence[RowPicture]]]) -> list[Tensor]:
         """What enters the layer, each row's tokens going alone, so that its bits do not depend on its neighbours."""
-        alone = ((tokens.to(model.device), Segments.packed([len(tokens)], model.device)) for tokens in rows)
-        passes = [Pass(tokens, segments, stop=self.layer) for tokens, segments in alone]
+        passes = []
+        for tokens, pictures in rows:
+            segments = Segments.packed([len(tokens)], model.device)
+            if pictures:
+                segments = replace(segments, features=features(model.config, [pictures]))
+            passes.append(Pass(tokens.to(model.device), segments, stop=self.layer))
         return model.hidden_of(passes) if passes else []
 
 

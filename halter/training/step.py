@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from halter.model.places import Acts, run_at
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.noise import neftune
+from halter.pictures.seen import features
 from halter.training.asked import Asked, Reference, TraineePart
 from halter.training.guards import Trouble
 from halter.training.head import Head
@@ -156,6 +158,14 @@ def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
     )
 
 
+def _features(model: Decoder, batches: Sequence[Batch]) -> Sequence[Any] | None:
+    """What the rows of several batches bring beside their tokens: their pictures, prepared now."""
+    if all(batch.pictures is None for batch in batches):
+        return None
+    rows = (pictures for batch in batches for pictures in batch.pictures or [()] * len(batch.lengths))
+    return features(model.config, rows)
+
+
 def _accumulate(
     model: Decoder,
     trainees: Sequence[Trainee],
@@ -191,7 +201,7 @@ def _run(model: Decoder, parts: Sequence[TraineePart], number: int, checkpointin
         entered = entered[0], entered[1][order.to(device)]
     tokens = torch.cat([batch.tokens for batch in batches]).to(device)
     targets = torch.cat([batch.targets for batch in batches]).to(device)
-    segments = _segments(batches, device)
+    segments = replace(_segments(batches, device), features=_features(model, batches))
     lead = parts[0].trainee
     key = dropout.key(lead.seed, lead.step, number)
     acts = _bound(model, segments, [part.trainee.adapter for part in parts], batches, key)

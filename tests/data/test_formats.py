@@ -182,8 +182,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, ASSISTANT], "tools": "["}, "wrong type of tools: not JSON"),
     ({"messages": [USER, ASSISTANT], "tools": {"name": "x"}}, "wrong type of tools: not a list of objects"),
     (
-        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-        "wrong type of content: a part image, and Halter reads text only so far",
+        {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+        "wrong type of content: a part video, and Halter reads texts and pictures",
     ),
     ({"prompt": "Q", "completion": "\n"}, "empty completion"),
     ({"text": ""}, "empty text"),

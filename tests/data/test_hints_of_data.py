@@ -197,8 +197,8 @@ def test_a_file_that_may_not_be_read_says_how_it_may(tokenizer: Tokenizer, monke
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        ({"type": "image_url", "image_url": {"url": "x.png"}}, "a part image_url, and Halter reads text only so far"),
-        ({"type": "text"}, "a part without a text, and Halter reads text only so far"),
+        ({"type": "input_audio", "input_audio": {}}, "a part input_audio, and Halter reads texts and pictures"),
+        ({"type": "text"}, "a part without a text, and Halter reads texts and pictures"),
         (3, "a part without a text"),
     ],
 )

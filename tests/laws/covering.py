@@ -55,7 +55,7 @@ def _of_type(hint: Any, default: Any) -> Iterator[Any]:
         for one in inner:
             yield from ("all",) if one is str and numbered else _of_type(one, default)
     elif origin is dict and inner[1] == Sequence[int]:
-        yield {"1": (1,)}
+        yield {"1": [1]}
     elif origin is dict:
         yield from ({}, {"q_proj": 3 if inner[1] is int else 3.0})
     elif inner and inner[0] is int:

@@ -44,6 +44,7 @@ from halter.model.passes import Pass
 from halter.model.places import Act, Acts
 from halter.model.rotation import RopeScaling
 from halter.model.segments import Segments
+from halter.model.storages import experts_too, held_in
 from halter.planning.dry import base_bytes, dry_adapter, dry_base
 from halter.planning.trace import training_pass
 from halter.pretrained.digest import digest_model
@@ -551,6 +552,11 @@ def test_what_transformers_quantises_with_bitsandbytes_is_read(tmp_path):
             assert torch.equal(other.weight(), third.weight())
         if place.kind == LINEAR:
             torch.testing.assert_close(one.weight(), other.weight(), rtol=1e-6, atol=1e-7)
+    for model, also in ((read, False), (asked, True)):
+        assert experts_too(model) == also and held_in(model) == "nf4"
+    # A plan reckons with scales in 8 bits, and theirs are in 32: codes are compared.
+    assert base_bytes(read).weights == base_bytes(dry_base(shape, torch.float32, "nf4", experts_too=False)).weights
+    assert base_bytes(asked).weights == base_bytes(dry_base(shape, torch.float32, "nf4")).weights
 
 
 # Folders

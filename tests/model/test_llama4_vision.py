@@ -26,7 +26,7 @@ from tiny_llama4 import (
     state_of,
     tower,
 )
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
@@ -106,12 +106,15 @@ shapes = st.fixed_dictionaries(
 pictures_of_rows = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 2)), max_size=3)
 
 
-def test_logits_equal_transformers_whole_and_token_by_token():
+@pytest.mark.parametrize("examples", [14, pytest.param(200, marks=pytest.mark.nightly)])
+def test_logits_equal_transformers_whole_and_token_by_token(examples):
     """fp32 within 1e-4 over the shapes, tiles and pictures, where no router's choice hangs on rounding; then again with
     the row cut in two anywhere and the rest token by token."""
     drawn, left, worst = [0], [0], [0.0, 0.0]
 
-    @settings(max_examples=14, deadline=None, database=None, phases=[Phase.generate])  # the shapes are small as drawn
+    @settings(
+        max_examples=examples, deadline=None, database=None, phases=[Phase.generate]
+    )  # the shapes are small as drawn
     @given(shapes, pictures_of_rows, st.integers(0, 99))
     def check(sizes, grids, seed):
         shape, generator = config(**sizes), torch.Generator().manual_seed(seed)
@@ -371,7 +374,8 @@ def test_what_is_bound_in_the_tower_sees_the_rows_of_its_own_tokens():
     adapter = moved(model)
     for slot in adapter.slots:
         slot.piece.bind = lambda site, s=slot, bind=slot.piece.bind: (seen.update({s.path: site}), bind(site))[1]
-    logits(model, ROWS, adapter)
+    logits(model, ROWS, adapter, segments_of(ROWS, rows=[7, 3, 5]))
+    assert all(site.segments.rows.tolist() == [7, 3, 5] for site in seen.values())
     counts = {path: site.segments.query_lengths.tolist() for path, site in seen.items()}
     assert counts["vision_model.patch_embedding.linear"] == [4 * 16, 0, 3 * 16]
     assert counts["vision_model.model.layers.0.mlp.fc1"] == [4 * 17, 0, 3 * 17]
@@ -409,6 +413,13 @@ def test_saved_it_is_transformers_and_read_and_merged_it_is_itself(tied, tmp_pat
     merge(read, adapter, tmp_path / "merged")
     merged = load_model(tmp_path / "merged", "float32", device="cpu")
     bounds.assert_same(logits(merged, ROWS)[0], logits(read, ROWS, adapter)[0])
+    (tmp_path / "a" / "preprocessor_config.json").write_text("{}")
+    save_model(read, shape, tmp_path / "again", original=tmp_path / "a")
+    assert (tmp_path / "again" / "preprocessor_config.json").is_file()
+    blind = replace(read.config, tower=None)
+    text = {n.removeprefix("language_model."): t for n, t in state_of(read).items() if n.startswith("language_model.")}
+    save_model(text.items(), blind, tmp_path / "text", original=tmp_path / "a")
+    assert not (tmp_path / "text" / "preprocessor_config.json").exists()
 
 
 @torch.no_grad()
@@ -441,6 +452,21 @@ def test_in_few_bits_the_towers_linear_layers_are_quantised_and_nothing_else_the
     for got, want in zip(logits(small, ROWS), logits(plain, ROWS), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert all(part.isfinite().all() for part in logits(small, ROWS, moved(small)))
+
+
+@torch.no_grad()
+def test_what_transformers_quantises_with_bitsandbytes_is_read(tmp_path):
+    shape = config(dim=64, ffn_dim=64, dense_dim=64, head_dim=16, seen=tower(dim=64, ffn_dim=256, out_dim=64))
+    save_model(made(shape, torch.float32), shape, tmp_path / "16")
+    rule = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "16", quantization_config=rule, device_map="cpu")
+    theirs.save_pretrained(tmp_path / "4")
+    read = load_model(tmp_path / "4", "float32", device="cpu")
+    own = load_model(tmp_path / "16", "float32", "nf4", "cpu", double_quant=False)
+    for (place, one), (_, other) in zip(read.places(), own.places(), strict=True):
+        if place.kind == LINEAR:
+            assert type(one) is type(other), place.path
+            torch.testing.assert_close(one.weight(), other.weight(), rtol=1e-6, atol=1e-7)
 
 
 def test_the_published_sizes_have_their_parameters():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from seeing_mllama import config as tiny_config
-from seeing_mllama import correct, in_memory, logits, made, packed, row_of, seen_by_theirs
+from seeing_mllama import correct, in_memory, logits, made, packed, peer, row_of, seen_by_theirs
 from test_mllama import CONFIG, ROWS, moved, same
 from transformers import BitsAndBytesConfig, MllamaForConditionalGeneration
 
@@ -104,6 +104,35 @@ def test_an_adapter_is_saved_and_read(tmp_path):
     assert all(torch.equal(*pair) for pair in zip(logits(model, ROWS, adapter), logits(model, ROWS, again)))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("targets", ["all-linear", "cross", r"vision_model\..*\.fc1"])
+def test_peft_reads_what_is_saved_over_transformers_model(targets, tmp_path):
+    """Its modules have other names in memory than in the published files; an adapter's folder has those in memory."""
+    peft, model = pytest.importorskip("peft"), made(dtype=torch.float32)
+    adapter = moved(model, target_modules=targets)
+    adapter.save(tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(peer(model), tmp_path / "a").eval()
+    for row, got in zip(ROWS, logits(model, ROWS, adapter), strict=True):
+        bounds.assert_same(got, theirs(**seen_by_theirs(CONFIG, row, torch.float32)).logits[0])
+    again = load_adapter(tmp_path / "a", model)
+    assert all(torch.equal(*pair) for pair in zip(logits(model, ROWS, adapter), logits(model, ROWS, again)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "multi_modal_projector"], r".*vision_model.*\.fc1"])
+def test_what_peft_saved_over_transformers_model_is_read(targets, tmp_path):
+    peft, model = pytest.importorskip("peft"), made(dtype=torch.float32)
+    rule = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets, rank_pattern={"o_proj": 3})
+    theirs = peft.get_peft_model(peer(model), rule).eval()
+    for number, (name, parameter) in enumerate(theirs.named_parameters()):
+        if "lora_" in name:
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+    theirs.save_pretrained(tmp_path / "a")
+    adapter = load_adapter(tmp_path / "a", model)
+    for row, got in zip(ROWS, logits(model, ROWS, adapter), strict=True):
+        bounds.assert_same(got, theirs(**seen_by_theirs(CONFIG, row, torch.float32)).logits[0])
+
+
 @pytest.mark.parametrize("group", ["language", "cross", "projector", "vision"])
 def test_a_part_of_the_model_is_adapted_by_its_name(group, tmp_path):
     model = made(dtype=torch.float32)
@@ -114,7 +143,7 @@ def test_a_part_of_the_model_is_adapted_by_its_name(group, tmp_path):
     assert all(path.startswith(lead[group]) and ("cross_attn" in path) <= (group == "cross") for path in paths)
     adapter.save(tmp_path / "a")
     told = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"]
-    assert told == paths  # PEFT knows no groups
+    assert told == [in_memory(path) for path in paths]  # PEFT knows no groups
     with torch.no_grad():
         again = load_adapter(tmp_path / "a", model)
         same(logits(model, ROWS, again), logits(model, ROWS, adapter))

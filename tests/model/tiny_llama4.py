@@ -94,8 +94,8 @@ def row(shape, grids, generator, words=3):
     return torch.tensor(tokens), tuple(pictures) or None
 
 
-def segments_of(rows, **how):
-    return replace(Segments.packed([len(tokens) for tokens, _ in rows], **how), features=[seen for _, seen in rows])
+def segments_of(given, **how):
+    return replace(Segments.packed([len(tokens) for tokens, _ in given], **how), features=[seen for _, seen in given])
 
 
 def logits(model, rows, adapter=None, segments=None, **how):

@@ -5,7 +5,10 @@ The totals are those of the published tensors (shared facts on the lineage, sect
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from halter.errors import Refusal
 from halter.methods.lora import Lora
 from halter.model import families
 from halter.planning import dry, fit, forecast, speed, survey
-from halter.planning.setting import Setting, beside, shape_of
+from halter.planning.setting import Setting, of_pictures, shape_of
 from halter.planning.text import as_text
 from halter.pretrained.load import located
 from halter.run import planned
@@ -26,6 +29,7 @@ PUBLISHED = {
 """{shape: parameters in all, of the text part, of it at work for a token}."""
 SCOUT, MAVERICK = PUBLISHED
 TOWER = 850_960_896 + 20_971_520
+TOWERS_LINEAR = 3 * 196 * 1408 + 34 * (4 * 1408**2 + 2 * 1408 * 5632) + 4 * 1408 * 4096 + 4096**2 + 4096 * 5120
 ROUTED = {SCOUT: 48 * 16 * 3 * 5120 * 8192, MAVERICK: 24 * 128 * 3 * 5120 * 8192}
 OTHERS = {
     SCOUT: 48 * (2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 8192),
@@ -46,12 +50,13 @@ def tower(dim: int = 1408, layers: int = 34, ffn: int = 5632, patch: int = 14, i
 def test_parameters_are_the_published_ones(name: str) -> None:
     whole, text, active = PUBLISHED[name]
     shape = families.published(name)
-    assert (shape.num_parameters, shape.active_parameters) == (text, active)
-    assert families.TOWERS[name] == TOWER == tower() and text + TOWER == whole
-    assert f"{whole:,} parameters" in beside(name, shape)
+    assert (shape.num_parameters, shape.active_parameters) == (whole, active)
+    assert TOWER == tower() and text + TOWER == whole
+    assert replace(shape, tower=None).num_parameters == text
+    assert "tower of pictures is counted" in of_pictures(shape)
     assert round(whole / 1e9) in (109, 402) and round(active / 1e9) == 17  # "109B", "400B", "17B"
     dense = families.published("llama-3.1-8b")
-    assert dense.active_parameters == dense.num_parameters and not beside("llama-3.1-8b", dense)
+    assert dense.active_parameters == dense.num_parameters and not of_pictures(dense)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -62,7 +67,7 @@ def test_bytes_are_those_of_a_hand(name: str) -> None:
     assert "router" not in few
     held = {how: dry.base_bytes(dry.dry_base(shape, torch.bfloat16, how)).total for how in fit.HELD}
     assert held[None] == 2 * shape.num_parameters
-    quantised = OTHERS[name] + (ROUTED[name] if "experts_in" in few else 0)
+    quantised = OTHERS[name] + TOWERS_LINEAR + (ROUTED[name] if "experts_in" in few else 0)
     rest = 2 * (shape.num_parameters - quantised)
     assert held["nf4"] == pytest.approx(quantised * 4.127 / 8 + rest, rel=1e-4)
     assert held["int8"] == pytest.approx(quantised + rest, rel=2e-3)
@@ -75,8 +80,9 @@ def test_methods_by_hand() -> None:
     qkvo = 48 * 8 * (4 * 5120 + 2 * (5120 + 1024))
     shared, dense = 3 * 8 * (5120 + 8192), 3 * 8 * (5120 + 16384)
     seven = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    square = 34 * 8 * 2 * 1408  # of each of the tower's four, which are called as the text's are
     for name, mlp in ((SCOUT, 48 * shared), (MAVERICK, 24 * (shared + dense))):
-        for targets, count in ((["q_proj", "v_proj"], qv), (seven, qkvo + mlp)):
+        for targets, count in ((["q_proj", "v_proj"], qv + 2 * square), (seven, qkvo + mlp + 4 * square)):
             method = Lora(r=8, target_modules=targets)
             assert dry.dry_adapter(families.published(name), [method]).num_trainable == count
 
@@ -107,6 +113,28 @@ def test_four_small_passes_tell_a_large_one() -> None:
     assert need.operations(700) == pytest.approx(real.operations, rel=0.03)
 
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "measured" / "llama-4-plan.md"
+
+
+def test_the_page_of_what_fits_is_of_this_base() -> None:
+    """Of every way to hold it, what one row takes is more than the base and less than 30 GB more; all of it is marked
+    as computed, and whether experts are in few bits is what the layout says."""
+    text = PAGE.read_text("utf-8")
+    shape = families.published(SCOUT)
+    few = any(place.name == "experts_in" for place in shape.layout.in_few_bits())
+    assert "**Computed, not measured.**" in text and ("routed experts stay in bfloat16" in text) != few
+    for how, told in ((None, "bfloat16"), ("int8", "8 bits"), ("nf4", "NF4")):
+        held = dry.base_bytes(dry.dry_base(shape, torch.bfloat16, how)).total / 1e9
+        taken = [float(one) for one in re.findall(rf"\| {told} \| on the GPU \| ([\d.]+) GB", text)]
+        assert len(taken) >= 4 and all(held < one < held + 30 for one in taken)
+
+
+@pytest.mark.nightly
+def test_the_page_of_what_fits_is_what_its_script_makes() -> None:
+    script = runpy.run_path(str(PAGE.parents[1] / "make_llama4_plan.py"))
+    assert script["page"]() == PAGE.read_text("utf-8"), "make pages"
+
+
 def test_a_plan_by_name_says_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers will do."""
     small = replace(families.published(SCOUT), layers=2)
@@ -116,14 +144,14 @@ def test_a_plan_by_name_says_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.as_dict()["model"]["active_parameters"] == small.active_parameters < small.num_parameters
     said = " ".join(as_text(found).split())
     assert f"{small.active_parameters:,} of them for a token" in said and "routed experts in nf4" in said
-    assert f"{small.num_parameters + TOWER:,} parameters" in found.note and found.note in said
+    assert "tower of pictures is counted" in found.note and found.note in said
 
 
 def test_the_table_counts_the_released_and_marks_the_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "published_names", lambda: [SCOUT, MAVERICK])
     said = survey.table_text()
-    assert "llama-4-maverick (400,711,848,960 parameters of text, 17,184,691,200 of them for a token" in said
-    assert "401,583,781,376 with the tower for pictures" in said and survey.NOTE in said
+    assert "llama-4-maverick (401,583,781,376 parameters, 17,184,691,200 of them for a token of text" in said
+    assert survey.NOTE in said
     assert "llama-4-behemoth: announced in April 2025 with 288B active parameters of about 2T, 16 experts" in said
     assert json.dumps(survey.table())
 

@@ -31,6 +31,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, own: Own) -> dict[str, tuple
         "tokenizer.json, llama-3": (byte, ChatTemplate.builtin("llama-3")),
         "tokenizer.json, a stranger's ChatML": (chatml, chatml.chat_template),
         "tiktoken, llama-3": (Tokenizer.from_folder(root / "meta"), ChatTemplate.builtin("llama-3")),
+        "tokenizer.json, llama-4": (
+            Tokenizer.from_folder(tiny.llama4(root / "llama4")),
+            ChatTemplate.builtin("llama-4"),
+        ),
         "SentencePiece, llama-2": (sp, ChatTemplate.builtin("llama-2")),
         "SentencePiece, alpaca": (sp, ChatTemplate.builtin("alpaca")),
         "tokenizer.json of SentencePiece, vicuna": (piece, ChatTemplate.builtin("vicuna")),

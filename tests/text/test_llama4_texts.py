@@ -88,6 +88,11 @@ def test_it_encodes_and_decodes_as_tiktoken(text: str, metas: Tokenizer, library
     assert metas.decode(metas.encode(text)) == text
 
 
+@pytest.mark.parametrize("text", [*SCRAPS, ".\n/", "aB", "ABc", "Abc'S", "1234", "  a", "\r\n\n", "a\u0301B"], ids=repr)
+def test_each_rule_of_the_split_is_tiktokens(text: str, metas: Tokenizer, library: tiktoken.Encoding) -> None:
+    assert metas.encode(text) == library.encode_ordinary(text)
+
+
 def test_words_are_split_as_llama_4_does_and_not_llama_3(metas: Tokenizer, tmp_path: Path) -> None:
     """The split is seen in what is put together: letters across a change of case are two words, an apostrophe's end
     is the word's own."""

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -22,10 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from halter.errors import HalterError, Refusal
 from halter.files.reading import read_text
 from halter.text.chat import messages as chat_messages
+from halter.text.chat import pictures as chat_pictures
 from halter.text.chat import responses as chat_responses
 from halter.text.chat.locate import Call, Located, Locator
 from halter.text.chat.render import Renderer
 from halter.text.chat.rows import Encoded, EncodedRows, encode_chat, encode_pair, encode_text
+from halter.text.codecs.codec import Control
 from halter.text.templates import names as template_names
 from halter.text.templates.names import BUILTIN
 
@@ -47,6 +50,17 @@ NEEDED = {
 }
 SEEING = {"llama-3.2-vision": ("<|image|>",), "llama-4": ("<|image|>",)}
 """What those that know pictures need besides, where there is one."""
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What a conversation is written with. ``prompt``: up to where an answer is to begin."""
+
+    tokenizer: Tokenizer
+    tools: Sequence[Any] | None
+    prompt: bool
+    date: str | None
+    picture: Control | None
 
 
 class ChatTemplate:
@@ -127,6 +141,7 @@ class ChatTemplate:
         date: str | None = None,
         on_responses: Literal["all", "last"] = "all",
         train_on_prompt: bool = False,
+        picture: Control | None = None,
     ) -> Encoded:
         """Render and encode a conversation.
 
@@ -136,13 +151,19 @@ class ChatTemplate:
         ``date``: ISO date told to a template that asks for one; without it the template uses its own default.
         One BOS opens the row if sequences of this tokenizer begin with one; an EOS is added where the template writes
         nothing after the last response. A later BOS stands only where the format itself has one (Llama 2's turns).
+        ``picture``: the control token that the model has for a picture, one for each part {type: image}.
         Refusals: messages-malformed, date-malformed, template-failed, template-too-slow, template-too-large,
-        template-drops-content, template-unsupported.
+        template-drops-content, template-unsupported, template-pictures.
         """
         plain, may_learn = chat_messages.checked(messages, tools)
-        _, located = self._located(tokenizer, plain, tools, add_generation_prompt, _iso(date))
+        call = _Asking(tokenizer, tools, add_generation_prompt, _iso(date), picture)
+        _, located = self._located(call, plain)
         learned = _learned(located, may_learn, on_responses)
-        return self._encoded(tokenizer, located, learned, train_on_prompt, date)
+        made = self._encoded(call, located, learned, train_on_prompt)
+        if picture is not None:
+            due = chat_pictures.count(plain)
+            chat_pictures.refuse_miscounted(made.tokens, due, picture, f"chat template {self.name}")
+        return made
 
     def rows(
         self,
@@ -154,6 +175,7 @@ class ChatTemplate:
         on_responses: Literal["all", "last"] = "all",
         train_on_prompt: bool = False,
         reasoning: Literal["keep", "drop"] = "keep",
+        picture: Control | None = None,
     ) -> EncodedRows:
         """A conversation as rows to train on, each learned response right after the prompt that ``encode`` gives with
         add_generation_prompt for what comes before it.
@@ -163,11 +185,12 @@ class ChatTemplate:
         or, with ``reasoning`` "drop" or where it has none, without. Arguments and refusals as ``encode``'s.
         """
         plain, may_learn = chat_messages.checked(messages, tools)
-        call, located = self._located(tokenizer, plain, tools, False, _iso(date))
+        asked = _Asking(tokenizer, tools, False, _iso(date), picture)
+        call, located = self._located(asked, plain)
         dropped = chat_messages.reasoning_in(plain, _learned(located, may_learn, on_responses))
         if reasoning == "drop" and dropped and not located.unreasoned:  # the template would show it in every turn
             plain = chat_messages.unreasoned(plain)
-            call, located = self._located(tokenizer, plain, tools, False, _iso(date))
+            call, located = self._located(asked, plain)
         learned = _learned(located, may_learn, on_responses)
         made = chat_responses.rows(self._locator, call, located, learned, reasoning == "keep")
         notes = Counter(
@@ -179,36 +202,34 @@ class ChatTemplate:
             content_cut=len(located.shortened),
             last_turn_unlearned=messages[-1].get("role") != "assistant",
         )
-        encoded = [
-            self._encoded(tokenizer, row.located, row.learned, train_on_prompt and row is made[-1], date)
-            for row in made
-        ]
+        encoded = [self._encoded(asked, row.located, row.learned, train_on_prompt and row is made[-1]) for row in made]
+        if picture is not None:
+            whole = (
+                encoded[-1].tokens if made[-1].located is located else self._encoded(asked, located, (), False).tokens
+            )
+            due = chat_pictures.count(plain)
+            chat_pictures.refuse_miscounted(whole, due, picture, f"chat template {self.name}")
         return EncodedRows(encoded, {name: count for name, count in notes.items() if count})
 
-    def _encoded(
-        self, tokenizer: Tokenizer, located: Located, learned: Collection[int], train_on_prompt: bool, date: str | None
-    ) -> Encoded:
+    def _encoded(self, asked: _Asking, located: Located, learned: Collection[int], train_on_prompt: bool) -> Encoded:
         return encode_chat(
-            tokenizer,
+            asked.tokenizer,
             located,
             learned,
             fresh_response=self._builtin in FRESH_RESPONSE,
             train_on_prompt=train_on_prompt,
-            date=date if date is not None and self.asks_date else None,
+            date=asked.date if asked.date is not None and self.asks_date else None,
+            picture=asked.picture,
         )
 
-    def _located(
-        self,
-        tokenizer: Tokenizer,
-        messages: list[dict[str, Any]],
-        tools: Sequence[Any] | None,
-        add_generation_prompt: bool,
-        date: str | None,
-    ) -> tuple[Call, Located]:
+    def _located(self, asked: _Asking, messages: list[dict[str, Any]]) -> tuple[Call, Located]:
+        tokenizer, tools = asked.tokenizer, asked.tools
         source = self._source(tools)
         strings = dict(tokenizer.names)
         if self._builtin is not None:
-            messages = chat_messages.parts_joined(messages, self._builtin, self._builtin in SEEING)
+            sees = self._builtin in SEEING
+            messages = messages if asked.picture is None or sees else chat_pictures.signed(messages)
+            messages = chat_messages.parts_joined(messages, self._builtin, sees)
             _check_tokens(tokenizer, self._builtin, chat_messages.pictured(messages))
             strings["bos_token"] = tokenizer.token(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
         if not re.search(r"\binput\b", source):
@@ -216,7 +237,7 @@ class ChatTemplate:
         tool_list = list(tools) if tools is not None else None
         refusals = []
         for spelling in chat_messages.spellings(messages, source):
-            call = Call(source, tokenizer, spelling, tool_list, add_generation_prompt, date, strings)
+            call = Call(source, tokenizer, spelling, tool_list, asked.prompt, asked.date, strings)
             try:
                 return call, self._locator.locate(call)
             except Refusal as refusal:

@@ -129,11 +129,16 @@ def _with_arguments(call: dict[str, Any], as_object: bool) -> dict[str, Any]:
 def input_joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For templates that know no ``input``: it follows the content after an empty line."""
     return [
-        {**{k: v for k, v in m.items() if k != "input"}, "content": f"{m['content']}\n\n{m['input']}"}
-        if isinstance(m["content"], str) and isinstance(m.get("input"), str) and m["input"].strip()
+        {**{k: v for k, v in m.items() if k != "input"}, "content": _with_input(m["content"], m["input"])}
+        if isinstance(m["content"], str | list) and isinstance(m.get("input"), str) and m["input"].strip()
         else m
         for m in messages
     ]
+
+
+def _with_input(content: Any, given: str) -> Any:
+    beside = f"\n\n{given}"
+    return content + beside if isinstance(content, str) else [*content, {"type": "text", "text": beside}]
 
 
 PICTURE, PICTURES = {"type": "image"}, ("image", "image_url")

@@ -6,7 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from halter.text.chat import pictures as chat_pictures
 from halter.text.chat.locate import Located
+from halter.text.codecs.codec import Control
 
 if TYPE_CHECKING:
     from halter.text.tokenizer import Tokenizer
@@ -33,10 +35,13 @@ class EncodedRows:
     notes: dict[str, int]
 
 
-def encode_text(tokenizer: Tokenizer, text: str, bos: bool = True, eos: bool = True) -> Encoded:
-    """Plain text: all of it is learned, EOS too, BOS not. Control tokens spelled in it stay text."""
-    ids = tokenizer.encode(text)
-    row = _Row(tokenizer, ids, [True] * len(ids), text)
+def encode_text(
+    tokenizer: Tokenizer, text: str, bos: bool = True, eos: bool = True, picture: Control | None = None
+) -> Encoded:
+    """Plain text: all of it is learned, EOS too, BOS not. Control tokens spelled in it stay text; ``picture`` is what
+    the model has for a picture, where chat.pictures.SIGN says that one stands."""
+    ids = _plain(tokenizer, text, picture)
+    row = _Row(tokenizer, ids, [True] * len(ids), chat_pictures.written(text, picture))
     if bos:
         row.open()
     if eos:
@@ -44,14 +49,30 @@ def encode_text(tokenizer: Tokenizer, text: str, bos: bool = True, eos: bool = T
     return row.done(None)
 
 
-def encode_pair(tokenizer: Tokenizer, prompt: str, completion: str, *, train_on_prompt: bool = False) -> Encoded:
+def _plain(tokenizer: Tokenizer, text: str, picture: Control | None, continues: bool = False) -> list[int]:
+    if picture is None or chat_pictures.SIGN not in text:
+        return tokenizer.encode(text, continues=continues)
+    cuts = {0: False} if continues else None
+    return [id for run in tokenizer.encode_runs(text, chat_pictures.signs(text, picture), cuts) for id in run.ids]
+
+
+def encode_pair(
+    tokenizer: Tokenizer,
+    prompt: str,
+    completion: str,
+    *,
+    train_on_prompt: bool = False,
+    picture: Control | None = None,
+) -> Encoded:
     """A prompt and what is to follow it, encoded apart: BOS, prompt, completion, EOS; completion and EOS are learned.
+    ``picture`` as in encode_text.
 
     SentencePiece treats the completion as a text of its own, unless it brings its own space along.
     """
-    head = tokenizer.encode(prompt)
-    ids = tokenizer.encode(completion, continues=completion.startswith(" "))
-    row = _Row(tokenizer, head + ids, [train_on_prompt] * len(head) + [True] * len(ids), prompt + completion)
+    head = _plain(tokenizer, prompt, picture)
+    ids = _plain(tokenizer, completion, picture, continues=completion.startswith(" "))
+    text = chat_pictures.written(prompt + completion, picture)
+    row = _Row(tokenizer, head + ids, [train_on_prompt] * len(head) + [True] * len(ids), text)
     row.open()
     row.close(True)
     return row.done(None)
@@ -65,6 +86,7 @@ def encode_chat(
     fresh_response: bool,
     train_on_prompt: bool,
     date: str | None,
+    picture: Control | None = None,
 ) -> Encoded:
     """The row of a located chat. ``learned``: the numbers of the messages whose responses are learned."""
     text = located.text
@@ -74,12 +96,13 @@ def encode_chat(
         cuts.setdefault(turn.end, False)
     tokens: list[int] = []
     supervised: list[bool] = []
-    for run in tokenizer.encode_runs(text, located.chat.matches, cuts, located.markers):
+    matches = chat_pictures.joined(located.chat.matches, text, picture)
+    for run in tokenizer.encode_runs(text, matches, cuts, located.markers):
         inside = [turn for turn in located.turns if turn.start <= run.start and run.end <= turn.end]
         flag = any(turn.message in learned for turn in inside) or (train_on_prompt and not inside)
         tokens += run.ids
         supervised += [flag] * len(run.ids)
-    row = _Row(tokenizer, tokens, supervised, text)
+    row = _Row(tokenizer, tokens, supervised, chat_pictures.written(text, picture))
     row.open()
     last = located.turns[-1] if located.turns else None
     if last is not None and last.open:
