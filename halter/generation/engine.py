@@ -277,11 +277,13 @@ class Engine:
         return self.model.hidden(Pass(tokens, segments, acts, cache=cache)), segments, acts
 
     def _bind(self, segments: Segments, owners: list[int]) -> Acts | None:
-        """The adapters' acts; those of the step before where owners are the same and position is no matter."""
+        """The adapters' acts; those of the step before where owners are the same and position is no matter. Where rows
+        bring pictures, these have other tokens in every step."""
         if owners == [BASE] * len(owners):
             return None
         counts = segments.query_lengths.tolist()
-        if self._bound is not None and self._bound[:2] == (owners, counts):
+        blind = segments.features is None
+        if blind and self._bound is not None and self._bound[:2] == (owners, counts):
             return self._bound[2]
         present = {owner: place for place, owner in enumerate(sorted(set(owners) - {BASE}))}
         adapters = [self._owners[owner] for owner in present]
@@ -290,5 +292,5 @@ class Engine:
         else:
             acts = adapters[0].bind(self.model, segments)
         alike = all(adapter.tokenwise for adapter in adapters)
-        self._bound = (owners, counts, acts) if alike else None
+        self._bound = (owners, counts, acts) if alike and blind else None
         return acts
