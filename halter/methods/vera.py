@@ -182,11 +182,12 @@ class Vera(Method):
         built = [(layer, self.build(shape, layer)) for layer in shape.layout.everywhere]
         pieces = {shape.layout.path(layer, name): piece for layer, here in built for name, piece in here.items()}
         self.share(list(pieces.values()))
-        first = next(iter(pieces))
+        first, piece = next(iter(pieces.items()))
         found = {name: tensor for name, tensor in stored.items() if name.removeprefix(PEFT_SHARED) not in SHARED}
-        for name, attribute in zip(SHARED, ("shared_a", "shared_b"), strict=True):
-            drawn = getattr(pieces[first], attribute)
-            found[f"{first}.{name}"] = stored.get(PEFT_SHARED + name, stored.get(name, drawn))
+        for attribute, drawn in piece.named_buffers():
+            name = piece.saved_names[attribute]
+            filed = name.rpartition(".")[2]
+            found[f"{first}.{name}"] = stored.get(PEFT_SHARED + filed, stored.get(filed, drawn))
         return found
 
     @classmethod

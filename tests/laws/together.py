@@ -20,7 +20,7 @@ from halter.data.pack import Batch
 from halter.errors import Refusal
 from halter.export.foldable import refuse_unfoldable
 from halter.model.decoder import Decoder
-from halter.model.layout import HEAD
+from halter.model.layout import EXPERTS, HEAD
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.training.schedule import make as make_schedule
@@ -94,7 +94,9 @@ def without_gradient(number, adapter):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     trainee = Trainee(adapter, torch.optim.SGD(groups, lr=1e-2), make_schedule("constant", 10, 0), scaler, 0.0)
     gather(model(number), [trainee], [[batch()]])
-    return [name for name, p in adapter.trainable().items() if p.grad is None or not bool(p.grad.any())]
+    still = [name for name, p in adapter.trainable().items() if p.grad is None or not bool(p.grad.any())]
+    unused = tuple(slot.path for slot in adapter.slots if slot.at.kind == EXPERTS)  # to which no token of these went
+    return [name for name in still if adapter.trainable()[name].grad is not None or not any(p in name for p in unused)]
 
 
 def is_saved_as_it_is(number, adapter, folder):
