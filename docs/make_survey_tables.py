@@ -162,8 +162,8 @@ def lineage() -> list[Member]:
     dense, counts = "tests/model/test_decoder.py", "tests/model/test_config.py"
     meta, json_file = "tests/files/test_meta.py", "tests/pretrained/test_load.py"
     text, words = "tests/model/test_llama4_text.py", "tests/text/test_llama4_texts.py"
-    whole = "pictures in the model, of rows and prompts seen on a small family alone; adapters on no routed expert"
-    seen, stored = "tests/model/test_llama4_vision.py", "tests/files/test_meta_llama4.py"
+    whole = "pictures of rows and prompts too; adapters on no routed expert"
+    seen, stored = "tests/generation/test_llama4_pictured.py", "tests/files/test_meta_llama4.py"
     announced = "16 experts, 288B active, about 2T: announced on 5 April 2025, never released"
     return [
         Member(

@@ -222,7 +222,8 @@ def _row(job: Job, example: Example) -> ShownRow:
 
 def census(examples: Examples, tokenizer: Tokenizer) -> Census:
     """Count BOS, ends and control tokens in all rows, or in MOST_COUNTED of them."""
-    size, bos = tokenizer.vocab_size, -1 if tokenizer.bos_id is None else tokenizer.bos_id
+    bos = -1 if tokenizer.bos_id is None else tokenizer.bos_id
+    size = tokenizer.vocab_size + 1  # the last for pictures' tokens, of which a tokenizer may know nothing
     places = np.linspace(0, len(examples) - 1, min(len(examples), MOST_COUNTED)).astype(np.int64)
     stops = np.isin(np.arange(size), list(tokenizer.stop_ids))
     there, learned = np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -231,7 +232,7 @@ def census(examples: Examples, tokenizer: Tokenizer) -> Census:
     for start in range(0, len(places), BLOCK):
         rows = [examples[place] for place in places[start : start + BLOCK].tolist()]
         starts = np.cumsum([0, *(len(row.tokens) for row in rows[:-1])])
-        tokens = np.concatenate([row.tokens for row in rows])
+        tokens = np.minimum(np.concatenate([row.tokens for row in rows]), size - 1)
         targets = np.concatenate([row.supervised for row in rows])
         targets[starts] = False  # nothing comes before them that could predict them
         there += np.bincount(tokens, minlength=size)

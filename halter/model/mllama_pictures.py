@@ -42,7 +42,7 @@ class MllamaPictures:
         inside = inscribed(height, width, self.side, canvas)
         black = (0, canvas[1] - inside[1], 0, canvas[0] - inside[0])
         whole = F.pad(resize(pixels, *inside), black).float() / 255
-        mean, std = (torch.tensor(three)[:, None, None] for three in (MEAN, STD))
+        mean, std = (torch.tensor(three, device=pixels.device)[:, None, None] for three in (MEAN, STD))
         cut = ((whole - mean) / std).unflatten(2, (wide, self.side)).unflatten(1, (high, self.side))
         return cut.permute(1, 3, 0, 2, 4).flatten(0, 1).contiguous(), (high, wide)
 

@@ -20,13 +20,15 @@ SLAB = 4096
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """``pixels`` uint8 [channels, rows, columns] on the CPU -> uint8 [channels, height, width], with a bilinear filter
-    that is as wide as the picture shrinks. ``height`` and ``width`` are at least 1.
+    """``pixels`` uint8 [channels, rows, columns] -> uint8 [channels, height, width], with a bilinear filter that is as
+    wide as the picture shrinks; on the CPU, or without memory. ``height`` and ``width`` are at least 1.
 
     First across, then down, as Pillow did up to version 12. From 13 on it goes down first where the height loses more
     than twice as many pixels as the width, which makes a number of the picture differ by one here and there.
     Source: Pillow's src/libImaging/Resample.c, for images of 8 bits a channel.
     """
+    if pixels.is_meta:
+        return pixels.new_empty(len(pixels), height, width)
     across = _resampled(pixels.permute(2, 0, 1), width)  # [width, channels, rows]
     return _resampled(across.permute(2, 1, 0), height).transpose(0, 1).contiguous()
 

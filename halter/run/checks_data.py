@@ -45,9 +45,10 @@ class Scan:
     rows: int
 
 
-def scan(examples: Examples, tokenizer: Tokenizer) -> Scan:
-    """Look through the rows once."""
-    size = tokenizer.vocab_size
+def scan(examples: Examples, tokenizer: Tokenizer, known: int = 0) -> Scan:
+    """Look through the rows once. ``known``: how many tokens the base can be fed, pictures' among them, for which a
+    tokenizer may have no text."""
+    size = max(tokenizer.vocab_size, known)
     bos = -1 if tokenizer.bos_id is None else tokenizer.bos_id
     places = np.linspace(0, len(examples) - 1, min(len(examples), MOST_SCANNED)).astype(np.int64)
     end = -1 if tokenizer.pad_id is None or tokenizer.pad_id not in tokenizer.stop_ids else tokenizer.pad_id

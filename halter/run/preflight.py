@@ -144,7 +144,7 @@ def _looked_at(recipe: Recipe, findings: Findings, say: Say, planned: bool) -> J
     adapter = _planned(recipe, base, findings)
     found = None
     if job is not None:
-        found = checks_data.scan(job.data.train, job.tokenizer)
+        found = checks_data.scan(job.data.train, job.tokenizer, job.config.table_rows)
         findings.take(checks_data.rows(found, job.tokenizer, job.config))
         findings.looked += ["tokenizer", f"data ({job.data.report.kept:,} rows)", "template"]
     if findings.problems and not Path(recipe.model.path).expanduser().is_dir():

@@ -38,6 +38,7 @@ def test_tiles_are_those_of_transformers(height, width, side, most):
     count = want["num_tiles"][0][0]
     assert tuple(tiles.shape) == (count, 3, side, side) == (grid[0] * grid[1], 3, side, side)
     assert canvases(most).index(grid) + 1 == want["aspect_ratio_ids"][0, 0]
+    assert rules.prepare(pixels.to("meta"))[1] == grid  # without a pixel, as a row is read
     off = np.abs(tiles.numpy() - want["pixel_values"][0, 0, :count])
     high, wide = inscribed(height, width, side, (grid[0] * side, grid[1] * side))
     first_down = high < height and height - high > 2 * (width - wide)
