@@ -58,7 +58,7 @@ def fold_together(
     dtype of ``weight``; every piece must fold.
     """
     if place.kind == EXPERTS:
-        return _experts(pieces, place, weight), bias
+        return _experts(pieces, place, weight)
     module = _MADE.get(place.kind, DenseLinear)(weight, bias)
     here = cast(Decoder, _OnePlace(module, weight.dtype))
     site = Site(here, place.layer, place.name, Segments.packed([1], weight.device))
@@ -78,14 +78,18 @@ def fold_together(
     return _linear(act, weight, bias)
 
 
-def _experts(pieces: Sequence[Piece], place: Place, weight: Tensor) -> Tensor:
-    """Expert by expert, of those at which a piece acts."""
+def _experts(pieces: Sequence[Piece], place: Place, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Expert by expert, of those at which a piece acts; a bias [experts, out] where one comes, as Experts.fold."""
     each = [piece.pieces for piece in pieces if isinstance(piece, Experts)]
-    made = weight.clone()
+    made, biases = weight.clone(), None
     for expert in sorted({number for own in each for number in own}):
         here = [own[expert] for own in each if expert in own]
-        made[expert] = fold_together(here, one_of(place, expert), weight[expert].t().contiguous(), None)[0].t()
-    return made
+        one, bias = fold_together(here, one_of(place, expert), weight[expert].t().contiguous(), None)
+        made[expert] = one.t()
+        if bias is not None:
+            biases = weight.new_zeros(len(weight), weight.shape[-1]) if biases is None else biases
+            biases[expert] = bias
+    return made, biases
 
 
 def _linear(act: Act, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
