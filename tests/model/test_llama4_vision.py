@@ -32,7 +32,7 @@ from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
 from halter.adapters.mixed import Mixed
 from halter.contract.registry import names
-from halter.errors import Refusal
+from halter.errors import HalterError, Refusal
 from halter.export.merge import merge
 from halter.methods.full import Full
 from halter.methods.lora import Lora
@@ -435,6 +435,19 @@ def test_what_trains_weights_biases_and_parameters_of_the_tower_merges(tmp_path)
     bounds.assert_same(logits(merged, ROWS)[0], logits(read, ROWS, adapter)[0])
     for name in ("class_embedding", "layernorm_pre.bias", "positional_embedding_vlm"):
         assert not torch.equal(*(state_of(one)[f"vision_model.{name}"] for one in (merged, read)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["vision_model.model.layers.0.mlp.fc2", "multi_modal_projector.linear_1"])
+def test_a_fold_that_is_wrong_in_the_tower_is_no_merge(place, tmp_path, monkeypatch):
+    """What is compared on has a picture."""
+    model = made(CONFIG, torch.float32)
+    adapter = moved(model, target_modules=["vision", "projector"])
+    fold = adapter.fold
+    wrong = lambda name, weight, bias: (weight * 1.5, bias) if name == place else fold(name, weight, bias)  # noqa: E731
+    monkeypatch.setattr(adapter, "fold", wrong)
+    with pytest.raises(HalterError, match="merge gap"):
+        merge(model, adapter, tmp_path / "merged")
 
 
 @torch.no_grad()

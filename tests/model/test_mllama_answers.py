@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import seeing
 import seeing_mllama
@@ -11,11 +13,13 @@ import torch
 from test_mllama import moved
 
 import halter
+from halter.data.example import Example
 from halter.generation.engine import Engine, generate
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import encode_prompt
 from halter.generation.requests import Request
 from halter.generation.seeing import Seeing
+from halter.inspection.census import census
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.pictures.seen import features
@@ -97,6 +101,13 @@ def test_answers_of_one_picture_look_at_it_once(tokenizer, model):
     generate(model, tokenizer, [prompt] * 3, max_new_tokens=4, ignore_stop_ids=True)
     hook.remove()
     assert seen == [model.config.max_tiles * model.config.padded_tokens]
+
+
+def test_rows_with_tokens_that_the_tokenizer_does_not_know_are_counted(tokenizer):
+    """A picture's may be anywhere behind its vocabulary."""
+    bos, size = tokenizer.bos_id, tokenizer.vocab_size
+    rows = [Example(np.array([bos, size + 9, 5], np.int32), np.array([False, False, True]))]
+    assert census(rows, tokenizer) == census([replace(rows[0], tokens=np.array([bos, 6, 5], np.int32))], tokenizer)
 
 
 @pytest.mark.parametrize("metas", [False, True])

@@ -1,6 +1,6 @@
 """Plant each fault of faults*.toml in a copy of the package and demand that its tests turn red.
 
-    python tests/mutants/run.py [WORD ...]      only faults whose file, oracle or text holds one of the words
+    python tests/mutants/run.py [WORD ...]      only faults whose file, tests, oracle or text holds one of the words
 
 A fault that its tests do not see is a survivor, and the exit code is 1. The tests must be green without it.
 Every trial is a fork of one process that has imported the heavy libraries, never halter: no start costs seconds.
@@ -144,7 +144,10 @@ def main(words: list[str]) -> int:
     shared = os.environ.get("HALTER_SHARED") or str(ROOT.parent / "shared")
     os.environ.update(HALTER_SHARED=shared, OMP_NUM_THREADS="1")  # before the first fork: the children inherit it
     FORKS.set_forkserver_preload(HEAVY)
-    chosen = [f for f in faults() if not words or any(w in f"{f.file} {f.oracle} {f.old}" for w in words)]
+    chosen = [f for f in faults() if not words or any(w in f"{f.file} {f.tests} {f.oracle} {f.old}" for w in words)]
+    if not chosen:  # pytest without a file would run them all
+        print(f"no fault's file, tests, oracle or text holds {' or '.join(map(repr, words))}")
+        return 2
     if why := try_baseline(f.tests for f in chosen if not stale(f)):
         print(why)
         return 1
@@ -156,7 +159,7 @@ def main(words: list[str]) -> int:
             print(f"{outcome or 'killed'} {fault.file}: {fault.oracle}: {fault.old!r} -> {fault.new!r}")
             print(f"    {seconds:.1f} s {seen[:160]}", flush=True)
     print(f"{len(chosen) - bad} of {len(chosen)} faults killed in {time.monotonic() - started:.0f} s")
-    return 1 if bad or not chosen else 0
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
