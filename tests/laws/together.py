@@ -29,6 +29,8 @@ from halter.training.trainee import Trainee
 
 SIZES = {"dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_dim": 24, "vocab_size": 48}
 BASES = ({}, {"attention_bias": True, "mlp_bias": True}, {"tied": True}, {"experts": 2, "dense_dim": 24})
+DENSE = 3
+"""So many of them, the first ones, have no routed experts."""
 TOKENS = torch.randint(0, 48, (3, 12), generator=torch.Generator().manual_seed(5))
 TOKENS[:, 0:4] = torch.tensor([1, 2, 3, 5])  # begin and end of a text, which token_rows trains, and two that are named
 PROMPT = 8
