@@ -25,6 +25,7 @@ from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, toke
 from halter.files import disk, writing
 from halter.generation.engine import MAX_ROWS, Engine
 from halter.generation.options import GenerationOptions
+from halter.generation.prompts import EncodedPrompt
 from halter.generation.requests import Request
 from halter.generation.streaming import Generation
 from halter.model.decoder import Decoder
@@ -240,6 +241,15 @@ def _text_scores(answers: Sequence[str], wanted: Sequence[str], strict: bool) ->
         return scores
 
 
+def _in_words(tokenizer: Tokenizer, prompt: EncodedPrompt) -> str:
+    """A prompt's text to the letter, <image> where a picture stands."""
+    at, texts = 0, []
+    for one in prompt.pictures:
+        texts.append(tokenizer.decode(prompt.tokens[at : one.start], skip_control=False))
+        at = one.end
+    return "<image>".join([*texts, tokenizer.decode(prompt.tokens[at:], skip_control=False)])
+
+
 def _line(
     tokenizer: Tokenizer,
     example: Example,
@@ -249,7 +259,7 @@ def _line(
     strict: bool,
 ) -> dict[str, Any]:
     line: dict[str, Any] = {"row": row, "origin": example.origin}
-    line["prompt"] = tokenizer.decode(asked.prompt.tokens, skip_control=False)
+    line["prompt"] = _in_words(tokenizer, asked.prompt)
     line["wanted"] = asked.wanted
     for side, (loss, answer) in sides.items():
         line[side] = {

@@ -37,9 +37,12 @@ def choose(rows: Sequence[ActiveRow], logits: Tensor) -> list[Outcome]:
 
 
 def _told(logits: Tensor, tokens: Tensor, mosts: Sequence[int]) -> Iterator[TokenLogprob]:
-    """Of each token, and of the likeliest in its place, as many as ``mosts`` says."""
-    own, ids, best = (t.tolist() for t in log_probabilities(logits, tokens, max(mosts)))
+    """Of each token, and of the likeliest in its place, as many as ``mosts`` says. What a family feeds for a picture
+    and never produces has no probability."""
+    size = logits.shape[-1]
+    own, ids, best = (t.tolist() for t in log_probabilities(logits, tokens.clamp(max=size - 1), max(mosts)))
     for token, logprob, most, *top in zip(tokens.tolist(), own, mosts, ids, best, strict=True):
+        logprob = logprob if token < size else float("-inf")
         yield TokenLogprob(token, logprob, tuple(zip(*(each[:most] for each in top), strict=True)))
 
 
@@ -74,6 +77,7 @@ def _seen(row: ActiveRow, logits: Tensor) -> Tensor:
     """Bool [V]: the tokens that a row's prompt and answer hold."""
     if row.seen is None:
         row.seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        row.seen[torch.tensor(row.prompt, device=logits.device)] = True
+        spoken = [id for id in row.prompt if id < len(row.seen)]  # a family may feed ids that it never produces
+        row.seen[torch.tensor(spoken, device=logits.device, dtype=torch.int64)] = True
     row.seen[row.pending[-1]] = True
     return row.seen

@@ -32,8 +32,8 @@ class ModelOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What weights are held and computed in; auto: the checkpoint's own, fp32 on a CPU without bf16 instructions."""
     quantize: Literal["nf4", "int8"] | None = None
-    """nf4 holds the linear layers in 4 bits, quantised while they are read: about a quarter of the memory. int8 holds
-    them in 8 bits: half of it, and an error a tenth as large."""
+    """nf4 holds linear layers and routed experts in 4 bits, quantised while they are read: about a quarter of the
+    memory. int8 holds them in 8 bits: half of it, and an error a tenth as large."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; not given: the first accelerator there is."""
     offload: Offload = "none"

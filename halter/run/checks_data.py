@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from halter.adapters.adapter import Adapter
+from halter.data.example import Example
 from halter.data.examples import Examples
 from halter.errors import Refusal
 from halter.files.checkpoint import ModelFolder
@@ -45,6 +46,12 @@ class Scan:
     rows: int
 
 
+def _said(row: Example) -> np.ndarray:
+    """A row's tokens without those of its pictures, which a family may feed from elsewhere than its vocabulary."""
+    inside = [n for one in row.pictures for n in range(one.start, one.end)]
+    return np.delete(row.tokens, inside) if inside else row.tokens
+
+
 def scan(examples: Examples, tokenizer: Tokenizer, known: int = 0) -> Scan:
     """Look through the rows once. ``known``: how many tokens the base can be fed, pictures' among them, for which a
     tokenizer may have no text."""
@@ -60,7 +67,7 @@ def scan(examples: Examples, tokenizer: Tokenizer, known: int = 0) -> Scan:
         starts = np.cumsum([0, *(len(row.tokens) for row in rows)])
         tokens = np.concatenate([row.tokens for row in rows])
         targets = np.concatenate([row.supervised for row in rows])
-        there[tokens] = True
+        there[np.concatenate([_said(row) for row in rows])] = True
         learnt[tokens[targets]] = True
         for told, second in (
             (doubled, (tokens[1:] == bos) & (tokens[:-1] == bos)),

@@ -44,6 +44,7 @@ EXTRAS = {
     "meta": "tokenizer.model files of Meta's folders (SentencePiece, tiktoken)",
     "report": "figures",
     "track": "TensorBoard and Weights & Biases beside metrics.jsonl",
+    "vision": "pictures in rows and in what is asked",
 }
 """{extra: what it brings}; a test holds it to the extras that the package declares."""
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"

@@ -1,0 +1,150 @@
+"""Llama 4 and Llama 3.2 Vision on rows with pictures, from a folder, through every command: trained, asked, talked to,
+scored and inspected. Both are tiny and random."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import seeing
+import seeing_mllama
+import tiny
+import tiny_llama4
+import tiny_tokenizers
+import torch
+from PIL import Image
+
+import halter
+from halter.cli import main
+from halter.generation.prompts import encode_prompt
+from halter.generation.seeing import Seeing
+from halter.pretrained.save import save_model
+from halter.text.tokenizer import Tokenizer
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (20, 180, 40)}
+
+
+def llama4(tmp):
+    files = tiny_tokenizers.llama4(tmp)
+    known = Tokenizer.from_folder(files)
+    names = {"start_id": "image_start", "end_id": "image_end", "image_id": "image", "patch_id": "patch"}
+    names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
+    ids = {field: known.token_id(f"<|{name}|>") for field, name in names.items()}
+    ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids}
+    shape = tiny_llama4.config(vocab_size=known.vocab_size, chunk=16, seen=tiny_llama4.tower(**ids), **ends)
+    return tiny.decoder(shape), files
+
+
+def mllama(tmp):
+    files = seeing.folder(tmp)
+    known = Tokenizer.from_folder(files)
+    ends = {"bos_token_id": known.bos_id, "eos_token_ids": (known.eos_id,)}
+    picture = known.token_id("<|image|>")
+    sizes = {"vocab_size": known.vocab_size, "picture_id": picture, "tile": 8, "patch": 4}
+    shape = seeing_mllama.config(**sizes, **ends)
+    return seeing_mllama.made(shape, torch.float32), files
+
+
+@pytest.fixture(scope="module", params=[llama4, mllama], ids=["llama4", "mllama"])
+def base(request, tmp_path_factory):
+    model, files = request.param(tmp_path_factory.mktemp("tokens"))
+    folder = tmp_path_factory.mktemp("model") / "base"
+    save_model(model, model.config, folder, sorted(files.iterdir()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    lines = []
+    for n in range(6):
+        name, colour = list(COLOURS.items())[n % 3]
+        size = (8 + 8 * (n % 2), 8)
+        (folder / f"{n}.png").write_bytes(seeing.saved(Image.new("RGB", size, colour)))
+        talk = [{"role": "user", "content": "<image>\nWhat is this?"}, {"role": "assistant", "content": name}]
+        lines.append(json.dumps({"images": [f"{n}.png"], "messages": talk}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture(scope="module")
+def run(base, rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["train", "--model", base, "--data", rows, "--method", "lora", "--output-dir", folder]
+    words += ["--max-steps", 2, "--validation", 0.4, "--device", "cpu"]
+    assert main.run([str(word) for word in words]) == 0
+    return folder
+
+
+def typed(capsys, *words):
+    code = main.run([str(word) for word in words])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    return told.out
+
+
+def test_a_run_learns_and_is_asked_and_scored(run, rows, capsys, tmp_path):
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss" in line and line["loss"] > 0 for line in losses)
+    short = ("--max-new-tokens", 2, "--device", "cpu")
+    told = typed(capsys, "generate", run, "--input", rows, "--json", *short)
+    answers = [json.loads(line) for line in told.splitlines()]
+    assert len(answers) == 6 and all(one["finish_reason"] in ("length", "stop") for one in answers)
+    found = typed(capsys, "evaluate", run, "--data", rows, "--output", tmp_path / "scored", "--json", *short)
+    assert json.loads(found)
+    shown = (tmp_path / "scored").glob("*.jsonl")
+    assert any("<image>" in json.loads(line)["prompt"] for file in shown for line in file.read_text().splitlines())
+
+
+def test_a_chat_takes_pictures_and_saves_them(base, rows, capsys, monkeypatch, tmp_path):
+    saved = tmp_path / "chat.jsonl"
+    lines = ["/image none.png", f"/image {rows.parent / '1.png'}", "What is this?", f"/save {saved}", "/retry", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    told = typed(capsys, "chat", base, "--max-new-tokens", 2, "--device", "cpu")
+    assert "there is no such file" in told and "16 x 8 pixels, 1 by 2 tiles" in told
+    (row,) = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert row["messages"][0]["content"][0] == {"type": "image", "path": str(rows.parent / "1.png")}
+    words = ["train", "--model", base, "--data", saved, "--method", "lora", "--output-dir", tmp_path / "again"]
+    assert "picture-unusable" in told
+    if row["messages"][1]["content"].strip():  # an answer of nothing teaches nothing
+        typed(capsys, *words, "--max-steps", 1, "--device", "cpu")
+
+
+def test_inspect_shows_pictures_tiles_and_tokens(base, rows, capsys, tmp_path):
+    words = ("inspect", "--model", base, "--data", rows, "--method", "lora")
+    told = typed(capsys, *words)
+    assert "picture 1: 1.png, 16 x 8 pixels, 1 by 2 tiles, " in told and "<|image|>" in told
+    assert "<|patch|>" not in told.partition("Labels")[0]
+    found = json.loads(typed(capsys, *words, "--json"))
+    for row in found["rows"]:
+        assert row["length"] == len(row["tokens"]) + sum(one["tokens"] - 1 for one in row["pictures"])
+    typed(capsys, *words, "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 3 and "img-src data:" in page
+
+
+def test_what_a_picture_shows_changes_the_answer_and_equal_ids_share_nothing(base, rows):
+    model, tokenizer = halter.load(base, device="cpu", dtype="float32", say=lambda _: None)
+    asked = [
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image", "path": str(rows.parent / f"{n}.png")}, {"type": "text", "text": "?"}],
+            }
+        ]
+        for n in (0, 2, 0)
+    ]
+    first, second, third = (encode_prompt(tokenizer, one, seeing=Seeing(model.config.pictures)) for one in asked)
+    assert first.tokens == second.tokens == third.tokens and first.pictures[0].digest != second.pictures[0].digest
+    options = {"max_new_tokens": 3, "ignore_stop_ids": True, "logprobs": 0}
+    together = halter.generate(model, tokenizer, asked, **options)
+    alone = [halter.generate(model, tokenizer, one, **options)[0] for one in asked]
+    for one, by_itself in zip(together, alone, strict=True):
+        told = [token.logprob for token in one.logprobs]
+        assert told[0] == pytest.approx(by_itself.logprobs[0].logprob, abs=1e-4)
+    assert together[0].logprobs[0].logprob == pytest.approx(together[2].logprobs[0].logprob, abs=1e-5)
+    before, behind = together[0].logprobs[0], together[1].logprobs[0]
+    assert before.token != behind.token or abs(before.logprob - behind.logprob) > 1e-4
+    penalised = halter.generate(model, tokenizer, asked[0], prompt_logprobs=0, repetition_penalty=1.2, max_new_tokens=1)
+    assert len(penalised[0].prompt_logprobs) == len(first.tokens)
