@@ -147,6 +147,7 @@ PEFT_OPTIONS = {
     "use_rslora": "rslora",
     "exclude_modules": "exclude_modules",
     "layers_to_transform": "layers",
+    "target_parameters": "target_parameters",
     "rank_pattern": "rank_pattern",
     "alpha_pattern": "alpha_pattern",
     "lora_bias": "lora_bias",

@@ -1,4 +1,4 @@
-"""Tiny random LLaMAs for tests, and the same model built by transformers."""
+"""Tiny random LLaMAs for tests, and the same model built by transformers; with ``experts`` a Llama 4."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.llama4_config import Llama4Config
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -34,7 +35,10 @@ def config(**changes: Any) -> ModelConfig:
         "bos_token_id": 1,
         "eos_token_ids": (2,),
     }
-    return ModelConfig(**(sizes | changes))
+    if "experts" not in changes:
+        return ModelConfig(**(sizes | changes))
+    apart = {"dense_dim": 40, "moe_layers": (1,), "rotated": (True, False), "chunked": (True, False), "chunk": 8}
+    return Llama4Config(**(sizes | {"floor_scale": 3, "ffn_dim": 24} | apart | changes))
 
 
 def decoder(shape: ModelConfig | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> Decoder:
@@ -50,12 +54,15 @@ def decoder(shape: ModelConfig | None = None, dtype: torch.dtype = torch.float32
 
 
 def peer(model: Decoder) -> Any:
-    """transformers' LlamaForCausalLM with the same weights, in eval mode, eager attention."""
+    """transformers' LlamaForCausalLM, or Llama4ForCausalLM, with the same weights, in eval mode, eager attention."""
     import transformers
 
-    hf = transformers.LlamaConfig(**{k: v for k, v in model.config.to_hf().items() if k != "architectures"})
+    stored = {k: v for k, v in model.config.to_hf().items() if k != "architectures"}
+    routed = isinstance(model.config, Llama4Config)
+    hf = (transformers.Llama4TextConfig if routed else transformers.LlamaConfig)(**stored)
     hf._attn_implementation = "eager"
-    other = transformers.LlamaForCausalLM(hf).to(model.dtype).eval()
+    kind = transformers.Llama4ForCausalLM if routed else transformers.LlamaForCausalLM
+    other = kind(hf).to(model.dtype).eval()
     state = {name: getattr(module, buffer) for name, module, buffer in model.tensors()}
     missing, unexpected = other.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}

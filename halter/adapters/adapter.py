@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from halter.adapters.acting import acts_of, joined, rows_at
 from halter.adapters.folding import fold_together
 from halter.adapters.misfit import refuse_unfit
 from halter.adapters.saving import save_adapter
+from halter.adapters.stated import stated
 from halter.arguments import bound, check_options, checked, refusal, strange
+from halter.contract.experts import refuse_unknown_most_used
 from halter.contract.method import Method, Piece, Site, built
 from halter.contract.registry import find, names
 from halter.elsewhere import called_otherwise, refuse_unknown
@@ -238,7 +239,7 @@ def refuse_missing(method: Method, shape: ModelConfig, layer: int | None, pieces
 
 def trained_matrices(adapter: Adapter) -> list[str]:
     """Paths of the layers' matrices that an adapter trains themselves: they can be neither streamed nor quantised."""
-    return [slot.path for slot in adapter.slots if slot.piece.replaces and slot.at.kind == LINEAR]
+    return [slot.path for slot in adapter.slots if slot.piece.replaces and slot.at.kind in (LINEAR, EXPERTS)]
 
 
 def refuse_trained_layers(adapter: Adapter) -> None:
@@ -288,18 +289,8 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], *, seed: int =
     for one in methods:
         check_options(one.name(), type(one), vars(one))
         one.check_new(base.config)
+        refuse_unknown_most_used(one)
     adapter = Adapter(base.config, methods, seed).start(base)
-    if line := left_alone(adapter):
+    if line := stated(adapter):
         tell_once(line)
     return adapter
-
-
-def left_alone(adapter: Adapter) -> str:
-    """A line on what an adapter acts on beside routed experts, which are most of their base; '' where there are none,
-    or where it acts on them."""
-    experts = adapter.shape.layout.of(EXPERTS)
-    if not experts or any(slot.at.kind == EXPERTS for slot in adapter.slots):
-        return ""
-    share = sum(prod(place.shape) for place in experts) / adapter.shape.num_parameters
-    adapted = ", ".join(dict.fromkeys(slot.path.rpartition(".")[2] for slot in adapter.slots))
-    return f"Adapted: {adapted}. The routed experts, {share:.0%} of the base's numbers, are left alone by every method."

@@ -15,14 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract.experts import one_of
 from halter.contract.method import Piece, Site
 from halter.model.decoder import Decoder
+from halter.model.experts import EXPERTS
 from halter.model.joints import chained
 from halter.model.layout import NORM, PARAMETER, TABLE, Place
 from halter.model.linear import BareParameter, DenseLinear, Embedding, Norm
 from halter.model.places import Act
 from halter.model.residence import Residence, Resident
 from halter.model.segments import Segments
+from halter.parts.experts import Experts
 
 ROWS = 1024
 """Unit vectors, or rows of the table, at once."""
@@ -51,9 +54,11 @@ def fold_together(
 ) -> tuple[Tensor, Tensor | None]:
     """The weight and bias (None where there is none and none comes) with the pieces in them, in the order given.
 
-    Linear [out, in], embeddings [vocab, dim], a norm [dim] or a parameter, in the dtype of ``weight``; every piece must
-    fold.
+    Linear [out, in], routed experts [experts, in, out], embeddings [vocab, dim], a norm [dim] or a parameter, in the
+    dtype of ``weight``; every piece must fold.
     """
+    if place.kind == EXPERTS:
+        return _experts(pieces, place, weight)
     module = _MADE.get(place.kind, DenseLinear)(weight, bias)
     here = cast(Decoder, _OnePlace(module, weight.dtype))
     site = Site(here, place.layer, place.name, Segments.packed([1], weight.device))
@@ -71,6 +76,20 @@ def fold_together(
         ids = torch.arange(len(weight), device=weight.device)
         return torch.cat([act.apply(module, some) for some in ids.split(ROWS)]), None
     return _linear(act, weight, bias)
+
+
+def _experts(pieces: Sequence[Piece], place: Place, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Expert by expert, of those at which a piece acts; a bias [experts, out] where one comes, as Experts.fold."""
+    each = [piece.pieces for piece in pieces if isinstance(piece, Experts)]
+    made, biases = weight.clone(), None
+    for expert in sorted({number for own in each for number in own}):
+        here = [own[expert] for own in each if expert in own]
+        one, bias = fold_together(here, one_of(place, expert), weight[expert].t().contiguous(), None)
+        made[expert] = one.t()
+        if bias is not None:
+            biases = weight.new_zeros(len(weight), weight.shape[-1]) if biases is None else biases
+            biases[expert] = bias
+    return made, biases
 
 
 def _linear(act: Act, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

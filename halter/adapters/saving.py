@@ -18,6 +18,7 @@ from halter.contract.method import PEFT_PREFIX as PREFIX
 from halter.files.folders import new_folder
 from halter.files.manifest import MANIFEST, write_manifest
 from halter.files.writing import write_json, write_tensors
+from halter.model.experts import EXPERTS
 from halter.version import __version__
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
         servable = ["halter", "peft"]
     else:
         config["peft_type"], servable = SEVERAL, ["halter"]
+    if str(config["peft_type"]).startswith("HALTER"):
+        servable = ["halter"]
+    elif any(slot.at.kind == EXPERTS for slot in adapter.slots):
+        servable = [who for who in servable if who in ("halter", "peft")]
     methods = [{"name": method.name(), **asdict(method)} for method in adapter.methods]
     facts = {
         "halter_version": __version__,

@@ -37,6 +37,7 @@ def measure(path: str) -> dict[str, Any]:
     """The first steps of the recipe, here, and the peak of this process."""
     from halter import recipe as recipes
     from halter.numerics import allocation, denormals
+    from halter.run.expert_choice import with_experts_found
     from halter.run.held import load_base
     from halter.run.prepare import prepare
     from halter.run.session import new_adapter, new_trainee
@@ -50,6 +51,7 @@ def measure(path: str) -> dict[str, Any]:
     runtime = peak_memory_bytes()
     with allocation.kept(), denormals.flushed():
         model = load_base(job)
+        job = with_experts_found(job, model)
         trainee = new_trainee(job, new_adapter(job, model), lambda _: None)
         longest = max(range(len(job.data.train)), key=lambda row: int(job.data.train.lengths[row]))
         planned = job.plan(0)

@@ -10,6 +10,7 @@ from halter.adapters.adapter import Adapter
 from halter.errors import HalterError
 from halter.evaluation.score import held_out_loss
 from halter.model.decoder import Decoder
+from halter.run.expert_choice import with_experts_found
 from halter.run.prepare import Job
 from halter.run.session import new_adapter, new_trainee
 from halter.training.loop import Events, Feed
@@ -48,6 +49,7 @@ def train_runs(model: Decoder, jobs: Sequence[Job], looks: int) -> list[Finished
 
 
 def _train(model: Decoder, jobs: Sequence[Job], looks: int) -> list[FinishedRun]:
+    jobs = [with_experts_found(job, model) for job in jobs]
     trainees = [new_trainee(job, new_adapter(job, model), lambda _: None) for job in jobs]
     runs = [FinishedRun(trainee.adapter) for trainee in trainees]
     feeds = [Feed(job.data.train, job.plan, job.steps) for job in jobs]

@@ -98,10 +98,10 @@ class Piece(nn.Module):
     """
 
     saved_names: dict[str, str] = {}
-    folds: ClassVar[bool] = False
+    folds: bool = False
     """Whether its effect is a change of its place's weight. Its ``bind`` then reads no more of the base than this
     weight: beside another method it is bound to that alone, and what both make of the weight is found by their acts."""
-    replaces: ClassVar[bool] = False
+    replaces: bool = False
     """Whether it brings a weight that is used instead of the base's."""
     takes_pairs: ClassVar[bool] = False
     """Whether it can begin as an earlier low-rank pair; it has a ``pair`` then, and ``take``."""

@@ -63,18 +63,18 @@ def check(
     exclude: Targets = (),
     layers: Sequence[int] | None = None,
     kinds: Sequence[str] = ADAPTED,
+    beside: bool = False,
 ) -> None:
     """Refuse targets of which any matches nothing among places of these kinds, listing what exists
-    (``targets-match-nothing``), and text that is no regular expression (``targets-regex``)."""
+    (``targets-match-nothing``), and text that is no regular expression (``targets-regex``). ``beside``: something else
+    is adapted, be nothing left of these."""
     everything = sorted(shape.layout.of(*kinds), key=lambda place: place.layer is None)
-    for option, given in (("target_modules", target), ("exclude_modules", exclude)):
-        _refuse_joined(given, option)
-        _refuse_no_regex(given, option)
+    check_spelling(target, exclude)
     asked: list[Targets] = [target] if isinstance(target, str) else [[item] for item in target]
     dead = [t if isinstance(t, str) else t[0] for t in asked if not any(matches(t, place) for place in everything)]
     wrong = [f"layer {n}" for n in layers or () if not 0 <= n < shape.layers]
     every = shape.layout.everywhere
-    left = any(chosen(shape, n, target, exclude, layers, kinds) for n in every)
+    left = beside or any(chosen(shape, n, target, exclude, layers, kinds) for n in every)
     if wrong and not dead:
         what = "method.layers names layers that this model has not"
         told = f"numbers from 0 to {shape.layers - 1}"
@@ -96,6 +96,13 @@ def check(
             + (f", or of parts of the model: {', '.join(groups)}" if len(groups) > 1 else ""),
             fix=", ".join(filter(None, (_nearest(name, names) for name in dead))),
         )
+
+
+def check_spelling(target: Targets, exclude: Targets) -> None:
+    """Refusals ``targets-match-nothing`` for several names in one text and ``targets-regex`` for no expression."""
+    for option, given in (("target_modules", target), ("exclude_modules", exclude)):
+        _refuse_joined(given, option)
+        _refuse_no_regex(given, option)
 
 
 def _refuse_joined(given: Targets, option: str) -> None:
@@ -126,10 +133,13 @@ def for_peft(target: Targets, shape: ModelConfig | None = None, kinds: Sequence[
 
 
 def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
-    """PEFT's rank_pattern and alpha_pattern: the first key that is the path, or a regular expression of its end."""
-    for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
+    """PEFT's rank_pattern and alpha_pattern: the first key that is the path, or a regular expression of its end. A
+    routed expert's path ends in its number: what is said of that expert counts before what is said of all."""
+    whole = name.rpartition(".")
+    for path in (name, whole[0]) if whole[2].isdigit() else (name,):
+        for key, value in patterns.items():
+            if re.match(rf"(.*\.)?({key})$", path):
+                return value
     return default
 
 

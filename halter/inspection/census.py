@@ -19,6 +19,7 @@ from halter.recipe import Recipe
 from halter.run.prepare import Job, prepare
 from halter.text.tokenizer import Tokenizer
 from halter.training import schedule
+from halter.training.expert_use import ExpertUse
 
 MOST_COUNTED = 200_000
 """Rows whose tokens are counted; of more, so many evenly spread ones."""
@@ -118,6 +119,8 @@ class Inspection:
     stops: list[str]
     """Why training would not start; empty where it would."""
     warnings: list[str]
+    experts: ExpertUse | None = None
+    """Which routed experts some of the rows use; None where that was not asked."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -127,7 +130,8 @@ class Inspection:
         for row, shown in zip(rows, self.rows, strict=True):
             row["pictures"] = [picture.facts() for picture in shown.pictures]
         report = self.job.data.report.as_dict()
-        return {
+        used = {} if self.experts is None else {"experts": self.experts.as_dict()}
+        return used | {
             "stops": self.stops,
             "warnings": self.warnings,
             "report": report,

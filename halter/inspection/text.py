@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from halter.contract.experts import in_short
 from halter.data import told
 from halter.files.reading import lines_of, visible
 from halter.inspection.census import Inspection, ShownRow, Steps
+from halter.training.expert_use import ExpertUse
 
 CONTEXT, LEARNT, CONTROL, LEARNT_CONTROL, HEADING, WARNING, PLAIN, DRAWN = range(8)
 """What a piece of a line is."""
@@ -24,6 +26,8 @@ ANSI = {
 RESET = "\x1b[0m"
 EIGHTHS, SMALL = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 HEIGHT = 5
+MOST_EXPERTS = 16
+"""Of a layer's experts so many are drawn."""
 
 Line = list[tuple[str, int]]
 """Pieces of text, each with what it is."""
@@ -48,6 +52,7 @@ def render(found: Inspection, look: Look) -> str:
         ("Lengths", _lengths(found, look)),
         ("Left out", _left_out(found)),
         ("Steps", _steps(found)),
+        ("Experts", [] if found.experts is None else _experts(found.experts, look)),
         ("Learning rate", _course(found.steps, look)),
         ("Warnings", [[(f"- {text}", WARNING)] for text in found.warnings]),
         ("Training would stop", [[(f"- {text}", WARNING)] for text in found.stops]),
@@ -141,6 +146,24 @@ def bars(share: float, width: int, blocks: bool) -> str:
         return "#" * max(round(full), share > 0)
     whole, part = int(full), int((full - int(full)) * 8)
     return "█" * whole + ("▏▎▍▌▋▊▉"[part - 1] if part else "▏" if not whole and share > 0 else "")
+
+
+def _experts(use: ExpertUse, look: Look) -> Iterator[Line]:
+    """A histogram of every layer, and what the busiest experts cover: 1, 2, 4, ... of them."""
+    yield _said("tokens that each routed expert of a layer is given; entropy 1: evenly spread, 0: all to one")
+    width = max(10, min(40, look.width - 40))
+    for layer, counts in use.counts.items():
+        total, many = max(1, sum(counts)), len(counts)
+        sizes = [1 << n for n in range(many.bit_length()) if 1 << n < many]
+        covered = ", ".join(f"{k}: {use.covered(k, layer):.0%}" for k in sizes)
+        yield _said(f"layer {layer}: entropy {use.entropy(layer):.3f}; the most used cover {covered}")
+        for expert in sorted(range(many), key=lambda e: (-counts[e], e))[:MOST_EXPERTS]:
+            share = counts[expert] / total
+            yield _said(f"  {expert:>4}  {bars(share, width, look.blocks):<{width}} {share:6.1%} {counts[expert]:,}")
+        if many > MOST_EXPERTS:
+            yield _said(f"        and {many - MOST_EXPERTS} more; --json has all")
+        if unseen := [expert for expert, count in enumerate(counts) if not count]:
+            yield _said(f"  no token: {in_short(unseen)}")
 
 
 def _left_out(found: Inspection) -> Iterator[Line]:

@@ -16,12 +16,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from halter.contract import experts as routed
 from halter.contract import targets
 from halter.contract.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR
 from halter.model.places import Act
+from halter.parts import experts
 from halter.parts.scales import BiasAct
 
 
@@ -74,6 +76,8 @@ class Bitfit(Method):
     """Linear layers that get a bias, as for LoRA."""
     biases: Literal["added", "base"] = "added"
     """added: a new bias on every one of them; base: those biases that the base has, trained themselves."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "HALTER_BITFIT"
     every_stack: ClassVar[bool] = True
@@ -94,7 +98,10 @@ class Bitfit(Method):
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self.target_modules, kinds=(LINEAR,))
+        routed.check(shape, self, (LINEAR,))
+        if self.biases == "base" and self.experts is not None:
+            what = "routed experts have no biases of the base's"
+            raise Refusal("nothing-trained", what, found=[f"experts {self.experts}"], fix="method.biases: added")
         if self.biases == "base" and not any(self.build(shape, layer) for layer in shape.layout.everywhere):
             what = "this base has no biases at these linear layers"
             raise Refusal("nothing-trained", what, found=[str(self.target_modules)], fix="method.biases: added")
@@ -102,10 +109,10 @@ class Bitfit(Method):
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
             return {}
-        places = targets.chosen(shape, layer, self.target_modules, kinds=(LINEAR,))
-        if self.biases == "base":
+        if self.biases == "base":  # which routed experts have none of
+            places = targets.chosen(shape, layer, self.target_modules, kinds=(LINEAR,))
             return {place.name: OwnBias(place.shape[0]) for place in places if place.bias}
-        return {place.name: AddedBias(place.shape[0]) for place in places}
+        return experts.build(self, shape, layer, lambda place: AddedBias(place.shape[0]), (LINEAR,))
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         modules = targets.for_peft(self.target_modules)

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.contract import targets
 from halter.contract.method import Method, Piece, Site
 from halter.contract.pair import Pair
 from halter.methods.lora import Lora
@@ -26,6 +25,7 @@ from halter.model.layout import TABLE, Place
 from halter.model.linear import Embedding, Linear
 from halter.model.places import Act
 from halter.numerics.dropout import dropout
+from halter.parts import experts
 from halter.parts.low_rank import LowRank, LowRankRows
 
 ROWS = 1024  # of a weight whose norms are made at once
@@ -202,6 +202,10 @@ class Dora(Method):
     """Alphas of their own, in the same way."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r (arXiv 2312.03732)."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, as for LoRA."""
+    target_parameters: Sequence[str] = ()
+    """Matrices of routed experts by name, as for LoRA."""
 
     peft_type: ClassVar[str] = "LORA"
     every_stack: ClassVar[bool] = True
@@ -235,8 +239,7 @@ class Dora(Method):
         return self._pair().idle()
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
-        return {place.name: self._piece(place) for place in places}
+        return experts.build(self, shape, layer, self._piece)
 
     def _piece(self, place: Place) -> Piece:
         out_features, in_features = place.shape
@@ -246,7 +249,7 @@ class Dora(Method):
         return Directed(in_features, out_features, r, scale, self.dropout)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        return self._pair().to_peft(shape) | {"use_dora": True}
+        return self._pair().to_peft(shape) | {"use_dora": True} | experts.beyond_peft(self, shape)
 
     @classmethod
     def reads(cls, config: dict[str, Any]) -> bool:

@@ -9,14 +9,17 @@ every chosen weight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from halter.contract import experts as routed
 from halter.contract.method import Default, Method, Piece
-from halter.contract.targets import check, chosen, for_peft
+from halter.contract.targets import for_peft
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
+from halter.model.experts import EXPERTS
 from halter.model.layout import HEAD, LINEAR, NORM, PARAMETER, TABLE
+from halter.parts import experts
 from halter.parts.stand_in import StandIn
 
 KINDS = (LINEAR, NORM, PARAMETER, TABLE, HEAD)
@@ -31,6 +34,8 @@ class Full(Method):
     keep_tied: bool = True
     """Where embeddings and head are one matrix: true trains one for both, false a copy for each that is named, as
     PEFT's modules_to_save does."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to train, as for LoRA; with target_modules all they are all trained where not given."""
 
     peft_type: ClassVar[str] = "HALTER_FULL"
     every_stack: ClassVar[bool] = True
@@ -53,25 +58,29 @@ class Full(Method):
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        if not self.target_modules:
+        if not self.target_modules and self.experts is None:
             raise Refusal(
                 "nothing-trained",
                 "no weight is named",
                 found=["target_modules is empty"],
                 fix="target_modules: all, or names of weights",
             )
-        if self.target_modules != "all":
-            check(shape, self.target_modules, kinds=KINDS)
+        routed.check(shape, self._spelt(shape), KINDS)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        every = self.target_modules == "all"
-        here = shape.layout.here(layer, *KINDS) if every else chosen(shape, layer, self.target_modules, kinds=KINDS)
-        pieces: dict[str, Piece] = {place.name: StandIn(place.shape, place.bias) for place in here}
+        pieces = experts.build(self._spelt(shape), shape, layer, lambda at: StandIn(at.shape, at.bias), KINDS)
         if (
             shape.tied and self.keep_tied and ("embed_tokens" in pieces or "lm_head" in pieces)
         ):  # one matrix, trained as one
             pieces["embed_tokens"] = pieces["lm_head"] = pieces.get("embed_tokens", pieces.get("lm_head"))  # type: ignore
         return pieces
+
+    def _spelt(self, shape: ModelConfig) -> Full:
+        """With "all" written out."""
+        if self.target_modules != "all":
+            return self
+        everything = "all" if self.experts is None and shape.layout.of(EXPERTS) else self.experts
+        return replace(self, target_modules=".*", experts=everything)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         return {"task_type": "CAUSAL_LM", "target_modules": for_peft(self.target_modules)}

@@ -9,17 +9,19 @@ l starts at one, so the start is the base. Folds into the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from halter.contract import experts as routed
 from halter.contract import targets
 from halter.contract.method import LORA_TRAINING, Default, Method, Piece, Site
 from halter.model.config import ModelConfig
-from halter.model.layout import LINEAR
+from halter.model.layout import LINEAR, Place
 from halter.model.places import Act
+from halter.parts import experts
 from halter.parts.scales import InputScaleAct, OutputScaleAct
 
 
@@ -53,6 +55,8 @@ class Ia3(Method):
     """Those of them whose input is rescaled instead of their output."""
     exclude_modules: str | Sequence[str] = ()
     """Names, or a regular expression, of modules to leave alone."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to rescale, as for LoRA: the output of the first matrix, the input of the last."""
 
     peft_type: ClassVar[str] = "IA3"
     every_stack: ClassVar[bool] = True
@@ -78,20 +82,22 @@ class Ia3(Method):
         return True
 
     def check(self, shape: ModelConfig) -> None:
-        targets.check(shape, self.target_modules, self.exclude_modules, kinds=(LINEAR,))
+        routed.check(shape, self, (LINEAR,))
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         if layer is None:
             return {}
-        inner = targets.chosen(shape, layer, self.feedforward_modules)
-        pieces: dict[str, Piece] = {}
-        for place in targets.chosen(shape, layer, self.target_modules, self.exclude_modules):
-            inside = place in inner
-            pieces[place.name] = Rescale(place.shape[1 if inside else 0], inside)
-        return pieces
+        return experts.build(self, shape, layer, self._piece, (LINEAR,))
+
+    def _piece(self, place: Place) -> Piece:
+        of_experts = place.path.rpartition(".")
+        named = replace(place, path=of_experts[0]) if of_experts[2].isdigit() else place
+        inside = targets.matches(self.feedforward_modules, named)
+        return Rescale(place.shape[1 if inside else 0], inside)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        return {
+        own = experts.beyond_peft(self, shape)
+        return own | {
             "task_type": "CAUSAL_LM",
             "target_modules": targets.for_peft(self.target_modules, shape),
             "feedforward_modules": targets.for_peft(self.feedforward_modules, shape),

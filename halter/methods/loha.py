@@ -91,6 +91,8 @@ class Loha(Method):
     """Ranks of their own for modules whose path ends in, or matches, a key."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Alphas of their own, in the same way."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "LOHA"
     every_stack: ClassVar[bool] = True
@@ -126,7 +128,7 @@ class Loha(Method):
         return lycoris.build(self, shape, layer, Hadamard)
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
-        return lycoris.to_peft(self, shape)
+        return lycoris.to_peft(self, shape, self.name())
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Loha:

@@ -115,6 +115,8 @@ class Lokr(Method):
     """Side of the first matrix, where it divides the dimension. Not given: the two factors closest to each other."""
     init: WhichIsZero = "first"
     """Which matrix starts at zero: the first, as PEFT has it, or the second, as LyCORIS has it."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "LOKR"
     every_stack: ClassVar[bool] = True
@@ -158,7 +160,11 @@ class Lokr(Method):
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         own = {"decompose_both": self.decompose_both, "decompose_factor": self.decompose_factor or -1}
-        return lycoris.to_peft(self, shape) | own | {"init_weights": True if self.init == "first" else "lycoris"}
+        return (
+            lycoris.to_peft(self, shape, self.name())
+            | own
+            | {"init_weights": True if self.init == "first" else "lycoris"}
+        )
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Lokr:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from halter.contract import experts as routed
 from halter.contract import targets
-from halter.contract.method import LORA_TRAINING, Default, Method, Piece
+from halter.contract.method import LORA_TRAINING, PEFT_PREFIX, Default, Method, Piece
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.layout import LINEAR, TABLE, Place
+from halter.parts import experts, peft_parameters
 from halter.parts.low_rank import Init, LowRank, LowRankRows
 
 TABLE_RATE = 1e-6  # of LoRA+ for the embedding's pair, whatever the rest learns at
@@ -58,6 +60,15 @@ class Lora(Method):
     """Alphas of their own, in the same way."""
     lora_bias: bool = False
     """Give B a bias of its own, which is scaled as the update is (PEFT's lora_bias)."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, each with a pair of its own: all, numbers such as [0, 3], numbers for each layer
+    ({"1": [0, 3]}), or most-used 4 (found on the data before training). Not given: those that target_parameters names,
+    else none."""
+    target_parameters: Sequence[str] = ()
+    """Matrices of routed experts by name, as PEFT has it: [experts.gate_up_proj, experts.down_proj]. Not given: both,
+    where experts are named."""
+    share_a: bool = False
+    """Let the experts of a layer have one A in common, and a B each."""
 
     peft_type: ClassVar[str] = "LORA"
     every_stack: ClassVar[bool] = True
@@ -102,7 +113,7 @@ class Lora(Method):
                 found=bad,
                 fix="leave them out, or give usual ones: r 8, alpha 16, dropout 0.05",
             )
-        targets.check(shape, self.target_modules, self.exclude_modules, self.layers)
+        routed.check(shape, self)
         targets.check_patterns(self.rank_pattern, "rank_pattern")
         targets.check_patterns(self.alpha_pattern, "alpha_pattern")
         outer = targets.chosen(shape, None, self.target_modules, self.exclude_modules, self.layers)
@@ -114,13 +125,26 @@ class Lora(Method):
                 found=["lora_bias with embed_tokens"],
                 fix="lora_bias: false, or target_modules without embed_tokens",
             )
+        at_experts = routed.of_experts(shape, self, lambda path: self.strength(path)[0])
+        orthogonal = self.init == "orthogonal"
+        wrong = [] if at_experts or not self.share_a else ["share_a: no routed expert is adapted"]
+        wrong += ["lora_bias: an expert's matrix has no bias"] if at_experts and self.lora_bias else []
+        wrong += ["share_a with init orthogonal, which splits one matrix"] if self.share_a and orthogonal else []
+        several = self.share_a and any(len(ranks) > 1 for ranks in at_experts)
+        wrong += ["share_a with several ranks at one place"] if several else []
+        if wrong:
+            what = "these options of LoRA cannot be used with routed experts"
+            raise Refusal("lora-options", what, found=wrong, fix="leave them out")
 
     def idle(self) -> list[str]:
         return targets.zero_strengths(self.alpha, self.alpha_pattern)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        places = targets.chosen(shape, layer, self.target_modules, self.exclude_modules, self.layers)
-        return {place.name: self._piece(place) for place in places}
+        built = experts.build(self, shape, layer, self._piece)
+        for piece in built.values():
+            if self.share_a and isinstance(piece, experts.Experts):
+                piece.share("a")
+        return built
 
     def strength(self, name: str) -> tuple[int, float]:
         """Rank and scale of the pair at the module of that path."""
@@ -149,8 +173,9 @@ class Lora(Method):
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
         named = shape.layout.names(LINEAR)  # servers want names
-        modules = named if self.target_modules == "all-linear" else self.target_modules
-        return {
+        modules = routed.Reach.of(self).for_modules(shape)
+        modules = named if modules == "all-linear" else modules
+        plain = {
             "task_type": "CAUSAL_LM",
             "r": self.r,
             "lora_alpha": targets.whole(self.alpha or 0.0),
@@ -168,6 +193,21 @@ class Lora(Method):
             "use_dora": False,
             "modules_to_save": None,
         }
+        return peft_parameters.config(self, shape, plain)
+
+    def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        return peft_parameters.pack({PEFT_PREFIX + name: tensor for name, tensor in own.items()}, self, shape)
+
+    def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
+        return peft_parameters.unpack(stored, self, shape)
+
+    def nearest_in_peft(
+        self, own: dict[str, Tensor], shape: ModelConfig
+    ) -> tuple[Method, dict[str, Tensor], tuple[str, ...]]:
+        if self.to_peft(shape).get("peft_type", self.peft_type) == self.peft_type:
+            return self, own, ()
+        near, made = peft_parameters.alike(own, self, shape)
+        return replace(self, **near), made, (peft_parameters.ALIKE,)
 
     @classmethod
     def reads(cls, config: dict[str, Any]) -> bool:
@@ -177,7 +217,6 @@ class Lora(Method):
     def from_peft(cls, config: dict[str, Any]) -> Lora:
         unsupported = {
             "modules_to_save": "whole modules in a form that was not understood",
-            "target_parameters": "bare parameters as targets",
             "layer_replication": "replicated layers",
             "fan_in_fan_out": "transposed weights",
             "megatron_config": "Megatron layers",
@@ -201,7 +240,8 @@ class Lora(Method):
                 found=reasons,
                 fix="merge it with the program that wrote it",
             )
-        modules = config.get("target_modules") or "all-linear"
+        parameters = tuple(config.get("target_parameters") or ())
+        modules = config.get("target_modules") or (() if parameters else "all-linear")
         layers = config.get("layers_to_transform")
         init: Init = "gaussian" if start == "gaussian" else "orthogonal" if start == "orthogonal" else "uniform"
         return cls(
@@ -216,4 +256,5 @@ class Lora(Method):
             lora_bias=bool(config.get("lora_bias")),
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},
+            target_parameters=parameters,
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from halter.contract.method import LORA_TRAINING, Default, Method, Piece
 from halter.methods.pissa import build_shifted, check_shifted, pair, plain_config
 from halter.model.config import ModelConfig
+from halter.parts import peft_parameters
 from halter.parts.shifted import from_plain, to_plain
 
 
@@ -44,6 +45,10 @@ class Olora(Method):
     """Names, or a regular expression, of modules to leave alone."""
     layers: Sequence[int] | None = None
     """Layers to adapt, counted from 0; all where not given."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, as for LoRA."""
+    target_parameters: Sequence[str] = ()
+    """Matrices of routed experts by name, as for LoRA."""
 
     peft_type: ClassVar[str] = "LORA"
     every_stack: ClassVar[bool] = True
@@ -78,10 +83,10 @@ class Olora(Method):
         return plain_config(self, shape)
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        return to_plain(own)
+        return peft_parameters.pack(to_plain(own), self, shape)
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        return from_plain(stored)
+        return from_plain(peft_parameters.unpack(stored, self, shape))
 
     @classmethod
     def reads(cls, config: dict[str, Any]) -> bool:

@@ -9,18 +9,20 @@ base's weight; here B0 and A0 stay in the adapter, frozen, and the base is not t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from halter.contract import experts as routed
 from halter.contract import targets
 from halter.contract.method import LORA_TRAINING, Default, Method, Piece
 from halter.methods.lora import Lora
 from halter.model.config import ModelConfig
 from halter.model.layout import HEAD, LINEAR, Place
+from halter.parts import experts, peft_parameters
 from halter.parts.shifted import Shifted, Start, from_plain, to_plain
 
 KINDS = (LINEAR, HEAD)
@@ -59,6 +61,10 @@ class Pissa(Method):
     """Names, or a regular expression, of modules to leave alone."""
     layers: Sequence[int] | None = None
     """Layers to adapt, counted from 0; all where not given."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, as for LoRA."""
+    target_parameters: Sequence[str] = ()
+    """Matrices of routed experts by name, as for LoRA."""
 
     peft_type: ClassVar[str] = "LORA"
     every_stack: ClassVar[bool] = True
@@ -98,10 +104,10 @@ class Pissa(Method):
         return plain_config(self, shape)
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        return to_plain(own)
+        return peft_parameters.pack(to_plain(own), self, shape)
 
     def from_peft_tensors(self, stored: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
-        return from_plain(stored)
+        return from_plain(peft_parameters.unpack(stored, self, shape))
 
     @classmethod
     def reads(cls, config: dict[str, Any]) -> bool:
@@ -117,40 +123,38 @@ def pair(method: Method) -> Lora:
     return Lora(**{name: options[name] for name in Lora.__dataclass_fields__ if name in options})
 
 
-def ranks(method: Method, shape: ModelConfig, layer: int | None) -> list[tuple[Place, int]]:
-    """The places of one layer and their rank: the method's, or the smaller side of a weight that has no more."""
-    plain = pair(method)
-    places = targets.chosen(shape, layer, plain.target_modules, plain.exclude_modules, plain.layers, KINDS)
-    return [(place, min(plain.r, *place.shape)) for place in places]
-
-
 def plain_config(method: Method, shape: ModelConfig) -> dict[str, Any]:
     """LoRA's configuration for pairs of twice the rank with the same scale."""
     plain = pair(method)
     scale = (plain.alpha or 0.0) / plain.r
-    at = {place.path: r for i in shape.layout.everywhere for place, r in ranks(method, shape, i)}
+    modules = routed.Reach.of(plain).for_modules(shape)
+    chosen = (plain.exclude_modules, plain.layers, KINDS)
+    places = [place for i in shape.layout.everywhere for place in targets.chosen(shape, i, modules, *chosen)]
+    at = {place.path: min(plain.r, *place.shape) for place in places}
     smaller = {name: 2 * r for name, r in at.items() if r < plain.r}
-    return plain.to_peft(shape) | {
+    made = replace(plain, experts=None, target_parameters=(), target_modules=modules).to_peft(shape) | {
         "r": 2 * plain.r,
         "lora_alpha": targets.whole(2 * plain.r * scale),
         "rank_pattern": smaller,
         "alpha_pattern": {name: targets.whole(r * scale) for name, r in smaller.items()},
     }
+    return peft_parameters.config(method, shape, made)
 
 
 def check_shifted(method: Method, shape: ModelConfig) -> None:
     """What LoRA refuses, and targets without a weight to start from."""
     plain = pair(method)
     plain.check(shape)
-    targets.check(shape, plain.target_modules, plain.exclude_modules, plain.layers, KINDS)
+    routed.check(shape, plain, KINDS)
 
 
 def build_shifted(method: Method, shape: ModelConfig, layer: int | None, begin: Start) -> dict[str, Piece]:
     """A Shifted piece at every chosen place."""
     plain = pair(method)
     scale = (plain.alpha or 0.0) / plain.r
-    made: dict[str, Piece] = {}
-    for place, r in ranks(method, shape, layer):
+
+    def piece(place: Place) -> Piece:
         out_features, in_features = place.shape
-        made[place.name] = Shifted(in_features, out_features, r, scale, plain.dropout, begin)
-    return made
+        return Shifted(in_features, out_features, min(plain.r, *place.shape), scale, plain.dropout, begin)
+
+    return experts.build(method, shape, layer, piece, KINDS)

@@ -19,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halter.contract import experts as routed
 from halter.contract import targets
 from halter.contract.method import LORA_TRAINING, PEFT_PREFIX, Default, Method, Piece, Site
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.layout import LINEAR
+from halter.model.layout import LINEAR, Place
 from halter.model.places import Act
 from halter.numerics.dropout import dropout
+from halter.parts import experts
 
 KINDS = (LINEAR,)
 SHARED = ("vera_A", "vera_B")
@@ -97,6 +99,8 @@ class Vera(Method):
     """Names, or a regular expression, of modules to leave alone."""
     layers: Sequence[int] | None = None
     """Layers to adapt, counted from 0; all where not given."""
+    experts: str | Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Routed experts to adapt, as for LoRA."""
 
     peft_type: ClassVar[str] = "VERA"
     every_stack: ClassVar[bool] = True
@@ -130,17 +134,16 @@ class Vera(Method):
             what = "these options of VeRA cannot be used"
             fix = "leave them out, or give usual ones: r 256, dropout 0.05"
             raise Refusal("vera-options", what, found=bad, fix=fix)
-        targets.check(shape, self.target_modules, self.exclude_modules, self.layers, KINDS)
+        routed.check(shape, self, KINDS)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        options = self.target_modules, self.exclude_modules, self.layers, KINDS
-        return {
-            place.name: Vectors(place.shape[1], place.shape[0], self.r, self.d_initial, self.dropout)
-            for place in targets.chosen(shape, layer, *options)
-        }
+        return experts.build(self, shape, layer, self._piece, KINDS)
+
+    def _piece(self, place: Place) -> Piece:
+        return Vectors(place.shape[1], place.shape[0], self.r, self.d_initial, self.dropout)
 
     def share(self, pieces: Sequence[Piece]) -> None:
-        mine = [piece for piece in pieces if isinstance(piece, Vectors)]
+        mine = [module for piece in pieces for module in piece.modules() if isinstance(module, Vectors)]
         widest, tallest = (max(getattr(p, size) for p in mine) for size in ("in_features", "out_features"))
         generator = torch.Generator().manual_seed(self.projection_key)
         first = mine[0]
@@ -154,8 +157,9 @@ class Vera(Method):
             piece.shared_a, piece.shared_b = first.shared_a, first.shared_b
 
     def to_peft(self, shape: ModelConfig) -> dict[str, Any]:
+        own = experts.beyond_peft(self, shape)
         modules = shape.layout.names(LINEAR) if self.target_modules == "all-linear" else self.target_modules
-        return {
+        return own | {
             "task_type": "CAUSAL_LM",
             "r": self.r,
             "target_modules": targets.for_peft(modules, shape, KINDS),
@@ -178,11 +182,12 @@ class Vera(Method):
         built = [(layer, self.build(shape, layer)) for layer in shape.layout.everywhere]
         pieces = {shape.layout.path(layer, name): piece for layer, here in built for name, piece in here.items()}
         self.share(list(pieces.values()))
-        first = next(iter(pieces))
+        first, piece = next(iter(pieces.items()))
         found = {name: tensor for name, tensor in stored.items() if name.removeprefix(PEFT_SHARED) not in SHARED}
-        for name, attribute in zip(SHARED, ("shared_a", "shared_b"), strict=True):
-            drawn = getattr(pieces[first], attribute)
-            found[f"{first}.{name}"] = stored.get(PEFT_SHARED + name, stored.get(name, drawn))
+        for attribute, drawn in piece.named_buffers():
+            name = piece.saved_names[attribute]
+            filed = name.rpartition(".")[2]
+            found[f"{first}.{name}"] = stored.get(PEFT_SHARED + filed, stored.get(filed, drawn))
         return found
 
     @classmethod

@@ -18,6 +18,7 @@ from halter.model.layout import LINEAR, NORM, BlockLayout, Layout, Place
 from halter.model.linear import Linear, empty
 from halter.model.passes import Here
 from halter.model.places import Act, Context, Extra, LayerActs, Sublayer, run_at
+from halter.model.reports import report_rows
 from halter.model.rotation import Rotation
 from halter.model.segments import Segments
 from halter.numerics import rope
@@ -108,7 +109,7 @@ class Llama4Block(dense.Block):
         layer = here.places[0].layer
         assert layer is not None
         self.rotated, self.chunked = config.rotated[layer], config.chunked[layer]
-        self.routed = layer in config.moe_layers
+        self.layer, self.routed = layer, layer in config.moe_layers
         for place in here.places:
             if place.kind == EXPERTS:
                 self.add_module(place.name, StackedExperts(place, dtype, device))
@@ -171,6 +172,7 @@ class Llama4Block(dense.Block):
         """What the routed experts make of x [N, dim]. A token's expert sees it times the sigmoid of its score."""
         scores, chosen = leading(run_at(at.router, self.router, x), self.config.experts_per_token)
         routing = Routing(chosen, self.config.experts)
+        report_rows(self.layer, routing.counts)
         given = routing.gather(x, strengths(scores))
         gate, up = run_at(at.experts_in, self.experts_in, given).chunk(2, dim=-1)
         return routing.scatter(run_at(at.experts_out, self.experts_out, routing.routed(swiglu(gate, up))))

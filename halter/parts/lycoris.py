@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from halter.contract import experts as routed
 from halter.contract import targets
 from halter.contract.method import Piece
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.layout import HEAD, LINEAR
+from halter.model.layout import HEAD, LINEAR, Place
+from halter.parts import experts
 
 KINDS = (LINEAR, HEAD)
 Make = Callable[[int, int, int, float], Piece]
@@ -58,28 +60,28 @@ def check(options: Options, shape: ModelConfig, name: str, wrong: Sequence[str] 
         raise Refusal(
             "lycoris-options", f"these options of {name} cannot be used", found=bad, fix="give ranks from 1 up"
         )
-    target, exclude = options.target_modules, options.exclude_modules
-    targets.check(shape, target, exclude, options.layers, KINDS)
+    routed.check(shape, options, KINDS)
     targets.check_patterns(options.rank_pattern, "rank_pattern")
     targets.check_patterns(options.alpha_pattern, "alpha_pattern")
 
 
 def build(options: Options, shape: ModelConfig, layer: int | None, make: Make) -> dict[str, Piece]:
     """{place: piece} of one layer, or of the head."""
-    pieces: dict[str, Piece] = {}
-    target, exclude = options.target_modules, options.exclude_modules
-    for place in targets.chosen(shape, layer, target, exclude, options.layers, KINDS):
+
+    def piece(place: Place) -> Piece:
         r = int(targets.by_pattern(dict(options.rank_pattern), place.path, options.r))
         alpha = targets.by_pattern(options.alpha_pattern, place.path, options.alpha or 0.0)
         out_features, in_features = place.shape
-        pieces[place.name] = make(in_features, out_features, r, alpha / r)
-    return pieces
+        return make(in_features, out_features, r, alpha / r)
+
+    return experts.build(options, shape, layer, piece, KINDS)
 
 
-def to_peft(options: Options, shape: ModelConfig) -> dict[str, Any]:
+def to_peft(options: Options, shape: ModelConfig, name: str) -> dict[str, Any]:
     """The shared part of adapter_config.json."""
+    own = {"peft_type": f"HALTER_{name.upper()}"} if experts.adapted(options, shape) else {}
     modules = shape.layout.names(LINEAR) if options.target_modules == "all-linear" else options.target_modules
-    return {
+    return own | {
         "task_type": "CAUSAL_LM",
         "r": options.r,
         "alpha": targets.whole(options.alpha or 0.0),

@@ -70,7 +70,7 @@ class RouterAct(Act):
 
 
 @dataclass(frozen=True)
-class ExpertsAct(Act):
+class MadeExpertsAct(Act):
     """A matrix of its own for each expert."""
 
     matrices: tuple[Tensor, ...]
@@ -97,7 +97,7 @@ class MadeWeight(Piece):
 
     def bind(self, site: Site) -> Act:
         weight = self.weight.to(site.dtype)
-        return RouterAct(weight, self.count) if self.routes else ExpertsAct(weight.unbind())
+        return RouterAct(weight, self.count) if self.routes else MadeExpertsAct(weight.unbind())
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.weight.to(weight), bias

@@ -29,6 +29,7 @@ from halter.run.checkpoints import Checkpointer
 from halter.run.course import Course
 from halter.run.describe import describe
 from halter.run.ends import last_words, refuse_nothing_learnt, result
+from halter.run.expert_choice import untrained_experts, with_experts_found
 from halter.run.held import load_base
 from halter.run.output import claimed, open_run
 from halter.run.planned import planned_and_measured
@@ -127,7 +128,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
     memory.load_libraries(job.recipe.model.quantize, job.recipe.model.device)
     before = memory.peak_memory_bytes()
     model = load_base(job, say)
-    trainee = _begin(job, model, say)
+    job, trainee = _begin(job, model, run, say)
     adapter = trainee.adapter
     attempt = run.attempt()
     trackers = open_trackers(options.report_to, run.path, recipes.as_data(job.recipe))
@@ -165,7 +166,7 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
             raise
     refuse_nothing_learnt(trainee)
     watch.keep_best(lambda: new_adapter(job, model))
-    for line in last_words(trainee, to_lower(job)):
+    for line in (*last_words(trainee, to_lower(job)), *untrained_experts(trainee)):
         say(line)
     try:
         found = identity.result()
@@ -181,8 +182,9 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
     callbacks.tell("on_end", lambda: Ended(trainee.step, run.adapter))
 
 
-def _begin(job: Job, model: Decoder, say: Say) -> Trainee:
-    """The untrained adapter with all that trains it, and a word on its size."""
+def _begin(job: Job, model: Decoder, run: RunFolder, say: Say) -> tuple[Job, Trainee]:
+    """The untrained adapter with all that trains it, and a word on its size; the job with what the data had to say."""
+    job = with_experts_found(job, model, say, run)
     options = job.recipe.train
     adapter = new_adapter(job, model, say)
     share = adapter.num_trainable / job.config.num_parameters
@@ -193,7 +195,7 @@ def _begin(job: Job, model: Decoder, say: Say) -> Trainee:
     tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
     keep = "off" if options.neftune_noise_alpha else options.cache_frozen  # noise changes what layers give every time
     trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
-    return trainee
+    return job, trainee
 
 
 def new_adapter(job: Job, model: Decoder, say: Say = lambda _: None) -> Adapter:

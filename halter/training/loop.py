@@ -15,6 +15,8 @@ from halter.data.example import Example
 from halter.data.pack import Batch, pack
 from halter.errors import SHOWN_FOUND, HalterError
 from halter.model.decoder import Decoder
+from halter.model.reports import counting_rows
+from halter.training.expert_use import ExpertUse
 from halter.training.memory import peak_memory_bytes
 from halter.training.splitting import Splitter
 from halter.training.step import StepRecord, settled, take_step
@@ -132,10 +134,13 @@ def train_loop(
             started = time.perf_counter()
             planned = [feeds[i].batches(current[i][1], trainees[i].objective.grouped) for i in live]  # type: ignore[index]
             micros = list(itertools.zip_longest(*planned))
-            records = take_step(model, [trainees[i] for i in live], micros, checkpointing, splitter)
+            with counting_rows() as counts:
+                records = take_step(model, [trainees[i] for i in live], micros, checkpointing, splitter)
+            use = ExpertUse(counts).record() if counts else {}
             seconds = time.perf_counter() - started
             for place, (i, record) in enumerate(zip(live, records, strict=True)):
-                events.log(_line(number, i if len(trainees) > 1 else None, current[i][0], record, seconds))  # type: ignore[index]
+                line = _line(number, i if len(trainees) > 1 else None, current[i][0], record, seconds)  # type: ignore[index]
+                events.log(line | use)
                 rows = [origin for batch in planned[place] for origin in batch.origins]
                 if record.trouble:
                     named = list(record.suspects) or rows

@@ -71,6 +71,13 @@ def make_states(optimizer: torch.optim.Optimizer) -> None:
         raise
 
 
+def moved(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters that have had a gradient other than zero; of an 8-bit optimizer, whose states do not show it,
+    those that have had any."""
+    square = "exp_avg_sq"
+    return [p for p, state in optimizer.state.items() if state and (square not in state or bool(state[square].any()))]
+
+
 class Moment:
     """How an optimizer stands before it moves, known without a copy of anything."""
 

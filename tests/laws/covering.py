@@ -51,8 +51,11 @@ def _of_type(hint: Any, default: Any) -> Iterator[Any]:
     elif hint is str:
         yield from MODULES
     elif origin in (typing.Union, UnionType):
+        numbered = Sequence[int] in inner and Sequence[str] not in inner  # then a text is no module's name
         for one in inner:
-            yield from _of_type(one, default)
+            yield from ("all",) if one is str and numbered else _of_type(one, default)
+    elif origin is dict and inner[1] == Sequence[int]:
+        yield {"1": [1]}
     elif origin is dict:
         yield from ({}, {"q_proj": 3 if inner[1] is int else 3.0})
     elif inner and inner[0] is int:

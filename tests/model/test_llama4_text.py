@@ -417,10 +417,15 @@ def test_all_linear_is_every_linear_layer_and_no_routed_expert(monkeypatch):
     model, said = made(), []
     monkeypatch.setattr("halter.adapters.adapter.tell_once", said.append)
     adapter = adapt(model, "lora", r=2)
-    names_ = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, router"
-    share = 2 * 4 * 3 * 32 * 24 / CONFIG.num_parameters
+    shared = "shared_expert.gate_proj, shared_expert.up_proj, shared_expert.down_proj, router"
+    names_ = f"q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, {shared}"
+    whole, tables, norms = CONFIG.num_parameters, 2 * 96 * 32, 9 * 32
+    experts = 2 * 4 * 3 * 32 * 24
+    linear, rest = whole - experts - tables - norms, experts + tables
     assert said == [
-        f"Adapted: {names_}. The routed experts, {share:.0%} of the base's numbers, are left alone by every method."
+        f"Adapted: {names_}: {linear / whole:.0%} of the base's numbers. Left alone: embed_tokens, "
+        f"experts.gate_up_proj, experts.down_proj, lm_head: {rest / whole:.0%}, routed experts {experts / whole:.0%}. "
+        "method.experts: all adapts the routed experts too."
     ]
     adapt(tiny.decoder(), "lora", r=2)
     assert len(said) == 1  # a dense LLaMA has none
@@ -442,7 +447,7 @@ def test_every_method_acts_or_says_where_it_cannot(name):
     except Refusal as refusal:
         assert refusal.id == "no-such-place" and refusal.found
         return
-    assert all(slot.at.kind != EXPERTS for slot in adapter.slots)
+    assert any(slot.at.kind == EXPERTS for slot in adapter.slots) == (name == "full")  # others where they are named
     with torch.no_grad():
         if adapter.methods[0].starts_as_base:
             for one, other in zip(logits(model, adapter), logits(model), strict=True):

@@ -45,6 +45,7 @@ KEYS: dict[str, KeyMeaning] = {key: HF[key] for key in KEPT if key in HF} | {
     "lora_rank_pattern": Mapped("method", "rank_pattern"),
     "lora_alpha_pattern": Mapped("method", "alpha_pattern"),
     "lora_exclude_modules": Mapped("method", "exclude_modules"),
+    "lora_target_parameters": Mapped("method", "target_parameters"),
     "peft_layers_to_transform": Mapped("method", "layers"),
     "peft_use_rslora": Mapped("method", "rslora", truth),
     "loraplus_lr_ratio": Mapped("method", "loraplus_lr_ratio", number),
@@ -74,7 +75,7 @@ KEYS: dict[str, KeyMeaning] = {key: HF[key] for key in KEPT if key in HF} | {
     **entries(
         OTHER,
         "rl reward_model process_reward_model relora qat quantization pretraining_dataset gptq ebft "
-        "unfrozen_parameters use_pose lr_groups lora_target_parameters peft_layer_replication",
+        "unfrozen_parameters use_pose lr_groups peft_layer_replication",
     ),
     "num_labels": Absent("adapters here write text", stops=True),
     "model_type": Absent("LLaMA checkpoints are what is read", ("AutoModelForCausalLM", "LlamaForCausalLM", None)),

@@ -49,7 +49,7 @@ KEYS: dict[str, KeyMeaning] = HF | {
     "loss_type": Absent("cross entropy is what is learned here", ("nll", "chunked_nll", None), stops=True),
     "bnb_4bit_quant_type": Absent("the 4-bit type here is nf4", ("nf4", None)),
     "lora_task_type": Absent("adapters here write text", ("CAUSAL_LM", None), stops=True),
-    "lora_target_parameters": Absent("tensors that are no module's weight are not adapted"),
+    "lora_target_parameters": Mapped("method", "target_parameters"),
     "dataset_train_split": Absent("the split called train is read", ("train", None)),
     "eos_token": Absent("the end is the template's and the tokenizer's own"),
     "dataset_kwargs": Absent("rows are always prepared here"),
