@@ -16,17 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from startup import COMMANDS, seconds  # noqa: E402
 
 SOURCE_SUFFIXES = {".py", ".pyc"}
-
-
-@pytest.mark.parametrize(("name", "target"), [("import halter", 0.2), ("halter --help", 0.3)])
-def test_starts_quickly(name: str, target: float) -> None:
-    best = min(seconds(COMMANDS[name], times=3))
-    print(f"{name}: {best:.3f} s, target {target} s")
-    assert best < 3 * target  # three times: the machine that runs the tests is busy
 
 
 @pytest.mark.parametrize("what", ["import halter", "import halter.cli.main as m; m.overview()"])
