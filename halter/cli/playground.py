@@ -1,4 +1,4 @@
-"""`halter playground`: the embedded world, its tasks as files, and its base made anew."""
+"""`halter playground`: the embedded world, its tasks as files, and its bases made anew."""
 
 from __future__ import annotations
 
@@ -17,55 +17,78 @@ class Action(StrEnum):
     LIST = "list"
     EXPORT = "export"
     PRETRAIN = "pretrain"
+    ACCEPT = "accept"
 
 
 def command(
     action: Annotated[
         Action,
-        typer.Argument(help="list the tasks; export them as jsonl files, with the base; pretrain the base anew."),
+        typer.Argument(
+            help="list the tasks; export them as jsonl files, with a base; pretrain a base anew; accept: ask whether a "
+            "base with experts has learned to use them."
+        ),
     ] = Action.LIST,
-    folder: Annotated[Path | None, typer.Argument(help="New folder for export and pretrain.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="New folder for export and pretrain; for accept one that pretrain wrote."),
+    ] = None,
+    base: Annotated[
+        str,
+        typer.Option(help="dense, moe (with routed experts) or moe-twin (its dense twin, for pretrain)."),
+    ] = "dense",
     seed: Annotated[int, typer.Option(help="Seed of the tasks' rows (export), or of everything (pretrain).")] = 0,
     train: Annotated[int, typer.Option(help="Training rows of each task.")] = 600,
     test: Annotated[int, typer.Option(help="Test rows of each task; no prompt is in both.")] = 150,
-) -> None:
-    """A generated little world with tasks of every kind, and a tiny LLaMA that speaks its language but does no task."""
+    twin: Annotated[Path | None, typer.Option(help="For accept: the folder of a twin made anew.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For accept: print every figure as JSON.")] = False,
+) -> int:
+    """A generated little world with tasks of every kind, and tiny models that speak its language but do no task.
+
+    Exit code 1 where a base is not accepted.
+    """
     from halter.files.folders import refuse_unwritable
 
+    if action is Action.ACCEPT:
+        return _accept(folder, twin, as_json)
     if action is not Action.LIST and folder is None:
         raise Refusal("usage", f"{action} needs a folder to write", fix=f"halter playground {action} FOLDER")
     if action is not Action.LIST and min(train, test) < 1:
         raise Refusal("usage", "a task has at least one row to train on and one to test on", fix="--train 60 --test 20")
     if folder is None or action is Action.LIST:
         _list()
-        return
+        return 0
     refuse_unwritable(folder, folder=True)
     if action is Action.EXPORT:
-        _export(folder, seed, train, test)
+        _export(folder, base, seed, train, test)
     else:
-        _pretrain(folder, seed)
+        _pretrain(folder, base, seed)
+    return 0
 
 
 def _list() -> None:
-    from halter.playground import TASKS, base_folder
+    from halter.playground import BASES, TASKS, base_folder
 
     width = max(map(len, TASKS)) + 2
     for task in TASKS.values():
         print(
             f"{task.name:<{width}}{task.about} ({'chat rows' if task.form == 'messages' else 'prompt and completion'})"
         )
-    print(f"\nbase: {base_folder()}\nTheir files: halter playground export FOLDER")
+    print()
+    for name, base in BASES.items():
+        print(f"base {name}: {base.about}{f', {base_folder(name)}' if base.folder else ''}")
+    print("Their files: halter playground export FOLDER")
 
 
-def _export(folder: Path, seed: int, train: int, test: int) -> None:
+def _export(folder: Path, base: str, seed: int, train: int, test: int) -> None:
     from halter.files.folders import make, new_folder
     from halter.files.writing import copy_file
     from halter.playground import base_folder, write_tasks
 
+    source = base_folder(base)
     with new_folder(folder) as inside:
         write_tasks(inside, seed, train, test)
         make(inside / "base")
-        for file in sorted(p for p in base_folder().iterdir() if p.is_file()):
+        for file in sorted(p for p in source.iterdir() if p.is_file()):
             copy_file(file, inside / "base" / file.name)
     print(f"tasks and base are in {folder}. For instance:")
     print(
@@ -74,14 +97,33 @@ def _export(folder: Path, seed: int, train: int, test: int) -> None:
     )
 
 
-def _pretrain(folder: Path, seed: int) -> None:
+def _accept(folder: Path | None, twin: Path | None, as_json: bool) -> int:
     import json
+    from dataclasses import asdict
 
-    from halter.run.pretrain import Pretraining, pretrain
+    from halter.run.accepted import of_folder
+
+    answers = of_folder(folder, twin)
+    if as_json:
+        print(json.dumps({letter: asdict(answer) for letter, answer in answers.items()}, indent=2))
+    else:
+        for letter, answer in answers.items():
+            print(f"({letter}) {answer.question}: {'yes' if answer.holds else 'NO'}")
+            print("".join(f"    {line}\n" for line in answer.lines))
+    return 0 if all(answer.holds for answer in answers.values()) else 1
+
+
+def _pretrain(folder: Path, base: str, seed: int) -> None:
+    import json
+    from dataclasses import replace
+
+    from halter.playground.base import base as known
+    from halter.run.pretrain import RECIPES, pretrain
     from halter.training.progress import Display
 
-    recipe = Pretraining(seed=seed)
-    print(f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens; on 2 cores this takes about half an hour ...")
+    known(base)
+    recipe = replace(RECIPES[base], seed=seed)
+    print(f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens; on 2 cores this takes at most half an hour ...")
     displays: list[Display] = []
 
     def show(record: dict) -> None:

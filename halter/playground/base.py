@@ -1,18 +1,22 @@
-"""The tiny base: its shape, its first weights, the order of its reading, and the folder that holds it."""
+"""The tiny bases: their shapes, their first weights, the order of their reading, and the folders that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
+from halter.errors import Refusal, meant
 from halter.model.config import ModelConfig
+from halter.model.llama4_config import Llama4Config
 from halter.playground import documents, vocabulary
-from halter.playground.documents import corpus
+from halter.playground.documents import Document, corpus
 
 SEED, HELD_OUT_SEED = 0, 1
 TOKENIZER_DOCUMENTS = 20_000
@@ -20,14 +24,48 @@ CHUNK = 2048
 EMBEDDING_STD, OUTPUT_SHARE = 0.2, 0.3
 
 
-def base_folder() -> Path:
-    """The folder of the base that comes with the package, as ``halter.load`` takes it."""
-    return Path(__file__).with_name("base")
+@dataclass(frozen=True)
+class SmallBase:
+    """One base that the recipe makes (run.pretrain)."""
+
+    about: str
+    shape: Callable[[Tokenizer], ModelConfig]
+    """Its sizes, of the tokenizer's ids."""
+    folder: str = ""
+    """Where its weights lie in the package; '': they do not."""
+
+
+def base_folder(name: str = "dense") -> Path:
+    """The folder of a base that comes with the package, as ``halter.load`` takes it. Refusal ``unknown-base``."""
+    one = base(name)
+    if not one.folder:
+        fix = f"halter playground pretrain FOLDER --base {name}"
+        raise Refusal("unknown-base", f"the weights of {name} are not in the package", fix=fix)
+    return Path(__file__).with_name(one.folder)
+
+
+def base(name: str) -> SmallBase:
+    """The base of that name. Refusal ``unknown-base`` names those there are."""
+    if name not in BASES:
+        what = "the playground has no such base"
+        raise Refusal("unknown-base", what, found=[name], expected=f"one of {', '.join(BASES)}", fix=meant(name, BASES))
+    return BASES[name]
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What every shape has of the tokenizer, and that it is held in bfloat16."""
+    id_of = tokenizer.get_vocab()
+    return {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "bos_token_id": id_of[vocabulary.BOS],
+        "eos_token_ids": (id_of[vocabulary.EOS], id_of[vocabulary.TURN_END]),
+        "pad_token_id": id_of[vocabulary.PAD],
+        "dtype": "bfloat16",
+    }
 
 
 def shape(tokenizer: Tokenizer) -> ModelConfig:
     """LLaMA 3 in small: grouped queries, theta 500000, tied as Llama 3.2 1B and 3B are."""
-    id_of = tokenizer.get_vocab()
     return ModelConfig(
         layers=4,
         dim=256,
@@ -35,22 +73,59 @@ def shape(tokenizer: Tokenizer) -> ModelConfig:
         kv_heads=2,
         head_dim=64,
         ffn_dim=640,
-        vocab_size=tokenizer.get_vocab_size(),
         context=1024,
         rope_theta=500_000.0,
         tied=True,
-        bos_token_id=id_of[vocabulary.BOS],
-        eos_token_ids=(id_of[vocabulary.EOS], id_of[vocabulary.TURN_END]),
-        pad_token_id=id_of[vocabulary.PAD],
-        dtype="bfloat16",
+        **_ids(tokenizer),
     )
+
+
+def experts_shape(tokenizer: Tokenizer) -> Llama4Config:
+    """Llama 4 in small: one of eight experts a token beside a shared one in every layer, as Scout has them; the fourth
+    layer without rotation, the others in chunks, of which one document in eight has two. Tied, which no Llama 4 is: a
+    head of its own would be an eighth of all numbers."""
+    return Llama4Config(**_LLAMA4, moe_layers=(0, 1, 2, 3), **_ids(tokenizer))
+
+
+def twin_shape(tokenizer: Tokenizer) -> Llama4Config:
+    """``experts_shape`` without experts: each layer's MLP as wide as a token's expert and the shared one together, and
+    as many columns more as make up for the router's numbers, rounded up."""
+    router = -(-_LLAMA4["experts"] // 3)
+    return Llama4Config(**_LLAMA4 | {"dense_dim": 2 * _LLAMA4["ffn_dim"] + router}, **_ids(tokenizer))
+
+
+_LLAMA4: dict[str, Any] = {
+    "layers": 4,
+    "dim": 128,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 32,
+    "ffn_dim": 112,
+    "dense_dim": 224,
+    "experts": 8,
+    "experts_per_token": 1,
+    "rotated": (True, True, True, False),
+    "chunked": (True, True, True, False),
+    "chunk": 128,
+    "floor_scale": 64,
+    "context": 1024,
+    "rope_theta": 500_000.0,
+    "tied": True,
+}
+BASES = {
+    "dense": SmallBase("a LLaMA 3 in small", shape, "base"),
+    "moe": SmallBase("a Llama 4 in small: eight experts a layer", experts_shape, "moe"),
+    "moe-twin": SmallBase("moe without experts, as large as what one of its tokens passes; for comparison", twin_shape),
+}
+"""{name: base}; the first is what is taken where none is named."""
 
 
 def first_weights(config: ModelConfig, seed: int = SEED) -> Iterator[tuple[str, Tensor]]:
     """(name, bfloat16 tensor) of an untrained base.
 
     Embeddings are large beside what the layers add at first (o_proj and down_proj start small), so that a token's
-    identity survives to every layer: looking back begins to work several times earlier than with 0.02.
+    identity survives to every layer: looking back begins to work several times earlier than with 0.02. A matrix's
+    second size is what enters it, of a Linear's [out, in] and of stacked experts' [experts, in, out].
     """
     generator = torch.Generator().manual_seed(seed)
     for name, size in config.tensor_shapes().items():
@@ -69,13 +144,21 @@ def make_tokenizer(seed: int = SEED) -> Tokenizer:
 
 def reading(tokenizer: Tokenizer, tokens: int, seed: int = SEED, nursery: bool = False) -> Iterator[np.ndarray]:
     """Documents as int32 token rows, BOS first, until ``tokens`` tokens are reached."""
+    return (np.array(encoding.ids, dtype=np.int32) for _, encoding in encoded(tokenizer, tokens, seed, nursery))
+
+
+def encoded(
+    tokenizer: Tokenizer, tokens: int, seed: int = SEED, nursery: bool = False
+) -> Iterator[tuple[Document, Encoding]]:
+    """The documents of a reading, each with its rendered text's tokens."""
     weights = documents.NURSERY if nursery else None
     stream, start, used = f"{seed}/nursery" if nursery else seed, 0, 0
     while True:
-        texts = [vocabulary.render(d) for d in corpus(stream, CHUNK, start, weights)]
+        chunk = list(corpus(stream, CHUNK, start, weights))
         start += CHUNK
-        for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
-            yield np.array(encoding.ids, dtype=np.int32)
+        texts = [vocabulary.render(one) for one in chunk]
+        for document, encoding in zip(chunk, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+            yield document, encoding
             used += len(encoding.ids)
             if used >= tokens:
                 return

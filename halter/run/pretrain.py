@@ -1,13 +1,14 @@
-"""How the playground's base was made, and can be made again: `halter playground pretrain`.
+"""How the playground's bases were made, and can be made again: `halter playground pretrain`.
 
-Two readings of the little world, the nursery first, in the one training step with the method `full`.
+Two readings of the little world, the nursery first, in the one training step, every weight trained; where there are
+routed experts, their load is held even (run.even_load). All bases are made by the same recipe.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +21,71 @@ from halter.data.example import Example
 from halter.data.pack import pack
 from halter.files.folders import new_folder
 from halter.files.writing import append_line, write_json, write_text
+from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
+from halter.model.experts import EXPERTS
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
+from halter.playground.base import SEED
 from halter.pretrained.save import write_model
+from halter.run.even_load import EvenLoad, Making
 from halter.run.watch import Log
 from halter.training import optimizers, schedule
 from halter.training.loop import Events, Feed, StepRows, train_loop
+from halter.training.objective import Objective
+from halter.training.objectives.sft import Sft
 from halter.training.trainee import Trainee
+
+FIGURES = "figures.json"
 
 
 @dataclass(frozen=True)
 class Pretraining:
     """The recipe. ``nursery_tokens`` and ``tokens`` are read in steps of ``tokens_per_step``, each once."""
 
+    base: str = next(iter(base.BASES))
+    """Which of playground.base.BASES is made."""
     nursery_tokens: int = 1_500_000
     tokens: int = 8_000_000
     tokens_per_step: int = 3072
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 60
+    cooldown: float = 0.0
+    """The share of a cycle's steps, the last ones, in which the rate falls to nothing in a line, after a constant one;
+    0: it falls all the way, as a cosine."""
+    cycles: tuple[int, ...] = ()
+    """The steps at which a cycle ends and the next begins at the whole rate, before the last one."""
     betas: tuple[float, float] = (0.9, 0.95)
     held_out_tokens: int = 30_000
-    seed: int = base.SEED
+    seed: int = SEED
+    even_load: float = 0.01
+    """How much the routers' unevenness counts (run.even_load.EvenLoad); nothing where there is no router."""
+
+
+WITH_EXPERTS = Pretraining("moe", 600_000, 4_800_000, learning_rate=3e-3, cooldown=0.2, cycles=(1258,))
+RECIPES = {
+    "dense": Pretraining(),
+    "moe": WITH_EXPERTS,
+    "moe-twin": replace(WITH_EXPERTS, base="moe-twin"),
+}
+"""{base: its recipe}; a twin's is the one of what it is compared with."""
 
 
 def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = lambda _: None) -> dict[str, Any]:
     """Make tokenizer and base in a new folder; returns (and keeps in ``figures.json``) what came out.
 
     ``log`` gets one record a step. The same recipe gives the same weights on the same machine with the same number of
-    threads; elsewhere sums are taken in another order. Refusal ``already-exists``.
+    threads; elsewhere sums are taken in another order. Refusals
+    ``already-exists``, ``unknown-base``.
     """
     recipe = recipe or Pretraining()
     started = time.time()
+    kind = base.base(recipe.base)
     with new_folder(folder) as inside:
         tokenizer = base.make_tokenizer(recipe.seed)
-        model = _untrained(tokenizer, recipe.seed)
+        model = _untrained(kind.shape(tokenizer), recipe.seed)
         examples = [_example(r) for r in base.reading(tokenizer, recipe.nursery_tokens, recipe.seed, nursery=True)]
         examples += [_example(r) for r in base.reading(tokenizer, recipe.tokens, recipe.seed)]
         steps = _steps(examples, recipe.tokens_per_step)
@@ -77,7 +106,9 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
             write_json(inside / name, value, replace=True)
         held_out = held_out_loss(model, tokenizer, recipe.held_out_tokens)
         figures = {
+            "base": recipe.base,
             "parameters": model.config.num_parameters,
+            "active_parameters": model.config.active_parameters,
             "tokens": int(sum(len(e.tokens) for e in examples)),
             "steps": len(steps),
             "last_losses": [round(x, 4) for x in curve[-5:]],
@@ -88,12 +119,11 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        write_json(inside / "figures.json", figures)
+        write_json(inside / FIGURES, figures)
     return figures
 
 
-def _untrained(tokenizer: Tokenizer, seed: int) -> Decoder:
-    config = base.shape(tokenizer)
+def _untrained(config: ModelConfig, seed: int) -> Decoder:
     model = Decoder(config, torch.bfloat16, "cpu")
     for name, tensor in base.first_weights(config, seed):
         model.set_tensor(name, tensor)
@@ -118,16 +148,30 @@ def _steps(examples: Sequence[Example], budget: int) -> list[StepRows]:
 
 
 def _trainee(model: Decoder, recipe: Pretraining, steps: int) -> Trainee:
-    adapter = adapt(model, "full", seed=recipe.seed)
+    adapter = adapt(model, Making(), seed=recipe.seed)
     groups = adapter.groups(recipe.learning_rate, recipe.weight_decay)
     optimizer = optimizers.make("adamw", groups, recipe.learning_rate, recipe.betas, 1e-8, lambda _: None)
-    share = schedule.make("cosine", steps, recipe.warmup_steps)
-    return Trainee(adapter, optimizer, share, torch.amp.GradScaler("cpu", enabled=False), 1.0, recipe.seed)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    objective: Objective = EvenLoad(recipe.even_load) if model.layout.of(EXPERTS) else Sft()
+    return Trainee(adapter, optimizer, rate(recipe, steps), scaler, 1.0, recipe.seed, objective=objective)
+
+
+def rate(recipe: Pretraining, steps: int) -> Callable[[int], float]:
+    """The share of the learning rate for each step, counted from 0."""
+    if not recipe.cooldown:
+        return schedule.make("cosine", steps, recipe.warmup_steps)
+    warm, ends = schedule.make("constant", steps, recipe.warmup_steps), (*recipe.cycles, steps)
+
+    def share(step: int) -> float:
+        start, end = next((first, last) for first, last in zip((0, *ends), ends) if step < last)
+        return warm(step) * min(1.0, (end - step) / (recipe.cooldown * (end - start)))
+
+    return share
 
 
 @torch.no_grad()
 def take_over(model: Decoder, adapter: Adapter) -> None:
-    """Put what ``full`` trained into the model; this model is being made, nobody else holds it."""
+    """Put what was trained into the model; this model is being made, nobody else holds it."""
     trained = {slot.path: slot.piece for slot in adapter.slots}
     for place, module in list(model.places()):
         if not place.tied:

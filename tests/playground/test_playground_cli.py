@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 
 from halter.cli.main import run
-from halter.playground import TASKS, base_folder
+from halter.playground import BASES, TASKS, base_folder
+from halter.run import accepted
 
 
 def test_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["playground"]) == 0
     text = capsys.readouterr().out
     assert all(f"\n{name} " in "\n" + text for name in TASKS)
-    assert str(base_folder()) in text
+    assert all(f"base {name}: " in text for name in BASES)
+    assert str(base_folder()) in text and str(base_folder("moe")) in text
+
+
+def test_help_names_every_base(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["playground", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in BASES)
 
 
 def test_export_writes_tasks_and_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +36,27 @@ def test_export_writes_tasks_and_base(tmp_path: Path, capsys: pytest.CaptureFixt
         assert (out / "base" / file).read_bytes() == (base_folder() / file).read_bytes()
     assert run(["playground", "export", str(out)]) == 2
     assert "already-exists" in capsys.readouterr().err
+
+
+def test_export_takes_the_base_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "world"
+    assert run(["playground", "export", str(out), "--train", "6", "--test", "3", "--base", "moe"]) == 0
+    assert (out / "base" / "model.safetensors").read_bytes() == (base_folder("moe") / "model.safetensors").read_bytes()
+    for action, base in (("export", "moe-twin"), ("export", "mow"), ("pretrain", "mow")):
+        assert run(["playground", action, str(tmp_path / "no"), "--base", base]) == 2
+        assert "unknown-base" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_accept_prints_four_answers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepted, "TOKENS", 1500)
+    code = run(["playground", "accept"])
+    text = capsys.readouterr().out
+    assert [line[:3] for line in text.splitlines() if line.startswith("(")] == ["(a)", "(b)", "(c)", "(d)"]
+    assert code == (1 if ": NO" in text else 0)
+    assert run(["playground", "accept", "--json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == ["a", "b", "c", "d"] and told["b"]["holds"]
+    assert run(["playground", "accept", str(base_folder()), "--twin", str(base_folder())]) == 2
 
 
 def test_a_missing_folder_is_said(capsys: pytest.CaptureFixture[str]) -> None:
