@@ -31,6 +31,7 @@ def servable(folder):
 
 ATTENTION = ("q_proj", "shared_expert.down_proj")
 EXPRESSIBLE = [
+    {"experts": [0], "alpha_pattern": {"experts.down_proj.0": 9.0}},
     *(choice for choice in CHOICES if "rank_pattern" not in choice),
     {"experts": "all", "target_modules": ATTENTION, "alpha_pattern": {"experts.down_proj": 9.0}, "dropout": 0.1},
     {
