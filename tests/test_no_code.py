@@ -214,6 +214,7 @@ MAY_IMPORT_BY_NAME = {
     "halter/contract/registry.py",
     "halter/training/objective.py",
     "halter/cli/main.py",
+    "halter/pictures/decoding.py",  # Pillow's modules of a fixed list of formats
 }
 MAY_LOAD = "halter/files/meta_archive.py"
 MAY_NAME = ("halter/recipe/foreign/", "halter/elsewhere.py", "halter/cli/usage.py")

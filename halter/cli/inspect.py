@@ -6,13 +6,11 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from halter.cli.flags import with_options
 from halter.cli.strays import refuse_unreadable
 from halter.cli.train import NEEDS, Data, Methods, as_overrides, split
 from halter.cli.train import SETTINGS as SETTINGS
@@ -22,19 +20,7 @@ from halter.telling import tell
 STOPS = 2
 
 
-@dataclass(frozen=True)
-class InspectOptions:
-    """What of the rows is shown."""
-
-    rows: int = 3
-    """Rows shown token by token, from the first."""
-    experts: bool = False
-    """Also read the weights, and show which routed experts the rows use."""
-
-
-@with_options(shown=InspectOptions())
-def command(
-    shown: InspectOptions,
+def command(  # noqa: PLR0913 - its flags; what makes them of a record imports torch before a recipe is looked at
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="RECIPE KEY=VALUE", help="A recipe, and values that override it, as for train."),
@@ -44,11 +30,15 @@ def command(
     ] = None,
     data: Data = None,
     method: Methods = None,
+    rows: Annotated[int, typer.Option(help="Rows shown token by token, from the first.")] = 3,
     row: Annotated[list[str] | None, typer.Option(help="Show this row, as file:line; may be given again.")] = None,
     html: Annotated[
         Path | None,
         typer.Option(help="Write one self-contained page to this file; an earlier page is replaced, nothing else is."),
     ] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Also read the weights, and show which routed experts the rows use.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> int:
     """Show rows token by token with their labels, lengths, what is left out and why, steps, learning rate, warnings.
@@ -73,7 +63,7 @@ def command(
         if not is_page(html):
             refuse_existing(html)
         try_out(html)
-    found = inspect(recipe, overrides, rows=shown.rows, row=row or (), experts=shown.experts)
+    found = inspect(recipe, overrides, rows=rows, row=row or (), experts=experts)
     if html is not None:
         from halter.files.writing import write_text
         from halter.inspection.page import page

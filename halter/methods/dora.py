@@ -216,8 +216,7 @@ class Dora(Method):
         "`init_from` may name a LoRA adapter, whose function it starts as; the way back is refused."
     )
     agreement: ClassVar[str] = (
-        "peft, on random models: logits within 1e-5, files both ways; gradients within 1e-4; counts of mechanisms 0.1"
-        " exact. Certain: the authors' code is public."
+        "peft, on random models: logits within 1e-5, files both ways; gradients within 1e-4. Certain: code is public."
     )
 
     def __post_init__(self) -> None:

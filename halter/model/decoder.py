@@ -130,8 +130,8 @@ class Decoder(nn.Module):
 
     def _begin(self, asked: Pass) -> _Way:
         at = asked.acts and asked.acts.embed_tokens
-        _, states = asked.entered or (0, run_at(at, self.embed_tokens, asked.tokens))
-        if self.layout.fuse is not None and asked.entered is None:
+        first, states = asked.entered or (0, run_at(at, self.embed_tokens, asked.tokens))
+        if self.layout.fuse is not None and first == 0:  # what enters the first block may be given, with noise upon it
             with keeping(self.tensor_savers):
                 states = self.layout.fuse(self, asked, states)
         states, rows = surrounded(states, asked)

@@ -33,6 +33,8 @@ FORMATS = {
 names other files, draws, or needs a program of its own."""
 NAMES = "PNG, JPEG, WebP, GIF or BMP"
 PIXELS = 50_000_000
+SIDE = 65_535
+"""Of pixels, as a JPEG can have: a line of millions would cost more to resize than a picture of as many."""
 SECONDS = 20.0
 """Of processor time for one picture."""
 MEMORY_BYTES = 3 << 29
@@ -65,8 +67,10 @@ def decoded(data: bytes) -> tuple[dict[str, Any], bytes]:
         raise NotDecoded("it has no pixels")
     if width * height > PIXELS:
         raise NotDecoded(f"{width} x {height} pixels, more than {PIXELS:,}")
-    facts = {"format": image.format, "frames": _frames(image)}
+    if max(width, height) > SIDE:
+        raise NotDecoded(f"{width} x {height} pixels, a side of more than {SIDE:,}")
     try:
+        facts = {"format": image.format, "frames": _frames(image)}
         image = upright(image)
         pixels = image.tobytes()
     except (NotDecoded, MemoryError):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
@@ -233,6 +234,6 @@ def fetched(address: str) -> bytes:
         asked = WebRequest(address, headers={"User-Agent": "halter"})
         with build_opener(_WebOnly).open(asked, timeout=FETCH_SECONDS) as answer:
             data: bytes = answer.read(BYTES + 1)
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, HTTPException, OSError, ValueError) as error:
         raise PictureFault(f"it cannot be fetched: {getattr(error, 'reason', None) or error}"[:200]) from error
     return data

@@ -17,7 +17,7 @@ from torch import Tensor
 from halter.adapters.adapter import Adapter
 from halter.data.pack import Batch
 from halter.model.decoder import Decoder
-from halter.model.layout import PREFIX, TABLE
+from halter.model.layout import LANGUAGE, PREFIX, TABLE
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.pictures.seen import RowPicture, features
@@ -70,11 +70,14 @@ class Frozen:
 def first_layer(adapter: Adapter) -> int:
     """The lowest layer that an adapter changes; the number of layers where it only acts behind them.
 
-    0 as well where there are virtual tokens or memory: they move the positions of a row in all layers.
+    0 as well where there are virtual tokens or memory, which move the positions of a row in all layers, and where it
+    acts on what another stack makes, such as a tower of pictures and what leads from it: that enters at the beginning.
     """
+    layout = adapter.shape.layout
+    text = set(layout.stack())
     first = adapter.shape.layers
     for slot in adapter.slots:
-        if slot.at.kind in (PREFIX, TABLE):
+        if slot.at.kind in (PREFIX, TABLE) or (slot.at.group != LANGUAGE and slot.layer not in text):
             return 0
         first = first if slot.layer is None else min(first, slot.layer)
     return first

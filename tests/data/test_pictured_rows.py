@@ -348,7 +348,7 @@ def test_bytes_that_stand_in_rows_do_not_stay_in_memory(tokenizer, here):
 
 
 def test_parquet_with_bytes_is_read(tokenizer, here):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     rows = [{"images": [{"bytes": CATS["cat2.png"], "path": "x.png"}], "messages": talk(f"<image>{ASK}")}]

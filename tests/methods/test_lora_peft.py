@@ -189,7 +189,6 @@ def test_what_we_lack_is_refused_with_the_reason(tmp_path):
         ({"bias": "some"}, "neither all nor lora_only"),
         ({"layers_pattern": ["blocks"]}, "a LLaMA's layers are called layers"),
         ({"trainable_token_indices": {"q_proj": [3]}}, "rows are of embed_tokens"),
-        ({"target_parameters": ["experts.w1"]}, "bare parameters"),
         ({"layer_replication": [[0, 1]]}, "replicated layers"),
         ({"fan_in_fan_out": True}, "transposed"),
         ({"megatron_config": {"a": 1}}, "Megatron"),
@@ -207,6 +206,18 @@ def test_what_we_lack_is_refused_with_the_reason(tmp_path):
         with pytest.raises(Refusal) as caught:
             load_adapter(folder, model)
         assert caught.value.id == "adapter-unsupported" and reason in str(caught.value)
+
+
+def test_bare_parameters_that_a_model_has_not_are_refused_by_name(tmp_path):
+    model = tiny.decoder()
+    adapt(model, "lora").save(tmp_path / "one")
+    config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    (tmp_path / "one" / "adapter_config.json").write_text(json.dumps(config | {"target_parameters": ["experts.w1"]}))
+    for own in ("halter.json", "manifest.json"):
+        (tmp_path / "one" / own).unlink()
+    with pytest.raises(Refusal, match="experts.w1") as caught:
+        load_adapter(tmp_path / "one", model)
+    assert caught.value.id == "targets-match-nothing"
 
 
 def test_unknown_keys_of_newer_peft_are_tolerated(tmp_path):

@@ -14,6 +14,7 @@ import tiny_llama4
 import tiny_tokenizers
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import halter
 from halter.cli import main
@@ -75,6 +76,18 @@ def run(base, rows, tmp_path_factory):
     words += ["--max-steps", 2, "--validation", 0.4, "--device", "cpu"]
     assert main.run([str(word) for word in words]) == 0
     return folder
+
+
+@pytest.mark.parametrize("noise", [0.0, 5.0])
+def test_a_part_that_lies_before_the_text_learns_in_runs_of_many_epochs_and_under_noise(base, rows, noise, tmp_path):
+    """Outputs of frozen layers are kept from three epochs on; noise is laid upon what enters the first of them."""
+    method = {"name": "lora", "target_modules": ["projector"]}
+    train = {"num_train_epochs": 4, "neftune_noise_alpha": noise}
+    recipe = {"model": {"path": str(base), "device": "cpu"}, "data": str(rows), "method": method, "train": train}
+    made = halter.train(recipe | {"output_dir": str(tmp_path / "run")}, say=lambda _: None)
+    trained = load_file(made / "adapter" / "adapter_model.safetensors")
+    moved = [name for name, tensor in trained.items() if "lora_B" in name and bool(tensor.any())]
+    assert moved and len(moved) == sum("lora_B" in name for name in trained)
 
 
 def typed(capsys, *words):
