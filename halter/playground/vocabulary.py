@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -33,8 +33,10 @@ def render(document: Document) -> str:
     return BOS + "".join(turns)
 
 
-def train_tokenizer(documents: Iterable[Document]) -> Tokenizer:
-    """A tokenizer of VOCABULARY ids, the control tokens last; encoding adds BOS as Llama 3's tokenizer.json does."""
+def train_tokenizer(
+    documents: Iterable[Document], size: int = VOCABULARY, control: Sequence[str] = CONTROL
+) -> Tokenizer:
+    """A tokenizer of ``size`` ids, the control tokens last; encoding adds BOS as Llama 3's tokenizer.json does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -44,7 +46,7 @@ def train_tokenizer(documents: Iterable[Document]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(CONTROL),
+        vocab_size=size - len(control),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -56,7 +58,7 @@ def train_tokenizer(documents: Iterable[Document]) -> Tokenizer:
             yield from (m["content"] for m in document.messages)
 
     tokenizer.train_from_iterator(texts(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A",
         pair=f"{BOS} $A {BOS} $B:1",

@@ -108,6 +108,8 @@ class Making(Method):
     """Every weight that a model has, trained: routed experts too, and embeddings and a tied head as one. No method of
     recipes: bases are made with it."""
 
+    every_stack: ClassVar[bool] = True
+
     @property
     def tokenwise(self) -> bool:
         return True

@@ -88,7 +88,7 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
         model = _untrained(kind.shape(tokenizer), recipe.seed)
         examples = [_example(r) for r in base.reading(tokenizer, recipe.nursery_tokens, recipe.seed, nursery=True)]
         examples += [_example(r) for r in base.reading(tokenizer, recipe.tokens, recipe.seed)]
-        steps = _steps(examples, recipe.tokens_per_step)
+        steps = in_order(examples, recipe.tokens_per_step)
         trainee = _trainee(model, recipe, len(steps))
         curve: list[float] = []
 
@@ -134,7 +134,7 @@ def _example(tokens: np.ndarray) -> Example:
     return Example(tokens, np.ones(len(tokens), dtype=bool), "playground")
 
 
-def _steps(examples: Sequence[Example], budget: int) -> list[StepRows]:
+def in_order(examples: Sequence[Example], budget: int) -> list[StepRows]:
     """Documents in the order of reading, up to ``budget`` tokens a step."""
     steps: list[list[list[int]]] = [[[]]]
     used = 0
@@ -175,8 +175,10 @@ def take_over(model: Decoder, adapter: Adapter) -> None:
     trained = {slot.path: slot.piece for slot in adapter.slots}
     for place, module in list(model.places()):
         if not place.tied:
-            weight, _ = trained[place.path].fold(module.weight().float(), None)  # type: ignore[operator]
+            weight, bias = trained[place.path].fold(module.weight().float(), None)  # type: ignore[operator]
             model.set_tensor(place.weight_name, weight.to(model.dtype))
+            if bias is not None:
+                model.set_tensor(f"{place.path}.bias", bias.to(model.dtype))
 
 
 @torch.no_grad()
