@@ -37,9 +37,9 @@ class SightTraining:
     """The recipe: ``nursery_tokens`` about pictures of one thing and then ``tokens``, those of the pictures counted
     too, are read in steps of ``tokens_per_step``, each once."""
 
-    nursery_tokens: int = 300_000
+    nursery_tokens: int = 600_000
     """Where there is one thing alone, whatever a token looks at tells of it: so looking begins to be worth while."""
-    tokens: int = 1_100_000
+    tokens: int = 4_000_000
     tokens_per_step: int = 2048
     learning_rate: float = 3e-3
     weight_decay: float = 0.05

@@ -34,12 +34,12 @@ class SightCheck:
     """What is trained and asked."""
 
     question: str = sights.LEFT_OUT
-    rows: int = 2000
+    rows: int = 12_000
     test: int = 300
     seed: int = SEED
     method: Mapping[str, Any] = field(default_factory=lambda: {"name": "lora", "r": 16})
     train: Mapping[str, Any] = field(
-        default_factory=lambda: {"num_train_epochs": 3, "per_device_train_batch_size": 32, "learning_rate": 3e-3}
+        default_factory=lambda: {"num_train_epochs": 5, "per_device_train_batch_size": 32, "learning_rate": 3e-3}
     )
 
 
