@@ -18,11 +18,11 @@ from halter.pretrained.load import load_config, load_model
 from halter.pretrained.save import save_model
 
 CONVERTED = "00b73b41572c50102b6c9a9874100e087db0ac491597ec26dcf51fafa0ba9516"
-"""SHA-256 over all names, shapes and bytes of the ``state_dict`` that ``write_model`` of convert_mllama_weights_to_hf.py
-of transformers 4.46.3 makes of ``state()``, be it in one file or in two. Run on 2026-11-30, twice and by two hands.
+"""SHA-256 over all names, shapes and bytes of the ``state_dict`` that ``write_model`` makes of ``state()``, be it in
+one file or in two: convert_mllama_weights_to_hf.py of transformers 4.46.3. Run on 2026-11-30, twice, by two hands.
 
 The script did not run as it is published. It ran beside transformers 5.23.0, whose modules it imports, with these
-changes, none of them in a line that turns a tensor into another:
+changes, and no line that makes one tensor of another was among them:
 
 - ``vision_dim`` 1280 became 32, and ``vision_num_layers_global`` 8 became 2: constants of the published towers, which
   it does not read from params.json. Its other constants (32 blocks without gates, 16 heads, patches of 14 pixels, the
