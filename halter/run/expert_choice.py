@@ -34,7 +34,7 @@ def with_experts_found(job: Job, model: Decoder, say: Say = lambda _: None, run:
     path = None if run is None else run.path / FILE
     found: list[Any] = list(read_json(path)["methods"]) if path is not None and path.is_file() else []
     if not found:
-        use = profile(model, (job.data.train[row].tokens for row in sample(len(job.data.train))))
+        use = profile(model, (job.data.train[row] for row in sample(len(job.data.train))))
         found = [use.chosen(_asked(method)) if _asked(method) else None for method in methods]
         for method in methods:
             if k := _asked(method):
@@ -52,7 +52,7 @@ def used(job: Job, say: Say = lambda _: None) -> ExpertUse:
     """Which experts of the job's base its rows use. Refusal ``experts`` for a base without any, before it is read."""
     refuse_without_experts(job.config)
     model = load_base(job, say)
-    return profile(model, (job.data.train[row].tokens for row in sample(len(job.data.train))))
+    return profile(model, (job.data.train[row] for row in sample(len(job.data.train))))
 
 
 def _asked(method: Method) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
+from halter.data.example import Example
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
@@ -17,6 +17,7 @@ from halter.model.layout import EXPERTS
 from halter.model.passes import Pass
 from halter.model.reports import counting_rows
 from halter.model.segments import Segments
+from halter.pictures.seen import RowPicture, between, features
 
 ROWS, TOKENS, AT_ONCE = 64, 65536, 8192
 """Rows and tokens that are looked at (twice the rows that ESFT samples, arXiv 2407.01906), and tokens of one pass."""
@@ -74,19 +75,19 @@ def refuse_without_experts(shape: ModelConfig) -> None:
 
 
 @torch.no_grad()
-def profile(model: Decoder, rows: Iterable[np.ndarray | Sequence[int]], most: int = TOKENS) -> ExpertUse:
-    """What the base's routers make of these rows of token ids, of the first ``most`` tokens. Refusal ``experts`` for a
-    base without routed experts."""
+def profile(model: Decoder, rows: Iterable[Example], most: int = TOKENS) -> ExpertUse:
+    """What the base's routers make of these rows, pictures and all, of the first ``most`` tokens. Refusal ``experts``
+    for a base without routed experts."""
     refuse_without_experts(model.config)
-    left, waiting, size = most, list[torch.Tensor](), 0
+    left, waiting, size = most, list[_Row](), 0
     with counting_rows() as counts:
         for row in rows:
-            tokens = torch.as_tensor(np.asarray(row), dtype=torch.int64)[: min(left, model.config.context)]
-            if size and size + len(tokens) > AT_ONCE:
+            length = min(left, model.config.context, len(row.tokens))
+            if size and size + length > AT_ONCE:
                 _run(model, waiting)
                 waiting, size = [], 0
-            waiting.append(tokens)
-            size, left = size + len(tokens), left - len(tokens)
+            waiting.append((torch.as_tensor(row.tokens[:length], dtype=torch.int64), between(row.pictures, 0, length)))
+            size, left = size + length, left - length
             if left <= 0:
                 break
         if size:
@@ -94,6 +95,11 @@ def profile(model: Decoder, rows: Iterable[np.ndarray | Sequence[int]], most: in
     return ExpertUse(dict(sorted(counts.items())))
 
 
-def _run(model: Decoder, rows: Sequence[torch.Tensor]) -> None:
-    tokens = torch.cat(list(rows)).to(model.device)
-    model.hidden(Pass(tokens, Segments.packed([len(row) for row in rows], model.device)))
+_Row = tuple[torch.Tensor, tuple[RowPicture, ...]]
+"""A row's tokens int64 [T] and its pictures."""
+
+
+def _run(model: Decoder, rows: Sequence[_Row]) -> None:
+    segments = Segments.packed([len(tokens) for tokens, _ in rows], model.device)
+    segments = replace(segments, features=features(model.config, (pictures for _, pictures in rows)))
+    model.hidden(Pass(torch.cat([tokens for tokens, _ in rows]).to(model.device), segments))

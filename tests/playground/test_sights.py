@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from halter.errors import Refusal
 from halter.playground import drawings, sights
@@ -35,10 +36,9 @@ def test_the_same_seed_draws_the_same_on_every_machine() -> None:
 
 
 def test_a_png_of_ours_is_what_pillow_reads() -> None:
-    image = pytest.importorskip("PIL.Image")
     for at in range(4):
         pixels = sights.drawing(Dice(at)).draw()
-        assert (np.array(image.open(io.BytesIO(drawings.png(pixels)))) == pixels).all()
+        assert (np.array(Image.open(io.BytesIO(drawings.png(pixels)))) == pixels).all()
 
 
 @given(SEEDS)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
+import seeing
 import tiny
+import tiny_llama4
 import tiny_tokenizers
 import torch
 
 import halter
 from halter.adapters.loading import load_adapter
 from halter.cli import main
+from halter.data.example import Example
 from halter.errors import Refusal
 from halter.inspection.text import Look, render
 from halter.pretrained.load import load_model
 from halter.pretrained.save import save_model
+from halter.run.expert_choice import sample
+from halter.text.tokenizer import Tokenizer
 from halter.training.expert_use import ExpertUse, profile
 
 EXPERTS = 12
@@ -55,32 +61,98 @@ def recipe(base, output, **method):
     }
 
 
-def by_transformers(model, rows):
-    """{layer: tokens of each expert}, heard at transformers' routers."""
-    other, counts = tiny.peer(model), {}
+def row_of(tokens, pictures=()):
+    tokens = np.asarray(tokens, dtype=np.int32)
+    return Example(tokens, np.ones(len(tokens), dtype=bool), pictures=tuple(pictures))
+
+
+def by_transformers(other, rows, first=None):
+    """({layer: tokens of each expert}, the least lead of a choice), heard at transformers' routers; of each row the
+    ``first`` tokens count, where that is said. ``rows``: (tokens, the tiles of their pictures or None)."""
+    counts, leads = {}, []
+    ends = iter([None] * len(rows) if first is None else first)
 
     def hear(layer):
         def hook(_, __, out):
-            own = out[1].argmax(-1).bincount(minlength=EXPERTS)
+            best = out[1].sort(-1, descending=True)
+            leads.append(float((best.values[:, 0] - best.values[:, 1]).min()))
+            own = best.indices[:end, 0].bincount(minlength=out[1].shape[-1])
             counts[layer] = counts.get(layer, 0) + own
 
         return hook
 
-    for layer in model.config.moe_layers:
-        other.model.layers[layer].feed_forward.router.register_forward_hook(hear(layer))
+    routers = ((name, module) for name, module in other.named_modules() if name.endswith(".router"))
+    for name, module in routers:
+        module.register_forward_hook(hear(int(name.split("layers.")[1].split(".")[0])))
     with torch.no_grad():
-        for row in rows:
-            other(torch.tensor([row]))
-    return {layer: own.tolist() for layer, own in counts.items()}
+        for tokens, tiles in rows:
+            end = next(ends)
+            other(
+                input_ids=torch.as_tensor(tokens, dtype=torch.int64)[None],
+                **({} if tiles is None else {"pixel_values": tiles}),
+            )
+    return {layer: own.tolist() for layer, own in counts.items()}, min(leads)
 
 
 def test_what_is_counted_is_what_transformers_routers_choose(base):
     model = load_model(base[0], "float32", device="cpu")
     rows = [torch.randint(0, 640, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (9, 30, 4)]
-    assert profile(model, rows).counts == by_transformers(model, rows)
-    assert profile(model, rows, most=35).counts == by_transformers(model, [rows[0], rows[1][:26]])
+    given, theirs = [row_of(row) for row in rows], [(row, None) for row in rows]
+    assert profile(model, given).counts == by_transformers(tiny.peer(model), theirs)[0]
+    assert (
+        profile(model, given, most=35).counts == by_transformers(tiny.peer(model), [theirs[0], (rows[1][:26], None)])[0]
+    )
     with pytest.raises(Refusal, match="no routed experts"):
-        profile(tiny.decoder(), rows)
+        profile(tiny.decoder(), given)
+
+
+@pytest.fixture(scope="module")
+def sighted(tmp_path_factory):
+    """(the folder of a random Llama 4 that sees, rows of one question about pictures of noise)."""
+    folder = tmp_path_factory.mktemp("sighted")
+    files = tiny_tokenizers.llama4(folder / "tokens")
+    known = Tokenizer.from_folder(files)
+    names = {"start_id": "image_start", "end_id": "image_end", "image_id": "image", "patch_id": "patch"}
+    names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
+    ids = {field: known.token_id(f"<|{name}|>") for field, name in names.items()}
+    ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids}
+    seen = tiny_llama4.tower(image=16, **ids)
+    shape = tiny_llama4.config(vocab_size=known.vocab_size, chunk=64, experts=EXPERTS, step=1, seen=seen, **ends)
+    save_model(tiny.decoder(shape), shape, folder / "model", sorted(files.iterdir()))
+    lines = []
+    for n in range(5):
+        (folder / f"{n}.png").write_bytes(seeing.saved(seeing.pixels(n, 16, 16 + 16 * (n % 2))))
+        talk = [{"role": "user", "content": "<image>\nWhat is this?"}, {"role": "assistant", "content": WORDS[n % 4]}]
+        lines.append(json.dumps({"images": [f"{n}.png"], "messages": talk}))
+    talk = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "nothing"}]
+    lines.append(json.dumps({"images": [], "messages": talk}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "model", folder / "rows.jsonl"
+
+
+def test_pictures_count_as_transformers_routers_see_them(sighted, tmp_path):
+    """From the folder and the rows' files, as `halter inspect --experts` and `experts: most-used K` count; and of a row
+    that is cut inside a picture its beginning."""
+    found = halter.inspect(recipe(sighted, tmp_path / "none", experts="all"), experts=True, say=lambda _: None)
+    model = load_model(sighted[0], "float32", device="cpu")
+    rows = [found.job.data.train[n] for n in sample(len(found.job.data.train))]
+    theirs = []
+    for row in rows:
+        tiles = [model.config.pictures.prepare(one.place.decode().pixels)[0] for one in row.pictures]
+        theirs.append((row.tokens, torch.cat(tiles) if tiles else None))
+    assert sum(tiles is not None for _, tiles in theirs) == 5 and len(theirs) == 6
+    want, lead = by_transformers(tiny_llama4.peer(model), theirs)
+    assert lead > tiny_llama4.LEAD / 10 and list(want) == [0, 1, 2, 3]
+    assert found.experts.counts == want
+    blind = profile(model, [row_of(row.tokens) for row in rows])
+    assert blind.counts != want and blind.chosen(3) != found.experts.chosen(3)
+    whole, (one,) = rows[1], rows[1].pictures
+    inside = len(rows[0].tokens) + one.start + one.length // 2
+    cut = [len(rows[0].tokens), inside - len(rows[0].tokens)]
+    assert profile(model, rows[:2], most=inside).counts == by_transformers(tiny_llama4.peer(model), theirs[:2], cut)[0]
+    assert cut[1] < len(whole.tokens)
+    run = halter.train(recipe(sighted, tmp_path / "run", experts="most-used 3"), say=lambda _: None)
+    assert json.loads((run / "experts.json").read_text()) == {"methods": [found.experts.chosen(3)]}
 
 
 def test_entropy_cover_and_choice_by_their_formulas():
