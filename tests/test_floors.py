@@ -18,6 +18,7 @@ PACKAGE = ROOT / "halter"
 
 FLOOR = {
     "errors": -1,
+    "bounded": -1,
     "kinds": -1,
     "elsewhere": -0.75,
     "arguments": -0.5,

@@ -54,12 +54,13 @@ class Batch:
             pictures=None if self.pictures is None else [self.pictures[place] for place in places],
         )
 
-    def compared(self) -> list[np.ndarray]:
+    def compared(self, reads_ahead: bool = False) -> list[np.ndarray]:
         """Each row's tokens by which it is compared with others (pictures.tokens.compared_array), int64."""
         rows = [tokens.numpy() for tokens in self.tokens.split(self.lengths)]
         if self.pictures is None:
             return rows
-        return [compared_array(row, pictures) for row, pictures in zip(rows, self.pictures, strict=True)]
+        both = zip(rows, self.pictures, strict=True)
+        return [compared_array(row, pictures, reads_ahead) for row, pictures in both]
 
     def units(self) -> list[list[int]]:
         """Places of rows that must stay in one pass: those of each group, or each row by itself."""

@@ -16,7 +16,7 @@ import torch
 
 from halter.data.pack import Batch
 from halter.pictures.seen import RowPicture
-from halter.pictures.tokens import outside
+from halter.pictures.tokens import behind, outside
 
 SHORTEST = 16
 """Tokens of a beginning that is worth a row of its own."""
@@ -24,18 +24,20 @@ LARGEST = 128
 """Most rows of one beginning, so that the search takes no time."""
 
 
-def share_beginnings(batch: Batch) -> Batch:
-    """The same batch with common beginnings as rows of their own, ahead of the rows that continue them.
+def share_beginnings(batch: Batch, reads_ahead: bool = False) -> Batch:
+    """The same batch with common beginnings as rows of their own, ahead of the rows that continue them. Where tokens
+    ahead of a picture see it (``reads_ahead``, ModelConfig's) a beginning has all pictures of its rows, or they none.
 
     Rows of one beginning become neighbours, otherwise their order is kept. A beginning ends before the first token
     whose target counts, so the sum of losses is unchanged. The batch itself where nothing is worth sharing.
     """
     starts = np.cumsum([0, *batch.lengths])
-    texts = batch.compared()
+    texts = batch.compared(reads_ahead)
     # Only what lies before the first target may be shared, and a token of its own must stay.
     open_until = [max(0, min(prompt - 1, n - 1)) for prompt, n in zip(batch.prompt_lengths, batch.lengths, strict=True)]
     if batch.pictures is not None:
-        open_until = [outside(pictures, end) for pictures, end in zip(batch.pictures, open_until, strict=True)]
+        may_end = behind if reads_ahead else outside
+        open_until = [may_end(pictures, end) for pictures, end in zip(batch.pictures, open_until, strict=True)]
     order = sorted(range(len(texts)), key=lambda row: texts[row][: open_until[row]].tolist())
     common = [
         _common(texts[a][: open_until[a]], texts[b][: open_until[b]]) for a, b in zip(order, order[1:], strict=False)

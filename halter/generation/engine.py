@@ -114,7 +114,8 @@ class Engine:
         check_tokens(request.options, self.model.config.vocab_size)
         tell_others(self.model, self.tokenizer, [request.adapter])
         answer = GrowingAnswer(self.tokenizer, request.prompt, request.options, self.model.config.context)
-        row = ActiveRow(next(self._ids), request, answer, self._owners.take(request.adapter))
+        owner = self._owners.take(request.adapter)
+        row = ActiveRow(next(self._ids), request, answer, owner, self.model.config.reads_ahead)
         self._waiting.append(row)
         return row.id
 
@@ -200,10 +201,13 @@ class Engine:
         filling = [row for row in self._live if row.filling]
         if filling:
             room = max(1, self.tokens - len(self._live) + len(filling))
+            whole = room
             for row in sorted(filling, key=lambda row: row.id):
                 end = row.fed if row.source is not None else row.fed + room
+                if row.fed < end < row.together:  # it takes a step's whole room, and more, or waits for the next step
+                    end = row.together if room == whole else row.fed
                 row.pending = row.prompt[row.fed : end]
-                room -= len(row.pending)
+                room = max(0, room - len(row.pending))
         return [row for row in self._live if row.pending]
 
     def _share(self, new: Sequence[ActiveRow]) -> None:

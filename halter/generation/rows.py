@@ -26,14 +26,16 @@ class Outcome(NamedTuple):
 class ActiveRow:
     """One request. ``fed`` counts the tokens, of prompt and answer, that lie in the cache's ``slot``; ``pending`` are
     those of the next step. A row that waits for another's beginning has it as ``source``, and ``begins`` of its tokens
-    come from there."""
+    come from there. ``reads_ahead``: ModelConfig's."""
 
-    def __init__(self, id: int, request: Request, answer: GrowingAnswer, owner: int) -> None:
+    def __init__(self, id: int, request: Request, answer: GrowingAnswer, owner: int, reads_ahead: bool = False) -> None:
         self.id, self.answer, self.owner = id, answer, owner
         self.prompt, self.options, self.draws = request.prompt.tokens, request.options, request.draws
         self.pictures = request.prompt.pictures
-        self.compared = compared(self.prompt, self.pictures)
+        self.compared = compared(self.prompt, self.pictures, reads_ahead)
         """The prompt by which it is compared with others."""
+        self.together = self.pictures[-1].end if reads_ahead and self.pictures else 0
+        """So many of its first tokens go in one step, as what is computed for them hangs on all of their pictures."""
         self.rule = request.options.rule
         self.slot, self.fed = -1, 0
         self.pending: Sequence[int] = ()

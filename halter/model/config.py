@@ -184,6 +184,12 @@ class ModelConfig:
         """How pictures become part of a row; None where the family, or this checkpoint of it, sees none."""
         return None
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether tokens ahead of a picture see it. A row is then computed whole as far as its last picture, and shares
+        nothing of that with rows of other pictures."""
+        return False
+
     def frequencies(self) -> Tensor:
         """Rotary frequencies float32 [head_dim / 2], scaled as the checkpoint says."""
         plain = rope.inverse_frequencies(self.head_dim, self.rope_theta)

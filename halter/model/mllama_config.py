@@ -180,6 +180,10 @@ class MllamaConfig(ModelConfig):
         return MllamaPictures(self.tile, self.max_tiles, self.vocab_size, self.picture_id)
 
     @property
+    def reads_ahead(self) -> bool:
+        return self.as_transformers
+
+    @property
     def tile_tokens(self) -> int:
         """What the tower makes of one tile: a token for each patch, and the class token ahead of them."""
         return (self.tile // self.patch) ** 2 + 1

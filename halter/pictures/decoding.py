@@ -116,27 +116,13 @@ def upright(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def _limit_this_process() -> Callable[[float], object]:
-    """Bound memory, forbid writing files; returns how to arm the clock that kills. A system without: no bounds."""
-    try:
-        import resource
-        import signal
-    except ImportError:  # Windows: only the parent's patience bounds the work
-        return lambda seconds: None
-    with suppress(OSError, ValueError, IndexError):
-        with open("/proc/self/statm", encoding="ascii") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)
-    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        with suppress(OSError, ValueError):
-            resource.setrlimit(what, (0, 0))
-    return lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
+def serve(requests: IO[bytes], answers: IO[bytes], limit: Callable[[int], Callable[[float], object]]) -> None:
+    """Answer until the input ends. A picture that takes more than SECONDS ends the process by signal, in mid-work.
 
-
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer until the input ends. A picture that takes more than SECONDS ends the process by signal, in mid-work."""
+    ``limit`` is bounded.limit_this_process.
+    """
     readers()  # what decoders import is there before the memory is counted
-    arm = _limit_this_process()
+    arm = limit(MEMORY_BYTES)
     while len(head := requests.read(8)) == 8:
         data = requests.read(struct.unpack("<Q", head)[0])
         arm(SECONDS)
@@ -157,4 +143,4 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 if __name__ == "__main__":
     out = io.BufferedWriter(io.FileIO(os.dup(1), "w"))
     os.dup2(2, 1)  # what a library prints is no answer
-    serve(sys.stdin.buffer, out)
+    serve(sys.stdin.buffer, out, globals()["limit_this_process"])

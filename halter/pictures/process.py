@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import json
-import os
-import selectors
 import struct
 import subprocess
-import sys
-import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import IO
@@ -21,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halter.bounded import BoundedProcess, ready
 from halter.errors import Refusal
 from halter.files.extras import install
 from halter.pictures import decoding
@@ -31,10 +26,6 @@ PATIENCE_SECONDS = 120.0
 """Of wall time for one picture; the processor clock inside (decoding.SECONDS) is what bounds decoders."""
 ENDED = (-27, -9)
 """SIGPROF, by which its clock ends it, and SIGKILL, by which we do."""
-_KEPT = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # no keys and tokens for strangers' files
-_START = (
-    "import sys, runpy; sys.path[:] = {path!r}; sys.argv = [{file!r}]; runpy.run_path({file!r}, run_name='__main__')"
-)
 
 
 class PictureFault(ValueError):
@@ -58,13 +49,11 @@ class DecodedPicture:
         return sha256(f"{width} {height} ".encode() + rows.numpy().tobytes()).hexdigest()
 
 
-class PictureProcess:
+class PictureProcess(BoundedProcess):
     """One process that decodes; safe between threads, replaced after a fork and after every death."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        super().__init__(decoding.__file__, buffered=False)
 
     def decode(self, data: bytes) -> DecodedPicture:
         """The picture in a file's bytes. Raises PictureFault; Refusal ``extra-missing`` without Pillow."""
@@ -72,20 +61,18 @@ class PictureProcess:
             raise PictureFault("the file is empty")
         if len(data) > BYTES:
             raise PictureFault(f"{len(data):,} bytes, more than {BYTES:,}")
-        if os.getpid() != self._owner:  # a fork's child shares the parent's pipes and must not speak through them
-            self._lock, self._process, self._owner = threading.Lock(), None, os.getpid()
-        with self._lock:
-            process = self._worker()
+        refuse_without_pillow()
+        with self.taken() as process:
             try:
                 return self._ask(process, data)
             except _Told:
                 raise
             except (EOFError, OSError) as error:
-                self._end()
+                self.end()
                 why = f"took more than {decoding.SECONDS:g} s" if process.returncode in ENDED else "failed altogether"
                 raise PictureFault(f"decoding it {why}") from error
             except BaseException:  # an answer is half read: the next one would be taken for its rest
-                self._end()
+                self.end()
                 raise
 
     def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> DecodedPicture:
@@ -102,41 +89,6 @@ class PictureProcess:
         raw = _read(process, process.stdout, height * width * 3, until)
         rows = torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(height, width, 3))
         return DecodedPicture(rows.permute(2, 0, 1), facts["format"], int(facts["frames"]))
-
-    def _worker(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            refuse_without_pillow()
-            code = _START.format(path=[p for p in sys.path if p], file=decoding.__file__)
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _KEPT if name in os.environ},
-                start_new_session=os.name == "posix",  # Ctrl-C is for the person's process
-            )
-        return self._process
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
-        try:
-            process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    def close(self) -> None:
-        """End the process, if this one started it."""
-        if os.getpid() == self._owner:
-            with self._lock:
-                self._end()
 
 
 class _Told(PictureFault):
@@ -155,7 +107,7 @@ def _read(process: subprocess.Popen[bytes], pipe: IO[bytes], size: int, until: f
     found = bytearray(size)
     view = memoryview(found)
     while view:
-        if not _ready(pipe, until):
+        if not ready(pipe, until):
             process.kill()
             raise EOFError
         count = pipe.readinto(view)  # type: ignore[attr-defined]
@@ -165,15 +117,5 @@ def _read(process: subprocess.Popen[bytes], pipe: IO[bytes], size: int, until: f
     return found
 
 
-def _ready(pipe: IO[bytes], until: float) -> bool:
-    """Whether something comes in time; where pipes cannot be waited for (Windows) it is believed to."""
-    if os.name != "posix":
-        return True
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        return bool(selector.select(max(0.0, until - time.monotonic())))
-
-
 process = PictureProcess()
 """The one of this Python process."""
-atexit.register(process.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -66,25 +67,40 @@ def number_of(picture: RowPicture) -> int:
     return -1 - int(picture.digest[: 2 * NUMBER_BYTES], 16)
 
 
-def compared(tokens: Sequence[int], pictures: Sequence[RowPicture]) -> tuple[int, ...]:
+def compared(tokens: Sequence[int], pictures: Sequence[RowPicture], reads_ahead: bool = False) -> tuple[int, ...]:
     """A row by which it is compared with others: its tokens, each of a picture's in the place of which stands the
-    picture's number, so that equal tokens of different pictures differ."""
+    picture's number, so that equal tokens of different pictures differ.
+
+    ``reads_ahead``: tokens ahead of a picture see it (ModelConfig.reads_ahead). One number that stands for all of them
+    is then in the place of all tokens as far as the last picture, so that rows agree in all of these or in none.
+    """
     if not pictures:
         return tuple(tokens)
     made = list(tokens)
     for one in pictures:
         made[one.start : one.end] = [number_of(one)] * len(made[one.start : one.end])
+    if reads_ahead:
+        whole = made[: pictures[-1].end]
+        made[: len(whole)] = [_number_of_all(np.array(whole, np.int64))] * len(whole)
     return tuple(made)
 
 
-def compared_array(tokens: np.ndarray, pictures: Sequence[RowPicture]) -> np.ndarray:
+def compared_array(tokens: np.ndarray, pictures: Sequence[RowPicture], reads_ahead: bool = False) -> np.ndarray:
     """``compared`` as int64 [T]; the tokens themselves where there is no picture."""
     if not pictures:
         return tokens
     made = tokens.astype(np.int64)
     for one in pictures:
         made[one.start : one.end] = number_of(one)
+    if reads_ahead:
+        whole = made[: pictures[-1].end]
+        whole[:] = _number_of_all(whole)
     return made
+
+
+def _number_of_all(numbers: np.ndarray) -> int:
+    """A number below 0 that stands for these."""
+    return -1 - int.from_bytes(blake2b(numbers.tobytes(), digest_size=NUMBER_BYTES).digest(), "little")
 
 
 def marks(pictures: Sequence[RowPicture]) -> bytes:
@@ -95,3 +111,8 @@ def marks(pictures: Sequence[RowPicture]) -> bytes:
 def outside(pictures: Sequence[RowPicture], cut: int) -> int:
     """The last place up to ``cut`` at which a row may be cut: not within a picture."""
     return next((one.start for one in pictures if one.start < cut < one.end), cut)
+
+
+def behind(pictures: Sequence[RowPicture], cut: int) -> int:
+    """``cut`` where it lies behind all pictures, else 0: where a row whose tokens see pictures ahead may be cut."""
+    return cut if not pictures or cut >= pictures[-1].end else 0

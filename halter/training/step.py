@@ -195,7 +195,9 @@ def _run(model: Decoder, parts: Sequence[TraineePart], number: int, checkpointin
     entered = _entered(model, parts)
     noisy = any(part.trainee.noise for part in parts)
     if all(part.tokenwise for part in parts) and not noisy:
-        parts = [replace(part, rows=replace(part.rows, laid=share_beginnings(part.rows.batch))) for part in parts]
+        ahead = model.config.reads_ahead
+        laid = [share_beginnings(part.rows.batch, ahead) for part in parts]
+        parts = [replace(part, rows=replace(part.rows, laid=own)) for part, own in zip(parts, laid, strict=True)]
     batches, device = [part.rows.laid for part in parts], model.device
     if entered is not None and (order := batches[0].order) is not None:
         entered = entered[0], entered[1][order.to(device)]

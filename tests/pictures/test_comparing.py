@@ -66,6 +66,20 @@ def test_two_rows_agree_as_far_as_their_tokens_and_pictures_do(first, second):
     assert compared_array(np.array(rows[0][0]), rows[0][1]).tolist() == list(a)
 
 
+@given(pieces, pieces)
+def test_rows_agree_in_nothing_ahead_of_pictures_that_are_not_all_alike(first, second):
+    """They agree in all as far as their last picture, or in nothing; behind it as their tokens do."""
+    rows = [laid(first), laid(second)]
+    examples = [Example(np.array(t, np.int32), np.array([False] * len(t)), pictures=p) for t, p in rows]
+    a, b = (one.tolist() for one in (pack([one]).compared(True)[0] for one in examples))
+    plain = [pack([one]).compared()[0].tolist() for one in examples]
+    ends = [pictures[-1].end if pictures else 0 for _, pictures in rows]
+    alike = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    as_plain = next((n for n, (x, y) in enumerate(zip(*plain, strict=False)) if x != y), min(len(a), len(b)))
+    whole = ends[0] == ends[1] and as_plain >= ends[0]
+    assert alike == (as_plain if whole else 0)
+
+
 @given(st.lists(st.tuples(pieces, st.integers(2, 9)), min_size=2, max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_a_beginning_that_rows_share_in_training_has_their_pictures_and_ends_in_none(drawn):

@@ -98,12 +98,12 @@ def test_other_formats_are_refused(kind):
 
 def test_a_bomb_is_refused_before_it_is_decoded():
     process.decode(seeing.saved(seeing.pixels()))
-    before = process._process.pid
+    before = process.process.pid
     bomb = seeing.saved(Image.new("1", (9_000, 9_000)))
     assert len(bomb) < 1 << 18
     with pytest.raises(PictureFault, match="9000 x 9000 pixels, more than"):
         process.decode(bomb)
-    assert process._process.pid == before
+    assert process.process.pid == before
 
 
 @given(st.data())
@@ -140,12 +140,12 @@ def test_what_takes_too_long_ends_alone_and_the_next_has_a_new_process(monkeypat
     one = changed(monkeypatch, tmp_path, slow, ("SECONDS = 20.0", "SECONDS = 0.2"))
     good = seeing.saved(seeing.pixels())
     one.decode(good)
-    first = one._process.pid
+    first = one.process.pid
     one.decode(good)
-    assert one._process.pid == first
+    assert one.process.pid == first
     with pytest.raises(PictureFault, match="took more than"):
         one.decode(b"slow")
-    assert (rows(one.decode(good)) == seeing.pixels()).all() and one._process.pid != first
+    assert (rows(one.decode(good)) == seeing.pixels()).all() and one.process.pid != first
     one.close()
 
 
@@ -162,8 +162,8 @@ def test_what_needs_too_much_memory_is_a_fault(monkeypatch, tmp_path):
 def test_a_process_that_was_killed_is_started_again():
     good = seeing.saved(seeing.pixels())
     process.decode(good)
-    os.kill(process._process.pid, signal.SIGKILL)
-    process._process.wait()
+    os.kill(process.process.pid, signal.SIGKILL)
+    process.process.wait()
     assert (rows(process.decode(good)) == seeing.pixels()).all()
 
 

@@ -27,6 +27,8 @@ ENDLESS = {
     "long search": "{% set s = 'a' * 9999999 %}{% for i in range(99999) %}{% if (s ~ i) in s %}{% endif %}{% endfor %}",
     "filter chain": "{{ ('a' * 99999999) | upper | lower | title | list | length }}",
 }
+BIT_BY_BIT = ("doubling", "lists", "indent")
+"""Of GREEDY those that fill memory bit by bit: where the system hands it out slowly, the clock ends them first."""
 GREEDY = {
     "string times": "{{ 'a' * 10**9 }}",
     "list times": "{{ ([1] * 10**9) | length }}",
@@ -117,8 +119,10 @@ def test_greedy_templates_end_by_their_size(box: Sandbox) -> None:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     for name, source in GREEDY.items():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        reply = box.run([job(source)])[0]
-        assert reply.get("kind") in ("memory", "output", "template"), name
+        try:
+            assert box.run([job(source)])[0].get("kind") in ("memory", "output", "template"), name
+        except Refusal as refusal:
+            assert refusal.id == "template-too-slow" and name in BIT_BY_BIT, name
         used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
         assert used < 1.5, name
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10  # of any child, start included
@@ -170,7 +174,7 @@ def test_forbidden_things_are_refused_or_empty(box: Sandbox) -> None:
 def test_the_worker_knows_no_secrets_and_writes_no_files(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-4711")
     assert render(box, "x") == "x"
-    process = box._process
+    process = box.process
     assert process is not None
     with open(f"/proc/{process.pid}/environ", "rb") as file:
         assert b"canary-4711" not in file.read()
@@ -201,23 +205,33 @@ def test_many_threads_and_a_fork_share_it(box: Sandbox) -> None:
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(lambda i: render(box, "{{ n }}" * 3, n=i), range(200)))
     assert texts == [f"{i}" * 3 for i in range(200)]
-    mine = box._process
+    mine = box.process
     child = os.fork()
     if child == 0:
-        ok = render(box, "child") == "child" and box._process is not mine
+        ok = render(box, "child") == "child" and box.process is not mine
         box.close()
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert render(box, "parent") == "parent" and box._process is mine
+    assert render(box, "parent") == "parent" and box.process is mine
     assert threading.active_count() < 20
 
 
 def test_a_worker_that_dies_is_said_so_and_replaced(box: Sandbox) -> None:
     render(box, "x")
-    assert box._process is not None
-    box._process.kill()
-    box._process.wait()
+    assert box.process is not None
+    box.process.kill()
+    box.process.wait()
     assert render(box, "{{ 1 }}") == "1"
+
+
+def test_an_answer_that_nobody_waited_for_is_not_the_next_one_s(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(stream: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rendering, "receive", interrupted)
+        render(box, "first")
+    assert render(box, "second") == "second"
 
 
 def test_built_in_templates_need_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """Rendering chat templates: the Jinja environment, and the loop of the process in which strangers' templates run.
 
 A sandbox bounds what a template may touch, not how much it may work: 17 bytes of Jinja can build 10^9 characters. So
-strangers' templates run in a process of their own that the system kills (template_sandbox.py starts it). That process
-runs this very file, which therefore needs nothing but Jinja and the standard library.
+strangers' templates run in a process of their own that the system kills (sandbox.py starts it). That process runs this
+very file, which therefore needs nothing but Jinja and the standard library.
 """
 
 from __future__ import annotations
@@ -155,27 +155,13 @@ def receive(stream: IO[bytes]) -> Any:
     return json.loads(data)
 
 
-def _limit_this_process() -> Callable[[float], object]:
-    """Bound memory, forbid writing files; returns how to arm the clock that kills. A system without: no bounds."""
-    try:
-        import resource
-        import signal
-    except ImportError:  # Windows: only the parent's patience bounds the work
-        return lambda seconds: None
-    with suppress(OSError, ValueError, IndexError):
-        with open("/proc/self/statm", encoding="ascii") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)
-    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        with suppress(OSError, ValueError):
-            resource.setrlimit(what, (0, 0))
-    return lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
+def serve(requests: IO[bytes], answers: IO[bytes], limit: Callable[[int], Callable[[float], object]]) -> None:
+    """Answer lists of jobs until the input ends. A job past CPU_SECONDS ends the process by signal, in mid-work.
 
-
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer lists of jobs until the input ends. A job past CPU_SECONDS ends the process by signal, in mid-work."""
+    ``limit`` is bounded.limit_this_process.
+    """
     environment()  # its imports happen before the memory is counted
-    arm = _limit_this_process()
+    arm = limit(MEMORY_BYTES)
     while True:
         try:
             jobs = receive(requests)
@@ -192,4 +178,4 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    serve(sys.stdin.buffer, sys.stdout.buffer, globals()["limit_this_process"])

@@ -5,99 +5,58 @@ Bounds per rendering: 1 s of processor time, 256 MiB of memory beyond what the p
 
 from __future__ import annotations
 
-import atexit
 import os
-import selectors
 import subprocess
-import sys
 import threading
+import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
+from halter.bounded import BoundedProcess, ready
 from halter.errors import HalterError, Refusal
 from halter.text.templates import rendering
 
 PATIENCE_SECONDS = 60.0  # of wall time for one request; the processor clock inside is what bounds templates
-_KEPT = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # no keys and tokens for a stranger's process
-
-_START = (
-    "import sys, runpy; sys.path[:] = {path!r}; sys.argv = [{file!r}]; runpy.run_path({file!r}, run_name='__main__')"
-)
 
 
-class Sandbox:
-    """One worker process; safe between threads, replaced after a fork and after every death."""
+class Sandbox(BoundedProcess):
+    """One process that renders; safe between threads, replaced after a fork and after every death."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        super().__init__(rendering.__file__)
 
     def run(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Jobs as rendering.serve takes them, one reply each. Refusal ``template-too-slow`` kills the worker."""
-        if os.getpid() != self._owner:  # a fork's child shares the parent's pipes and must not speak through them
-            self._lock, self._process, self._owner = threading.Lock(), None, os.getpid()
-        with self._lock:
-            process = self._worker()
-            assert process.stdin is not None and process.stdout is not None
+        """Jobs as rendering.serve takes them, one reply each. Refusal ``template-too-slow`` kills the process."""
+        with self.taken() as process:
+            assert process.stdin is not None
             try:
                 rendering.send(process.stdin, list(jobs))
-                replies: list[dict[str, Any]] = self._receive(process)
+                replies = _received(process)
             except (EOFError, OSError):
-                self._end()
+                self.end()
                 raise _death(process.returncode) from None
+            except BaseException:  # an answer is half read: the next one would be taken for its rest
+                self.end()
+                raise
             if any(reply.get("kind") == "memory" for reply in replies):
-                self._end()
+                self.end()
             return replies
 
-    def _receive(self, process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
-        assert process.stdout is not None
-        if os.name == "posix":
-            with selectors.DefaultSelector() as selector:
-                selector.register(process.stdout, selectors.EVENT_READ)
-                if not selector.select(PATIENCE_SECONDS):
-                    process.kill()
-            return rendering.receive(process.stdout)
-        timer = threading.Timer(PATIENCE_SECONDS, process.kill)  # pipes of Windows cannot be waited for
-        timer.start()
-        try:
-            return rendering.receive(process.stdout)
-        finally:
-            timer.cancel()
 
-    def _worker(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            code = _START.format(path=[p for p in sys.path if p], file=rendering.__file__)
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _KEPT if name in os.environ},
-                start_new_session=os.name == "posix",  # Ctrl-C is for the person's process
-            )
-        return self._process
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
-        try:
-            process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
+def _received(process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
+    assert process.stdout is not None
+    if os.name == "posix":
+        if not ready(process.stdout, time.monotonic() + PATIENCE_SECONDS):
             process.kill()
-            process.wait()
-
-    def close(self) -> None:
-        """End the worker, if this process started one."""
-        if os.getpid() == self._owner:
-            with self._lock:
-                self._end()
+        replies: list[dict[str, Any]] = rendering.receive(process.stdout)
+        return replies
+    timer = threading.Timer(PATIENCE_SECONDS, process.kill)  # pipes of Windows cannot be waited for
+    timer.start()
+    try:
+        replies = rendering.receive(process.stdout)
+    finally:
+        timer.cancel()
+    return replies
 
 
 def _death(code: int | None) -> Exception:
@@ -111,4 +70,4 @@ def _death(code: int | None) -> Exception:
 
 
 sandbox = Sandbox()
-atexit.register(sandbox.close)
+"""The one of this Python process."""
