@@ -1,4 +1,4 @@
-"""Tiny random Llama 4s that see, pictures for them, and the same model built by transformers."""
+"""Tiny random Llama 4s, their text alone or with a tower, pictures for them, and the same built by transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import tiny
 import torch
-from transformers import Llama4Config, Llama4ForConditionalGeneration
+from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration, Llama4TextConfig
 
 from halter.model.llama4_config import Llama4Config as OurConfig
 from halter.model.llama4_tower import Llama4Tower
@@ -26,7 +26,8 @@ def tower(**changes):
     return Llama4Tower(**(sizes | ids | changes))
 
 
-def config(layers=4, step=2, chunk=5, seen=None, **changes) -> OurConfig:
+def text_config(layers=4, step=2, chunk=5, **changes) -> OurConfig:
+    """The text alone; experts in every ``step``-th layer."""
     sizes = {
         "layers": layers,
         "dim": 32,
@@ -36,7 +37,7 @@ def config(layers=4, step=2, chunk=5, seen=None, **changes) -> OurConfig:
         "ffn_dim": 24,
         "dense_dim": 40,
         "vocab_size": 96,
-        "context": 512,
+        "context": 256,
         "rope_theta": 1e4,
         "bos_token_id": 1,
         "eos_token_ids": (2,),
@@ -45,10 +46,16 @@ def config(layers=4, step=2, chunk=5, seen=None, **changes) -> OurConfig:
         "rotated": tuple((layer + 1) % 4 != 0 for layer in range(layers)),
         "chunked": tuple((layer + 1) % 4 != 0 for layer in range(layers)),
         "chunk": chunk,
-        "floor_scale": 7,
+        "floor_scale": 3,
         "attn_scale": 0.5,
     }
-    return OurConfig(**(sizes | changes), tower=seen or tower())
+    return OurConfig(**(sizes | changes))
+
+
+def config(layers=4, step=2, chunk=5, seen=None, **changes) -> OurConfig:
+    """With a tower, and room for the tokens of pictures."""
+    sizes = {"context": 512, "floor_scale": 7}
+    return text_config(layers, step, chunk, **(sizes | changes), tower=seen or tower())
 
 
 def made(shape, dtype=torch.float64, seed=0):
@@ -68,8 +75,19 @@ def peer(model):
     turns = other.vision_model.rotary_embedding.freqs_ci  # complex: a cast would drop the imaginary half
     other = other.to(model.dtype).eval()
     other.vision_model.rotary_embedding.freqs_ci = turns
+    return _with_weights(other, model, "language_model.lm_head.weight")
+
+
+def text_peer(model):
+    """The same of the text alone."""
+    theirs = Llama4TextConfig(**{k: v for k, v in model.config.to_hf().items() if k != "architectures"})
+    theirs._attn_implementation = "eager"
+    return _with_weights(Llama4ForCausalLM(theirs).to(model.dtype).eval(), model, "lm_head.weight")
+
+
+def _with_weights(other, model, head):
     missing, unexpected = other.load_state_dict(state_of(model), strict=False)
-    assert not unexpected and set(missing) <= {"language_model.lm_head.weight"}
+    assert not unexpected and set(missing) <= {head}
     other.tie_weights()
     return other
 

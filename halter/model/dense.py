@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halter.model.layout import AROUND, LINEAR, MEMORY, NORM, PREFIX, BlockLayout, Place
-from halter.model.linear import Linear, Norm, empty
+from halter.model.linear import Linear, Norm, fill
 from halter.model.passes import Here
 from halter.model.places import Act, Context, LayerActs, Sublayer, run_at
 from halter.model.segments import Segments
@@ -63,9 +63,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, here: BlockLayout, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.config = config
-        for place in here.places:
-            if place.shape:
-                self.add_module(place.name, empty(place, dtype, device))
+        fill(self, here, dtype, device)
 
     def forward(self, h: Tensor, at: LayerActs, here: Here) -> Tensor:
         """h [N, dim] -> [N, dim], or [M, dim] of the tokens that alone leave the layer."""

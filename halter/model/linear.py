@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.model.layout import NORM, PARAMETER, Place
+from halter.model.layout import NORM, PARAMETER, TABLE, Place
 from halter.numerics.products import FEW, lay_out, linear, pieces
 
 
@@ -108,9 +110,32 @@ class DenseLinear(Linear):
         return F.embedding(index, self.matrix)
 
 
-def empty(place: Place, dtype: torch.dtype, device: torch.device | str) -> DenseLinear | Norm | BareParameter:
-    """What holds the weight of a Linear, a norm or a parameter, before there are any numbers in it."""
+Maker = Callable[[Place, torch.dtype, torch.device | str], nn.Module]
+"""What makes the module of a place, before there are any numbers in it."""
+
+
+def fill(
+    block: nn.Module,
+    places: Iterable[Place],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    own: Mapping[str, Maker] | None = None,
+) -> None:
+    """A module of ``block`` for each of its places that holds a weight, under the place's name and in their order.
+    ``own``: {kind of a place that ``empty`` does not know: what makes its module}."""
+    makers = own or {}
+    for place in places:
+        if place.shape:
+            block.add_module(place.name, makers.get(place.kind, empty)(place, dtype, device))
+
+
+def empty(
+    place: Place, dtype: torch.dtype, device: torch.device | str
+) -> DenseLinear | Norm | BareParameter | Embedding:
+    """What holds the weight of a Linear, a norm, a parameter or a table, before there are any numbers in it."""
     weight = torch.empty(place.shape, dtype=dtype, device=device)
+    if place.kind == TABLE:
+        return Embedding(weight)
     if place.kind == PARAMETER:
         return BareParameter(weight)
     bias = torch.empty(place.shape[0], dtype=dtype, device=device) if place.bias else None

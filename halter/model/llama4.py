@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from halter.model import dense
 from halter.model.experts import EXPERTS, ExpertStack, Routing, StackedExperts, leading, strengths
 from halter.model.layout import LINEAR, NORM, BlockLayout, Layout, Place
-from halter.model.linear import Linear, empty
+from halter.model.linear import Linear, fill
 from halter.model.passes import Here
 from halter.model.places import Act, Context, Extra, LayerActs, Sublayer, run_at
 from halter.model.reports import report_rows
@@ -110,11 +110,7 @@ class Llama4Block(dense.Block):
         assert layer is not None
         self.rotated, self.chunked = config.rotated[layer], config.chunked[layer]
         self.layer, self.routed = layer, layer in config.moe_layers
-        for place in here.places:
-            if place.kind == EXPERTS:
-                self.add_module(place.name, StackedExperts(place, dtype, device))
-            elif place.shape:
-                self.add_module(place.name, empty(place, dtype, device))
+        fill(self, here, dtype, device, {EXPERTS: StackedExperts})
 
     def forward(self, h: Tensor, at: Any, here: Here) -> Tensor:
         """h [N, dim] -> [N, dim], or [M, dim] of the tokens that alone leave the layer."""

@@ -18,7 +18,7 @@ from torch.nn.functional import gelu
 
 from halter.model import llama4
 from halter.model.layout import LINEAR, NORM, PARAMETER, BlockLayout, Layout, Place
-from halter.model.linear import BareParameter, Linear, Norm, empty
+from halter.model.linear import BareParameter, Linear, Norm, fill
 from halter.model.llama4_tiles import SeenTiles, seen_tiles
 from halter.model.passes import Here
 from halter.model.places import Act, run_at
@@ -40,7 +40,6 @@ VISION, PROJECTOR = "vision", "projector"
 TILES, PATCHES, POOLED = "tiles", "patches", "pooled"
 """Whose tokens enter some of the tower's places: one a tile, its patches without the class token (those of ``vision``
 have it), or its patches put together."""
-NO_ROTATION = (torch.empty(0), torch.empty(0))
 
 
 class TowerStartActs(NamedTuple):
@@ -188,8 +187,7 @@ class _TowerPart(nn.Module):
         super().__init__()
         assert config.tower is not None
         self.tower = config.tower
-        for place in here.places:
-            self.add_module(place.name, empty(place, dtype, device))
+        fill(self, here, dtype, device)
 
 
 class TowerStart(_TowerPart):

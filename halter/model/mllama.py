@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from halter.model import dense, mllama_tower
 from halter.model.layout import AROUND, LINEAR, NORM, PARAMETER, BlockLayout, Layout, Place
-from halter.model.linear import BareParameter, Linear, Norm, empty
+from halter.model.linear import BareParameter, Linear, Norm, fill
 from halter.model.mllama_book import THIS, Book, KeySource, book_of
 from halter.model.mllama_looks import SEEN, row_makers
 from halter.model.mllama_sight import OF_PICTURES, Sight, see
@@ -111,9 +111,7 @@ class CrossingBlock(nn.Module):
     def __init__(self, config: MllamaConfig, here: BlockLayout, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.config = config
-        for place in here.places:
-            if place.shape:
-                self.add_module(place.name, empty(place, dtype, device))
+        fill(self, here, dtype, device)
 
     def forward(self, h: Tensor, at: CrossingActs, here: Here) -> Tensor:
         """h [N, dim] -> [N, dim], or [M, dim] of the tokens that alone leave the block."""

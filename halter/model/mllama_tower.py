@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halter.model.layout import LINEAR, NORM, PARAMETER, TABLE, BlockLayout, Place
-from halter.model.linear import BareParameter, Embedding, Linear, Norm, empty
+from halter.model.linear import BareParameter, Embedding, Linear, Norm, fill
 from halter.model.mllama_looks import PATCHES, PICTURES, SEEN, TILE, TOKENS, VISION, Frame, frame
 from halter.model.passes import Here
 from halter.model.pictures import Picture, canvases
 from halter.model.places import Act, run_at
+from halter.model.rotation import NO_ROTATION
 from halter.model.stacks import through
 from halter.numerics.attention import attend
 from halter.numerics.pointwise import centred
@@ -37,7 +38,6 @@ CUT = "cut"
 the dtype computed in, and no method knows it."""
 EPS = 1e-5
 """Of the norms ahead of the blocks and behind them: torch's own, whatever the configuration says of the others'."""
-NO_ROTATION = (torch.empty(0), torch.empty(0))
 M = TypeVar("M")
 ActAndModule = tuple[Act | None, M]
 """What acts at a place, and its module."""
@@ -170,9 +170,9 @@ class PatchCut(nn.Module):
 
     matrix: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
-        self.register_buffer("matrix", weight, persistent=False)
+        self.register_buffer("matrix", torch.empty(place.shape, dtype=dtype, device=device), persistent=False)
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [P, 3 * patch * patch] -> [P, dim]."""
@@ -188,12 +188,7 @@ class _Part(nn.Module):
     def __init__(self, config: MllamaConfig, here: BlockLayout, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.config = config
-        for place in here.places:
-            if place.kind in (CUT, TABLE):
-                weight = torch.empty(place.shape, dtype=dtype, device=device)
-                self.add_module(place.name, PatchCut(weight) if place.kind == CUT else Embedding(weight))
-            else:
-                self.add_module(place.name, empty(place, dtype, device))
+        fill(self, here, dtype, device, {CUT: PatchCut})
 
     def of_tiles(self, table: ActAndModule[Embedding], gate: ActAndModule[BareParameter], seen: Frame) -> Tensor:
         """A vector for each tile of every picture, by the picture's shape, times the gate: [pictures, tiles, dim]."""

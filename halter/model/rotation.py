@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from halter.model.config import ModelConfig
 
 Rotation = tuple[Tensor, Tensor]
+NO_ROTATION: Rotation = (torch.empty(0), torch.empty(0))
+"""For a stack whose heads are not rotated."""
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),

@@ -18,10 +18,25 @@ from halter.pretrained.load import load_config, load_model
 from halter.pretrained.save import save_model
 
 CONVERTED = "00b73b41572c50102b6c9a9874100e087db0ac491597ec26dcf51fafa0ba9516"
-"""SHA-256 over all names, shapes and bytes of what convert_mllama_weights_to_hf.py of transformers 4.46.3 makes of
-``state()``, be it in one file or in two; its constants for the tower's width and for its blocks with gates (1280, 8)
-were set to the tiny tower's (32, 2). Run on 2026-11-30; logits through transformers' model with these weights, its two
-departures from Meta corrected, differed from those of this reader's by 4e-7 in float32."""
+"""SHA-256 over all names, shapes and bytes of the ``state_dict`` that ``write_model`` makes of ``state()``, be it in
+one file or in two: convert_mllama_weights_to_hf.py of transformers 4.46.3. Run on 2026-11-30, twice, by two hands.
+
+The script did not run as it is published. It ran beside transformers 5.23.0, whose modules it imports, with these
+changes, and no line that makes one tensor of another was among them:
+
+- ``vision_dim`` 1280 became 32, and ``vision_num_layers_global`` 8 became 2: constants of the published towers, which
+  it does not read from params.json. Its other constants (32 blocks without gates, 16 heads, patches of 14 pixels, the
+  five blocks that the text sees, a feed-forward part of 4 times the width, rotary scaling by 8, the factor 1.3 in the
+  text's feed-forward part) stayed, and the tiny folder was made to fit them.
+- ``get_all_supported_aspect_ratios`` came from image_processing_pil_mllama, as its own module needs torchvision, which
+  the tests have not; the script's image processor, that module's too, was never made. Its pairs became lists, because
+  transformers 5's configuration refuses tuples.
+- It was stopped where it makes its model of the weights, and ``state_dict`` taken there: the model's names are others
+  since transformers 4.52. The padding id 128004, beyond the tiny table, makes no difference before that (once it was
+  set to None, once not: the same digest). What it would have saved and read again is therefore not compared.
+
+The weights put into transformers' model apart from the script, with its two departures from Meta corrected, gave logits
+that differed from those of this reader's by 4e-7 in float32."""
 
 
 def digest(checkpoint):

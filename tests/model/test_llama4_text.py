@@ -9,16 +9,19 @@ from math import prod
 import bounds
 import pytest
 import tiny
+import tiny_llama4
 import tiny_tokenizers
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_llama4 import LEAD, least_lead
+from tiny_llama4 import text_config as config
+from tiny_llama4 import text_peer as peer
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     Llama4Config,
-    Llama4ForCausalLM,
     Llama4ForConditionalGeneration,
 )
 from transformers import Llama4TextConfig as TheirConfig
@@ -58,36 +61,6 @@ LENGTHS = [11, 1, 17, 6]
 G = torch.Generator().manual_seed(0)
 ROWS = [torch.randint(3, 96, (n,), generator=G) for n in LENGTHS]
 TOKENS = torch.randint(3, 96, (2, 13), generator=G)
-LEAD = 1e-4
-"""By how much the last chosen router score must lead the first left out, so that rounding decides nothing: a hundred
-times what two float32 forwards of these sizes differ in a score."""
-
-
-def config(layers=4, step=2, chunk=5, **changes):
-    sizes = {
-        "layers": layers,
-        "dim": 32,
-        "heads": 4,
-        "kv_heads": 2,
-        "head_dim": 8,
-        "ffn_dim": 24,
-        "dense_dim": 40,
-        "vocab_size": 96,
-        "context": 256,
-        "rope_theta": 1e4,
-        "bos_token_id": 1,
-        "eos_token_ids": (2,),
-        "experts": 4,
-        "moe_layers": tuple(range(step - 1, layers, step)),
-        "rotated": tuple((layer + 1) % 4 != 0 for layer in range(layers)),
-        "chunked": tuple((layer + 1) % 4 != 0 for layer in range(layers)),
-        "chunk": chunk,
-        "floor_scale": 3,
-        "attn_scale": 0.5,
-    }
-    return llama4_config.Llama4Config(**(sizes | changes))
-
-
 CONFIG = config()
 
 
@@ -95,43 +68,8 @@ def made(shape=CONFIG, dtype=torch.float64, seed=0):
     return tiny.decoder(shape, dtype, seed)
 
 
-def state_of(model):
-    return {name: getattr(module, buffer) for name, module, buffer in model.tensors()}
-
-
-def peer(model):
-    """transformers' model with the same weights, made of what ``to_hf`` says."""
-    theirs = TheirConfig(**{k: v for k, v in model.config.to_hf().items() if k != "architectures"})
-    theirs._attn_implementation = "eager"
-    other = Llama4ForCausalLM(theirs).to(model.dtype).eval()
-    missing, unexpected = other.load_state_dict(state_of(model), strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}
-    other.tie_weights()
-    return other
-
-
-def least_lead(other, *args, **kwargs):
-    """(the logits, the least lead of any router's last chosen score over the first left out)."""
-    leads = []
-
-    def hear(router, _, out):
-        best = out[1].sort(-1, descending=True).values
-        if router.top_k < best.shape[-1]:
-            leads.append(float((best[:, router.top_k - 1] - best[:, router.top_k]).min()))
-
-    hooks = [m.register_forward_hook(hear) for n, m in other.named_modules() if n.endswith(".router")]
-    with torch.no_grad():
-        logits = other(*args, **kwargs).logits
-    for hook in hooks:
-        hook.remove()
-    return logits, min(leads, default=1.0)
-
-
 def logits(model, adapter=None, rows=ROWS, **how):
-    lengths = [len(row) for row in rows]
-    segments = Segments.packed(lengths)
-    acts = None if adapter is None else adapter.bind(model, segments)
-    return model.head(model.hidden(Pass(torch.cat(list(rows)), segments, acts, **how)), acts).split(lengths)
+    return tiny_llama4.logits(model, [(row, None) for row in rows], adapter, **how)
 
 
 def same(got, want, rtol=1e-9, atol=1e-9):

@@ -19,14 +19,14 @@ from halter.model import dense
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.layout import HEAD, LINEAR, NORM, PREFIX, TABLE, VIRTUAL, BlockLayout, Layout, Place
-from halter.model.linear import empty
+from halter.model.linear import fill
 from halter.model.passes import Here
 from halter.model.places import Act, Extra, run_at
+from halter.model.rotation import NO_ROTATION
 from halter.model.segments import Segments
 from halter.numerics.pointwise import normalise
 
 EXPERTS, VISION = "stacked", "vision"
-NO_ROTATION = (torch.empty(0), torch.empty(0))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -77,17 +77,11 @@ class Stacked(nn.Module):
         return torch.einsum("ni,nio->no", x, (self.matrix if weight is None else weight)[chosen])
 
 
-def made(module, here, dtype, device):
-    for place in here.places:
-        if place.shape:
-            module.add_module(place.name, (Stacked if place.kind == EXPERTS else empty)(place, dtype, device))
-
-
 class ExpertBlock(dense.Block):
     def __init__(self, config, here, dtype, device):
         nn.Module.__init__(self)
         self.config = config
-        made(self, here, dtype, device)
+        fill(self, here, dtype, device, {EXPERTS: Stacked})
 
     def mlp(self, x, at):
         scores = run_at(at.router, self.router, x)
@@ -100,7 +94,7 @@ class CrossBlock(nn.Module):
     def __init__(self, config, here, dtype, device):
         super().__init__()
         self.config = config
-        made(self, here, dtype, device)
+        fill(self, here, dtype, device, {EXPERTS: Stacked})
 
     def forward(self, h, at, here):
         segments, stored = here.segments, {} if here.cache is None else here.cache.beside[here.layer]
@@ -134,7 +128,7 @@ class PictureBlock(nn.Module):
     def __init__(self, config, here, dtype, device):
         super().__init__()
         self.config = config
-        made(self, here, dtype, device)
+        fill(self, here, dtype, device, {EXPERTS: Stacked})
 
     def forward(self, h, at, here):
         x = run_at(at.norm_in, self.norm_in, normalise(h, self.config.norm_eps))
