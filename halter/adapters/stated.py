@@ -1,19 +1,28 @@
 """What an adapter acts on and what it leaves of a base with routed experts, by name and by share of the base's numbers:
-most of such a base is experts, and none of them may be left alone without a word."""
+most of such a base is experts, and none of them may be left alone without a word.
+
+A name is told with the part of the model where there are several, and with how much of it is meant where that is not
+all: the same name may then stand in both lists.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING
 
 from halter.contract.experts import in_short, name_of
 from halter.model.experts import EXPERTS
-from halter.model.layout import NORM, Place
+from halter.model.layout import NORM, Layout, Place
 from halter.parts.experts import Experts
 
 if TYPE_CHECKING:
-    from halter.adapters.adapter import Adapter, Slot
+    from halter.adapters.adapter import Adapter
+
+Taken = Mapping[str, frozenset[int] | None]
+"""{path of an adapted place: which of its experts, None where it has none}."""
 
 
 def stated(adapter: Adapter) -> str:
@@ -21,39 +30,75 @@ def stated(adapter: Adapter) -> str:
     layout, whole = adapter.shape.layout, adapter.shape.num_parameters
     if not layout.of(EXPERTS):
         return ""
-    taken: dict[str, float] = {}
-    for slot in adapter.slots:
-        taken[slot.path] = max(taken.get(slot.path, 0.0), _share_of_place(slot))
-    at = {slot.path: slot.at for slot in adapter.slots}
-    share = sum(part * prod(at[path].shape) for path, part in taken.items() if at[path].shape) / whole
-    left = [p for p in layout if p.shape and not p.tied and p.kind != NORM and taken.get(p.path, 0.0) < 1]
-    rest = sum((1 - taken.get(place.path, 0.0)) * prod(place.shape) for place in left) / whole
-    routed = sum((1 - taken.get(p.path, 0.0)) * prod(p.shape) for p in left if p.kind == EXPERTS) / whole
-    numbers = sorted({tuple(s.piece.pieces) for s in adapter.slots if isinstance(s.piece, Experts)})
-    which = ""
-    if numbers:
-        count = max(len(one) for one in numbers)
-        total = max(place.shape[0] for place in layout.of(EXPERTS))
-        which = f" (experts {in_short(numbers[0])} of {total})" if len(numbers) == 1 and count < total else ""
-        which = f" ({count} of {total} experts, others in other layers)" if len(numbers) > 1 else which
-    told = f"Adapted: {_names(at.values())}{which}: {share:.0%} of the base's numbers."
+    taken = _taken(adapter)
+    at = list({slot.path: slot.at for slot in adapter.slots}.values())
+    share = sum(_share(place, taken) * prod(place.shape) for place in at if place.shape) / whole
+    left = [p for p in layout if p.shape and not p.tied and p.kind != NORM and _share(p, taken) < 1]
+    rest = sum((1 - _share(place, taken)) * prod(place.shape) for place in left) / whole
+    routed = sum((1 - _share(p, taken)) * prod(p.shape) for p in left if p.kind == EXPERTS) / whole
+    told = f"Adapted: {_named(at, layout, taken)}: {share:.0%} of the base's numbers."
     if left:
-        told += f" Left alone: {_names(left)}: {rest:.0%}, routed experts {routed:.0%}."
-    return told + (" method.experts: all adapts the routed experts too." if routed and not numbers else "")
+        told += f" Left alone: {_named(left, layout, taken, left=True)}: {rest:.0%}, routed experts {routed:.0%}."
+    chosen = any(place.kind == EXPERTS for place in at)
+    return told + (" method.experts: all adapts the routed experts too." if routed and not chosen else "")
 
 
-def _share_of_place(slot: Slot) -> float:
-    """The share of a place's weight that lies where the piece acts."""
-    return len(slot.piece.pieces) / slot.piece.count if isinstance(slot.piece, Experts) else 1.0
+def _taken(adapter: Adapter) -> Taken:
+    """Of all methods together; one that acts on whole places of experts takes them all."""
+    found: dict[str, frozenset[int] | None] = {}
+    for slot in adapter.slots:
+        if slot.at.kind == EXPERTS:
+            pieces = slot.piece.pieces if isinstance(slot.piece, Experts) else range(slot.at.shape[0])
+            found[slot.path] = (found.get(slot.path) or frozenset()) | {*pieces}
+        else:
+            found[slot.path] = None
+    return found
 
 
-def _names(places: Iterable[Place]) -> str:
-    """Each once: the last part of a path, and who owns it where that is an expert."""
-    return ", ".join(
-        dict.fromkeys(
-            name_of(place)
-            if "expert" in place.path.rpartition(".")[0].rpartition(".")[2]
-            else place.path.rpartition(".")[2]
-            for place in places
-        )
-    )
+def _share(place: Place, taken: Taken) -> float:
+    """The share of a place's weight that lies where something acts."""
+    if place.path not in taken:
+        return 0.0
+    experts = taken[place.path]
+    return 1.0 if experts is None else len(experts) / place.shape[0]
+
+
+def _named(places: Iterable[Place], layout: Layout, taken: Taken, left: bool = False) -> str:
+    """Each name once, those of one part of which as much is meant together."""
+    kinds: dict[tuple[str, str], list[Place]] = {}
+    for place in places:
+        kinds.setdefault(_kind(place), []).append(place)
+    whole = Counter(_kind(place) for place in layout)
+    several = len({place.group for place in layout if place.shape}) > 1
+    lists: dict[str, list[str]] = {}
+    for group in layout.groups:
+        told = [
+            (name, _how_much(own, whole[group, name], taken, left)) for (of, name), own in kinds.items() if of == group
+        ]
+        lists[group] = [
+            ", ".join(name for name, _ in run) + much for much, run in groupby(told, key=lambda one: one[1])
+        ]
+    return "; ".join((f"{group} " if several else "") + "; ".join(runs) for group, runs in lists.items() if runs)
+
+
+def _kind(place: Place) -> tuple[str, str]:
+    """(the part of the model, the last part of the path with who owns it where that is an expert)."""
+    owners, _, last = place.path.rpartition(".")
+    return place.group, name_of(place) if "expert" in owners.rpartition(".")[2] else last
+
+
+def _how_much(own: list[Place], whole: int, taken: Taken, left: bool) -> str:
+    """In brackets, which experts and in how many layers; '' where all of it is meant."""
+    parts = []
+    if own[0].kind == EXPERTS:
+        each = [taken.get(place.path) or frozenset() for place in own]
+        count, total = max(map(len, each)), max(place.shape[0] for place in own)
+        if left:
+            parts += ["the others"] if count else []
+        elif len({*each}) > 1:
+            parts.append(f"{count} of {total} experts, others in other layers")
+        elif count < total:
+            parts.append(f"experts {in_short(sorted(each[0]))} of {total}")
+    if len(own) < whole:
+        parts.append(f"in {len(own)} of {whole} layers")
+    return f" ({', '.join(parts)})" if parts else ""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import tiny
+import tiny_llama4
 import torch
 
 from halter.adapters.adapter import adapt
@@ -333,6 +336,68 @@ def test_what_is_adapted_and_left_is_stated(monkeypatch):
     assert f"routed experts {experts / 2 / whole:.0%}." in said[0] and "method.experts: all" not in said[0]
     adapt(model, "full")
     assert "Left alone" not in said[1]
+
+
+EVERY = (
+    "embed_tokens, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, shared_expert.gate_proj, "
+    "shared_expert.up_proj, shared_expert.down_proj, router"
+)
+STACKS, TOWER = "experts.gate_up_proj, experts.down_proj", "vision linear, q_proj, k_proj, v_proj, o_proj, fc1, fc2"
+ROWS = "vision class_embedding, positional_embedding_vlm"
+
+
+@pytest.mark.parametrize(
+    ("methods", "adapted", "left"),
+    [
+        (
+            [{"target_modules": ["vision"]}],
+            TOWER,
+            f"language {EVERY}, {STACKS}, lm_head; {ROWS}; projector linear_1",
+        ),
+        (
+            [{"target_modules": ["language"], "experts": [0, 3]}],
+            f"language {EVERY.removeprefix('embed_tokens, ')}; {STACKS} (experts 0, 3 of 4)",
+            f"language embed_tokens; {STACKS} (the others); lm_head; "
+            f"{TOWER.replace('linear', 'linear, class_embedding, positional_embedding_vlm')}; projector linear_1",
+        ),
+        (
+            [{"target_modules": r".*(vision|layers.0).*\.q_proj"}, {"target_modules": (), "experts": {"3": [1]}}],
+            f"language q_proj (in 1 of 4 layers); {STACKS} (experts 1 of 4, in 1 of 2 layers); vision q_proj",
+            f"language {EVERY.split(', q_proj')[0]}{EVERY.split('q_proj')[1].split(', shared')[0]}; "
+            f"q_proj (in 3 of 4 layers); shared{EVERY.partition('shared')[2]}; {STACKS} (the others); lm_head; "
+            "vision linear, class_embedding, positional_embedding_vlm, k_proj, v_proj, o_proj, fc1, fc2; "
+            "projector linear_1",
+        ),
+        (
+            [{"target_modules": (), "experts": [0, 1]}, {"target_modules": (), "experts": [1, 2, 3]}],
+            f"language {STACKS}",
+            f"language {EVERY}, lm_head; {TOWER.replace('linear', 'linear, class_embedding, positional_embedding_vlm')}"
+            "; projector linear_1",
+        ),
+        (
+            [{"target_modules": (), "experts": {"1": [0], "3": [1, 2]}}],
+            f"language {STACKS} (2 of 4 experts, others in other layers)",
+            None,
+        ),
+    ],
+    ids=str,
+)
+def test_a_name_is_told_with_its_part_of_the_model_and_how_much_of_it_is_meant(methods, adapted, left, monkeypatch):
+    """In a model that sees, `q_proj` is the tower's too; and nothing stands in both lists without a word on how."""
+    said = []
+    monkeypatch.setattr("halter.adapters.adapter.tell_once", said.append)
+    model = tiny_llama4.made(tiny_llama4.config())
+    adapter = adapt(model, [Lora(r=2, **one) for one in methods])
+    (line,) = said
+    whole, sizes = model.config.num_parameters, {place.path: math.prod(place.shape) for place in model.layout}
+    share = {}
+    for slot in adapter.slots:
+        numbers = slot.piece.pieces if isinstance(slot.piece, Experts) else [0]
+        share.setdefault(slot.path, set()).update(numbers)
+    some = {path: len(own) / (4 if "experts." in path else 1) * sizes[path] for path, own in share.items()}
+    first, rest = line.split(" Left alone: ")
+    assert first == f"Adapted: {adapted}: {sum(some.values()) / whole:.0%} of the base's numbers."
+    assert left is None or rest.startswith(f"{left}: ")
 
 
 def test_a_folder_of_some_experts_is_read_as_it_was(tmp_path):
