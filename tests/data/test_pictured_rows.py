@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import seeing
 import tiny_tokenizers as tiny
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halter.data.cache import cache_folder
+from halter.data.cache_key import files_behind
 from halter.data.load import RowSight, load_examples
 from halter.data.options import DataOptions
 from halter.data.pack import IGNORED, pack
 from halter.errors import Refusal, Waivers
+from halter.model import pictures as model_pictures
+from halter.model.llama4_tiles import Llama4Pictures
+from halter.model.llama4_tower import Llama4Tower
+from halter.model.mllama_pictures import MllamaPictures
+from halter.pictures.seen import grid_of
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 
@@ -188,10 +197,21 @@ def test_plain_text_and_pairs_take_pictures_where_they_are_named_or_ahead(tokeni
     assert plain.train[0].supervised.tolist() == [False] * 5 + [True] * (len(plain.train[0].tokens) - 5)
 
 
+NONE = "for pictures (<image>) and 0 pictures; where <image> is meant as text, leave the column out or give null"
 FAULTS = [
     ({"images": ["cat1.png"], "messages": talk(ASK)}, "0 places for pictures (<image>) and 1 picture"),
     ({"images": ["cat1.png"], "messages": talk("<image><image>")}, "2 places for pictures (<image>) and 1 picture"),
-    ({"images": [], "messages": talk("<image>")}, "1 place for pictures (<image>) and 0 pictures"),
+    ({"images": [], "messages": talk("<image>")}, f"1 place {NONE}"),
+    ({"images": [None, ""], "messages": talk("<image><image>")}, f"2 places {NONE}"),
+    (
+        {"images": ["cat1.png", None], "messages": talk("<image><image>")},
+        "a picture that cannot be used: no picture: nothing (picture 2)",
+    ),
+    (
+        {"images": [{"bytes": None, "path": None}, "cat1.png"], "messages": talk("<image><image>")},
+        "a picture that cannot be used: no picture: dict (picture 1)",
+    ),
+    ({"images": ["", "cat1.png"], "messages": talk("<image>")}, "1 place for pictures (<image>) and 2 pictures"),
     (
         {"images": ["cat1.png", "cat2.png"], "messages": talk([{"type": "image"}])},
         "1 place for pictures and 2 pictures",
@@ -240,6 +260,25 @@ def test_a_model_that_sees_nothing_refuses_pictures_unless_they_may_go(tokenizer
         assert loaded.train[0].tokens.tolist() == asked_by_hand(tokenizer, ASK)
     plain = load(tokenizer, here, [{"messages": talk(ASK), "image": None}], sees=False)
     assert plain.train[0].tokens.tolist() == asked_by_hand(tokenizer, ASK)
+
+
+@pytest.mark.parametrize("images", [None, "", [], [None], [None, {"bytes": None, "path": None}]])
+def test_rows_without_pictures_may_stand_beside_rows_with_them(images, tokenizer, here):
+    """As parquet files have them, where every row has every column."""
+    rows = [{"images": ["cat1.png"], "messages": talk(f"<image>{ASK}")}, {"images": images, "messages": talk(ASK)}]
+    kept = load(tokenizer, here, rows).train[1]
+    assert kept.pictures == () and kept.tokens.tolist() == asked_by_hand(tokenizer, ASK)
+
+
+def test_a_column_that_has_pictures_goes_before_one_that_has_none(tokenizer, here):
+    row = {"images": [], "image": "cat1.png", "question": ASK, "answer": "A lamp."}
+    assert len(load(tokenizer, here, [row]).train[0].pictures) == 1
+
+
+@pytest.mark.parametrize("row", [{}, {"images": None}, {"image": ""}, {"image": 3}, {"images": [1, 2]}])
+def test_without_a_list_of_pictures_the_words_for_a_place_are_text(row, tokenizer, here):
+    kept = load(tokenizer, here, [row | {"messages": talk(f"What does <image> do? {ASK}")}]).train[0]
+    assert kept.pictures == () and kept.tokens.tolist() == asked_by_hand(tokenizer, f"What does <image> do? {ASK}")
 
 
 def test_an_address_in_a_row_stops_the_run(tokenizer, here):
@@ -338,6 +377,37 @@ def test_rows_from_the_cache_have_their_pictures_and_a_changed_picture_makes_the
     with pytest.raises(Refusal, match="no such file"):
         load(tokenizer, here, rows, cache=True)
     assert cache_folder().is_dir()
+
+
+def test_other_code_that_chooses_a_grid_makes_rows_anew(tokenizer, here, monkeypatch):
+    """The rules' own file, and one of the model floor that they call."""
+    rows, read = [{"image": "cat1.png", "question": ASK, "answer": "A lamp."}], Path.read_bytes
+    load(tokenizer, here, rows, cache=True)
+    assert load(tokenizer, here, rows, cache=True).report.cached == 1
+    for file in (Path(seeing.__file__), Path(model_pictures.__file__)):
+        monkeypatch.setattr(Path, "read_bytes", lambda path, file=file: read(path) + b"#" * (path == file))
+        assert [load(tokenizer, here, rows, cache=True).report.cached for _ in range(2)] == [0, 1]
+
+
+FAMILIES = [Llama4Pictures(Llama4Tower(), 16), MllamaPictures(28, 4, 96, 96), seeing.SquareRules()]
+
+
+@pytest.mark.parametrize("rules", FAMILIES, ids=lambda rules: type(rules).__name__)
+def test_every_file_that_counts_a_pictures_tokens_is_part_of_the_key(rules):
+    """The files of whatever runs while a grid is chosen and its tokens are counted, by Python's own record."""
+    ran = set()
+    sys.setprofile(lambda frame, event, argument: ran.add(frame.f_code.co_filename))
+    try:
+        for size in ((8, 8), (8, 30), (70, 30), (20, 200)):
+            rules.ids(grid_of(rules, *size))
+            rules.prepare(torch.zeros(3, *size, dtype=torch.uint8))
+    finally:
+        sys.setprofile(None)
+    halter = Path(model_pictures.__file__).parents[1]
+    ran = {Path(name) for name in ran if Path(name).is_relative_to(halter)} - {*(halter / "pictures").iterdir()}
+    covered = {*files_behind(rules)}
+    assert ran <= covered and Path(model_pictures.__file__) in ran
+    assert Path(inspect.getsourcefile(type(rules))) in covered and len(covered) < 60
 
 
 def test_bytes_that_stand_in_rows_do_not_stay_in_memory(tokenizer, here):

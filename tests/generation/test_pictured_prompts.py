@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import seeing
+import tiny
 import torch
 from PIL import Image
 
 import halter
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal, Waivers
 from halter.generation import beginnings
 from halter.generation.engine import Engine, generate
@@ -21,6 +24,7 @@ from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt
 from halter.generation.requests import Request
 from halter.generation.seeing import Seeing
+from halter.model.config import ModelConfig
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.pictures.seen import RowPicture, features, look_at
@@ -48,19 +52,28 @@ def asked(*parts, before=WORDS):
     return [{"role": "user", "content": content}]
 
 
-def logits_alone(model, prompt: EncodedPrompt, answered=()):
+def logits_alone(model, prompt: EncodedPrompt, answered=(), adapter=None):
     """Of the whole row, computed by itself in one pass without a cache."""
     tokens = torch.tensor([*prompt.tokens, *answered])
     segments = Segments.packed([len(tokens)])
     segments.__dict__["features"] = features(model.config, [prompt.pictures])
-    return model.head(model.hidden(Pass(tokens, segments)))
+    acts = None if adapter is None else adapter.bind(model, segments)
+    return model.head(model.hidden(Pass(tokens, segments, acts)), acts)
 
 
-def greedy_alone(model, prompt, count):
+def greedy_alone(model, prompt, count, adapter=None):
     said = []
     for _ in range(count):
-        said.append(int(logits_alone(model, prompt, said)[-1].argmax()))
+        said.append(int(logits_alone(model, prompt, said, adapter)[-1].argmax()))
     return tuple(said)
+
+
+def told_and_alone(model, prompt, answer, adapter=None):
+    """What an answer says of its tokens' probabilities, and what the row has by itself; nats [tokens] both."""
+    count = len(answer.tokens)
+    alone = logits_alone(model, prompt, answer.tokens, adapter)[-1 - count : -1].log_softmax(-1)
+    told = torch.tensor([token.logprob for token in answer.logprobs], dtype=torch.float64)
+    return told, alone[torch.arange(count), list(answer.tokens)].double()
 
 
 def encoded(tokenizer, model, messages):
@@ -105,9 +118,43 @@ def test_answers_are_those_of_each_prompt_alone(tokenizer, model):
     found = generate(model, tokenizer, prompts, **options)
     assert [one.tokens for one in found] == wanted
     for one, prompt in zip(found, each, strict=True):
-        alone = logits_alone(model, prompt, one.tokens)[-5:-1].log_softmax(-1)
-        told = torch.tensor([token.logprob for token in one.logprobs], dtype=torch.float64)
-        assert torch.allclose(told, alone[torch.arange(4), list(one.tokens)].double(), atol=1e-5)
+        torch.testing.assert_close(*told_and_alone(model, prompt, one), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, 32])
+def test_several_answers_to_a_prompt_are_all_of_its_own_picture(rows, tokenizer, model):
+    """Drawn ones, some at work while others wait; the first is that of one answer."""
+    data = [seeing.saved(one) for one in PICTURES]
+    prompts = [asked(data[0], "?"), asked(data[1], "?"), asked("?"), asked(data[0], data[1]), asked(data[0], "?")]
+    options = {"max_new_tokens": 4, "ignore_stop_ids": True, "logprobs": 0, "temperature": 1.0, "seed": 5}
+    found = generate(model, tokenizer, prompts, n=3, max_rows=rows, **options)
+    single = generate(model, tokenizer, prompts, max_rows=rows, **options)
+    assert [one.tokens for one in found[::3]] == [one.tokens for one in single]
+    assert len({one.tokens for one in found}) > len(prompts)
+    for number, one in enumerate(found):
+        prompt = encoded(tokenizer, model, prompts[number // 3])
+        torch.testing.assert_close(*told_and_alone(model, prompt, one), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [3, 1000])
+def test_prompts_with_pictures_may_each_have_an_adapter_of_their_own(tokens, tokenizer, model):
+    """Equal prompts of two adapters, of one and of none; one adapter acts where pictures enter."""
+    data = [seeing.saved(one) for one in PICTURES]
+    made = [adapt(model, "lora", r=2, target_modules=[own]) for own in ("q_proj", "embed_tokens")]
+    for number, one in enumerate(made):
+        tiny.jitter(one, seed=number)
+    asks = [asked(data[0], "?"), asked(data[1], "?"), asked("?"), asked(data[0], data[1], "?")]
+    both = [(encoded(tokenizer, model, one), own) for one in asks for own in (None, *made, made[0])]
+    options = GenerationOptions(max_new_tokens=3, ignore_stop_ids=True, logprobs=0)
+    engine = Engine(model, tokenizer, rows=7, tokens=tokens)
+    pieces = engine.run([Request(one, options, own) for one, own in both])
+    found = {piece.row: piece.result for piece in pieces if piece.result}
+    for number, (prompt, own) in enumerate(both):
+        torch.testing.assert_close(*told_and_alone(model, prompt, found[number], own), atol=1e-5, rtol=0)
+    first = [told_and_alone(model, both[n][0], found[n], both[n][1])[0][0] for n in range(3)]
+    assert len({round(float(one), 4) for one in first}) == 3
 
 
 def test_equal_pictures_are_computed_once_and_different_ones_each(tokenizer, model, monkeypatch):
@@ -216,6 +263,24 @@ def test_rows_of_a_file_of_prompts_bring_their_pictures(tokenizer, model, tmp_pa
     with pytest.raises(Refusal) as refused:
         read_prompts(str(file))
     assert refused.value.id == "input-rows" and "2 places for pictures" in refused.value.found[0]
+
+
+def test_a_prompt_that_was_made_for_another_models_pictures_is_refused(tokenizer, model):
+    """Of equal tokens, one tile more: what the model then makes of the picture has no place in the row."""
+    other = replace(model.config.pictures, most=2)
+    prompt = encode_prompt(tokenizer, asked(seeing.saved(seeing.pixels(9, 16, 16))), seeing=Seeing(other))
+    assert prompt.pictures[0].grid != (2, 2)
+    blind = ModelConfig(**{field.name: getattr(model.config, field.name) for field in fields(ModelConfig)})
+    for config, found in ((model.config, "1 by 1 tiles, and this model cuts it into 2 by 2"), (blind, "no pictures")):
+        for _ in range(2):  # where its tiles are kept as well
+            with pytest.raises(Refusal) as refused:
+                features(config, [(), prompt.pictures])
+            assert refused.value.id == "picture-for-another-model" and found in refused.value.found[0]
+    options = GenerationOptions(max_new_tokens=1)
+    engine = Engine(model, tokenizer)
+    engine.add(Request(prompt, options))
+    ends = [piece.result for piece in engine.step() if piece.result]
+    assert [one.finish_reason for one in ends] == ["error"] and "takes the picture otherwise" in ends[0].error
 
 
 def test_tiles_are_kept_up_to_a_bound(model):
