@@ -28,7 +28,7 @@ from halter.run.cautions import to_lower
 from halter.run.checkpoints import Checkpointer
 from halter.run.course import Course
 from halter.run.describe import describe
-from halter.run.ends import last_words, refuse_nothing_learnt, result
+from halter.run.ends import last_words, refuse_nothing_learnt, result, unmoved_words
 from halter.run.expert_choice import untrained_experts, with_experts_found
 from halter.run.held import load_base
 from halter.run.output import claimed, open_run
@@ -46,6 +46,7 @@ from halter.training.objective import make as make_objective
 from halter.training.progress import Display
 from halter.training.trackers import open_trackers
 from halter.training.trainee import Trainee
+from halter.training.unmoved import Beginning
 
 MANY = 0.25
 """Share of the base's numbers from which on training so many beside it is worth a word."""
@@ -165,9 +166,12 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
                 checkpointer.stop()
             raise
     refuse_nothing_learnt(trainee)
+    still = trainee.unmoved()  # by training, whatever adapter is kept
     watch.keep_best(lambda: new_adapter(job, model))
-    for line in (*last_words(trainee, to_lower(job)), *untrained_experts(trainee)):
+    for line in (*last_words(trainee, to_lower(job)), *unmoved_words(trainee, still), *untrained_experts(trainee)):
         say(line)
+    if still:
+        log({"step": trainee.step, "unmoved": [slot.path for slot in still]})
     try:
         found = identity.result()
         adapter.facts["base"] |= found.facts()
@@ -194,6 +198,7 @@ def _begin(job: Job, model: Decoder, run: RunFolder, say: Say) -> tuple[Job, Tra
     trainee = new_trainee(job, adapter, say)
     tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
     keep = "off" if options.neftune_noise_alpha else options.cache_frozen  # noise changes what layers give every time
+    trainee.beginning = Beginning(adapter)
     trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
     return job, trainee
 
