@@ -40,7 +40,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
     ids = {field: known.token_id(f"<|{name}|>") for field, name in names.items()}
     ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids}
-    shape = tiny_llama4.config(2, vocab_size=known.vocab_size, chunk=64, seen=tiny_llama4.tower(**ids), **ends)
+    shape = tiny_llama4.config(
+        2, experts=12, vocab_size=known.vocab_size, chunk=64, seen=tiny_llama4.tower(**ids), **ends
+    )
     save_model(tiny.decoder(shape), shape, folder / "model", sorted(files.iterdir()))
     (folder / "one.png").write_bytes(seeing.saved(seeing.pixels()))
     for name, lead, images in (("blind", "", []), ("seen", "<image>\n", ["one.png"])):
@@ -141,17 +143,19 @@ def test_places_at_which_nothing_moved_are_named_where_others_moved(base: Path, 
     assert still(base, run)[0] == [] and told(said) == [] and logged(run) == []
 
 
-def test_some_layers_of_a_name_are_told_as_some(base: Path, tmp_path: Path):
-    """Of two layers each; and adapted experts, which a line of their own names, are not among them."""
-    methods = {"target_modules": ["q_proj"], "experts": "all"}
-    run, said = ran(base, tmp_path / "run", method=methods)
+def test_experts_that_no_token_reached_are_told_once(base: Path, tmp_path: Path):
+    """In a line of their own, and as places in metrics.jsonl."""
+    look = {"model": str(base / "model"), "data": str(base / "blind.jsonl"), "method": "lora"}
+    use = halter.inspect(look | {"output_dir": str(tmp_path / "none")}, experts=True, say=lambda _: None).experts
+    assert use is not None
+    idle = list(use.counts[1]).index(0)
+    targets = r"(vision.*layers\.0|language).*\.(q_proj|fc1)"
+    run, said = ran(base, tmp_path / "run", method={"target_modules": targets, "experts": [idle]})
     paths, adapter = still(base, run)
-    assert {path.rpartition(".")[2] for path in paths} == {"q_proj"}
-    named = {slot.path for slot in adapter.slots}
-    assert any("experts" in path for path in named)
-    assert told(said)[0].startswith(
-        f"{SOME} 2 of 6 adapted places, they are what they were at the start: vision q_proj."
-    )
+    assert sum("experts" in path for path in paths) == 2 and len(paths) == 4 and len(adapter.slots) == 6
+    lead = f"{SOME} 2 of 6 adapted places, they are what they were at the start: vision q_proj, fc1. "
+    assert told(said)[0].startswith(lead) and logged(run) == [paths]
+    assert any(line.startswith("experts that saw no token") for line in said)
 
 
 def test_decay_alone_is_no_move():
