@@ -18,7 +18,7 @@ from halter.training.guards import Guards, Trouble
 from halter.training.objective import Objective
 from halter.training.objectives.sft import Sft
 from halter.training.splitting import free, out_of_memory
-from halter.training.unmoved import Beginning
+from halter.training.unmoved import Outset
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Trainee:
     objective: Objective = field(default_factory=Sft)
     reference: Adapter | None = None
     """Beside whom the objective compares it, where it does; None: the base."""
-    beginning: Beginning | None = None
+    outset: Outset | None = None
     """What it was when training began, where somebody asks at the end what has moved."""
     base_rates: list[float] = field(init=False)
     norm: float | None = field(init=False, default=None)
@@ -58,8 +58,8 @@ class Trainee:
         return self.base_rates[0] * self.schedule(self.step)
 
     def unmoved(self) -> list[Slot]:
-        """The slots at which training moved nothing; none where ``beginning`` was not kept."""
-        return [] if self.beginning is None else self.beginning.unmoved(self.adapter, self.optimizer)
+        """The slots at which training moved nothing; none where ``outset`` was not kept."""
+        return [] if self.outset is None else self.outset.unmoved(self.adapter, self.optimizer)
 
     def settle(self) -> None:
         """Unscale, measure and clip the accumulated gradients and make room for the optimizer's states: all of a step

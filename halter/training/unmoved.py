@@ -29,7 +29,7 @@ def mark(tensor: Tensor) -> Tensor:
     return found
 
 
-class Beginning:
+class Outset:
     """An adapter as training began with it."""
 
     def __init__(self, adapter: Adapter) -> None:

@@ -24,7 +24,7 @@ from halter.pretrained.save import save_model
 from halter.text.tokenizer import Tokenizer
 from halter.training import schedule
 from halter.training.trainee import Trainee
-from halter.training.unmoved import Beginning, mark
+from halter.training.unmoved import Outset, mark
 
 NOTHING, SOME = "warning: training changed nothing", "warning: training moved nothing at"
 TALKS = [("What is it?", "red"), ("Say so.", "blue it is"), ("And this?", "green")]
@@ -165,16 +165,16 @@ def test_decay_alone_is_no_move():
     tiny.jitter(adapter)
     optimizer = torch.optim.AdamW(adapter.groups(1e-2, 0.1), lr=1e-2)
     trainee = Trainee(adapter, optimizer, schedule.make("constant", 4, 0), torch.amp.GradScaler("cpu", enabled=False))
-    beginning = Beginning(adapter)
+    outset = Outset(adapter)
     for parameter in adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = [parameter.detach().clone() for parameter in adapter.parameters()]
     optimizer.step()
     assert not all(torch.equal(*pair) for pair in zip(before, adapter.parameters(), strict=True))
-    assert beginning.unmoved(trainee.adapter, optimizer) == adapter.slots
+    assert outset.unmoved(trainee.adapter, optimizer) == adapter.slots
     next(adapter.parameters()).grad.fill_(1.0)
     optimizer.step()
-    assert beginning.unmoved(trainee.adapter, optimizer) == []
+    assert outset.unmoved(trainee.adapter, optimizer) == []
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40), st.data())
