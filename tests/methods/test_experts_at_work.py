@@ -13,6 +13,7 @@ import torch
 from test_experts import at_experts, batch_of, folded, moe, moved
 
 from halter.adapters.stacked import stack
+from halter.generation.beginnings import SHORTEST
 from halter.generation.engine import generate
 from halter.model.decoder import Decoder
 from halter.model.layout import LINEAR
@@ -23,7 +24,9 @@ from halter.training.schedule import make as make_schedule
 from halter.training.step import take_step
 from halter.training.trainee import Trainee
 
-PROMPTS = ["once upon a time", "the quick brown fox jumps over the dog", "once upon a hill", "a"]
+LONG = " ".join(["the quick brown fox jumps over the dog"] * 3)
+PROMPTS = [f"{LONG} jumps", f"{LONG} upon a time", "once"]
+"""Two with a beginning that is long enough to be computed once for rows that agree in it."""
 KINDS = [{"experts": "all"}, {"experts": [0, 2], "target_modules": ("q_proj", "down_proj")}, {"experts": {"2": [1, 3]}}]
 WHOLE = {"ignore_stop_ids": True, "logprobs": 0}
 
@@ -59,6 +62,7 @@ def test_several_answers_of_adapted_experts_are_each_what_the_decoder_says(asked
     how = {"temperature": 1.0, "seed": 5, "max_new_tokens": 9, **WHOLE}
     answers = generate(model, tokenizer, PROMPTS[:2], adapters[number], n=3, max_rows=4, **how)
     assert len(answers) == 6 and len({(a.prompt_tokens, a.tokens) for a in answers}) == 6
+    assert all(len(answer.prompt_tokens) > SHORTEST for answer in answers)
     for answer in answers:
         torch.testing.assert_close(told(answer), by_the_decoder(model, adapters[number], answer), rtol=1e-6, atol=1e-5)
         assert float((told(answer) - by_the_decoder(model, None, answer)).abs().max()) > 1e-3
@@ -71,13 +75,14 @@ def test_several_answers_of_adapted_experts_are_each_what_the_decoder_says(asked
 def test_one_batch_of_several_adapters_of_experts_answers_as_each_does_alone(asked, tokenizer):
     """The base, three adapters and two of them stacked, with equal beginnings, several answers each, rows that join."""
     model, adapters = asked
-    owners, first = [[], *([one] for one in adapters), adapters[:2]], PROMPTS[:3]
-    prompts, given = first * len(owners), [stack(own) if own else None for own in owners for _ in first]
+    owners, count = [[], *([one] for one in adapters), adapters[:2]], 2 * len(PROMPTS)
+    stacks = [stack(own) if own else None for own in owners]
+    prompts, given = PROMPTS * len(owners), [one for one in stacks for _ in PROMPTS]
     how = {"temperature": 1.0, "seed": 1, "n": 2, "max_new_tokens": 5, **WHOLE}
-    together = generate(model, tokenizer, prompts, given, max_rows=7, **how)
+    together = generate(model, tokenizer, prompts, given, max_rows=17, **how)
     assert len(together) == 2 * len(prompts)
     for number, own in enumerate(owners):
-        here, changes = slice(number * 2 * len(first), (number + 1) * 2 * len(first)), []
+        here, changes = slice(number * count, (number + 1) * count), []
         merged = functools.reduce(folded, own, model)
         alone = generate(merged, tokenizer, prompts, **how)[here]  # draws go by a prompt's number
         for got, want in zip(together[here], alone, strict=True):
