@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class ComparisonLoop:
         for precision in self.options.precisions:
             before = self._base(precision)
             for entry in self.entered:
-                if entry.precision == precision and self.rows[entry.name]["status"] == "done":
+                if entry.precision == precision and self.rows[entry.name].status == "done":
                     began = time.monotonic()
                     self._row(entry, before)
                     self.took.append(time.monotonic() - began)
@@ -114,7 +115,8 @@ class ComparisonLoop:
 
     def _foretell(self) -> None:
         """How long the methods that are left take at the pace of those that were done."""
-        left = sum(self.rows[one.name]["status"] == "done" and not self.rows[one.name]["mean"] for one in self.entered)
+        rows = [self.rows[one.name] for one in self.entered]
+        left = sum(row.status == "done" and not row.scored for row in rows)
         if left:
             done = len(self.took)
             more = in_words(sum(self.took) / done * left)
@@ -122,9 +124,14 @@ class ComparisonLoop:
 
     def write(self) -> dict[str, Any]:
         """record.json as it stands: rows that have been scored, or never will be."""
-        shown = [row for row in self.rows.values() if row["status"] != "done" or row["mean"]]
-        ties = self.noise.judge([row for row in shown if row["mean"]]) if self.noise.losses else {}
-        record = {**self.head, "rows": shown, "ties": ties.pop("test_loss", []), "ties_by": ties}
+        shown = [row for row in self.rows.values() if row.status != "done" or row.scored]
+        ties = self.noise.judge([row for row in shown if row.scored]) if self.noise.losses else {}
+        record = {
+            **self.head,
+            "rows": [asdict(row) for row in shown],
+            "ties": ties.pop("test_loss", []),
+            "ties_by": ties,
+        }
         # The survey's claims are about its own methods and sizes: whoever compares on other data did not ask for them.
         record["verdicts"] = verdicts(record) if record["base"]["name"] == "playground" else []
         write_json(self.setup.folder / "record.json", record, replace=True)
@@ -132,21 +139,23 @@ class ComparisonLoop:
 
     def _start(self, entry: ComparedMethod) -> None:
         """The row with what can be said before training: counts, whether it fits, its memory."""
-        row = records.row_of(entry.name, entry.method, entry.precision)
+        row = records.RecordRow(entry.name, entry.method, entry.precision)
         self.rows[entry.name] = row
         try:
             job, adapter = self.runner.first_look(entry)
         except Refusal as refusal:
-            row |= {"status": "left out", "why": str(refusal)}
+            row.leave("left out", str(refusal))
             return
-        count = adapter.num_trainable
-        row |= {"trainable": count, "share": count / job.config.num_parameters}
-        row |= {"method": recipes.as_data(job.recipe)["method"], "learning_rate": job.recipe.train.learning_rate}
-        row["warmup"] = job.recipe.train.warmup_steps
+        row.trainable = adapter.num_trainable
+        row.share = row.trainable / job.config.num_parameters
+        row.method = recipes.as_data(job.recipe)["method"]
+        rate = job.recipe.train.learning_rate
+        assert rate is not None  # a job's recipe has the method's own where none was given
+        row.learning_rate, row.warmup = rate, job.recipe.train.warmup_steps
         memory = self.runner.memory(entry, job)
         if "why" in memory:
-            row |= {"status": "left out", "why": f"its first steps failed: {memory['why']}"}
-        row["memory"] |= {key: value for key, value in memory.items() if key != "why"}
+            row.leave("left out", f"its first steps failed: {memory['why']}")
+        row.memory |= {key: value for key, value in memory.items() if key != "why"}
 
     def _base(self, precision: str) -> float | None:
         """The base's row; returns its loss on general text."""
@@ -155,14 +164,14 @@ class ComparisonLoop:
         held = precision if precision in STORAGES else trial["dtype"]
         mean = {"test_loss": trial["test_loss"], **trial["scores"]}
         self.head |= {"tasks": trial["tasks"]} if "tasks" in trial else {}
-        row = records.row_of(name, None, held, mean=mean, decode_tokens_per_second=trial["decode"])
+        row = records.RecordRow(name, None, held, mean=mean, decode_tokens_per_second=trial["decode"])
         place = next((n for n, c in enumerate(self.entered) if c.precision == precision), 0)
         rows = list(self.rows.items())
-        place += sum(one["method"] is None for _, one in rows)  # the bases before it
+        place += sum(one.method is None for _, one in rows)  # the bases before it
         self.rows = dict([*rows[:place], (name, row), *rows[place:]])
         for entry in self.entered:
             if entry.precision == precision:
-                self.rows[entry.name]["precision"] = held
+                self.rows[entry.name].precision = held
         self.noise.add(name, [trial])
         self.say(f"{name}: test loss {trial['test_loss']:.4f}")
         return None if trial["general_loss"] is None else float(trial["general_loss"])
@@ -174,24 +183,23 @@ class ComparisonLoop:
         def attempt(rates: Sequence[float], tokens: int) -> list[Trial]:
             return self.runner.search(entry, rates, tokens)
 
-        rate, found = halve(row["learning_rate"], options.search_trials, self.setup.tokens, attempt)
+        rate, found = halve(row.learning_rate, options.search_trials, self.setup.tokens, attempt)
         if rate is None:
-            row |= {"status": "failed", "why": "training failed at every learning rate that was tried"}
+            row.leave("failed", "training failed at every learning rate that was tried")
             return
-        row["learning_rate"] = rate
+        row.learning_rate = rate
         trials: list[Trial] = []
         for seed in range(options.seed, options.seed + options.seeds):
             trial = self.runner.run(entry, rate, seed)
             why = trial["why"] or ("" if trial["test_loss"] is not None else "its loss on the test rows is not finite")
             if why:
-                row |= {"status": "failed", "why": f"seed {seed}: {why}"}
+                row.leave("failed", f"seed {seed}: {why}")
                 return
             after = trial["general_loss"]
             forgetting = None if after is None or before is None else after - before
             trials.append({**trial, "forgetting": forgetting})
             self.noise.add(entry.name, trials)
-            row |= records.summed(row, trials, found)
-            row["recipe"] = trials[0]["recipe"]
-        row |= self.runner.costs(entry, rate)
-        self.say(f"{entry.name}: rate {rate:g}, test loss {row['mean']['test_loss']:.4f}")
+            records.sum_up(row, trials, found)
+        row.take(self.runner.costs(entry, rate))
+        self.say(f"{entry.name}: rate {rate:g}, test loss {row.mean['test_loss']:.4f}")
         self.write()

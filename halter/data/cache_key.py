@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import time
@@ -139,8 +140,36 @@ def _code() -> str:
 
 def _rules_code(rules: PictureRules) -> str:
     """The code by which a family says how many tokens a picture is."""
-    file = inspect.getsourcefile(type(rules))
-    return "" if file is None else blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+    digest = blake2b(digest_size=16)
+    for path in files_behind(rules):
+        code = path.read_bytes()
+        digest.update(len(code).to_bytes(8, "little") + code)
+    return digest.hexdigest()
+
+
+def files_behind(rules: PictureRules) -> list[Path]:
+    """The file in which a family's rules stand, and Halter's that it imports, or that these import, in any way."""
+    own = inspect.getsourcefile(type(rules))
+    found: list[Path] = []
+    due = [] if own is None else [Path(own)]
+    while due:
+        path = due.pop()
+        found.append(path)
+        due += [one for one in _imported(path) if one not in found and one not in due]
+    return sorted(found)
+
+
+def _imported(path: Path) -> list[Path]:
+    """Halter's files that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.update({f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)})
+    root = Path(__file__).parents[2]
+    places = (root.joinpath(*name.split(".")) for name in sorted(names) if name.startswith("halter."))
+    return [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
 
 
 @lru_cache

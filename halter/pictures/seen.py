@@ -102,12 +102,20 @@ class PreparedTiles:
 
     def __init__(self, most: int = TILES_BYTES) -> None:
         self.most, self.held = most, 0
-        self._tiles: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._tiles: OrderedDict[tuple[str, str], tuple[Tensor, Grid]] = OrderedDict()
         self._lock = Lock()
 
     def of(self, rules: PictureRules, picture: RowPicture) -> Tensor:
         """float32 [tiles, 3, side, side]. Raises PictureFault; Refusal ``picture-changed`` where other pixels lie where
-        this picture's lay."""
+        this picture's lay, ``picture-for-another-model`` where these rules cut it into other tiles than its row counts.
+        """
+        tiles, grid = self._made(rules, picture)
+        if grid != picture.grid:
+            counted, cut = (f"{high} by {wide}" for high, wide in (picture.grid, grid))
+            raise _for_another(picture.place.name, f"{counted} tiles, and this model cuts it into {cut}")
+        return tiles
+
+    def _made(self, rules: PictureRules, picture: RowPicture) -> tuple[Tensor, Grid]:
         key = identity(rules), picture.digest
         with self._lock:
             if key in self._tiles:
@@ -121,18 +129,26 @@ class PreparedTiles:
                 where=picture.place.name,
                 fix="run again, and the rows are read anew",
             )
-        tiles, grid = rules.prepare(decoded.pixels)
-        if tuple(grid) != picture.grid:
-            raise AssertionError(f"{picture.place.name}: a grid of {grid} where {picture.grid} was counted")
+        tiles, (high, wide) = rules.prepare(decoded.pixels)
         size = tiles.numel() * tiles.element_size()
         with self._lock:
             if size <= self.most and key not in self._tiles:
-                self._tiles[key] = tiles
+                self._tiles[key] = tiles, (high, wide)
                 self.held += size
                 while self.held > self.most:
-                    _, gone = self._tiles.popitem(last=False)
+                    _, (gone, _) = self._tiles.popitem(last=False)
                     self.held -= gone.numel() * gone.element_size()
-        return tiles
+        return tiles, (high, wide)
+
+
+def _for_another(where: str, found: str) -> Refusal:
+    return Refusal(
+        "picture-for-another-model",
+        "this row's tokens were made for a model that takes the picture otherwise",
+        where=where,
+        found=[found],
+        fix="make the row's tokens, or the prompt's, with model.config.pictures of the model that reads them",
+    )
 
 
 prepared = PreparedTiles()
@@ -149,12 +165,16 @@ class HasPictures(Protocol):
 def features(
     config: HasPictures, rows: Iterable[Sequence[RowPicture]] | None
 ) -> list[tuple[Picture, ...] | None] | None:
-    """``Segments.features`` of rows with these pictures; None where no row has one."""
+    """``Segments.features`` of rows with these pictures; None where no row has one.
+
+    Raises PictureFault; Refusals as of PreparedTiles.of, and ``picture-for-another-model`` where the model sees none.
+    """
     held = None if rows is None else [*rows]
     if held is None or not any(held):
         return None
     rules = config.pictures
-    assert rules is not None, "pictures for a model that sees none"
+    if rules is None:
+        raise _for_another(next(row[0].place.name for row in held if row), "this model sees no pictures")
     return [tuple(_picture(rules, one) for one in row) if row else None for row in held]
 
 

@@ -8,25 +8,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
 from typing import IO, Any, Protocol
-from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, build_opener
-from urllib.request import Request as WebRequest
 
 import numpy as np
 import torch
 
 from halter.errors import Refusal
+from halter.pictures.fetching import fetched
 from halter.pictures.process import BYTES, DecodedPicture, PictureFault, process
 
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
-FETCH_SECONDS = 30.0
 SHOWN = 80
 """Characters of a name that are told."""
 
@@ -217,23 +213,3 @@ def _of_pillow(image: Any) -> PicturePixels:
         raise PictureFault(str(error)) from error
     rows = torch.from_numpy(np.array(image, dtype=np.uint8))
     return PicturePixels(DecodedPicture(rows.permute(2, 0, 1)))
-
-
-class _WebOnly(HTTPRedirectHandler):
-    """Follows an answer to the web alone."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if not ADDRESS.match(newurl):
-            raise PictureFault("its address leads away from the web")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def fetched(address: str) -> bytes:
-    """What lies at an address of the web. Raises PictureFault."""
-    try:
-        asked = WebRequest(address, headers={"User-Agent": "halter"})
-        with build_opener(_WebOnly).open(asked, timeout=FETCH_SECONDS) as answer:
-            data: bytes = answer.read(BYTES + 1)
-    except (URLError, HTTPException, OSError, ValueError) as error:
-        raise PictureFault(f"it cannot be fetched: {getattr(error, 'reason', None) or error}"[:200]) from error
-    return data

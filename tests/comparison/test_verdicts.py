@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from halter.comparison.record import row_of
+from halter.comparison.record import RecordRow
 from halter.comparison.survey import verdicts
 
 
@@ -12,7 +13,7 @@ def row(name: str, loss: float, precision: str = "float32", **known: Any) -> dic
     method = {"name": name.removesuffix("-nf4")} if not name.startswith("base") else None
     mean = {"test_loss": loss, "forgetting": known.pop("forgetting", 0.0)}
     memory = {"planned": None, "measured_peak_bytes": known.pop("peak", 10)}
-    return row_of(name, method, precision, mean=mean, memory=memory, **known)
+    return asdict(RecordRow(name, method, precision, mean=mean, memory=memory, **known))
 
 
 def judged(rows: list[dict[str, Any]], ties: tuple[tuple[str, str], ...] = ()) -> dict[str, dict[str, Any]]:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import seeing
 import tiny_tokenizers as tiny
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halter.data.cache import cache_folder
+from halter.data.cache_key import files_behind
 from halter.data.load import RowSight, load_examples
 from halter.data.options import DataOptions
 from halter.data.pack import IGNORED, pack
 from halter.errors import Refusal, Waivers
+from halter.model import pictures as model_pictures
+from halter.model.llama4_tiles import Llama4Pictures
+from halter.model.llama4_tower import Llama4Tower
+from halter.model.mllama_pictures import MllamaPictures
+from halter.pictures.seen import grid_of
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 
@@ -338,6 +347,37 @@ def test_rows_from_the_cache_have_their_pictures_and_a_changed_picture_makes_the
     with pytest.raises(Refusal, match="no such file"):
         load(tokenizer, here, rows, cache=True)
     assert cache_folder().is_dir()
+
+
+def test_other_code_that_chooses_a_grid_makes_rows_anew(tokenizer, here, monkeypatch):
+    """The rules' own file, and one of the model floor that they call."""
+    rows, read = [{"image": "cat1.png", "question": ASK, "answer": "A lamp."}], Path.read_bytes
+    load(tokenizer, here, rows, cache=True)
+    assert load(tokenizer, here, rows, cache=True).report.cached == 1
+    for file in (Path(seeing.__file__), Path(model_pictures.__file__)):
+        monkeypatch.setattr(Path, "read_bytes", lambda path, file=file: read(path) + b"#" * (path == file))
+        assert [load(tokenizer, here, rows, cache=True).report.cached for _ in range(2)] == [0, 1]
+
+
+FAMILIES = [Llama4Pictures(Llama4Tower(), 16), MllamaPictures(28, 4, 96, 96), seeing.SquareRules()]
+
+
+@pytest.mark.parametrize("rules", FAMILIES, ids=lambda rules: type(rules).__name__)
+def test_every_file_that_counts_a_pictures_tokens_is_part_of_the_key(rules):
+    """The files of whatever runs while a grid is chosen and its tokens are counted, by Python's own record."""
+    ran = set()
+    sys.setprofile(lambda frame, event, argument: ran.add(frame.f_code.co_filename))
+    try:
+        for size in ((8, 8), (8, 30), (70, 30), (20, 200)):
+            rules.ids(grid_of(rules, *size))
+            rules.prepare(torch.zeros(3, *size, dtype=torch.uint8))
+    finally:
+        sys.setprofile(None)
+    halter = Path(model_pictures.__file__).parents[1]
+    ran = {Path(name) for name in ran if Path(name).is_relative_to(halter)} - {*(halter / "pictures").iterdir()}
+    covered = {*files_behind(rules)}
+    assert ran <= covered and Path(model_pictures.__file__) in ran
+    assert Path(inspect.getsourcefile(type(rules))) in covered and len(covered) < 60
 
 
 def test_bytes_that_stand_in_rows_do_not_stay_in_memory(tokenizer, here):

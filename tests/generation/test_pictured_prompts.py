@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt
 from halter.generation.requests import Request
 from halter.generation.seeing import Seeing
+from halter.model.config import ModelConfig
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.pictures.seen import RowPicture, features, look_at
@@ -216,6 +218,24 @@ def test_rows_of_a_file_of_prompts_bring_their_pictures(tokenizer, model, tmp_pa
     with pytest.raises(Refusal) as refused:
         read_prompts(str(file))
     assert refused.value.id == "input-rows" and "2 places for pictures" in refused.value.found[0]
+
+
+def test_a_prompt_that_was_made_for_another_models_pictures_is_refused(tokenizer, model):
+    """Of equal tokens, one tile more: what the model then makes of the picture has no place in the row."""
+    other = replace(model.config.pictures, most=2)
+    prompt = encode_prompt(tokenizer, asked(seeing.saved(seeing.pixels(9, 16, 16))), seeing=Seeing(other))
+    assert prompt.pictures[0].grid != (2, 2)
+    blind = ModelConfig(**{field.name: getattr(model.config, field.name) for field in fields(ModelConfig)})
+    for config, found in ((model.config, "1 by 1 tiles, and this model cuts it into 2 by 2"), (blind, "no pictures")):
+        for _ in range(2):  # where its tiles are kept as well
+            with pytest.raises(Refusal) as refused:
+                features(config, [(), prompt.pictures])
+            assert refused.value.id == "picture-for-another-model" and found in refused.value.found[0]
+    options = GenerationOptions(max_new_tokens=1)
+    engine = Engine(model, tokenizer)
+    engine.add(Request(prompt, options))
+    ends = [piece.result for piece in engine.step() if piece.result]
+    assert [one.finish_reason for one in ends] == ["error"] and "takes the picture otherwise" in ends[0].error
 
 
 def test_tiles_are_kept_up_to_a_bound(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from statistics import mode
 
 import pytest
 import seeing
@@ -88,6 +89,16 @@ def test_a_part_that_lies_before_the_text_learns_in_runs_of_many_epochs_and_unde
     trained = load_file(made / "adapter" / "adapter_model.safetensors")
     moved = [name for name, tensor in trained.items() if "lora_B" in name and bool(tensor.any())]
     assert moved and len(moved) == sum("lora_B" in name for name in trained)
+
+
+def test_the_embedding_of_most_of_a_pictures_tokens_may_be_untrained(base, rows, tmp_path):
+    """What Llama 4's tower makes stands in its place, so that a base may have left it at zero."""
+    model, tokenizer = halter.load(base, device="cpu", dtype="float32", say=lambda _: None)
+    model.embed_tokens.matrix[mode(model.config.pictures.ids((1, 1)))] = 0
+    save_model(model, model.config, tmp_path / "base", [path for path in base.iterdir() if "token" in path.name])
+    recipe = {"model": {"path": str(tmp_path / "base"), "device": "cpu"}, "data": str(rows), "method": "lora"}
+    made = halter.train(recipe | {"train": {"max_steps": 1}, "output_dir": str(tmp_path / "run")}, say=lambda _: None)
+    assert (made / "adapter").is_dir()
 
 
 def typed(capsys, *words):

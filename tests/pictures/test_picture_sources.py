@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ import seeing
 from PIL import Image
 
 from halter.errors import Refusal
+from halter.pictures import fetching
 from halter.pictures.process import PictureFault, PictureProcess
 from halter.pictures.sources import PictureSpool, place_of
 
@@ -89,6 +91,98 @@ def test_an_address_is_fetched_where_that_was_asked_for_alone(site):
         place_of(f"{address}/away", fetch=True)
     with pytest.raises(PictureFault, match="cannot be fetched"):
         place_of("http://127.0.0.1:9/x.png", fetch=True)
+
+
+HEAD = b"HTTP/1.0 200 OK\r\n"
+SLOW = {
+    "body": (HEAD + b"\r\n", PNG),
+    "head": (HEAD, b"X-Word: " + b"a" * 4000 + b"\r\n\r\n" + PNG),
+    "status": (b"", HEAD + b"\r\n" + PNG),
+    "chunks": (
+        HEAD.replace(b"1.0", b"1.1") + b"Transfer-Encoding: chunked\r\n\r\n",
+        b"1\r\nx\r\n" * 300 + b"0\r\n\r\n",
+    ),
+    "TLS": (b"\x16\x03\x03\x40\x00", b"\0" * 4000),
+}
+
+
+@pytest.fixture
+def raw():
+    """A server that says what it is given: at once, and then byte by byte, 0.05 s apart; nothing of it is HTTP to it.
+    ``gone`` is set when whoever asked has hung up before the end."""
+    gone, ended, listener = threading.Event(), threading.Event(), socket.create_server(("127.0.0.1", 0))
+    says = []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                at_once, slowly = says.pop(0)
+                connection.recv(4096)
+                try:
+                    connection.sendall(at_once)
+                    for byte in slowly:
+                        if ended.wait(0.05):
+                            return
+                        connection.sendall(bytes([byte]))
+                except OSError:
+                    gone.set()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/a.png", says, gone
+    ended.set()
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+@pytest.mark.parametrize("how", SLOW)
+def test_a_server_that_sends_now_and_then_holds_nobody_for_long(how, raw, monkeypatch):
+    """Each byte comes soon after the last, so that no read of a socket is ever out of its time."""
+    address, says, gone = raw
+    monkeypatch.setattr(fetching, "SECONDS", 0.3)
+    says.append(SLOW[how])
+    address = address.replace("http:", "https:" if how == "TLS" else "http:")
+    with pytest.raises(PictureFault, match="not there in whole after 0.3 seconds"):
+        place_of(address, fetch=True)
+    assert gone.wait(20)  # and the connection is not kept
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"no such thing as HTTP\r\n\r\n", "cannot be fetched: no such thing"),
+        (b"", "cannot be fetched: Remote end closed"),
+        (HEAD + b"X: " + b"x" * 70000 + b"\r\n\r\n", "cannot be fetched: got more than 65536 bytes"),
+        (HEAD + b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\n", "cannot be fetched: got more than 100"),
+        (HEAD + b"Content-Length: 5000\r\n\r\n" + PNG, r"^it cannot be fetched: [\d,]+ bytes of it did not come"),
+        (
+            HEAD.replace(b"1.0", b"1.1") + b"Transfer-Encoding: chunked\r\n\r\nfff\r\nabc",
+            r"cannot be fetched: IncompleteRead",
+        ),
+        (HEAD.replace(b"1.0", b"1.1") + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", "cannot be fetched"),
+        (b"HTTP/1.0 404 Gone fishing\r\n\r\n", "cannot be fetched: Gone fishing"),
+    ],
+)
+def test_what_a_server_says_amiss_is_a_fault_in_words(said, words, raw):
+    address, says, _ = raw
+    says.append((said, b""))
+    with pytest.raises(PictureFault, match=words):
+        place_of(address, fetch=True)
+
+
+def test_whole_pictures_come_in_pieces_and_no_more_than_are_read(raw, monkeypatch):
+    address, says, _ = raw
+    says.append((HEAD + b"\r\n" + PNG[:-3], PNG[-3:]))
+    assert is_drawn(place_of(address, fetch=True))
+    monkeypatch.setattr(fetching, "BYTES", 10)
+    monkeypatch.setattr(fetching, "SECONDS", 8.0)
+    says.append((HEAD + b"Content-Length: 5000\r\n\r\n" + PNG, b"a" * 5000))
+    assert place_of(address, fetch=True).data == PNG[:11]
 
 
 def test_a_file_that_is_there_no_more_is_a_fault(tmp_path):
