@@ -20,15 +20,26 @@ PLACE_LINE = re.compile(rf"\s*(?:{PLACE.pattern})\s*")
 
 
 def column_of(row: Mapping[str, Any]) -> str:
-    """The column in which a row has pictures; '' where it has none."""
-    return next((name for name in COLUMNS if _listed(row.get(name)) is not None), "")
+    """The column in which a row has pictures, or says that it has none; '' where there is no such column."""
+    found = {name: held for name in COLUMNS if (held := _listed(row.get(name))) is not None}
+    return next((name for name, held in found.items() if held), next(iter(found), ""))
 
 
 def _listed(value: Any) -> list[Any] | None:
-    """What a column of pictures holds; None where it is no such column, or holds nothing."""
+    """What a column of pictures holds; None where it is no such column, or holds nothing. A list says how many there
+    are: one of nothing says that there are none, and nothing beside pictures is one that is missing."""
     if isinstance(value, list | tuple):
-        return [*value] if all(map(_may_be, value)) else None
+        if all(map(_nothing, value)):
+            return []
+        return [*value] if all(_may_be(one) or _nothing(one) for one in value) else None
     return [value] if _may_be(value) else None
+
+
+def _nothing(value: Any) -> bool:
+    """Whether this stands where a picture would and names none."""
+    if isinstance(value, Mapping):
+        return "bytes" in value and value["bytes"] is None and value.get("path") is None
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _may_be(value: Any) -> bool:
@@ -63,7 +74,8 @@ def pictured(meant: Canonical, row: Row, talk: bool) -> Canonical:
     if not places and given and not talk:
         return _ahead(meant, given)
     if places != len(given):
-        raise BadRow(f"{_count(places, 'place')} for pictures (<image>) and {_count(len(given), 'picture')}")
+        text = "" if given else "; where <image> is meant as text, leave the column out or give null"
+        raise BadRow(f"{_count(places, 'place')} for pictures (<image>) and {_count(len(given), 'picture')}{text}")
     return _placed(meant, given)
 
 

@@ -197,10 +197,21 @@ def test_plain_text_and_pairs_take_pictures_where_they_are_named_or_ahead(tokeni
     assert plain.train[0].supervised.tolist() == [False] * 5 + [True] * (len(plain.train[0].tokens) - 5)
 
 
+NONE = "for pictures (<image>) and 0 pictures; where <image> is meant as text, leave the column out or give null"
 FAULTS = [
     ({"images": ["cat1.png"], "messages": talk(ASK)}, "0 places for pictures (<image>) and 1 picture"),
     ({"images": ["cat1.png"], "messages": talk("<image><image>")}, "2 places for pictures (<image>) and 1 picture"),
-    ({"images": [], "messages": talk("<image>")}, "1 place for pictures (<image>) and 0 pictures"),
+    ({"images": [], "messages": talk("<image>")}, f"1 place {NONE}"),
+    ({"images": [None, ""], "messages": talk("<image><image>")}, f"2 places {NONE}"),
+    (
+        {"images": ["cat1.png", None], "messages": talk("<image><image>")},
+        "a picture that cannot be used: no picture: nothing (picture 2)",
+    ),
+    (
+        {"images": [{"bytes": None, "path": None}, "cat1.png"], "messages": talk("<image><image>")},
+        "a picture that cannot be used: no picture: dict (picture 1)",
+    ),
+    ({"images": ["", "cat1.png"], "messages": talk("<image>")}, "1 place for pictures (<image>) and 2 pictures"),
     (
         {"images": ["cat1.png", "cat2.png"], "messages": talk([{"type": "image"}])},
         "1 place for pictures and 2 pictures",
@@ -249,6 +260,25 @@ def test_a_model_that_sees_nothing_refuses_pictures_unless_they_may_go(tokenizer
         assert loaded.train[0].tokens.tolist() == asked_by_hand(tokenizer, ASK)
     plain = load(tokenizer, here, [{"messages": talk(ASK), "image": None}], sees=False)
     assert plain.train[0].tokens.tolist() == asked_by_hand(tokenizer, ASK)
+
+
+@pytest.mark.parametrize("images", [None, "", [], [None], [None, {"bytes": None, "path": None}]])
+def test_rows_without_pictures_may_stand_beside_rows_with_them(images, tokenizer, here):
+    """As parquet files have them, where every row has every column."""
+    rows = [{"images": ["cat1.png"], "messages": talk(f"<image>{ASK}")}, {"images": images, "messages": talk(ASK)}]
+    kept = load(tokenizer, here, rows).train[1]
+    assert kept.pictures == () and kept.tokens.tolist() == asked_by_hand(tokenizer, ASK)
+
+
+def test_a_column_that_has_pictures_goes_before_one_that_has_none(tokenizer, here):
+    row = {"images": [], "image": "cat1.png", "question": ASK, "answer": "A lamp."}
+    assert len(load(tokenizer, here, [row]).train[0].pictures) == 1
+
+
+@pytest.mark.parametrize("row", [{}, {"images": None}, {"image": ""}, {"image": 3}, {"images": [1, 2]}])
+def test_without_a_list_of_pictures_the_words_for_a_place_are_text(row, tokenizer, here):
+    kept = load(tokenizer, here, [row | {"messages": talk(f"What does <image> do? {ASK}")}]).train[0]
+    assert kept.pictures == () and kept.tokens.tolist() == asked_by_hand(tokenizer, f"What does <image> do? {ASK}")
 
 
 def test_an_address_in_a_row_stops_the_run(tokenizer, here):

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import seeing
+import tiny
 import torch
 from PIL import Image
 
 import halter
+from halter.adapters.adapter import adapt
 from halter.errors import Refusal, Waivers
 from halter.generation import beginnings
 from halter.generation.engine import Engine, generate
@@ -50,19 +52,28 @@ def asked(*parts, before=WORDS):
     return [{"role": "user", "content": content}]
 
 
-def logits_alone(model, prompt: EncodedPrompt, answered=()):
+def logits_alone(model, prompt: EncodedPrompt, answered=(), adapter=None):
     """Of the whole row, computed by itself in one pass without a cache."""
     tokens = torch.tensor([*prompt.tokens, *answered])
     segments = Segments.packed([len(tokens)])
     segments.__dict__["features"] = features(model.config, [prompt.pictures])
-    return model.head(model.hidden(Pass(tokens, segments)))
+    acts = None if adapter is None else adapter.bind(model, segments)
+    return model.head(model.hidden(Pass(tokens, segments, acts)), acts)
 
 
-def greedy_alone(model, prompt, count):
+def greedy_alone(model, prompt, count, adapter=None):
     said = []
     for _ in range(count):
-        said.append(int(logits_alone(model, prompt, said)[-1].argmax()))
+        said.append(int(logits_alone(model, prompt, said, adapter)[-1].argmax()))
     return tuple(said)
+
+
+def told_and_alone(model, prompt, answer, adapter=None):
+    """What an answer says of its tokens' probabilities, and what the row has by itself; nats [tokens] both."""
+    count = len(answer.tokens)
+    alone = logits_alone(model, prompt, answer.tokens, adapter)[-1 - count : -1].log_softmax(-1)
+    told = torch.tensor([token.logprob for token in answer.logprobs], dtype=torch.float64)
+    return told, alone[torch.arange(count), list(answer.tokens)].double()
 
 
 def encoded(tokenizer, model, messages):
@@ -107,9 +118,43 @@ def test_answers_are_those_of_each_prompt_alone(tokenizer, model):
     found = generate(model, tokenizer, prompts, **options)
     assert [one.tokens for one in found] == wanted
     for one, prompt in zip(found, each, strict=True):
-        alone = logits_alone(model, prompt, one.tokens)[-5:-1].log_softmax(-1)
-        told = torch.tensor([token.logprob for token in one.logprobs], dtype=torch.float64)
-        assert torch.allclose(told, alone[torch.arange(4), list(one.tokens)].double(), atol=1e-5)
+        torch.testing.assert_close(*told_and_alone(model, prompt, one), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, 32])
+def test_several_answers_to_a_prompt_are_all_of_its_own_picture(rows, tokenizer, model):
+    """Drawn ones, some at work while others wait; the first is that of one answer."""
+    data = [seeing.saved(one) for one in PICTURES]
+    prompts = [asked(data[0], "?"), asked(data[1], "?"), asked("?"), asked(data[0], data[1]), asked(data[0], "?")]
+    options = {"max_new_tokens": 4, "ignore_stop_ids": True, "logprobs": 0, "temperature": 1.0, "seed": 5}
+    found = generate(model, tokenizer, prompts, n=3, max_rows=rows, **options)
+    single = generate(model, tokenizer, prompts, max_rows=rows, **options)
+    assert [one.tokens for one in found[::3]] == [one.tokens for one in single]
+    assert len({one.tokens for one in found}) > len(prompts)
+    for number, one in enumerate(found):
+        prompt = encoded(tokenizer, model, prompts[number // 3])
+        torch.testing.assert_close(*told_and_alone(model, prompt, one), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [3, 1000])
+def test_prompts_with_pictures_may_each_have_an_adapter_of_their_own(tokens, tokenizer, model):
+    """Equal prompts of two adapters, of one and of none; one adapter acts where pictures enter."""
+    data = [seeing.saved(one) for one in PICTURES]
+    made = [adapt(model, "lora", r=2, target_modules=[own]) for own in ("q_proj", "embed_tokens")]
+    for number, one in enumerate(made):
+        tiny.jitter(one, seed=number)
+    asks = [asked(data[0], "?"), asked(data[1], "?"), asked("?"), asked(data[0], data[1], "?")]
+    both = [(encoded(tokenizer, model, one), own) for one in asks for own in (None, *made, made[0])]
+    options = GenerationOptions(max_new_tokens=3, ignore_stop_ids=True, logprobs=0)
+    engine = Engine(model, tokenizer, rows=7, tokens=tokens)
+    pieces = engine.run([Request(one, options, own) for one, own in both])
+    found = {piece.row: piece.result for piece in pieces if piece.result}
+    for number, (prompt, own) in enumerate(both):
+        torch.testing.assert_close(*told_and_alone(model, prompt, found[number], own), atol=1e-5, rtol=0)
+    first = [told_and_alone(model, both[n][0], found[n], both[n][1])[0][0] for n in range(3)]
+    assert len({round(float(one), 4) for one in first}) == 3
 
 
 def test_equal_pictures_are_computed_once_and_different_ones_each(tokenizer, model, monkeypatch):
