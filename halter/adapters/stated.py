@@ -8,7 +8,7 @@ all: the same name may then stand in both lists.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING
@@ -36,9 +36,10 @@ def stated(adapter: Adapter) -> str:
     left = [p for p in layout if p.shape and not p.tied and p.kind != NORM and _share(p, taken) < 1]
     rest = sum((1 - _share(place, taken)) * prod(place.shape) for place in left) / whole
     routed = sum((1 - _share(p, taken)) * prod(p.shape) for p in left if p.kind == EXPERTS) / whole
-    told = f"Adapted: {_named(at, layout, taken)}: {share:.0%} of the base's numbers."
+    told = f"Adapted: {named(at, layout, layout, lambda own: _meant(own, taken))}: {share:.0%} of the base's numbers."
     if left:
-        told += f" Left alone: {_named(left, layout, taken, left=True)}: {rest:.0%}, routed experts {routed:.0%}."
+        others = named(left, layout, layout, lambda own: _others(own, taken))
+        told += f" Left alone: {others}: {rest:.0%}, routed experts {routed:.0%}."
     chosen = any(place.kind == EXPERTS for place in at)
     return told + (" method.experts: all adapts the routed experts too." if routed and not chosen else "")
 
@@ -63,22 +64,36 @@ def _share(place: Place, taken: Taken) -> float:
     return 1.0 if experts is None else len(experts) / place.shape[0]
 
 
-def _named(places: Iterable[Place], layout: Layout, taken: Taken, left: bool = False) -> str:
-    """Each name once, those of one part of which as much is meant together."""
+def named(
+    places: Iterable[Place],
+    layout: Layout,
+    among: Iterable[Place],
+    which: Callable[[Sequence[Place]], str] = lambda _: "",
+) -> str:
+    """Each name once with its part of the model, where there are several; in brackets what ``which`` says of the places
+    of a name, and in how many layers these are of those ``among`` which they are. Alike ones stand together."""
     kinds: dict[tuple[str, str], list[Place]] = {}
     for place in places:
         kinds.setdefault(_kind(place), []).append(place)
-    whole = Counter(_kind(place) for place in layout)
+    whole = Counter(_kind(place) for place in among)
     several = len({place.group for place in layout if place.shape}) > 1
     lists: dict[str, list[str]] = {}
     for group in layout.groups:
         told = [
-            (name, _how_much(own, whole[group, name], taken, left)) for (of, name), own in kinds.items() if of == group
+            (name, _brackets(which(own), len(own), whole[group, name]))
+            for (of, name), own in kinds.items()
+            if of == group
         ]
         lists[group] = [
             ", ".join(name for name, _ in run) + much for much, run in groupby(told, key=lambda one: one[1])
         ]
     return "; ".join((f"{group} " if several else "") + "; ".join(runs) for group, runs in lists.items() if runs)
+
+
+def _brackets(which: str, count: int, whole: int) -> str:
+    parts = [which] if which else []
+    parts += [f"in {count} of {whole} layers"] if count < whole else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _kind(place: Place) -> tuple[str, str]:
@@ -87,18 +102,16 @@ def _kind(place: Place) -> tuple[str, str]:
     return place.group, name_of(place) if "expert" in owners.rpartition(".")[2] else last
 
 
-def _how_much(own: list[Place], whole: int, taken: Taken, left: bool) -> str:
-    """In brackets, which experts and in how many layers; '' where all of it is meant."""
-    parts = []
-    if own[0].kind == EXPERTS:
-        each = [taken.get(place.path) or frozenset() for place in own]
-        count, total = max(map(len, each)), max(place.shape[0] for place in own)
-        if left:
-            parts += ["the others"] if count else []
-        elif len({*each}) > 1:
-            parts.append(f"{count} of {total} experts, others in other layers")
-        elif count < total:
-            parts.append(f"experts {in_short(sorted(each[0]))} of {total}")
-    if len(own) < whole:
-        parts.append(f"in {len(own)} of {whole} layers")
-    return f" ({', '.join(parts)})" if parts else ""
+def _meant(own: Sequence[Place], taken: Taken) -> str:
+    """Which experts are adapted; '' where all are, or there are none."""
+    if own[0].kind != EXPERTS:
+        return ""
+    each = {taken[place.path] or frozenset() for place in own}
+    count, total = max(map(len, each)), max(place.shape[0] for place in own)
+    if len(each) > 1:
+        return f"{count} of {total} experts, others in other layers"
+    return f"experts {in_short(sorted(*each))} of {total}" if count < total else ""
+
+
+def _others(own: Sequence[Place], taken: Taken) -> str:
+    return "the others" if own[0].kind == EXPERTS and any(place.path in taken for place in own) else ""

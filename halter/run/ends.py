@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from halter.adapters.adapter import Adapter, Slot
+from halter.adapters.stated import named
 from halter.errors import HalterError, Refusal
 from halter.model.decoder import Decoder
+from halter.parts.experts import Experts
+from halter.training import optimizers
 from halter.training.guards import NATS
 from halter.training.trainee import Trainee
 
@@ -114,3 +118,35 @@ def last_words(trainee: Trainee, to_lower: str = "train.learning_rate") -> Itera
                 f"warning: the loss began at {guards.first:.4f} and ended near {end:.4f}: training made the model "
                 f"worse; lower {to_lower}"
             )
+
+
+def unmoved_words(trainee: Trainee, still: Sequence[Slot]) -> Iterator[str]:
+    """A warning where training moved nothing at any place, or at some (``still``). Experts that no token reached have a
+    line of their own (run.expert_choice.untrained_experts) where anything moved at all."""
+    adapter, count = trainee.adapter, len(trainee.adapter.slots)
+    if not trainee.step or not still:
+        return
+    if len(still) == len(_trained(adapter)):
+        lead = f"warning: training changed nothing: after {trainee.step} steps every trained tensor is what it was at "
+        if optimizers.moved(trainee.optimizer):
+            rate = max(trainee.base_rates) * max(map(trainee.schedule, range(trainee.step)))
+            yield f"{lead}the start. The learning rate was at most {rate:g} (train.learning_rate)"
+            return
+        more = f", and {len(still) - 1} more places" if len(still) > 1 else ""
+        yield (
+            f"{lead}the start. No gradient reached any of them: what the method acts on takes no part in what these "
+            f"rows teach ({still[0].path}{more})"
+        )
+        return
+    places = [slot.at for slot in still if not isinstance(slot.piece, Experts)]
+    if places:
+        among = [slot.at for slot in adapter.slots]
+        yield (
+            f"warning: training moved nothing at {len(places)} of {count} adapted places, they are what they were at "
+            f"the start: {named(places, adapter.shape.layout, among)}. These rows teach them nothing"
+        )
+
+
+def _trained(adapter: Adapter) -> list[Slot]:
+    """The slots that have something to be trained."""
+    return [slot for slot in adapter.slots if any(p.requires_grad for p in slot.piece.parameters())]

@@ -28,7 +28,7 @@ from halter.run.cautions import to_lower
 from halter.run.checkpoints import Checkpointer
 from halter.run.course import Course
 from halter.run.describe import describe
-from halter.run.ends import last_words, refuse_nothing_learnt, result
+from halter.run.ends import last_words, refuse_nothing_learnt, result, unmoved_words
 from halter.run.expert_choice import untrained_experts, with_experts_found
 from halter.run.held import load_base
 from halter.run.output import claimed, open_run
@@ -36,7 +36,7 @@ from halter.run.planned import planned_and_measured
 from halter.run.preflight import ready
 from halter.run.prepare import Job
 from halter.run.signals import Stopped, Stops
-from halter.run.watch import Watch
+from halter.run.watch import Log, Watch
 from halter.telling import Say, tell
 from halter.training import memory, optimizers, schedule
 from halter.training.callbacks import Callback, Callbacks, Ended, StopTraining
@@ -46,6 +46,7 @@ from halter.training.objective import make as make_objective
 from halter.training.progress import Display
 from halter.training.trackers import open_trackers
 from halter.training.trainee import Trainee
+from halter.training.unmoved import Outset
 
 MANY = 0.25
 """Share of the base's numbers from which on training so many beside it is worth a word."""
@@ -165,9 +166,8 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
                 checkpointer.stop()
             raise
     refuse_nothing_learnt(trainee)
+    _tell_of(trainee, to_lower(job), say, log)
     watch.keep_best(lambda: new_adapter(job, model))
-    for line in (*last_words(trainee, to_lower(job)), *untrained_experts(trainee)):
-        say(line)
     try:
         found = identity.result()
         adapter.facts["base"] |= found.facts()
@@ -182,6 +182,15 @@ def _train(job: Job, run: RunFolder, resume: bool, say: Say, callbacks: Callback
     callbacks.tell("on_end", lambda: Ended(trainee.step, run.adapter))
 
 
+def _tell_of(trainee: Trainee, to_lower: str, say: Say, log: Log) -> None:
+    """What the steps did not do as they should: for people, and places at which nothing moved in metrics.jsonl."""
+    still = trainee.unmoved()
+    for line in (*last_words(trainee, to_lower), *unmoved_words(trainee, still), *untrained_experts(trainee)):
+        say(line)
+    if still:
+        log({"step": trainee.step, "unmoved": [slot.path for slot in still]})
+
+
 def _begin(job: Job, model: Decoder, run: RunFolder, say: Say) -> tuple[Job, Trainee]:
     """The untrained adapter with all that trains it, and a word on its size; the job with what the data had to say."""
     job = with_experts_found(job, model, say, run)
@@ -194,6 +203,7 @@ def _begin(job: Job, model: Decoder, run: RunFolder, say: Say) -> tuple[Job, Tra
     trainee = new_trainee(job, adapter, say)
     tokens, epochs = int(job.data.train.lengths.sum()), job.steps / len(job.plan(0))
     keep = "off" if options.neftune_noise_alpha else options.cache_frozen  # noise changes what layers give every time
+    trainee.outset = Outset(adapter)
     trainee.frozen = keep_frozen(keep, model, adapter, tokens, epochs, say)
     return job, trainee
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halter.adapters.adapter import Adapter
+from halter.adapters.adapter import Adapter, Slot
 from halter.errors import HalterError
 from halter.training import optimizers
 from halter.training.frozen import Frozen
@@ -18,6 +18,7 @@ from halter.training.guards import Guards, Trouble
 from halter.training.objective import Objective
 from halter.training.objectives.sft import Sft
 from halter.training.splitting import free, out_of_memory
+from halter.training.unmoved import Outset
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Trainee:
     objective: Objective = field(default_factory=Sft)
     reference: Adapter | None = None
     """Beside whom the objective compares it, where it does; None: the base."""
+    outset: Outset | None = None
+    """What it was when training began, where somebody asks at the end what has moved."""
     base_rates: list[float] = field(init=False)
     norm: float | None = field(init=False, default=None)
     """The norm of settled gradients, before clipping."""
@@ -53,6 +56,10 @@ class Trainee:
     def learning_rate(self) -> float:
         """The first group's rate at the current step."""
         return self.base_rates[0] * self.schedule(self.step)
+
+    def unmoved(self) -> list[Slot]:
+        """The slots at which training moved nothing; none where ``outset`` was not kept."""
+        return [] if self.outset is None else self.outset.unmoved(self.adapter, self.optimizer)
 
     def settle(self) -> None:
         """Unscale, measure and clip the accumulated gradients and make room for the optimizer's states: all of a step

@@ -20,6 +20,8 @@ from halter.contract.registry import find, names
 from halter.errors import Refusal
 
 PAIRS = list(itertools.product(names(), repeat=2))
+KIN = [name for name in names() if hasattr(find(name), "experts")]
+"""Those that adapt routed experts."""
 REFUSED: dict[tuple[str, str], str] = {}
 """{(first, second): id of the refusal} of pairs that are refused; every other pair works."""
 
@@ -77,7 +79,7 @@ def test_every_ordered_pair_obeys_the_laws(first, tmp_path):
 
 
 def sets_without_experts(name):
-    """Pairs at routed experts are in tests/methods/test_experts.py; all of them here would take a third longer."""
+    """Pairs at routed experts have tests of their own; all option sets there would take a third longer."""
     return [one for one in together.sets_of(name) if one[0] < together.DENSE]
 
 
@@ -128,6 +130,31 @@ def test_the_same_adapter_twice_is_a_list_of_two(name):
 def sets_for(name, number):
     found = [method for on, method in sets_without_experts(name) if on == number]
     return found or [find(name)()]
+
+
+def at_experts(name, which):
+    """A method on these routed experts of base ``together.DENSE``, or where it knows none on what it acts on there."""
+    kind = find(name)
+    return kind(experts=which) if name in KIN else kind()
+
+
+@pytest.mark.parametrize("number", range(len(names())), ids=names())
+def test_pairs_at_routed_experts_obey_the_laws(number, tmp_path):
+    """Each of those that adapt experts after another one, on all and on one of two that overlap, and beside one that
+    adapts none; all ordered pairs are a nightly test."""
+    name = names()[number]
+    other = KIN[(KIN.index(name) + 1) % len(KIN)] if name in KIN else KIN[number % len(KIN)]
+    first, second = at_experts(name, "all"), at_experts(other, (1,))
+    methods, pair = ([first, second], (name, other)) if number % 2 else ([second, first], (other, name))
+    tried(together.DENSE, methods, tmp_path / "both", pair)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first,second", [pair for pair in PAIRS if {*pair} & {*KIN}], ids="-".join)
+@pytest.mark.parametrize("which", [("all", (1,)), ((1,), "all"), ((0,), (1,))], ids=str)
+def test_every_ordered_pair_at_routed_experts_obeys_the_laws(first, second, which, tmp_path):
+    methods = [at_experts(name, own) for name, own in zip((first, second), which, strict=True)]
+    tried(together.DENSE, methods, tmp_path / "both", (first, second))
 
 
 @pytest.mark.nightly
