@@ -101,6 +101,15 @@ def _lines() -> Iterator[str]:
         "half a gigabyte), other programs and fragmentation are not in it. `halter plan --model llama-4-scout --memory "
         "80GB` ranks every method. The page is written by `make pages`."
     )
+    yield ""
+    yield (
+        "A row and a further row are reckoned from passes of four and of eight layers and of up to 4,096 tokens. "
+        "Against the same reckoning with all 48 layers, of 1 and 16 rows, LoRA and (IA)3 in bfloat16 and NF4 were "
+        "within 1 % (30 November). Until that day the passes had two and four layers and up to 1,024 tokens: of so "
+        "few another moment is the worst, and two layers leave out the kind that every fourth is. With LoRA on q and "
+        "v that gave 30 to 62 % of what all layers give, and for a further row in NF4 twice what it gave in bfloat16; "
+        "it takes the same in both."
+    )
 
 
 if __name__ == "__main__":

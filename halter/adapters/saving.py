@@ -49,7 +49,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, packed: Mapping[str, Tens
         config["peft_type"], servable = SEVERAL, ["halter"]
     if str(config["peft_type"]).startswith("HALTER"):
         servable = ["halter"]
-    elif any(slot.at.kind == EXPERTS for slot in adapter.slots):
+    elif layout.of(EXPERTS) or len({block.make for block in layout.blocks}) > 1:
+        # what other programs serve was looked up, and tried, for dense text models alone
         servable = [who for who in servable if who in ("halter", "peft")]
     methods = [{"name": method.name(), **asdict(method)} for method in adapter.methods]
     facts = {

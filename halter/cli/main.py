@@ -31,7 +31,7 @@ VERBS = {
     "evaluate": "score a run on held-out rows, base beside adapter",
     "compare": "train several methods side by side on your data: quality, memory, speed, forgetting",
     "merge": "fold an adapter into its base: a model folder, proven equal",
-    "adapters": "list, show, compare, combine, compress and convert adapter folders",
+    "adapters": "list, show, diff, combine, compress and convert adapter folders",
     "playground": "the embedded little world: its tasks as files, and its base",
     "completion": "a script with which your shell completes commands, flags and methods",
 }

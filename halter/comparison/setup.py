@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,19 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
         context, sight = job.config.context, RowSight(job.config.pictures, Waivers(job.recipe.checks.allow))
         return load_examples(held, job.tokenizer, job.template, options.seed, context=context, sight=sight).train
 
+    test, general = rows("test"), rows("general")
+    if job.config.pictures is not None:
+        shown = _shown([*job.data.train, *job.data.validation, *test, *general])
+        splits = replace(splits, digests={**splits.digests, "pictures": shown})
     whole = int(job.data.train.lengths.sum())
     tokens = options.tokens or min(PASSES * whole, MOST_TOKENS)
     given = {k: v for k, v in (source.get("train") or {}).items() if k in _STEP and v is not None}
     step = given or {"tokens_per_step": max(1, min(MOST_STEP_TOKENS, tokens // STEPS, whole))}
     source = {**source, "train": {k: v for k, v in (source.get("train") or {}).items() if k not in _STEP}}
-    return Setup(options, folder, source, splits, job, rows("test"), rows("general"), tokens, step)
+    return Setup(options, folder, source, splits, job, test, general, tokens, step)
+
+
+def _shown(rows: Sequence[Example]) -> str:
+    """SHA-256, in hex, of all pictures in their order: a file may come to show another, and its row stays the same."""
+    names = [picture.digest for row in rows for picture in row.pictures]
+    return sha256(" ".join(names).encode()).hexdigest()

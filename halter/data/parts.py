@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from halter.data.fault import BadRow
@@ -11,6 +15,10 @@ TEXTS = ("text", "input_text", "output_text")
 PICTURES = ("image", "image_url", "input_image")
 VALUES = ("image", "path", "url", "image_url", "bytes")
 """Keys of a part under which its picture stands, the first that holds something."""
+
+BYTES = (bytes, bytearray, memoryview)
+SCHEME = re.compile(r"(data|file|https?):", re.IGNORECASE)
+"""How a name begins that is no path."""
 
 Part = dict[str, Any]
 
@@ -37,6 +45,48 @@ def is_picture(part: Any) -> bool:
 def has_pictures(content: Any) -> bool:
     """Whether there is a picture in what a turn says."""
     return isinstance(content, list | tuple) and any(map(is_picture, content))
+
+
+def carried(row: Mapping[str, Any], columns: Sequence[str], base: Path | None) -> dict[str, Any]:
+    """A row as JSON has it in a file of any folder: its pictures, in ``columns`` and in parts, by whole paths (those
+    that are not whole are relative to ``base``), their bytes as data URIs; all else is as it was."""
+    found = {}
+    for name, value in row.items():
+        if name not in columns:
+            found[name] = _in_turns(value, base)
+        elif isinstance(value, list | tuple):
+            found[name] = [_anywhere(one, base) for one in value]
+        else:
+            found[name] = _anywhere(value, base)
+    return found
+
+
+def _in_turns(value: Any, base: Path | None) -> Any:
+    if isinstance(value, list | tuple):
+        return [_in_turns(one, base) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if not is_picture(value):
+        return {key: _in_turns(one, base) for key, one in value.items()}
+    return {key: _anywhere(one, base) if key in (*VALUES, "source") else one for key, one in value.items()}
+
+
+def _anywhere(value: Any, base: Path | None) -> Any:
+    """What names a picture, wherever the file lies that says it."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("bytes"), BYTES):
+            return _anywhere(value["bytes"], base)
+        return {key: _anywhere(one, base) if key in ("path", "url") else one for key, one in value.items()}
+    if isinstance(value, BYTES):
+        return _uri(b64encode(value).decode())
+    if type(value).__module__.partition(".")[0] == "PIL":
+        held = BytesIO()
+        value.save(held, "PNG")
+        return _anywhere(held.getvalue(), base)
+    if not isinstance(value, str) or base is None or SCHEME.match(value):
+        return value
+    path = Path(value).expanduser()
+    return str(path if path.is_absolute() else (base / path).absolute())
 
 
 def text_of(content: Any) -> str:

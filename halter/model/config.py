@@ -170,6 +170,11 @@ class ModelConfig:
         return 4 * self.dim + 3 * q + 3 * kv + 3 * self.ffn_dim
 
     @property
+    def layer_kinds(self) -> tuple[Any, ...]:
+        """What tells the text's layers apart in what they compute and hold, one for each; equal: of one kind."""
+        return ("",) * self.layers
+
+    @property
     def rotates_wide(self) -> bool:
         """Whether heads are rotated in float32 whatever the model's dtype, as transformers has it in some families."""
         return False

@@ -153,6 +153,11 @@ class Llama4Config(ModelConfig):
         return Llama4Pictures(self.tower)
 
     @property
+    def layer_kinds(self) -> tuple[Any, ...]:
+        layers = range(self.layers)
+        return tuple((self.rotated[at], self.chunked[at], at in self.moe_layers) for at in layers)
+
+    @property
     def rotates_wide(self) -> bool:
         return True
 

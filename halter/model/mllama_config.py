@@ -172,6 +172,10 @@ class MllamaConfig(ModelConfig):
         return tuple(replace(place, shape=rows.get(place.kind, place.shape)) for place in places)
 
     @property
+    def layer_kinds(self) -> tuple[Any, ...]:
+        return tuple(layer in self.cross_layers for layer in range(self.layers))
+
+    @property
     def table_rows(self) -> int:
         return self.vocab_size + EXTRA_ROWS
 

@@ -26,11 +26,12 @@ UNITS["tib"] = 2**40
 LEAST_BYTES = 10**6
 """An amount without a unit is bytes from here on; nobody has fewer, and who writes 24 means gigabytes."""
 FEW, MANY = 2, 4
-"""Depths at which a pass is run to know what a layer adds."""
+"""Depths at which a pass is run to know what a layer adds, where all layers are of one kind (``depths``)."""
 TOP = "adapter_layers"
 """The option of methods that act in so many topmost layers."""
-SHORT, LONG = 512, 1024
-"""Tokens of a pass at which it is run to know what a token adds."""
+COUNTS = 256, 1024, 4096
+"""Tokens of a pass at which it is run to know what a token adds. With many tokens another moment is the worst than with
+few, and the last two say what a further token adds to a large pass."""
 HELD: tuple[Quantize | None, ...] = (None, "int8", "nf4")
 """How the linear layers can be held, from many bits to few."""
 ORDER = (
@@ -65,8 +66,9 @@ class Largest:
 
 @dataclass(frozen=True)
 class Needs:
-    """What training takes at any size of a pass: what stands exactly, a pass from four small ones, linear in depth and
-    tokens. ``corners``: {(layers, tokens): pass}; a method that cannot be so shallow is run at the model's depth."""
+    """What training takes at any size of a pass: what stands exactly, a pass from six small ones, linear in depth and,
+    between two of them, in tokens. ``corners``: {(layers, tokens): pass}; a method that cannot be so shallow is run at
+    the model's depth."""
 
     layers: int
     standing: int
@@ -83,10 +85,11 @@ class Needs:
         return int(self._at(length, lambda passed, tokens: passed.operations / tokens))
 
     def _at(self, tokens: int, figure: Callable[[Traced, int], float]) -> float:
-        known = {(depth, count): figure(passed, count) for (depth, count), passed in self.corners.items()}
-        depths = sorted({depth for depth, _ in known})
-        few, many = (_line(SHORT, known[d, SHORT], LONG, known[d, LONG], tokens) for d in (depths[0], depths[-1]))
-        return few if len(depths) == 1 else _line(depths[0], few, depths[1], many, self.layers)
+        known: dict[int, list[tuple[int, float]]] = {}
+        for (depth, count), passed in sorted(self.corners.items()):
+            known.setdefault(depth, []).append((count, figure(passed, count)))
+        at = [(depth, _bent(points, tokens)) for depth, points in known.items()]
+        return at[0][1] if len(at) == 1 else _line(*at[0], *at[1], self.layers)
 
 
 def largest(setting: Setting, budget: int, need: Needs | None = None) -> Largest:
@@ -104,28 +107,41 @@ def most_rows(need: Needs, length: int, budget: int) -> int:
 
 
 def needs(setting: Setting, stands: Standing | None = None) -> Needs:
-    """Run the four small passes. Refusals as the methods' own."""
+    """Run the six small passes. Refusals as the methods' own."""
     shape = setting.shape
     found = stands or standing(setting)
 
-    def run(depths: set[int]) -> dict[tuple[int, int], Traced]:
+    def run(shallow: Sequence[int]) -> dict[tuple[int, int], Traced]:
         made = {}
-        for depth in depths:
+        for depth in shallow:
             small = replace(shape, layers=depth)
             methods = [_shallow(method, shape.layers - depth) for method in setting.methods]
             base = _base(small, setting.dtype, setting.quantize, setting.experts_too)
             own = base, dry_adapter(small, methods)
-            for tokens in (SHORT, LONG):
+            for tokens in COUNTS:
                 made[depth, tokens] = training_pass(*own, 1, tokens, setting.checkpointing, setting.passes > 1)
         return made
 
     try:
         free = max(shape.layers - getattr(method, TOP, shape.layers) for method in setting.methods)
-        few, many = (depth + max(0, free) for depth in (FEW, MANY))
-        corners = run({few, many} if shape.layers > many else {shape.layers})
+        corners = run(depths(shape, free))
     except Refusal:
-        corners = run({shape.layers})
+        corners = run((shape.layers,))
     return Needs(shape.layers, found.base + found.adapter, 4 * found.trained, corners)
+
+
+def depths(shape: ModelConfig, free: int = 0) -> tuple[int, ...]:
+    """Two depths at which to run a shape whose lowest ``free`` layers are left alone, or its own where it is no deeper.
+
+    Both end as the shape does, and the one has of each kind of layer as many turns more than the other: the pass is at
+    its worst in the last layers, and what a layer adds is the mean over a turn.
+    """
+    kinds = shape.layer_kinds
+    turn = next(count for count in range(1, len(kinds) + 1) if kinds[count:] == kinds[:-count])
+    few = FEW + max(0, free)
+    few += (shape.layers - few) % turn
+    many = few + turn * -(-(MANY - FEW) // turn)
+    return (few, many) if shape.layers > many else (shape.layers,)
 
 
 @dataclass(frozen=True)
@@ -165,6 +181,13 @@ def _shallow(method: Method, less: int) -> Method:
     """The method on a model with ``less`` layers less; those below its topmost ones stay."""
     top = getattr(method, TOP, None)
     return method if top is None else replace(method, **{TOP: max(1, top - less)})
+
+
+def _bent(points: Sequence[tuple[int, float]], x: float) -> float:
+    """At ``x`` of the bent line through points in ascending order, which goes on at both ends as it is there."""
+    last = len(points) - 1
+    right = next((n for n in range(1, last) if x <= points[n][0]), last)
+    return _line(*points[right - 1], *points[right], x)
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, x: float) -> float:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from halter.comparison.options import CompareOptions
 from halter.comparison.splits import split
 from halter.data.options import DataOptions, Source
 from halter.errors import Refusal
+from halter.pictures.sources import PictureBytes, place_of
 
 
 def file(path: Path, *numbers: int) -> str:
@@ -36,6 +39,42 @@ def test_parts_share_no_row_and_lose_none(tmp_path: Path) -> None:
     assert again.digests == found.digests
     other = split(data, CompareOptions(test=options.test, seed=1), tmp_path / "third", said.append)
     assert other.digests["validation"] != found.digests["validation"]
+
+
+def test_pictures_are_found_from_the_comparisons_folder_wherever_the_rows_lie(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    parts = [{"type": "image", "path": "b.png"}, {"type": "image_url", "image_url": {"url": "https://x/c.png"}}]
+    parts += [{"type": "text", "text": "image.png?"}, {"type": "image", "source": {"url": "d.png"}}]
+    rows = [
+        {"prompt": "p <image>", "completion": "q", "images": ["a.png", "/e.png", "data:image/png;base64,AAAA"]},
+        {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "r"}]},
+        {"prompt": "p <image>", "completion": "q", "image": {"bytes": None, "path": "f.png"}},
+    ]
+    file(tmp_path / "t.jsonl", 7)
+    (tmp_path / "there" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = file(tmp_path / "v.jsonl", 8)
+    for folder, images in (("there", None), ("elsewhere", str(tmp_path / "elsewhere"))):
+        data = DataOptions(train=str(tmp_path / "there" / "a.jsonl"), validation=held, image_folder=images)
+        found = split(data, CompareOptions(test=str(tmp_path / "t.jsonl")), tmp_path / f"out-{folder}", print)
+        kept = [json.loads(line) for line in found.files["train"].read_text().splitlines()]
+        (listed,), (talk,) = ([r for r in kept if key in r] for key in ("images", "messages"))
+        (alone,) = [row for row in kept if "image" in row]
+        here = str(tmp_path / folder)
+        assert listed["images"] == [f"{here}/a.png", *rows[0]["images"][1:]] and listed["prompt"] == "p <image>"
+        own, url, text, source = talk["messages"][0]["content"]
+        assert (own["path"], source["source"]["url"]) == (f"{here}/b.png", f"{here}/d.png")
+        assert (url, text) == (parts[1], parts[2])
+        assert alone["image"]["path"] == f"{here}/f.png"
+
+
+def test_bytes_of_pictures_are_kept_as_they_are(tmp_path: Path) -> None:
+    table = {"prompt": ["p"], "completion": ["q"], "image": [{"bytes": b"\x00\xffpicture", "path": "a.png"}]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    data = DataOptions(train=str(tmp_path / "a.parquet"), validation=file(tmp_path / "v.jsonl", 8))
+    found = split(data, CompareOptions(test=file(tmp_path / "t.jsonl", 7)), tmp_path / "out", print)
+    (row,) = [json.loads(line) for line in found.files["train"].read_text().splitlines()]
+    place = place_of(row["image"])
+    assert isinstance(place, PictureBytes) and place.data == b"\x00\xffpicture"
 
 
 def test_validation_rows_are_few_unless_asked_for(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 import halter
 from halter.cli import main
+from halter.comparison.options import CompareOptions
+from halter.comparison.setup import set_up
 from halter.generation.prompts import encode_prompt
 from halter.generation.seeing import Seeing
 from halter.pretrained.save import save_model
@@ -119,6 +121,68 @@ def test_a_run_learns_and_is_asked_and_scored(run, rows, capsys, tmp_path):
     assert json.loads(found)
     shown = (tmp_path / "scored").glob("*.jsonl")
     assert any("<image>" in json.loads(line)["prompt"] for file in shown for line in file.read_text().splitlines())
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """Rows to score, with pictures of their own, in a folder of their own."""
+    here = tmp_path / "apart"
+    here.mkdir()
+    for n, colour in enumerate(COLOURS.values()):
+        (here / f"{n}.png").write_bytes(seeing.saved(Image.new("RGB", (8, 8), colour)))
+    talk = [{"role": "user", "content": "<image>\nWhich colour?"}, {"role": "assistant", "content": "red"}]
+    lines = [json.dumps({"images": [f"{n}.png"], "messages": talk}) for n in range(3)]
+    (here / "test.jsonl").write_text("\n".join(lines))
+    return here / "test.jsonl"
+
+
+def test_a_comparison_finds_the_pictures_and_is_another_when_one_of_them_is(base, rows, apart, tmp_path):
+    """From a folder of its own, where the rows' paths lead nowhere. By its digests finished trials are found again."""
+    source = {"model": {"path": str(base), "device": "cpu"}, "data": {"train": str(rows)}}
+    found = []
+    for name in ("one", "same", "other"):
+        if name == "other":
+            (apart.parent / "0.png").write_bytes((apart.parent / "1.png").read_bytes())
+        setup = set_up(source, "lora", CompareOptions(test=str(apart)), tmp_path / name, lambda _: None)
+        assert all(len(row.pictures) == 1 for row in setup.test) and all(row.pictures for row in setup.job.data.train)
+        found.append(dict(setup.splits.digests))
+    one, same, other = found
+    assert one == same and {part for part in one if one[part] != other[part]} == {"pictures"}
+
+
+@pytest.mark.nightly
+def test_methods_are_compared_on_rows_with_pictures(base, rows, apart, capsys, tmp_path):
+    words = ("--model", base, "--train", rows, "--test", apart, "--output", tmp_path / "which", "--methods", "ia3")
+    few = ("--tokens", 30, "--seeds", 1, "--search-trials", 1, "--questions", 1, "--max-new-tokens", 2)
+    assert "ia3" in typed(capsys, "compare", *words, *few, "--choices", "red", "--choices", "blue", "--skip-memory")
+    record = json.loads((tmp_path / "which" / "record.json").read_text())
+    assert all(row["status"] == "done" and "choice_accuracy" in row["mean"] for row in record["rows"])
+
+
+def answers(told):
+    return [json.loads(line)["answer"] for line in told.splitlines()]
+
+
+def test_a_merged_model_and_combined_and_smaller_adapters_answer(base, run, rows, capsys, tmp_path):
+    folders = {name: tmp_path / name for name in ("merged", "both", "small", "peft")}
+    typed(capsys, "merge", run, "--output", folders["merged"], "--device", "cpu")
+    typed(capsys, "adapters", "combine", run, run, "--output", folders["both"])
+    typed(capsys, "adapters", "compress", run, "--output", folders["small"])
+    typed(capsys, "adapters", "convert", run, "--to", "peft", "--output", folders["peft"])
+    assert str(run) in typed(capsys, "adapters", "list", run.parent)
+    assert "vLLM" not in typed(capsys, "adapters", "show", run)  # nobody has tried
+    asked = ("--input", rows, "--max-new-tokens", 2, "--json", "--device", "cpu")
+    told = {name: typed(capsys, "generate", folder, *asked) for name, folder in folders.items()}
+    own = answers(typed(capsys, "generate", run, *asked))
+    for name in ("merged", "peft"):
+        assert answers(told[name]) == own
+    assert all(len(answers(text)) == len(own) for text in told.values())
+
+
+def test_a_recipe_is_planned_and_looked_through(base, rows, capsys):
+    words = ("--model", base, "--data", rows, "--method", "lora")
+    assert "no problem found" in typed(capsys, "doctor", *words)
+    assert "training fits" in typed(capsys, "plan", *words)
 
 
 def test_a_chat_takes_pictures_and_saves_them(base, rows, capsys, monkeypatch, tmp_path):

@@ -10,7 +10,9 @@ import torch
 from halter.errors import Refusal
 from halter.methods.llama_adapter import LlamaAdapter
 from halter.methods.lora import Lora
+from halter.model import families
 from halter.planning import Setting, fit, forecast, speed, trace
+from halter.planning.dry import dry_adapter, dry_base
 from tests import tiny
 
 SHAPE = tiny.config(layers=12, dim=64, ffn_dim=160, context=4096)
@@ -51,13 +53,57 @@ def test_an_amount_is_told_as_it_was_meant(words: str, meant: str) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", [Lora(r=2), LlamaAdapter(4, 10)], ids=lambda method: method.name())
-def test_four_small_passes_tell_a_large_one(method: Lora | LlamaAdapter, checkpointing: bool) -> None:
-    """12 layers and 3,000 tokens, from two shallow models with 512 and 1,024; prompts are in the last ten layers only,
+def test_six_small_passes_tell_a_large_one(method: Lora | LlamaAdapter, checkpointing: bool) -> None:
+    """12 layers and 3,000 tokens, from two shallow models with 256 to 4,096; prompts are in the last ten layers only,
     and the first two keep nothing."""
     one = replace(SETTING, methods=(method,), checkpointing=checkpointing, length=3000)
     real, need = forecast(one), fit.needs(one)
     assert need.bytes(1, 3000) == pytest.approx(real.training.total, rel=0.03)
     assert need.operations(3000) == pytest.approx(real.operations, rel=0.03)
+
+
+DEEP = [("llama-3.1-8b", 32, None), ("llama-4-scout", 12, None), ("llama-4-scout", 12, "nf4")]
+DEEP += [("llama-3.2-11b-vision", 40, "nf4")]
+"""Published shapes, how many layers of each are run, of Llama 4 a quarter, and how they are held."""
+
+
+@pytest.mark.parametrize(("name", "layers", "held"), DEEP)
+def test_a_further_row_takes_what_it_takes_in_the_whole_model(name: str, layers: int, held: str | None) -> None:
+    """Layers recomputed, where what is kept grows slowly with depth, so that the moment that is the worst of a shallow
+    model or of few tokens need not be the worst of this one: bf16 and NF4 once differed by a factor of two."""
+    shape = replace(families.published(name), layers=layers)
+    one = Setting(name, shape, (Lora(r=8, target_modules=["q_proj", "v_proj"]),), torch.bfloat16, held)  # type: ignore
+    one = replace(one, checkpointing=True)
+    need = fit.needs(one)
+    base, adapter = dry_base(shape, torch.bfloat16, held), dry_adapter(shape, one.methods)
+    real = {rows: trace.training_pass(base, adapter, rows, 2048, True).total for rows in (1, 16)}
+    for rows, taken in real.items():
+        assert need.bytes(rows, 2048) - need.standing == pytest.approx(taken, rel=0.01)
+    grows = need.bytes(16, 2048) - need.bytes(1, 2048)
+    assert grows == pytest.approx(real[16] - real[1], rel=0.01)
+
+
+def test_shallow_models_end_as_the_deep_one_does() -> None:
+    """Whole turns of the kinds of layers apart, and no shallower than what a method leaves below its topmost layers."""
+    depths = {
+        "llama-3.1-8b": (2, 4),
+        "llama-4-scout": (4, 8),
+        "llama-4-maverick": (4, 8),
+        "llama-3.2-11b-vision": (5, 10),
+    }
+    for name, expected in depths.items():
+        shape = families.published(name)
+        assert fit.depths(shape) == expected
+        few, many = fit.depths(shape, 7)
+        assert few >= 9 and (few - shape.layers) % (expected[1] - expected[0]) in (0, 1) and many > few
+        kinds = shape.layer_kinds
+        assert len(kinds) == shape.layers and kinds[: expected[0]] == kinds[-expected[0] :]
+    scout = families.published("llama-4-scout")
+    assert scout.layer_kinds[:4] == ((True, True, True),) * 3 + ((False, False, True),)
+    irregular = replace(families.published("llama-3.2-11b-vision"), cross_layers=(3, 20, 36))
+    assert (
+        fit.depths(irregular) == (40,) and fit.depths(SHAPE) == (2, 4) and fit.depths(replace(SHAPE, layers=4)) == (4,)
+    )
 
 
 def test_the_largest_pass_fits_and_one_more_does_not() -> None:
@@ -100,14 +146,14 @@ def test_no_pass_is_run_where_what_stands_is_too_much(monkeypatch: pytest.Monkey
 
 
 def test_each_method_is_laid_out_once_for_all_ways_to_hold_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two depths, two lengths, three kinds of base, with and without checkpointing: 24 passes, and torch is asked for
+    """Two depths, three lengths, three kinds of base, with and without checkpointing: 36 passes, and torch is asked for
     no shape that was met before."""
     passes, whole = [], []
     run, lay = fit.training_pass, fit.dry_adapter
     monkeypatch.setattr(fit, "training_pass", lambda *given: passes.append(given) or run(*given))
     monkeypatch.setattr(fit, "dry_adapter", lambda shape, methods: whole.append(shape.layers) or lay(shape, methods))
     first = fit.ranked(SETTING, 10**12, [Lora(r=2)])
-    assert len(passes) == 24 and whole.count(SHAPE.layers) == 1
+    assert len(passes) == 36 and whole.count(SHAPE.layers) == 1
     asked = len(trace.SHAPES.known)
     assert fit.ranked(SETTING, 10**12, [Lora(r=2)]) == first and len(trace.SHAPES.known) == asked
     for choice in first:

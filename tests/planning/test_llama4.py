@@ -104,7 +104,7 @@ def test_operations_are_those_of_the_experts_that_a_token_passes() -> None:
     )
 
 
-def test_four_small_passes_tell_a_large_one() -> None:
+def test_six_small_passes_tell_a_large_one() -> None:
     """Maverick's layers are of two kinds, and the shallow models have as many of each."""
     shape = families.published(MAVERICK)
     one = Setting(MAVERICK, shape, (Lora(r=8),), torch.bfloat16, checkpointing=True, length=700)
