@@ -3,8 +3,8 @@
     python benchmarks/sight.py make FOLDER
     python benchmarks/sight.py check FOLDER [--base FOLDER]
 
-``make`` runs the committed recipe (halter/run/pretrain_sight.py); ``check`` trains the two adapters of
-halter/run/sighted.py on the base in the package, or on another, and prints the shares of right answers.
+``make`` runs the committed recipe (halter/pretraining/sight.py); ``check`` trains the two adapters of
+halter/pretraining/sighted.py on the base in the package, or on another, and prints the shares of right answers.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 
 import torch
 
-from halter.playground.seeing import seeing_folder
-from halter.run.pretrain_sight import pretrain_sight
-from halter.run.sighted import check_sight
+from halter.playground import base_folder
+from halter.pretraining.sight import pretrain_sight
+from halter.pretraining.sighted import check_sight
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("make", "check"))
     parser.add_argument("folder", type=Path, help="a new folder")
-    parser.add_argument("--base", type=Path, default=seeing_folder())
+    parser.add_argument("--base", type=Path, default=base_folder("seeing"))
     parser.add_argument("--threads", type=int, default=1, help="of make; other numbers add up in another order")
     args = parser.parse_args()
     if args.what == "check":

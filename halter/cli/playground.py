@@ -34,7 +34,7 @@ def command(
     ] = None,
     base: Annotated[
         str,
-        typer.Option(help="dense, moe (with routed experts) or moe-twin (its dense twin, for pretrain)."),
+        typer.Option(help="dense, moe (routed experts), moe-twin (its dense twin, for pretrain) or seeing."),
     ] = "dense",
     seed: Annotated[int, typer.Option(help="Seed of the tasks' rows (export), or of everything (pretrain).")] = 0,
     train: Annotated[int, typer.Option(help="Training rows of each task.")] = 600,
@@ -66,7 +66,7 @@ def command(
 
 
 def _list() -> None:
-    from halter.playground import BASES, TASKS, base_folder
+    from halter.playground import BASES, QUESTIONS, TASKS, base_folder
 
     width = max(map(len, TASKS)) + 2
     for task in TASKS.values():
@@ -76,23 +76,25 @@ def _list() -> None:
     print()
     for name, base in BASES.items():
         print(f"base {name}: {base.about}{f', {base_folder(name)}' if base.folder else ''}")
+    print(f"The tasks of base seeing are questions about drawings: {', '.join(QUESTIONS)}")
     print("Their files: halter playground export FOLDER")
 
 
 def _export(folder: Path, base: str, seed: int, train: int, test: int) -> None:
     from halter.files.folders import make, new_folder
     from halter.files.writing import copy_file
-    from halter.playground import base_folder, write_tasks
+    from halter.playground import base_folder
+    from halter.playground.bases import base as known
 
-    source = base_folder(base)
+    source, one = base_folder(base), known(base)
     with new_folder(folder) as inside:
-        write_tasks(inside, seed, train, test)
+        one.write_tasks(inside, seed, train, test)
         make(inside / "base")
         for file in sorted(p for p in source.iterdir() if p.is_file()):
             copy_file(file, inside / "base" / file.name)
     print(f"tasks and base are in {folder}. For instance:")
     print(
-        f"halter train --model {folder}/base --data {folder}/lookup/train.jsonl --method lora "
+        f"halter train --model {folder}/base --data {folder}/{one.first_task}/train.jsonl --method lora "
         f"--learning-rate 3e-3 --output {folder}/run"
     )
 
@@ -101,7 +103,7 @@ def _accept(folder: Path | None, twin: Path | None, as_json: bool) -> int:
     import json
     from dataclasses import asdict
 
-    from halter.run.accepted import of_folder
+    from halter.pretraining.accepted import of_folder
 
     answers = of_folder(folder, twin)
     if as_json:
@@ -115,14 +117,13 @@ def _accept(folder: Path | None, twin: Path | None, as_json: bool) -> int:
 
 def _pretrain(folder: Path, base: str, seed: int) -> None:
     import json
-    from dataclasses import replace
 
-    from halter.playground.base import base as known
-    from halter.run.pretrain import RECIPES, pretrain
+    from halter.playground.bases import base as known
+    from halter.pretraining.bases import RECIPES, make
     from halter.training.progress import Display
 
     known(base)
-    recipe = replace(RECIPES[base], seed=seed)
+    recipe = RECIPES[base]
     print(f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens; on 2 cores this takes at most half an hour ...")
     displays: list[Display] = []
 
@@ -132,7 +133,7 @@ def _pretrain(folder: Path, base: str, seed: int) -> None:
         displays[0].step(record)
 
     try:
-        figures = pretrain(folder, recipe, show)
+        figures = make(folder, base, seed, show)
     finally:
         for display in displays:
             display.__exit__(None, None, None)

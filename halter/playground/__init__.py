@@ -1,7 +1,8 @@
 """The embedded default: a generated little world, its tasks, and tiny bases that have read about it."""
 
-from halter.playground.base import BASES, base_folder
+from halter.playground.bases import BASES, base_folder
 from halter.playground.documents import corpus
+from halter.playground.sights import QUESTIONS
 from halter.playground.tasks import TASKS, task_names, write_tasks
 
-__all__ = ["BASES", "TASKS", "base_folder", "corpus", "task_names", "write_tasks"]
+__all__ = ["BASES", "QUESTIONS", "TASKS", "base_folder", "corpus", "task_names", "write_tasks"]

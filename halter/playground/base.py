@@ -1,10 +1,8 @@
-"""The tiny bases: their shapes, their first weights, the order of their reading, and the folders that hold them."""
+"""The tiny bases of text: their shapes, their first weights, their tokenizer and the order of their reading."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from halter.errors import Refusal, meant
 from halter.model.config import ModelConfig
 from halter.model.llama4_config import Llama4Config
 from halter.playground import documents, vocabulary
@@ -22,34 +19,6 @@ SEED, HELD_OUT_SEED = 0, 1
 TOKENIZER_DOCUMENTS = 20_000
 CHUNK = 2048
 EMBEDDING_STD, OUTPUT_SHARE = 0.2, 0.3
-
-
-@dataclass(frozen=True)
-class SmallBase:
-    """One base that the recipe makes (run.pretrain)."""
-
-    about: str
-    shape: Callable[[Tokenizer], ModelConfig]
-    """Its sizes, of the tokenizer's ids."""
-    folder: str = ""
-    """Where its weights lie in the package; '': they do not."""
-
-
-def base_folder(name: str = "dense") -> Path:
-    """The folder of a base that comes with the package, as ``halter.load`` takes it. Refusal ``unknown-base``."""
-    one = base(name)
-    if not one.folder:
-        fix = f"halter playground pretrain FOLDER --base {name}"
-        raise Refusal("unknown-base", f"the weights of {name} are not in the package", fix=fix)
-    return Path(__file__).with_name(one.folder)
-
-
-def base(name: str) -> SmallBase:
-    """The base of that name. Refusal ``unknown-base`` names those there are."""
-    if name not in BASES:
-        what = "the playground has no such base"
-        raise Refusal("unknown-base", what, found=[name], expected=f"one of {', '.join(BASES)}", fix=meant(name, BASES))
-    return BASES[name]
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -112,12 +81,6 @@ _LLAMA4: dict[str, Any] = {
     "rope_theta": 500_000.0,
     "tied": True,
 }
-BASES = {
-    "dense": SmallBase("a LLaMA 3 in small", shape, "base"),
-    "moe": SmallBase("a Llama 4 in small: eight experts a layer", experts_shape, "moe"),
-    "moe-twin": SmallBase("moe without experts, as large as what one of its tokens passes; for comparison", twin_shape),
-}
-"""{name: base}; the first is what is taken where none is named."""
 
 
 def first_weights(config: ModelConfig, seed: int = SEED) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,11 +39,6 @@ CHAT_TEMPLATE = (
 POSITIONS_STD = 1.0
 """Of what the tower adds for a patch's place, at first. With 0.2 every colour was known and no place: after 880 steps a
 thing was told from the one beside it no better than by chance."""
-
-
-def seeing_folder() -> Path:
-    """The folder of the base that sees, as ``halter.load`` takes it."""
-    return Path(__file__).with_name("seeing_base")
 
 
 def seeing_shape(tokenizer: Tokenizer) -> Llama4Config:

@@ -1,6 +1,6 @@
 """What kinds of tokens the world's documents are made of: of each token its document's kind and its word's class.
 
-Routers of experts are asked whether their choices follow these (run.specialised).
+Routers of experts are asked whether their choices follow these (pretraining.specialised).
 """
 
 from __future__ import annotations

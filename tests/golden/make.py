@@ -33,7 +33,7 @@ from halter.data.example import Example  # noqa: E402
 from halter.model.config import ModelConfig  # noqa: E402
 from halter.model.decoder import Decoder  # noqa: E402
 from halter.pretrained.save import write_model  # noqa: E402
-from halter.run.making import in_order, take_over  # noqa: E402
+from halter.pretraining.making import in_order, take_over  # noqa: E402
 from halter.training import optimizers, schedule  # noqa: E402
 from halter.training.loop import Events, Feed, train_loop  # noqa: E402
 from halter.training.trainee import Trainee  # noqa: E402

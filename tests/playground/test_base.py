@@ -21,7 +21,7 @@ from halter.playground import base, tasks, vocabulary
 from halter.playground.documents import corpus
 from halter.playground.world import world
 from halter.pretrained.load import load
-from halter.run import pretrain as recipe
+from halter.pretraining import world as recipe
 
 FOLDER = base.base_folder()
 FIGURES: dict[str, Any] = json.loads((FOLDER / "figures.json").read_text("utf-8"))

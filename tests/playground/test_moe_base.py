@@ -16,15 +16,16 @@ from halter.errors import Refusal
 from halter.files.tensors import read_tensors
 from halter.model.passes import Pass
 from halter.model.segments import Segments
-from halter.playground import BASES, base
+from halter.playground import BASES, base_folder
 from halter.playground.documents import corpus
 from halter.pretrained.load import load
-from halter.run import accepted
-from halter.run.even_load import ROUTER
-from halter.run.pretrain import RECIPES, held_out_loss
-from halter.run.specialised import Hears, Routes, read
+from halter.pretraining import accepted
+from halter.pretraining.bases import RECIPES
+from halter.pretraining.even_load import ROUTER
+from halter.pretraining.specialised import Hears, Routes, read
+from halter.pretraining.world import held_out_loss
 
-FOLDER = base.base_folder("moe")
+FOLDER = base_folder("moe")
 READ = 6_000
 """Tokens that are read here; the acceptance itself, whose figures are kept, reads five times as many."""
 
@@ -57,7 +58,7 @@ def test_what_the_folder_holds(model: Any) -> None:
     assert sum(tensor.numel() for tensor in tensors.values()) == model.config.num_parameters == FIGURES["parameters"]
     assert model.config.active_parameters == FIGURES["active_parameters"]
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 4_300_000
-    assert (FOLDER / "tokenizer.json").read_bytes() == (base.base_folder() / "tokenizer.json").read_bytes()
+    assert (FOLDER / "tokenizer.json").read_bytes() == (base_folder() / "tokenizer.json").read_bytes()
 
 
 def test_every_base_has_a_recipe_and_a_shape(tokenizer: Tokenizer) -> None:
@@ -76,9 +77,9 @@ def test_every_base_has_a_recipe_and_a_shape(tokenizer: Tokenizer) -> None:
 
 def test_only_what_is_there_is_given() -> None:
     with pytest.raises(Refusal, match="not in the package"):
-        base.base_folder("moe-twin")
+        base_folder("moe-twin")
     with pytest.raises(Refusal, match="did you mean moe") as refused:
-        base.base_folder("mooe")
+        base_folder("mooe")
     assert refused.value.id == "unknown-base"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from halter.cli.main import run
 from halter.playground import BASES, TASKS, base_folder
-from halter.run import accepted
+from halter.pretraining import accepted
 
 
 def test_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:

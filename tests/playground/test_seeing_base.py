@@ -18,11 +18,11 @@ from halter.generation.engine import generate
 from halter.pictures.seen import features
 from halter.playground import base_folder, seeing, sights
 from halter.pretrained.load import load
-from halter.run import sight_lessons
-from halter.run.pretrain_sight import SightTraining, unseen_loss
-from halter.run.sighted import TARGET
+from halter.pretraining import lessons
+from halter.pretraining.sight import SightTraining, unseen_loss
+from halter.pretraining.sighted import TARGET
 
-FOLDER = seeing.seeing_folder()
+FOLDER = base_folder("seeing")
 FIGURES: dict[str, Any] = json.loads((FOLDER / "figures.json").read_text("utf-8"))
 TYPES = SightTraining().types
 
@@ -65,7 +65,7 @@ def test_it_answers_about_pictures_that_it_never_saw(loaded: Any, name: str, lea
     assert tail < 2e-3
     prompts = []
     for seen, (question, _) in asked:
-        picture = {"type": "image", "image": sight_lessons.place_of_drawing(seen)}
+        picture = {"type": "image", "image": lessons.place_of_drawing(seen)}
         prompts.append([{"role": "user", "content": [picture, {"type": "text", "text": question}]}])
     answers = generate(*loaded, prompts, max_new_tokens=8)
     right = sum(one.text.strip() == wanted for one, (_, (_, wanted)) in zip(answers, asked, strict=True))
@@ -74,7 +74,7 @@ def test_it_answers_about_pictures_that_it_never_saw(loaded: Any, name: str, lea
 
 def test_another_picture_makes_answers_unlikely(loaded: Any, spelt: Any) -> None:
     model, _ = loaded
-    rows = list(sight_lessons.lessons(spelt, model.config.pictures, 3000, TYPES, "unseen"))
+    rows = list(lessons.lessons(spelt, model.config.pictures, 3000, TYPES, "unseen"))
     pairs = zip(rows, rows[1:] + rows[:1], strict=True)
     other = [replace(one, pictures=two.pictures) for one, two in pairs]
     assert len({row.pictures[0].start for row in rows}) == 1
@@ -95,7 +95,7 @@ def test_transformers_reads_the_same_model(loaded: Any, spelt: Any) -> None:
     transformers = pytest.importorskip("transformers")
     model, _ = loaded
     peer = transformers.Llama4ForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    for row in sight_lessons.lessons(spelt, model.config.pictures, 1500, TYPES, "unseen"):
+    for row in lessons.lessons(spelt, model.config.pictures, 1500, TYPES, "unseen"):
         (seen,) = features(model.config, [row.pictures]) or ()
         one = (torch.tensor(row.tokens, dtype=torch.int64), seen)
         wanted, lead = tiny_llama4.peers_logits(peer, one, torch.float32)

@@ -17,7 +17,7 @@ from halter.errors import Refusal
 from halter.playground import drawings, sights
 from halter.playground.drawings import COLOURS, SIDE, Form, Things
 from halter.playground.words import Dice
-from halter.run.pretrain_sight import SightTraining
+from halter.pretraining.sight import SightTraining
 
 SEEDS = st.integers(0, 2**32)
 DIGEST = "8c9daa71846e07471727106e8c02909f3dc99c4c416ce10875d66b23c669602b"

@@ -16,9 +16,9 @@ from tiny_llama4 import text_only
 from halter.adapters.adapter import adapt
 from halter.data.example import Example
 from halter.data.pack import pack
-from halter.run.even_load import EvenLoad, Making, unevenness
-from halter.run.making import take_over
-from halter.run.pretrain import Pretraining, rate
+from halter.pretraining.even_load import EvenLoad, Making, unevenness
+from halter.pretraining.making import take_over
+from halter.pretraining.world import Pretraining, rate
 from halter.training import optimizers
 from halter.training.objectives.sft import Sft
 from halter.training.step import take_step

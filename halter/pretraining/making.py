@@ -1,6 +1,6 @@
 """A base that is made of a recipe and of what it reads: every weight trained in the one training step, then kept.
 
-What the playground's bases have in common; run.pretrain and run.pretrain_sight say what each of them reads.
+What the playground's bases have in common; pretraining.world and pretraining.sight say what each of them reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS
 from halter.pretrained.save import write_model
-from halter.run.even_load import EvenLoad, Making
+from halter.pretraining.even_load import EvenLoad, Making
 from halter.run.watch import Log
 from halter.training import optimizers
 from halter.training.loop import Events, Feed, StepRows, train_loop

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_llama4 import text_only
 
 from halter.playground.token_kinds import KnownDocument
-from halter.run.specialised import Kinds, Routes, chance, information
+from halter.pretraining.specialised import Kinds, Routes, chance, information
 
 SHAPE = text_only(moe_layers=(1,))
 DRAWN = np.random.default_rng(0)

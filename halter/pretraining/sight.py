@@ -1,7 +1,7 @@
-"""How the playground's base that sees was made, and can be made again: tower, projector and text learn together.
+"""How the base that sees the playground's drawings is made: tower, projector and text learn together.
 
 Every row is a drawing and a talk about it; what is learned are the answers. One type of question is left out, so that
-an adapter has something to learn (run.sighted measures it).
+an adapter has something to learn (pretraining.sighted measures it).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from halter.model.decoder import Decoder
 from halter.playground import seeing, sights
 from halter.playground.base import HELD_OUT_SEED, SEED
 from halter.pretrained.load import load
-from halter.run import sight_lessons
-from halter.run.making import BaseParts, make_base
+from halter.pretraining import lessons
+from halter.pretraining.making import BaseParts, make_base
 from halter.run.watch import Log
 from halter.training import schedule
 
@@ -42,7 +42,7 @@ class SightTraining:
     left_out: str = sights.LEFT_OUT
     """The type of question that is never asked."""
     even_load: float = 0.01
-    """How much the routers' unevenness counts (run.even_load.EvenLoad)."""
+    """How much the routers' unevenness counts (pretraining.even_load.EvenLoad)."""
     seed: int = SEED
 
     @property
@@ -67,8 +67,8 @@ def pretrain_sight(
         rules = config.pictures
         assert rules is not None
         types, seed = recipe.types, recipe.seed
-        examples = list(sight_lessons.lessons(tokenizer, rules, recipe.nursery_tokens, types, seed, nursery=True))
-        examples += sight_lessons.lessons(tokenizer, rules, recipe.tokens, types, seed)
+        examples = list(lessons.lessons(tokenizer, rules, recipe.nursery_tokens, types, seed, nursery=True))
+        examples += lessons.lessons(tokenizer, rules, recipe.tokens, types, seed)
 
         def unseen(inside: Path, _: Decoder) -> dict[str, Any]:
             loss = unseen_loss(load(str(inside), "float32", say=lambda _: None)[0], tokenizer, recipe)
@@ -91,5 +91,5 @@ def unseen_loss(model: Decoder, tokenizer: Tokenizer, recipe: SightTraining) -> 
     """Mean loss a learned token of lessons about pictures that training never saw."""
     rules = model.config.pictures
     assert rules is not None
-    unseen = sight_lessons.lessons(tokenizer, rules, recipe.held_out_tokens, recipe.types, HELD_OUT_SEED)
+    unseen = lessons.lessons(tokenizer, rules, recipe.held_out_tokens, recipe.types, HELD_OUT_SEED)
     return held_out(model, list(unseen)).loss

@@ -1,14 +1,14 @@
-"""How the playground's bases were made, and can be made again: `halter playground pretrain`.
+"""How the bases that read of the playground's world are made.
 
 Two readings of the little world, the nursery first, in the one training step, every weight trained; where there are
-routed experts, their load is held even (run.even_load). All bases are made by the same recipe.
+routed experts, their load is held even (pretraining.even_load). All bases are made by the same recipe.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
 from halter.playground.base import SEED
-from halter.run.making import BaseParts, make_base
+from halter.playground.bases import BASES
+from halter.playground.bases import base as base_of
+from halter.pretraining.making import BaseParts, make_base
 from halter.run.watch import Log
 from halter.training import schedule
 
@@ -33,8 +35,8 @@ from halter.training import schedule
 class Pretraining:
     """The recipe. ``nursery_tokens`` and ``tokens`` are read in steps of ``tokens_per_step``, each once."""
 
-    base: str = next(iter(base.BASES))
-    """Which of playground.base.BASES is made."""
+    base: str = next(iter(BASES))
+    """Which of playground.bases.BASES is made."""
     nursery_tokens: int = 1_500_000
     tokens: int = 8_000_000
     tokens_per_step: int = 3072
@@ -50,16 +52,7 @@ class Pretraining:
     held_out_tokens: int = 30_000
     seed: int = SEED
     even_load: float = 0.01
-    """How much the routers' unevenness counts (run.even_load.EvenLoad); nothing where there is no router."""
-
-
-WITH_EXPERTS = Pretraining("moe", 600_000, 4_800_000, learning_rate=3e-3, cooldown=0.2, cycles=(1258,))
-RECIPES = {
-    "dense": Pretraining(),
-    "moe": WITH_EXPERTS,
-    "moe-twin": replace(WITH_EXPERTS, base="moe-twin"),
-}
-"""{base: its recipe}; a twin's is the one of what it is compared with."""
+    """How much the routers' unevenness counts (pretraining.even_load.EvenLoad); nothing where there is no router."""
 
 
 def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = lambda _: None) -> dict[str, Any]:
@@ -71,7 +64,7 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
     """
     recipe = recipe or Pretraining()
     started = time.time()
-    kind = base.base(recipe.base)
+    kind = base_of(recipe.base)
     with new_folder(folder) as inside:
         tokenizer = base.make_tokenizer(recipe.seed)
         config = kind.shape(tokenizer)

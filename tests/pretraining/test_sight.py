@@ -10,8 +10,8 @@ import torch
 from halter.files.tensors import read_tensors
 from halter.playground import seeing, sights
 from halter.pretrained.load import load
-from halter.run import sight_lessons
-from halter.run.pretrain_sight import SightTraining, pretrain_sight
+from halter.pretraining import lessons
+from halter.pretraining.sight import SightTraining, pretrain_sight
 
 
 def test_the_recipe_makes_the_same_base_again_and_spells_as_its_template(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def _spells_as_the_template(model: Any, tokenizer: Any) -> None:
         picture: list[dict[str, str]] = [] if messages else [{"type": "image"}]
         asked = [*picture, {"type": "text", "text": question}]
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    row = sight_lessons.talk(seeing.sight_tokenizer(), model.config.pictures, seen, said)
+    row = lessons.talk(seeing.sight_tokenizer(), model.config.pictures, seen, said)
     tokens = row.tokens.tolist()
     (shown,) = row.pictures
     tokens[shown.start : shown.end] = [model.config.pictures.token_id]

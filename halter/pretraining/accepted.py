@@ -17,10 +17,10 @@ from halter.errors import Refusal
 from halter.files.reading import read_json
 from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS
-from halter.playground.base import base_folder
+from halter.playground.bases import base_folder
 from halter.pretrained.load import load
-from halter.run.making import FIGURES
-from halter.run.specialised import Kinds, Routes, chance, information, read
+from halter.pretraining.making import FIGURES
+from halter.pretraining.specialised import Kinds, Routes, chance, information, read
 
 LEAST_SHARE = 0.25
 """Of an expert's even share of the tokens, what it takes at least."""
@@ -55,7 +55,7 @@ def accept(
 
 
 def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) -> dict[str, Reply]:
-    """The answers for a folder that ``run.pretrain`` wrote, or for the base in the package; ``twin`` is the folder of
+    """The answers for a folder that ``pretraining.world`` wrote, or for the base in the package; ``twin`` is the folder of
     its dense twin, where that was made anew too. Refusals ``no-experts``, ``file-missing`` and those of loading."""
     folder = base_folder("moe") if folder is None else Path(folder)
     figures = read_json(folder / FIGURES)

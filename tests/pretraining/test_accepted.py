@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from halter.errors import Refusal
-from halter.playground.base import base_folder
-from halter.run import accepted
-from halter.run.accepted import beside_twin, even, informed, missed
-from halter.run.specialised import Kinds
+from halter.playground.bases import base_folder
+from halter.pretraining import accepted
+from halter.pretraining.accepted import beside_twin, even, informed, missed
+from halter.pretraining.specialised import Kinds
 
 OWN = {"held_out_loss": 1.0, "parameters": 20, "active_parameters": 8, "tokens": 100, "seconds": 3}
 TWIN = OWN | {"parameters": 8, "held_out_loss": 1.1}

@@ -23,7 +23,7 @@ from halter.model.passes import Pass
 from halter.model.places import Act, Extra, Routed
 from halter.model.segments import Segments
 from halter.playground.token_kinds import KnownDocument, known_documents
-from halter.run.even_load import ROUTER
+from halter.pretraining.even_load import ROUTER
 
 OUT = "experts_out"
 COMMON = 0.01
