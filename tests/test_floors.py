@@ -44,6 +44,7 @@ FLOOR = {
     "export": 3,
     "recipe": 4,
     "run": 4,
+    "pretraining": 4.1,
     "inspection": 4.2,
     "serve": 4,
     "comparison": 4.5,

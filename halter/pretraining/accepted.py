@@ -55,8 +55,8 @@ def accept(
 
 
 def of_folder(folder: str | Path | None = None, twin: str | Path | None = None) -> dict[str, Reply]:
-    """The answers for a folder that ``pretraining.world`` wrote, or for the base in the package; ``twin`` is the folder of
-    its dense twin, where that was made anew too. Refusals ``no-experts``, ``file-missing`` and those of loading."""
+    """The answers for a folder that ``pretraining.world`` wrote, or for the base in the package; ``twin`` is the folder
+    of its dense twin, where that was made anew too. Refusals ``no-experts``, ``file-missing`` and those of loading."""
     folder = base_folder("moe") if folder is None else Path(folder)
     figures = read_json(folder / FIGURES)
     other = read_json(folder / TWIN if twin is None else Path(twin) / FIGURES)

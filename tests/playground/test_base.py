@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from halter.evaluation.texts import exact_match
 from halter.files.tensors import read_tensors
 from halter.generation.engine import generate
-from halter.playground import base, tasks, vocabulary
+from halter.playground import base, base_folder, tasks, vocabulary
 from halter.playground.documents import corpus
 from halter.playground.world import world
 from halter.pretrained.load import load
 from halter.pretraining import world as recipe
 
-FOLDER = base.base_folder()
+FOLDER = base_folder()
 FIGURES: dict[str, Any] = json.loads((FOLDER / "figures.json").read_text("utf-8"))
 
 

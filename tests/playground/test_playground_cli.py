@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from halter.cli.main import run
-from halter.playground import BASES, TASKS, base_folder
-from halter.pretraining import accepted
+from halter.playground import BASES, QUESTIONS, TASKS, base_folder
+from halter.pretraining import accepted, bases
 
 
 def test_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +46,26 @@ def test_export_takes_the_base_that_is_named(tmp_path: Path, capsys: pytest.Capt
     for action, base in (("export", "moe-twin"), ("export", "mow"), ("pretrain", "mow")):
         assert run(["playground", action, str(tmp_path / "no"), "--base", base]) == 2
         assert "unknown-base" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_export_writes_what_the_base_that_sees_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sights"
+    assert run(["playground", "export", str(out), "--train", "4", "--test", "2", "--base", "seeing"]) == 0
+    assert f"{out}/colour/train.jsonl" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == sorted([*QUESTIONS, "base"])
+    for name in QUESTIONS:
+        rows = [json.loads(line) for line in (out / name / "train.jsonl").read_text("utf-8").splitlines()]
+        assert len(rows) == 4 and all(row["images"] for row in rows)
+    assert (out / "base" / "config.json").read_bytes() == (base_folder("seeing") / "config.json").read_bytes()
+
+
+def test_every_base_is_made_by_its_own_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(bases, "pretrain", lambda folder, recipe, log: asked.append(recipe) or {})
+    monkeypatch.setattr(bases, "pretrain_sight", lambda folder, recipe, log: asked.append(recipe) or {})
+    for name in BASES:
+        assert run(["playground", "pretrain", str(tmp_path / name), "--base", name, "--seed", "7"]) == 0
+    assert asked == [replace(recipe, seed=7) for recipe in bases.RECIPES.values()]
 
 
 def test_accept_prints_four_answers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

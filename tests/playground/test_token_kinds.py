@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
-from halter.playground import base, words
+from halter.playground import base, base_folder, words
 from halter.playground.token_kinds import known_documents, word_class, word_classes
 from halter.playground.world import world
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(base.base_folder() / "tokenizer.json"))
+    return Tokenizer.from_file(str(base_folder() / "tokenizer.json"))
 
 
 def test_a_sentence_by_hand() -> None:
