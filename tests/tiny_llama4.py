@@ -58,6 +58,13 @@ def config(layers=4, step=2, chunk=5, seen=None, **changes) -> OurConfig:
     return text_config(layers, step, chunk, **(sizes | changes), tower=seen or tower())
 
 
+def text_only(**changes) -> OurConfig:
+    """Two tied layers without a tower, of which ``moe_layers`` have four experts."""
+    sizes = {"layers": 2, "dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_dim": 12, "dense_dim": 20}
+    kinds = {"experts": 4, "rotated": (True, False), "chunked": (True, False), "chunk": 8, "tied": True}
+    return OurConfig(**(sizes | kinds | {"vocab_size": 40, "context": 64} | changes))
+
+
 def made(shape, dtype=torch.float64, seed=0):
     return tiny.decoder(shape, dtype, seed)
 

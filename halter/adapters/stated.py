@@ -32,7 +32,9 @@ def stated(adapter: Adapter) -> str:
         return ""
     taken = _taken(adapter)
     at = list({slot.path: slot.at for slot in adapter.slots}.values())
-    share = sum(_share(place, taken) * prod(place.shape) for place in at if place.shape) / whole
+    own = {layout.vocabulary[0] if place.tied else place for place in at if place.shape}  # a tied head is the table
+    taken |= {place.path: None for place in own if place.path not in taken}
+    share = sum(_share(place, taken) * prod(place.shape) for place in own) / whole
     left = [p for p in layout if p.shape and not p.tied and p.kind != NORM and _share(p, taken) < 1]
     rest = sum((1 - _share(place, taken)) * prod(place.shape) for place in left) / whole
     routed = sum((1 - _share(p, taken)) * prod(p.shape) for p in left if p.kind == EXPERTS) / whole
@@ -44,7 +46,7 @@ def stated(adapter: Adapter) -> str:
     return told + (" method.experts: all adapts the routed experts too." if routed and not chosen else "")
 
 
-def _taken(adapter: Adapter) -> Taken:
+def _taken(adapter: Adapter) -> dict[str, frozenset[int] | None]:
     """Of all methods together; one that acts on whole places of experts takes them all."""
     found: dict[str, frozenset[int] | None] = {}
     for slot in adapter.slots:

@@ -36,12 +36,18 @@ def command(
     opening: OpenOptions,
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or model.")] = None,
     system: Annotated[str | None, typer.Option(help="System message to begin with.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Picture ahead of the first question, like /image; once for each.")
+    ] = None,
 ) -> None:
     """Talk to a run, an adapter or a model. /help lists what else can be typed."""
     if unshown := options.unshown("a chat"):
         tell(unshown)
     subject = find(run, model=opening.model, adapter=opening.adapter)
-    Chat(open_subject(subject, tell, opening), options, system, forced=opening.template).run()
+    chat = Chat(open_subject(subject, tell, opening), options, system, forced=opening.template)
+    for path in image or ():
+        chat.image(path)
+    chat.run()
 
 
 class Chat:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -31,6 +32,8 @@ from halter.telling import tell
 class Asking:
     """How prompts are put, and how many answers each gets."""
 
+    image: tuple[str, ...] = ()
+    """Files of pictures that stand ahead of every --prompt; once for each."""
     system: str | None = None
     """System message ahead of every prompt; needs a chat template."""
     prefill: str = ""
@@ -78,7 +81,7 @@ def command(
         folders.refuse_unwritable(output)
         if not output.lower().endswith(LINES):
             tell(f"note: {output} will hold one JSON object a line, whatever its name says: .jsonl is usual")
-    asked = [PromptRow(f"--prompt {i}", {"prompt": text}, text) for i, text in enumerate(prompt or (), 1)]
+    asked = _typed(prompt or (), asking.image)
     if output is None and not as_json and (unshown := options.unshown("the screen")):
         tell(unshown)
     subject = find(run, model=opening.model, adapter=opening.adapter)
@@ -129,6 +132,23 @@ def _raise_failed(talks: Talks) -> None:
     if failed:
         what = f"{len(failed)} of {len(talks)} answers failed; the first, of {failed[0][0].origin}"
         raise HalterError(f"{what}: {failed[0][1].error}")
+
+
+def _typed(prompts: Sequence[str], pictures: Sequence[str]) -> list[PromptRow]:
+    """What was asked by flags. Refusal ``usage`` for pictures that nothing is asked about."""
+    if pictures and not prompts:
+        fix = '--prompt "What is in the picture?"; rows of a file name their own pictures, in a column images'
+        raise Refusal("usage", "--image goes ahead of a --prompt, and there is none", found=[*pictures], fix=fix)
+    parts = [{"type": "image", "path": str(Path(file).expanduser().absolute())} for file in pictures]
+    named = {"images": [*pictures]} if pictures else {}
+    return [
+        PromptRow(
+            f"--prompt {i}",
+            {"prompt": text, **named},
+            [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}] if parts else text,
+        )
+        for i, text in enumerate(prompts, 1)
+    ]
 
 
 def _rows_of(path: str | None, subject: Subject, keys: list[str], asking: Asking) -> list[PromptRow]:

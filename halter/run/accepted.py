@@ -19,7 +19,7 @@ from halter.model.decoder import Decoder
 from halter.model.experts import EXPERTS
 from halter.playground.base import base_folder
 from halter.pretrained.load import load
-from halter.run.pretrain import FIGURES
+from halter.run.making import FIGURES
 from halter.run.specialised import Kinds, Routes, chance, information, read
 
 LEAST_SHARE = 0.25

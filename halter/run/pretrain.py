@@ -7,7 +7,7 @@ routed experts, their load is held even (run.even_load). All bases are made by t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,17 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from halter.adapters.adapter import Adapter, adapt
 from halter.data.example import Example
 from halter.data.pack import pack
 from halter.files.folders import new_folder
-from halter.files.writing import append_line, write_json, write_text
-from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
-from halter.model.experts import EXPERTS
 from halter.model.passes import Pass
 from halter.model.segments import Segments
 from halter.playground import base
 from halter.playground.base import SEED
-from halter.pretrained.save import write_model
-from halter.run.even_load import EvenLoad, Making
+from halter.run.making import BaseParts, make_base
 from halter.run.watch import Log
-from halter.training import optimizers, schedule
-from halter.training.loop import Events, Feed, StepRows, train_loop
-from halter.training.objective import Objective
-from halter.training.objectives.sft import Sft
-from halter.training.trainee import Trainee
-
-FIGURES = "figures.json"
+from halter.training import schedule
 
 
 @dataclass(frozen=True)
@@ -85,75 +74,29 @@ def pretrain(folder: str | Path, recipe: Pretraining | None = None, log: Log = l
     kind = base.base(recipe.base)
     with new_folder(folder) as inside:
         tokenizer = base.make_tokenizer(recipe.seed)
-        model = _untrained(kind.shape(tokenizer), recipe.seed)
+        config = kind.shape(tokenizer)
         examples = [_example(r) for r in base.reading(tokenizer, recipe.nursery_tokens, recipe.seed, nursery=True)]
         examples += [_example(r) for r in base.reading(tokenizer, recipe.tokens, recipe.seed)]
-        steps = in_order(examples, recipe.tokens_per_step)
-        trainee = _trainee(model, recipe, len(steps))
-        curve: list[float] = []
 
-        def record(line: dict[str, Any]) -> None:
-            curve.append(line["loss"])
-            line = {"steps": len(steps), **line}
-            append_line(inside / "metrics.jsonl", line)
-            log(line)
+        def unseen(_: Path, model: Decoder) -> dict[str, Any]:
+            loss = held_out_loss(model, tokenizer, recipe.held_out_tokens)
+            return {"held_out_loss": round(loss, 4), "held_out_perplexity": round(float(np.exp(loss)), 4)}
 
-        train_loop(model, [trainee], [Feed(examples, lambda _: steps, len(steps))], Events(log=record))
-        take_over(model, trainee.adapter)
-        write_model(model, model.config, inside)
-        write_text(inside / "tokenizer.json", tokenizer.to_str(pretty=False))
-        for name, value in base.tokenizer_texts(tokenizer, model.config).items():
-            write_json(inside / name, value, replace=True)
-        held_out = held_out_loss(model, tokenizer, recipe.held_out_tokens)
-        figures = {
-            "base": recipe.base,
-            "parameters": model.config.num_parameters,
-            "active_parameters": model.config.active_parameters,
-            "tokens": int(sum(len(e.tokens) for e in examples)),
-            "steps": len(steps),
-            "last_losses": [round(x, 4) for x in curve[-5:]],
-            "held_out_loss": round(held_out, 4),
-            "held_out_perplexity": round(float(np.exp(held_out)), 4),
-            "seconds": round(time.time() - started),
-            "date": time.strftime("%Y-%m-%d"),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        write_json(inside / FIGURES, figures)
-    return figures
-
-
-def _untrained(config: ModelConfig, seed: int) -> Decoder:
-    model = Decoder(config, torch.bfloat16, "cpu")
-    for name, tensor in base.first_weights(config, seed):
-        model.set_tensor(name, tensor)
-    return model
+        parts = BaseParts(
+            tokenizer,
+            config,
+            base.first_weights(config, recipe.seed),
+            examples,
+            base.tokenizer_texts(tokenizer, config),
+            lambda steps: rate(recipe, steps),
+            {"base": recipe.base},
+            unseen,
+        )
+        return make_base(inside, recipe, parts, log, started)
 
 
 def _example(tokens: np.ndarray) -> Example:
     return Example(tokens, np.ones(len(tokens), dtype=bool), "playground")
-
-
-def in_order(examples: Sequence[Example], budget: int) -> list[StepRows]:
-    """Documents in the order of reading, up to ``budget`` tokens a step."""
-    steps: list[list[list[int]]] = [[[]]]
-    used = 0
-    for number, example in enumerate(examples):
-        if used + len(example.tokens) > budget:
-            steps.append([[]])
-            used = 0
-        steps[-1][0].append(number)
-        used += len(example.tokens)
-    return list(steps)
-
-
-def _trainee(model: Decoder, recipe: Pretraining, steps: int) -> Trainee:
-    adapter = adapt(model, Making(), seed=recipe.seed)
-    groups = adapter.groups(recipe.learning_rate, recipe.weight_decay)
-    optimizer = optimizers.make("adamw", groups, recipe.learning_rate, recipe.betas, 1e-8, lambda _: None)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    objective: Objective = EvenLoad(recipe.even_load) if model.layout.of(EXPERTS) else Sft()
-    return Trainee(adapter, optimizer, rate(recipe, steps), scaler, 1.0, recipe.seed, objective=objective)
 
 
 def rate(recipe: Pretraining, steps: int) -> Callable[[int], float]:
@@ -167,18 +110,6 @@ def rate(recipe: Pretraining, steps: int) -> Callable[[int], float]:
         return warm(step) * min(1.0, (end - step) / (recipe.cooldown * (end - start)))
 
     return share
-
-
-@torch.no_grad()
-def take_over(model: Decoder, adapter: Adapter) -> None:
-    """Put what was trained into the model; this model is being made, nobody else holds it."""
-    trained = {slot.path: slot.piece for slot in adapter.slots}
-    for place, module in list(model.places()):
-        if not place.tied:
-            weight, bias = trained[place.path].fold(module.weight().float(), None)  # type: ignore[operator]
-            model.set_tensor(place.weight_name, weight.to(model.dtype))
-            if bias is not None:
-                model.set_tensor(f"{place.path}.bias", bias.to(model.dtype))
 
 
 @torch.no_grad()

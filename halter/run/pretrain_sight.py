@@ -11,25 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
-from halter.adapters.adapter import adapt
 from halter.evaluation.score import held_out
 from halter.files.folders import new_folder
-from halter.files.writing import append_line, write_json, write_text
 from halter.model.decoder import Decoder
 from halter.playground import seeing, sights
 from halter.playground.base import HELD_OUT_SEED, SEED
 from halter.pretrained.load import load
-from halter.pretrained.save import write_model
 from halter.run import sight_lessons
-from halter.run.even_load import EvenLoad, Making
-from halter.run.pretrain import FIGURES, in_order, take_over
+from halter.run.making import BaseParts, make_base
 from halter.run.watch import Log
-from halter.training import optimizers, schedule
-from halter.training.loop import Events, Feed, train_loop
-from halter.training.trainee import Trainee
+from halter.training import schedule
 
 
 @dataclass(frozen=True)
@@ -73,45 +66,25 @@ def pretrain_sight(
         config = seeing.seeing_shape(tokenizer)
         rules = config.pictures
         assert rules is not None
-        model = Decoder(config, torch.bfloat16, "cpu")
-        for name, tensor in seeing.first_sight(config, recipe.seed):
-            model.set_tensor(name, tensor)
         types, seed = recipe.types, recipe.seed
         examples = list(sight_lessons.lessons(tokenizer, rules, recipe.nursery_tokens, types, seed, nursery=True))
         examples += sight_lessons.lessons(tokenizer, rules, recipe.tokens, types, seed)
-        steps = in_order(examples, recipe.tokens_per_step)
-        trainee = _trainee(model, recipe, len(steps))
-        curve: list[float] = []
 
-        def record(line: dict[str, Any]) -> None:
-            curve.append(line["loss"])
-            line = {"steps": len(steps), **line}
-            append_line(inside / "metrics.jsonl", line)
-            log(line)
+        def unseen(inside: Path, _: Decoder) -> dict[str, Any]:
+            loss = unseen_loss(load(str(inside), "float32", say=lambda _: None)[0], tokenizer, recipe)
+            return {"held_out_loss": round(loss, 4)}
 
-        train_loop(model, [trainee], [Feed(examples, lambda _: steps, len(steps))], Events(log=record))
-        take_over(model, trainee.adapter)
-        write_model(model, model.config, inside)
-        write_text(inside / "tokenizer.json", tokenizer.to_str(pretty=False))
-        for name, value in seeing.sight_texts(config).items():
-            write_json(inside / name, value, replace=True)
-        held_out_loss = unseen_loss(load(str(inside), "float32", say=lambda _: None)[0], tokenizer, recipe)
-        figures = {
-            "parameters": config.num_parameters,
-            "active_parameters": config.active_parameters,
-            "pictures": len(examples),
-            "tokens": int(sum(len(one.tokens) for one in examples)),
-            "steps": len(steps),
-            "last_losses": [round(loss, 4) for loss in curve[-5:]],
-            "held_out_loss": round(held_out_loss, 4),
-            "left_out": recipe.left_out,
-            "seconds": round(time.time() - started),
-            "date": time.strftime("%Y-%m-%d"),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        write_json(inside / FIGURES, figures)
-    return figures
+        parts = BaseParts(
+            tokenizer,
+            config,
+            seeing.first_sight(config, seed),
+            examples,
+            seeing.sight_texts(config),
+            lambda steps: schedule.make("cosine", steps, recipe.warmup_steps),
+            {"pictures": len(examples), "left_out": recipe.left_out},
+            unseen,
+        )
+        return make_base(inside, recipe, parts, log, started)
 
 
 def unseen_loss(model: Decoder, tokenizer: Tokenizer, recipe: SightTraining) -> float:
@@ -120,12 +93,3 @@ def unseen_loss(model: Decoder, tokenizer: Tokenizer, recipe: SightTraining) -> 
     assert rules is not None
     unseen = sight_lessons.lessons(tokenizer, rules, recipe.held_out_tokens, recipe.types, HELD_OUT_SEED)
     return held_out(model, list(unseen)).loss
-
-
-def _trainee(model: Decoder, recipe: SightTraining, steps: int) -> Trainee:
-    adapter = adapt(model, Making(), seed=recipe.seed)
-    groups = adapter.groups(recipe.learning_rate, recipe.weight_decay)
-    optimizer = optimizers.make("adamw", groups, recipe.learning_rate, recipe.betas, 1e-8, lambda _: None)
-    share = schedule.make("cosine", steps, recipe.warmup_steps)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Trainee(adapter, optimizer, share, scaler, 1.0, recipe.seed, objective=EvenLoad(recipe.even_load))

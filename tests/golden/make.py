@@ -33,7 +33,7 @@ from halter.data.example import Example  # noqa: E402
 from halter.model.config import ModelConfig  # noqa: E402
 from halter.model.decoder import Decoder  # noqa: E402
 from halter.pretrained.save import write_model  # noqa: E402
-from halter.run.pretrain import _steps, take_over  # noqa: E402
+from halter.run.making import in_order, take_over  # noqa: E402
 from halter.training import optimizers, schedule  # noqa: E402
 from halter.training.loop import Events, Feed, train_loop  # noqa: E402
 from halter.training.trainee import Trainee  # noqa: E402
@@ -151,7 +151,7 @@ def write_trained(folder: Path, config: ModelConfig, library: tokenizers.Tokeniz
         used += len(ids)
         if used >= tokens:
             break
-    steps = _steps(rows, STEP_TOKENS)
+    steps = in_order(rows, STEP_TOKENS)
     adapter = adapt(model, "full", seed=0)
     optimizer = optimizers.make("adamw", adapter.groups(4e-3, 0.05), 4e-3, (0.9, 0.95), 1e-8, lambda _: None)
     trainee = Trainee(

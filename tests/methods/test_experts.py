@@ -16,6 +16,7 @@ from halter.contract.experts import Reach
 from halter.contract.registry import find, names
 from halter.data.pack import Batch
 from halter.errors import Refusal
+from halter.methods.full import Full
 from halter.methods.lora import Lora
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
@@ -398,6 +399,18 @@ def test_a_name_is_told_with_its_part_of_the_model_and_how_much_of_it_is_meant(m
     first, rest = line.split(" Left alone: ")
     assert first == f"Adapted: {adapted}: {sum(some.values()) / whole:.0%} of the base's numbers."
     assert left is None or rest.startswith(f"{left}: ")
+
+
+@pytest.mark.parametrize("methods", [[Full()], [Full(("lm_head",))]], ids=str)
+def test_a_table_that_is_the_head_too_counts_once(methods, monkeypatch):
+    said = []
+    monkeypatch.setattr("halter.adapters.adapter.tell_once", said.append)
+    model = moe(tied=True)
+    adapter = adapt(model, methods)
+    share = adapter.num_trainable / model.config.num_parameters
+    assert f": {share:.0%} of the base's numbers." in said[0]
+    left = said[0].partition("Left alone: ")[2]
+    assert "embed_tokens" not in left and "lm_head" not in left
 
 
 def test_a_folder_of_some_experts_is_read_as_it_was(tmp_path):

@@ -123,6 +123,23 @@ def test_a_run_learns_and_is_asked_and_scored(run, rows, capsys, tmp_path):
     assert any("<image>" in json.loads(line)["prompt"] for file in shown for line in file.read_text().splitlines())
 
 
+def test_a_picture_is_asked_about_in_one_command(run, rows, capsys, monkeypatch, tmp_path):
+    asked = ("--prompt", "What is this?", "--max-new-tokens", 2, "--device", "cpu")
+    told = [typed(capsys, "generate", run, "--image", rows.parent / f"{n}.png", *asked, "--json") for n in (0, 1)]
+    for n, one in enumerate(map(json.loads, told)):
+        assert one["prompt"] == "What is this?" and one["images"] == [str(rows.parent / f"{n}.png")]
+    with open(tmp_path / "row.jsonl", "w") as file:
+        json.dump({"messages": [{"role": "user", "content": "<image>What is this?"}], "images": ["0.png"]}, file)
+    short = ("--max-new-tokens", 2, "--device", "cpu", "--json")
+    same = typed(capsys, "generate", run, "--input", tmp_path / "row.jsonl", f"data.image_folder={rows.parent}", *short)
+    assert json.loads(same)["answer"] == json.loads(told[0])["answer"]
+    for words, fault in ((("--image", "none.png", *asked), "no such file"), (("--image", "none.png"), "nothing")):
+        assert main.run([str(word) for word in ("generate", run, *words)]) == 2
+        assert fault in capsys.readouterr().err.replace("no prompt was given", "nothing")
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is this?\n/quit\n"))
+    assert "8 x 8 pixels" in typed(capsys, "chat", run, "--image", rows.parent / "0.png", *asked[2:])
+
+
 @pytest.fixture
 def apart(tmp_path):
     """Rows to score, with pictures of their own, in a folder of their own."""

@@ -11,35 +11,20 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_llama4 import text_only
 
 from halter.adapters.adapter import adapt
 from halter.data.example import Example
 from halter.data.pack import pack
-from halter.model.llama4_config import Llama4Config
 from halter.run.even_load import EvenLoad, Making, unevenness
-from halter.run.pretrain import Pretraining, rate, take_over
+from halter.run.making import take_over
+from halter.run.pretrain import Pretraining, rate
 from halter.training import optimizers
 from halter.training.objectives.sft import Sft
 from halter.training.step import take_step
 from halter.training.trainee import Trainee
 
-SHAPE = Llama4Config(
-    layers=2,
-    dim=16,
-    heads=2,
-    kv_heads=1,
-    head_dim=8,
-    ffn_dim=12,
-    dense_dim=20,
-    vocab_size=40,
-    context=64,
-    experts=4,
-    moe_layers=(0, 1),
-    rotated=(True, False),
-    chunked=(True, False),
-    chunk=8,
-    tied=True,
-)
+SHAPE = text_only(moe_layers=(0, 1))
 G = torch.Generator().manual_seed(0)
 BATCH = pack([Example(torch.randint(3, 40, (n,), generator=G).numpy(), np.ones(n, bool), "t") for n in (9, 20, 3)])
 

@@ -10,28 +10,12 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_llama4 import text_only
 
-from halter.model.llama4_config import Llama4Config
 from halter.playground.token_kinds import KnownDocument
 from halter.run.specialised import Kinds, Routes, chance, information
 
-SHAPE = Llama4Config(
-    layers=2,
-    dim=16,
-    heads=2,
-    kv_heads=1,
-    head_dim=8,
-    ffn_dim=12,
-    dense_dim=20,
-    vocab_size=40,
-    context=64,
-    experts=4,
-    moe_layers=(1,),
-    rotated=(True, False),
-    chunked=(True, False),
-    chunk=8,
-    tied=True,
-)
+SHAPE = text_only(moe_layers=(1,))
 DRAWN = np.random.default_rng(0)
 DOCUMENTS = [
     KnownDocument(DRAWN.integers(3, 40, n, dtype=np.int32), kind, tuple(DRAWN.choice(["name", "sign"], n)))
