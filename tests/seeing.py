@@ -64,6 +64,9 @@ class SquareRules:
         cut = whole.unflatten(2, (grid[1], self.side)).unflatten(1, (grid[0], self.side))
         return cut.permute(1, 3, 0, 2, 4).flatten(0, 1) / 255, grid
 
+    def tiles(self, grid):
+        return grid[0] * grid[1], 3, self.side, self.side
+
     def ids(self, grid):
         return (self.first + 2, *([self.first + 1] * (2 * grid[0] * grid[1])), self.first + 3)
 

@@ -53,6 +53,11 @@ class Llama4Pictures:
             tiles = torch.cat((tiles, resized(pixels, (side, side))[None]))
         return LEVELS[tiles.int()], grid
 
+    def tiles(self, grid: Grid) -> tuple[int, int, int, int]:
+        """Of several tiles one more, of the whole picture."""
+        count = grid[0] * grid[1]
+        return count + (count > 1), 3, self.tower.image, self.tower.image
+
     def ids(self, grid: Grid) -> tuple[int, ...]:
         """``image_start``, each tile's patches with a separator between tiles and one behind each row of them, then
         ``image``, the patches of the whole picture and ``image_end``."""

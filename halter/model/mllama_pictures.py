@@ -46,6 +46,13 @@ class MllamaPictures:
         cut = ((whole - mean) / std).unflatten(2, (wide, self.side)).unflatten(1, (high, self.side))
         return cut.permute(1, 3, 0, 2, 4).flatten(0, 1).contiguous(), (high, wide)
 
+    @property
+    def most(self) -> int:
+        return self.max_tiles
+
+    def tiles(self, grid: Grid) -> tuple[int, int, int, int]:
+        return grid[0] * grid[1], 3, self.side, self.side
+
     def ids(self, grid: Grid) -> tuple[int, ...]:
         """One token, however many tiles there are: the text sees a picture by cross-attention."""
         return (self.fed_id,)

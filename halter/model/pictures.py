@@ -48,8 +48,17 @@ class PictureRules(Protocol):
         """The id that the tokenizer makes of it, which ``ids`` takes the place of."""
         ...
 
+    @property
+    def most(self) -> int:
+        """Tiles of a grid at most."""
+        ...
+
     def prepare(self, pixels: Tensor) -> tuple[Tensor, Grid]:
         """``pixels`` uint8 [3, height, width], RGB -> (tiles float32 [tiles, 3, side, side], grid)."""
+        ...
+
+    def tiles(self, grid: Grid) -> tuple[int, int, int, int]:
+        """The shape of what ``prepare`` makes of a picture of that grid: [tiles, 3, side, side]."""
         ...
 
     def ids(self, grid: Grid) -> tuple[int, ...]:

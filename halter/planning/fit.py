@@ -32,6 +32,8 @@ TOP = "adapter_layers"
 COUNTS = 256, 1024, 4096
 """Tokens of a pass at which it is run to know what a token adds. With many tokens another moment is the worst than with
 few, and the last two say what a further token adds to a large pass."""
+ROWS = 1, 2, 8
+"""Rows of a pass at which it is run instead where rows bring pictures, which come to as many tokens as they have."""
 HELD: tuple[Quantize | None, ...] = (None, "int8", "nf4")
 """How the linear layers can be held, from many bits to few."""
 ORDER = (
@@ -68,7 +70,7 @@ class Largest:
 class Needs:
     """What training takes at any size of a pass: what stands exactly, a pass from six small ones, linear in depth and,
     between two of them, in tokens. ``corners``: {(layers, tokens): pass}; a method that cannot be so shallow is run at
-    the model's depth."""
+    the model's depth. With more tokens come as many more pictures as the setting's rows have."""
 
     layers: int
     standing: int
@@ -107,9 +109,10 @@ def most_rows(need: Needs, length: int, budget: int) -> int:
 
 
 def needs(setting: Setting, stands: Standing | None = None) -> Needs:
-    """Run the six small passes. Refusals as the methods' own."""
+    """Run the six small passes, or with pictures three of the model's depth. Refusals as the methods' own."""
     shape = setting.shape
     found = stands or standing(setting)
+    sizes = [(rows, setting.length) for rows in ROWS] if setting.pictures else [(1, count) for count in COUNTS]
 
     def run(shallow: Sequence[int]) -> dict[tuple[int, int], Traced]:
         made = {}
@@ -118,13 +121,16 @@ def needs(setting: Setting, stands: Standing | None = None) -> Needs:
             methods = [_shallow(method, shape.layers - depth) for method in setting.methods]
             base = _base(small, setting.dtype, setting.quantize, setting.experts_too)
             own = base, dry_adapter(small, methods)
-            for tokens in COUNTS:
-                made[depth, tokens] = training_pass(*own, 1, tokens, setting.checkpointing, setting.passes > 1)
+            for rows, length in sizes:
+                made[depth, rows * length] = training_pass(
+                    *own, rows, length, setting.checkpointing, setting.passes > 1, setting.pictures
+                )
         return made
 
     try:
         free = max(shape.layers - getattr(method, TOP, shape.layers) for method in setting.methods)
-        corners = run(depths(shape, free))
+        # A tower takes the same beside few layers and many, so that beside few its moment is the worst.
+        corners = run((shape.layers,) if setting.pictures else depths(shape, free))
     except Refusal:
         corners = run((shape.layers,))
     return Needs(shape.layers, found.base + found.adapter, 4 * found.trained, corners)

@@ -9,7 +9,9 @@ import torch
 
 from halter.adapters.adapter import Adapter, refuse_trained_layers
 from halter.model.layout import LINEAR
+from halter.model.pictures import Grid
 from halter.numerics import nf4_packed
+from halter.planning import seen
 from halter.planning.dry import (
     BaseBytes,
     adapter_bytes,
@@ -129,10 +131,11 @@ def forecast(setting: Setting) -> Forecast:
         refuse_trained_layers(adapter)
     held = base_bytes(base, setting.offload)
     again = setting.passes > 1
-    passes = {on: training_pass(base, adapter, setting.rows, setting.length, on, again) for on in (False, True)}
+    size = setting.rows, setting.length
+    passes = {on: training_pass(base, adapter, *size, on, again, setting.pictures) for on in (False, True)}
     states = adapter.num_trainable * STATE_BYTES[setting.optimizer]
     memories = {on: _memory(held, adapter, states, traced.worst) for on, traced in passes.items()}
-    reading, cache = reading_pass(base, adapter, 1, setting.length, setting.length)
+    reading, cache = reading_pass(base, adapter, 1, setting.length, setting.length, setting.pictures)
     own = adapter_bytes(adapter)
     generation = Reading(held.weights, held.constants, _packed(setting), own, cache, reading.total)
     chosen = setting.checkpointing
@@ -152,6 +155,18 @@ def forecast(setting: Setting) -> Forecast:
         host=held.host,
         idle=idle_bytes(base),
     )
+
+
+def with_a_picture(setting: Setting) -> tuple[Grid, int] | None:
+    """(the most tiles, high and wide, of a picture that each row holds, bytes that training takes more with it); None
+    where a row holds none."""
+    grid = seen.largest(setting.shape, setting.length)
+    if grid is None:
+        return None
+    base = dry_base(setting.shape, setting.dtype, setting.quantize, setting.experts_too)
+    own = base, dry_adapter(setting.shape, setting.methods), setting.rows, setting.length, setting.checkpointing, False
+    plain, pictured = (training_pass(*own, pictures).total for pictures in ((), (grid,)))
+    return grid, max(0, pictured - plain)
 
 
 def _packed(setting: Setting) -> int:

@@ -16,6 +16,7 @@ from halter.model import families
 from halter.model.config import ModelConfig
 from halter.model.families import published, published_names
 from halter.model.layout import TEXT
+from halter.model.pictures import Grid
 from halter.model.storages import StorageName
 
 
@@ -40,6 +41,9 @@ class Setting:
     device: str = "cpu"
     offload: bool = False
     """Whether the layers lie in CPU memory and visit the device."""
+    pictures: tuple[Grid, ...] = ()
+    """Of the pictures that each row of ``length`` tokens brings, how many tiles each is high and wide; their tokens are
+    among the row's."""
 
     @property
     def tokens(self) -> int:

@@ -7,7 +7,7 @@ every method alike; nothing here knows what a method does.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ from halter.adapters.adapter import Adapter
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
 from halter.model.passes import Pass
+from halter.model.pictures import Grid
 from halter.model.segments import Segments
 from halter.numerics import attention_cpu as attention
 from halter.numerics import int8_product, losses, nf4, nf4_product
+from halter.planning.seen import with_pictures
 from halter.planning.shapes import Shapes
 from halter.training.one_pass import Learnt, one_pass
 
@@ -226,16 +228,22 @@ class Traced:
 
 
 def training_pass(
-    base: Decoder, adapter: Adapter, rows: int, length: int, checkpointing: bool, again: bool = False
+    base: Decoder,
+    adapter: Adapter,
+    rows: int,
+    length: int,
+    checkpointing: bool,
+    again: bool = False,
+    pictures: Sequence[Grid] = (),
 ) -> Traced:
     """Forward and backward of ``rows`` rows of ``length`` tokens, all of them learnt; base and adapter on meta.
 
-    ``again``: gradients of an earlier pass of the same step are there already.
+    ``again``: gradients of an earlier pass of the same step are there already. ``pictures``: of what grids every row
+    brings some; their tokens are not learnt, and their tiles are counted as they lie in a CPU's memory. Refusal
+    ``plan-pictures`` (planning.seen).
     """
-    segments = Segments.packed([length] * rows)
     count = rows * length
     tokens = torch.empty(count, dtype=torch.int64, device="meta")
-    learnt = Learnt(torch.arange(count), tokens, torch.empty(count, device="meta"))
     found = Traced(dict.fromkeys(KINDS, 0), 0)
     for _ in range(2 if again else 1):
         counter = ByteCounter(base.config.vocab_size, _standing(base, adapter))
@@ -245,6 +253,8 @@ def training_pass(
             p.register_post_accumulate_grad_hook(counter.gradient) for p in adapter.parameters() if p.requires_grad
         ]
         with counter:
+            segments, text = with_pictures(base.config, Segments.packed([length] * rows), pictures)
+            learnt = Learnt(torch.tensor(text), tokens[: len(text)], torch.empty(len(text), device="meta"))
             counter.binding = True
             acts = adapter.bind(base, segments, key=0)
             counter.binding = False
@@ -256,14 +266,18 @@ def training_pass(
     return found
 
 
-def reading_pass(base: Decoder, adapter: Adapter | None, rows: int, length: int, capacity: int) -> tuple[Traced, int]:
-    """A prompt of ``length`` tokens a row read into a cache of ``capacity``, and its bytes."""
+def reading_pass(
+    base: Decoder, adapter: Adapter | None, rows: int, length: int, capacity: int, pictures: Sequence[Grid] = ()
+) -> tuple[Traced, int]:
+    """A prompt of ``length`` tokens a row read into a cache of ``capacity``, and its bytes; what the cache keeps of
+    ``pictures`` besides counts with the pass."""
     cache = Cache(base.config, rows, capacity, base.dtype, "meta")
     cache.device = torch.device("cpu")  # where the rows' spans lie
-    segments = cache.segments([length] * rows)
+    given = cache.segments([length] * rows)
     tokens = torch.empty(rows * length, dtype=torch.int64, device="meta")
     counter = ByteCounter(base.config.vocab_size, _standing(base, adapter))
     with torch.no_grad(), counter:
+        segments, _ = with_pictures(base.config, given, pictures)
         counter.binding = True
         acts = None if adapter is None else adapter.bind(base, segments)
         counter.binding = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +13,7 @@ import torch
 from halter.adapters.adapter import Adapter
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
+from halter.model.pictures import Grid
 from halter.model.storages import StorageName
 from halter.planning import Setting, fit
 from halter.planning.dry import base_bytes, dry_base
@@ -46,6 +48,12 @@ class Sizes:
     own: int = 0
     """Of a token, in the adapter's own products."""
 
+    @cached_property
+    def needs(self) -> fit.Needs:
+        """Of ``setting``."""
+        assert self.setting is not None
+        return fit.needs(self.setting)
+
 
 def sizes(
     recipe: Recipe,
@@ -54,9 +62,11 @@ def sizes(
     width: int,
     held: str | None = None,
     offload: bool = False,
+    row: tuple[int, tuple[Grid, ...]] = (2048, ()),
 ) -> Sizes:
     """What training ``adapter`` (None: unknown, nothing) takes on a base held in ``width`` bytes a number, its linear
-    layers as ``held`` says (model.quantize), all layers in CPU memory where ``offload``."""
+    layers as ``held`` says (model.quantize), all layers in CPU memory where ``offload``. ``row``: its tokens, and the
+    tiles high and wide of its pictures."""
     # What a checkpoint has in few bits is its linear layers; experts are put in few bits where that is asked for.
     dry = dry_base(config, torch.float32 if width == 4 else torch.bfloat16, held, recipe.model.quantize is not None)
     visited = base_bytes(dry, offload=True).total
@@ -64,6 +74,7 @@ def sizes(
     count = 0 if adapter is None else adapter.num_trainable
     states = STATE_BYTES[recipe.train.optimizer]
     copies = width if width < 4 else 0
+    alone = _alone(recipe, adapter, width, held, offload)
     one = memory.activation_bytes(config, 1, width)
     thrifty = config.layers * config.dim * width + one // config.layers
     per_token = one if recipe.train.activation_checkpointing == "off" else min(one, thrifty)
@@ -73,20 +84,18 @@ def sizes(
         per_token,
         count * (4 + states),
         visited,
-        _alone(recipe, config, adapter, width, held, offload),
+        None if alone is None else replace(alone, length=row[0], pictures=row[1]),
         0 if adapter is None else memory.OWN_BYTES * memory.own_numbers(adapter),
     )
 
 
-def _alone(
-    recipe: Recipe, config: ModelConfig, adapter: Adapter | None, width: int, held: str | None, offload: bool
-) -> Setting | None:
+def _alone(recipe: Recipe, adapter: Adapter | None, width: int, held: str | None, offload: bool) -> Setting | None:
     """One row a pass, with activation checkpointing where allowed; None where a step cannot be run on paper."""
     options = recipe.train
     if adapter is None or options.offload_activations:
         return None
     return replace(
-        settings.setting(recipe, config, torch.float32 if width == 4 else torch.bfloat16, 1, 2048, 1),
+        settings.setting(recipe, adapter.shape, torch.float32 if width == 4 else torch.bfloat16, 1, 2048, 1),
         methods=tuple(adapter.methods),
         quantize=cast(StorageName | None, held),
         experts_too=recipe.model.quantize is not None,
@@ -109,14 +118,14 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _on_paper(need: Sizes, tokens: int, free: int) -> fit.Needs | None:
-    """The step run on tensors without memory; None where a bound says that the room for ``tokens`` in a pass is plainly
-    enough, or not even enough for the base."""
+    """The step run on tensors without memory; None where a bound, which knows of no pictures, says that the room for
+    ``tokens`` in a pass is plainly enough, or one that there is not even enough for the base."""
     rest = need.base + need.trained
     if need.setting is None or rest >= free:
         return None
     shape, width = need.setting.shape, need.setting.dtype.itemsize
     most = AMPLE * (memory.activation_bytes(shape, tokens, width) + tokens * (shape.vocab_size * width + need.own))
-    return None if rest + most <= free else fit.needs(need.setting)
+    return None if rest + most <= free and not need.setting.pictures else need.needs
 
 
 def _with_row(need: Sizes, tokens: int, free: int) -> tuple[int, int]:
@@ -135,7 +144,7 @@ def in_words(need: Sizes, device: torch.device, longest: int, micro_tokens: int)
         return (
             f"memory (base, adapter and optimizer: {gib(need.base + need.trained)} of {gib(free_bytes(device))} free)"
         )
-    taken = fit.needs(need.setting).bytes(rows, longest)
+    taken = need.needs.bytes(rows, longest)
     return f"memory (about {gib(taken)} of {gib(free_bytes(device))} free on {device})"
 
 

@@ -14,12 +14,15 @@ from halter.model.decoder import Decoder
 from halter.model.storages import experts_too, held_in
 from halter.planning import Setting, fit, forecast, speed
 from halter.planning.answer import Answer
+from halter.planning.forecast import with_a_picture
 from halter.planning.setting import of_pictures, shape_of
+from halter.planning.text import size
 from halter.pretrained.device import choose_device, choose_dtype, dtype_name
 from halter.recipe import Recipe, load
 from halter.run import estimate, settings
 from halter.run.checks_machine import gib
 from halter.run.prepare import Job
+from halter.run.seen_rows import most_pictures
 from halter.training import memory
 from halter.training.terms import Terms
 
@@ -119,7 +122,9 @@ def plan(
         budget, source = fit.bytes_of(memory_amount), "given"
     said: list[str] = []
     setting = from_recipe(recipe, budget, where, said.append)
-    said += [told] if (told := of_pictures(setting.shape)) else []
+    if told := of_pictures(setting.shape):
+        more = with_a_picture(setting)
+        said.append(f"{told}: {size(more[1])} for one of {more[0][0]} by {more[0][1]} tiles a row" if more else told)
     found = forecast(setting)
     if rates is None and calibrate:
         rates = speed.calibrate(setting.dtype, where.device)
@@ -147,6 +152,7 @@ def planned_and_measured(job: Job, model: Decoder, taken: Terms, before: int) ->
         checkpointing=taken.checkpointing,
         device=model.device.type,
         offload=not model.residence.resident,
+        pictures=most_pictures(job),
     )
     planned, measured = forecast(setting).training.total, memory.peak_memory_bytes()
     own = measured if model.device.type == "cuda" else max(0, measured - before)

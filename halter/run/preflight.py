@@ -32,6 +32,7 @@ from halter.run.findings import Findings
 from halter.run.held import computed_in
 from halter.run.output import as_begun, open_run, refuse_unusable
 from halter.run.prepare import Base, Job, collect, data_missing, fit, read_base, with_passes
+from halter.run.seen_rows import most_pictures
 from halter.telling import Say
 from halter.text.chat.conversations import ChatTemplate
 
@@ -215,7 +216,8 @@ def _check_sizes(
     apart = streams(recipe.model.offload, device, lambda _: None)
     if recipe.model.offload == "layers" and adapter is not None:
         findings.attempt(refuse_trained_layers, adapter)
-    need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), held, apart)
+    longest = (2048, ()) if job is None else (job.data.report.longest, most_pictures(job))
+    need = estimate.sizes(recipe, base.config, adapter, _width(recipe, checkpoint, base), held, apart, longest)
     kept, best = (
         recipe.train.save_total_limit,
         recipe.data.validation is not None and recipe.train.load_best_model_at_end,
