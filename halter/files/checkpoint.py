@@ -69,7 +69,7 @@ class HFCheckpoint:
         self.config = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         self.generation_config = read_json(generation) if generation.is_file() else {}
-        self.files = _shards(folder)
+        self.files = shards(folder)
         self._open = [TensorFile(path) for path in self.files]
         self._refuse_repeated()
         held = {name: file for file in self._open for name in file.specs if not is_ignored(name)}
@@ -204,7 +204,7 @@ def _existing(folder: str | Path) -> Path:
     return folder
 
 
-def _shards(folder: Path) -> tuple[Path, ...]:
+def shards(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a folder; an index must agree with them, both ways."""
     if (folder / SINGLE).is_file():
         return (folder / SINGLE,)
