@@ -26,6 +26,8 @@ class PictureEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, preparing: Preparing) -> None:
         super().__init__()
         self.config, self.preparing = config, preparing
+        self.digest = ""
+        """SHA-256, in hex, of its weights and of how pixels are prepared; '' of one that was not loaded."""
         self.embeddings = _Embeddings(config)
         if config.kind == CLIP:
             self.pre_layrnorm = _norm(config)  # spelt as in every checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -51,6 +53,12 @@ def load_encoder(
         fix = "fetch the checkpoint's files again"
         raise Refusal("checkpoint-mismatch", what, where=str(folder), found=wrong, fix=fix)
     encoder.load_state_dict({name: held[ours[name]].read(ours[name], dtype).to(device) for name in shapes}, assign=True)
+    encoder.digest = _digest(encoder, {name: held[ours[name]].sha256(ours[name]) for name in shapes})
     for file in files:
         file.close()
     return encoder.requires_grad_(False).eval()
+
+
+def _digest(encoder: PictureEncoder, weights: Mapping[str, str]) -> str:
+    told = (encoder.config, encoder.preparing, sorted(weights.items()))
+    return sha256(repr(told).encode()).hexdigest()
