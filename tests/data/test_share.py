@@ -95,7 +95,7 @@ def test_a_step_is_the_same_with_and_without_sharing(monkeypatch, method, option
     results = []
     for shared in (True, False):
         if not shared:
-            monkeypatch.setattr(training_step, "share_beginnings", lambda batch: batch)
+            monkeypatch.setattr(training_step, "share_beginnings", lambda batch, _: batch)
         adapter = adapt(model, method, **options).double()
         tiny.jitter(adapter)
         trainee = Trainee(
@@ -120,7 +120,7 @@ def test_a_step_is_the_same_with_and_without_sharing(monkeypatch, method, option
 def test_dropout_shares_nothing(monkeypatch):
     model = tiny.decoder()
     called = []
-    monkeypatch.setattr(training_step, "share_beginnings", lambda batch: called.append(1) or batch)
+    monkeypatch.setattr(training_step, "share_beginnings", lambda batch, _: called.append(1) or batch)
     for rate, calls in ((0.1, 0), (0.0, 1)):
         adapter = adapt(model, "lora", r=2, dropout=rate)
         trainee = Trainee(

@@ -18,6 +18,7 @@ WRITTEN = {
 """{file that is new or another with the method: what writes it}; all others stay as they are."""
 ALL_IN_ONE = """
 import runpy, sys
+sys.path.insert(0, "docs")  # as Python has it for a script that lies there
 from halter.recipe.sections import method_names
 for script in sys.argv[1:]:
     runpy.run_path(script, run_name="__main__")

@@ -154,7 +154,7 @@ def test_chunks_and_beginnings_change_nothing(name, monkeypatch):
     with monkeypatch.context() as small:
         small.setattr("halter.numerics.losses.chunk_rows", lambda *_: 3)
         same(taken([trainee(name, adapter_of())], [[batch()]]), whole)
-    monkeypatch.setattr(step, "share_beginnings", lambda batch: batch)
+    monkeypatch.setattr(step, "share_beginnings", lambda batch, _: batch)
     same(taken([trainee(name, adapter_of())], [[batch()]]), whole)
 
 

@@ -95,7 +95,7 @@ def test_noise_is_uniform_with_the_papers_bound():
 def test_a_step_with_noise_is_the_step_over_the_noisy_embeddings(monkeypatch):
     """Another loss at every step, none for alpha 0, the same again for the same step, and no beginning is shared."""
     model, batch, shared = tiny.decoder(), rows(12, 20), []
-    monkeypatch.setattr(training_step, "share_beginnings", lambda b: shared.append(1) or b)
+    monkeypatch.setattr(training_step, "share_beginnings", lambda b, _: shared.append(1) or b)
     plain = take_step(model, [trainee_of(model)], [[batch]])[0].loss
     assert shared == [1]
     noisy = [take_step(model, [trainee_of(model, noise=5.0, step=step)], [[batch]])[0].loss for step in (0, 1, 1)]
