@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import frame
-from workloads import Setting, Work, find
+from workloads import Setting, Work, find, first_adapter
 
 ROWS = (
     "lora-qv-step",
@@ -48,7 +49,8 @@ def compared(
     work: Work, trees: dict[str, Path], setting: Setting, rounds: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """One row: seconds and peak bytes of every round of both trees, and the ratios of their medians."""
-    frame.start("prepare", work, setting)
+    shutil.rmtree(first_adapter(work, setting), ignore_errors=True)
+    starter(trees["before"])("prepare", work, setting)  # an earlier Halter cannot read what a later one adds
     found: dict[str, list[frame.Result]] = {name: [] for name in trees}
     for number in range(rounds):
         for name in list(trees) if number % 2 == 0 else list(trees)[::-1]:
