@@ -26,6 +26,14 @@ def tower(**changes):
     return Llama4Tower(**(sizes | ids | changes))
 
 
+def ids_of(known):
+    """({field of the tower: id} of a tokenizer's tokens for pictures, {field of the config: id} of its ends)."""
+    names = {"start_id": "image_start", "end_id": "image_end", "image_id": "image", "patch_id": "patch"}
+    names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
+    ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids}
+    return {field: known.token_id(f"<|{name}|>") for field, name in names.items()}, ends
+
+
 def text_config(layers=4, step=2, chunk=5, **changes) -> OurConfig:
     """The text alone; experts in every ``step``-th layer."""
     sizes = {

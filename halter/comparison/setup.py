@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
 
     test, general = rows("test"), rows("general")
     if job.config.pictures is not None:
-        shown = _shown([*job.data.train, *job.data.validation, *test, *general])
+        shown = _shown(chain(job.data.train, job.data.validation, test, general))
         splits = replace(splits, digests={**splits.digests, "pictures": shown})
     whole = int(job.data.train.lengths.sum())
     tokens = options.tokens or min(PASSES * whole, MOST_TOKENS)
@@ -142,7 +143,10 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
     return Setup(options, folder, source, splits, job, test, general, tokens, step)
 
 
-def _shown(rows: Sequence[Example]) -> str:
+def _shown(rows: Iterable[Example]) -> str:
     """SHA-256, in hex, of all pictures in their order: a file may come to show another, and its row stays the same."""
-    names = [picture.digest for row in rows for picture in row.pictures]
-    return sha256(" ".join(names).encode()).hexdigest()
+    digest = sha256()
+    for row in rows:
+        for picture in row.pictures:
+            digest.update(picture.digest.encode())
+    return digest.hexdigest()

@@ -53,13 +53,12 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
         raise Refusal("compare-data", what, fix="--test FILE; in a recipe compare.test: FILE").by_keyword()
     if any(source.weight != 1 for source in data.sources):
         say("note: a comparison takes every row as often as every other; weights of sources are not used")
-    images = data.image_folder
-    rows: dict[str, list[DataRow]] = {"train": [row for source in data.sources for row in _read(source, images)]}
-    rows["test"] = _read(Source(str(options.test)), images)
+    rows: dict[str, list[DataRow]] = {"train": [row for source in data.sources for row in _read(source, data)]}
+    rows["test"] = _read(Source(str(options.test)), data)
     if isinstance(data.validation, str):
-        rows["validation"] = _read(Source(data.validation), images)
+        rows["validation"] = _read(Source(data.validation), data)
     if options.general:
-        rows["general"] = _read(Source(options.general), images)
+        rows["general"] = _read(Source(options.general), data)
     tested = {_key(row) for row in rows["test"]}
     if shown := sum(_key(row) in tested for row in rows.get("validation", ())):
         say(f"note: {shown} validation rows are test rows too, and left out: learning rates are not chosen on the test")
@@ -87,8 +86,8 @@ def split(data: DataOptions, options: CompareOptions, folder: Path, say: Callabl
     return _written({part: rows[part] for part in PARTS if part in rows}, folder, dropped)
 
 
-def _read(source: Source, images: str | None) -> list[DataRow]:
-    """A source's rows, whose pictures (relative to ``images``, or to the rows' file) are found from any folder."""
+def _read(source: Source, data: DataOptions) -> list[DataRow]:
+    """A source's rows, whose pictures are found from any folder."""
     name, count = source.parts
     found = list(read_source(name))
     faults = [one for one in found if isinstance(one, Fault)]
@@ -98,7 +97,8 @@ def _read(source: Source, images: str | None) -> list[DataRow]:
         raise Refusal("bad-rows", "rows that cannot be read", where=name, found=faults, fix=fix)
     limit = min(n for n in (count, source.limit, len(found)) if n is not None)
     rows = [one for one in found[:limit] if not isinstance(one, Fault)]
-    return [carried(row, COLUMNS, folder_of(origin, images)) for origin, row in rows]
+    pictures = (*COLUMNS, *(theirs for ours, theirs in data.columns.items() if ours in COLUMNS))
+    return [carried(row, pictures, folder_of(origin, data.image_folder)) for origin, row in rows]
 
 
 def _key(row: DataRow) -> str:

@@ -14,6 +14,8 @@ WHOLE = {"clip": CLIP, "siglip": SIGLIP}
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 BILINEAR, BICUBIC = 2, 3
 """Pillow's numbers, which preprocessor_config.json uses."""
+LEVEL = 1 / 255
+"""What a picture's levels are multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ class Preparing:
             tuple(given.get(key, default)) for key, default in (("image_mean", cls.mean), ("image_std", cls.std))
         )
         wrong = [f"resample {resample!r}"] if resample not in (BILINEAR, BICUBIC) else []
+        steps = ("do_resize", "do_rescale", "do_normalize", *(["do_center_crop"] if "shortest_edge" in named else []))
+        wrong += [
+            f"{step} {given[step]!r}" for step in steps if given.get(step, True) is not True and given[step] is not None
+        ]
+        if not isinstance(factor := given.get("rescale_factor", LEVEL), int | float) or abs(factor * 255 - 1) > 1e-6:
+            wrong.append(f"rescale_factor {factor!r}")
         shortest = named.get("shortest_edge", 0)
         square = crop if shortest else named.get("height")
         if not (_count(square) and (shortest == 0 or _count(shortest)) and (shortest or square == named.get("width"))):

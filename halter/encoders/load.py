@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from halter.encoders.config import EncoderConfig, Preparing
+from halter.encoders.config import WHOLE, EncoderConfig, Preparing
 from halter.encoders.encoder import PictureEncoder
 from halter.errors import Refusal
 from halter.files.checkpoint import read_config, shards
@@ -38,8 +39,8 @@ def load_encoder(
     files = [TensorFile(path) for path in shards(folder)]
     held = {name: file for file in files for name in file.specs}
     ours = {name.removeprefix(LEAD): name for name in held if not name.startswith(OTHERS) and COUNTED not in name}
-    if "visual_projection.weight" not in ours:
-        config = EncoderConfig(**{**vars(config), "projection": 0})
+    if told.get("model_type") not in WHOLE and "visual_projection.weight" not in ours:
+        config = replace(config, projection=0)  # its half for pictures is saved with it or without
     with torch.device("meta"):
         encoder = PictureEncoder(config, preparing)
     shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}

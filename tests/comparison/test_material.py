@@ -67,6 +67,15 @@ def test_pictures_are_found_from_the_comparisons_folder_wherever_the_rows_lie(tm
         assert alone["image"]["path"] == f"{here}/f.png"
 
 
+def test_pictures_in_a_column_of_another_name_are_found_too(tmp_path: Path) -> None:
+    row = {"ask": "p <image>", "say": "q", "photo": ["a.png"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    columns = {"prompt": "ask", "completion": "say", "images": "photo"}
+    data = DataOptions(train=str(tmp_path / "a.jsonl"), validation=file(tmp_path / "v.jsonl", 8), columns=columns)
+    found = split(data, CompareOptions(test=file(tmp_path / "t.jsonl", 7)), tmp_path / "out", print)
+    assert json.loads(found.files["train"].read_text()) == {**row, "photo": [f"{tmp_path}/a.png"]}
+
+
 def test_bytes_of_pictures_are_kept_as_they_are(tmp_path: Path) -> None:
     table = {"prompt": ["p"], "completion": ["q"], "image": [{"bytes": b"\x00\xffpicture", "path": "a.png"}]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")

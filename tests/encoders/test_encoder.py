@@ -114,6 +114,16 @@ def test_a_whole_clip_is_read_for_its_pictures_alone(tmp_path) -> None:
     torch.testing.assert_close(ours.whole(ours.states(seen)[0]), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_whole_clip_without_its_projection_is_damaged(tmp_path) -> None:
+    text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = CLIPConfig(text_config={**text, "vocab_size": 20}, vision_config=dict(SIZES), projection_dim=12)
+    folder = kept(CLIPModel(shape), tmp_path / "whole")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "visual_projection" not in k}, folder / "model.safetensors")
+    with pytest.raises(Refusal, match="visual_projection.weight is missing"):
+        load_encoder(folder)
+
+
 def test_without_a_projection_the_states_are_as_they_are(tmp_path) -> None:
     theirs = widened(CLIPVisionModel(CLIPVisionConfig(**SIZES)))
     ours = load_encoder(kept(theirs, tmp_path / "bare"))
@@ -194,7 +204,18 @@ def test_other_shapes_are_refused(tmp_path, changes) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"resample": 1}, {"crop_size": 14}, {"size": {"shortest_edge": 12}}, {"size": "big"}, {"image_std": [1, 0, 1]}],
+    [
+        {"resample": 1},
+        {"crop_size": 14},
+        {"size": {"shortest_edge": 12}},
+        {"size": "big"},
+        {"image_std": [1, 0, 1]},
+        {"do_resize": False},
+        {"do_center_crop": False},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1.0},
+    ],
     ids=lambda changes: "-".join(changes),
 )
 def test_other_ways_to_prepare_are_refused(changes) -> None:

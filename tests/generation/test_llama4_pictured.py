@@ -9,7 +9,7 @@ import pytest
 import tiny_tokenizers
 import torch
 from PIL import Image
-from tiny_llama4 import config, logits, made, tower
+from tiny_llama4 import config, ids_of, logits, made, tower
 
 import halter
 from halter.adapters.loading import load_adapter
@@ -27,11 +27,9 @@ def folder(tmp_path_factory):
     """Random weights; the tokenizer's own ids stand for pictures, and the config says which they are."""
     tokens = tiny_tokenizers.llama4(tmp_path_factory.mktemp("tokens"))
     known = Tokenizer.from_folder(tokens)
-    names = {"start_id": "image_start", "end_id": "image_end", "image_id": "image", "patch_id": "patch"}
-    names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
-    seen = tower(**{key: known.token_id(f"<|{name}|>") for key, name in names.items()})
-    ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids, "pad_token_id": known.pad_id}
-    shape = config(chunk=16, seen=seen, vocab_size=known.vocab_size + 3, context=1024, **ends)
+    ids, ends = ids_of(known)
+    sizes = {"vocab_size": known.vocab_size + 3, "context": 1024, "pad_token_id": known.pad_id}
+    shape = config(chunk=16, seen=tower(**ids), **sizes, **ends)
     folder = tmp_path_factory.mktemp("llama4") / "base"
     save_model(made(shape, torch.float32), shape, folder, sorted(tokens.iterdir()))
     return folder

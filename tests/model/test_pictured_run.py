@@ -32,10 +32,7 @@ COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (20, 180, 40)}
 def llama4(tmp):
     files = tiny_tokenizers.llama4(tmp)
     known = Tokenizer.from_folder(files)
-    names = {"start_id": "image_start", "end_id": "image_end", "image_id": "image", "patch_id": "patch"}
-    names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
-    ids = {field: known.token_id(f"<|{name}|>") for field, name in names.items()}
-    ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids}
+    ids, ends = tiny_llama4.ids_of(known)
     shape = tiny_llama4.config(vocab_size=known.vocab_size, chunk=16, seen=tiny_llama4.tower(**ids), **ends)
     return tiny.decoder(shape), files
 

@@ -112,10 +112,7 @@ def sighted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sighted")
     files = tiny_tokenizers.llama4(folder / "tokens")
     known = Tokenizer.from_folder(files)
-    names = {"start_id": "image_start", "end_id": "image_end", "image_id": "image", "patch_id": "patch"}
-    names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
-    ids = {field: known.token_id(f"<|{name}|>") for field, name in names.items()}
-    ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids}
+    ids, ends = tiny_llama4.ids_of(known)
     seen = tiny_llama4.tower(image=16, **ids)
     shape = tiny_llama4.config(vocab_size=known.vocab_size, chunk=64, experts=EXPERTS, step=1, seen=seen, **ends)
     save_model(tiny.decoder(shape), shape, folder / "model", sorted(files.iterdir()))

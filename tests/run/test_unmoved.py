@@ -36,10 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sighted")
     files = tiny_tokenizers.llama4(folder / "tokens")
     known = Tokenizer.from_folder(files)
-    names = {"start_id": "image_start", "end_id": "image_end", "image_id": "image", "patch_id": "patch"}
-    names |= {"tile_x_id": "tile_x_separator", "tile_y_id": "tile_y_separator"}
-    ids = {field: known.token_id(f"<|{name}|>") for field, name in names.items()}
-    ends = {"bos_token_id": known.bos_id, "eos_token_ids": known.stop_ids}
+    ids, ends = tiny_llama4.ids_of(known)
     shape = tiny_llama4.config(
         2, experts=12, vocab_size=known.vocab_size, chunk=64, seen=tiny_llama4.tower(**ids), **ends
     )
