@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import meta_mllama_folder
 import pytest
 import torch
 from meta_mllama_folder import PARAMS, state, write
@@ -57,6 +58,19 @@ def test_it_is_what_transformers_script_makes_of_it(ranks, nested, tmp_path):
         assert checkpoint.first_row(name) == bytes(bytes_of(row[0] if row.ndim > 1 else row)[: 16 << 10])
     assert "text_model.rope.freqs" not in checkpoint.names() and not checkpoint.skipped
     checkpoint.close()
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_any_number_of_ranks_is_one(ranks, monkeypatch, tmp_path):
+    """One key head a rank, as the published 90B lies on eight. The script was run on one file and on two alone."""
+    monkeypatch.setattr(meta_mllama_folder, "HEADS", 8)
+    monkeypatch.setattr(meta_mllama_folder, "KV", 8)
+    params, whole, found = PARAMS | {"n_heads": 8, "n_kv_heads": 8}, state(), []
+    for count in (1, ranks):
+        checkpoint = open_checkpoint(write(tmp_path / str(count), count, whole, params))
+        found.append(digest(checkpoint))
+        checkpoint.close()
+    assert found[0] == found[1]
 
 
 @torch.no_grad()
