@@ -14,6 +14,7 @@ from halter.adapters.acting import acts_of, joined, rows_at
 from halter.adapters.folding import fold_together
 from halter.adapters.misfit import refuse_unfit
 from halter.adapters.saving import save_adapter
+from halter.adapters.sight import sight_of
 from halter.adapters.stated import stated
 from halter.arguments import bound, check_options, checked, refusal, strange
 from halter.contract.experts import refuse_unknown_most_used
@@ -82,6 +83,8 @@ class Adapter(nn.Module):
                 self.slots += [Slot(part, shape.layout.at(layer, name), piece) for name, piece in pieces.items()]
             method.share([slot.piece for slot in self.slots if slot.part == part])
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
+        self.sight = sight_of(self.methods)
+        """How it takes pictures by an encoder; None: it is blind."""
         for slot in self.slots:
             slot.piece.reset(torch.Generator().manual_seed(dropout.key(seed, slot.part, slot.path)))
 
@@ -103,12 +106,13 @@ class Adapter(nn.Module):
             refuse_unfit(self, base.config)
         at: dict[tuple[int | None, str], Act | Extra] = {}
         shared: dict[int, Act | Extra] = {}  # a piece at two places (tied weights) is bound once
+        made: dict[int, Any] = {}
         inside = self.longer(segments) if inside is None else inside
         for slot in self.slots:
             if id(slot.piece) not in shared:
                 part_key = None if key is None else dropout.key(key, slot.part)
                 rows = rows_at(slot.at, base.layout, segments, inside)
-                shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key))
+                shared[id(slot.piece)] = slot.piece.bind(Site(base, slot.layer, slot.place, rows, part_key, made))
             act, where = shared[id(slot.piece)], (slot.layer, slot.place)
             at[where] = joined(at[where], act) if where in at else act
         return acts_of(at, self.shape.layout)
@@ -288,6 +292,8 @@ def adapt(base: Decoder, method: str | Method | Sequence[Method], *, seed: int =
         raise Refusal("wrong-argument", "no method is named", where="halter.adapt", fix='halter.adapt(model, "lora")')
     for one in methods:
         check_options(one.name(), type(one), vars(one))
+    methods = [one.equipped() for one in methods]
+    for one in methods:
         one.check_new(base.config)
         refuse_unknown_most_used(one)
     adapter = Adapter(base.config, methods, seed).start(base)

@@ -9,6 +9,7 @@ import torch
 from halter.adapters.adapter import Adapter
 from halter.adapters.stacked import Stacked
 from halter.arguments import checked
+from halter.encoders.sight import Sight
 from halter.errors import HalterError
 from halter.model.decoder import Decoder
 from halter.model.places import Acts
@@ -25,13 +26,22 @@ class Ready:
 
     base: Decoder
     acts: Acts
+    adapter: Adapter | Stacked
+    """For rows with pictures, whose acts are of these pictures."""
     tokenwise: bool = True
     virtual_tokens: int = 0
+
+    @property
+    def sight(self) -> Sight | None:
+        """As of Adapter."""
+        return self.adapter.sight
 
     def bind(self, base: Decoder, segments: Segments, key: int | None = None) -> Acts:
         """The acts. HalterError on another base than it was made for."""
         if base is not self.base:
             raise HalterError("this adapter was made ready for another base; call halter.ready with this one")
+        if self.adapter.sight is not None and segments.features is not None:
+            return self.adapter.bind(base, segments, key)
         return self.acts
 
 
@@ -45,4 +55,4 @@ def ready(base: Decoder, adapter: Adapter | Stacked) -> Ready | Adapter | Stacke
     """
     if not adapter.tokenwise:
         return adapter
-    return Ready(base, adapter.bind(base, Segments.packed([1], base.device)))
+    return Ready(base, adapter.bind(base, Segments.packed([1], base.device)), adapter)

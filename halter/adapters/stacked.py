@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from halter.adapters.acting import acts_of, joined
 from halter.adapters.adapter import Adapter
+from halter.adapters.sight import joint_sight
 from halter.arguments import checked
+from halter.encoders.sight import Sight
 from halter.errors import Refusal
 from halter.model.decoder import Decoder
 from halter.model.joints import Weighted
@@ -57,6 +60,11 @@ class Stacked:
                 fix="give these adapters the weight 1",
             )
         return acts_of(at, base.layout)
+
+    @cached_property
+    def sight(self) -> Sight | None:
+        """As of Adapter. Refusal ``two-sights``."""
+        return joint_sight(self.adapters)
 
     @property
     def tokenwise(self) -> bool:

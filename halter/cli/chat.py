@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from halter.adapters.adapter import Adapter
+from halter.adapters.sight import rules_of
 from halter.cli import chat_words
 from halter.cli.chat_words import HELP
 from halter.cli.flags import with_options
@@ -147,7 +148,8 @@ class Chat:
             fix = "begin the chat with --template"
             raise Refusal("usage", "without a chat template a picture has no place in what is asked", fix=fix)
         part = {"type": "image", "path": str(Path(path).expanduser().absolute())}
-        (found,) = Seeing(self.opened.model.config.pictures).look([{"role": "user", "content": [part]}])[1]
+        rules = rules_of(self.opened.model.config, self.loaded[self.current][0])
+        (found,) = Seeing(rules).look([{"role": "user", "content": [part]}])[1]
         self.pictures.append(part)
         grid = f"{found.grid[0]} by {found.grid[1]} tile{'s' if found.grid != (1, 1) else ''}"
         moving = f"; the first of its {found.frames} frames" if found.frames > 1 else ""

@@ -184,7 +184,7 @@ def _encoded(opened: Opened, asked: Sequence[PromptRow], asking: Asking) -> list
     """Every prompt as token ids, in the template and with the system message that it is asked in."""
     rows: list[AskedRow] = []
     faults: list[str] = []
-    seeing = Seeing(opened.model.config.pictures, waivers=Waivers(opened.allow))
+    seeing = Seeing(opened.rules, waivers=Waivers(opened.allow))
     for one in asked:
         prompt = one.prompt if asking.system is None else with_system(one.prompt, asking.system, opened.template)
         how = (opened.template, opened.template_date, asking.prefill)

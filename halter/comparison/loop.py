@@ -16,7 +16,7 @@ from halter.comparison.options import CompareOptions
 from halter.comparison.report import writing as report
 from halter.comparison.runner import Runner, Trial
 from halter.comparison.search import halve
-from halter.comparison.setup import ComparedMethod, Setup, set_up
+from halter.comparison.setup import ComparedMethod, Setup, most_seeing, set_up
 from halter.comparison.survey import verdicts
 from halter.errors import Refusal
 from halter.evaluation.tasks import task_manager
@@ -42,7 +42,7 @@ def compare(
     """
     entered = entries(options, variants)
     with held(output, say):
-        setup = set_up(source, entered[0].method, options, output, say)
+        setup = set_up(source, most_seeing(source, entered), options, output, say)
         with threads.taken(_threads(setup, output, say)):
             return ComparisonLoop(setup, entered, say).run()
 

@@ -13,6 +13,7 @@ from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.choices import ChoiceQuestions, choice_questions
 from halter.evaluation.options import TaskOptions
+from halter.evaluation.pictured import seen_as
 from halter.evaluation.questions import Question, question
 from halter.evaluation.score import answers, held_out, held_out_loss
 from halter.evaluation.tasks import Judge, task_scores
@@ -45,8 +46,9 @@ class EvaluationSuite:
         """The test rows with every choice in turn, None without choices. Refusals as of `ballot`."""
         return choice_questions(self.tokenizer, self.test, self.choices) if self.choices else None
 
-    def asked(self) -> list[Question]:
-        found = (question(example, self.tokenizer) for example in self.test)
+    def asked(self, model: Decoder, adapter: Adapter | None) -> list[Question]:
+        """The questions as who is asked sees them."""
+        found = (question(example, self.tokenizer) for example in seen_as(self.test, model, adapter))
         return [one for one in found if one is not None][: self.questions]
 
 
@@ -55,14 +57,14 @@ def evaluate_on(model: Decoder, suite: EvaluationSuite, adapter: Adapter | None 
 
     ``general_loss`` is None without general text.
     """
-    held = held_out(model, suite.test, adapter, suite.pass_tokens)
+    held = held_out(model, seen_as(suite.test, model, adapter), adapter, suite.pass_tokens)
     result: dict[str, Any] = {
         "test_loss": held.loss,
         "by_row": [round(loss, DIGITS) for loss in held.by_row],
         "scores": {},
         "general_loss": None,
     }
-    asked = suite.asked()
+    asked = suite.asked(model, adapter)
     if asked:
         options = GenerationOptions(max_new_tokens=suite.max_new_tokens)
         said = [one.text for one in answers(model, suite.tokenizer, asked, adapter, options)]
@@ -99,15 +101,16 @@ def decode_rates(model: Decoder, suite: EvaluationSuite, adapters: Sequence[Adap
 
     Measured in turn, the best of several counts, so that a machine that is busy for a while slows all of them.
     """
-    asked = suite.asked()[:1]
-    room = model.config.context - len(asked[0].prompt.tokens) if asked else 0
+    asked = [suite.asked(model, adapter)[:1] for adapter in adapters]
+    room = min((model.config.context - len(one.prompt.tokens) for own in asked for one in own), default=0)
     if room < 2:
         return None
     options = GenerationOptions(max_new_tokens=min(DECODED, room), ignore_stop_ids=True)
-    endless, best = Question(replace(asked[0].prompt, stop_ids=()), ""), [0.0] * len(adapters)
+    endless = [Question(replace(one.prompt, stop_ids=()), "") for own in asked for one in own]
+    best = [0.0] * len(adapters)
     for _ in range(TIMES):
         for place, adapter in enumerate(adapters):
             began = time.perf_counter()
-            said = answers(model, suite.tokenizer, [endless], adapter, options)
+            said = answers(model, suite.tokenizer, [endless[place]], adapter, options)
             best[place] = max(best[place], len(said[0].tokens) / (time.perf_counter() - began))
     return best

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from halter import recipe as recipes
+from halter.adapters.sight import rules_of_methods, sight_of
 from halter.comparison.options import CompareOptions
 from halter.comparison.splits import Splits, split
 from halter.data.example import Example
-from halter.data.load import RowSight, load_examples
+from halter.data.load import Loaded, RowSight, load_examples
 from halter.errors import HalterError, Waivers
 from halter.files.folders import discard
 from halter.model.decoder import Decoder
+from halter.model.pictures import PictureRules
 from halter.model.storages import STORAGES
 from halter.pretrained.digest import digest_base
 from halter.run.held import load_base
@@ -51,7 +53,8 @@ def held_as(precision: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Setup:
-    """See the module. ``job`` is that of the first contestant; its rows and tokenizer serve all."""
+    """See the module. ``job`` is that of one contestant, who sees with the most tokens where any sees; its rows, with
+    as many tokens as each needs for its pictures, and its tokenizer serve all."""
 
     options: CompareOptions
     folder: Path
@@ -88,12 +91,26 @@ class Setup:
         if rate is None and "train.learning_rate" in recipe.defaults:  # else the source gives it, for all
             fitted = at_width(recipe.defaults["train.learning_rate"], self.job.config.dim).value
             recipe = replace(recipe, train=replace(recipe.train, learning_rate=fitted))
-        micro = max(self.job.micro_tokens // beside, int(self.job.data.train.lengths.max()))
-        plan = plan_of(recipe, self.job.data, micro)
-        whole = float(self.job.data.train.lengths[self.job.data.train.targets > 0].sum())
+        methods = tuple(replace(choice, options=choice.options.equipped()) for choice in recipe.methods)
+        recipe = replace(recipe, methods=methods)
+        data = self._data(rules_of_methods(self.job.config, [choice.options for choice in methods]))
+        micro = max(self.job.micro_tokens // beside, int(data.train.lengths.max()))
+        plan = plan_of(recipe, data, micro)
+        whole = float(data.train.lengths[data.train.targets > 0].sum())
         steps = max(1, round(tokens / (whole / max(1, len(plan(0))))))
         recipe = replace(recipe, train=replace(recipe.train, max_steps=steps, num_train_epochs=None))
-        return replace(self.job, recipe=recipe, plan=plan, steps=total_steps(plan, 1.0, steps), micro_tokens=micro)
+        steps = total_steps(plan, 1.0, steps)
+        return replace(self.job, recipe=recipe, data=data, plan=plan, steps=steps, micro_tokens=micro)
+
+    def _data(self, rules: PictureRules | None) -> Loaded:
+        """The rows for who sees by these rules; without their pictures where nobody does."""
+        known: dict[str, Loaded] = self.__dict__.setdefault("_seen", {})
+        name = repr(rules)
+        if name not in known:
+            data, same = self.job.data, name == repr(self.job.rules)
+            both = {part: getattr(data, part).seen_by(rules) for part in ("train", "validation")}
+            known[name] = data if same else replace(data, **both)
+        return known[name]
 
     def load_base(self, precision: str) -> Decoder:
         """The base as the precision says."""
@@ -128,11 +145,11 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
             return ()
         held = replace(job.recipe.data, train=str(splits.files[part]), validation=None)
         held = replace(held, on_long="drop" if held.on_long == "stop" else held.on_long)
-        context, sight = job.config.context, RowSight(job.config.pictures, Waivers(job.recipe.checks.allow))
+        context, sight = job.config.context, RowSight(job.rules, Waivers(job.recipe.checks.allow))
         return load_examples(held, job.tokenizer, job.template, options.seed, context=context, sight=sight).train
 
     test, general = rows("test"), rows("general")
-    if job.config.pictures is not None:
+    if job.rules is not None:
         shown = _shown(chain(job.data.train, job.data.validation, test, general))
         splits = replace(splits, digests={**splits.digests, "pictures": shown})
     whole = int(job.data.train.lengths.sum())
@@ -141,6 +158,17 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
     step = given or {"tokens_per_step": max(1, min(MOST_STEP_TOKENS, tokens // STEPS, whole))}
     source = {**source, "train": {k: v for k, v in (source.get("train") or {}).items() if k not in _STEP}}
     return Setup(options, folder, source, splits, job, test, general, tokens, step)
+
+
+def most_seeing(source: Mapping[str, Any], entered: Sequence[ComparedMethod]) -> Any:
+    """The method section of the contestant that has the most tokens for a picture; of the first where none sees."""
+
+    def tokens(entry: ComparedMethod) -> int:
+        recipe = recipes.load({**source, "method": entry.method})
+        sight = sight_of([choice.options.equipped() for choice in recipe.methods])
+        return -1 if sight is None else sight.tokens
+
+    return max(entered, key=tokens).method
 
 
 def _shown(rows: Iterable[Example]) -> str:

@@ -7,15 +7,16 @@ registration there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from halter.contract.pair import Pair
+from halter.encoders.sight import Look
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
@@ -26,6 +27,7 @@ from halter.numerics import dropout
 from halter.text.tokenizer import Tokenizer
 
 PEFT_PREFIX = "base_model.model."
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ class Site:
     """The rows of this forward."""
     key: int | None = None
     """Seeds dropout for this forward; None: no dropout, which is evaluation."""
+    made: dict[int, Any] = field(default_factory=dict)
+    """What ``once`` has made in this forward."""
+
+    def once(self, owner: nn.Module, make: Callable[[], T]) -> T:
+        """What ``make`` returns, made once in a forward for all pieces that hold ``owner`` in common."""
+        if id(owner) not in self.made:
+            self.made[id(owner)] = make()
+        return self.made[id(owner)]  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -195,6 +205,20 @@ class Method:
     def named(self, tokenizer: Tokenizer) -> Method:
         """The same with ids for tokens that the options name by their text. Refusal ``token-unknown``."""
         return self
+
+    def equipped(self) -> Method:
+        """The same with what stands in folders that the options name, such as an encoder's sizes (contract.seeing)."""
+        return self
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """What it takes of a row's pictures; (): it is blind."""
+        return ()
+
+    @property
+    def picture_tokens(self) -> int:
+        """Tokens that stand for a picture in a row of a method that sees; 0: none, all of the row sees it."""
+        return 0
 
     @property
     def tokenwise(self) -> bool:

@@ -33,6 +33,8 @@ SHOWN = 60
 
 def control_of(rules: PictureRules, tokenizer: Tokenizer) -> Control:
     """The control token by which the model knows a picture. Refusal ``picture-token``."""
+    if rules.token_id < 0:  # an adapter's sight, for which the vocabulary has no token
+        return Control(rules.token, rules.token_id)
     refuse_other_token(rules, tokenizer)
     return next((one for one in tokenizer.controls if one.id == rules.token_id), Control(rules.token, rules.token_id))
 
@@ -51,9 +53,17 @@ def unseen(where: str) -> Refusal:
         "pictures-unseen",
         "there are pictures, and this model sees none",
         where=where,
-        fix="take a model that sees (Llama 4, Llama 3.2 Vision); waived, the pictures are left out and the texts stay",
+        fix="take a model that sees (Llama 4, Llama 3.2 Vision), or an adapter that does (method.encoder); waived, the "
+        "pictures are left out and the texts stay",
         waivable=True,
     )
+
+
+def refuse_many(rules: PictureRules, pictures: int) -> None:
+    """BadRow where a row has more pictures than who sees them takes."""
+    most = getattr(rules, "pictures", None)
+    if most is not None and pictures > most:
+        raise BadRow(f"{pictures} pictures, and this adapter sees {most} in a row")
 
 
 def _called(value: Any) -> str:
@@ -141,6 +151,7 @@ class Encoder:
             self.waivers.refuse(unseen(origin))
             return without(meant), [], {"pictures_dropped": len(meant.pictures)}
         base, fetch = folder_of(origin, self.options.image_folder), self.options.fetch_pictures
+        refuse_many(self.rules, len(meant.pictures))
         found = []
         for number, value in enumerate(meant.pictures, 1):
             try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from halter.model.pictures import PictureRules
 from halter.pictures.seen import RowPicture
+from halter.pictures.tokens import seen_by
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Example:
     """Where its pictures stand among the tokens, and where their pixels come from."""
     label: float | None = None
     """What is known of the row beside its tokens: which answer of a pair it is, a class, a reward."""
+
+    def seen_by(self, rules: PictureRules | None) -> Example:
+        """The row as it is for another who sees, or for who sees nothing (None): without its pictures."""
+        tokens, supervised, pictures = seen_by(self.tokens, self.supervised, self.pictures, rules)
+        return replace(self, tokens=tokens, supervised=supervised, pictures=pictures)
 
     @property
     def targets(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from halter.data.example import Example
 from halter.data.gallery import GalleryBuilder
 from halter.data.store import ARRAYS, TOKEN_BYTES, Chunk, Held, Store, token_digest
+from halter.model.pictures import PictureRules
 
 PLACE = re.compile(r"(.*[:\[])(\d+)(\]?)", re.DOTALL)
 PIECE_BYTES = 64 << 20
@@ -78,6 +79,14 @@ class Examples(Sequence[Example]):
         chosen = Examples.__new__(Examples)
         chosen._hold(self._store, self._rows[np.asarray(rows, dtype=None if len(rows) else np.int64)])
         return chosen
+
+    def seen_by(self, rules: PictureRules | None) -> Examples:
+        """The rows as they are for another who sees (Example.seen_by); themselves where no row has a picture."""
+        builder, seen = Builder(), False
+        for number, example in enumerate(self):
+            seen = seen or bool(example.pictures)
+            builder.add(example.seen_by(rules), int(self.documents[number]), float(self.weights[number]))
+        return Examples.of(builder.store()) if seen else self
 
     def digests(self) -> np.ndarray:
         """16 bytes for each row's tokens and pictures, dtype S16 [rows]: equal for equal rows."""

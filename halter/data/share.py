@@ -123,5 +123,5 @@ def _pictures(
     for owner, (row, first, end, _) in zip(owners.tolist(), pieces, strict=True):
         begun = first - int(starts[owner])
         whole = [one.moved(begun) for one in batch.pictures[owner]]
-        made.append(tuple(one for one in whole if row >= 0 or one.start < end - first))
+        made.append(tuple(one for one in whole if row >= 0 or not one.length or one.start < end - first))
     return made

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from halter.encoders.config import CLIP
+from halter.encoders.config import CLIP, EncoderConfig
 from halter.encoders.encoder import PictureEncoder
 from halter.errors import HalterError, Refusal
 from halter.files.caches import cache_folder
@@ -43,6 +43,13 @@ class FeatureKind:
     """``class``: CLIP's class token; ``whole``: the one vector of PictureEncoder.whole."""
     space: Literal["states", "finished", "projected"] = "states"
     """As they are, behind the norm that follows the last of them, or in the space shared with texts."""
+
+    def size(self, config: EncoderConfig) -> tuple[int, int]:
+        """Tokens and width of what it makes of a picture."""
+        patches = (config.image // config.patch) ** 2
+        tokens = {"all": config.tokens, "patches": patches, "class": 1, "whole": 1}[self.tokens]
+        shared = self.space == "projected" or (self.tokens == "whole" and config.kind == CLIP)
+        return tokens, len(self.states) * (config.projection if shared and config.projection else config.dim)
 
     def of(self, encoder: PictureEncoder, pixels: Tensor) -> Tensor:
         """``pixels`` [B, 3, image, image] -> [B, tokens, width]. Refusals ``encoder-tokens``, ``encoder-layer``."""

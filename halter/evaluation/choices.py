@@ -13,6 +13,7 @@ import numpy as np
 from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.errors import Refusal
+from halter.evaluation.pictured import seen_as
 from halter.evaluation.questions import Question, question
 from halter.evaluation.score import held_out
 from halter.evaluation.texts import exact_match
@@ -49,7 +50,7 @@ class ChoiceQuestions:
 
         The loss of a choice is the sum over its tokens and those that end the response, in nats, as ``acc`` in lm-eval.
         """
-        means = held_out(model, self.rows, adapter, pass_tokens).by_row
+        means = held_out(model, seen_as(self.rows, model, adapter), adapter, pass_tokens).by_row
         sums = np.array(means) * [row.targets for row in self.rows]
         return sums.reshape(len(self.right), len(self.choices)).argmin(axis=1)
 

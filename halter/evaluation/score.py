@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from halter.adapters.adapter import Adapter
+from halter.adapters.sight import rules_of
 from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
 from halter.errors import Refusal
+from halter.evaluation.pictured import seen_as
 from halter.evaluation.questions import Question, question
 from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, token_f1, translation
 from halter.files import disk, writing
@@ -117,7 +119,7 @@ def _row_sums(
     """Sum of the target tokens' losses of every row; in ``likeliest`` (bool [rows], true) a row with a target that is
     not the likeliest token becomes false."""
     segments = Segments.packed(batch.lengths, model.device, prompt_lengths=batch.prompt_lengths)
-    segments = replace(segments, features=features(model.config, batch.pictures))
+    segments = replace(segments, features=features(rules_of(model.config, adapter), batch.pictures, model.device))
     acts = None if adapter is None else adapter.bind(model, segments)
     index = (batch.targets != IGNORED).nonzero().squeeze(1)
     hidden = model.hidden(Pass(batch.tokens.to(model.device), segments, acts, wanted=index.to(model.device)))
@@ -169,6 +171,7 @@ def evaluate(
     text has one) and, where the extra ``eval`` is installed, ``rouge1``, ``rouge2``, ``rougeL`` and ``bleu``, ``chrf``
     (0 to 100). ``predictions``: a new
     jsonl file, one object a question with the exact prompt, what was wanted, and each side's answer.
+    The base of an adapter that sees is asked without the rows' pictures.
     ``progress(side, done, of)`` is called as answers are done.
     ``options``: fields of GenerationOptions. Refusals: ``no-targets``, ``already-exists``, and those of generation.
     """
@@ -176,17 +179,19 @@ def evaluate(
     if predictions is not None:
         disk.refuse_existing(predictions)
     sides = {"base": None} if adapter is None else {"base": None, "adapter": adapter}
-    asked = [(row, q) for row, e in enumerate(examples) if (q := question(e, tokenizer))][:questions]
+    rows = {side: seen_as(examples, model, one) for side, one in sides.items()}
+    shown = {side: [q for e in own if (q := question(e, tokenizer))][:questions] for side, own in rows.items()}
+    asked = [(row, q) for row, e in enumerate(rows[[*sides][-1]]) if (q := question(e, tokenizer))][:questions]
     report: dict[str, Any] = {"rows": len(examples), "answers": len(asked), "strict": strict}
     said: dict[str, list[Generation]] = {}
     losses: dict[str, HeldOut] = {}
     for side, one in sides.items():
-        losses[side] = held_out(model, examples, one)
+        losses[side] = held_out(model, rows[side], one)
         report["target_tokens"] = losses[side].target_tokens
         report[side] = {"loss": losses[side].loss, "perplexity": losses[side].perplexity}
         if asked:
             told = None if progress is None else _telling(progress, side, len(asked))
-            said[side] = answers(model, tokenizer, [q for _, q in asked], one, chosen, told)
+            said[side] = answers(model, tokenizer, shown[side], one, chosen, told)
             report[side] |= _text_scores([a.text for a in said[side]], [q.wanted for _, q in asked], strict)
     if asked:
         report["generation"] = asdict(chosen)

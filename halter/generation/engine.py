@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from halter.adapters.mixed import Mixed
+from halter.adapters.sight import rules_of
 from halter.arguments import checked
 from halter.files.measured import MeasuredTimes
 from halter.generation.beginnings import hand_on, wait_for_shared
@@ -34,7 +35,7 @@ from halter.model.passes import Pass
 from halter.model.places import Acts
 from halter.model.segments import Segments
 from halter.numerics import choice
-from halter.pictures.seen import features
+from halter.pictures.seen import features_of
 from halter.text.tokenizer import Tokenizer
 
 MAX_ROWS = 32  # decoding is bound by reading the weights, so more rows cost little until here
@@ -77,7 +78,7 @@ def stream(
     """As ``generate``, but pieces of text as they become certain; a row's last piece carries its result."""
     given: dict[str, Any] = dict(options)
     rows = given.pop("max_rows", MAX_ROWS)
-    return Engine(model, tokenizer, rows).run(requests_of(tokenizer, prompts, adapter, given, model.config.pictures))
+    return Engine(model, tokenizer, rows).run(requests_of(tokenizer, prompts, adapter, given, model.config))
 
 
 class Engine:
@@ -96,7 +97,7 @@ class Engine:
         self._waiting: deque[ActiveRow] = deque()
         self._live: list[ActiveRow] = []
         self._slots = Slots(model, self.rows)
-        self._bound: tuple[list[int], list[int], Acts] | None = None
+        self._bound: tuple[Any, Acts] | None = None
 
     @property
     def busy(self) -> bool:
@@ -274,21 +275,22 @@ class Engine:
         self._slots.fit(rows)
         cache = self._slots.cache
         segments = cache.segments(lengths, [row.slot for row in rows], [len(row.prompt) for row in rows])
-        if any(pictures := [row.sights for row in rows]):
-            segments = replace(segments, features=features(self.model.config, pictures))
+        config, device = self.model.config, self.model.device
+        pictures = [(rules_of(config, self._owners.of(row.owner)), [row.sights]) for row in rows]
+        segments = replace(segments, features=features_of(pictures, device))
         tokens = torch.tensor([id for row in rows for id in row.pending], device=self.model.device)
         acts = self._bind(segments, [row.owner for row in rows])
         return self.model.hidden(Pass(tokens, segments, acts, cache=cache)), segments, acts
 
     def _bind(self, segments: Segments, owners: list[int]) -> Acts | None:
-        """The adapters' acts; those of the step before where owners are the same and position is no matter. Where rows
-        bring pictures, these have other tokens in every step."""
+        """The adapters' acts; those of the step before where owners and pictures are the same and position is no
+        matter."""
         if owners == [BASE] * len(owners):
             return None
         counts = segments.query_lengths.tolist()
-        blind = segments.features is None
-        if blind and self._bound is not None and self._bound[:2] == (owners, counts):
-            return self._bound[2]
+        same = owners, counts, _shown(segments.features)
+        if self._bound is not None and self._bound[0] == same:
+            return self._bound[1]
         present = {owner: place for place, owner in enumerate(sorted(set(owners) - {BASE}))}
         adapters = [self._owners[owner] for owner in present]
         if len(set(owners)) > 1:
@@ -296,5 +298,12 @@ class Engine:
         else:
             acts = adapters[0].bind(self.model, segments)
         alike = all(adapter.tokenwise for adapter in adapters)
-        self._bound = (owners, counts, acts) if alike and blind else None
+        self._bound = (same, acts) if alike else None
         return acts
+
+
+def _shown(features: Sequence[Any] | None) -> Any:
+    """What is equal where the rows' pictures and their places are; None without pictures."""
+    if features is None:
+        return None
+    return [None if row is None else [(one.digest, one.start, one.length) for one in row] for row in features]

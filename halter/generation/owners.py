@@ -28,6 +28,10 @@ class Owners:
     def __getitem__(self, number: int) -> Bound:
         return self._held[number]
 
+    def of(self, number: int) -> Bound | None:
+        """The adapter of that number; None of BASE."""
+        return None if number == BASE else self._held[number]
+
     def take(self, adapter: Bound | None) -> int:
         """The number of an adapter, BASE of none; one reference more to it."""
         if adapter is None:

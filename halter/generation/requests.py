@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from halter.adapters.adapter import Adapter
 from halter.adapters.ready import Ready
+from halter.adapters.sight import rules_of
 from halter.adapters.stacked import Stacked
 from halter.errors import Refusal
 from halter.generation.options import GenerationOptions
@@ -23,7 +24,7 @@ from halter.generation.prompts import (
 )
 from halter.generation.seeing import Seeing
 from halter.kinds import Worded
-from halter.model.pictures import PictureRules
+from halter.model.config import ModelConfig
 from halter.telling import tell
 from halter.text.tokenizer import Tokenizer
 
@@ -47,15 +48,15 @@ def requests_of(
     prompts: Prompts,
     adapter: Adapters,
     given: dict[str, Any],
-    rules: PictureRules | None = None,
+    config: ModelConfig | None = None,
 ) -> list[Request]:
     """The requests that ``generate`` makes of its arguments, ``n`` a prompt: those of the first prompt, ...
 
-    ``given``: AnswerKeywords without ``max_rows``; ``rules``: how the model takes pictures. Refusals of
-    GenerationOptions, of halter.generation.prompts, and ``adapter-count``.
+    ``given``: AnswerKeywords without ``max_rows``; ``config``: the model's, which may see pictures where the adapters
+    do not. Refusals of GenerationOptions, of halter.generation.prompts, and ``adapter-count``.
     """
     template = as_template(given.pop("template", None))
-    seeing = Seeing(rules, given.pop("fetch_pictures", False))
+    fetch = given.pop("fetch_pictures", False)
     date, prefill, n = given.pop("template_date", None), given.pop("prefill", ""), given.pop("n", 1)
     chosen = GenerationOptions.of(**given).told()
     _check_count(n, chosen)
@@ -63,8 +64,11 @@ def requests_of(
     for odd in filter(None, (told_of_marks(asked, template), told_of_files(asked))):
         tell(odd)
     tell_of_template(asked, template, adapter)
-    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill, seeing=seeing) for prompt in asked]
-    both = enumerate(zip(encoded, one_per_prompt(adapter, len(encoded)), strict=True))
+    adapters = one_per_prompt(adapter, len(asked))
+    sights = [Seeing(None if config is None else rules_of(config, one), fetch) for one in adapters]
+    each = zip(asked, sights, strict=True)
+    encoded = [encode_prompt(tokenizer, prompt, template, date, prefill, seeing=seeing) for prompt, seeing in each]
+    both = enumerate(zip(encoded, adapters, strict=True))
     return [Request(p, chosen, a, draws=number + (again << 32)) for number, (p, a) in both for again in range(n)]
 
 

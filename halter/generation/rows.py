@@ -61,10 +61,9 @@ class ActiveRow:
 
     @property
     def sights(self) -> tuple[RowPicture, ...]:
-        """The pictures that the next step brings, placed as from its first token."""
-        if not self.pictures or not self.filling:
-            return ()
-        return between(self.pictures, self.fed, self.fed + len(self.pending))
+        """The pictures that the next step brings, placed as from its first token; those that are seen from everywhere
+        come with every step."""
+        return between(self.pictures, self.fed, self.fed + len(self.pending)) if self.pictures else ()
 
     @property
     def longest(self) -> int:

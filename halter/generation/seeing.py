@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.data.columns import TALKING
-from halter.data.encode import control_of, folder_of, unseen
+from halter.data.encode import control_of, folder_of, refuse_many, unseen
 from halter.data.meaning import Canonical
 from halter.data.options import DataOptions
 from halter.data.parts import content_of, has_pictures, is_picture, text_of
@@ -47,7 +47,7 @@ class Seeing:
         """The messages with their pictures' places alone, and what was found in these.
 
         Refusals ``pictures-unseen``, ``picture-unusable`` (naming every picture that cannot be used),
-        ``picture-address``, ``messages-malformed``.
+        ``picture-address``, ``pictures-many``, ``messages-malformed``.
         """
         if not any(has_pictures(message.get("content")) for message in messages):
             return messages, []
@@ -60,6 +60,10 @@ class Seeing:
                 raise refusal
             self.waivers.refuse(refusal)
             return [{**m, "content": text_of(m.get("content"))} for m in messages], []
+        try:
+            refuse_many(self.rules, len(values))
+        except BadRow as fault:
+            raise Refusal("pictures-many", f"this prompt has {fault}", fix="ask about one picture at a time") from None
         found, faults = [], []
         for number, value in enumerate(values, 1):
             try:

@@ -202,8 +202,11 @@ def _row(job: Job, example: Example) -> ShownRow:
     tokenizer = job.tokenizer
     ids, learned = example.tokens.tolist(), example.supervised.tolist()
     for one in reversed(example.pictures):
-        assert job.config.pictures is not None
-        ids[one.start : one.end], learned[one.start : one.end] = [job.config.pictures.token_id], [False]
+        sign = job.rules.token_id if job.rules is not None else -1
+        if sign >= 0:  # an adapter's sight has no token
+            ids[one.start : one.end], learned[one.start : one.end] = [sign], [False]
+        else:
+            del ids[one.start : one.end], learned[one.start : one.end]
     if learned:
         learned[0] = False  # nothing comes before it that could predict it
     controls = {control.id for control in tokenizer.controls}

@@ -11,48 +11,69 @@ The authors' code was never published. Certain, from their figures: the data flo
 as keys and values directly. Probable: rank 16, 30 prompts, the topmost 30 layers (their 7.6 M parameters). Chosen here,
 because it is unknown: one softmax a key head with width kv_heads * head_dim, scale sqrt(hd), the extra key rotated with
 its token, gate a layer starting at zero without tanh, prompts from N(0, 0.02^2).
+
+With an ``encoder`` the adapter sees: X, what the encoder makes of a picture, stands behind the prompts,
+
+    k_x = softmax(q_e [P; X W_k]^T / sqrt(hd)) [P; X W_v]
+
+Certain, from their figures: X is frozen, W_k and W_v are trained, and both ends are put together along the tokens.
+Chosen here: X are the encoder's last states behind its norm, class token and patches; W_k and W_v are low-rank
+(``visual_r``), a pair of them in every layer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.contract.method import Default, Method, Piece, Site
+from halter.contract.method import Default, Piece, Site
+from halter.contract.seeing import Seeing, seen
+from halter.encoders.features import FeatureKind
+from halter.encoders.sight import Look
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.layout import TEXT
 from halter.model.places import Act
+from halter.parts.prompt_sets import SetRun, attend, runs_of
 from halter.parts.prompts import check_prompts
 
 
 @dataclass(frozen=True)
 class ExtraKeyAct(Act):
-    """keys + gate * k_x; a [r, dim], b [width, r], prompts [K, kv_heads, hd], gate [kv_heads or 1]."""
+    """keys + gate * k_x; a [r, dim], b [width, r], prompts [K, kv_heads, hd], gate [kv_heads or 1]. ``seen``: (keys,
+    values) [D, T, kv_heads, hd] of the pictures that stand behind the prompts for the tokens of ``runs``, in which -1
+    are tokens that see none."""
 
     a: Tensor
     b: Tensor
     prompts: Tensor
     gate: Tensor
+    seen: tuple[Tensor, ...] = ()
+    runs: tuple[SetRun, ...] = field(default=())
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
-        kv_heads, head_dim = self.prompts.shape[1:]
-        query = F.linear(F.linear(x, self.a), self.b).unflatten(-1, (kv_heads, head_dim))
-        scores = torch.einsum("nhd,khd->nhk", query, self.prompts) / math.sqrt(head_dim)
-        extra = torch.einsum("nhk,khd->nhd", scores.float().softmax(-1).to(y.dtype), self.prompts)
-        return y + (self.gate.to(y.dtype)[:, None] * extra).reshape(y.shape)
+        query = F.linear(F.linear(x, self.a), self.b).unflatten(-1, (self.prompts.shape[1], 1, -1))
+        extra = attend(query, self.prompts[None], self.prompts[None], ())
+        if self.seen:
+            pictures = len(self.seen[0])
+            k, v = (torch.cat((self.prompts.expand(pictures, -1, -1, -1), t), 1) for t in self.seen)
+            blind = torch.zeros(len(x), dtype=torch.bool)
+            for number, start, end in self.runs:
+                blind[start:end] = number < 0
+            seeing = attend(query, k, v, self.runs)
+            extra = torch.where(blind.to(x.device)[:, None, None, None], extra, seeing)
+        return y + (self.gate.to(y.dtype)[:, None] * extra.squeeze(2)).reshape(y.shape)
 
 
 class ExtraKey(Piece):
-    """Prompts [K, width], the query's A [r, dim] and B [width, r], and the gate of one layer."""
-
-    saved_names = {"prompts": "prompts", "a": "query_A.weight", "b": "query_B.weight", "gate": "gate"}
+    """Prompts [K, width], the query's A [r, dim] and B [width, r], and the gate of one layer; of one that sees the two
+    halves of W_k and of W_v."""
 
     def __init__(self, method: Excitor, shape: ModelConfig) -> None:
         super().__init__()
@@ -62,10 +83,16 @@ class ExtraKey(Piece):
         self.a = nn.Parameter(torch.zeros(method.r, shape.dim))
         self.b = nn.Parameter(torch.zeros(width, method.r))
         self.gate = nn.Parameter(torch.zeros(shape.kv_heads if method.gate_scope == "kv_head" else 1))
+        self.saved_names = {"prompts": "prompts", "a": "query_A.weight", "b": "query_B.weight", "gate": "gate"}
+        for end in ("key", "value") if method.looks else ():
+            for half, size in (("a", (method.visual_r, method.looks[0].size[1])), ("b", (width, method.visual_r))):
+                self.register_parameter(f"{end}_{half}", nn.Parameter(torch.zeros(size)))
+                self.saved_names[f"{end}_{half}"] = f"{end}_{half.upper()}.weight"
 
     def reset(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.prompts, std=self.method.prompt_std, generator=generator)
-        for matrix in (self.a, self.b):  # neither is zero: the gate already makes the start the base
+        matrices = [t for name, t in self.named_parameters() if name.endswith(("a", "b"))]
+        for matrix in matrices:  # none is zero: the gate already makes the start the base
             bound = 1 / math.sqrt(matrix.shape[1])
             nn.init.uniform_(matrix, -bound, bound, generator=generator)
         if self.method.gate_init == "normal":
@@ -73,11 +100,21 @@ class ExtraKey(Piece):
 
     def bind(self, site: Site) -> Act:
         a, b, prompts = (t.to(site.dtype) for t in (self.a, self.b, self.prompts))
-        return ExtraKeyAct(a, b, prompts.unflatten(1, self.heads), self.gate)
+        look = next(iter(self.method.looks), None)
+        pictures = None if look is None else seen(site, look)
+        if pictures is None:
+            return ExtraKeyAct(a, b, prompts.unflatten(1, self.heads), self.gate)
+        ends = [
+            F.linear(F.linear(pictures.features, self.get_parameter(f"{end}_a")), self.get_parameter(f"{end}_b"))
+            for end in ("key", "value")
+        ]
+        both = tuple(end.to(site.dtype).unflatten(-1, self.heads) for end in ends)
+        runs = runs_of(pictures.of, site.segments)
+        return ExtraKeyAct(a, b, prompts.unflatten(1, self.heads), self.gate, both, runs)
 
 
 @dataclass(frozen=True)
-class Excitor(Method):
+class Excitor(Seeing):
     """An extra key for every token, mixed from trained prompts: changes where layers look, not what they can say."""
 
     adapter_len: int = 30
@@ -94,6 +131,8 @@ class Excitor(Method):
     """Rotate the extra key with its token; false adds it to the rotated key."""
     prompt_std: float = 0.02
     """Standard deviation of the first prompts."""
+    visual_r: int = 16
+    """Rank of what makes keys and values of a picture's features."""
 
     peft_type: ClassVar[str] = "HALTER_EXCITOR"
     note: ClassVar[str] = (
@@ -119,19 +158,25 @@ class Excitor(Method):
         "gate_init": "our choice; the authors' is not known: zero makes the start the base exactly",
         "rope_extra_key": "our choice; the authors' is not known: scores then depend on distance only",
         "prompt_std": "our choice; the authors' is not known",
+        "visual_r": "our choice; the authors' is not known: as r",
     }
 
     @property
     def tokenwise(self) -> bool:
         return True
 
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        return (self.look_of(FeatureKind((-1,), "all", "finished")),) if self.encoder is not None else ()
+
     def check(self, shape: ModelConfig) -> None:
+        super().check(shape)
         check_prompts(self.adapter_len, self.adapter_layers)
-        if self.r < 1 or self.prompt_std <= 0:
+        if self.r < 1 or self.prompt_std <= 0 or self.visual_r < 1:
             raise Refusal(
                 "excitor-options",
-                "r and prompt_std must be above 0",
-                found=[self.r, self.prompt_std],
+                "r, visual_r and prompt_std must be above 0",
+                found=[self.r, self.visual_r, self.prompt_std],
                 fix="give numbers above 0, or leave them out: the authors' stand there",
             )
 

@@ -8,6 +8,16 @@ The gate g, one number a head, starts at zero, so the start is the base. The aut
 released inference code leaves the tanh out, as PEFT's adaption_prompt and litgpt do (``gate_activation: identity``);
 PEFT has one gate a layer (``gate_scope: layer``).
 
+With an ``encoder`` the adapter sees, as in the paper's section 3.4, whose code was not released:
+
+    P_l + I      I = W_2 gelu(W_1 [c_1; ...; c_M])      in every layer l with prompts
+
+c_m are the encoder's class tokens behind M of its blocks, I one vector of the model's width, added to each prompt of
+the rows that have the picture; k_p, v_p and the gate are as ever. Certain: global features of several scales side by
+side, one projected vector, added to the prompts of every layer that has them. Chosen here, because it is not known:
+four scales evenly apart, a bottleneck of 64 between two linear layers, which with CLIP ViT-L makes the paper's 1.8 M
+parameters at 7B.
+
 Where other programs compute another function, an option does as they do, and the reading of their files sets it. PEFT
 sends what the prompts add through o_proj once more, its bias included (``second_output_bias``). litgpt since 0.5.5 lays
 the rows of q, k and v end to end and still takes a prompt's k_p and v_p out of them group by group, as if each group's
@@ -16,86 +26,24 @@ queries, key and value stood together (``prompt_rows: grouped``).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from halter.contract.method import PEFT_PREFIX, Default, Method, Piece, Site
+from halter.contract.method import PEFT_PREFIX, Default, Piece, Site
+from halter.contract.seeing import Seeing
+from halter.encoders.config import CLIP
+from halter.encoders.features import FeatureKind
+from halter.encoders.sight import Look
+from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.places import Act, Context, run_at
+from halter.model.places import Act
+from halter.parts.gated_prompts import GatedPrompts, PromptRows
 from halter.parts.gates import GateActivation, GateScope, regated
 from halter.parts.prompts import check_prompts
-
-PromptRows = Literal["own", "grouped"]
-Through = Callable[[Site], Act | None]
-
-
-@dataclass(frozen=True)
-class PromptAttentionAct(Act):
-    """y + gate * softmax(q k^T / sqrt(hd)) v over the prompts; k, v [K, kv_heads, hd], gate [heads or 1], float32."""
-
-    k: Tensor
-    v: Tensor
-    gate: Tensor
-
-    def act(self, x: Context, y: Tensor) -> Tensor:
-        q = x.q.unflatten(1, (self.k.shape[1], -1))  # [N, kv_heads, group, hd]
-        scores = torch.einsum("nhgd,khd->nhgk", q, self.k) / math.sqrt(q.shape[-1])
-        shares = scores.float().softmax(-1).to(y.dtype)
-        seen = torch.einsum("nhgk,khd->nhgd", shares, self.v).flatten(1, 2)
-        return y + self.gate.to(y.dtype)[:, None] * seen
-
-
-class GatedPrompts(Piece):
-    """Prompts [K, dim] of one layer and their gate [heads] or [1].
-
-    ``through``: {place: what acts on them there}, where they do not pass the base's own projections.
-    """
-
-    saved_names = {"prompts": "prompts", "gate": "gate"}
-
-    def __init__(
-        self,
-        length: int,
-        shape: ModelConfig,
-        scope: GateScope,
-        activation: GateActivation,
-        rows: PromptRows = "own",
-        through: Mapping[str, Through] | None = None,
-    ) -> None:
-        super().__init__()
-        self.activation, self.rows, self.through = activation, rows, dict(through or {})
-        self.prompts = nn.Parameter(torch.zeros(length, shape.dim))
-        self.gate = nn.Parameter(torch.zeros(shape.heads if scope == "head" else 1))
-
-    def reset(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.prompts, generator=generator)  # nn.Embedding's, as the authors have it
-
-    def bind(self, site: Site) -> Act:
-        assert site.layer is not None
-        block: Any = site.base.layers[site.layer]
-        prompts = self.prompts.to(site.dtype)
-        with site.weights():
-            k, v = (self._projected(site, block, place, prompts) for place in ("k_proj", "v_proj"))
-            if self.rows == "grouped":
-                k, v = grouped(self._projected(site, block, "q_proj", prompts), k, v)
-        return PromptAttentionAct(k, v, self.gate.tanh() if self.activation == "tanh" else self.gate)
-
-    def _projected(self, site: Site, block: Any, place: str, prompts: Tensor) -> Tensor:
-        """[K, heads or kv_heads, hd]."""
-        act = self.through[place](site) if place in self.through else None
-        return block.heads(run_at(act, getattr(block, place), prompts))
-
-
-def grouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The heads that stand where a group's key and value would stand if q [K, heads, hd], k and v [K, kv_heads, hd],
-    which lie end to end, were laid group by group."""
-    groups = torch.cat((q, k, v), 1).unflatten(1, (k.shape[1], -1))
-    return groups[:, :, -2], groups[:, :, -1]
+from halter.parts.visual import GlobalVector, share_visual
 
 
 @dataclass(frozen=True)
@@ -117,8 +65,13 @@ class BiasAgain(Piece):
             return AgainAct(site.module.bias.to(site.dtype).clone())  # type: ignore[operator, union-attr]
 
 
+SEEING = ("encoder", "encoder_bits", "encoder_facts", "encoder_states", "visual_hidden")
+SCALES = 4
+"""Class tokens of a picture, where the options do not say which."""
+
+
 @dataclass(frozen=True)
-class LlamaAdapter(Method):
+class LlamaAdapter(Seeing):
     """Trained prompts that the last layers attend to beside the text, through a gate that starts shut."""
 
     adapter_len: int = 10
@@ -134,6 +87,10 @@ class LlamaAdapter(Method):
     0.5.5 takes for them."""
     second_output_bias: bool = False
     """Add o_proj's bias, where the base has one, a second time in the layers with prompts, as PEFT does."""
+    encoder_states: Sequence[int] = ()
+    """Behind which of the encoder's blocks its class tokens are taken, -1 the last; not given: four, evenly apart."""
+    visual_hidden: int = 64
+    """Width between the two layers through which a picture's features become one vector."""
 
     peft_type: ClassVar[str] = "ADAPTION_PROMPT"
     servable_by: ClassVar[tuple[str, ...]] = ("halter",)
@@ -166,17 +123,39 @@ class LlamaAdapter(Method):
     def tokenwise(self) -> bool:
         return True
 
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        if self.encoder is None:
+            return ()
+        sizes = self.encoder_config
+        if sizes.kind != CLIP:  # which has no class token, and one vector of the whole picture
+            return (self.look_of(FeatureKind((-1,), "whole")),)
+        evenly = [round(sizes.layers * part / SCALES) for part in range(1, SCALES + 1)]
+        states = self.encoder_states or sorted({max(1, number) for number in evenly})
+        return (self.look_of(FeatureKind(tuple(states), "class")),)
+
     def check(self, shape: ModelConfig) -> None:
+        super().check(shape)
         check_prompts(self.adapter_len, self.adapter_layers)
+        if self.visual_hidden < 1:
+            found = [f"visual_hidden {self.visual_hidden}"]
+            raise Refusal("prompt-options", "there is no such width", found=found, fix="visual_hidden 64")
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
-        if layer is None or layer < shape.layers - self.adapter_layers:
+        first = max(0, shape.layers - self.adapter_layers)
+        if layer is None or layer < first:
             return {}
-        gated = GatedPrompts(self.adapter_len, shape, self.gate_scope, self.gate_activation, self.prompt_rows)
+        looks = self.looks if layer == first else ()
+        visual = GlobalVector(looks[0], self.visual_hidden, shape.dim) if looks else None
+        kinds = (self.gate_scope, self.gate_activation, self.prompt_rows)
+        gated = GatedPrompts(self.adapter_len, shape, *kinds, visual=visual)
         pieces: dict[str, Piece] = {"context": gated}
         if self.second_output_bias and shape.layout.at(0, "o_proj").bias:
             pieces["o_proj"] = BiasAgain()
         return pieces
+
+    def share(self, pieces: Sequence[Piece]) -> None:
+        share_visual(pieces)
 
     def nearest_in_peft(
         self, own: dict[str, Tensor], shape: ModelConfig
@@ -186,7 +165,7 @@ class LlamaAdapter(Method):
         return replace(self, gate_scope="layer", gate_activation="identity"), made, notes
 
     def other_than_peft(self, shape: ModelConfig) -> list[str]:
-        reasons = []
+        reasons = [f"encoder {self.encoder}: PEFT's prompts see no pictures"] if self.encoder else []
         if (self.gate_scope, self.gate_activation) != ("layer", "identity"):
             reasons.append(f"gate_scope {self.gate_scope}, gate_activation {self.gate_activation}")
         if self.prompt_rows != "own":
@@ -211,6 +190,7 @@ class LlamaAdapter(Method):
             "gate_activation": self.gate_activation,
             "prompt_rows": self.prompt_rows,
             "second_output_bias": self.second_output_bias,
+            **({name: getattr(self, name) for name in SEEING} if self.encoder is not None else {}),
         }
 
     @classmethod
@@ -226,6 +206,7 @@ class LlamaAdapter(Method):
             config.get("gate_activation", "identity"),
             config.get("prompt_rows", "own"),
             config.get("second_output_bias", config.get("peft_type") == cls.peft_type),
+            **{name: config[name] for name in SEEING if name in config},
         )
 
     def to_peft_tensors(self, own: dict[str, Tensor], shape: ModelConfig) -> dict[str, Tensor]:
@@ -243,5 +224,6 @@ class LlamaAdapter(Method):
             if found and part == "prompt" and tensor.ndim == 3 and len(tensor) == 1:
                 renamed[f"{layer}.context.prompts"] = tensor[0]
             else:
-                renamed[f"{layer}.context.gate" if found and part == "gate" else name] = tensor
+                own = part == "gate" or part.startswith("visual.")
+                renamed[f"{layer}.context.{part}" if found and own else name] = tensor
         return renamed

@@ -5,8 +5,18 @@
 
 s starts at one and b at zero, so the start is the base. The norms' weights are trained as well. Optional: prompts with
 gates in the last layers, as in LLaMA-Adapter but through the scaled and biased k_proj and v_proj, and a LoRA branch.
-Released were bias, input scale and norms for 65B, 13,811,712 parameters, without prompts: ``scale_side: in``. The
-visual half is not here.
+Released were bias, input scale and norms for 65B, 13,811,712 parameters, without prompts: ``scale_side: in``.
+
+With an ``encoder`` the adapter sees, in one of two ways. I = visual_proj(visual_blocks([visual_query; clip_proj(X)]))
+are ``query_len`` vectors, X all tokens of the encoder in the space that it shares with texts.
+
+    fusion late (the released code):   P_l + I in every layer l with prompts, which are then as in LLaMA-Adapter
+    fusion early (the paper):          y + tanh(g) * softmax(q k_I^T / sqrt(hd)) v_I in layer ``fusion_layer`` alone
+
+Certain: of the released form all but the 32 gates of the first layer, which no prompt reaches; of the paper's, that
+visual tokens enter the first layer alone, by attention of their own behind a gate that starts shut, and never the late
+prompts. Chosen here for the paper's form, whose code is nowhere: the network, which is the released one's. Not copied:
+rows without a picture, which the released code gives an empty one, see none.
 """
 
 from __future__ import annotations
@@ -19,18 +29,22 @@ import torch
 from torch import Tensor, nn
 
 from halter.contract import targets
-from halter.contract.method import Default, Method, Piece, Site
+from halter.contract.method import Default, Piece, Site
+from halter.contract.seeing import Seeing
+from halter.encoders.features import FeatureKind
+from halter.encoders.sight import Look
 from halter.errors import Refusal
-from halter.methods.llama_adapter import GatedPrompts, PromptRows, Through
 from halter.model.config import ModelConfig
 from halter.model.joints import chained
 from halter.model.layout import LINEAR, NORM
 from halter.model.places import Act
+from halter.parts.gated_prompts import GatedPrompts, PromptRows, SeenTokens, Through, TwoPieces
 from halter.parts.gates import GateActivation, GateScope
 from halter.parts.low_rank import LowRank
 from halter.parts.prompts import check_prompts
 from halter.parts.scales import BiasAct, InputScaleAct, OutputScaleAct
 from halter.parts.stand_in import StandIn
+from halter.parts.visual import VisualQuery, share_visual
 
 
 class ScaleBias(Piece):
@@ -85,7 +99,7 @@ class ScaleBias(Piece):
 
 
 @dataclass(frozen=True)
-class LlamaAdapterV2(Method):
+class LlamaAdapterV2(Seeing):
     """Scale and bias on every linear layer and trained norms, with or without prompts and LoRA."""
 
     scale_side: Literal["out", "in", "none"] = "out"
@@ -110,11 +124,21 @@ class LlamaAdapterV2(Method):
 
     prompt_rows: PromptRows = "own"
     """own, or grouped: the rows that litgpt since 0.5.5 takes for prompts, as for llama_adapter."""
+    fusion: Literal["early", "late"] = "early"
+    """Where pictures enter: early, in one of the first layers, as in the paper; late, with the prompts, as released."""
+    fusion_layer: int = 0
+    """The layer in which pictures enter early, counted from 0."""
+    query_len: int = 20
+    """Vectors that a picture becomes; late fusion adds them to the prompts, so that there adapter_len is as many."""
+    v_depth: int = 8
+    """Blocks of the network that makes these vectors."""
+    v_num_heads: int = 16
+    """Heads of these blocks."""
 
     peft_type: ClassVar[str] = "HALTER_LLAMA_ADAPTER_V2"
     note: ClassVar[str] = (
         "Tunes how strongly every channel speaks; without prompts it folds into the weights and costs nothing "
-        "afterwards (the merged model has biases). The visual half of the paper is not here."
+        "afterwards (the merged model has biases). Pictures, where an encoder is named, are seen and never folded."
     )
     agreement: ClassVar[str] = (
         "an independent float64 reference of the equations, on random models: within 1e-5; the authors' counts exact."
@@ -138,24 +162,52 @@ class LlamaAdapterV2(Method):
         "adapter_len": "the released 65B model has none",
         "adapter_layers": "the authors' implementation: all but the first",
         "prompts_through": "the authors' 65B code, and litgpt",
+        "fusion": "the paper",
+        "fusion_layer": "the paper: the first layer alone",
+        "query_len": "the paper; the released code has 10",
+        "v_depth": "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b/llama/llama_adapter.py",
+        "v_num_heads": "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b/llama/llama_adapter.py",
     }
 
     @property
     def tokenwise(self) -> bool:
         return True
 
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        return (self.look_of(FeatureKind((-1,), "all", "projected")),) if self.encoder is not None else ()
+
     def check(self, shape: ModelConfig) -> None:
+        super().check(shape)
+        self._check_sight(shape)
         if self.adapter_len:
             check_prompts(self.adapter_len, self.adapter_layers)
         if self.bias_targets:
             targets.check(shape, self.bias_targets, kinds=(LINEAR,))
         trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank, self.adapter_len)
-        if not any(trained):
+        if not any((*trained, self.encoder)):
             raise Refusal(
                 "nothing-trained",
                 "these options leave nothing to train",
                 fix="leave them out: the authors' train norms, biases, scales and prompts",
             )
+
+    def _check_sight(self, shape: ModelConfig) -> None:
+        """Refusal ``fusion`` for what cannot see."""
+        if self.encoder is None:
+            return
+        wrong = [f"{name} {value}" for name in ("query_len", "v_num_heads") if (value := getattr(self, name)) < 1]
+        wrong += [f"v_depth {self.v_depth}"] if self.v_depth < 0 else []
+        width = self.looks[0].size[1]
+        if not wrong and width % self.v_num_heads:
+            wrong.append(f"v_num_heads {self.v_num_heads} over {width} numbers a token")
+        if self.fusion == "early" and not 0 <= self.fusion_layer < shape.layers:
+            wrong.append(f"fusion_layer {self.fusion_layer} of {shape.layers} layers")
+        if self.fusion == "late" and self.query_len != self.adapter_len:
+            wrong.append(f"query_len {self.query_len} added to adapter_len {self.adapter_len} prompts")
+        if wrong:
+            fix = "fusion: early, or fusion: late with adapter_len 10 and query_len 10, as released"
+            raise Refusal("fusion", "pictures cannot enter so", found=wrong, fix=fix)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         pieces: dict[str, Piece] = {}
@@ -167,10 +219,22 @@ class LlamaAdapterV2(Method):
         for place in shape.layout.here(layer, LINEAR):
             if place in biased or self.scale_side != "none" or self.branch_rank:
                 pieces[place.name] = ScaleBias(place.shape, self.scale_side, place in biased, self.branch_rank)
-        if self.adapter_len and layer >= shape.layers - self.adapter_layers:
+        first = max(0, shape.layers - self.adapter_layers)
+        if self.adapter_len and layer >= first:
             kinds = (self.gate_scope, self.gate_activation, self.prompt_rows)
-            pieces["context"] = GatedPrompts(self.adapter_len, shape, *kinds, self._through(pieces))
+            visual = self._visual(shape) if self.fusion == "late" and layer == first else None
+            pieces["context"] = GatedPrompts(self.adapter_len, shape, *kinds, self._through(pieces), visual)
+        if self.fusion == "early" and layer == self.fusion_layer and (visual := self._visual(shape)):
+            fused = SeenTokens(shape, self.gate_scope, self.gate_activation, visual)
+            pieces["context"] = TwoPieces(pieces["context"], fused) if "context" in pieces else fused
         return pieces
+
+    def _visual(self, shape: ModelConfig) -> VisualQuery | None:
+        looks = self.looks
+        return VisualQuery(looks[0], self.query_len, self.v_depth, self.v_num_heads, shape.dim) if looks else None
+
+    def share(self, pieces: Sequence[Piece]) -> None:
+        share_visual(pieces)
 
     def _through(self, pieces: dict[str, Piece]) -> dict[str, Through]:
         """What prompts pass on their way to keys and values."""

@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,9 +28,9 @@ class RowPicture:
     digest: str
     """SHA-256, in hex, of its size and pixels."""
     start: int
-    """Its first token's place in the row."""
+    """Its first token's place in the row; of one without tokens the place of the token that it stands ahead of."""
     length: int
-    """How many tokens stand for it."""
+    """How many tokens stand for it; 0: none, and every token of the row sees it."""
     grid: Grid
     """Tiles high and wide."""
     size: tuple[int, int]
@@ -44,7 +45,7 @@ class RowPicture:
 
     def moved(self, by: int) -> RowPicture:
         """The same picture in a row from whose start ``by`` tokens were taken."""
-        return replace(self, start=self.start - by)
+        return replace(self, start=self.start - by) if self.length else self
 
 
 @dataclass(frozen=True)
@@ -155,27 +156,51 @@ prepared = PreparedTiles()
 """Those of this Python process."""
 
 
-class HasPictures(Protocol):
-    """A configuration, as far as pictures are concerned."""
+@runtime_checkable
+class Encodes(Protocol):
+    """Rules of who has what an encoder makes of pictures (encoders.sight.Sight)."""
 
     @property
-    def pictures(self) -> PictureRules | None: ...
+    def tokens(self) -> int: ...
+    def encoded(self, rows: Sequence[Sequence[RowPicture]], device: torch.device | str) -> Sequence[Any]: ...
 
 
 def features(
-    config: HasPictures, rows: Iterable[Sequence[RowPicture]] | None
-) -> list[tuple[Picture, ...] | None] | None:
-    """``Segments.features`` of rows with these pictures; None where no row has one.
+    rules: PictureRules | None, rows: Iterable[Sequence[RowPicture]] | None, device: torch.device | str = "cpu"
+) -> list[Any] | None:
+    """``Segments.features`` of rows with these pictures, all by ``rules``; None where no row has one. Encoders run on
+    ``device``.
 
-    Raises PictureFault; Refusals as of PreparedTiles.of, and ``picture-for-another-model`` where the model sees none.
+    Raises PictureFault; Refusals as of PreparedTiles.of, ``picture-for-another-model`` where nothing sees pictures, or
+    where another number of tokens stands for one, and those of Sight.encoded.
     """
     held = None if rows is None else [*rows]
     if held is None or not any(held):
         return None
-    rules = config.pictures
     if rules is None:
         raise _for_another(next(row[0].place.name for row in held if row), "this model sees no pictures")
-    return [tuple(_picture(rules, one) for one in row) if row else None for row in held]
+    if not isinstance(rules, Encodes):
+        return [tuple(_picture(rules, one) for one in row) if row else None for row in held]
+    other = [one for row in held for one in row if one.length != rules.tokens]
+    if other:
+        counted = f"{other[0].length} tokens, and the adapter has {rules.tokens} for each"
+        raise _for_another(other[0].place.name, counted)
+    return [*rules.encoded(held, device)]
+
+
+def features_of(
+    parts: Iterable[tuple[PictureRules | None, Sequence[Sequence[RowPicture]]]], device: torch.device | str
+) -> list[Any] | None:
+    """``features`` of rows that follow each other, of which each part has rules of its own."""
+    held = [(rules, rows) for rules, rows in parts]
+    if not any(any(rows) for _, rows in held):
+        return None
+    made: list[Any] = []
+    for _, alike in groupby(held, key=lambda part: id(part[0])):
+        some = [*alike]
+        together = [row for _, rows in some for row in rows]
+        made += features(some[0][0], together, device) or [None] * len(together)
+    return made
 
 
 def _picture(rules: PictureRules, one: RowPicture) -> Picture:
@@ -183,5 +208,6 @@ def _picture(rules: PictureRules, one: RowPicture) -> Picture:
 
 
 def between(pictures: Sequence[RowPicture], start: int, end: int) -> tuple[RowPicture, ...]:
-    """The pictures of which a token lies in [start, end), placed as from there: below 0 where one has begun before."""
-    return tuple(one.moved(start) for one in pictures if one.start < end and one.end > start)
+    """The pictures of which a token lies in [start, end), placed as from there: below 0 where one has begun before; and
+    those that are seen from everywhere."""
+    return tuple(one.moved(start) for one in pictures if not one.length or (one.start < end and one.end > start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol
 
@@ -62,6 +63,23 @@ def expanded(
     return made, flags, tuple(pictures)
 
 
+def seen_by(
+    tokens: np.ndarray, learned: np.ndarray, pictures: Sequence[RowPicture], rules: PictureRules | None
+) -> tuple[np.ndarray, np.ndarray, tuple[RowPicture, ...]]:
+    """A row for another who sees: each picture with the tokens that it has by ``rules``; None: without its pictures."""
+    made, flags, found = list[np.ndarray](), list[np.ndarray](), list[RowPicture]()
+    at = size = 0
+    for one in pictures:
+        ids = () if rules is None else rules.ids(one.grid)
+        made += [tokens[at : one.start], np.array(ids, tokens.dtype)]
+        flags += [learned[at : one.start], np.zeros(len(ids), bool)]
+        size += one.start - at
+        if rules is not None:
+            found.append(replace(one, start=size, length=len(ids)))
+        size, at = size + len(ids), one.end
+    return np.concatenate([*made, tokens[at:]]), np.concatenate([*flags, learned[at:]]), tuple(found)
+
+
 def number_of(picture: RowPicture) -> int:
     """A number below 0 that stands for a picture where tokens are compared."""
     return -1 - int(picture.digest[: 2 * NUMBER_BYTES], 16)
@@ -71,18 +89,13 @@ def compared(tokens: Sequence[int], pictures: Sequence[RowPicture], reads_ahead:
     """A row by which it is compared with others: its tokens, each of a picture's in the place of which stands the
     picture's number, so that equal tokens of different pictures differ.
 
-    ``reads_ahead``: tokens ahead of a picture see it (ModelConfig.reads_ahead). One number that stands for all of them
-    is then in the place of all tokens as far as the last picture, so that rows agree in all of these or in none.
+    A picture that is seen from everywhere is in the number of every token. ``reads_ahead``: tokens ahead of a picture
+    see it (ModelConfig.reads_ahead). One number that stands for all of them is then in the place of all tokens as far
+    as the last picture, so that rows agree in all of these or in none.
     """
     if not pictures:
         return tuple(tokens)
-    made = list(tokens)
-    for one in pictures:
-        made[one.start : one.end] = [number_of(one)] * len(made[one.start : one.end])
-    if reads_ahead:
-        whole = made[: pictures[-1].end]
-        made[: len(whole)] = [_number_of_all(np.array(whole, np.int64))] * len(whole)
-    return tuple(made)
+    return tuple(compared_array(np.array(tokens, np.int64), pictures, reads_ahead).tolist())
 
 
 def compared_array(tokens: np.ndarray, pictures: Sequence[RowPicture], reads_ahead: bool = False) -> np.ndarray:
@@ -92,10 +105,19 @@ def compared_array(tokens: np.ndarray, pictures: Sequence[RowPicture], reads_ahe
     made = tokens.astype(np.int64)
     for one in pictures:
         made[one.start : one.end] = number_of(one)
+    if everywhere := [number_of(one) for one in pictures if not one.length]:
+        return _under(made, everywhere)
     if reads_ahead:
         whole = made[: pictures[-1].end]
         whole[:] = _number_of_all(whole)
     return made
+
+
+def _under(numbers: np.ndarray, pictures: Sequence[int]) -> np.ndarray:
+    """Numbers below 0 that stand for these where all of them are computed under pictures: int64 [T]."""
+    lead = np.array(pictures, np.int64).tobytes()
+    names = {number: _number_of_all(np.frombuffer(lead + number.tobytes(), np.int64)) for number in np.unique(numbers)}
+    return np.array([names[number] for number in numbers], np.int64)
 
 
 def _number_of_all(numbers: np.ndarray) -> int:

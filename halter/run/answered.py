@@ -12,7 +12,7 @@ def answered(options: DataOptions, opened: Opened, seed: int, system: str | None
     """``load_examples``, whose ways out for columns that nobody knows are about learning and not about scoring."""
     try:
         context = opened.model.config.context
-        sight = RowSight(opened.model.config.pictures, Waivers(opened.allow))
+        sight = RowSight(opened.rules, Waivers(opened.allow))
         tokenizer, template = opened.tokenizer, opened.template
         return load_examples(options, tokenizer, template, seed, system=system, context=context, sight=sight)
     except Refusal as refusal:

@@ -11,11 +11,13 @@ from typing import Any, Literal, TypedDict, cast
 from halter import recipe as recipes
 from halter.adapters import folder_files, loading
 from halter.adapters.adapter import Adapter
+from halter.adapters.sight import rules_of
 from halter.errors import Refusal, Waivers
 from halter.files.nearby import adapter_folder
 from halter.files.reading import junk_refused
 from halter.files.runs import RunFolder
 from halter.model.decoder import Decoder
+from halter.model.pictures import PictureRules
 from halter.model.storages import STORAGES, Quantize
 from halter.numerics import threads
 from halter.pretrained.device import Offload
@@ -108,6 +110,11 @@ class Opened:
     template_date: str | None
     allow: tuple[str, ...] = ()
     """Ids of the refusals that were waived."""
+
+    @property
+    def rules(self) -> PictureRules | None:
+        """How pictures are taken; None: nobody sees them."""
+        return rules_of(self.model.config, self.adapter)
 
 
 def find(named: str | Path | None = None, *, model: str | None = None, adapter: str | Path | None = None) -> Subject:

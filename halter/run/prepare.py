@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from halter.adapters.sight import rules_of_methods
 from halter.data.load import Loaded, RowSight, load_examples
 from halter.data.options import DataOptions, Source
 from halter.data.order import Plan, epoch_groups, epoch_rows, plan_epoch
@@ -20,6 +21,7 @@ from halter.files import yaml12
 from halter.files.reading import read_json
 from halter.files.runs import RunFolder
 from halter.model.config import ModelConfig
+from halter.model.pictures import PictureRules
 from halter.pretrained.load import load_config, located
 from halter.recipe import MethodChoice, Recipe
 from halter.recipe.sections import BLANK_DATA, BLANK_MODEL
@@ -59,6 +61,11 @@ class Job:
     """Tokens of a micro-batch at most, unless one row has more."""
     waived: Sequence[dict[str, str]] = ()
     """Refusals that the recipe waived, {id, text} each, for halter.json and the run folder."""
+
+    @property
+    def rules(self) -> PictureRules | None:
+        """How the rows take pictures; None: nobody sees them."""
+        return rules_of_methods(self.config, [choice.options for choice in self.recipe.methods])
 
     def largest_pass(self) -> int:
         """Tokens of the largest pass of the first epoch."""
@@ -141,7 +148,7 @@ def with_passes(job: Job, micro: int, why: str) -> Job:
 
 def fit(choice: MethodChoice, base: Base) -> MethodChoice:
     """A method with its tokens' names as ids, checked against the base. Refusals as the method's own."""
-    options = choice.options.named(base.tokenizer)
+    options = choice.options.named(base.tokenizer).equipped()
     options.check_new(base.config)
     return replace(choice, options=options)
 
@@ -200,7 +207,7 @@ def _files(path: str) -> None:
 def load_rows(recipe: Recipe, base: Base, template: ChatTemplate | None, findings: Findings) -> Loaded | None:
     """The rows, and where some cannot be used or found, those that can."""
     options, seed, tokenizer, context = recipe.data, recipe.train.seed, base.tokenizer, base.config.context
-    sight = RowSight(base.config.pictures, findings.waivers)
+    sight = RowSight(rules_of_methods(base.config, [choice.options for choice in recipe.methods]), findings.waivers)
     lost = data_missing(options)
     findings.take(lost)
     if not findings.strict:

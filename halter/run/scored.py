@@ -50,6 +50,8 @@ class Scoring(TaskOptions):
     run's training."""
     system: str | None = None
     """System message of every row that is asked by a chat template, in place of one that it has."""
+    pictures: Literal["shown", "withheld", "shuffled"] = "shown"
+    """What the rows' pictures are worth: withheld asks without them, shuffled with those of the next row."""
 
     def __post_init__(self) -> None:
         least = {"limit": 1, "questions": 0, "max_length": 1}
@@ -76,6 +78,7 @@ class ScoringKeywords(TypedDict, total=False):
     max_length: int | None
     columns: str | None
     system: str | None
+    pictures: Literal["shown", "withheld", "shuffled"]
 
 
 def held_out_rows(
@@ -174,7 +177,7 @@ def with_answers(opened: Opened, data: str | Path | None, keys: Sequence[str], r
 def _validation(opened: Opened, known: DataOptions, system: str | None, seed: int, say: Say) -> Examples:
     """The run's validation rows. A share of them was drawn by what rows hold, so with another system message the rows
     are first found as they were in training, and then encoded anew: those that were learned are never scored."""
-    sight = RowSight(opened.model.config.pictures, Waivers(opened.allow))
+    sight = RowSight(opened.rules, Waivers(opened.allow))
     held = load_examples(known, opened.tokenizer, opened.template, seed, sight=sight).validation
     if system is None:
         return held

@@ -14,6 +14,7 @@ from halter.data.sources import STANDARD_INPUT
 from halter.evaluation import score
 from halter.evaluation.choices import choice_report
 from halter.evaluation.options import TaskKeywords
+from halter.evaluation.pictured import shown_as
 from halter.evaluation.tasks import Judge, task_manager, task_scores
 from halter.files import folders, writing
 from halter.files.runs import RunFolder
@@ -123,7 +124,7 @@ def evaluate(
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
         report = _head(opened, data, account, scoring.system)
-        scored = with_answers(opened, data, keys, rows)
+        scored = shown_as(with_answers(opened, data, keys, rows), scoring.pictures)
         report |= _scores(opened, scored, scoring, generation, folder, progress) if rows else _NOTHING
         if scoring.task_names:
             _add_tasks(report, opened, scoring, say)

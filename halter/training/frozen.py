@@ -61,8 +61,8 @@ class Frozen:
         passes = []
         for tokens, pictures in rows:
             segments = Segments.packed([len(tokens)], model.device)
-            if pictures:
-                segments = replace(segments, features=features(model.config, [pictures]))
+            if model.config.pictures is not None:  # what an adapter sees is nothing to the layers below it
+                segments = replace(segments, features=features(model.config.pictures, [pictures]))
             passes.append(Pass(tokens.to(model.device), segments, stop=self.layer))
         return model.hidden_of(passes) if passes else []
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from halter.adapters.adapter import Adapter
 from halter.adapters.mixed import Mixed
+from halter.adapters.sight import rules_of
 from halter.data.pack import IGNORED, Batch
 from halter.data.share import share_beginnings
 from halter.model.decoder import Decoder
@@ -24,7 +25,7 @@ from halter.model.places import Acts, run_at
 from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.noise import neftune
-from halter.pictures.seen import features
+from halter.pictures.seen import features_of
 from halter.training.asked import Asked, Reference, TraineePart
 from halter.training.guards import Trouble
 from halter.training.head import Head
@@ -158,12 +159,11 @@ def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
     )
 
 
-def _features(model: Decoder, batches: Sequence[Batch]) -> Sequence[Any] | None:
-    """What the rows of several batches bring beside their tokens: their pictures, prepared now."""
-    if all(batch.pictures is None for batch in batches):
-        return None
-    rows = (pictures for batch in batches for pictures in batch.pictures or [()] * len(batch.lengths))
-    return features(model.config, rows)
+def _features(model: Decoder, parts: Sequence[TraineePart]) -> Sequence[Any] | None:
+    """What the rows of several trainees bring beside their tokens: their pictures, prepared now."""
+    laid = [(part.trainee.adapter, part.rows.laid) for part in parts]
+    rows = [(rules_of(model.config, one), batch.pictures or [()] * len(batch.lengths)) for one, batch in laid]
+    return features_of(rows, model.device)
 
 
 def _accumulate(
@@ -203,7 +203,7 @@ def _run(model: Decoder, parts: Sequence[TraineePart], number: int, checkpointin
         entered = entered[0], entered[1][order.to(device)]
     tokens = torch.cat([batch.tokens for batch in batches]).to(device)
     targets = torch.cat([batch.targets for batch in batches]).to(device)
-    segments = replace(_segments(batches, device), features=_features(model, batches))
+    segments = replace(_segments(batches, device), features=_features(model, parts))
     lead = parts[0].trainee
     key = dropout.key(lead.seed, lead.step, number)
     acts = _bound(model, segments, [part.trainee.adapter for part in parts], batches, key)

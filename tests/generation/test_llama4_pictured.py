@@ -99,7 +99,7 @@ def test_it_is_trained_and_asked_about_pictures(folder, images, tmp_path):
     for answer, seen, owner in zip(answers, shown, owners, strict=True):
         assert answer.tokens == greedy(model, list(answer.prompt_tokens), seen, 6, owner)
     # Prompts read in pieces of nine tokens, which cut the tokens of a tile.
-    requests = requests_of(tokenizer, prompts, owners, dict(options), model.config.pictures)
+    requests = requests_of(tokenizer, prompts, owners, dict(options), model.config)
     pieces = Engine(model, tokenizer, 4, 9).run(requests)
     found = {piece.row: piece.result.tokens for piece in pieces if piece.result is not None}
     assert [found[n] for n in range(4)] == [answer.tokens for answer in answers]

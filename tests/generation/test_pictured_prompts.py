@@ -56,7 +56,7 @@ def logits_alone(model, prompt: EncodedPrompt, answered=(), adapter=None):
     """Of the whole row, computed by itself in one pass without a cache."""
     tokens = torch.tensor([*prompt.tokens, *answered])
     segments = Segments.packed([len(tokens)])
-    segments.__dict__["features"] = features(model.config, [prompt.pictures])
+    segments.__dict__["features"] = features(model.config.pictures, [prompt.pictures])
     acts = None if adapter is None else adapter.bind(model, segments)
     return model.head(model.hidden(Pass(tokens, segments, acts)), acts)
 
@@ -274,7 +274,7 @@ def test_a_prompt_that_was_made_for_another_models_pictures_is_refused(tokenizer
     for config, found in ((model.config, "1 by 1 tiles, and this model cuts it into 2 by 2"), (blind, "no pictures")):
         for _ in range(2):  # where its tiles are kept as well
             with pytest.raises(Refusal) as refused:
-                features(config, [(), prompt.pictures])
+                features(config.pictures, [(), prompt.pictures])
             assert refused.value.id == "picture-for-another-model" and found in refused.value.found[0]
     options = GenerationOptions(max_new_tokens=1)
     engine = Engine(model, tokenizer)

@@ -53,7 +53,7 @@ def alone(model, tokens, pictures):
     """Logits of a whole row by itself, in one pass without a cache."""
     segments = Segments.packed([len(tokens)])
     if pictures:
-        segments = replace(segments, features=features(model.config, [pictures]))
+        segments = replace(segments, features=features(model.config.pictures, [pictures]))
     return model.head(model.hidden(Pass(torch.tensor(tokens, dtype=torch.int64), segments)))
 
 
@@ -196,6 +196,6 @@ def test_what_is_kept_of_frozen_layers_is_each_rows_own():
     for one, got in zip(chosen, states, strict=True):
         segments = Segments.packed([len(one.tokens)])
         if one.pictures:
-            segments = replace(segments, features=features(model.config, [one.pictures]))
+            segments = replace(segments, features=features(model.config.pictures, [one.pictures]))
         wanted = model.hidden(Pass(torch.tensor(one.tokens, dtype=torch.int64), segments, stop=3))
         assert torch.equal(got, wanted)

@@ -71,7 +71,7 @@ def greedy_alone(model, prompt, count, adapter=None):
     for _ in range(count):
         tokens = torch.tensor([*prompt.tokens, *said])
         segments = Segments.packed([len(tokens)])
-        segments.__dict__["features"] = features(model.config, [prompt.pictures])
+        segments.__dict__["features"] = features(model.config.pictures, [prompt.pictures])
         acts = None if adapter is None else adapter.bind(model, segments)
         said.append(int(model.head(model.hidden(Pass(tokens, segments, acts)), acts)[-1].argmax()))
     return tuple(said)

@@ -96,7 +96,7 @@ def test_transformers_reads_the_same_model(loaded: Any, spelt: Any) -> None:
     model, _ = loaded
     peer = transformers.Llama4ForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32).eval()
     for row in lessons.lessons(spelt, model.config.pictures, 1500, TYPES, "unseen"):
-        (seen,) = features(model.config, [row.pictures]) or ()
+        (seen,) = features(model.config.pictures, [row.pictures]) or ()
         one = (torch.tensor(row.tokens, dtype=torch.int64), seen)
         wanted, lead = tiny_llama4.peers_logits(peer, one, torch.float32)
         if lead > 1e-4:

@@ -58,7 +58,7 @@ def loss_alone(rows):
     for one in rows:
         tokens = torch.tensor(one.tokens, dtype=torch.int64)
         segments = Segments.packed([len(tokens)])
-        segments.__dict__["features"] = features(MODEL.config, [one.pictures])
+        segments.__dict__["features"] = features(MODEL.config.pictures, [one.pictures])
         scores = MODEL.head(MODEL.hidden(Pass(tokens, segments))).log_softmax(-1)
         wanted = np.flatnonzero(one.supervised)
         sums -= float(scores[wanted - 1, tokens[wanted]].sum())
@@ -95,6 +95,6 @@ def test_what_is_kept_of_frozen_layers_is_each_pictures_own():
         states[0][start:end], states[1][start:end]
     )
     segments = Segments.packed([len(rows[1].tokens)])
-    segments.__dict__["features"] = features(MODEL.config, [rows[1].pictures])
+    segments.__dict__["features"] = features(MODEL.config.pictures, [rows[1].pictures])
     alone = MODEL.hidden(Pass(torch.tensor(rows[1].tokens, dtype=torch.int64), segments, stop=1))
     assert torch.equal(states[1], alone)

@@ -226,9 +226,10 @@ class ChatTemplate:
         tokenizer, tools = asked.tokenizer, asked.tools
         source = self._source(tools)
         strings = dict(tokenizer.names)
+        sees = self._builtin in SEEING or self._builtin is None
+        if asked.picture is not None and (asked.picture.id < 0 or not sees):  # below 0: no template writes it
+            messages = chat_pictures.signed(messages)
         if self._builtin is not None:
-            sees = self._builtin in SEEING
-            messages = messages if asked.picture is None or sees else chat_pictures.signed(messages)
             messages = chat_messages.parts_joined(messages, self._builtin, sees)
             _check_tokens(tokenizer, self._builtin, chat_messages.pictured(messages))
             strings["bos_token"] = tokenizer.token(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
