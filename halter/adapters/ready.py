@@ -9,7 +9,7 @@ import torch
 from halter.adapters.adapter import Adapter
 from halter.adapters.stacked import Stacked
 from halter.arguments import checked
-from halter.encoders.sight import Sight
+from halter.encoders.sight import AdapterSight
 from halter.errors import HalterError
 from halter.model.decoder import Decoder
 from halter.model.places import Acts
@@ -32,7 +32,7 @@ class Ready:
     virtual_tokens: int = 0
 
     @property
-    def sight(self) -> Sight | None:
+    def sight(self) -> AdapterSight | None:
         """As of Adapter."""
         return self.adapter.sight
 

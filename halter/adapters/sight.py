@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from halter.contract.method import Method
-from halter.encoders.sight import Sight
+from halter.encoders.sight import AdapterSight
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.pictures import PictureRules
@@ -16,10 +16,10 @@ class Sees(Protocol):
     """An adapter, as far as pictures are concerned."""
 
     @property
-    def sight(self) -> Sight | None: ...
+    def sight(self) -> AdapterSight | None: ...
 
 
-def sight_of(methods: Sequence[Method]) -> Sight | None:
+def sight_of(methods: Sequence[Method]) -> AdapterSight | None:
     """How an adapter of these methods takes pictures; None: it is blind. Refusal ``two-sights``."""
     seeing = [method for method in methods if method.looks]
     if not seeing:
@@ -29,7 +29,7 @@ def sight_of(methods: Sequence[Method]) -> Sight | None:
         what = "in one adapter pictures have tokens in the row, or are seen from all of it: not both"
         found = [f"{method.name()}: {method.picture_tokens} tokens a picture" for method in seeing]
         raise Refusal("two-sights", what, found=found, fix="give an encoder to one of these methods")
-    return Sight(tuple(dict.fromkeys(look for method in seeing for look in method.looks)), counts.pop())
+    return AdapterSight(tuple(dict.fromkeys(look for method in seeing for look in method.looks)), counts.pop())
 
 
 def rules_of_methods(config: ModelConfig, methods: Sequence[Method]) -> PictureRules | None:
@@ -37,7 +37,7 @@ def rules_of_methods(config: ModelConfig, methods: Sequence[Method]) -> PictureR
     return sight_of(methods) or config.pictures
 
 
-def joint_sight(adapters: Iterable[Sees]) -> Sight | None:
+def joint_sight(adapters: Iterable[Sees]) -> AdapterSight | None:
     """The sight of adapters that are used together on the same rows. Refusal ``two-sights``."""
     sights = [one.sight for one in adapters if one.sight is not None]
     if len({one.tokens for one in sights}) > 1:
@@ -45,7 +45,7 @@ def joint_sight(adapters: Iterable[Sees]) -> Sight | None:
         found = [f"{one.tokens} tokens a picture" for one in sights]
         raise Refusal("two-sights", what, found=found, fix="use one of them for rows with pictures")
     looks = tuple(dict.fromkeys(look for one in sights for look in one.looks))
-    return Sight(looks, sights[0].tokens) if sights else None
+    return AdapterSight(looks, sights[0].tokens) if sights else None
 
 
 def rules_of(config: ModelConfig, adapter: Sees | None) -> PictureRules | None:

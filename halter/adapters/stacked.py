@@ -12,7 +12,7 @@ from halter.adapters.acting import acts_of, joined
 from halter.adapters.adapter import Adapter
 from halter.adapters.sight import joint_sight
 from halter.arguments import checked
-from halter.encoders.sight import Sight
+from halter.encoders.sight import AdapterSight
 from halter.errors import Refusal
 from halter.model.decoder import Decoder
 from halter.model.joints import Weighted
@@ -62,7 +62,7 @@ class Stacked:
         return acts_of(at, base.layout)
 
     @cached_property
-    def sight(self) -> Sight | None:
+    def sight(self) -> AdapterSight | None:
         """As of Adapter. Refusal ``two-sights``."""
         return joint_sight(self.adapters)
 

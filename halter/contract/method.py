@@ -15,8 +15,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from halter.contract import seeing
 from halter.contract.pair import Pair
-from halter.encoders.sight import Look
+from halter.encoders.sight import EncoderLook
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.decoder import Decoder
@@ -207,11 +208,11 @@ class Method:
         return self
 
     def equipped(self) -> Method:
-        """The same with what stands in folders that the options name, such as an encoder's sizes (contract.seeing)."""
-        return self
+        """The same with what stands in the folder of an encoder that the options name (contract.seeing)."""
+        return seeing.equipped(self)
 
     @property
-    def looks(self) -> tuple[Look, ...]:
+    def looks(self) -> tuple[EncoderLook, ...]:
         """What it takes of a row's pictures; (): it is blind."""
         return ()
 

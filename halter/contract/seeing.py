@@ -1,64 +1,84 @@
-"""Methods by which a LLaMA of text sees: the options that they have in common, and what their pieces are handed."""
+"""What methods by which a LLaMA of text sees have in common: the encoder that they name, and what pieces are handed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from halter.contract.method import Method, Site
 from halter.encoders.config import EncoderConfig
 from halter.encoders.features import FeatureKind
 from halter.encoders.opened import opened
-from halter.encoders.sight import EncodedPicture, Look
+from halter.encoders.sight import EncodedPicture, EncoderLook
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from halter.contract.method import Site
 
 CONFIG, DIGEST = "config", "digest"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seeing(Method):
-    """A method that sees where an encoder is named, and is what it always was where none is."""
-
-    encoder: str | None = None
-    """Encoder of pictures: a folder or hub id of CLIP or SigLIP (openai/clip-vit-large-patch14), or playground, the
-    tiny one that comes with Halter. Not given: the adapter is blind."""
-    encoder_bits: Literal[8] | None = None
-    """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
-    """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
-
-    def equipped(self) -> Self:
-        if self.encoder is None or self.encoder_facts:
-            return self
-        found = opened(self.encoder)
-        return replace(self, encoder_facts={CONFIG: vars(found.config), DIGEST: found.digest})
+class NamesEncoder(Protocol):
+    """The options of a method that sees where an encoder is named: each such method has them by these names."""
 
     @property
-    def encoder_config(self) -> EncoderConfig:
-        """The encoder's sizes. Refusal ``encoder-unread`` where nobody has looked at its folder."""
-        if not self.encoder_facts:
-            what = "which sizes the encoder of pictures has, its folder has to say"
-            raise Refusal("encoder-unread", what, where=str(self.encoder), fix="method.equipped(), or halter.adapt")
-        return EncoderConfig(**self.encoder_facts[CONFIG])
+    def encoder(self) -> str | None:
+        """A folder, a hub id, or a name of encoders.opened; None: the adapter is blind."""
+        ...
 
-    def look_of(self, kind: FeatureKind) -> Look:
-        """The look that takes this kind of features."""
-        size = kind.size(self.encoder_config)
-        return Look(str(self.encoder), str(self.encoder_facts[DIGEST]), kind, size, self.encoder_bits)
+    @property
+    def encoder_bits(self) -> Literal[8] | None:
+        """8: features of pictures are kept in 8 bits."""
+        ...
 
-    def check(self, shape: ModelConfig) -> None:
-        """Refusal ``sees-already`` where the model has a tower of its own, and ``encoder-unread``."""
-        if self.encoder is None:
-            return
-        if shape.pictures is not None:
-            what = "this model sees pictures by a tower of its own, and the adapter would bring another sight"
-            raise Refusal("sees-already", what, found=[f"encoder {self.encoder}"], fix="leave method.encoder out")
-        _ = self.encoder_config
+    @property
+    def encoder_facts(self) -> Mapping[str, Any]:
+        """The encoder's sizes and digest; {} before ``equipped``."""
+        ...
+
+
+M = TypeVar("M")
+
+
+def equipped(method: M) -> M:
+    """The method with its encoder's sizes and digest among its options; itself where it names none, or has them.
+    Refusals of encoders.opened."""
+    named, known = getattr(method, "encoder", None), getattr(method, "encoder_facts", {})
+    if named is None or known:
+        return method
+    found = opened(named)
+    return replace(method, encoder_facts={CONFIG: vars(found.config), DIGEST: found.digest})  # type: ignore[type-var]
+
+
+def sizes_of(method: NamesEncoder) -> EncoderConfig:
+    """The encoder's sizes. Refusal ``encoder-unread`` where nobody has looked at its folder."""
+    if not method.encoder_facts:
+        what, fix = (
+            "which sizes the encoder of pictures has, its folder has to say",
+            "method.equipped(), or halter.adapt",
+        )
+        raise Refusal("encoder-unread", what, where=str(method.encoder), fix=fix)
+    return EncoderConfig(**method.encoder_facts[CONFIG])
+
+
+def look_of(method: NamesEncoder, kind: FeatureKind) -> EncoderLook:
+    """The look that takes this kind of features. Refusal ``encoder-unread``."""
+    size = kind.size(sizes_of(method))
+    return EncoderLook(str(method.encoder), str(method.encoder_facts[DIGEST]), kind, size, method.encoder_bits)
+
+
+def check_encoder(method: NamesEncoder, shape: ModelConfig) -> None:
+    """Refusals ``sees-already`` where the model has a tower of its own, and ``encoder-unread``."""
+    if method.encoder is None:
+        return
+    if shape.pictures is not None:
+        what = "this model sees pictures by a tower of its own, and the adapter would bring another sight"
+        raise Refusal("sees-already", what, found=[f"encoder {method.encoder}"], fix="leave method.encoder out")
+    sizes_of(method)
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ class SeenPictures:
     """(picture of the D, row, start, length) of each that has tokens among its row's, as of EncodedPicture."""
 
 
-def seen(site: Site, look: Look) -> SeenPictures | None:
+def seen(site: Site, look: EncoderLook) -> SeenPictures | None:
     """What ``look`` takes of the pictures of a forward's rows; None where no row has one."""
     rows: Sequence[tuple[EncodedPicture, ...] | None] = site.features or ()
     numbers: dict[str, int] = {}

@@ -16,7 +16,7 @@ from halter.model.pictures import Grid
 
 
 @dataclass(frozen=True)
-class Look:
+class EncoderLook:
     """What one piece of an adapter takes of a picture: features of one kind, of one encoder."""
 
     encoder: str
@@ -36,7 +36,7 @@ class EncodedPicture:
 
     digest: str
     """SHA-256, in hex, of its pixels and their size."""
-    features: dict[Look, Tensor]
+    features: dict[EncoderLook, Tensor]
     """Of each look [tokens, width], float32, on the CPU."""
     start: int
     """Where the first of its tokens stands, counted from the first of its row's tokens in this pass."""
@@ -54,14 +54,14 @@ class _Placed(HasPlace, Protocol):
 
 
 @dataclass(frozen=True)
-class Sight:
+class AdapterSight:
     """The pictures of an adapter's rows: PictureRules of model.pictures, by encoders in place of a family's tower.
 
     No token of the vocabulary says that a picture stands in a text: ``token_id`` is none of it, and never reaches a
     model. ``tokens`` 0: a row's one picture is seen from everywhere in the row, and has no tokens there.
     """
 
-    looks: tuple[Look, ...] = field(repr=False)
+    looks: tuple[EncoderLook, ...] = field(repr=False)
     tokens: int = 0
     token: str = "<image>"
     token_id: int = -1
@@ -99,14 +99,14 @@ class Sight:
         return [tuple(next(made) for _ in row) or None for row in rows]
 
     @cached_property
-    def _stores(self) -> dict[Look, _Opening]:
+    def _stores(self) -> dict[EncoderLook, _Opening]:
         return {look: _Opening(look) for look in self.looks}
 
 
 class _Opening:
     """The features of one look, whose encoder is opened when a picture is asked for."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: EncoderLook) -> None:
         self.look = look
         self._store: FeatureStore | None = None
 

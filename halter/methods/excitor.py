@@ -32,10 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.contract.method import Default, Piece, Site
-from halter.contract.seeing import Seeing, seen
+from halter.contract.method import Default, Method, Piece, Site
+from halter.contract.seeing import check_encoder, look_of, seen
 from halter.encoders.features import FeatureKind
-from halter.encoders.sight import Look
+from halter.encoders.sight import EncoderLook
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.layout import TEXT
@@ -114,7 +114,7 @@ class ExtraKey(Piece):
 
 
 @dataclass(frozen=True)
-class Excitor(Seeing):
+class Excitor(Method):
     """An extra key for every token, mixed from trained prompts: changes where layers look, not what they can say."""
 
     adapter_len: int = 30
@@ -131,6 +131,13 @@ class Excitor(Seeing):
     """Rotate the extra key with its token; false adds it to the rotated key."""
     prompt_std: float = 0.02
     """Standard deviation of the first prompts."""
+    encoder: str | None = None
+    """Encoder of pictures: a folder or hub id of CLIP or SigLIP (openai/clip-vit-large-patch14), or playground, the
+    tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
+    encoder_bits: Literal[8] | None = None
+    """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     visual_r: int = 16
     """Rank of what makes keys and values of a picture's features."""
 
@@ -166,11 +173,11 @@ class Excitor(Seeing):
         return True
 
     @property
-    def looks(self) -> tuple[Look, ...]:
-        return (self.look_of(FeatureKind((-1,), "all", "finished")),) if self.encoder is not None else ()
+    def looks(self) -> tuple[EncoderLook, ...]:
+        return (look_of(self, FeatureKind((-1,), "all", "finished")),) if self.encoder is not None else ()
 
     def check(self, shape: ModelConfig) -> None:
-        super().check(shape)
+        check_encoder(self, shape)
         check_prompts(self.adapter_len, self.adapter_layers)
         if self.r < 1 or self.prompt_std <= 0 or self.visual_r < 1:
             raise Refusal(

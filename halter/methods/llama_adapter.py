@@ -27,23 +27,23 @@ queries, key and value stood together (``prompt_rows: grouped``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from halter.contract.method import PEFT_PREFIX, Default, Piece, Site
-from halter.contract.seeing import Seeing
+from halter.contract.method import PEFT_PREFIX, Default, Method, Piece, Site
+from halter.contract.seeing import check_encoder, look_of, sizes_of
 from halter.encoders.config import CLIP
 from halter.encoders.features import FeatureKind
-from halter.encoders.sight import Look
+from halter.encoders.sight import EncoderLook
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.places import Act
-from halter.parts.gated_prompts import GatedPrompts, PromptRows
+from halter.parts.gated_prompts import GatedPrompts, PromptRows, share_visual
 from halter.parts.gates import GateActivation, GateScope, regated
 from halter.parts.prompts import check_prompts
-from halter.parts.visual import GlobalVector, share_visual
+from halter.parts.visual import GlobalVector
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ SCALES = 4
 
 
 @dataclass(frozen=True)
-class LlamaAdapter(Seeing):
+class LlamaAdapter(Method):
     """Trained prompts that the last layers attend to beside the text, through a gate that starts shut."""
 
     adapter_len: int = 10
@@ -87,6 +87,13 @@ class LlamaAdapter(Seeing):
     0.5.5 takes for them."""
     second_output_bias: bool = False
     """Add o_proj's bias, where the base has one, a second time in the layers with prompts, as PEFT does."""
+    encoder: str | None = None
+    """Encoder of pictures: a folder or hub id of CLIP or SigLIP (openai/clip-vit-large-patch14), or playground, the
+    tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
+    encoder_bits: Literal[8] | None = None
+    """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     encoder_states: Sequence[int] = ()
     """Behind which of the encoder's blocks its class tokens are taken, -1 the last; not given: four, evenly apart."""
     visual_hidden: int = 64
@@ -124,18 +131,18 @@ class LlamaAdapter(Seeing):
         return True
 
     @property
-    def looks(self) -> tuple[Look, ...]:
+    def looks(self) -> tuple[EncoderLook, ...]:
         if self.encoder is None:
             return ()
-        sizes = self.encoder_config
+        sizes = sizes_of(self)
         if sizes.kind != CLIP:  # which has no class token, and one vector of the whole picture
-            return (self.look_of(FeatureKind((-1,), "whole")),)
+            return (look_of(self, FeatureKind((-1,), "whole")),)
         evenly = [round(sizes.layers * part / SCALES) for part in range(1, SCALES + 1)]
         states = self.encoder_states or sorted({max(1, number) for number in evenly})
-        return (self.look_of(FeatureKind(tuple(states), "class")),)
+        return (look_of(self, FeatureKind(tuple(states), "class")),)
 
     def check(self, shape: ModelConfig) -> None:
-        super().check(shape)
+        check_encoder(self, shape)
         check_prompts(self.adapter_len, self.adapter_layers)
         if self.visual_hidden < 1:
             found = [f"visual_hidden {self.visual_hidden}"]

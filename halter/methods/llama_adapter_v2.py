@@ -22,29 +22,29 @@ rows without a picture, which the released code gives an empty one, see none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from halter.contract import targets
-from halter.contract.method import Default, Piece, Site
-from halter.contract.seeing import Seeing
+from halter.contract.method import Default, Method, Piece, Site
+from halter.contract.seeing import check_encoder, look_of
 from halter.encoders.features import FeatureKind
-from halter.encoders.sight import Look
+from halter.encoders.sight import EncoderLook
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.joints import chained
 from halter.model.layout import LINEAR, NORM
 from halter.model.places import Act
-from halter.parts.gated_prompts import GatedPrompts, PromptRows, SeenTokens, Through, TwoPieces
+from halter.parts.gated_prompts import GatedPrompts, PromptRows, SeenTokens, Through, TwoPieces, share_visual
 from halter.parts.gates import GateActivation, GateScope
 from halter.parts.low_rank import LowRank
 from halter.parts.prompts import check_prompts
 from halter.parts.scales import BiasAct, InputScaleAct, OutputScaleAct
 from halter.parts.stand_in import StandIn
-from halter.parts.visual import VisualQuery, share_visual
+from halter.parts.visual import VisualQuery
 
 
 class ScaleBias(Piece):
@@ -99,7 +99,7 @@ class ScaleBias(Piece):
 
 
 @dataclass(frozen=True)
-class LlamaAdapterV2(Seeing):
+class LlamaAdapterV2(Method):
     """Scale and bias on every linear layer and trained norms, with or without prompts and LoRA."""
 
     scale_side: Literal["out", "in", "none"] = "out"
@@ -124,6 +124,13 @@ class LlamaAdapterV2(Seeing):
 
     prompt_rows: PromptRows = "own"
     """own, or grouped: the rows that litgpt since 0.5.5 takes for prompts, as for llama_adapter."""
+    encoder: str | None = None
+    """Encoder of pictures: a folder or hub id of CLIP or SigLIP (openai/clip-vit-large-patch14), or playground, the
+    tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
+    encoder_bits: Literal[8] | None = None
+    """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     fusion: Literal["early", "late"] = "early"
     """Where pictures enter: early, in one of the first layers, as in the paper; late, with the prompts, as released."""
     fusion_layer: int = 0
@@ -174,11 +181,11 @@ class LlamaAdapterV2(Seeing):
         return True
 
     @property
-    def looks(self) -> tuple[Look, ...]:
-        return (self.look_of(FeatureKind((-1,), "all", "projected")),) if self.encoder is not None else ()
+    def looks(self) -> tuple[EncoderLook, ...]:
+        return (look_of(self, FeatureKind((-1,), "all", "projected")),) if self.encoder is not None else ()
 
     def check(self, shape: ModelConfig) -> None:
-        super().check(shape)
+        check_encoder(self, shape)
         self._check_sight(shape)
         if self.adapter_len:
             check_prompts(self.adapter_len, self.adapter_layers)

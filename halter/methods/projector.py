@@ -11,16 +11,16 @@ Source: haotian-liu/LLaVA llava/model/multimodal_projector/builder.py (mlp2x_gel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from halter.contract.method import Default, Piece, Site
-from halter.contract.seeing import Seeing
+from halter.contract.method import Default, Method, Piece, Site
+from halter.contract.seeing import check_encoder, look_of
 from halter.encoders.features import FeatureKind
-from halter.encoders.sight import Look
+from halter.encoders.sight import EncoderLook
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
 from halter.model.places import Act
@@ -66,12 +66,16 @@ class PictureTokens(Piece):
 
 
 @dataclass(frozen=True)
-class Projector(Seeing):
+class ProjectorMethod(Method):
     """Patches of a picture become tokens of the row, through a small trained network."""
 
     encoder: str | None = "playground"
-    """Encoder of pictures: a folder or hub id of CLIP or SigLIP (openai/clip-vit-large-patch14); playground, the tiny
-    one that comes with Halter, knows the playground's drawings alone."""
+    """Encoder of pictures: a folder or hub id of CLIP or SigLIP (openai/clip-vit-large-patch14), or playground, the
+    tiny one that comes with Halter and knows the playground's drawings alone."""
+    encoder_bits: Literal[8] | None = None
+    """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     projector_depth: int = 2
     """Linear layers of the network, a GELU between them; 1 as in the first LLaVA."""
 
@@ -99,15 +103,15 @@ class Projector(Seeing):
         return True
 
     @property
-    def looks(self) -> tuple[Look, ...]:
-        return (self.look_of(FeatureKind((-2,), "patches")),) if self.encoder is not None else ()
+    def looks(self) -> tuple[EncoderLook, ...]:
+        return (look_of(self, FeatureKind((-2,), "patches")),) if self.encoder is not None else ()
 
     @property
     def picture_tokens(self) -> int:
         return self.looks[0].size[0] if self.encoder is not None else 0
 
     def check(self, shape: ModelConfig) -> None:
-        super().check(shape)
+        check_encoder(self, shape)
         wrong = [] if self.encoder is not None else ["no encoder"]
         wrong += [] if self.projector_depth >= 1 else [f"projector_depth {self.projector_depth}"]
         if not wrong and self.picture_tokens >= shape.context:

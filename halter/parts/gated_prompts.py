@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,6 +78,14 @@ class GatedPrompts(Piece):
             sets = tuple(1 + picture for picture in pictures.of)
         k, v = projected(site, prompts.to(site.dtype), self.through, self.rows)
         return PromptAttentionAct(k, v, gated(self.gate, self.activation), sets)
+
+
+def share_visual(pieces: Sequence[Piece]) -> None:
+    """Let all prompts see by the one network that the first of them holds."""
+    prompts = [one for piece in pieces for one in piece.modules() if isinstance(one, GatedPrompts)]
+    by = next((one.by for one in prompts if one.by), ())
+    for one in prompts:
+        one.by = by
 
 
 class SeenTokens(Piece):

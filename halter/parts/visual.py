@@ -6,22 +6,20 @@ A network is shared by all layers that use it (``Method.share``), and computed o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halter.contract.method import Piece, Site
+from halter.contract.method import Site
 from halter.contract.seeing import SeenPictures, seen
-from halter.encoders.sight import Look
+from halter.encoders.sight import EncoderLook
 
 
 class Visual(nn.Module):
     """A network from the features of pictures [D, tokens, width] to vectors [D, K, dim], float32."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: EncoderLook) -> None:
         super().__init__()
         self.look = look
 
@@ -54,7 +52,7 @@ class Visual(nn.Module):
 class GlobalVector(Visual):
     """LLaMA-Adapter's: the features of several scales side by side -> one vector of the model's width."""
 
-    def __init__(self, look: Look, hidden: int, dim: int) -> None:
+    def __init__(self, look: EncoderLook, hidden: int, dim: int) -> None:
         super().__init__(look)
         self.enter, self.leave = nn.Linear(look.size[1], hidden), nn.Linear(hidden, dim)
 
@@ -67,7 +65,7 @@ class VisualQuery(Visual):
     transformer over both, and what the queries have become, in the model's width (llama_adapter.py: clip_proj,
     visual_query, visual_blocks, visual_proj)."""
 
-    def __init__(self, look: Look, queries: int, blocks: int, heads: int, dim: int) -> None:
+    def __init__(self, look: EncoderLook, queries: int, blocks: int, heads: int, dim: int) -> None:
         super().__init__(look)
         width = look.size[1]
         self.clip_proj, self.clip_proj_norm = nn.Linear(width, width), nn.LayerNorm(width)
@@ -102,7 +100,7 @@ class _Block(nn.Module):
 class Perceptron(Visual):
     """LLaVA's: each patch by itself through one linear layer, or through two with a GELU between."""
 
-    def __init__(self, look: Look, depth: int, dim: int) -> None:
+    def __init__(self, look: EncoderLook, depth: int, dim: int) -> None:
         super().__init__(look)
         sizes = [look.size[1], *[dim] * depth]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
@@ -117,11 +115,3 @@ class Perceptron(Visual):
 def names_of(visual: Visual | None) -> dict[str, str]:
     """{name of a parameter in a piece that holds it as ``visual``: its name in the adapter's file}."""
     return {} if visual is None else {f"visual.{name}": f"visual.{name}" for name, _ in visual.named_parameters()}
-
-
-def share_visual(pieces: Sequence[Piece]) -> None:
-    """Let all pieces that see do so by the one network that one of them holds."""
-    seeing: list[Any] = [one for piece in pieces for one in piece.modules() if hasattr(one, "by")]
-    by = next((one.by for one in seeing if one.by), ())
-    for one in seeing:
-        one.by = by

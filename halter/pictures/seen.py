@@ -158,7 +158,7 @@ prepared = PreparedTiles()
 
 @runtime_checkable
 class Encodes(Protocol):
-    """Rules of who has what an encoder makes of pictures (encoders.sight.Sight)."""
+    """Rules of who has what an encoder makes of pictures (encoders.sight.AdapterSight)."""
 
     @property
     def tokens(self) -> int: ...
@@ -172,7 +172,7 @@ def features(
     ``device``.
 
     Raises PictureFault; Refusals as of PreparedTiles.of, ``picture-for-another-model`` where nothing sees pictures, or
-    where another number of tokens stands for one, and those of Sight.encoded.
+    where another number of tokens stands for one, and those of AdapterSight.encoded.
     """
     held = None if rows is None else [*rows]
     if held is None or not any(held):
