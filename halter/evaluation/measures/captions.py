@@ -40,8 +40,8 @@ def library(needed_for: str) -> Path:
 def ptb_words(texts: Sequence[str]) -> list[str]:
     """The words of each text, a blank between two, by one call of the tokenizer that pycocoevalcap brings.
 
-    As its own PTBTokenizer, which writes a file into the folder where it is installed, knows one of the marks at which a
-    line may end, and does not see when lines are lost. Refusals ``extra-missing``, ``java-failed``.
+    As its own PTBTokenizer, which writes a file into the folder where it is installed, knows one of the marks at
+    which a line may end, and does not see when lines are lost. Refusals ``extra-missing``, ``java-failed``.
     """
     folder = library(NAME) / "tokenizer"
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
