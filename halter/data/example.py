@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from halter.model.pictures import PictureRules
 from halter.pictures.seen import RowPicture
 from halter.pictures.tokens import seen_by
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What one row's file says beside its question and its answer."""
+
+    references: tuple[str, ...] = ()
+    """Every right answer in the order of the row, the one that is learned among them; () where it is the only one."""
+    choices: tuple[str, ...] = ()
+    """The names under which its question lists what it can be answered; () of a question that lists nothing."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """What it says in columns that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,8 @@ class Example:
     """Where its pictures stand among the tokens, and where their pixels come from."""
     label: float | None = None
     """What is known of the row beside its tokens: which answer of a pair it is, a class, a reward."""
+    beside: Beside = Beside()
+    """What else its file says, where somebody has looked."""
 
     def seen_by(self, rules: PictureRules | None) -> Example:
         """The row as it is for another who sees, or for who sees nothing (None): without its pictures."""
