@@ -16,6 +16,7 @@ from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.choices import variants
 from halter.evaluation.comparing import by_kind
+from halter.evaluation.pictured import seen_as
 from halter.evaluation.questions import question
 from halter.evaluation.score import held_out
 from halter.files import writing
@@ -41,7 +42,7 @@ class OwnChoices:
     def score(self, side: str, model: Decoder, adapter: Adapter | None = None) -> dict[str, Any]:
         """``choice_accuracy``: the share of questions whose right name has the lowest loss of its own, of equal ones
         the first; losses are sums over tokens, the end of the answer among them, in nats."""
-        means = held_out(model, self.variants, adapter).by_row
+        means = held_out(model, seen_as(self.variants, model, adapter), adapter).by_row
         sums = np.array(means) * [row.targets for row in self.variants]
         self._found[side] = np.split(sums, np.cumsum([len(names) for names in self.names])[:-1])
         return {"choice_accuracy": float(self._hits(side).mean())}
