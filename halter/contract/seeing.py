@@ -47,8 +47,8 @@ M = TypeVar("M")
 def equipped(method: M) -> M:
     """The method with its encoder's sizes and digest among its options; itself where it names none, or has them.
     Refusals of encoders.opened."""
-    named, known = getattr(method, "encoder", None), getattr(method, "encoder_facts", {})
-    if named is None or known:
+    named, known = getattr(method, "encoder", None), getattr(method, "encoder_facts", None)
+    if named is None or known is None or known:  # None: what it calls its encoder is none of pictures
         return method
     found = opened(named)
     return replace(method, encoder_facts={CONFIG: vars(found.config), DIGEST: found.digest})  # type: ignore[type-var]
