@@ -44,7 +44,8 @@ class Visual(nn.Module):
 
         def make() -> tuple[Tensor, SeenPictures] | None:
             pictures = seen(site, self.look)
-            return None if pictures is None else (self(pictures.features), pictures)
+            dtype = next(self.parameters()).dtype
+            return None if pictures is None else (self(pictures.features.to(dtype)), pictures)
 
         return site.once(self, make)
 
