@@ -61,8 +61,11 @@ class PictureTokens(Piece):
         index, found, each = [], [], vectors.unbind()  # one gradient for all pictures
         for picture, row, start, length in pictures.places:
             begin, end = max(0, start), min(start + length, lengths[row])  # the rest was, or comes, in another pass
-            index.append(torch.arange(firsts[row] + begin, firsts[row] + end))
-            found.append(each[picture][begin - start : end - start])
+            if begin < end:  # else all of it is in the beginning that this row goes on from
+                index.append(torch.arange(firsts[row] + begin, firsts[row] + end))
+                found.append(each[picture][begin - start : end - start])
+        if not index:
+            return Act()
         return PlacedAct(torch.cat(index).to(vectors.device), torch.cat(found).to(site.dtype))
 
 
