@@ -151,8 +151,8 @@ class LlamaAdapterV2(Method):
         """Refusal ``fusion`` for what cannot see."""
         if self.encoder is None:
             return
-        wrong = [f"{name} {value}" for name in ("query_len", "v_num_heads") if (value := getattr(self, name)) < 1]
-        wrong += [f"v_depth {self.v_depth}"] if self.v_depth < 0 else []
+        counts = ("query_len", "v_num_heads", "v_depth")  # without a block the queries would never meet the picture
+        wrong = [f"{name} {value}" for name in counts if (value := getattr(self, name)) < 1]
         width = self.looks[0].size[1]
         if not wrong and width % self.v_num_heads:
             wrong.append(f"v_num_heads {self.v_num_heads} over {width} numbers a token")

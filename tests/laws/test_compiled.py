@@ -22,7 +22,9 @@ OWNERS = (0, 1, 0, 1)
 def forward(model, adapter, lengths):
     g = torch.Generator().manual_seed(sum(lengths))
     tokens = torch.randint(0, 96, (sum(lengths),), generator=g)
-    rows = sighted.rows_of(adapter and adapter.sight, [one.tolist() for one in tokens.split(lengths)], (0, 1))
+    # Where all of a row sees its picture a layer's tokens are cut by pictures, of which each cut is a graph of its own.
+    sight = adapter.sight if adapter is not None and adapter.sight is not None and adapter.sight.tokens else None
+    rows = sighted.rows_of(sight, [one.tolist() for one in tokens.split(lengths)], (0, 1))
     counts = [len(row.tokens) for row in rows]
     segments = sighted.segments_of(model, rows, [adapter] * len(rows), [(n + 1) // 2 for n in counts])
     acts = None if adapter is None else adapter.bind(model, segments)
