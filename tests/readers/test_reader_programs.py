@@ -1,4 +1,4 @@
-"""The readers that are built in: tesseract as a program, an endpoint that speaks OpenAI's chat/completions; and names."""
+"""The readers that are built in, tesseract and an endpoint that speaks OpenAI's chat/completions; and their names."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_what_decides_a_caption_decides_where_it_is_kept(endpoint) -> None:
         (
             (400, {}, b'{"error": {"message": "image too odd"}}'),
             PictureFault,
-            "will not have it: 400 Bad Request image too",
+            "have it: 400 Bad Request image too",
         ),
         ((413, {}, b"too large"), PictureFault, "413"),
         ((401, {}, b'{"error": {"message": "no key sk-secret"}}'), Refusal, r"401 Unauthorized no key \*\*\*"),

@@ -12,6 +12,7 @@ from halter.readers import frame
 from halter.text.chat import layout
 from halter.text.chat.pictures import SIGN
 
+ODD = ("a", "\n", "\r", "\x85", "\u2028", "\0", SIGN, "\u202e")
 LINES = (frame.TEXT, frame.SHOWN, frame.END)
 FORGED = [
     frame.END,
@@ -38,15 +39,13 @@ def test_a_line_that_says_what_the_frame_says_is_quoted(line) -> None:
 
 
 def test_other_lines_stand_as_they_are() -> None:
-    said = "Invoice 4711\n  Date:   2026-11-30\n\nThe end of it. The text ends.\n\u0645\u06cc\u200c\u062e\u0648\u0627\u0645"
+    said = "Invoice 4711\n  Date:   2026-11-30\n\nThe text ends.\n\u0645\u06cc\u200c\u062e\u0648"
     assert made(said) == [frame.TEXT, *said.split("\n"), frame.END]
     assert made("") == [frame.TEXT, frame.END]
 
 
 @given(
-    said=st.lists(st.sampled_from([*FORGED, "a", "\n", "\r", "\x85", "\u2028", "\0", SIGN, "\u202e"]) | st.text()).map(
-        "".join
-    ),
+    said=st.lists(st.sampled_from([*FORGED, *ODD]) | st.text()).map("".join),
     heading=st.sampled_from([frame.TEXT, frame.SHOWN, "My reader's:"]),
     most=st.integers(1, 300),
 )
