@@ -20,7 +20,9 @@ from halter.pictures.process import PictureFault
 from halter.readers import frame
 from halter.readers.reader import CHARACTERS, PictureReader
 
-URL, MODEL, KEY = "HALTER_CAPTION_URL", "HALTER_CAPTION_MODEL", "HALTER_CAPTION_KEY"
+AT_VARIABLE = "HALTER_CAPTION_URL"
+MODEL_VARIABLE = "HALTER_CAPTION_MODEL"
+KEY_VARIABLE = "HALTER_CAPTION_KEY"
 INSTRUCTION = "Describe this picture in one or two plain sentences."
 SECONDS = 120.0
 """For one answer, all of it."""
@@ -46,13 +48,14 @@ def caption(
 
     Reading raises PictureFault where the endpoint will not have a picture, Refusal ``reader-failed`` for all else.
     """
-    url, model = url or os.environ.get(URL, ""), model or os.environ.get(MODEL, "")
-    key = (key or os.environ.get(KEY, "")).strip()
-    lacking = [] if url.lower().startswith(("http://", "https://")) else [f"{URL}: an address, http or https"]
-    lacking += [] if model else [f"{MODEL}, or caption:model=NAME: what the endpoint calls its model"]
-    lacking += [] if key.isascii() and key.isprintable() else [f"{KEY}: a key of ASCII's letters and signs"]
+    url, model = url or os.environ.get(AT_VARIABLE, ""), model or os.environ.get(MODEL_VARIABLE, "")
+    key = (key or os.environ.get(KEY_VARIABLE, "")).strip()
+    lacking = [] if url.lower().startswith(("http://", "https://")) else [f"{AT_VARIABLE}: an address, http or https"]
+    lacking += [] if model else [f"{MODEL_VARIABLE}, or caption:model=NAME: what the endpoint calls its model"]
+    lacking += [] if key.isascii() and key.isprintable() else [f"{KEY_VARIABLE}: a key of ASCII's letters and signs"]
     if lacking:
-        what, fix = "reader caption is not told whom to ask", f"export {URL}=http://localhost:8000/v1 {MODEL}=NAME"
+        what = "reader caption is not told whom to ask"
+        fix = f"export {AT_VARIABLE}=http://localhost:8000/v1 {MODEL_VARIABLE}=NAME"
         raise Refusal("reader-unset", what, found=lacking, fix=fix)
     address = url.rstrip("/")
     address = address if address.endswith("/chat/completions") else f"{address}/chat/completions"
@@ -117,7 +120,8 @@ def _without(key: str, text: str) -> str:
 
 
 def _failed(address: str, why: str) -> Refusal:
-    fix = f"look at the endpoint, {URL}, {MODEL} and {KEY}; then run again: what was read so far is kept"
+    fix = f"look at the endpoint, {AT_VARIABLE}, {MODEL_VARIABLE} and {KEY_VARIABLE}; then run again: what was read so "
+    fix += "far is kept"
     return Refusal(
         "reader-failed", "the endpoint of reader caption did not answer", where=address, found=[why], fix=fix
     )

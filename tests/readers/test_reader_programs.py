@@ -125,7 +125,13 @@ class Endpoint(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint(monkeypatch):
     """(its address, its class)."""
-    for name in (caption_file.URL, caption_file.MODEL, caption_file.KEY, "http_proxy", "HTTP_PROXY"):
+    for name in (
+        caption_file.AT_VARIABLE,
+        caption_file.MODEL_VARIABLE,
+        caption_file.KEY_VARIABLE,
+        "http_proxy",
+        "HTTP_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     Endpoint.heard = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
@@ -143,8 +149,8 @@ def answered(content) -> tuple:
 
 def test_a_caption_is_asked_for_as_openai_has_it(endpoint, monkeypatch) -> None:
     address, server = endpoint
-    monkeypatch.setenv(caption_file.URL, f"{address}/")
-    monkeypatch.setenv(caption_file.KEY, "sk-secret\n")
+    monkeypatch.setenv(caption_file.AT_VARIABLE, f"{address}/")
+    monkeypatch.setenv(caption_file.KEY_VARIABLE, "sk-secret\n")
     server.says = answered("A white picture.")
     (reader,) = readers_of("caption:model=eyes,instruction=What, in a word, is it?")
     assert reader.read(WHITE) == "A white picture." and reader.heading == frame.SHOWN
@@ -171,10 +177,10 @@ def test_without_a_key_none_is_sent(endpoint) -> None:
 
 def test_whom_to_ask_must_be_said_and_no_option_says_it(endpoint, monkeypatch) -> None:
     refused = refusal(caption)
-    assert refused.id == "reader-unset" and len(refused.found) == 2 and caption_file.URL in refused.fix
+    assert refused.id == "reader-unset" and len(refused.found) == 2 and caption_file.AT_VARIABLE in refused.fix
     assert refusal(caption, "eyes", url="ftp://x").id == "reader-unset"
     assert refusal(caption, "eyes", url=endpoint[0], key="a\nb").id == "reader-unset"
-    monkeypatch.setenv(caption_file.URL, endpoint[0])
+    monkeypatch.setenv(caption_file.AT_VARIABLE, endpoint[0])
     for word in ("url=http://elsewhere", "key=HOME"):  # a stranger's recipe names nobody who gets pictures or keys
         refused = refusal(readers_of, f"caption:model=eyes,{word}")
         assert (refused.id, refused.found) == ("reader-options", (word,))
