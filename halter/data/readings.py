@@ -44,7 +44,7 @@ def _in_parts(parts: Sequence[Any], texts: Iterator[str], blind: bool) -> Any:
             made.append(part)
             continue
         said = ahead(next(texts), text_of(made[-1:]), text_of(parts[number + 1 : number + 2]))
-        made += [{"type": "text", "text": said}, *([] if blind else [part])]
+        made += [{"type": "text", "text": said}, part]
     return text_of(made) if blind else made
 
 
