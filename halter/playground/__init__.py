@@ -2,7 +2,18 @@
 
 from halter.playground.bases import BASES, base_folder
 from halter.playground.documents import corpus
+from halter.playground.paper_tasks import PAPER_TASKS, write_papers
 from halter.playground.sights import QUESTIONS
 from halter.playground.tasks import TASKS, task_names, write_tasks
 
-__all__ = ["BASES", "QUESTIONS", "TASKS", "base_folder", "corpus", "task_names", "write_tasks"]
+__all__ = [
+    "BASES",
+    "PAPER_TASKS",
+    "QUESTIONS",
+    "TASKS",
+    "base_folder",
+    "corpus",
+    "task_names",
+    "write_papers",
+    "write_tasks",
+]
