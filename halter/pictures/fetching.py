@@ -45,7 +45,7 @@ def posted(address: str, body: bytes, headers: dict[str, str], most: int, second
     what was posted and its key are for this address. Raises Unanswered."""
     try:
         asked = WebRequest(address, body, {"User-Agent": "halter", **headers}, method="POST")
-        return _done(_Fetching(asked, most, seconds), seconds)
+        return _done(_Fetching(asked, most, 2 * seconds), seconds)  # the deadline ends it, and nothing beside it
     except ValueError as error:  # PictureFault is one, and so is an address that is none
         raise error if isinstance(error, Unanswered) else Unanswered(str(error)) from None
 
