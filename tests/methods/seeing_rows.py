@@ -111,14 +111,21 @@ def made(rules: Any, row: Row) -> tuple[list[int], tuple[RowPicture, ...]]:
 def ours(model: Decoder, adapter: Adapter, rows: list[Row]) -> list[torch.Tensor]:
     """Logits of all rows in one pass, apart by row."""
     each = [made(adapter.sight, row) for row in rows]
-    tokens = torch.tensor([token for one, _ in each for token in one])
-    segments = replace(
-        Segments.packed([len(one) for one, _ in each]),
-        features=features(adapter.sight, [pictures for _, pictures in each]),
-    )
-    acts = adapter.bind(model, segments)
+    shown = features(adapter.sight, [pictures for _, pictures in each])
+    segments = replace(Segments.packed([len(tokens) for tokens, _ in each]), features=shown)
+    return _passed(model, [tokens for tokens, _ in each], segments, adapter.bind(model, segments))
+
+
+def without(model: Decoder, rows: list[Row]) -> list[torch.Tensor]:
+    """Logits of the rows' words by the base alone, as of ``ours``."""
+    words = [row.words() for row in rows]
+    return _passed(model, words, Segments.packed([len(one) for one in words]), None)
+
+
+def _passed(model: Decoder, rows: list[list[int]], segments: Segments, acts: Any) -> list[torch.Tensor]:
+    tokens = torch.tensor([token for one in rows for token in one])
     found = model.head(model.hidden(Pass(tokens, segments, acts)), acts)
-    return list(found.split([len(one) for one, _ in each]))
+    return list(found.split([len(one) for one in rows]))
 
 
 @dataclass(frozen=True)
