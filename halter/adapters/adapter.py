@@ -18,7 +18,7 @@ from halter.adapters.sight import sight_of
 from halter.adapters.stated import stated
 from halter.arguments import bound, check_options, checked, refusal, strange
 from halter.contract.experts import refuse_unknown_most_used
-from halter.contract.method import Method, Piece, Site, built
+from halter.contract.method import Method, Piece, RowGroup, Site, built
 from halter.contract.registry import find, names
 from halter.elsewhere import called_otherwise, refuse_unknown
 from halter.errors import Refusal
@@ -71,7 +71,7 @@ class Adapter(nn.Module):
 
     def __init__(self, shape: ModelConfig, methods: Sequence[Method], seed: int = 0) -> None:
         super().__init__()
-        self.shape, self.methods = shape, tuple(methods)
+        self.shape, self.methods = shape, tuple(method.equipped() for method in methods)
         self.facts: dict[str, Any] = {}  # what halter.json will say of base, data and recipe
         self.notes: list[str] = []  # what the reading of its folder had to tell
         self.slots: list[Slot] = []
@@ -85,6 +85,9 @@ class Adapter(nn.Module):
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
         self.sight = sight_of(self.methods)
         """How it takes pictures by an encoder; None: it is blind."""
+        for _, slot, attribute in self._parameters_only():
+            if self.methods[slot.part].learns_from(slot.place, attribute) == "none":
+                slot.piece.get_parameter(attribute).requires_grad_(False)
         for slot in self.slots:
             slot.piece.reset(torch.Generator().manual_seed(dropout.key(seed, slot.part, slot.path)))
 
@@ -185,6 +188,10 @@ class Adapter(nn.Module):
         found = ((name, slot.piece.get_parameter(attribute)) for name, slot, attribute in self._parameters_only())
         return {name: parameter for name, parameter in found if parameter.requires_grad}
 
+    def row_groups(self) -> dict[str, RowGroup]:
+        """{name in the adapter's file: the rows from which it learns} of every parameter (Method.learns_from)."""
+        return {n: self.methods[slot.part].learns_from(slot.place, a) for n, slot, a in self._parameters_only()}
+
     def _parameters_only(self) -> Iterator[tuple[str, Slot, str]]:
         for name, slot, attribute in self.named_tensors():
             if attribute in dict(slot.piece.named_parameters()):
@@ -202,7 +209,7 @@ class Adapter(nn.Module):
             named = {
                 name: slot.piece.get_parameter(attribute)
                 for name, slot, attribute in self._parameters_only()
-                if slot.part == part
+                if slot.part == part and slot.piece.get_parameter(attribute).requires_grad
             }
             own = method.groups(named, learning_rate)
             for group in own or [{"params": list(named.values()), "lr": learning_rate}]:

@@ -24,7 +24,7 @@ from halter.contract.pair import Pair
 from halter.errors import Refusal
 from halter.model.decoder import Decoder
 
-FREE = ("dropout",)  # options that only training knows
+FREE = ("dropout", "phase")  # options that only training knows
 SlotsAt = dict[tuple[int | None, str], Slot]
 PairsAt = dict[tuple[int | None, str], Pair]
 

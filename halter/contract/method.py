@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from halter.text.tokenizer import Tokenizer
 
 PEFT_PREFIX = "base_model.model."
 T = TypeVar("T")
+RowGroup = Literal["all", "pictures", "texts", "none"]
+"""Rows from which a parameter learns: all, those with pictures, those without any, or none: it stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,10 @@ class Method:
     def plain(self) -> Method:
         """The options under which what was trained is saved; itself, but for a form that only training needs."""
         return self
+
+    def learns_from(self, place: str, name: str) -> RowGroup:
+        """The rows from which a parameter of a piece learns, by the piece's place and the parameter's name there."""
+        return "all"
 
     def groups(self, named: dict[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]] | None:
         """Optimizer groups of its own (LoRA+), or None for the default; ``named`` maps path.tensor to parameter."""

@@ -47,7 +47,8 @@ M = TypeVar("M")
 def equipped(method: M) -> M:
     """The method with its encoder's sizes and digest among its options; itself where it names none, or has them.
     Refusals of encoders.opened."""
-    named, known = getattr(method, "encoder", None), getattr(method, "encoder_facts", {})
+    known = getattr(method, "encoder_facts", None)  # which a method that sees has
+    named = None if known is None else method.encoder  # type: ignore[attr-defined]
     if named is None or known:
         return method
     found = opened(named)

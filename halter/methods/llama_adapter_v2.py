@@ -22,80 +22,23 @@ rows without a picture, which the released code gives an empty one, see none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
 from halter.contract import targets
-from halter.contract.method import Default, Method, Piece, Site
+from halter.contract.method import Default, Method, Piece, RowGroup
 from halter.contract.seeing import check_encoder, look_of
 from halter.encoders.features import FeatureKind
 from halter.encoders.sight import EncoderLook
 from halter.errors import Refusal
 from halter.model.config import ModelConfig
-from halter.model.joints import chained
 from halter.model.layout import LINEAR, NORM
-from halter.model.places import Act
 from halter.parts.gated_prompts import GatedPrompts, PromptRows, SeenTokens, Through, TwoPieces, share_visual
 from halter.parts.gates import GateActivation, GateScope
-from halter.parts.low_rank import LowRank
 from halter.parts.prompts import check_prompts
-from halter.parts.scales import BiasAct, InputScaleAct, OutputScaleAct
+from halter.parts.scale_bias import ScaleBias
 from halter.parts.stand_in import StandIn
 from halter.parts.visual import VisualQuery
-
-
-class ScaleBias(Piece):
-    """Scale and bias of one linear, either of which may be absent, and a low-rank branch where there is one."""
-
-    saved_names = {
-        "scale": "scale",
-        "bias": "bias",
-        "low_rank.a": "lora_A.weight",
-        "low_rank.b": "lora_B.weight",
-    }
-    folds = True
-
-    def __init__(self, shape: tuple[int, ...], side: str, bias: bool, rank: int) -> None:
-        super().__init__()
-        out_features, in_features = shape
-        self.side = side
-        size = {"out": out_features, "in": in_features, "none": 0}[side]
-        self.scale = nn.Parameter(torch.ones(size)) if size else None
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self.low_rank = LowRank(in_features, out_features, rank, 1.0, 0.0) if rank else None
-
-    def reset(self, generator: torch.Generator) -> None:
-        if self.low_rank is not None:
-            self.low_rank.reset(generator)
-
-    def scaled(self, site: Site) -> BiasAct | OutputScaleAct | InputScaleAct | None:
-        """Scale and bias without the branch, which is also what prompts pass; None where there is neither."""
-        scale, bias = (None if t is None else t.to(site.dtype) for t in (self.scale, self.bias))
-        if scale is None:
-            return None if bias is None else BiasAct(bias)
-        return OutputScaleAct(scale, bias) if self.side == "out" else InputScaleAct(scale, bias)
-
-    def bind(self, site: Site) -> Act:
-        scaled = self.scaled(site)
-        branch = None if self.low_rank is None else self.low_rank.bind(site)
-        if scaled is None:
-            assert branch is not None
-            return branch
-        if isinstance(scaled, InputScaleAct):
-            return replace(scaled, branch=branch)
-        return scaled if branch is None else chained(scaled, branch)
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        added = None if self.bias is None else self.bias.to(weight)
-        total = added if bias is None else bias if added is None else bias + added
-        if self.scale is not None:
-            scale = self.scale.to(weight)
-            weight = weight * (scale[:, None] if self.side == "out" else scale)
-            total = total * scale if total is not None and self.side == "out" else total
-        return (weight, total) if self.low_rank is None else self.low_rank.fold(weight, total)
 
 
 @dataclass(frozen=True)
@@ -141,6 +84,10 @@ class LlamaAdapterV2(Method):
     """Blocks of the network that makes these vectors."""
     v_num_heads: int = 16
     """Heads of these blocks."""
+    phase: Literal["all", "disjoint", "pretrain", "finetune"] = "all"
+    """What learns from which rows. all: everything from every row. disjoint, the paper's joint training: what a picture
+    becomes and enters by from rows with pictures alone, the rest from rows without. The released code's two runs:
+    pretrain trains what a picture becomes and the prompts, finetune norms, biases, scales and the LoRA branch."""
 
     peft_type: ClassVar[str] = "HALTER_LLAMA_ADAPTER_V2"
     note: ClassVar[str] = (
@@ -173,6 +120,7 @@ class LlamaAdapterV2(Method):
         "fusion_layer": "the paper: the first layer alone",
         "query_len": "the paper; the released code has 10",
         "v_depth": "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b/llama/llama_adapter.py",
+        "phase": "a choice of data, which a recipe makes",
         "v_num_heads": "OpenGVLab/LLaMA-Adapter llama_adapter_v2_multimodal7b/llama/llama_adapter.py",
     }
 
@@ -239,6 +187,13 @@ class LlamaAdapterV2(Method):
     def _visual(self, shape: ModelConfig) -> VisualQuery | None:
         looks = self.looks
         return VisualQuery(looks[0], self.query_len, self.v_depth, self.v_num_heads, shape.dim) if looks else None
+
+    def learns_from(self, place: str, name: str) -> RowGroup:
+        sees = place == "context" and (self.fusion == "late" or "visual" in name)
+        if self.phase == "disjoint":
+            return "pictures" if sees else "texts"
+        trained = {"all": True, "pretrain": place == "context", "finetune": place != "context"}[self.phase]
+        return "all" if trained else "none"
 
     def share(self, pieces: Sequence[Piece]) -> None:
         share_visual(pieces)

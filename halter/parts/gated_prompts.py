@@ -94,9 +94,9 @@ class SeenTokens(Piece):
     def __init__(self, shape: ModelConfig, scope: GateScope, activation: GateActivation, visual: Visual) -> None:
         super().__init__()
         self.activation = activation
-        self.gate = nn.Parameter(torch.zeros(shape.heads if scope == "head" else 1))
+        self.visual_gate = nn.Parameter(torch.zeros(shape.heads if scope == "head" else 1))
         self.visual = visual
-        self.saved_names = {"gate": "gate", **names_of(visual)}
+        self.saved_names = {"visual_gate": "visual_gate", **names_of(visual)}
 
     def reset(self, generator: torch.Generator) -> None:
         self.visual.reset(generator)
@@ -106,7 +106,7 @@ class SeenTokens(Piece):
         if seen is None:
             return Act()
         k, v = projected(site, seen[0].to(site.dtype))
-        return PromptAttentionAct(k, v, gated(self.gate, self.activation), seen[1].of)
+        return PromptAttentionAct(k, v, gated(self.visual_gate, self.activation), seen[1].of)
 
 
 class TwoPieces(Piece):

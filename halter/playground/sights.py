@@ -80,6 +80,14 @@ def caption(dice: Dice, seen: Drawing) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def described(seen: Drawing) -> str:
+    """All that is in a drawing, in one form: its things in the order of the quarters."""
+    if isinstance(seen, Form):
+        return caption(Dice(0), seen)  # which has one form already
+    text = ", ".join(f"a {thing.name} at the {thing.where}" for thing in seen.things)
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _lines(seen: Form) -> list[tuple[str, FormLine]]:
     return list(zip(LINES, seen.lines, strict=True))
 
@@ -158,21 +166,25 @@ QUESTIONS: dict[str, Callable[[Dice, Drawing], Exchange | None]] = {
     "tick": tick,
 }
 """{type: makes a question about a drawing and its answer; None where nothing of the kind can be asked of it}."""
+DESCRIBE = "Describe the picture."
+TASKS = (*QUESTIONS, "caption")
+"""The types of questions, and captions in one form."""
 LEFT_OUT = "colour"
 """The type of question that pre-training never asks."""
 
 
 def asked(name: str, seed: object, split: str, rows: int) -> Iterator[tuple[Drawing, Exchange]]:
-    """``rows`` drawings with one question of a type each; those of "train" and "test" are different draws."""
-    if name not in QUESTIONS:
-        what, known = "no such type of question about pictures", ", ".join(QUESTIONS)
-        raise Refusal("unknown-task", what, found=[name], expected=f"one of {known}", fix=meant(name, QUESTIONS))
+    """``rows`` drawings with one question of a type, or a caption, each; those of "train" and "test" are different
+    draws."""
+    if name not in TASKS:
+        what, known = "no such type of question about pictures", ", ".join(TASKS)
+        raise Refusal("unknown-task", what, found=[name], expected=f"one of {known}", fix=meant(name, TASKS))
     made = draw = 0
     while made < rows:
         dice = Dice("sights", name, seed, split, draw)
         draw += 1
         seen = drawing(dice)
-        exchange = QUESTIONS[name](dice, seen)
+        exchange = QUESTIONS[name](dice, seen) if name in QUESTIONS else (DESCRIBE, described(seen))
         if exchange is not None:
             made += 1
             yield seen, exchange

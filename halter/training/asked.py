@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from halter.adapters.adapter import Adapter
 from halter.errors import Refusal
 from halter.model.places import Acts, run_at
 from halter.numerics.losses import Measure, Wanted
@@ -39,6 +40,11 @@ class TraineePart:
     @property
     def objective(self) -> Objective:
         return self.trainee.objective
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter as these rows train it."""
+        return self.trainee.adapter_for(self.rows.batch)
 
     @property
     def tokenwise(self) -> bool:

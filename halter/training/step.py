@@ -26,6 +26,7 @@ from halter.model.segments import Segments
 from halter.numerics import dropout
 from halter.numerics.noise import neftune
 from halter.pictures.seen import features_of
+from halter.training.apart import seeing
 from halter.training.asked import Asked, Reference, TraineePart
 from halter.training.guards import Trouble
 from halter.training.head import Head
@@ -93,7 +94,10 @@ def settled(
     memory before anything moves."""
 
     def work() -> tuple[Accumulated, list[MicroBatches]]:
-        parts = ([part for micro in micros for part in _cut(micro[i], splitter)] for i in range(len(trainees)))
+        parts = (
+            [part for micro in micros for half in one.halves(micro[i]) for part in _cut(half, splitter)]
+            for i, one in enumerate(trainees)
+        )
         passes: list[MicroBatches] = list(itertools.zip_longest(*parts))
         gathered = gather(model, trainees, passes, checkpointing)
         for trainee in trainees:
@@ -117,12 +121,28 @@ def gather(
     """The gradients of one step of every trainee, however it is cut."""
     targets = [sum(_targets(micro[i]) for micro in micros) for i in range(len(trainees))]
     tokens = [sum(_tokens(micro[i]) for micro in micros) for i in range(len(trainees))]
-    counts = [
-        sum(units(batch, trainee.objective.per) for micro in micros if (batch := micro[i]) is not None)
-        for i, trainee in enumerate(trainees)
-    ]
-    losses = [_accumulate(model, trainees, micro, counts, number, checkpointing) for number, micro in enumerate(micros)]
-    return Accumulated(torch.stack(losses), targets, tokens)
+    losses = []
+    for number, micro in enumerate(micros):
+        counts = [_units(micros, i, one, micro[i]) for i, one in enumerate(trainees)]
+        losses.append(_accumulate(model, trainees, micro, counts, number, checkpointing))
+    whole = [sum(_step_units(micros, i, one)) for i, one in enumerate(trainees)]
+    return Accumulated(torch.stack(losses) / torch.tensor([max(1, n) for n in whole]), targets, tokens)
+
+
+def _units(micros: Sequence[MicroBatches], number: int, trainee: Trainee, here: Batch | None) -> int:
+    """By how many units what a trainee has ``here`` is divided: those of its whole step, or, where parameters learn
+    from some rows alone, of the step's rows of this kind."""
+    counts = _step_units(micros, number, trainee)
+    if trainee.apart is None or here is None:
+        return sum(counts)
+    own = [batch is not None and seeing(batch) == seeing(here) for batch in (micro[number] for micro in micros)]
+    return sum(count for count, alike in zip(counts, own, strict=True) if alike)
+
+
+def _step_units(micros: Sequence[MicroBatches], number: int, trainee: Trainee) -> list[int]:
+    """The units of each of a trainee's micro-batches."""
+    batches = (micro[number] for micro in micros)
+    return [0 if batch is None else units(batch, trainee.objective.per) for batch in batches]
 
 
 def move(trainees: Sequence[Trainee], gathered: Accumulated) -> list[StepRecord]:
@@ -161,7 +181,7 @@ def _segments(batches: Sequence[Batch], device: torch.device) -> Segments:
 
 def _features(model: Decoder, parts: Sequence[TraineePart]) -> Sequence[Any] | None:
     """What the rows of several trainees bring beside their tokens: their pictures, prepared now."""
-    laid = [(part.trainee.adapter, part.rows.laid) for part in parts]
+    laid = [(part.adapter, part.rows.laid) for part in parts]
     rows = [(rules_of(model.config, one), batch.pictures or [()] * len(batch.lengths)) for one, batch in laid]
     return features_of(rows, model.device)
 
@@ -174,7 +194,7 @@ def _accumulate(
     number: int,
     checkpointing: bool,
 ) -> Tensor:
-    """Forward and backward of one micro-batch; each trainee's share of its step's value, float64 CPU [trainees]."""
+    """Forward and backward of one micro-batch; each trainee's value, not yet divided, float64 CPU [trainees]."""
     present = [
         TraineePart(i, trainee, Rows(batch, batch, model.device), trainee.scaler.get_scale() / max(1, counts[i]))
         for i, (trainee, batch) in enumerate(zip(trainees, micro, strict=True))
@@ -187,7 +207,7 @@ def _accumulate(
     for parts in (*([part] for part in listen), others):
         if parts:
             shares[[part.number for part in parts]] = _run(model, parts, number, checkpointing)
-    return shares / torch.tensor([max(1, n) for n in counts], dtype=torch.float64)
+    return shares
 
 
 def _run(model: Decoder, parts: Sequence[TraineePart], number: int, checkpointing: bool) -> Tensor:
@@ -206,7 +226,7 @@ def _run(model: Decoder, parts: Sequence[TraineePart], number: int, checkpointin
     segments = replace(_segments(batches, device), features=_features(model, parts))
     lead = parts[0].trainee
     key = dropout.key(lead.seed, lead.step, number)
-    acts = _bound(model, segments, [part.trainee.adapter for part in parts], batches, key)
+    acts = _bound(model, segments, [part.adapter for part in parts], batches, key)
     if noisy:
         alphas = [part.trainee.noise for part, batch in zip(parts, batches, strict=True) for _ in batch.lengths]
         embedded = run_at(acts and acts.embed_tokens, model.embed_tokens, tokens)

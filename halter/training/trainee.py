@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halter.adapters.adapter import Adapter, Slot
+from halter.data.pack import Batch
 from halter.errors import HalterError
 from halter.training import optimizers
+from halter.training.apart import Apart, halves
 from halter.training.frozen import Frozen
 from halter.training.guards import Guards, Trouble
 from halter.training.objective import Objective
@@ -44,14 +46,25 @@ class Trainee:
     """Beside whom the objective compares it, where it does; None: the base."""
     outset: Outset | None = None
     """What it was when training began, where somebody asks at the end what has moved."""
+    apart: Apart | None = field(init=False)
+    """Where parameters learn from some rows alone."""
     base_rates: list[float] = field(init=False)
     norm: float | None = field(init=False, default=None)
     """The norm of settled gradients, before clipping."""
 
     def __post_init__(self) -> None:
+        self.apart = Apart.of(self.adapter)
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         if self.scaler.is_enabled():  # torch makes the scale when a loss is first scaled; ours is in the weights
             self.scaler.scale(torch.ones((), device=next(self.adapter.parameters()).device))
+
+    def halves(self, batch: Batch | None) -> Sequence[Batch | None]:
+        """A micro-batch in parts of rows of one kind, where parameters learn from some rows alone."""
+        return [batch] if batch is None or self.apart is None else halves(batch)
+
+    def adapter_for(self, batch: Batch) -> Adapter:
+        """The adapter as these rows train it."""
+        return self.adapter if self.apart is None else self.apart.of_rows(batch)
 
     def learning_rate(self) -> float:
         """The first group's rate at the current step."""
@@ -69,9 +82,19 @@ class Trainee:
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
         if self.max_grad_norm > 0 and grads and math.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+            self._clip(parameters, norm)
         optimizers.make_states(self.optimizer)
         self.norm = norm
+
+    def _clip(self, parameters: list[nn.Parameter], norm: float) -> None:
+        """Each group that learns from rows of its own by its own norm, all others by that of all."""
+        if self.apart is None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+            return
+        for group in self.apart.groups():
+            if grads := [p.grad for p in group if p.grad is not None]:
+                own = torch.nn.utils.get_total_norm(grads)
+                torch.nn.utils.clip_grads_with_norm_(group, self.max_grad_norm, own)
 
     def apply(self, loss: float) -> tuple[float, Trouble]:
         """Step with the accumulated gradients, then forget them. Returns (gradient norm unclipped, what was wrong).
