@@ -111,8 +111,8 @@ def query_vectors(t, options, seen):
 
 def attended(config, head, query, keys, values, gate, options):
     """What prompts or a picture's vectors add to one head: their own softmax behind a gate."""
-    own = slice(head // (config.heads // config.kv_heads) * config.head_dim, None)
-    own = slice(own.start, own.start + config.head_dim)
+    group = head // (config.heads // config.kv_heads)
+    own = slice(group * config.head_dim, (group + 1) * config.head_dim)
     g = gate[head if len(gate) > 1 else 0]
     g = g if options.get("gate_activation") == "identity" else torch.tanh(g)
     return g * ((query @ keys[:, own].T / math.sqrt(config.head_dim)).softmax(-1) @ values[:, own])

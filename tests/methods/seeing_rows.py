@@ -158,5 +158,3 @@ def saved(adapter: Adapter) -> dict[str, torch.Tensor]:
     """{saved name: its float64 copy}, leaves of their own."""
     found = ((name, slot.tensor(attribute)) for name, slot, attribute in adapter.named_tensors())
     return {name: tensor.detach().double().requires_grad_() for name, tensor in found}
-
-

@@ -96,8 +96,8 @@ def test_gradients_of_a_step_are_those_of_the_equations(case, eyes):
     batch = pack([example(adapter.sight, row) for row in LEARNED], range(len(LEARNED)))
     assert len(share_beginnings(batch).tokens) <= len(batch.tokens) - 40
     before = {name: tensor.detach().clone() for name, tensor in adapter.trainable().items()}
-    sgd = torch.optim.SGD(adapter.parameters(), lr=1.0)
-    record = take_step(model, [Trainee(adapter, sgd, lambda _: 1.0, torch.amp.GradScaler(enabled=False), 0.0)], [[batch]])
+    sgd, scaler = torch.optim.SGD(adapter.parameters(), lr=1.0), torch.amp.GradScaler(enabled=False)
+    record = take_step(model, [Trainee(adapter, sgd, lambda _: 1.0, scaler, 0.0)], [[batch]])
     assert record[0].loss == pytest.approx(float(loss.detach()), rel=1e-6)
     assert set(before) == set(trained)
     for name, tensor in adapter.trainable().items():

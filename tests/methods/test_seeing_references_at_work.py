@@ -15,6 +15,7 @@ from test_seeing_references import CASES
 
 from halter.adapters.adapter import Adapter
 from halter.encoders.config import EncoderConfig
+from halter.errors import Refusal
 from halter.generation.engine import Engine
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt
@@ -162,3 +163,12 @@ def test_counts_of_what_sees_are_those_of_the_parts():
     assert counted(ProjectorMethod(**FACTS)) == 1024 * d + d + d * d + d == 20_979_712
     assert counted(ProjectorMethod(projector_depth=1, **FACTS)) == 1024 * d + d
     assert ProjectorMethod(**FACTS).picture_tokens == 256
+
+
+@pytest.mark.parametrize("family, states", [("clip", (1, 9)), ("clip", (-9, -1)), ("clip", (0, 8)), ("siglip", (-1,))])
+def test_blocks_that_the_encoder_has_not_are_refused_before_anything_is_learned(family, states, eyes):
+    """Ahead of the first block (0) a class token is that of every picture; SigLIP has none behind any block."""
+    case = Case("llama_adapter", {"encoder_states": states}, family)
+    with pytest.raises(Refusal) as refused:
+        case.built(eyes[family])
+    assert refused.value.id == "encoder-states"
