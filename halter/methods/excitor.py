@@ -104,8 +104,9 @@ class ExtraKey(Piece):
         pictures = None if look is None else seen(site, look)
         if pictures is None:
             return ExtraKeyAct(a, b, prompts.unflatten(1, self.heads), self.gate)
+        features = pictures.features.to(self.a.dtype)
         ends = [
-            F.linear(F.linear(pictures.features, self.get_parameter(f"{end}_a")), self.get_parameter(f"{end}_b"))
+            F.linear(F.linear(features, self.get_parameter(f"{end}_a")), self.get_parameter(f"{end}_b"))
             for end in ("key", "value")
         ]
         both = tuple(end.to(site.dtype).unflatten(-1, self.heads) for end in ends)

@@ -60,8 +60,11 @@ class PictureTokens(Piece):
         index, found, each = [], [], vectors.unbind()  # one gradient for all pictures
         for picture, row, start, length in pictures.places:
             begin, end = max(0, start), min(start + length, lengths[row])  # the rest was, or comes, in another pass
-            index.append(torch.arange(firsts[row] + begin, firsts[row] + end))
-            found.append(each[picture][begin - start : end - start])
+            if begin < end:  # else it is all in the beginning that this row continues
+                index.append(torch.arange(firsts[row] + begin, firsts[row] + end))
+                found.append(each[picture][begin - start : end - start])
+        if not found:
+            return Act()
         return PlacedAct(torch.cat(index).to(vectors.device), torch.cat(found).to(site.dtype))
 
 
