@@ -25,6 +25,9 @@ MEASURES = {
     "exact_match": ".1%",
     "token_f1": ".3f",
     "last_number": ".1%",
+    "field_precision": ".3f",
+    "field_recall": ".3f",
+    "field_f1": ".3f",
     "choice_accuracy": ".1%",
     "rouge1": ".3f",
     "rouge2": ".3f",
@@ -87,10 +90,10 @@ def _table(report: Mapping[str, Any]) -> str:
     sides = [side for side in ("base", "adapter") if side in report]
     targets = f"{report['target_tokens']:,} learned tokens, " if report["rows"] else ""
     lines = [f"{report['rows']} rows, {targets}{report['answers']} answers"]
-    lines.append(f"{'':<14}" + "".join(f"{side:>12}" for side in sides))
+    lines.append(f"{'':<16}" + "".join(f"{side:>12}" for side in sides))
     for measure, style in MEASURES.items():
         if measure in report["base"]:
-            lines.append(f"{measure:<14}" + "".join(f"{format(report[side][measure], style):>12}" for side in sides))
+            lines.append(f"{measure:<16}" + "".join(f"{format(report[side][measure], style):>12}" for side in sides))
     for name in report["base"].get("tasks") or ():
         lines.append(f"{name}: " + ", ".join(f"{side} {report[side]['tasks'][name]:.4f}" for side in sides))
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
 from halter.errors import Refusal
+from halter.evaluation.fields import field_scores
 from halter.evaluation.questions import Question, question
 from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, token_f1, translation
 from halter.files import disk, writing
@@ -166,8 +167,9 @@ def evaluate(
     entry each under ``base`` and ``adapter``: ``loss`` (nats per target token), ``perplexity`` and, where there are
     questions (the first ``questions`` of them where given), ``exact_match`` (a share; white space aside unless
     ``strict``), ``token_f1``, ``last_number`` (the share of answers that end in the wanted number, where every wanted
-    text has one) and, where the extra ``eval`` is installed, ``rouge1``, ``rouge2``, ``rougeL`` and ``bleu``, ``chrf``
-    (0 to 100). ``predictions``: a new
+    text has one), ``field_precision``, ``field_recall``, ``field_f1`` and ``fields`` (by key; where every wanted text
+    is key-value pairs, see ``field_scores``) and, where the extra ``eval`` is installed, ``rouge1``, ``rouge2``,
+    ``rougeL`` and ``bleu``, ``chrf`` (0 to 100). ``predictions``: a new
     jsonl file, one object a question with the exact prompt, what was wanted, and each side's answer.
     ``progress(side, done, of)`` is called as answers are done.
     ``options``: fields of GenerationOptions. Refusals: ``no-targets``, ``already-exists``, and those of generation.
@@ -223,13 +225,14 @@ def answers(
     return [results[row] for row in range(len(questions))]
 
 
-def _text_scores(answers: Sequence[str], wanted: Sequence[str], strict: bool) -> dict[str, float]:
+def _text_scores(answers: Sequence[str], wanted: Sequence[str], strict: bool) -> dict[str, Any]:
     both = list(zip(answers, wanted, strict=True))
-    scores = {"exact_match": sum(exact_match(a, w, strict) for a, w in both) / len(both)}
+    scores: dict[str, Any] = {"exact_match": sum(exact_match(a, w, strict) for a, w in both) / len(both)}
     scores["token_f1"] = sum(token_f1(a, w) for a, w in both) / len(both)
     numbers = [last_number(w) for w in wanted]
     if None not in numbers:
         scores["last_number"] = sum(last_number(a) == n for a, n in zip(answers, numbers, strict=True)) / len(both)
+    scores |= field_scores(answers, wanted)
     try:
         each = rouge(answers, wanted)
         scores |= {name: sum(one[name] for one in each) / len(each) for name in ROUGE}

@@ -17,19 +17,21 @@ from halter.playground.sheets import ACROSS, DOWN, HIGH, MARGIN, SCALE, SIDE, WI
 from halter.playground.words import Dice
 from halter.playground.world import family_name, world
 
+LONGEST_NAME, LONGEST_TOWN = 6, 7
+"""Letters, so that a label has room before them."""
 KINDS: dict[str, tuple[str, ...]] = {
     "invoice": ("number", "name", "goods", "total", "day"),
     "receipt": ("town", "goods", "total", "payment"),
     "order": ("name", "goods", "count", "day"),
-    "delivery": ("number", "town", "goods", "count", "day"),
+    "delivery": ("number", "town", "goods", "count"),
     "reminder": ("number", "name", "total", "status"),
     "offer": ("name", "goods", "count", "total"),
 }
 """{kind of paper: its further fields, in the order of answers}."""
 GOODS = ("lamp", "ladder", "basket", "kettle", "hammer", "mirror", "chair", "table", "barrel", "clock", "boat", "broom")
-PAYMENTS = ("cash", "card", "bank", "cheque")
+PAYMENTS = ("cash", "card", "bank", "post")
 STATES = ("open", "late", "paid", "lost")
-TOWNS = tuple(place.name for place in world().places if len(place.name) < ACROSS)[:8]
+TOWNS = tuple(place.name for place in world().places if len(place.name) <= LONGEST_TOWN)
 CLOSED: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
     "town": TOWNS,
@@ -40,14 +42,15 @@ CLOSED: dict[str, tuple[str, ...]] = {
 }
 """{field: all values that it can have}."""
 COPIED = ("number", "name", "count", "total")
-LONGEST_NAME = 6
 NUMBERS = 10_000
+DAY_LETTERS = 3
 
 
 @dataclass(frozen=True)
 class PaperLayout:
-    """How a paper looks. ``labels``: of the copied fields; ``label``: beside its value (left, right), above it, or left
-    with both pushed to the edges (apart)."""
+    """How a paper looks. ``order``: of all fields that there are. ``labels``: what says which field a value is; a field
+    without one is known by its value alone. ``label``: to the left of its value, above it, or left with both pushed to
+    the edges (apart)."""
 
     name: str
     order: tuple[str, ...]
@@ -59,11 +62,31 @@ class PaperLayout:
     """Between a label and its value."""
 
 
-FIRST = {"number": "NR", "name": "TO", "count": "QTY", "total": "SUM"}
-SECOND = {"number": "NO", "name": "FOR", "count": "PCS", "total": "PAY"}
+FIRST = {
+    "number": "NR",
+    "name": "TO",
+    "count": "QTY",
+    "total": "SUM",
+    "day": "ON",
+    "town": "AT",
+    "payment": "BY",
+    "status": "IS",
+}
+SECOND = {
+    "number": "NO",
+    "name": "FOR",
+    "count": "PCS",
+    "total": "PAY",
+    "day": "DAY",
+    "town": "IN",
+    "payment": "PER",
+    "status": "NOW",
+}
 LAYOUTS = (
     PaperLayout(
-        "plain", ("kind", "number", "name", "town", "goods", "count", "total", "payment", "status", "day"), FIRST
+        "plain",
+        ("kind", "number", "name", "town", "goods", "count", "total", "payment", "status", "day"),
+        FIRST,
     ),
     PaperLayout(
         "letter",
@@ -74,7 +97,7 @@ LAYOUTS = (
     PaperLayout(
         "colons",
         ("number", "kind", "goods", "count", "total", "status", "payment", "name", "town", "day"),
-        FIRST,
+        {field: label for field, label in FIRST.items() if field != "town"},
         sign=": ",
         align="middle",
     ),
@@ -87,7 +110,7 @@ LAYOUTS = (
     ),
     PaperLayout(
         "boxes",
-        ("kind", "number", "total", "count", "name", "town", "goods", "status", "payment", "day"),
+        ("kind", "number", "total", "payment", "count", "name", "day", "town", "goods", "status"),
         FIRST,
         label="above",
     ),
@@ -102,8 +125,16 @@ LAYOUTS = (
 UNSEEN = PaperLayout(
     "ledger",
     ("day", "payment", "status", "total", "count", "goods", "town", "name", "number", "kind"),
-    {"number": "REF", "name": "MR", "count": "PC", "total": "DUE"},
-    label="right",
+    {
+        "number": "REF",
+        "name": "MR",
+        "count": "PC",
+        "total": "DUE",
+        "day": "FIX",
+        "town": "OF",
+        "payment": "AS",
+        "status": "YET",
+    },
     align="right",
     frame=True,
 )
@@ -163,29 +194,32 @@ class Paper:
         return f"{kind[0].upper()}{kind[1:]}: {rest}."
 
     def _set(self) -> list[tuple[str, ...]]:
-        """The cells of each line: a text alone, or a label and a value or two of either."""
+        """The cells of each line: a text alone, or two with what stands between them."""
         here = [name for name in self.layout.order if name in self.fields]
         lines: list[tuple[str, ...]] = []
-        skipped: set[str] = set()
+        skipped = ""
         for name, after in zip(here, [*here[1:], ""], strict=True):
-            value, label = self.fields[name].upper(), self.layout.labels.get(name)
-            if name in skipped:
+            value, label = self._printed(name), self.layout.labels.get(name)
+            if name == skipped:
                 continue
             if label is None:
                 lines.append((value,))
-            elif self.layout.label == "above":
-                beside = self.layout.labels.get(after)
-                if beside is not None and len(lines) == 1:
-                    skipped.add(after)
-                    wide = max(len(label), len(value))
-                    lines += [(label.ljust(wide), " ", beside), (value.ljust(wide), " ", self.fields[after])]
+            elif self.layout.label != "above":
+                lines.append((label, self.layout.sign, value))
+            else:
+                beside = (self.layout.labels[after], self._printed(after)) if after in self.layout.labels else ("", "")
+                wide = max(len(label), len(value))
+                if beside[0] and wide + 1 + max(map(len, beside)) <= ACROSS:
+                    skipped = after
+                    lines += [(first.ljust(wide), " ", second) for first, second in zip((label, value), beside)]
                 else:
                     lines += [(label,), (value,)]
-            elif self.layout.label == "right":
-                lines.append((value, self.layout.sign, label))
-            else:
-                lines.append((label, self.layout.sign, value))
         return lines
+
+    def _printed(self, name: str) -> str:
+        """A field's value as it stands there; a day by its first letters."""
+        value = self.fields[name].upper()
+        return value[:DAY_LETTERS] if name == "day" else value
 
 
 def _shown(cells: Sequence[str], apart: bool = False) -> str:

@@ -24,7 +24,7 @@ from halter.text.tokenizer import Tokenizer
 
 SEEDS = st.integers(0, 2**32)
 SPLITS = st.sampled_from(papers.SPLITS)
-DIGEST = "bda440caa94dba09d8a59de4480fc9c10b4428423c4a79b5956c432e74e519e0"
+DIGEST = "c4b9a81f310de20dcacb70ccffcbb614c25772d28a513cfd80ae5f2eecc29188"
 
 
 def read(paper: papers.Paper) -> list[str]:
@@ -72,12 +72,12 @@ def test_fields_are_those_of_the_kind_and_stand_on_the_paper(seed: int, split: s
     assert tuple(paper.fields) == ("kind", *KINDS[paper.fields["kind"]])
     words = " ".join(paper.lines).replace(":", " ").split()
     for field, value in paper.fields.items():
-        assert value.upper() in words
+        assert (value[:3] if field == "day" else value).upper() in words
         assert (field in CLOSED) != (field in COPIED) and value in CLOSED.get(field, (value,))
         assert value in paper.caption().replace(",", "").rstrip(".").split() or field in ("kind", "total")
     labels = paper.layout.labels
     assert {label for field, label in labels.items() if field in paper.fields} <= set(words)
-    assert len(words) == len(paper.fields) + len(set(paper.fields) & set(COPIED))
+    assert len(words) == len(paper.fields) + len(set(paper.fields) & set(labels)) and set(COPIED) < set(labels)
 
 
 def test_every_letter_has_its_own_shape() -> None:
