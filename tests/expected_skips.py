@@ -39,6 +39,7 @@ EXPECTED = (
     r"torch makes all states before it moves anything",
     # Extras that make test does not install, and packages that have no wheel everywhere.
     r"lm-eval is not installed \(extra eval\)",
+    r"pycocoevalcap or java is not there \(extra captions\)",
     r"could not import '(bitsandbytes|matplotlib).*",
     r"no (headless )?Chromium.*",
     # An sdist, or a tree that was copied.

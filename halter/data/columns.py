@@ -45,6 +45,15 @@ class Reader:
         """What a row means; of several meanings the first. Raises BadRow."""
         return self.every(row)[0]
 
+    def named(self, row: Row, strict: bool = True) -> Row:
+        """A row with its columns under our names. Raises BadRow where one is missing, unless not ``strict``."""
+        try:
+            return self._renamed(row)
+        except BadRow:
+            if strict:
+                raise
+            return _plain(row)
+
     def every(self, row: Row) -> list[Canonical]:
         """All that a row means: of most formats one. Raises BadRow."""
         named = self._renamed(row)

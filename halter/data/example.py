@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from halter.pictures.seen import RowPicture
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What one row's file says beside its question and its answer."""
+
+    references: tuple[str, ...] = ()
+    """Every right answer in the order of the row, the one that is learned among them; () where it is the only one."""
+    choices: tuple[str, ...] = ()
+    """The names under which its question lists what it can be answered; () of a question that lists nothing."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """What it says in columns that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class Example:
     """Where its pictures stand among the tokens, and where their pixels come from."""
     label: float | None = None
     """What is known of the row beside its tokens: which answer of a pair it is, a class, a reward."""
+    beside: Beside = Beside()
+    """What else its file says, where somebody has looked."""
 
     @property
     def targets(self) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from halter.data.meaning import Canonical, Format, Row
+from halter.data.pictured import column_of
+from halter.data.references import commonest, texts_of
 from halter.data.turns import BadRow, no_value, optional
 
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -50,6 +52,10 @@ KEYS = ("answer_idx", "answer_index", "answerkey", "answer_key", "answer", "labe
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LONG = ("dialogue", "document", "article")
 SHORT = ("summary", "highlights", "summary1")
+CAPTIONS = ("captions", "caption", "references")
+DESCRIBE = "Describe the picture."
+VOTED = "multiple_choice_answer"
+"""VQA's name of the answer that most people gave."""
 ASKED = {"cause": "What was the cause?", "effect": "What happened as a result?"}
 """XCOPA's question in words."""
 
@@ -86,7 +92,7 @@ class Choices:
     context: str = ""
 
     def __call__(self, row: Row) -> Canonical:
-        names, texts = self._choices(row)
+        names, texts = self.listed(row)
         question = words(row, self.ask, may_lack=bool(self.context))
         before = words(row, self.context, may_lack=True).strip() if self.context else ""
         parts = [before, ASKED.get(question.strip(), question), *(f"{a}. {b}" for a, b in zip(names, texts))]
@@ -94,7 +100,8 @@ class Choices:
         answer = {"role": "assistant", "content": self._letter(row, names, texts)}
         return Canonical([{"role": "user", "content": asked}, answer])
 
-    def _choices(self, row: Row) -> tuple[list[str], list[str]]:
+    def listed(self, row: Row) -> tuple[list[str], list[str]]:
+        """(names, texts) of the choices. Raises BadRow."""
         if len(self.choices) > 1:
             return list(LETTERS[: len(self.choices)]), [words(row, column) for column in self.choices]
         held = row.get(self.choices[0])
@@ -120,6 +127,33 @@ class Choices:
             if 0 <= place < len(names):
                 return names[place]
         raise BadRow(f"{self.key} names none of the choices")
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture with a caption, or with several of which the first is learned."""
+
+    column: str
+
+    def __call__(self, row: Row) -> Canonical:
+        said = [*texts_of(row.get(self.column))] or [words(row, self.column)]
+        if not said[0].strip():
+            raise BadRow(f"empty {self.column}")
+        return Canonical([{"role": "user", "content": DESCRIBE}, {"role": "assistant", "content": said[0]}])
+
+
+@dataclass(frozen=True)
+class Voted:
+    """A question about a picture that several people answered; learned is what most of them said, of equals the
+    first."""
+
+    def __call__(self, row: Row) -> Canonical:
+        said = texts_of(row.get("answers"))
+        if not said:
+            raise BadRow("empty answers" if isinstance(row.get("answers"), list) else no_value(row, "answers"))
+        answer = words(row, VOTED, may_lack=True).strip() or commonest(said)
+        asked = {"role": "user", "content": words(row, "question")}
+        return Canonical([asked, {"role": "assistant", "content": answer}])
 
 
 @dataclass(frozen=True)
@@ -151,9 +185,23 @@ def layouts(columns: set[str], row: Row) -> Iterator[tuple[str, Format]]:
     for ask, answer in PAIRS:
         if {ask, answer} <= columns:
             yield _pair(ask, answer, columns)
+    if column_of(row):
+        yield from _of_pictures(columns, row)
     if columns >= {"prompt", "canonical_solution"}:  # HumanEval: code that goes on
         told = "asked: prompt; learned: canonical_solution; continued as plain text, no chat template"
         yield told, Format(_code, frozenset({"prompt", "canonical_solution"}))
+
+
+def _of_pictures(columns: set[str], row: Row) -> Iterator[tuple[str, Format]]:
+    if "question" in columns and texts_of(row.get("answers")):
+        form = Format(Voted(), frozenset({"question", "answers"}), frozenset({VOTED}))
+        learned = VOTED if VOTED in columns else "what most of answers say"
+        yield f"asked: question; learned: {learned}", form
+    for name in CAPTIONS:
+        several = len(texts_of(row.get(name))) > 0
+        if several or (isinstance(row.get(name), str) and row[name].strip()):
+            told = f'asked: "{DESCRIBE}"; learned: {"the first of " if several else ""}{name}'
+            yield told, Format(Captioned(name), frozenset({name}))
 
 
 def _pair(ask: str, answer: str, columns: set[str]) -> tuple[str, Format]:

@@ -31,8 +31,35 @@ class TaskOptions:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        words = [word.strip() for item in self.tasks for word in item.split(",")]
-        return tuple(dict.fromkeys(word for word in words if word))
+        return _names(self.tasks)
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Which measures are taken beside those that always are, and by what kinds of rows."""
+
+    measures: tuple[str, ...] = ()
+    """More measures, also separated by commas: captions (CIDEr-D, BLEU-1 to 4 and ROUGE-L of pictures' captions; needs
+    the extra captions and Java), spice (with --spice-jars), fields (F1 of key-value
+    pairs), vqa (VQA accuracy), choices (accuracy among the choices
+    that each row lists itself, by likelihood)."""
+    by: tuple[str, ...] = ()
+    """Columns by whose values scores are also told apart, as subject,grade."""
+    spice_jars: str | None = None
+    """Folder with the two jars of CoreNLP 3.6.0 that SPICE needs."""
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        return _names(self.measures)
+
+    @property
+    def by_names(self) -> tuple[str, ...]:
+        return _names(self.by)
+
+
+def _names(given: Sequence[str]) -> tuple[str, ...]:
+    words = [word.strip() for item in given for word in item.split(",")]
+    return tuple(dict.fromkeys(word for word in words if word))
 
 
 class TaskKeywords(TypedDict, total=False):
@@ -42,3 +69,11 @@ class TaskKeywords(TypedDict, total=False):
     task_folder: str | None
     task_limit: int | None
     fewshot: int | None
+
+
+class MeasureKeywords(TypedDict, total=False):
+    """The fields of MeasureOptions as keyword arguments, for editors; a test holds the two alike."""
+
+    measures: str | Sequence[str]
+    by: str | Sequence[str]
+    spice_jars: str | None

@@ -20,9 +20,8 @@ from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.data.pack import IGNORED, Batch, pack
 from halter.errors import Refusal
-from halter.evaluation.fields import field_scores
+from halter.evaluation.comparing import PLAIN, AnswerScores, Comparing
 from halter.evaluation.questions import Question, question
-from halter.evaluation.texts import ROUGE, exact_match, last_number, rouge, token_f1, translation
 from halter.files import disk, writing
 from halter.generation.engine import MAX_ROWS, Engine
 from halter.generation.options import GenerationOptions
@@ -156,7 +155,7 @@ def evaluate(
     adapter: Adapter | None = None,
     *,
     questions: int | None = None,
-    strict: bool = False,
+    comparing: Comparing = PLAIN,
     predictions: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
@@ -165,13 +164,10 @@ def evaluate(
 
     Returns ``rows``, ``target_tokens``, ``answers`` (rows that ask a question), ``generation`` (the options) and one
     entry each under ``base`` and ``adapter``: ``loss`` (nats per target token), ``perplexity`` and, where there are
-    questions (the first ``questions`` of them where given), ``exact_match`` (a share; white space aside unless
-    ``strict``), ``token_f1``, ``last_number`` (the share of answers that end in the wanted number, where every wanted
-    text has one), ``field_precision``, ``field_recall``, ``field_f1`` and ``fields`` (by key; where every wanted text
-    is key-value pairs, see ``field_scores``) and, where the extra ``eval`` is installed, ``rouge1``, ``rouge2``,
-    ``rougeL`` and ``bleu``, ``chrf`` (0 to 100). ``predictions``: a new
-    jsonl file, one object a question with the exact prompt, what was wanted, and each side's answer.
-    ``progress(side, done, of)`` is called as answers are done.
+    questions (the first ``questions`` of them where given), what ``AnswerScores.scores`` has, by ``comparing``; and
+    what ``AnswerScores.facts`` has beside the sides. ``predictions``: a new jsonl file, one object a question with the
+    exact prompt, what was wanted, and each side's answer with its values. ``progress(side, done,
+    of)`` is called as answers are done.
     ``options``: fields of GenerationOptions. Refusals: ``no-targets``, ``already-exists``, and those of generation.
     """
     chosen = GenerationOptions.of(**options)
@@ -179,7 +175,8 @@ def evaluate(
         disk.refuse_existing(predictions)
     sides = {"base": None} if adapter is None else {"base": None, "adapter": adapter}
     asked = [(row, q) for row, e in enumerate(examples) if (q := question(e, tokenizer))][:questions]
-    report: dict[str, Any] = {"rows": len(examples), "answers": len(asked), "strict": strict}
+    compared = AnswerScores([examples[row] for row, _ in asked], [q.wanted for _, q in asked], comparing)
+    report: dict[str, Any] = {"rows": len(examples), "answers": len(asked), "strict": comparing.strict}
     said: dict[str, list[Generation]] = {}
     losses: dict[str, HeldOut] = {}
     for side, one in sides.items():
@@ -189,12 +186,12 @@ def evaluate(
         if asked:
             told = None if progress is None else _telling(progress, side, len(asked))
             said[side] = answers(model, tokenizer, [q for _, q in asked], one, chosen, told)
-            report[side] |= _text_scores([a.text for a in said[side]], [q.wanted for _, q in asked], strict)
+            report[side] |= compared.scores(side, [a.text for a in said[side]])
     if asked:
-        report["generation"] = asdict(chosen)
+        report |= {"generation": asdict(chosen), **compared.facts()}
     if predictions is not None:
         lines = [
-            _line(tokenizer, examples[row], row, q, {s: (losses[s], said[s][i]) for s in sides}, strict)
+            _line(tokenizer, examples[row], row, q, {s: (losses[s], said[s][i], compared.row(s, i)) for s in sides})
             for i, (row, q) in enumerate(asked)
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -225,25 +222,6 @@ def answers(
     return [results[row] for row in range(len(questions))]
 
 
-def _text_scores(answers: Sequence[str], wanted: Sequence[str], strict: bool) -> dict[str, Any]:
-    both = list(zip(answers, wanted, strict=True))
-    scores: dict[str, Any] = {"exact_match": sum(exact_match(a, w, strict) for a, w in both) / len(both)}
-    scores["token_f1"] = sum(token_f1(a, w) for a, w in both) / len(both)
-    numbers = [last_number(w) for w in wanted]
-    if None not in numbers:
-        scores["last_number"] = sum(last_number(a) == n for a, n in zip(answers, numbers, strict=True)) / len(both)
-    scores |= field_scores(answers, wanted)
-    try:
-        each = rouge(answers, wanted)
-        scores |= {name: sum(one[name] for one in each) / len(each) for name in ROUGE}
-    except Refusal:  # without the extra's libraries there is no ROUGE, BLEU or chrF; the rest stands
-        pass
-    try:
-        return scores | translation(answers, wanted)
-    except Refusal:
-        return scores
-
-
 def _in_words(tokenizer: Tokenizer, prompt: EncodedPrompt) -> str:
     """A prompt's text to the letter, <image> where a picture stands."""
     at, texts = 0, []
@@ -258,17 +236,13 @@ def _line(
     example: Example,
     row: int,
     asked: Question,
-    sides: dict[str, tuple[HeldOut, Generation]],
-    strict: bool,
+    sides: dict[str, tuple[HeldOut, Generation, dict[str, Any]]],
 ) -> dict[str, Any]:
     line: dict[str, Any] = {"row": row, "origin": example.origin}
     line["prompt"] = _in_words(tokenizer, asked.prompt)
     line["wanted"] = asked.wanted
-    for side, (loss, answer) in sides.items():
-        line[side] = {
-            "answer": answer.text,
-            "exact_match": exact_match(answer.text, asked.wanted, strict),
-            "finish_reason": answer.finish_reason,
-            "loss": loss.by_row[row],
-        }
+    if example.beside.references:
+        line["references"] = list(example.beside.references)
+    for side, (loss, answer, values) in sides.items():
+        line[side] = {"answer": answer.text, **values, "finish_reason": answer.finish_reason, "loss": loss.by_row[row]}
     return line

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 from unicodedata import category
 
 from halter.files.extras import missing_extra
@@ -21,8 +22,9 @@ def exact_match(answer: str, wanted: str, strict: bool = False) -> bool:
     return answer == wanted if strict else answer.split() == wanted.split()
 
 
-def rouge(answers: Sequence[str], wanted: Sequence[str]) -> list[dict[str, float]]:
-    """ROUGE-1, -2 and -L (F-measure, Porter stemming) of each answer, by the library rouge-score.
+def rouge(answers: Sequence[str], wanted: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
+    """ROUGE-1, -2 and -L (F-measure, Porter stemming) of each answer, by the library rouge-score; of several texts that
+    are wanted each the highest.
 
     Its tokens are runs of a-z and 0-9, so it says nothing of texts in other scripts. Refusal ``extra-missing``.
     """
@@ -31,21 +33,29 @@ def rouge(answers: Sequence[str], wanted: Sequence[str]) -> list[dict[str, float
     except ImportError as error:
         raise missing_extra("eval", "ROUGE", "evaluate", error) from error
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
-    scores = (scorer.score(target, answer) for answer, target in zip(answers, wanted, strict=True))
+    scores = (scorer.score_multi(several(texts), answer) for answer, texts in zip(answers, wanted, strict=True))
     return [{name: float(score[name].fmeasure) for name in ROUGE} for score in scores]
 
 
-def translation(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
+def translation(answers: Sequence[str], wanted: Sequence[str | Sequence[str]]) -> dict[str, float]:
     """BLEU and chrF of all answers together, from 0 to 100, by the library sacrebleu with its defaults
-    (13a tokens and exponential smoothing; characters up to 6, beta 2). Refusal ``extra-missing``.
+    (13a tokens and exponential smoothing; characters up to 6, beta 2), which counts each answer against all the texts
+    that are wanted of it. Refusal ``extra-missing``.
     """
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError as error:
         raise missing_extra("eval", "BLEU and chrF", "evaluate", error) from error
-    references = [list(wanted)]
+    texts = [several(one) for one in wanted]
+    most = max(map(len, texts))
+    references: list[list[Any]] = [[one[n] if n < len(one) else None for one in texts] for n in range(most)]
     scores = (metric.corpus_score(list(answers), references) for metric in (BLEU(), CHRF()))
     return {name: float(score.score) for name, score in zip(TRANSLATION, scores, strict=True)}
+
+
+def several(wanted: str | Sequence[str]) -> list[str]:
+    """One text or several as a list."""
+    return [wanted] if isinstance(wanted, str) else list(wanted)
 
 
 def token_f1(answer: str, wanted: str) -> float:

@@ -15,7 +15,8 @@ from halter.data.options import DataOptions
 from halter.data.sources import refuse_several
 from halter.errors import Refusal, Waivers
 from halter.evaluation import questions
-from halter.evaluation.options import TaskOptions
+from halter.evaluation.measures.registry import CHOICES
+from halter.evaluation.options import MeasureOptions, TaskOptions
 from halter.files.runs import RunFolder
 from halter.generation.prompts import system_unused
 from halter.run import same_data
@@ -29,7 +30,7 @@ MORE = 4
 
 
 @dataclass(frozen=True)
-class Scoring(TaskOptions):
+class Scoring(MeasureOptions, TaskOptions):
     """What is scored, and how."""
 
     limit: int | None = None
@@ -56,6 +57,8 @@ class Scoring(TaskOptions):
         given = {name: getattr(self, name) for name in least}
         wrong = [f"{n}: at least {least[n]}, not {v}" for n, v in given.items() if v is not None and v < least[n]]
         wrong += self.wrong_numbers()
+        if self.choices and CHOICES in self.measure_names:
+            wrong.append(f"choices: the same for all rows, and --measures {CHOICES} takes those that each row lists")
         if wrong:
             raise Refusal(
                 "evaluation-options",
@@ -160,15 +163,29 @@ def _known(opened: Opened, keys: Sequence[str]) -> DataOptions:
     return data_options(keys, known) if keys else known
 
 
-def with_answers(opened: Opened, data: str | Path | None, keys: Sequence[str], rows: Examples) -> Sequence[Example]:
-    """The rows, with the answer as its file has it where the tokenizer does not know all of it."""
+def with_facts(
+    opened: Opened, data: str | Path | None, keys: Sequence[str], rows: Examples, scoring: MeasureOptions
+) -> Sequence[Example]:
+    """The rows, with the answer as its file has it where the tokenizer does not know all of it, and with what the file
+    says beside it: other right answers, and what ``scoring`` asks for. Refusal ``unknown-column``."""
     lost = {one.origin for one in rows if not questions.knows_all(one, opened.tokenizer)}
     known = _known(opened, keys)
-    if not lost:
-        return rows
     options = known if data is None else replace(known, train=str(data), validation=None)
     found = again.answers(options, lost)
-    return [replace(row, answer=found.get(row.origin, "")) for row in rows]
+    asked = bool(scoring.by_names) or CHOICES in scoring.measure_names
+    if not (asked or again.several(options)):
+        return [replace(row, answer=found.get(row.origin, "")) for row in rows] if lost else rows
+    facts = again.facts(options, {one.origin for one in rows}, scoring.by_names)
+    said = {name for one in facts.values() for name in one.columns}
+    if silent := [name for name in scoring.by_names if name not in said]:
+        raise Refusal(
+            "unknown-column",
+            "no row that is scored says anything in this column",
+            where="--by",
+            found=silent,
+            fix="name a column of the rows that has a text or a number in it",
+        )
+    return [replace(row, answer=found.get(row.origin, ""), beside=facts.get(row.origin, row.beside)) for row in rows]
 
 
 def _validation(opened: Opened, known: DataOptions, system: str | None, seed: int, say: Say) -> Examples:

@@ -13,20 +13,26 @@ from halter.data.example import Example
 from halter.data.sources import STANDARD_INPUT
 from halter.evaluation import score
 from halter.evaluation.choices import choice_report
-from halter.evaluation.options import TaskKeywords
+from halter.evaluation.comparing import Comparing
+from halter.evaluation.measures.measure import AnswerMeasure
+from halter.evaluation.measures.registry import CHOICES, chosen
+from halter.evaluation.options import MeasureKeywords, TaskKeywords
+from halter.evaluation.own_choices import own_choices
 from halter.evaluation.tasks import Judge, task_manager, task_scores
 from halter.files import folders, writing
 from halter.files.runs import RunFolder
 from halter.generation.options import GenerationKeywords, GenerationOptions
 from halter.run.keywords import sorted_out
 from halter.run.opening import HowKeywords, Opened, OpenOptions, WhatKeywords, find, open_subject
-from halter.run.scored import Scoring, ScoringKeywords, held_out_rows, with_answers
+from halter.run.scored import Scoring, ScoringKeywords, held_out_rows, with_facts
 from halter.telling import Say, tell
 
 Progress = Callable[[str, int, int], None]
 
 
-class EvaluateKeywords(ScoringKeywords, TaskKeywords, WhatKeywords, HowKeywords, GenerationKeywords, total=False):
+class EvaluateKeywords(
+    ScoringKeywords, MeasureKeywords, TaskKeywords, WhatKeywords, HowKeywords, GenerationKeywords, total=False
+):
     """What ``halter.evaluate`` takes by name: what is scored, how it is opened, how it answers."""
 
 
@@ -59,6 +65,15 @@ class Scores:
     """0 to 100."""
     chrf: float | None = None
     """0 to 100."""
+    cider_d: float | None = None
+    """0 to 10; papers print it times 100."""
+    coco_bleu1: float | None = None
+    coco_bleu2: float | None = None
+    coco_bleu3: float | None = None
+    coco_bleu4: float | None = None
+    coco_rouge_l: float | None = None
+    spice: float | None = None
+    vqa_accuracy: float | None = None
     tasks: Mapping[str, float] = field(default_factory=dict)
     """{task/measure: score} of lm-eval's tasks."""
 
@@ -125,13 +140,15 @@ def evaluate(
         folders.refuse_unwritable(place, folder=True)
     if scoring.task_names:
         task_manager(scoring)  # what is missing is said before anything is loaded
+    measures = chosen(scoring)
     opened = open_subject(subject, say, opening, as_trained=True)  # its scores depend on them in the last bits
     rows, account = held_out_rows(opened, data, scoring, keys, say)
     with ExitStack() as stack:
         folder = None if place is None else stack.enter_context(folders.new_folder(place))
         report = _head(opened, data, account, scoring.system)
-        scored = with_answers(opened, data, keys, rows)
-        report |= _scores(opened, scored, scoring, generation, folder, progress) if rows else _NOTHING
+        scored = with_facts(opened, data, keys, rows, scoring)
+        asked = RowsScored(scored, scoring, measures)
+        report |= _scores(opened, asked, generation, folder, progress) if rows else _NOTHING
         if scoring.task_names:
             _add_tasks(report, opened, scoring, say)
         if folder is not None:
@@ -172,33 +189,61 @@ def _head(opened: Opened, data: str | Path | None, account: str, system: str | N
     }
 
 
+@dataclass(frozen=True)
+class RowsScored:
+    """The rows, and what is taken of them."""
+
+    rows: Sequence[Example]
+    scoring: Scoring
+    measures: Mapping[str, type[AnswerMeasure]]
+
+
 def _scores(
     opened: Opened,
-    rows: Sequence[Example],
-    scoring: Scoring,
+    asked: RowsScored,
     options: GenerationOptions,
     folder: Path | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
     # Before answers are generated, so that choices that do not fit are refused at once.
-    chosen: dict[str, Any] = {}
-    if scoring.choices:
-        chosen = choice_report(opened.model, opened.tokenizer, rows, scoring.choices, opened.adapter)
+    scoring, found = asked.scoring, _chosen(opened, asked, folder)
     report = score.evaluate(
         opened.model,
         opened.tokenizer,
-        rows,
+        asked.rows,
         opened.adapter,
         questions=scoring.questions,
-        strict=scoring.strict,
+        comparing=Comparing(scoring.strict, asked.measures, scoring),
         predictions=None if folder is None else folder / "predictions.jsonl",
         progress=progress,
         **vars(options),
     )
     for side in ("base", "adapter"):
-        if side in chosen:
-            report[side] |= chosen.pop(side)
-    return report | ({"choices": chosen} if chosen else {})
+        if side in found:
+            report[side] |= found.pop(side)
+    if "measures" in found:
+        report["measures"] = {**report.get("measures", {}), **found.pop("measures")}
+    return report | found
+
+
+def _chosen(opened: Opened, asked: RowsScored, folder: Path | None) -> dict[str, Any]:
+    """What is found of choices, those of all rows (``choices``) or of each its own (under ``measures``), with each
+    side's scores."""
+    scoring, model = asked.scoring, opened.model
+    if scoring.choices:
+        found = choice_report(model, opened.tokenizer, asked.rows, scoring.choices, opened.adapter)
+        sides: dict[str, Any] = {side: found.pop(side) for side in ("base", "adapter") if side in found}
+        return {"choices": found, **sides}
+    if CHOICES not in scoring.measure_names:
+        return {}
+    own = own_choices(opened.tokenizer, asked.rows)
+    sides = {"base": own.score("base", model)}
+    if opened.adapter is not None:
+        sides["adapter"] = own.score("adapter", model, opened.adapter)
+    if folder is not None:
+        own.write(folder / "choices.jsonl")
+    by = {"by": own.by(scoring.by_names)} if scoring.by_names else {}
+    return {"measures": {CHOICES: {**own.facts(), **by}}, **sides}
 
 
 def _add_tasks(report: dict[str, Any], opened: Opened, scoring: Scoring, say: Say) -> None:
