@@ -24,6 +24,7 @@ from halter.generation.prompts import (
 from halter.generation.seeing import Seeing
 from halter.kinds import Worded
 from halter.model.pictures import PictureRules
+from halter.readers.named import readers_of
 from halter.telling import tell
 from halter.text.tokenizer import Tokenizer
 
@@ -55,7 +56,7 @@ def requests_of(
     GenerationOptions, of halter.generation.prompts, and ``adapter-count``.
     """
     template = as_template(given.pop("template", None))
-    seeing = Seeing(rules, given.pop("fetch_pictures", False))
+    seeing = Seeing(rules, given.pop("fetch_pictures", False), readers=readers_of(given.pop("readers", ())))
     date, prefill, n = given.pop("template_date", None), given.pop("prefill", ""), given.pop("n", 1)
     chosen = GenerationOptions.of(**given).told()
     _check_count(n, chosen)

@@ -17,12 +17,12 @@ from halter.playground.sheets import ACROSS, DOWN, HIGH, MARGIN, SCALE, SIDE, WI
 from halter.playground.words import Dice
 from halter.playground.world import family_name, world
 
-LONGEST_NAME, LONGEST_TOWN = 6, 7
+LONGEST_NAME, LONGEST_TOWN, LONGEST_MONTH = 6, 7, 5
 """Letters, so that a label has room before them."""
 KINDS: dict[str, tuple[str, ...]] = {
-    "invoice": ("number", "name", "goods", "total", "day"),
+    "invoice": ("number", "name", "goods", "total", "month"),
     "receipt": ("town", "goods", "total", "payment"),
-    "order": ("name", "goods", "count", "day"),
+    "order": ("name", "goods", "count", "month"),
     "delivery": ("number", "town", "goods", "count"),
     "reminder": ("number", "name", "total", "status"),
     "offer": ("name", "goods", "count", "total"),
@@ -30,20 +30,20 @@ KINDS: dict[str, tuple[str, ...]] = {
 """{kind of paper: its further fields, in the order of answers}."""
 GOODS = ("lamp", "ladder", "basket", "kettle", "hammer", "mirror", "chair", "table", "barrel", "clock", "boat", "broom")
 PAYMENTS = ("cash", "card", "bank", "post")
+MONTHS = tuple(month for month in words.MONTHS if len(month) <= LONGEST_MONTH)
 STATES = ("open", "late", "paid", "lost")
 TOWNS = tuple(place.name for place in world().places if len(place.name) <= LONGEST_TOWN)
 CLOSED: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
     "town": TOWNS,
     "goods": GOODS,
-    "day": words.DAYS,
+    "month": MONTHS,
     "payment": PAYMENTS,
     "status": STATES,
 }
 """{field: all values that it can have}."""
 COPIED = ("number", "name", "count", "total")
 NUMBERS = 10_000
-DAY_LETTERS = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ FIRST = {
     "name": "TO",
     "count": "QTY",
     "total": "SUM",
-    "day": "ON",
+    "month": "DATE",
     "town": "AT",
     "payment": "BY",
     "status": "IS",
@@ -77,7 +77,7 @@ SECOND = {
     "name": "FOR",
     "count": "PCS",
     "total": "PAY",
-    "day": "DAY",
+    "month": "WHEN",
     "town": "IN",
     "payment": "PER",
     "status": "NOW",
@@ -85,38 +85,38 @@ SECOND = {
 LAYOUTS = (
     PaperLayout(
         "plain",
-        ("kind", "number", "name", "town", "goods", "count", "total", "payment", "status", "day"),
+        ("kind", "number", "name", "town", "goods", "count", "total", "payment", "status", "month"),
         FIRST,
     ),
     PaperLayout(
         "letter",
-        ("kind", "town", "day", "name", "number", "goods", "count", "total", "payment", "status"),
+        ("kind", "town", "month", "name", "number", "goods", "count", "total", "payment", "status"),
         SECOND,
         frame=True,
     ),
     PaperLayout(
         "colons",
-        ("number", "kind", "goods", "count", "total", "status", "payment", "name", "town", "day"),
-        {field: label for field, label in FIRST.items() if field != "town"},
+        ("number", "kind", "goods", "count", "total", "status", "payment", "name", "town", "month"),
+        {field: label for field, label in FIRST.items() if field not in ("town", "month")},
         sign=": ",
         align="middle",
     ),
     PaperLayout(
         "table",
-        ("kind", "day", "number", "goods", "count", "total", "payment", "name", "status", "town"),
+        ("kind", "month", "number", "goods", "count", "total", "payment", "name", "status", "town"),
         SECOND,
         label="apart",
         frame=True,
     ),
     PaperLayout(
         "boxes",
-        ("kind", "number", "total", "payment", "count", "name", "day", "town", "goods", "status"),
-        FIRST,
+        ("kind", "number", "total", "payment", "count", "name", "month", "town", "goods", "status"),
+        {field: label for field, label in FIRST.items() if field != "month"},
         label="above",
     ),
     PaperLayout(
         "counter",
-        ("town", "status", "name", "kind", "goods", "count", "number", "day", "payment", "total"),
+        ("town", "status", "name", "kind", "goods", "count", "number", "month", "payment", "total"),
         SECOND,
         align="right",
     ),
@@ -124,13 +124,13 @@ LAYOUTS = (
 """Those that are trained on."""
 UNSEEN = PaperLayout(
     "ledger",
-    ("day", "payment", "status", "total", "count", "goods", "town", "name", "number", "kind"),
+    ("month", "payment", "status", "total", "count", "goods", "town", "name", "number", "kind"),
     {
         "number": "REF",
         "name": "MR",
         "count": "PC",
         "total": "DUE",
-        "day": "FIX",
+        "month": "FIX",
         "town": "OF",
         "payment": "AS",
         "status": "YET",
@@ -185,7 +185,7 @@ class Paper:
             "goods": "{}",
             "count": "{} pieces",
             "total": "{} coins",
-            "day": "on {}",
+            "month": "in {}",
             "payment": "by {}",
             "status": "{}",
         }
@@ -199,7 +199,7 @@ class Paper:
         lines: list[tuple[str, ...]] = []
         skipped = ""
         for name, after in zip(here, [*here[1:], ""], strict=True):
-            value, label = self._printed(name), self.layout.labels.get(name)
+            value, label = self.fields[name].upper(), self.layout.labels.get(name)
             if name == skipped:
                 continue
             if label is None:
@@ -207,7 +207,9 @@ class Paper:
             elif self.layout.label != "above":
                 lines.append((label, self.layout.sign, value))
             else:
-                beside = (self.layout.labels[after], self._printed(after)) if after in self.layout.labels else ("", "")
+                beside = (
+                    (self.layout.labels[after], self.fields[after].upper()) if after in self.layout.labels else ("", "")
+                )
                 wide = max(len(label), len(value))
                 if beside[0] and wide + 1 + max(map(len, beside)) <= ACROSS:
                     skipped = after
@@ -215,11 +217,6 @@ class Paper:
                 else:
                     lines += [(label,), (value,)]
         return lines
-
-    def _printed(self, name: str) -> str:
-        """A field's value as it stands there; a day by its first letters."""
-        value = self.fields[name].upper()
-        return value[:DAY_LETTERS] if name == "day" else value
 
 
 def _shown(cells: Sequence[str], apart: bool = False) -> str:

@@ -24,7 +24,7 @@ from halter.text.tokenizer import Tokenizer
 
 SEEDS = st.integers(0, 2**32)
 SPLITS = st.sampled_from(papers.SPLITS)
-DIGEST = "c4b9a81f310de20dcacb70ccffcbb614c25772d28a513cfd80ae5f2eecc29188"
+DIGEST = "eb40913fec2118a0f9f7e9a1c2f0373fb84516598b69633cc91c55145e36e251"
 
 
 def read(paper: papers.Paper) -> list[str]:
@@ -72,7 +72,7 @@ def test_fields_are_those_of_the_kind_and_stand_on_the_paper(seed: int, split: s
     assert tuple(paper.fields) == ("kind", *KINDS[paper.fields["kind"]])
     words = " ".join(paper.lines).replace(":", " ").split()
     for field, value in paper.fields.items():
-        assert (value[:3] if field == "day" else value).upper() in words
+        assert value.upper() in words
         assert (field in CLOSED) != (field in COPIED) and value in CLOSED.get(field, (value,))
         assert value in paper.caption().replace(",", "").rstrip(".").split() or field in ("kind", "total")
     labels = paper.layout.labels
