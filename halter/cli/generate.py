@@ -37,7 +37,7 @@ class Asking:
     """Files of pictures that stand ahead of every --prompt; once for each."""
     reader: tuple[str, ...] = ()
     """What reads the pictures, so that a text of each stands ahead of it, or in its place where the model sees none:
-    ocr, caption, with options as in ocr:language=deu,layout=6; none: nothing. Not given: as in the run's training."""
+    ocr, caption, with options as in ocr:language=deu,layout=3; none: nothing. Not given: as in the run's training."""
     system: str | None = None
     """System message ahead of every prompt; needs a chat template."""
     prefill: str = ""

@@ -22,9 +22,10 @@ LAYOUTS, SCALES = range(1, 14), range(1, 5)
 INSTALL = "apt-get install tesseract-ocr (Debian, Ubuntu), brew install tesseract (macOS)"
 
 
-def ocr(language: str = "eng", layout: int = 3, scale: int = 1, characters: int = CHARACTERS) -> PictureReader:
-    """``language``: tesseract's names, several as deu+eng. ``layout``: its --psm (3 finds columns, 6 takes the picture
-    for one block, whose lines go from edge to edge). ``scale``: how many times a picture is enlarged first.
+def ocr(language: str = "eng", layout: int = 6, scale: int = 1, characters: int = CHARACTERS) -> PictureReader:
+    """``language``: tesseract's names, several as deu+eng. ``layout``: its --psm (6 takes the picture for one block,
+    whose lines go from edge to edge; 3 finds columns, and loses half of what stands on a small form). ``scale``: how
+    many times a picture is enlarged first.
 
     Refusals ``extra-missing`` without the program, ``reader-language``, ``reader-options``, ``reader-failed``.
     """

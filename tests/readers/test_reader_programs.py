@@ -43,15 +43,15 @@ def refusal(call, *args, **how) -> Refusal:
 def test_tesseract_is_asked_with_its_options_and_one_thread(program) -> None:
     log = program()
     assert ocr().read(WHITE) == "Total: 5\n"
-    ocr("eng+script/Latin", 6, scale=3).read(WHITE)
+    ocr("eng+script/Latin", 3, scale=3).read(WHITE)
     first, second = log.read_text().splitlines()
-    assert first.startswith("stdin stdout -l eng --psm 3 1 ")
-    assert second.startswith("stdin stdout -l eng+script/Latin --psm 6 1 ")
+    assert first.startswith("stdin stdout -l eng --psm 6 1 ")
+    assert second.startswith("stdin stdout -l eng+script/Latin --psm 3 1 ")
 
 
 def test_what_decides_a_text_decides_where_it_is_kept(program, tmp_path) -> None:
     program()
-    each = [ocr(), ocr(layout=6), ocr("script/Latin"), ocr(scale=2)]
+    each = [ocr(), ocr(layout=3), ocr("script/Latin"), ocr(scale=2)]
     assert len({one.version for one in each}) == 4 and ocr().version == each[0].version
     assert "9.9.9" in str(each[0].version)
 
@@ -95,7 +95,7 @@ def test_a_program_that_is_no_tesseract_is_told(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="no tesseract")
 def test_the_real_tesseract_reads_a_drawn_text(tmp_path) -> None:
-    said = frame.reading(ocr(layout=6).read(by_hand.written("Invoice No: 4711\nTotal: 128.50 EUR")), 1000).text
+    said = frame.reading(ocr().read(by_hand.written("Invoice No: 4711\nTotal: 128.50 EUR")), 1000).text
     assert said.split("\n") == ["Invoice No: 4711", "Total: 128.50 EUR"]
 
 
@@ -243,8 +243,8 @@ def test_readers_are_named_given_or_registered(program, monkeypatch) -> None:
     monkeypatch.setattr(named, "_registered", {})
     mine = PictureReader("mine", by_hand.length)
     assert readers_of(()) == readers_of("none") == readers_of(["none"]) == ()
-    first, second, third = readers_of(["ocr:layout=6,language=eng", mine, by_hand.length])
-    assert "--psm 6" in str(first.version) and second is mine
+    first, second, third = readers_of(["ocr:layout=3,language=eng", mine, by_hand.length])
+    assert "--psm 3" in str(first.version) and second is mine
     assert (third.name, third.read, third.version) == ("length", by_hand.length, None)
     assert refusal(readers_of, "mine").id == "reader-unknown"
     assert register(mine) is mine and readers_of("mine") == (mine,)
