@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from halter.cli.demo_base import DemoRow, answers_of, open_base, score_of
 from halter.errors import HalterError
 
 TASK, LEVELS = "manners", (1, 2)
@@ -28,7 +29,6 @@ RECIPE: dict[str, Any] = {
         "logging_steps": 15,
     },
 }
-DemoRow = dict[str, Any]
 
 
 def command(
@@ -82,39 +82,6 @@ def _write_rows(out: Path) -> list[DemoRow]:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         writing.write_text(out / "data" / f"{name}.jsonl", text)
     return test
-
-
-def open_base(console: Console) -> tuple[Any, Any]:
-    """The tiny base and its tokenizer."""
-    console.print("   loading ...")
-    from halter.numerics import threads
-    from halter.playground import base_folder
-    from halter.pretrained.load import load
-
-    # In fp32 the merged model's answers are the same to the letter; in bf16 a close call may fall the other way.
-    model, tokenizer = load(str(base_folder()), "float32", say=lambda _: None)
-    chosen = threads.choose()
-    threads.put(chosen)
-    if chosen.remarkable():
-        console.print(f"   {chosen.words()}")
-    console.print(f"   {model.config.num_parameters:,} parameters, from {base_folder()}\n")
-    return model, tokenizer
-
-
-def answers_of(model: Any, tokenizer: Any, rows: Sequence[DemoRow], adapter: Any) -> list[str]:
-    """What is answered to each row's question."""
-    from halter.generation.engine import generate
-
-    asked = [row["messages"][:1] for row in rows]
-    return [g.text for g in generate(model, tokenizer, asked, adapter, max_new_tokens=60, max_rows=64)]
-
-
-def score_of(answers: Sequence[str], rows: Sequence[DemoRow]) -> float:
-    """The share of right answers."""
-    from halter.evaluation.texts import exact_match
-
-    right = [exact_match(a, row["messages"][1]["content"]) for a, row in zip(answers, rows, strict=True)]
-    return sum(right) / len(right)
 
 
 def _show(console: Console, rows: Sequence[DemoRow], answers: Sequence[str], who: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from halter.cli.demo import DemoRow, answers_of, open_base, score_of
+from halter.cli.demo_base import DemoRow, answers_of, open_base, score_of
 
 TASK, TRAIN_ROWS, QUESTIONS, SHOWN = "colour", 1600, 60, 3
 RECIPE: dict[str, Any] = {
