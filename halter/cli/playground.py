@@ -24,8 +24,8 @@ def command(
     action: Annotated[
         Action,
         typer.Argument(
-            help="list the tasks; export them as jsonl files, with a base; pretrain a base anew; accept: ask whether a "
-            "base with experts has learned to use them."
+            help="list the tasks; export them as jsonl files, with a base; pretrain a base or the encoder anew; "
+            "accept: ask whether a base with experts has learned to use them."
         ),
     ] = Action.LIST,
     folder: Annotated[
@@ -34,7 +34,10 @@ def command(
     ] = None,
     base: Annotated[
         str,
-        typer.Option(help="dense, moe (routed experts), moe-twin (its dense twin, for pretrain) or seeing."),
+        typer.Option(
+            help="dense, moe (routed experts), moe-twin (its dense twin, for pretrain), seeing, or encoder (of "
+            "pictures, for pretrain)."
+        ),
     ] = "dense",
     seed: Annotated[int, typer.Option(help="Seed of the tasks' rows (export), or of everything (pretrain).")] = 0,
     train: Annotated[int, typer.Option(help="Training rows of each task.")] = 600,
@@ -66,7 +69,7 @@ def command(
 
 
 def _list() -> None:
-    from halter.playground import BASES, QUESTIONS, TASKS, base_folder
+    from halter.playground import BASES, QUESTIONS, TASKS, base_folder, encoder_folder
 
     width = max(map(len, TASKS)) + 2
     for task in TASKS.values():
@@ -76,6 +79,7 @@ def _list() -> None:
     print()
     for name, base in BASES.items():
         print(f"base {name}: {base.about}{f', {base_folder(name)}' if base.folder else ''}")
+    print(f"encoder of pictures: a CLIP in small, {encoder_folder()}")
     print(f"The tasks of base seeing are questions about drawings: {', '.join(QUESTIONS)}")
     print("Their files: halter playground export FOLDER")
 
@@ -118,13 +122,20 @@ def _accept(folder: Path | None, twin: Path | None, as_json: bool) -> int:
 def _pretrain(folder: Path, base: str, seed: int) -> None:
     import json
 
+    from halter.playground.bases import ENCODER
     from halter.playground.bases import base as known
     from halter.pretraining.bases import RECIPES, make
+    from halter.pretraining.contrast import Contrast
     from halter.training.progress import Display
 
-    known(base)
+    if base != ENCODER:
+        known(base)
     recipe = RECIPES[base]
-    print(f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens; on 2 cores this takes at most half an hour ...")
+    if isinstance(recipe, Contrast):
+        work, longest = f"looking at {recipe.steps * recipe.pictures_per_step:,} pictures", "a quarter of an hour"
+    else:
+        work, longest = f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens", "half an hour"
+    print(f"{work}; on 2 cores this takes at most {longest} ...")
     displays: list[Display] = []
 
     def show(record: dict) -> None:

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter V2, its text half (Gao et al., arXiv 2304.15010): scale and bias on every linear layer, trained norms.
+"""LLaMA-Adapter V2 (Gao et al., arXiv 2304.15010): scale and bias on every linear layer, trained norms, and pictures.
 
     scale_side out (the paper):      y = s * (W x + b)
     scale_side in  (the 65B code):   y = W (s * x) + b

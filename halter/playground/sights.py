@@ -44,11 +44,16 @@ def drawing(dice: Dice) -> Drawing:
 def things(dice: Dice, most: int = 4) -> Things:
     """One to ``most`` things; whatever the number, every shape and colour is as likely as another."""
     quarters = sorted(dice.some(range(4), dice.between(1, most)))
-    return Things(tuple(_thing(dice, quarter) for quarter in quarters), _ground(dice))
+    return Things(tuple(_thing(dice, quarter) for quarter in quarters), ground(dice))
 
 
 def _thing(dice: Dice, quarter: int) -> DrawnThing:
     shape, colour = dice.pick(tuple(SHAPES)), dice.pick(tuple(COLOURS))
+    return placed(dice, quarter, shape, colour)
+
+
+def placed(dice: Dice, quarter: int, shape: str, colour: str) -> DrawnThing:
+    """A thing of this shape and colour somewhere in its quarter, as large and as bright as it is drawn."""
     reach, half = dice.between(4 * FINE + 2, 7 * FINE), SIDE * FINE // 2
     middle = tuple(half * side + dice.between(reach, half - reach) for side in (quarter % 2, quarter // 2))
     r, g, b = (min(255, max(0, level + dice.between(-20, 20))) for level in COLOURS[colour])
@@ -57,10 +62,10 @@ def _thing(dice: Dice, quarter: int) -> DrawnThing:
 
 def form(dice: Dice) -> Form:
     first, second = (FormLine(dice.chance(0.5), dice.between(10, 99)) for _ in LINES)
-    return Form((first, second), (dice.between(0, 1), dice.between(0, 3)), _ground(dice))
+    return Form((first, second), (dice.between(0, 1), dice.between(0, 3)), ground(dice))
 
 
-def _ground(dice: Dice) -> Colour:
+def ground(dice: Dice) -> Colour:
     level = dice.between(215, 255)
     r, g, b = (min(255, level + dice.between(-8, 8)) for _ in range(3))
     return r, g, b

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from halter.cli.main import run
-from halter.playground import BASES, QUESTIONS, TASKS, base_folder
+from halter.playground import BASES, QUESTIONS, TASKS, base_folder, encoder_folder
+from halter.playground.bases import ENCODER
 from halter.pretraining import accepted, bases
 
 
@@ -18,13 +19,14 @@ def test_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(f"\n{name} " in "\n" + text for name in TASKS)
     assert all(f"base {name}: " in text for name in BASES)
+    assert str(encoder_folder()) in text
     assert str(base_folder()) in text and str(base_folder("moe")) in text
 
 
 def test_help_names_every_base(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["playground", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in BASES)
+    assert all(name in text for name in [*BASES, ENCODER])
 
 
 def test_export_writes_tasks_and_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +65,8 @@ def test_every_base_is_made_by_its_own_recipe(monkeypatch: pytest.MonkeyPatch, t
     asked = []
     monkeypatch.setattr(bases, "pretrain", lambda folder, recipe, log: asked.append(recipe) or {})
     monkeypatch.setattr(bases, "pretrain_sight", lambda folder, recipe, log: asked.append(recipe) or {})
-    for name in BASES:
+    monkeypatch.setattr(bases, "pretrain_encoder", lambda folder, recipe, log: asked.append(recipe) or {})
+    for name in [*BASES, ENCODER]:
         assert run(["playground", "pretrain", str(tmp_path / name), "--base", name, "--seed", "7"]) == 0
     assert asked == [replace(recipe, seed=7) for recipe in bases.RECIPES.values()]
 
