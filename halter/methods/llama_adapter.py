@@ -92,7 +92,7 @@ class LlamaAdapter(Method):
     tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
     encoder_bits: Literal[8] | None = None
     """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     encoder_states: Sequence[int] = ()
     """Behind which of the encoder's blocks its class tokens are taken, -1 the last; not given: four, evenly apart."""

@@ -72,7 +72,7 @@ class LlamaAdapterV2(Method):
     tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
     encoder_bits: Literal[8] | None = None
     """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     fusion: Literal["early", "late"] = "early"
     """Where pictures enter: early, in one of the first layers, as in the paper; late, with the prompts, as released."""

@@ -77,7 +77,7 @@ class ProjectorMethod(Method):
     tiny one that comes with Halter and knows the playground's drawings alone."""
     encoder_bits: Literal[8] | None = None
     """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     projector_depth: int = 2
     """Linear layers of the network, a GELU between them; 1 as in the first LLaVA."""
