@@ -69,6 +69,11 @@ def eye(family: str, folder: Path, layers: int = 8) -> Eye:
     return Eye(family, folder, theirs)
 
 
+def eyes(folder: Path) -> dict[str, Eye]:
+    """{family: an encoder of it}."""
+    return {family: eye(family, folder / family) for family in ("clip", "siglip")}
+
+
 @dataclass(frozen=True)
 class Row:
     """Token ids, -1 where a picture stands, and which pictures, by number."""
@@ -158,3 +163,33 @@ def saved(adapter: Adapter) -> dict[str, torch.Tensor]:
     """{saved name: its float64 copy}, leaves of their own."""
     found = ((name, slot.tensor(attribute)) for name, slot, attribute in adapter.named_tensors())
     return {name: tensor.detach().double().requires_grad_() for name, tensor in found}
+
+
+V1 = {"adapter_len": 5, "adapter_layers": 2, "visual_hidden": 7}
+V2 = {"adapter_len": 4, "adapter_layers": 2, "query_len": 4, "v_depth": 2, "v_num_heads": 3}
+LATE = V2 | {"fusion": "late"}
+EARLY = V2 | {"fusion": "early", "query_len": 3}
+EXCITOR = {"adapter_len": 6, "adapter_layers": 2, "r": 3, "visual_r": 2}
+FIVE = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MHA, MQA = (("kv_heads", 4),), (("kv_heads", 1), ("head_dim", 12))
+CASES = [
+    Case("llama_adapter", V1),
+    Case("llama_adapter", V1, "siglip", MHA),
+    Case("llama_adapter", V1 | {"encoder_states": (3, -1), "gate_activation": "identity"}, shape=MQA),
+    Case("llama_adapter", V1 | {"gate_scope": "layer", "adapter_layers": 9}),
+    Case("llama_adapter_v2", LATE),
+    Case("llama_adapter_v2", LATE | {"scale_side": "in"}, "siglip", MQA),
+    Case("llama_adapter_v2", LATE | {"scale_side": "none", "bias_targets": FIVE, "branch_rank": 2}, shape=MHA),
+    Case("llama_adapter_v2", LATE | {"prompts_through": "plain", "train_norm": False, "branch_rank": 2}),
+    Case("llama_adapter_v2", EARLY),
+    Case("llama_adapter_v2", EARLY | {"scale_side": "in", "fusion_layer": 1}, "siglip"),
+    Case("llama_adapter_v2", EARLY | {"adapter_len": 0, "fusion_layer": 2, "gate_scope": "layer"}, shape=MQA),
+    Case("llama_adapter_v2", EARLY | {"adapter_layers": 3, "branch_rank": 2, "gate_activation": "identity"}, shape=MHA),
+    Case("excitor", EXCITOR),
+    Case("excitor", EXCITOR | {"gate_scope": "kv_head"}, "siglip"),
+    Case("excitor", EXCITOR | {"rope_extra_key": False}, shape=MQA),
+    Case("excitor", EXCITOR | {"rope_extra_key": False, "gate_scope": "kv_head", "adapter_layers": 3}, shape=MHA),
+    Case("projector", {}),
+    Case("projector", {"projector_depth": 1}, "siglip", MHA),
+]
+"""Each method in its forms; heads that share keys, that have their own, and one key for all."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seeing_rows as cases
 import torch
-from seeing_rows import Case
+from seeing_rows import CASES
 
 from halter.data.example import Example
 from halter.data.pack import pack
@@ -15,39 +15,10 @@ from halter.data.share import share_beginnings
 from halter.training.step import take_step
 from halter.training.trainee import Trainee
 
-V1 = {"adapter_len": 5, "adapter_layers": 2, "visual_hidden": 7}
-V2 = {"adapter_len": 4, "adapter_layers": 2, "query_len": 4, "v_depth": 2, "v_num_heads": 3}
-LATE = V2 | {"fusion": "late"}
-EARLY = V2 | {"fusion": "early", "query_len": 3}
-EXCITOR = {"adapter_len": 6, "adapter_layers": 2, "r": 3, "visual_r": 2}
-FIVE = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-MHA, MQA = (("kv_heads", 4),), (("kv_heads", 1), ("head_dim", 12))
-CASES = [
-    Case("llama_adapter", V1),
-    Case("llama_adapter", V1, "siglip", MHA),
-    Case("llama_adapter", V1 | {"encoder_states": (3, -1), "gate_activation": "identity"}, shape=MQA),
-    Case("llama_adapter", V1 | {"gate_scope": "layer", "adapter_layers": 9}),
-    Case("llama_adapter_v2", LATE),
-    Case("llama_adapter_v2", LATE | {"scale_side": "in"}, "siglip", MQA),
-    Case("llama_adapter_v2", LATE | {"scale_side": "none", "bias_targets": FIVE, "branch_rank": 2}, shape=MHA),
-    Case("llama_adapter_v2", LATE | {"prompts_through": "plain", "train_norm": False, "branch_rank": 2}),
-    Case("llama_adapter_v2", EARLY),
-    Case("llama_adapter_v2", EARLY | {"scale_side": "in", "fusion_layer": 1}, "siglip"),
-    Case("llama_adapter_v2", EARLY | {"adapter_len": 0, "fusion_layer": 2, "gate_scope": "layer"}, shape=MQA),
-    Case("llama_adapter_v2", EARLY | {"adapter_layers": 3, "branch_rank": 2, "gate_activation": "identity"}, shape=MHA),
-    Case("excitor", EXCITOR),
-    Case("excitor", EXCITOR | {"gate_scope": "kv_head"}, "siglip"),
-    Case("excitor", EXCITOR | {"rope_extra_key": False}, shape=MQA),
-    Case("excitor", EXCITOR | {"rope_extra_key": False, "gate_scope": "kv_head", "adapter_layers": 3}, shape=MHA),
-    Case("projector", {}),
-    Case("projector", {"projector_depth": 1}, "siglip", MHA),
-]
-
 
 @pytest.fixture(scope="module")
 def eyes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoders")
-    return {family: cases.eye(family, folder / family) for family in ("clip", "siglip")}
+    return cases.eyes(tmp_path_factory.mktemp("encoders"))
 
 
 @torch.no_grad()

@@ -10,8 +10,7 @@ import pytest
 import seeing
 import seeing_rows as cases
 import torch
-from seeing_rows import Case
-from test_seeing_references import CASES
+from seeing_rows import CASES, FIVE, Case
 
 from halter.adapters.adapter import Adapter
 from halter.encoders.config import EncoderConfig
@@ -35,8 +34,7 @@ USED = [CASES[n] for n in (0, 5, 9, 12, 15, 16)]
 
 @pytest.fixture(scope="module")
 def eyes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoders")
-    return {family: cases.eye(family, folder / family) for family in ("clip", "siglip")}
+    return cases.eyes(tmp_path_factory.mktemp("encoders"))
 
 
 def in_steps(model, adapter, rows, size):
@@ -133,7 +131,6 @@ def test_over_a_base_in_bfloat16_what_is_trained_is_computed_in_float32(case, ey
 
 LARGE = EncoderConfig(dim=1024, layers=24, heads=16, ffn_dim=4096, image=224, patch=14, projection=768)
 FACTS = {"encoder": "ViT-L", "encoder_facts": {"config": vars(LARGE), "digest": "0" * 64}}
-FIVE = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def counted(method, name="llama-1-7b"):
