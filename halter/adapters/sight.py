@@ -25,8 +25,8 @@ def sight_of(methods: Sequence[Method]) -> AdapterSight | None:
     if not seeing:
         return None
     counts = {method.picture_tokens for method in seeing}
-    if len(counts) > 1:
-        what = "in one adapter pictures have tokens in the row, or are seen from all of it: not both"
+    if counts != {0} and len(seeing) > 1:
+        what = "in one adapter a picture has the tokens of one method, or all methods see it from all of the row"
         found = [f"{method.name()}: {method.picture_tokens} tokens a picture" for method in seeing]
         raise Refusal("two-sights", what, found=found, fix="give an encoder to one of these methods")
     return AdapterSight(tuple(dict.fromkeys(look for method in seeing for look in method.looks)), counts.pop())
@@ -40,7 +40,7 @@ def rules_of_methods(config: ModelConfig, methods: Sequence[Method]) -> PictureR
 def joint_sight(adapters: Iterable[Sees]) -> AdapterSight | None:
     """The sight of adapters that are used together on the same rows. Refusal ``two-sights``."""
     sights = [one.sight for one in adapters if one.sight is not None]
-    if len({one.tokens for one in sights}) > 1:
+    if len(sights) > 1 and any(one.tokens for one in sights):
         what = "these adapters take pictures in different ways, and a row has its pictures in one"
         found = [f"{one.tokens} tokens a picture" for one in sights]
         raise Refusal("two-sights", what, found=found, fix="use one of them for rows with pictures")

@@ -1,9 +1,10 @@
 """LLaVA's way to see (Liu et al., arXiv 2304.08485 and 2310.03744): patches of a picture as tokens among the words.
 
-    t_i = W_2 gelu(W_1 x_i)      (projector_depth 1, the first LLaVA: t_i = W x_i)
+    y = W_2 gelu(W_1 x)      (projector_depth 1, the first LLaVA: y = W x)
 
-x_i are the states of the encoder's patches behind the block before its last, without the class token; t_i take the
-places of as many tokens where the picture stands in the row, and the base reads them as it reads embeddings of words.
+x is the state of one of the encoder's patches behind the block before its last, of all of them but the class token; the
+y of a picture take the places of as many tokens where it stands in the row, and the base reads them as it reads
+embeddings of words.
 Beside LoRA, ``method: [{name: projector, encoder: ...}, {name: lora}]``, it is the baseline that most people know.
 Source: haotian-liu/LLaVA llava/model/multimodal_projector/builder.py (mlp2x_gelu, linear), scripts/v1_5/pretrain.sh.
 """

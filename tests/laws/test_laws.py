@@ -1,4 +1,7 @@
-"""Laws that every file in halter/methods obeys. No method is named here: a new file is tested without an edit."""
+"""Laws that every file in halter/methods obeys. No method is named here: a new file is tested without an edit.
+
+Methods that see are tested with rows of which some have pictures (sighted.py), and once more as they are when blind.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,28 @@ from pathlib import Path
 
 import bounds
 import pytest
+import sighted
 import tiny
 import torch
+from cases import TOKENS, batch, every_method, fresh, logits, shown_to, trainee
 
 from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
-from halter.adapters.mixed import Mixed
 from halter.contract.registry import find, names
-from halter.data.pack import Batch
 from halter.errors import Refusal
 from halter.export.foldable import refuse_unfoldable
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
-from halter.model.experts import EXPERTS
 from halter.model.passes import Pass
-from halter.model.segments import Segments
-from halter.training.schedule import make as make_schedule
+from halter.pictures.seen import between, features
 from halter.training.step import gather, take_step
-from halter.training.trainee import Trainee
 
-every_method = pytest.mark.parametrize("name", names())
 every_shape = pytest.mark.parametrize(
     "sizes",
     [{}, {"kv_heads": 4}, {"kv_heads": 1, "tied": True}, {"attention_bias": True, "mlp_bias": True}, {"experts": 3}],
     ids=str,
 )
-TOKENS = torch.randint(0, 96, (3, 24), generator=torch.Generator().manual_seed(5))
-
-
 KINDS = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}
-
-
-def fresh(name, model, seed=0, moved=True):
-    has = hasattr(find(name), "experts") and model.layout.of(EXPERTS)
-    adapter = adapt(model, name, seed=seed, **({"experts": "all"} if has else {}))
-    if moved:
-        tiny.jitter(adapter, seed=seed + 1)
-    return adapter
 
 
 def digest(model):
@@ -54,36 +42,11 @@ def digest(model):
     return state.hexdigest()
 
 
-def batch(lengths=(9, 14, 5), seed=0):
-    g = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, 96, (sum(lengths),), generator=g)
-    targets = torch.full_like(tokens, -100)
-    start = 0
-    for n in lengths:
-        tokens[start : start + 2] = torch.tensor([1, 2])  # BOS and EOS, which token_rows trains
-        targets[start + n // 2 : start + n - 1] = tokens[start + n // 2 + 1 : start + n]
-        start += n
-    return Batch(
-        tokens=tokens,
-        targets=targets,
-        lengths=list(lengths),
-        prompt_lengths=[n // 2 + 1 for n in lengths],
-        rows=list(range(len(lengths))),
-    )
-
-
-def trainee(adapter, rate=1e-2, optimizer=torch.optim.AdamW, clip=0.0):
-    groups = adapter.groups(rate, 0.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Trainee(adapter, optimizer(groups, lr=rate), make_schedule("constant", 10, 0), scaler, clip)
-
-
 @every_method
 def test_what_pieces_share_they_share_after_a_move(name, tmp_path):
     """A move makes new tensors, as one to a GPU does; what was one is one afterwards, and its own file is read."""
     model = tiny.decoder()
-    adapter = adapt(model, name)
-    tiny.jitter(adapter)
+    adapter = fresh(name, model)
     before = [tensor for tensor, *_ in adapter.named_tensors()]
     adapter.save(tmp_path / "a")
     adapter._apply(lambda tensor: tensor.clone())
@@ -91,7 +54,7 @@ def test_what_pieces_share_they_share_after_a_move(name, tmp_path):
     adapter.save(tmp_path / "b")
     for folder in ("a", "b"):
         again = load_adapter(tmp_path / folder, model)
-        assert torch.equal(model(TOKENS, again), model(TOKENS, adapter))
+        assert torch.equal(logits(model, again), logits(model, adapter))
 
 
 def test_the_file_name_is_the_registry():
@@ -109,7 +72,7 @@ def test_page_in_the_file(name):
     import inspect
     import sys
 
-    module = sys.modules[find(name).__module__]
+    module = sys.modules[type(sighted.method_of(name)).__module__]
     assert len(inspect.getsource(module).splitlines()) <= 260
     assert "y =" in (module.__doc__ or ""), "the formula stands in the file's docstring"
 
@@ -118,10 +81,16 @@ def test_page_in_the_file(name):
 @every_shape
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_start_is_the_base(name, sizes, dtype):
+    """Of rows in which a picture has tokens the start is what the picture makes of them."""
     model = tiny.decoder(tiny.config(**sizes), dtype)
+    adapter = fresh(name, model, moved=False)
+    rows = shown_to(adapter)
     with torch.no_grad():
-        same = torch.equal(model(TOKENS, adapter=fresh(name, model, moved=False)), model(TOKENS))
-    assert same == find(name).starts_as_base
+        found = sighted.logits(model, adapter, rows)
+        base = sighted.logits(model, None, rows)
+    placed = [any(one.length for one in row.pictures) for row in rows]
+    same = [torch.equal(mine, plain) for mine, plain in zip(found, base, strict=True)]
+    assert same == [adapter.methods[0].starts_as_base and not here for here in placed]
 
 
 @every_method
@@ -133,10 +102,10 @@ def test_everything_moves_and_the_base_does_not(name, sizes):
     adapter = fresh(name, model, moved=False)
     start = {k: p.detach().clone() for k, p in adapter.trainable().items()}
     with torch.no_grad():
-        model(TOKENS, adapter=adapter)
+        logits(model, adapter)
     one = trainee(adapter)
     for seed in range(3):
-        record = take_step(model, [one], [[batch(seed=seed)]])[0]
+        record = take_step(model, [one], [[batch(adapter, seed=seed)]])[0]
         assert record.applied and record.grad_norm > 0
     still = [k for k, p in adapter.trainable().items() if torch.equal(p, start[k])]
     assert not still and start
@@ -153,8 +122,8 @@ def test_saved_is_loaded_bit_for_bit(name, sizes, tmp_path):
     again = load_adapter(tmp_path / "adapter", model)
     assert again.methods == tuple(method.plain() for method in adapter.methods)
     with torch.no_grad():
-        assert torch.equal(model(TOKENS, adapter=again), model(TOKENS, adapter=adapter))
-        assert not torch.equal(model(TOKENS, adapter=adapter), model(TOKENS))
+        assert torch.equal(logits(model, again), logits(model, adapter))
+        assert not torch.equal(logits(model, adapter), logits(model, None, adapter))
     with pytest.raises(Refusal, match="already-exists"):
         adapter.save(tmp_path / "adapter")
 
@@ -165,7 +134,7 @@ def test_another_models_adapter_is_refused_with_all_names(name, tmp_path):
     fresh(name, tiny.decoder(tiny.config(**other))).save(tmp_path / "adapter")
     with pytest.raises(Refusal) as caught:
         load_adapter(tmp_path / "adapter", tiny.decoder())
-    theirs, ours = (dict(shapes(adapt(tiny.decoder(tiny.config(**sizes)), name).plain())) for sizes in (other, {}))
+    theirs, ours = (dict(shapes(fresh(name, tiny.decoder(tiny.config(**sizes))).plain())) for sizes in (other, {}))
     wrong = {key for key in ours if ours[key] != theirs[key]}
     assert caught.value.id == "adapter-mismatch" and wrong
     assert {wrong.split(" ")[0] for wrong in caught.value.found} == wrong
@@ -179,16 +148,27 @@ def shapes(adapter):
 def test_cached_decoding_is_the_full_pass(name):
     model = tiny.decoder()
     adapter = fresh(name, model)
-    cache = Cache(model.config, 3, 24, torch.float32)
+    rows = shown_to(adapter)
+    lengths = [len(row.tokens) for row in rows]
+    cache = Cache(model.config, len(rows), max(lengths), torch.float32)
+    parts = [[] for _ in rows]
     with torch.no_grad():
-        want = model(TOKENS, adapter=adapter)
-        got = []
-        for start, end in ((0, 15), (15, 16), (16, 24)):
-            segments = cache.segments([end - start] * 3)
+        for start, end in (
+            (0, 5),
+            (5, 15),
+            (15, 16),
+            (16, max(lengths)),
+        ):  # 5: within a picture that has tokens
+            segments = cache.segments([min(end, n) - start for n in lengths])
+            seen = [between(row.pictures, start, min(end, n)) for row, n in zip(rows, lengths, strict=True)]
+            segments.__dict__["features"] = features(adapter.sight, seen)
             acts = adapter.bind(model, segments)
-            hidden = model.hidden(Pass(TOKENS[:, start:end].flatten(), segments, acts, cache=cache))
-            got.append(model.head(hidden, acts).unflatten(0, (3, -1)))
-    bounds.assert_same(torch.cat(got, 1), want)
+            tokens = torch.cat([torch.tensor(row.tokens[start:end], dtype=torch.int64) for row in rows])
+            found = model.head(model.hidden(Pass(tokens, segments, acts, cache=cache)), acts)
+            for part, one in zip(parts, found.split(segments.query_lengths.tolist()), strict=True):
+                part.append(one)
+        for part, want in zip(parts, sighted.logits(model, adapter, rows), strict=True):
+            bounds.assert_same(torch.cat(part), want)
 
 
 @every_method
@@ -197,15 +177,20 @@ def test_mixed_is_alone(name, other):
     """Rows of two methods and plain rows in one batch, in any order, equal each row alone; neighbours do not matter."""
     model = tiny.decoder()
     adapters = [fresh(name, model), fresh(other, model, seed=7)]
-    rows = torch.randint(0, 96, (6, 17), generator=torch.Generator().manual_seed(1))
-    owners = [1, -1, 0, 0, -1, 1]
+    tokens = torch.randint(0, 96, (6, 17), generator=torch.Generator().manual_seed(1)).tolist()
+    owners = [adapters[1], None, adapters[0], adapters[0], None, adapters[1]]
+
+    def laid(tokens):
+        both = zip(owners, tokens, (1, None, 0, None, 2, 0), strict=True)
+        return [sighted.rows_of(own and own.sight, [one], [picture])[0] for own, one, picture in both]
+
     with torch.no_grad():
-        mixed = model(rows, adapter=Mixed(adapters, owners))
-        for i, owner in enumerate(owners):
-            alone = model(rows[i : i + 1], adapter=None if owner < 0 else adapters[owner])
-            bounds.assert_same(mixed[i : i + 1], alone)
-        rows[5] = rows[5].flip(0)
-        assert torch.equal(model(rows, adapter=Mixed(adapters, owners))[:5], mixed[:5])
+        rows = laid(tokens)
+        mixed = sighted.logits(model, owners, rows)
+        for own, row, found in zip(owners, rows, mixed, strict=True):
+            bounds.assert_same(found, sighted.logits(model, own, [row])[0])
+        again = sighted.logits(model, owners, laid([*tokens[:5], tokens[5][::-1]]))
+        assert all(torch.equal(one, two) for one, two in zip(again[:5], mixed[:5], strict=True))
 
 
 @every_method
@@ -246,30 +231,16 @@ def test_accumulation_is_the_whole_batch(name, dtype, bound):
     """16 rows as 1 x 16, 4 x 4 and 16 x 1: norm-relative difference of the whole gradient."""
     model = tiny.decoder(dtype=dtype)
     lengths = [2 + 3 * i for i in range(16)]
-    whole = batch(lengths)
     gradients = []
     for parts in (1, 4, 16):
         adapter = fresh(name, model).to(dtype)
-        made = gather(model, [trainee(adapter)], [[piece] for piece in split(whole, parts)])
+        whole = batch(adapter, lengths)
+        passes = [[whole.select(range(at, at + 16 // parts))] for at in range(0, 16, 16 // parts)]
+        made = gather(model, [trainee(adapter)], passes)
         assert made.targets == [int((whole.targets != -100).sum())]
         gradients.append(torch.cat([p.grad.flatten() for p in adapter.trainable().values()]))
     for other in gradients[1:]:
         assert float((other - gradients[0]).norm() / gradients[0].norm()) < bound
-
-
-def split(whole, parts):
-    each = len(whole.lengths) // parts
-    ends = torch.tensor(whole.lengths).cumsum(0).tolist()
-    for start in range(0, len(whole.lengths), each):
-        rows = slice(start, start + each)
-        tokens = slice(ends[start - 1] if start else 0, ends[start + each - 1])
-        yield Batch(
-            tokens=whole.tokens[tokens],
-            targets=whole.targets[tokens],
-            lengths=whole.lengths[rows],
-            prompt_lengths=whole.prompt_lengths[rows],
-            rows=whole.rows[rows],
-        )
 
 
 @every_method
@@ -277,8 +248,8 @@ def test_several_trainees_over_one_base_are_each_alone(name):
     """Two adapters trained together (one mixed batch a step) move as each does alone; in float64, where a gradient that
     nearly cancels still has the sign that AdamW makes a step of."""
     model = tiny.decoder(dtype=torch.float64)
-    data = [batch(seed=1), batch((6, 3), seed=2)]
     together = [trainee(fresh(name, model, seed=s)) for s in (0, 4)]
+    data = [batch(together[0].adapter, seed=1), batch(together[1].adapter, (6, 3), seed=2)]
     take_step(model, together, [data])
     for i, seed in enumerate((0, 4)):
         alone = trainee(fresh(name, model, seed=seed))
@@ -296,7 +267,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name, poison):
     one = trainee(adapter)
     before = [p.detach().clone() for p in adapter.parameters()]
     next(adapter.parameters()).register_hook(lambda grad: grad * poison)
-    record = take_step(model, [one], [[batch()]])[0]
+    record = take_step(model, [one], [[batch(adapter)]])[0]
     assert not record.applied and not one.optimizer.state
     assert all(torch.equal(a, b) for a, b in zip(before, adapter.parameters(), strict=True))
 
@@ -310,7 +281,7 @@ def test_head_chunks_change_nothing(name, monkeypatch):
     for rows in (1000, 3):
         monkeypatch.setattr(losses, "chunk_rows", lambda *_, rows=rows: rows)
         one = trainee(fresh(name, model), optimizer=torch.optim.SGD, rate=1.0)
-        take_step(model, [one], [[batch()]])
+        take_step(model, [one], [[batch(one.adapter)]])
         results.append([p.detach().clone() for p in one.adapter.parameters()])
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*results, strict=True))
 
@@ -319,19 +290,18 @@ def test_head_chunks_change_nothing(name, monkeypatch):
 def test_methods_trained_together(name, tmp_path):
     """Any method beside LoRA as one adapter: start, gradient, one folder."""
     model = tiny.decoder()
-    pair = [find(name)(), find("lora")(r=2, target_modules=["q_proj", "lm_head"])]
+    pair = [sighted.method_of(name), find("lora")(r=2, target_modules=["q_proj", "lm_head"])]
     adapter = adapt(model, pair)
     with torch.no_grad():
-        assert torch.equal(model(TOKENS, adapter=adapter), model(TOKENS)) == find(name).starts_as_base
+        assert torch.equal(model(TOKENS, adapter=adapter), model(TOKENS)) == pair[0].starts_as_base
     one = trainee(adapter)
     start = [p.detach().clone() for p in adapter.parameters()]
     for seed in range(2):
-        take_step(model, [one], [[batch(seed=seed)]])
+        take_step(model, [one], [[batch(adapter, seed=seed)]])
     assert not any(torch.equal(a, b) for a, b in zip(start, adapter.parameters(), strict=True))
     adapter.save(tmp_path / "both")
     with torch.no_grad():
-        again = model(TOKENS, adapter=load_adapter(tmp_path / "both", model))
-        assert torch.equal(again, model(TOKENS, adapter=adapter))
+        assert torch.equal(logits(model, load_adapter(tmp_path / "both", model)), logits(model, adapter))
 
 
 @every_method
@@ -339,11 +309,11 @@ def test_segments_of_any_cut(name):
     """The same rows packed alone or together give the same hidden states."""
     model = tiny.decoder()
     adapter = fresh(name, model)
-    tokens = torch.randint(0, 96, (30,), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(0, 96, (30,), generator=torch.Generator().manual_seed(3)).tolist()
+    rows = sighted.rows_of(adapter.sight, [tokens[:11], tokens[11:], tokens[5:25], tokens[:11]], [0, None, 1, 0])
     with torch.no_grad():
-        whole = Segments.packed([11, 19])
-        together = model.hidden(Pass(tokens, whole, adapter.bind(model, whole)))
-        for start, end in ((0, 11), (11, 30)):
-            one = Segments.packed([end - start])
-            alone = model.hidden(Pass(tokens[start:end], one, adapter.bind(model, one)))
-            bounds.assert_same(together[start:end], alone)
+        alone = [sighted.logits(model, adapter, [row])[0] for row in rows]
+        for order in ((0, 1), (0, 1, 2, 3), (3, 2, 1, 0)):
+            together = sighted.logits(model, adapter, [rows[n] for n in order])
+            for n, one in zip(order, together, strict=True):
+                bounds.assert_same(one, alone[n])
