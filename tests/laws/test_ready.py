@@ -32,7 +32,9 @@ def test_ready_is_the_adapter(name, tmp_path):
         assert torch.equal(model(rows, adapter=ready), want)
         assert torch.equal(model(rows[:, :7], adapter=ready), model(rows[:, :7], adapter=adapter))
         mixed = [model(rows, adapter=Mixed([one], [0, -1, 0])) for one in (adapter, ready)]
-        assert torch.equal(*mixed) and not torch.equal(mixed[0][1], want[1])
+        base = model(rows)
+        assert torch.equal(*mixed) and torch.allclose(mixed[0][1], base[1], rtol=1e-5, atol=1e-5)
+        assert adapter.sight is not None or not torch.equal(want, base)  # rows without pictures may be the base's
     tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(tmp_path))
     prompts = [[1, 9, 4], [1, 7, 30, 2, 9]]
     answers = [generate(model, tokenizer, prompts, one, max_new_tokens=9) for one in (adapter, ready)]
