@@ -29,7 +29,7 @@ SMALL = ModelConfig(
     head_dim=8,
     ffn_dim=48,
     vocab_size=96,
-    context=64,
+    context=128,
     bos_token_id=1,
     eos_token_ids=(2,),
 )

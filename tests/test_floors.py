@@ -29,6 +29,7 @@ FLOOR = {
     "model": 1,
     "files": 1,
     "pictures": 1.2,
+    "readers": 1.3,
     "encoders": 1.3,
     "text": 1.5,
     "contract": 2,

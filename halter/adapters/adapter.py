@@ -71,7 +71,7 @@ class Adapter(nn.Module):
 
     def __init__(self, shape: ModelConfig, methods: Sequence[Method], seed: int = 0) -> None:
         super().__init__()
-        self.shape, self.methods = shape, tuple(methods)
+        self.shape, self.methods = shape, tuple(method.equipped() for method in methods)
         self.facts: dict[str, Any] = {}  # what halter.json will say of base, data and recipe
         self.notes: list[str] = []  # what the reading of its folder had to tell
         self.slots: list[Slot] = []

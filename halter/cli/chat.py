@@ -16,6 +16,7 @@ from halter.adapters.sight import rules_of
 from halter.cli import chat_words
 from halter.cli.chat_words import HELP
 from halter.cli.flags import with_options
+from halter.data.parts import text_of
 from halter.errors import Refusal
 from halter.files import writing
 from halter.generation.engine import stream
@@ -23,7 +24,10 @@ from halter.generation.options import GenerationOptions
 from halter.generation.prompts import with_system
 from halter.generation.seeing import Seeing
 from halter.model.decoding import for_decoding
+from halter.pictures.seen import LookedAt
+from halter.readers.reader import PictureReader
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
+from halter.run.words import readers_for
 from halter.telling import tell
 from halter.text.chat.conversations import ChatTemplate
 
@@ -40,12 +44,22 @@ def command(
     image: Annotated[
         list[str] | None, typer.Option(help="Picture ahead of the first question, like /image; once for each.")
     ] = None,
+    reader: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What reads the pictures, so that a text of each stands ahead of it, or in its place where the model "
+            "sees none: ocr, caption, with options as in ocr:language=deu; none: nothing. Not given: as in the run's "
+            "training. May be given several times."
+        ),
+    ] = None,
 ) -> None:
     """Talk to a run, an adapter or a model. /help lists what else can be typed."""
     if unshown := options.unshown("a chat"):
         tell(unshown)
     subject = find(run, model=opening.model, adapter=opening.adapter)
+    readers = readers_for(reader or (), subject, bool(image))
     chat = Chat(open_subject(subject, tell, opening), options, system, forced=opening.template)
+    chat.readers = readers if reader or image else None
     for path in image or ():
         chat.image(path)
     chat.run()
@@ -68,6 +82,8 @@ class Chat:
         self.history: list[dict[str, Any]] = []
         self.pictures: list[dict[str, Any]] = []
         """Parts of what is asked next."""
+        self.readers: tuple[PictureReader, ...] | None = None
+        """What reads them; None: not asked for, and nothing was to be read."""
         self.loaded: dict[str, tuple[Adapter | None, ChatTemplate | None]] = {BASE: (None, opened.template)}
         self.places: dict[str, Path] = {}
         self.current = BASE
@@ -149,11 +165,15 @@ class Chat:
             raise Refusal("usage", "without a chat template a picture has no place in what is asked", fix=fix)
         part = {"type": "image", "path": str(Path(path).expanduser().absolute())}
         rules = rules_of(self.opened.model.config, self.loaded[self.current][0])
-        (found,) = Seeing(rules).look([{"role": "user", "content": [part]}])[1]
+        if self.readers is None:
+            self.readers = readers_for((), self.opened.subject, True)
+        seeing = Seeing(rules, readers=self.readers)
+        (read,), looked = seeing.look([{"role": "user", "content": [part]}])
         self.pictures.append(part)
-        grid = f"{found.grid[0]} by {found.grid[1]} tile{'s' if found.grid != (1, 1) else ''}"
-        moving = f"; the first of its {found.frames} frames" if found.frames > 1 else ""
-        self.write(f"{path}: {found.size[0]} x {found.size[1]} pixels, {grid}{moving}. Now ask about it.\n")
+        if self.readers:
+            self.write(text_of(read["content"]))
+        seen = _seen(looked[0]) if looked else "read, and not seen"
+        self.write(f"{path}: {seen}. Now ask about it.\n")
 
     def retry(self) -> None:
         """Answer the last question again; sampling draws anew."""
@@ -244,6 +264,7 @@ class Chat:
         adapter, template = self.loaded[self.current]
         options = vars(replace(self.options, seed=self.options.seed + self.turns))
         how = {"template": template, "template_date": self.opened.template_date, **options}
+        how["readers"] = self.readers or ()
         pieces = stream(self.opened.model, self.opened.tokenizer, [prompt], adapter, **how)
         self.turns += 1
         said: list[str] = []
@@ -257,6 +278,12 @@ class Chat:
             self.write(" [stopped]")
         self.write("\n")
         return "".join(said).strip()
+
+
+def _seen(found: LookedAt) -> str:
+    grid = f"{found.grid[0]} by {found.grid[1]} tile{'s' if found.grid != (1, 1) else ''}"
+    moving = f"; the first of its {found.frames} frames" if found.frames > 1 else ""
+    return f"{found.size[0]} x {found.size[1]} pixels, {grid}{moving}"
 
 
 def _to_screen(text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from halter.cli.demo_base import DemoRow, answers_of, open_base, score_of
 from halter.errors import HalterError
 
 TASK, LEVELS = "manners", (1, 2)
@@ -28,11 +29,13 @@ RECIPE: dict[str, Any] = {
         "logging_steps": 15,
     },
 }
-DemoRow = dict[str, Any]
 
 
 def command(
     output: Annotated[Path | None, typer.Option(help="New folder for all files; not given: runs/NNN-demo.")] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Instead, a text LLaMA that learns to answer about pictures.")
+    ] = False,
 ) -> None:
     """Show everything once: a base that fails at a task, LoRA, success on unseen questions, save, merge, proof."""
     from halter.files.folders import refuse_unwritable
@@ -42,19 +45,25 @@ def command(
     refuse_unwritable(out, folder=True)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     began = time.monotonic()
+    if pictures:
+        from halter.cli.demo_pictures import show_pictures
+
+        show_pictures(out, console)
+        console.print(f"\nDone in {time.monotonic() - began:.0f} s.")
+        return
     rows = _write_rows(out)
     console.print(f"1. A tiny LLaMA that has read much about a little world, and a task it was never shown: {TASK}.\n")
-    base, tokenizer = _open(console)
-    before = _answers(base, tokenizer, rows, None)
+    base, tokenizer = open_base(console)
+    before = answers_of(base, tokenizer, rows, None)
     _show(console, rows, before, "the base answers")
-    wrong = _score(before, rows)
+    wrong = score_of(before, rows)
     console.print(f"   exact match of the base on {len(rows)} unseen requests: {wrong:.0%}\n")
     console.print(f"2. LoRA learns from {TRAIN_ROWS} other requests; the base stays as it is.\n")
     run = _train(out)
     adapter, after = _adapted(base, tokenizer, rows, run)
     console.print("\n3. The same requests again, base and adapter:\n")
     _show(console, rows, after, "base + adapter answers")
-    right = _score(after, rows)
+    right = score_of(after, rows)
     console.print(f"   exact match on the {len(rows)} unseen requests: {wrong:.0%} before, {right:.0%} after\n")
     _prove(console, base, adapter, tokenizer, rows, after, out)
     console.print(f"\nDone in {time.monotonic() - began:.0f} s. Next:\n")
@@ -75,41 +84,11 @@ def _write_rows(out: Path) -> list[DemoRow]:
     return test
 
 
-def _open(console: Console) -> tuple[Any, Any]:
-    console.print("   loading ...")
-    from halter.numerics import threads
-    from halter.playground import base_folder
-    from halter.pretrained.load import load
-
-    # In fp32 the merged model's answers are the same to the letter; in bf16 a close call may fall the other way.
-    model, tokenizer = load(str(base_folder()), "float32", say=lambda _: None)
-    chosen = threads.choose()
-    threads.put(chosen)
-    if chosen.remarkable():
-        console.print(f"   {chosen.words()}")
-    console.print(f"   {model.config.num_parameters:,} parameters, from {base_folder()}\n")
-    return model, tokenizer
-
-
-def _answers(model: Any, tokenizer: Any, rows: Sequence[DemoRow], adapter: Any) -> list[str]:
-    from halter.generation.engine import generate
-
-    asked = [row["messages"][:1] for row in rows]
-    return [g.text for g in generate(model, tokenizer, asked, adapter, max_new_tokens=60, max_rows=64)]
-
-
-def _score(answers: Sequence[str], rows: Sequence[DemoRow]) -> float:
-    from halter.evaluation.texts import exact_match
-
-    right = [exact_match(a, row["messages"][1]["content"]) for a, row in zip(answers, rows, strict=True)]
-    return sum(right) / len(right)
-
-
 def _show(console: Console, rows: Sequence[DemoRow], answers: Sequence[str], who: str) -> None:
     for row, answer in list(zip(rows, answers, strict=True))[:SHOWN]:
         console.print(f"   request: {row['messages'][0]['content']}")
         wanted = row["messages"][1]["content"].strip()
-        mark = "right" if _score([answer], [row]) else f"wrong, expected: {wanted}"
+        mark = "right" if score_of([answer], [row]) else f"wrong, expected: {wanted}"
         console.print(f"   {who}: {answer.strip()}   ({mark})\n")
 
 
@@ -136,7 +115,7 @@ def _adapted(base: Any, tokenizer: Any, rows: Sequence[DemoRow], run: Path) -> t
     from halter.adapters.loading import load_adapter
 
     adapter = load_adapter(run / "adapter", base)
-    return adapter, _answers(base, tokenizer, rows, adapter)
+    return adapter, answers_of(base, tokenizer, rows, adapter)
 
 
 def _prove(
@@ -150,7 +129,7 @@ def _prove(
     console.print(f"4. The adapter is saved: {out / 'run' / 'adapter'} ({size / 1e6:.1f} MB). Merging it ...\n")
     report = merge(base, adapter, out / "merged", source=base_folder())
     merged, _ = load(str(out / "merged"), say=lambda _: None)
-    same = sum(a == b for a, b in zip(_answers(merged, tokenizer, rows, None), answers, strict=True))
+    same = sum(a == b for a, b in zip(answers_of(merged, tokenizer, rows, None), answers, strict=True))
     console.print(f"   {report}")
     console.print(f"   merged model and base + adapter give the same answer to {same} of {len(rows)} requests")
     if same < len(rows):

@@ -23,8 +23,9 @@ from halter.generation.options import GenerationOptions
 from halter.generation.prompts import EncodedPrompt, encode_prompt, told_of_marks, too_long, with_system
 from halter.generation.seeing import Seeing
 from halter.generation.streaming import AnswersFailed, Generation, TokenLogprob
+from halter.readers.reader import PictureReader
 from halter.run.opening import Opened, OpenOptions, Subject, find, open_subject
-from halter.run.words import data_options, subject_and_keys
+from halter.run.words import data_options, readers_for, subject_and_keys
 from halter.telling import tell
 
 
@@ -34,6 +35,9 @@ class Asking:
 
     image: tuple[str, ...] = ()
     """Files of pictures that stand ahead of every --prompt; once for each."""
+    reader: tuple[str, ...] = ()
+    """What reads the pictures, so that a text of each stands ahead of it, or in its place where the model sees none:
+    ocr, caption, with options as in ocr:language=deu,layout=3; none: nothing. Not given: as in the run's training."""
     system: str | None = None
     """System message ahead of every prompt; needs a chat template."""
     prefill: str = ""
@@ -87,10 +91,11 @@ def command(
     subject = find(run, model=opening.model, adapter=opening.adapter)
     asked += _rows_of(input, subject, keys, asking)
     tell_empty(asked)
+    readers = readers_for(asking.reader, subject, any(one.pictured for one in asked))
     opened = open_subject(subject, tell, opening)
     if marked := told_of_marks([one.prompt for one in asked], opened.template):
         tell(marked)
-    rows = _fitting(opened, _encoded(opened, asked, asking), asking, options)
+    rows = _fitting(opened, _encoded(opened, asked, asking, readers), asking, options)
     adapter = None if asking.base else opened.adapter
     if len(rows) == asking.n == 1 and not rows[0][0].later and output is None and not as_json:
         _print_as_it_comes(opened, rows[0][1], options, adapter)
@@ -98,7 +103,7 @@ def command(
     answers = _answers(opened, [ids for _, ids in rows], asking, options, adapter)
     each = [one for one, _ in rows for _ in range(asking.n)]
     talks = list(zip(each, ([answer] for answer in answers), strict=True))
-    _later_turns(opened, talks, asking, options, adapter)
+    _later_turns(opened, talks, asking, options, readers)
     _show(opened, talks, asking, output, as_json)
     _raise_failed(talks)
 
@@ -180,11 +185,13 @@ AskedRow = tuple[PromptRow, EncodedPrompt]
 Talks = Sequence[tuple[PromptRow, list[Generation]]]
 
 
-def _encoded(opened: Opened, asked: Sequence[PromptRow], asking: Asking) -> list[AskedRow]:
+def _encoded(
+    opened: Opened, asked: Sequence[PromptRow], asking: Asking, readers: tuple[PictureReader, ...]
+) -> list[AskedRow]:
     """Every prompt as token ids, in the template and with the system message that it is asked in."""
     rows: list[AskedRow] = []
     faults: list[str] = []
-    seeing = Seeing(opened.rules, waivers=Waivers(opened.allow))
+    seeing = Seeing(opened.rules, waivers=Waivers(opened.allow), readers=readers)
     for one in asked:
         prompt = one.prompt if asking.system is None else with_system(one.prompt, asking.system, opened.template)
         how = (opened.template, opened.template_date, asking.prefill)
@@ -252,7 +259,9 @@ def _answers(
     return [results[row] for row in range(len(results))]
 
 
-def _later_turns(opened: Opened, talks: Talks, asking: Asking, options: GenerationOptions, adapter: Any) -> None:
+def _later_turns(
+    opened: Opened, talks: Talks, asking: Asking, options: GenerationOptions, readers: tuple[PictureReader, ...]
+) -> None:
     """Ask what comes after the first answers, turn by turn, each talk with its own answers in it."""
     for turn in range(max((len(one.later) for one, _ in talks), default=0)):
         going = [
@@ -266,8 +275,9 @@ def _later_turns(opened: Opened, talks: Talks, asking: Asking, options: Generati
                 whole += [{"role": "user", "content": words}]
             put.append(replace(one, prompt=whole))
         once = replace(asking, n=1)
-        rows = _fitting(opened, _encoded(opened, put, once), once, options)
+        rows = _fitting(opened, _encoded(opened, put, once, readers), once, options)
         kept = {id(one) for one, _ in rows}  # a talk whose next turn does not fit ends here
+        adapter = None if asking.base else opened.adapter
         heard = iter(_answers(opened, [ids for _, ids in rows], once, options, adapter))
         for (_, said), one in zip(going, put, strict=True):
             if id(one) in kept:

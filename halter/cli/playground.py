@@ -16,6 +16,7 @@ class Action(StrEnum):
 
     LIST = "list"
     EXPORT = "export"
+    PAPERS = "papers"
     PRETRAIN = "pretrain"
     ACCEPT = "accept"
 
@@ -24,19 +25,23 @@ def command(
     action: Annotated[
         Action,
         typer.Argument(
-            help="list the tasks; export them as jsonl files, with a base; pretrain a base anew; accept: ask whether a "
-            "base with experts has learned to use them."
+            help="list the tasks; export them as jsonl files, with a base; papers: the same with those about papers, "
+            "as pictures and as text; pretrain a base or the encoder anew; accept: ask whether a base with experts has "
+            "learned to use them."
         ),
     ] = Action.LIST,
     folder: Annotated[
         Path | None,
-        typer.Argument(help="New folder for export and pretrain; for accept one that pretrain wrote."),
+        typer.Argument(help="New folder for export, papers and pretrain; for accept one that pretrain wrote."),
     ] = None,
     base: Annotated[
         str,
-        typer.Option(help="dense, moe (routed experts), moe-twin (its dense twin, for pretrain) or seeing."),
+        typer.Option(
+            help="dense, moe (routed experts), moe-twin (its dense twin, for pretrain), seeing, or encoder (of "
+            "pictures, for pretrain)."
+        ),
     ] = "dense",
-    seed: Annotated[int, typer.Option(help="Seed of the tasks' rows (export), or of everything (pretrain).")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the tasks' rows, or of everything (pretrain).")] = 0,
     train: Annotated[int, typer.Option(help="Training rows of each task.")] = 600,
     test: Annotated[int, typer.Option(help="Test rows of each task; no prompt is in both.")] = 150,
     twin: Annotated[Path | None, typer.Option(help="For accept: the folder of a twin made anew.")] = None,
@@ -58,15 +63,15 @@ def command(
         _list()
         return 0
     refuse_unwritable(folder, folder=True)
-    if action is Action.EXPORT:
-        _export(folder, base, seed, train, test)
+    if action in (Action.EXPORT, Action.PAPERS):
+        _export(folder, base, seed, train, test, action is Action.PAPERS)
     else:
         _pretrain(folder, base, seed)
     return 0
 
 
 def _list() -> None:
-    from halter.playground import BASES, QUESTIONS, TASKS, base_folder
+    from halter.playground import BASES, PAPER_TASKS, QUESTIONS, TASKS, base_folder, encoder_folder
 
     width = max(map(len, TASKS)) + 2
     for task in TASKS.values():
@@ -76,25 +81,28 @@ def _list() -> None:
     print()
     for name, base in BASES.items():
         print(f"base {name}: {base.about}{f', {base_folder(name)}' if base.folder else ''}")
+    print(f"encoder of pictures: a CLIP in small, {encoder_folder()}")
     print(f"The tasks of base seeing are questions about drawings: {', '.join(QUESTIONS)}")
-    print("Their files: halter playground export FOLDER")
+    print(f"The tasks about papers: {', '.join(PAPER_TASKS)}")
+    print("Their files: halter playground export FOLDER; those about papers: halter playground papers FOLDER")
 
 
-def _export(folder: Path, base: str, seed: int, train: int, test: int) -> None:
+def _export(folder: Path, base: str, seed: int, train: int, test: int, papers: bool) -> None:
     from halter.files.folders import make, new_folder
     from halter.files.writing import copy_file
-    from halter.playground import base_folder
+    from halter.playground import base_folder, write_papers
     from halter.playground.bases import base as known
 
     source, one = base_folder(base), known(base)
     with new_folder(folder) as inside:
-        one.write_tasks(inside, seed, train, test)
+        (write_papers if papers else one.write_tasks)(inside, seed, train, test)
         make(inside / "base")
         for file in sorted(p for p in source.iterdir() if p.is_file()):
             copy_file(file, inside / "base" / file.name)
+    first = "fields-text" if papers else one.first_task
     print(f"tasks and base are in {folder}. For instance:")
     print(
-        f"halter train --model {folder}/base --data {folder}/{one.first_task}/train.jsonl --method lora "
+        f"halter train --model {folder}/base --data {folder}/{first}/train.jsonl --method lora "
         f"--learning-rate 3e-3 --output {folder}/run"
     )
 
@@ -118,13 +126,20 @@ def _accept(folder: Path | None, twin: Path | None, as_json: bool) -> int:
 def _pretrain(folder: Path, base: str, seed: int) -> None:
     import json
 
+    from halter.playground.bases import ENCODER
     from halter.playground.bases import base as known
     from halter.pretraining.bases import RECIPES, make
+    from halter.pretraining.contrast import Contrast
     from halter.training.progress import Display
 
-    known(base)
+    if base != ENCODER:
+        known(base)
     recipe = RECIPES[base]
-    print(f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens; on 2 cores this takes at most half an hour ...")
+    if isinstance(recipe, Contrast):
+        work, longest = f"looking at {recipe.steps * recipe.pictures_per_step:,} pictures", "a quarter of an hour"
+    else:
+        work, longest = f"reading {recipe.nursery_tokens + recipe.tokens:,} tokens", "half an hour"
+    print(f"{work}; on 2 cores this takes at most {longest} ...")
     displays: list[Display] = []
 
     def show(record: dict) -> None:

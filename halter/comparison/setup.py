@@ -149,8 +149,8 @@ def _laid(source: Mapping[str, Any], first: Any, options: CompareOptions, folder
         return load_examples(held, job.tokenizer, job.template, options.seed, context=context, sight=sight).train
 
     test, general = rows("test"), rows("general")
-    if job.rules is not None:
-        shown = _shown(chain(job.data.train, job.data.validation, test, general))
+    if job.rules is not None or recipe.data.readers:
+        shown = _shown(chain(job.data.train, job.data.validation, test, general), bool(recipe.data.readers))
         splits = replace(splits, digests={**splits.digests, "pictures": shown})
     whole = int(job.data.train.lengths.sum())
     tokens = options.tokens or min(PASSES * whole, MOST_TOKENS)
@@ -171,10 +171,13 @@ def most_seeing(source: Mapping[str, Any], entered: Sequence[ComparedMethod]) ->
     return max(entered, key=tokens).method
 
 
-def _shown(rows: Iterable[Example]) -> str:
-    """SHA-256, in hex, of all pictures in their order: a file may come to show another, and its row stays the same."""
+def _shown(rows: Iterable[Example], read: bool) -> str:
+    """SHA-256, in hex, of all pictures in their order, and of what was ``read`` in them: a file may come to show
+    another, and its row stays the same."""
     digest = sha256()
     for row in rows:
+        if read:
+            digest.update(len(row.tokens).to_bytes(8, "little") + row.tokens.tobytes())
         for picture in row.pictures:
             digest.update(picture.digest.encode())
     return digest.hexdigest()

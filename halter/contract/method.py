@@ -303,7 +303,7 @@ def built(method: Method, shape: ModelConfig, layer: int | None) -> dict[str, Pi
 
 def in_words(options: Method) -> str:
     """The options that say something, as a recipe has them: ``, r 16, alpha 32``."""
-    values = ((field.name, getattr(options, field.name)) for field in fields(options) if field.init)
+    values = ((one.name, getattr(options, one.name)) for one in fields(options) if one.init and one.repr)
     silent: tuple[object, ...] = (None, False, 0, (), {}, "")
     return "".join(f", {name} {_plain(value)}" for name, value in values if not any(value == one for one in silent))
 

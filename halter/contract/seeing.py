@@ -47,8 +47,9 @@ M = TypeVar("M")
 def equipped(method: M) -> M:
     """The method with its encoder's sizes and digest among its options; itself where it names none, or has them.
     Refusals of encoders.opened."""
-    named, known = getattr(method, "encoder", None), getattr(method, "encoder_facts", None)
-    if named is None or known is None or known:  # None: what it calls its encoder is none of pictures
+    known = getattr(method, "encoder_facts", None)  # which a method that sees has
+    named = None if known is None else method.encoder  # type: ignore[attr-defined]
+    if named is None or known:
         return method
     found = opened(named)
     return replace(method, encoder_facts={CONFIG: vars(found.config), DIGEST: found.digest})  # type: ignore[type-var]

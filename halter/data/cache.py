@@ -58,7 +58,7 @@ def find_or_make(encoder: Encoder, group: Group, seed: int, fill: Fill) -> Cache
     """
     most = _most_bytes()
     files = files_of(group)
-    if files is None or most <= 0:
+    if files is None or most <= 0 or encoder.options.readers:  # an entry does not know the pictures behind a text
         return None
     if sum(path.stat().st_size for path in files) < WORTH_BYTES and encoder.rules is None:
         return None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from halter.data.example import Example
 from halter.data.formats import Canonical
 from halter.data.options import DataOptions
 from halter.data.pictured import without
+from halter.data.readings import read_ahead
 from halter.data.told import place
 from halter.data.turns import BadRow, under_system
 from halter.errors import Refusal, Waivers
@@ -22,11 +23,15 @@ from halter.pictures.process import PictureFault
 from halter.pictures.seen import LookedAt, RowPicture, look_at
 from halter.pictures.sources import place_of
 from halter.pictures.tokens import expanded, outside, refuse_other_token
+from halter.readers.named import readers_of
+from halter.readers.reader import PictureReader
+from halter.readers.readings import readings
 from halter.text.chat.conversations import BUILTIN, ChatTemplate
 from halter.text.chat.rows import Encoded, EncodedRows, encode_pair, encode_text
 from halter.text.codecs.codec import Control
 from halter.text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 SHOWN = 60
 """Characters of a picture's name that a fault tells."""
 
@@ -53,8 +58,8 @@ def unseen(where: str) -> Refusal:
         "pictures-unseen",
         "there are pictures, and this model sees none",
         where=where,
-        fix="take a model that sees (Llama 4, Llama 3.2 Vision), or an adapter that does (method.encoder); waived, the "
-        "pictures are left out and the texts stay",
+        fix="take a model that sees (Llama 4, Llama 3.2 Vision), or an adapter that does (method.encoder), or have a "
+        "text of each read (--reader ocr; recipes: data.readers); waived, the pictures are left out and the texts stay",
         waivable=True,
     )
 
@@ -71,6 +76,17 @@ def _called(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("path")
     return f", {value[:SHOWN]}" if isinstance(value, str) and not value.startswith("data:") else ""
+
+
+def _each(meant: Canonical, do: Callable[[Any], T]) -> list[T]:
+    """What ``do`` makes of what names each of a row's pictures. Raises BadRow with the first that cannot be used."""
+    found = []
+    for number, value in enumerate(meant.pictures, 1):
+        try:
+            found.append(do(value))
+        except PictureFault as fault:
+            raise BadRow(f"a picture that cannot be used: {fault} (picture {number}{_called(value)})") from None
+    return found
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,11 @@ class Encoder:
     def picture(self) -> Control | None:
         """The model's token for a picture. Refusal ``picture-token`` where the tokenizer has another."""
         return None if self.rules is None else control_of(self.rules, self.tokenizer)
+
+    @cached_property
+    def readers(self) -> tuple[PictureReader, ...]:
+        """What reads the rows' pictures. Refusals of readers_of."""
+        return readers_of(self.options.readers)
 
     def examples(self, meant: Canonical, origin: str, base: Path | None = None) -> tuple[list[Example], dict[str, int]]:
         """Tokens and targets of a row, which may be several rows to train on, and what is to be told of it (data.told).
@@ -147,19 +168,21 @@ class Encoder:
         """A row's meaning, what was found in its pictures, and what is to be told of them."""
         if not meant.pictures:
             return meant, [], {}
-        if self.rules is None:
+        base, fetch = folder_of(origin, self.options.image_folder), self.options.fetch_pictures
+        told: dict[str, int] = {}
+        if self.readers:
+            read = _each(meant, lambda value: readings.at(self.readers, place_of(value, base, fetch)))
+            meant, told = read_ahead(meant, read, blind=self.rules is None)
+            if self.rules is None:
+                return meant, [], told
+        rules = self.rules
+        if rules is None:
             self.waivers.refuse(unseen(origin))
             return without(meant), [], {"pictures_dropped": len(meant.pictures)}
-        base, fetch = folder_of(origin, self.options.image_folder), self.options.fetch_pictures
-        refuse_many(self.rules, len(meant.pictures))
-        found = []
-        for number, value in enumerate(meant.pictures, 1):
-            try:
-                found.append(look_at(self.rules, place_of(value, base, fetch)))
-            except PictureFault as fault:
-                raise BadRow(f"a picture that cannot be used: {fault} (picture {number}{_called(value)})") from None
+        refuse_many(rules, len(meant.pictures))
+        found = _each(meant, lambda value: look_at(rules, place_of(value, base, fetch)))
         moving = sum(one.frames > 1 for one in found)
-        return meant, found, {"first_frames": moving} if moving else {}
+        return meant, found, told | ({"first_frames": moving} if moving else {})
 
     def _example(self, row: Encoded, looked: Sequence[LookedAt], origin: str) -> Example:
         tokens, supervised = row.tokens, row.supervised

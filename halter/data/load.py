@@ -34,6 +34,7 @@ from halter.data.turns import UNANSWERED
 from halter.data.workers import useful
 from halter.errors import Refusal, Waivers
 from halter.model.pictures import PictureRules
+from halter.readers.named import readers_of
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.chat.render import NO_TOOLS
 from halter.text.tokenizer import Tokenizer
@@ -83,8 +84,9 @@ def load_examples(
     A source called ``-`` is standard input, read once.
 
     Refusals: ``bad-rows`` and ``long-rows`` name every culprit of all sources, ``no-rows``, ``data-changed``; and those
-    of sources, formats and the template.
+    of sources, formats, readers and the template.
     """
+    readers_of(options.readers)  # what cannot read is refused before a row is read
     encoder = Encoder(options, tokenizer, template, system, context, *(sight or RowSight()))
     load = _Load(encoder, seed, progress)
     train = load.rows(options.sources, options.limit)

@@ -94,6 +94,11 @@ class DataOptions:
     fetch_pictures: bool = False
     """Fetch pictures that rows name by an address of the web (http, https), once, when the rows are read. Off: such
     rows are refused, so that no row has Halter ask another machine for something."""
+    readers: tuple[str, ...] = ()
+    """What reads rows' pictures, in this order, so that a text of each stands ahead of it, or in its place where the
+    model sees none: ocr (tesseract), caption (an endpoint named by HALTER_CAPTION_URL), with options as in
+    ocr:language=deu,layout=3, or a reader of your own by its name. Such rows are not kept in the cache; what was read
+    is."""
     on_rejected: Literal["drop", "learn", "stop"] = "drop"
     """Rows whose answer people marked as bad (a column such as label or kto_tag that is false): drop them, learn them
     all the same, or stop and name them. All of it is counted."""

@@ -53,6 +53,8 @@ NOTES: dict[str, str] = {
     "spelt_out": "{n} rows hold new lines as a backslash and an n each, which are read as these two letters: {way}",
     "echoed": "in {n} rows the answer is the question word for word: is one column given for both?",
     "pictures_dropped": "{n} pictures are left out, as the model sees none (checks.allow: pictures-unseen)",
+    "readings_cut": "{n} texts that were read in pictures are cut, as they have more characters than their reader may "
+    "give: data.readers=[ocr:characters=8000] gives more",
     "first_frames": "{n} pictures move: the first frame of each is taken",
     "contradicting": "{n} rows ask what another row asks and want another answer ({contradicted} questions)",
 }

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import Literal, Protocol
 
 import torch
@@ -20,17 +17,17 @@ from halter.encoders.encoder import PictureEncoder
 from halter.errors import HalterError, Refusal
 from halter.files.caches import cache_folder
 from halter.files.folders import make
+from halter.files.kept import KeptFiles, KeptInMemory
 from halter.files.tensors import TensorFile
 from halter.files.writing import write_tensors
 from halter.numerics import int8
 from halter.pictures.sources import PicturePlace
 
 MEMORY_BYTES, DISK_BYTES = 256 << 20, 4 << 30
+ENDING = ".safetensors"
 BATCH = 16
 """Pictures encoded at once where that is quicker, which on a CPU it is not: there one at a time gives the same bits
 whichever others are asked for beside it."""
-TRIMMED = 0.8
-"""Of the bytes allowed on disk that remain where files are removed."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +93,13 @@ class FeatureStore:
         disk_bytes: int = DISK_BYTES,
     ) -> None:
         self.encoder, self.kind, self.bits = encoder, kind, bits
-        self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
+        self.disk_bytes = disk_bytes
         named = sha256(repr((encoder.digest, str(encoder.dtype), kind, bits)).encode()).hexdigest()[:24]
         self.folder = (folder or cache_folder() / "features") / named
         self.computed = 0
         """Pictures that went through the encoder."""
-        self._held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._bytes = 0
-        self._written: int | None = None  # bytes on disk, where they have been counted
-        self._lock = Lock()
+        self._held: KeptInMemory[dict[str, Tensor]] = KeptInMemory(memory_bytes, _size)
+        self._files = KeptFiles(self.folder.parent, ENDING, disk_bytes)
 
     def of(self, pictures: Sequence[HasPlace]) -> list[Tensor]:
         """The features of each, [tokens, width] in the encoder's dtype, on the CPU; equal pictures are encoded once.
@@ -143,7 +138,7 @@ class FeatureStore:
         self.computed += len(waiting)
         found = {digest: self._packed(one) for (digest, _), one in zip(waiting, made, strict=True)}
         for digest, one in found.items():
-            self._keep(digest, one)
+            self._held.put(digest, one)
             self._write(digest, one)
         return found
 
@@ -159,25 +154,15 @@ class FeatureStore:
         return int8.dequantise(int8.Int8(packed["codes"], packed["absmax"]), self.encoder.dtype)
 
     def _kept(self, digest: str) -> dict[str, Tensor] | None:
-        with self._lock:
-            if digest in self._held:
-                self._held.move_to_end(digest)
-                return self._held[digest]
-        found = self._read(digest)
-        if found is not None:
-            self._keep(digest, found)
+        found = self._held.get(digest)
+        if found is None:
+            found = self._read(digest)
+            if found is not None:
+                self._held.put(digest, found)
         return found
 
-    def _keep(self, digest: str, packed: dict[str, Tensor]) -> None:
-        with self._lock:
-            if digest not in self._held:
-                self._held[digest] = packed
-                self._bytes += _size(packed)
-            while self._bytes > self.memory_bytes:
-                self._bytes -= _size(self._held.popitem(last=False)[1])
-
     def _path(self, digest: str) -> Path:
-        return self.folder / f"{digest}.safetensors"
+        return self.folder / f"{digest}{ENDING}"
 
     def _read(self, digest: str) -> dict[str, Tensor] | None:
         """What lies on disk; None where nothing does, or where it is damaged."""
@@ -192,8 +177,7 @@ class FeatureStore:
             return None
         if not sound:
             return None
-        with suppress(OSError):
-            os.utime(path)  # used last
+        self._files.used(path)
         return found
 
     def _write(self, digest: str, packed: dict[str, Tensor]) -> None:
@@ -203,25 +187,7 @@ class FeatureStore:
         with suppress(HalterError, OSError):  # no room, or no right to write: it is computed again next time
             make(self.folder)
             write_tensors(path, packed, metadata={"sha256": _checked(packed)}, replace=True)
-            self._make_room(path.stat().st_size)
-
-    def _make_room(self, new: int) -> None:
-        """Remove the files that were used longest ago where there is more than is allowed."""
-        if self._written is not None:
-            self._written += new
-        if self._written is None or self._written > self.disk_bytes:
-            files = []
-            for path in self.folder.parent.glob("*/*.safetensors"):
-                with suppress(OSError):
-                    files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-            self._written = sum(size for _, size, _ in files)
-            if self._written > self.disk_bytes:
-                for _, size, path in sorted(files):
-                    if self._written <= TRIMMED * self.disk_bytes:
-                        break
-                    with suppress(OSError):
-                        path.unlink()
-                        self._written -= size
+            self._files.came(path.stat().st_size)
 
 
 def _size(packed: dict[str, Tensor]) -> int:

@@ -35,7 +35,8 @@ def opened(name: str, device: torch.device | str = "cpu") -> PictureEncoder:
         if key in _held:
             _held.move_to_end(key)
         else:
-            _held[key] = load_encoder(folder, device=device)
+            with torch.device("cpu"):  # whoever asks may be planning on meta
+                _held[key] = load_encoder(folder, device=device)
             if len(_held) > MOST:
                 _held.popitem(last=False)
         return _held[key]

@@ -56,7 +56,8 @@ def generate(
     messages (through ``template`` or the model's own chat template), or token ids; a single prompt is a list of one.
     A conversation that ends with the assistant's words is continued there, and ``prefill`` begins every answer so;
     an answer's text is what follows. A message's content may be parts, {"type": "text", "text"} and {"type": "image",
-    "image"}: a path, bytes, a data: URI, a picture of Pillow's or, with ``fetch_pictures``, an address. Several answers
+    "image"}: a path, bytes, a data: URI, a picture of Pillow's or, with ``fetch_pictures``, an address. ``readers``
+    ("ocr", "caption", a function) put a text of each ahead of it, or in its place where nothing sees. Several answers
     to a prompt need a temperature above 0; the first is the one that ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is
     for templates that ask what day it is. ``adapter``: none, one for all, or a list with one (or None) for each prompt.
     ``max_rows``: answers worked on at once. The other ``options`` are the fields of GenerationOptions. Refusals as of

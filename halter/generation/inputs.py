@@ -17,12 +17,13 @@ from halter.data.layouts import layouts
 from halter.data.load import respelt_way
 from halter.data.misnamed import headless
 from halter.data.options import DataOptions
+from halter.data.parts import has_pictures
 from halter.data.row_files import as_utf8
 from halter.data.sources import STANDARD_INPUT, Fault, read_source, refuse_several, standard_input
 from halter.data.turns import ROLES, BadRow, is_transcript, listed, tools_of
 from halter.errors import Refusal
 from halter.files.reading import lines_of, read_text
-from halter.generation.prompts import Prompt
+from halter.generation.prompts import EncodedPrompt, Prompt
 from halter.generation.seeing import of_row
 from halter.telling import tell_once
 
@@ -38,6 +39,12 @@ class PromptRow:
     """What is asked after the answer, turn by turn, each with the answers before it (MT-Bench's ``turns``)."""
     tools: list[Any] | None = None
     """The row's tools, for the template; only a conversation has a place for them."""
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it asks about pictures."""
+        turns = [] if isinstance(self.prompt, str | EncodedPrompt) else self.prompt
+        return any(isinstance(turn, Mapping) and has_pictures(turn.get("content")) for turn in turns)
 
 
 ASKING = ("prompt", "instruction", "question", "text")

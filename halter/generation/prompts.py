@@ -20,6 +20,7 @@ from halter.generation.options import GenerationKeywords
 from halter.generation.seeing import Seeing
 from halter.kinds import Worded
 from halter.pictures.seen import RowPicture
+from halter.readers.named import AsReader
 from halter.telling import tell_once
 from halter.text.chat import marks as chat_marks
 from halter.text.chat.conversations import ChatTemplate, writable
@@ -46,6 +47,9 @@ Prompts: TypeAlias = Annotated[
     Worded("a text, a list of token ids, a conversation (a list of messages), or a list of these"),
 ]
 LONGEST_NAME = 256
+Readers: TypeAlias = Annotated[
+    AsReader | Sequence[AsReader], Worded("names of readers, functions from a picture to a text, or a list of these")
+]
 Template: TypeAlias = str | ChatTemplate | None
 
 
@@ -58,6 +62,7 @@ class AnswerKeywords(GenerationKeywords, total=False):
     n: int
     max_rows: int
     fetch_pictures: bool
+    readers: Readers
 
 
 def as_list(prompts: Prompts) -> list[Prompt]:

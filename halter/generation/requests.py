@@ -25,6 +25,7 @@ from halter.generation.prompts import (
 from halter.generation.seeing import Seeing
 from halter.kinds import Worded
 from halter.model.config import ModelConfig
+from halter.readers.named import readers_of
 from halter.telling import tell
 from halter.text.tokenizer import Tokenizer
 
@@ -57,6 +58,7 @@ def requests_of(
     """
     template = as_template(given.pop("template", None))
     fetch = given.pop("fetch_pictures", False)
+    readers = readers_of(given.pop("readers", ()))
     date, prefill, n = given.pop("template_date", None), given.pop("prefill", ""), given.pop("n", 1)
     chosen = GenerationOptions.of(**given).told()
     _check_count(n, chosen)
@@ -65,7 +67,7 @@ def requests_of(
         tell(odd)
     tell_of_template(asked, template, adapter)
     adapters = one_per_prompt(adapter, len(asked))
-    sights = [Seeing(None if config is None else rules_of(config, one), fetch) for one in adapters]
+    sights = [Seeing(None if config is None else rules_of(config, one), fetch, readers=readers) for one in adapters]
     each = zip(asked, sights, strict=True)
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill, seeing=seeing) for prompt, seeing in each]
     both = enumerate(zip(encoded, adapters, strict=True))

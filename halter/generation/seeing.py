@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from halter.data.columns import TALKING
 from halter.data.encode import control_of, folder_of, refuse_many, unseen
@@ -13,6 +13,7 @@ from halter.data.meaning import Canonical
 from halter.data.options import DataOptions
 from halter.data.parts import content_of, has_pictures, is_picture, text_of
 from halter.data.pictured import column_of, pictured
+from halter.data.readings import read_in
 from halter.data.turns import BadRow
 from halter.errors import Refusal, Waivers
 from halter.model.pictures import PictureRules
@@ -20,11 +21,15 @@ from halter.pictures.process import PictureFault
 from halter.pictures.seen import LookedAt, RowPicture, look_at
 from halter.pictures.sources import ADDRESS, place_of
 from halter.pictures.tokens import expanded
+from halter.readers.reader import PictureReader
+from halter.readers.readings import readings
+from halter.telling import tell_once
 from halter.text.chat.pictures import SIGN
 from halter.text.codecs.codec import Control
 from halter.text.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Seeing:
     """Whether what is named by an address is fetched."""
     waivers: Waivers | None = None
     """What the user lets pass, where he could say so."""
+    readers: tuple[PictureReader, ...] = ()
+    """What reads the pictures, so that a text of each stands ahead of it, or in its place where nothing is seen."""
 
     def control(self, tokenizer: Tokenizer) -> Control:
         """The model's token for a picture. Refusal ``picture-token``."""
@@ -46,12 +53,16 @@ class Seeing:
     def look(self, messages: Messages) -> tuple[Messages, list[LookedAt]]:
         """The messages with their pictures' places alone, and what was found in these.
 
-        Refusals ``pictures-unseen``, ``picture-unusable`` (naming every picture that cannot be used),
+        Refusals of the readers, ``pictures-unseen``, ``picture-unusable`` (naming every picture that cannot be used),
         ``picture-address``, ``pictures-many``, ``messages-malformed``.
         """
         if not any(has_pictures(message.get("content")) for message in messages):
             return messages, []
         messages, values = apart(messages)
+        if self.readers:
+            messages, values = self._read(messages, values)
+            if self.rules is None:
+                return messages, []
         if self.rules is None:
             refusal = unseen("")
             if self.waivers is None:
@@ -64,16 +75,18 @@ class Seeing:
             refuse_many(self.rules, len(values))
         except BadRow as fault:
             raise Refusal("pictures-many", f"this prompt has {fault}", fix="ask about one picture at a time") from None
-        found, faults = [], []
-        for number, value in enumerate(values, 1):
-            try:
-                found.append(look_at(self.rules, place_of(value, fetch=self.fetch)))
-            except PictureFault as fault:
-                faults.append(f"picture {number}{_called(value)}: {fault}")
-        if faults:
-            what, fix = "pictures of this prompt cannot be used", "correct the path, or save the picture as PNG or JPEG"
-            raise Refusal("picture-unusable", what, found=faults, fix=fix)
-        return messages, found
+        rules = self.rules
+        return messages, _each(values, lambda value: look_at(rules, place_of(value, fetch=self.fetch)))
+
+    def _read(self, messages: Messages, values: Sequence[Any]) -> tuple[Messages, list[Any]]:
+        """The messages with what was read in their pictures, and where these lie. What was cut is told."""
+        found = _each(values, lambda value: readings.at(self.readers, place_of(value, fetch=self.fetch)))
+        for read in found:
+            for reader, said in read.cut:
+                most = f"{len(said.text):,} of {said.whole:,} characters"
+                tell_once(f"note: of what {reader.name} read in {read.place.name} {most} are taken")
+        texts = iter([read.text for read in found])
+        return read_in(messages, texts, self.rules is None), [read.place for read in found]
 
     def placed(self, tokens: Sequence[int], looked: Sequence[LookedAt]) -> tuple[list[int], tuple[RowPicture, ...]]:
         """A prompt's tokens with those of its pictures, and where these stand."""
@@ -109,6 +122,20 @@ def _parts(said: Any, number: int) -> list[Any]:
             "messages-malformed", what, fix='parts are {"type": "text", ...} or {"type": "image", ...}'
         ) from None
     return parts if isinstance(parts, list) else []
+
+
+def _each(values: Sequence[Any], do: Callable[[Any], T]) -> list[T]:
+    """What ``do`` makes of what names each picture. Refusal ``picture-unusable`` with every one that cannot be used."""
+    found, faults = [], []
+    for number, value in enumerate(values, 1):
+        try:
+            found.append(do(value))
+        except PictureFault as fault:
+            faults.append(f"picture {number}{_called(value)}: {fault}")
+    if faults:
+        what, fix = "pictures of this prompt cannot be used", "correct the path, or save the picture as PNG or JPEG"
+        raise Refusal("picture-unusable", what, found=faults, fix=fix)
+    return found
 
 
 def _called(value: Any) -> str:

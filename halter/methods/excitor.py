@@ -104,7 +104,7 @@ class ExtraKey(Piece):
         pictures = None if look is None else seen(site, look)
         if pictures is None:
             return ExtraKeyAct(a, b, prompts.unflatten(1, self.heads), self.gate)
-        features = pictures.features.to(self.prompts.dtype)
+        features = pictures.features.to(self.a.dtype)
         ends = [
             F.linear(F.linear(features, self.get_parameter(f"{end}_a")), self.get_parameter(f"{end}_b"))
             for end in ("key", "value")
@@ -137,7 +137,7 @@ class Excitor(Method):
     tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
     encoder_bits: Literal[8] | None = None
     """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     visual_r: int = 16
     """Rank of what makes keys and values of a picture's features."""

@@ -12,11 +12,11 @@ With an ``encoder`` the adapter sees, as in the paper's section 3.4, whose code 
 
     P_l + I      I = W_2 gelu(W_1 [c_1; ...; c_M])      in every layer l with prompts
 
-c_m are the encoder's class tokens behind M of its blocks, I one vector of the model's width, added to each prompt of
-the rows that have the picture; k_p, v_p and the gate are as ever. Certain: global features of several scales side by
-side, one projected vector, added to the prompts of every layer that has them. Chosen here, because it is not known:
-four scales evenly apart, a bottleneck of 64 between two linear layers, which with CLIP ViT-L makes the paper's 1.8 M
-parameters at 7B.
+c_m are the encoder's class tokens behind M of its blocks; of SigLIP, which has none, the one vector that it makes of
+the whole picture. I is one vector of the model's width, added to each prompt of the rows that have the picture; k_p,
+v_p and the gate are as ever. Certain: global features of several scales side by side, one projected vector, added to
+the prompts of every layer that has them. Chosen here, because it is not known: four scales evenly apart, a bottleneck
+of 64 between two linear layers, which with CLIP ViT-L makes the paper's 1.8 M parameters at 7B.
 
 Where other programs compute another function, an option does as they do, and the reading of their files sets it. PEFT
 sends what the prompts add through o_proj once more, its bias included (``second_output_bias``). litgpt since 0.5.5 lays
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from halter.contract.method import PEFT_PREFIX, Default, Method, Piece, Site
 from halter.contract.seeing import check_encoder, look_of, sizes_of
-from halter.encoders.config import CLIP
+from halter.encoders.config import CLIP, EncoderConfig
 from halter.encoders.features import FeatureKind
 from halter.encoders.sight import EncoderLook
 from halter.errors import Refusal
@@ -92,7 +92,7 @@ class LlamaAdapter(Method):
     tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
     encoder_bits: Literal[8] | None = None
     """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     encoder_states: Sequence[int] = ()
     """Behind which of the encoder's blocks its class tokens are taken, -1 the last; not given: four, evenly apart."""
@@ -147,6 +147,16 @@ class LlamaAdapter(Method):
         if self.visual_hidden < 1:
             found = [f"visual_hidden {self.visual_hidden}"]
             raise Refusal("prompt-options", "there is no such width", found=found, fix="visual_hidden 64")
+        if self.encoder is not None:
+            self._check_states(sizes_of(self))
+
+    def _check_states(self, sizes: EncoderConfig) -> None:
+        """Refusal ``encoder-states`` for blocks behind which there are no class tokens."""
+        blocks = sizes.layers if sizes.kind == CLIP else 0
+        if absent := [number for number in self.encoder_states if not 1 <= abs(number) <= blocks]:
+            there = f"1 to {blocks}, or -{blocks} to -1" if blocks else "none: SigLIP has no class token"
+            what, fix = "the encoder has no class tokens behind these blocks", "leave method.encoder_states out"
+            raise Refusal("encoder-states", what, found=absent, expected=there, fix=fix)
 
     def build(self, shape: ModelConfig, layer: int | None) -> dict[str, Piece]:
         first = max(0, shape.layers - self.adapter_layers)

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter V2, its text half (Gao et al., arXiv 2304.15010): scale and bias on every linear layer, trained norms.
+"""LLaMA-Adapter V2 (Gao et al., arXiv 2304.15010): scale and bias on every linear layer, trained norms, and pictures.
 
     scale_side out (the paper):      y = s * (W x + b)
     scale_side in  (the 65B code):   y = W (s * x) + b
@@ -72,7 +72,7 @@ class LlamaAdapterV2(Method):
     tiny one that comes with Halter and knows the playground's drawings alone. Not given: the adapter is blind."""
     encoder_bits: Literal[8] | None = None
     """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     fusion: Literal["early", "late"] = "early"
     """Where pictures enter: early, in one of the first layers, as in the paper; late, with the prompts, as released."""
@@ -139,8 +139,10 @@ class LlamaAdapterV2(Method):
             check_prompts(self.adapter_len, self.adapter_layers)
         if self.bias_targets:
             targets.check(shape, self.bias_targets, kinds=(LINEAR,))
-        trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank, self.adapter_len)
-        if not any((*trained, self.encoder)):
+        tuned = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank)
+        beside = (self.adapter_len, self.encoder)
+        trained = {"pretrain": beside, "finetune": tuned}.get(self.phase, (*tuned, *beside))
+        if not any(trained):
             raise Refusal(
                 "nothing-trained",
                 "these options leave nothing to train",
@@ -189,7 +191,7 @@ class LlamaAdapterV2(Method):
         return VisualQuery(looks[0], self.query_len, self.v_depth, self.v_num_heads, shape.dim) if looks else None
 
     def learns_from(self, place: str, name: str) -> RowGroup:
-        sees = place == "context" and (self.fusion == "late" or "visual" in name)
+        sees = self.encoder is not None and place == "context" and (self.fusion == "late" or "visual" in name)
         if self.phase == "disjoint":
             return "pictures" if sees else "texts"
         trained = {"all": True, "pretrain": place == "context", "finetune": place != "context"}[self.phase]

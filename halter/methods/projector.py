@@ -61,10 +61,10 @@ class PictureTokens(Piece):
         index, found, each = [], [], vectors.unbind()  # one gradient for all pictures
         for picture, row, start, length in pictures.places:
             begin, end = max(0, start), min(start + length, lengths[row])  # the rest was, or comes, in another pass
-            if begin < end:  # else all of it is in the beginning that this row goes on from
+            if begin < end:  # else it is all in the beginning that this row continues
                 index.append(torch.arange(firsts[row] + begin, firsts[row] + end))
                 found.append(each[picture][begin - start : end - start])
-        if not index:
+        if not found:
             return Act()
         return PlacedAct(torch.cat(index).to(vectors.device), torch.cat(found).to(site.dtype))
 
@@ -78,7 +78,7 @@ class ProjectorMethod(Method):
     tiny one that comes with Halter and knows the playground's drawings alone."""
     encoder_bits: Literal[8] | None = None
     """8 keeps the features of pictures in 8 bits; not given: as they are computed."""
-    encoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The encoder's sizes and its digest, found in its folder when an adapter begins; leave it out."""
     projector_depth: int = 2
     """Linear layers of the network, a GELU between them; 1 as in the first LLaVA."""

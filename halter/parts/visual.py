@@ -44,8 +44,10 @@ class Visual(nn.Module):
 
         def make() -> tuple[Tensor, SeenPictures] | None:
             pictures = seen(site, self.look)
-            dtype = next(self.parameters()).dtype
-            return None if pictures is None else (self(pictures.features.to(dtype)), pictures)
+            if pictures is None:
+                return None
+            features = pictures.features.to(next(self.parameters()).dtype)  # theirs, as Adapter.to has made it
+            return self(features), pictures
 
         return site.once(self, make)
 

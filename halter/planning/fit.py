@@ -18,6 +18,7 @@ from halter.model.config import ModelConfig
 from halter.model.storages import Quantize, StorageName
 from halter.planning.dry import adapter_bytes, base_bytes, dry_adapter, dry_base
 from halter.planning.forecast import STATE_BYTES
+from halter.planning.seen import encoder_bytes
 from halter.planning.setting import Setting
 from halter.planning.trace import Traced, training_pass
 
@@ -174,8 +175,9 @@ _base = lru_cache(maxsize=16)(dry_base)
 
 
 def bytes_of_base(setting: Setting) -> int:
-    """What the base of a setting takes on its device."""
-    return _bytes_held(setting.shape, setting.dtype, setting.quantize, setting.experts_too, setting.offload)
+    """What the base of a setting takes on its device, and the encoder of pictures where an adapter sees by one."""
+    held = _bytes_held(setting.shape, setting.dtype, setting.quantize, setting.experts_too, setting.offload)
+    return held + encoder_bytes(setting.methods)
 
 
 @lru_cache(maxsize=16)

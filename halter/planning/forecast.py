@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -130,6 +130,7 @@ def forecast(setting: Setting) -> Forecast:
     if setting.offload:
         refuse_trained_layers(adapter)
     held = base_bytes(base, setting.offload)
+    held = replace(held, weights=held.weights + seen.encoder_bytes(adapter.methods))
     again = setting.passes > 1
     size = setting.rows, setting.length
     passes = {on: training_pass(base, adapter, *size, on, again, setting.pictures) for on in (False, True)}

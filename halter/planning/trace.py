@@ -253,7 +253,7 @@ def training_pass(
             p.register_post_accumulate_grad_hook(counter.gradient) for p in adapter.parameters() if p.requires_grad
         ]
         with counter:
-            segments, text = with_pictures(base.config, Segments.packed([length] * rows), pictures)
+            segments, text = with_pictures(base.config, adapter, Segments.packed([length] * rows), pictures)
             learnt = Learnt(torch.tensor(text), tokens[: len(text)], torch.empty(len(text), device="meta"))
             counter.binding = True
             acts = adapter.bind(base, segments, key=0)
@@ -277,7 +277,7 @@ def reading_pass(
     tokens = torch.empty(rows * length, dtype=torch.int64, device="meta")
     counter = ByteCounter(base.config.vocab_size, _standing(base, adapter))
     with torch.no_grad(), counter:
-        segments, _ = with_pictures(base.config, given, pictures)
+        segments, _ = with_pictures(base.config, adapter, given, pictures)
         counter.binding = True
         acts = None if adapter is None else adapter.bind(base, segments)
         counter.binding = False

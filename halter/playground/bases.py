@@ -40,6 +40,15 @@ BASES = {
 """{name: base}; the first is what is taken where none is named."""
 
 
+ENCODER = "encoder"
+"""What the encoder of pictures is called where a base is named; it is none, and has no tasks."""
+
+
+def encoder_folder() -> Path:
+    """The folder of the encoder of pictures that comes with the package, as ``halter.encoders.load`` takes it."""
+    return Path(__file__).with_name(ENCODER)
+
+
 def base_folder(name: str = "dense") -> Path:
     """The folder of a base that comes with the package, as ``halter.load`` takes it. Refusal ``unknown-base``."""
     one = base(name)

@@ -44,11 +44,16 @@ def drawing(dice: Dice) -> Drawing:
 def things(dice: Dice, most: int = 4) -> Things:
     """One to ``most`` things; whatever the number, every shape and colour is as likely as another."""
     quarters = sorted(dice.some(range(4), dice.between(1, most)))
-    return Things(tuple(_thing(dice, quarter) for quarter in quarters), _ground(dice))
+    return Things(tuple(_thing(dice, quarter) for quarter in quarters), ground(dice))
 
 
 def _thing(dice: Dice, quarter: int) -> DrawnThing:
     shape, colour = dice.pick(tuple(SHAPES)), dice.pick(tuple(COLOURS))
+    return placed(dice, quarter, shape, colour)
+
+
+def placed(dice: Dice, quarter: int, shape: str, colour: str) -> DrawnThing:
+    """A thing of this shape and colour somewhere in its quarter, as large and as bright as it is drawn."""
     reach, half = dice.between(4 * FINE + 2, 7 * FINE), SIDE * FINE // 2
     middle = tuple(half * side + dice.between(reach, half - reach) for side in (quarter % 2, quarter // 2))
     r, g, b = (min(255, max(0, level + dice.between(-20, 20))) for level in COLOURS[colour])
@@ -57,10 +62,10 @@ def _thing(dice: Dice, quarter: int) -> DrawnThing:
 
 def form(dice: Dice) -> Form:
     first, second = (FormLine(dice.chance(0.5), dice.between(10, 99)) for _ in LINES)
-    return Form((first, second), (dice.between(0, 1), dice.between(0, 3)), _ground(dice))
+    return Form((first, second), (dice.between(0, 1), dice.between(0, 3)), ground(dice))
 
 
-def _ground(dice: Dice) -> Colour:
+def ground(dice: Dice) -> Colour:
     level = dice.between(215, 255)
     r, g, b = (min(255, level + dice.between(-8, 8)) for _ in range(3))
     return r, g, b
@@ -77,6 +82,14 @@ def caption(dice: Dice, seen: Drawing) -> str:
     else:
         said = (f"at the {thing.where} a {thing.name}" for thing in order)
     text = ", ".join(said)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def described(seen: Drawing) -> str:
+    """All that is in a drawing, in one form: its things in the order of the quarters."""
+    if isinstance(seen, Form):
+        return caption(Dice(0), seen)  # which has one form already
+    text = ", ".join(f"a {thing.name} at the {thing.where}" for thing in seen.things)
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -158,21 +171,25 @@ QUESTIONS: dict[str, Callable[[Dice, Drawing], Exchange | None]] = {
     "tick": tick,
 }
 """{type: makes a question about a drawing and its answer; None where nothing of the kind can be asked of it}."""
+DESCRIBE = "Describe the picture."
+TASKS = (*QUESTIONS, "caption")
+"""The types of questions, and captions in one form."""
 LEFT_OUT = "colour"
 """The type of question that pre-training never asks."""
 
 
 def asked(name: str, seed: object, split: str, rows: int) -> Iterator[tuple[Drawing, Exchange]]:
-    """``rows`` drawings with one question of a type each; those of "train" and "test" are different draws."""
-    if name not in QUESTIONS:
-        what, known = "no such type of question about pictures", ", ".join(QUESTIONS)
-        raise Refusal("unknown-task", what, found=[name], expected=f"one of {known}", fix=meant(name, QUESTIONS))
+    """``rows`` drawings with one question of a type, or a caption, each; those of "train" and "test" are different
+    draws."""
+    if name not in TASKS:
+        what, known = "no such type of question about pictures", ", ".join(TASKS)
+        raise Refusal("unknown-task", what, found=[name], expected=f"one of {known}", fix=meant(name, TASKS))
     made = draw = 0
     while made < rows:
         dice = Dice("sights", name, seed, split, draw)
         draw += 1
         seen = drawing(dice)
-        exchange = QUESTIONS[name](dice, seen)
+        exchange = QUESTIONS[name](dice, seen) if name in QUESTIONS else (DESCRIBE, described(seen))
         if exchange is not None:
             made += 1
             yield seen, exchange

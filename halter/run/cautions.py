@@ -40,6 +40,9 @@ MANY_ROWS = 64
 VARIABLES = {
     "HALTER_CACHE": "folder of tokenised rows and digests",
     "HALTER_CACHE_GB": "most gigabytes of tokenised rows (20; 0 keeps none)",
+    "HALTER_CAPTION_URL": "address of the endpoint that tells what pictures show (data.readers: caption)",
+    "HALTER_CAPTION_MODEL": "what that endpoint calls its model",
+    "HALTER_CAPTION_KEY": "the key that it asks for",
     "HALTER_NF4": "kernels of 4-bit products",
     "HALTER_WAITING": "how threads wait",
     "HALTER_MEASURE": "0 measures no kernels and takes every default",

@@ -47,6 +47,8 @@ EXTRAS = {
     "vision": "pictures in rows and in what is asked",
 }
 """{extra: what it brings}; a test holds it to the extras that the package declares."""
+PROGRAMS = {"tesseract": "texts of pictures (reader ocr)"}
+"""{program of the system's packages: what it brings}."""
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 VARIABLES = (
     "HALTER_",
@@ -73,9 +75,15 @@ def report() -> dict[str, Any]:
         "kernels": kernels(),
         "extras": extras(),
         "folders": folders(),
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "programs": {name: {"brings": brings, "path": shutil.which(name)} for name, brings in PROGRAMS.items()},
+        "environment": {name: _shown(name) for name in sorted(os.environ) if name.startswith(VARIABLES)},
         "warnings": of_environment(),
     }
+
+
+def _shown(variable: str) -> str:
+    """A variable's value; of a key that it is set, as what is said here is shown to others."""
+    return "(set, not shown)" if variable.endswith("_KEY") else os.environ[variable]
 
 
 def version_of(package: str) -> str | None:
@@ -233,6 +241,9 @@ def as_text(found: Mapping[str, Any]) -> str:
     for name, extra in found["extras"].items():
         state = f"missing {', '.join(extra['missing'])}: {install(name)}" if extra["missing"] else "there"
         lines.append(f"  {name}: {extra['brings']} ({state})")
+    lines.append("programs:")
+    for name, one in found["programs"].items():
+        lines.append(f"  {name}: {one['brings']} ({one['path'] or 'missing'})")
     lines.append("folders:")
     lines += [f"  {name}: {f['path']} ({gib(f['free_bytes'])} free)" for name, f in found["folders"].items()]
     lines += [f"environment: {name}={value}" for name, value in found["environment"].items()]

@@ -171,6 +171,8 @@ def with_facts(
 ) -> Sequence[Example]:
     """The rows, with the answer as its file has it where the tokenizer does not know all of it, and with what the file
     says beside it: other right answers, and what ``scoring`` asks for. Refusal ``unknown-column``."""
+    if not rows:  # of tasks alone, whose run's own files may be gone
+        return rows
     lost = {one.origin for one in rows if not questions.knows_all(one, opened.tokenizer)}
     known = _known(opened, keys)
     options = known if data is None else replace(known, train=str(data), validation=None)

@@ -11,7 +11,7 @@ LOOKED_AT = 10_000
 
 def most_pictures(job: Job) -> tuple[Grid, ...]:
     """Tiles high and wide of the pictures of the training row that has the most tiles; () where none has any."""
-    rows, rules = job.data.train, job.config.pictures
+    rows, rules = job.data.train, job.rules
     if rules is None:
         return ()
     step = 1 + len(rows) // LOOKED_AT

@@ -11,6 +11,9 @@ from halter.data.sources import refuse_several
 from halter.errors import Refusal
 from halter.files.nearby import base_beside
 from halter.files.row_names import called_rows
+from halter.readers.named import readers_of
+from halter.readers.reader import PictureReader
+from halter.run.opening import Subject
 from halter.telling import tell
 
 EXAMPLE = "'{instruction: question, output: answer}'"
@@ -50,6 +53,14 @@ def subject_and_keys(
             fix = base_beside(named) or f"a command for each: {', '.join(f'once with {word}' for word in named)}"
         raise Refusal("usage", "more than one run, adapter or model", found=named, fix=fix)
     return (named[0] if named else None), [word for word in words or () if word not in named]
+
+
+def readers_for(asked: Sequence[str], subject: Subject, pictures: bool) -> tuple[PictureReader, ...]:
+    """The readers asked for, else those by which the subject was trained where there are ``pictures``. Refusals of
+    readers_of."""
+    if asked or subject.recipe is None or not pictures:
+        return readers_of(asked)
+    return readers_of(subject.recipe.data.readers)
 
 
 def data_options(words: Sequence[str], known: DataOptions, of: Sequence[str] | None = None) -> DataOptions:

@@ -101,5 +101,6 @@ _Row = tuple[torch.Tensor, tuple[RowPicture, ...]]
 
 def _run(model: Decoder, rows: Sequence[_Row]) -> None:
     segments = Segments.packed([len(tokens) for tokens, _ in rows], model.device)
-    segments = replace(segments, features=features(model.config.pictures, (pictures for _, pictures in rows)))
+    if model.config.pictures is not None:  # what an adapter sees is not the base's
+        segments = replace(segments, features=features(model.config.pictures, (pictures for _, pictures in rows)))
     model.hidden(Pass(torch.cat([tokens for tokens, _ in rows]).to(model.device), segments))

@@ -106,3 +106,12 @@ def test_every_problem_is_printed_with_id_and_remedy(
     assert main.run(["train", *given[1:]]) == 2
     err = capsys.readouterr().err
     assert all(f"[{id}]" in err for id, _ in told)
+
+
+def test_a_key_is_shown_to_nobody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What doctor says is what people paste where they ask for help."""
+    monkeypatch.setenv("HALTER_CAPTION_KEY", "sk-secret")
+    for words in (["doctor"], ["doctor", "--json"]):
+        assert main.run(words) == 0
+        said = "".join(capsys.readouterr())
+        assert "HALTER_CAPTION_KEY" in said and "sk-secret" not in said

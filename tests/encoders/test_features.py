@@ -93,7 +93,7 @@ def test_memory_and_disk_have_bounds(encoder, tmp_path) -> None:
     pictures = [seen(number) for number in range(8)]
     for one in pictures:
         store.of([one])
-        assert store._bytes <= 3 * each
+        assert store._held.bytes <= 3 * each
         assert sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors")) <= 10_000
     store.of([pictures[-1], pictures[-2]])
     assert store.computed == 8

@@ -127,6 +127,10 @@ def test_a_measure_that_is_unknown_has_its_nearest() -> None:
     with pytest.raises(Refusal) as refusal:
         chosen(MeasureOptions(measures=("caption", "vqa")))
     assert refusal.value.id == "unknown-measure" and refusal.value.found == ("caption (did you mean captions?)",)
+    with pytest.raises(Refusal) as refusal:
+        chosen(MeasureOptions(measures=("CIDEr", "scienceqa", "vqa-accuracy", "xyz")))
+    meant = ["CIDEr (did you mean captions?)", "scienceqa (did you mean choices?)", "vqa-accuracy (did you mean vqa?)"]
+    assert refusal.value.found == (*meant, "xyz")
     assert chosen(MeasureOptions(measures=("vqa, choices",))) == {"vqa": MEASURES["vqa"]}
 
 

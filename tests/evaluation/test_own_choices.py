@@ -12,7 +12,9 @@ from own_data import Own
 import halter
 from halter.cli import main
 from halter.errors import Refusal
+from halter.playground import base_folder
 
+SEEING = base_folder("seeing")
 QUIET: dict[str, Any] = {"template": "alpaca", "questions": 0, "say": lambda _: None}
 ROWS = [
     {"question": "What runs?", "choices": ["a dog", "a box"], "answer": "A", "subject": "beasts", "grade": 2},
@@ -97,3 +99,19 @@ def test_scienceqa_is_read_whole(shared: Path) -> None:
         found = facts(DataOptions(train=str(file)), origins, ("subject",))
         assert len(found) == count and all(2 <= len(one.choices) <= 5 for one in found.values())
         assert all(one.columns for one in found.values()) is (count > 60)
+
+
+def test_real_pictures_go_through(shared: Path, tmp_path: Path) -> None:
+    """ScienceQA's with their choices, COCO's with their captions, over the base that sees drawn ones alone."""
+    multimodal = shared / "data" / "multimodal"
+    more = {"limit": 3, "template": "alpaca", "max_new_tokens": 4, "say": lambda _: None}
+    asked = halter.evaluate(
+        SEEING, multimodal / "scienceqa" / "questions.jsonl", measures="choices", output=tmp_path / "asked", **more
+    )
+    assert asked.base.choice_accuracy is not None and asked.report["measures"]["choices"]["rows"] == 3
+    told = halter.evaluate(
+        SEEING, multimodal / "coco_captions" / "captions.jsonl", measures="vqa", output=tmp_path / "told", **more
+    )
+    lines = [json.loads(line) for line in (tmp_path / "told" / "predictions.jsonl").read_text().splitlines()]
+    assert told.base.vqa_accuracy is not None and [len(line["references"]) for line in lines] == [5, 5, 5]
+    assert all("<image>Describe the picture." in line["prompt"] for line in lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from halter.data.beside import beside
 from halter.data.columns import understand
 from halter.data.doubts import question
 from halter.data.example import Beside, Example
+from halter.data.examples import Examples
 from halter.data.options import DataOptions
 from halter.data.references import texts_of
 from halter.errors import Refusal
 from halter.evaluation.comparing import PLAIN, AnswerScores, Comparing
 from halter.evaluation.texts import rouge, translation
+from halter.run.scored import Scoring, with_facts
 
 
 def example(*references: str) -> Example:
@@ -139,3 +142,10 @@ def test_evaluate_counts_the_best_and_keeps_them(own: Own, tmp_path: Path) -> No
     assert after.exact_match == 0.5 and after.loss == before.loss
     assert [line["base"]["exact_match"] for line in again] == [False, True]
     assert again[1]["references"] == rows[1]["answers"] and again[1]["wanted"].strip() == "never"
+
+
+def test_files_are_not_asked_about_no_rows() -> None:
+    """A run whose training file is gone is scored on tasks alone as before."""
+    gone = SimpleNamespace(recipe=SimpleNamespace(data=DataOptions(train="gone.jsonl")))
+    opened = cast(Any, SimpleNamespace(subject=gone, tokenizer=None))
+    assert len(with_facts(opened, None, (), Examples([]), Scoring(tasks=("arc_easy",)))) == 0

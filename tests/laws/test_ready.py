@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bounds
 import pytest
 import sighted
 import tiny
@@ -36,7 +37,12 @@ def test_ready_is_the_adapter(name, tmp_path):
         both = [rows[0], plain[1], rows[2]]
         mixed = [sighted.logits(model, [one, None, one], both) for one in (adapter, ready)]
         assert all(map(torch.equal, *mixed))
-        assert torch.equal(mixed[0][1], want[1]) == (adapter.sight is not None and adapter.sight.tokens > 0)
+        (base,) = sighted.logits(model, None, plain[1:2])
+        bounds.assert_same(mixed[0][1], base)
+        same = torch.equal(mixed[0][1], want[1])
+        assert (
+            not same or adapter.sight is not None and adapter.sight.tokens
+        )  # else a row without pictures is no base.s
     tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(tmp_path))
     prompts = sighted.rows_of(adapter.sight, [[1, 9, 4], [1, 7, 30, 2, 9]], (0, None))
     asked = [EncodedPrompt(tuple(row.tokens.tolist()), True, pictures=row.pictures) for row in prompts]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from halter.cli.main import run
-from halter.playground import BASES, QUESTIONS, TASKS, base_folder
+from halter.playground import BASES, PAPER_TASKS, QUESTIONS, TASKS, base_folder, encoder_folder
+from halter.playground.bases import ENCODER
 from halter.pretraining import accepted, bases
 
 
@@ -18,13 +19,14 @@ def test_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(f"\n{name} " in "\n" + text for name in TASKS)
     assert all(f"base {name}: " in text for name in BASES)
+    assert str(encoder_folder()) in text
     assert str(base_folder()) in text and str(base_folder("moe")) in text
 
 
 def test_help_names_every_base(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["playground", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in BASES)
+    assert all(name in text for name in [*BASES, ENCODER])
 
 
 def test_export_writes_tasks_and_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,11 +61,21 @@ def test_export_writes_what_the_base_that_sees_is_asked(tmp_path: Path, capsys: 
     assert (out / "base" / "config.json").read_bytes() == (base_folder("seeing") / "config.json").read_bytes()
 
 
+def test_export_writes_what_is_asked_of_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "papers"
+    assert run(["playground", "papers", str(out), "--train", "4", "--test", "2"]) == 0
+    assert f"{out}/fields-text/train.jsonl" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == sorted([*PAPER_TASKS, "base"])
+    assert (out / "base" / "config.json").read_bytes() == (base_folder() / "config.json").read_bytes()
+    assert sorted(path.name for path in (out / "closed").iterdir()) == ["new-layout.jsonl", "test.jsonl", "train.jsonl"]
+
+
 def test_every_base_is_made_by_its_own_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
     monkeypatch.setattr(bases, "pretrain", lambda folder, recipe, log: asked.append(recipe) or {})
     monkeypatch.setattr(bases, "pretrain_sight", lambda folder, recipe, log: asked.append(recipe) or {})
-    for name in BASES:
+    monkeypatch.setattr(bases, "pretrain_encoder", lambda folder, recipe, log: asked.append(recipe) or {})
+    for name in [*BASES, ENCODER]:
         assert run(["playground", "pretrain", str(tmp_path / name), "--base", name, "--seed", "7"]) == 0
     assert asked == [replace(recipe, seed=7) for recipe in bases.RECIPES.values()]
 

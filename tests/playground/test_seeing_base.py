@@ -45,7 +45,7 @@ def test_size_is_kept_and_all_bases_are_small() -> None:
     assert {one.dtype for one in tensors.values()} == {torch.bfloat16}
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 2_000_000
     weights = base_folder().parent.glob("*/model.safetensors")
-    assert sum(file.stat().st_size for file in weights) <= 13_000_000
+    assert sum(file.stat().st_size for file in weights) <= 15_000_000
 
 
 def test_tokenizer_is_the_one_that_the_recipe_makes() -> None:
