@@ -5,6 +5,8 @@ No method is named here; those of test_laws.py hold of them too.
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import bounds
@@ -244,12 +246,28 @@ def test_beside_one_that_is_blind(name):
             bounds.assert_same(sighted.logits(model, stacked, rows[n : n + 1])[0], one)
 
 
+@torch.no_grad()
+@every_seeing
+def test_an_adapter_whose_encoder_is_open_can_be_copied(name):
+    model = tiny.decoder()
+    adapter = fresh(name, model)
+    rows = pictured(adapter, (0, None))
+    wanted = sighted.logits(model, adapter, rows)
+    for again in (copy.deepcopy(adapter), pickle.loads(pickle.dumps(adapter))):
+        assert again.sight == adapter.sight
+        assert all(map(torch.equal, sighted.logits(model, again, rows), wanted))
+
+
 @every_seeing
 def test_merging_is_refused_and_names_the_parts(name):
     adapter = fresh(name, tiny.decoder())
     stuck = adapter.unfoldable()
-    seeing = {slot.path for slot in adapter.slots if any("visual" in key for key in slot.piece.saved_names)}
-    assert seeing and not [path for path in seeing if not any(path in line for line in stuck)] or name, stuck
+    visual = {
+        slot.path
+        for slot in adapter.slots
+        if any(key.startswith(("visual", "key_", "value_", "second.visual")) for key in slot.piece.saved_names)
+    }
+    assert visual and stuck and not [path for path in visual if not any(path in line for line in stuck)], stuck
     with pytest.raises(Refusal, match="cannot-merge"):
         adapter.fold("model.layers.0.self_attn.q_proj", torch.zeros(32, 32), None)
 
