@@ -63,8 +63,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Held-out loss, exact match, F1, ROUGE, BLEU and chrF of a run, its base beside its adapter; every answer in a
-    file. With --measures also CIDEr-D, SPICE, VQA accuracy or choices of each row; with --tasks also, or without rows
-    only, tasks of lm-eval."""
+    file. With --measures also CIDEr-D, SPICE, F1 of fields, VQA accuracy or choices of each row; with --tasks also, or
+    without rows only, tasks of lm-eval."""
     run, keys = subject_and_keys(words, "--data", data, opening.model or opening.adapter)
     counters: dict[str, CountLine] = {}
     with ExitStack() as stack:
@@ -95,11 +95,11 @@ def _table(report: Mapping[str, Any]) -> str:
     asked = report.get("measures") or {}
     beside = {name: {k: v for one in asked.values() for k, v in one.get(name, {}).items()} for name in BESIDE}
     columns = {side: report[side] for side in sides} | {name: found for name, found in beside.items() if found}
-    lines.append(f"{'':<14}" + "".join(f"{name:>12}" for name in columns))
+    lines.append(f"{'':<16}" + "".join(f"{name:>12}" for name in columns))
     for measure, style in MEASURES.items():
         if measure in report["base"]:
             told = (format(one[measure], style) if measure in one else "" for one in columns.values())
-            lines.append((f"{measure:<14}" + "".join(f"{value:>12}" for value in told)).rstrip())
+            lines.append((f"{measure:<16}" + "".join(f"{value:>12}" for value in told)).rstrip())
     lines += [line for name, facts in asked.items() for line in _of_measure(name, facts)]
     for column, kinds in (report.get("by") or {}).items():
         lines += _by(column, kinds, sides)

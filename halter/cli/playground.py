@@ -16,6 +16,7 @@ class Action(StrEnum):
 
     LIST = "list"
     EXPORT = "export"
+    PAPERS = "papers"
     PRETRAIN = "pretrain"
     ACCEPT = "accept"
 
@@ -24,13 +25,14 @@ def command(
     action: Annotated[
         Action,
         typer.Argument(
-            help="list the tasks; export them as jsonl files, with a base; pretrain a base or the encoder anew; "
-            "accept: ask whether a base with experts has learned to use them."
+            help="list the tasks; export them as jsonl files, with a base; papers: the same with those about papers, "
+            "as pictures and as text; pretrain a base or the encoder anew; accept: ask whether a base with experts has "
+            "learned to use them."
         ),
     ] = Action.LIST,
     folder: Annotated[
         Path | None,
-        typer.Argument(help="New folder for export and pretrain; for accept one that pretrain wrote."),
+        typer.Argument(help="New folder for export, papers and pretrain; for accept one that pretrain wrote."),
     ] = None,
     base: Annotated[
         str,
@@ -39,7 +41,7 @@ def command(
             "pictures, for pretrain)."
         ),
     ] = "dense",
-    seed: Annotated[int, typer.Option(help="Seed of the tasks' rows (export), or of everything (pretrain).")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the tasks' rows, or of everything (pretrain).")] = 0,
     train: Annotated[int, typer.Option(help="Training rows of each task.")] = 600,
     test: Annotated[int, typer.Option(help="Test rows of each task; no prompt is in both.")] = 150,
     twin: Annotated[Path | None, typer.Option(help="For accept: the folder of a twin made anew.")] = None,
@@ -61,15 +63,15 @@ def command(
         _list()
         return 0
     refuse_unwritable(folder, folder=True)
-    if action is Action.EXPORT:
-        _export(folder, base, seed, train, test)
+    if action in (Action.EXPORT, Action.PAPERS):
+        _export(folder, base, seed, train, test, action is Action.PAPERS)
     else:
         _pretrain(folder, base, seed)
     return 0
 
 
 def _list() -> None:
-    from halter.playground import BASES, QUESTIONS, TASKS, base_folder, encoder_folder
+    from halter.playground import BASES, PAPER_TASKS, QUESTIONS, TASKS, base_folder, encoder_folder
 
     width = max(map(len, TASKS)) + 2
     for task in TASKS.values():
@@ -81,24 +83,26 @@ def _list() -> None:
         print(f"base {name}: {base.about}{f', {base_folder(name)}' if base.folder else ''}")
     print(f"encoder of pictures: a CLIP in small, {encoder_folder()}")
     print(f"The tasks of base seeing are questions about drawings: {', '.join(QUESTIONS)}")
-    print("Their files: halter playground export FOLDER")
+    print(f"The tasks about papers: {', '.join(PAPER_TASKS)}")
+    print("Their files: halter playground export FOLDER; those about papers: halter playground papers FOLDER")
 
 
-def _export(folder: Path, base: str, seed: int, train: int, test: int) -> None:
+def _export(folder: Path, base: str, seed: int, train: int, test: int, papers: bool) -> None:
     from halter.files.folders import make, new_folder
     from halter.files.writing import copy_file
-    from halter.playground import base_folder
+    from halter.playground import base_folder, write_papers
     from halter.playground.bases import base as known
 
     source, one = base_folder(base), known(base)
     with new_folder(folder) as inside:
-        one.write_tasks(inside, seed, train, test)
+        (write_papers if papers else one.write_tasks)(inside, seed, train, test)
         make(inside / "base")
         for file in sorted(p for p in source.iterdir() if p.is_file()):
             copy_file(file, inside / "base" / file.name)
+    first = "fields-text" if papers else one.first_task
     print(f"tasks and base are in {folder}. For instance:")
     print(
-        f"halter train --model {folder}/base --data {folder}/{one.first_task}/train.jsonl --method lora "
+        f"halter train --model {folder}/base --data {folder}/{first}/train.jsonl --method lora "
         f"--learning-rate 3e-3 --output {folder}/run"
     )
 

@@ -12,6 +12,7 @@ from halter.adapters.adapter import Adapter
 from halter.data.example import Example
 from halter.errors import Refusal
 from halter.evaluation.choices import ChoiceQuestions, choice_questions
+from halter.evaluation.measures.fields import field_scores
 from halter.evaluation.options import TaskOptions
 from halter.evaluation.questions import Question, question
 from halter.evaluation.score import answers, held_out, held_out_loss
@@ -68,7 +69,11 @@ def evaluate_on(model: Decoder, suite: EvaluationSuite, adapter: Adapter | None 
         said = [one.text for one in answers(model, suite.tokenizer, asked, adapter, options)]
         wanted = [one.wanted for one in asked]
         matches = [int(exact_match(a, w)) for a, w in zip(said, wanted, strict=True)]
-        result |= {"matches": matches, "scores": {"exact_match": sum(matches) / len(matches), **_rouge(said, wanted)}}
+        result |= {
+            "matches": matches,
+            "scores": {"exact_match": sum(matches) / len(matches), **field_scores(said, wanted)},
+        }
+        result["scores"] |= _rouge(said, wanted)
     if suite.choice_questions is not None:
         rights = (
             (suite.choice_questions.picked(model, adapter, suite.pass_tokens) == suite.choice_questions.right)

@@ -43,7 +43,7 @@ class AnswerScores:
         self._measures = {name: kind(self.right, how.options) for name, kind in how.measures.items()} if rows else {}
         self._values: dict[str, dict[str, np.ndarray]] = {}
 
-    def scores(self, side: str, answers: Sequence[str]) -> dict[str, float]:
+    def scores(self, side: str, answers: Sequence[str]) -> dict[str, Any]:
         """{score: value} of all of a side's answers.
 
         ``exact_match`` (a share; white space aside unless ``strict``), ``token_f1``, ``last_number`` (the share of
@@ -53,7 +53,7 @@ class AnswerScores:
         strict = self.how.strict
         both = list(zip(answers, self.right, strict=True))
         matches = np.array([any(exact_match(a, w, strict) for w in texts) for a, texts in both])
-        scores = {"exact_match": float(matches.mean())}
+        scores: dict[str, Any] = {"exact_match": float(matches.mean())}
         scores["token_f1"] = sum(max(token_f1(a, w) for w in texts) for a, texts in both) / len(both)
         numbers = [[last_number(w) for w in texts] for texts in self.right]
         if all(None not in one for one in numbers):
@@ -61,7 +61,7 @@ class AnswerScores:
         self._values[side] = {"exact_match": matches}
         for measure in self._measures.values():
             found = measure.score(answers)
-            scores |= found.totals
+            scores |= found.totals | found.parts
             self._values[side] |= found.rows
         try:
             each = rouge(answers, self.right)

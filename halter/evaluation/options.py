@@ -40,7 +40,8 @@ class MeasureOptions:
 
     measures: tuple[str, ...] = ()
     """More measures, also separated by commas: captions (CIDEr-D, BLEU-1 to 4 and ROUGE-L of pictures' captions; needs
-    the extra captions and Java), spice (with --spice-jars), vqa (VQA accuracy), choices (accuracy among the choices
+    the extra captions and Java), spice (with --spice-jars), fields (F1 of key-value
+    pairs), vqa (VQA accuracy), choices (accuracy among the choices
     that each row lists itself, by likelihood)."""
     by: tuple[str, ...] = ()
     """Columns by whose values scores are also told apart, as subject,grade."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,11 +97,13 @@ def _row(name: str, seed: object, split: str, number: int, seen: Paper) -> dict[
     return PAPER_TASKS[name].row(seen, Dice("asked", name, seed, split, number))
 
 
-def write_papers(folder: Path, seed: int = 0, train: int = TRAIN, test: int = TEST) -> list[Path]:
-    """Write TASK/train.jsonl, TASK/test.jsonl and TASK/new-layout.jsonl (``test`` rows) for every task; the paths."""
+def write_papers(
+    folder: Path, seed: int = 0, train: int = TRAIN, test: int = TEST, names: Sequence[str] = tuple(PAPER_TASKS)
+) -> list[Path]:
+    """Write TASK/train.jsonl, TASK/test.jsonl and TASK/new-layout.jsonl (``test`` rows) for these tasks; the paths."""
     written = []
     for split in SPLITS:
-        made: dict[str, list[str]] = {name: [] for name in PAPER_TASKS}
+        made: dict[str, list[str]] = {name: [] for name in names}
         for number, seen in enumerate(papers(seed, split, train if split == "train" else test)):
             for name, lines in made.items():  # the tasks of one paper together: its picture is drawn once
                 lines.append(json.dumps(_row(name, seed, split, number, seen)) + "\n")

@@ -17,37 +17,40 @@ from halter.playground.sheets import ACROSS, DOWN, HIGH, MARGIN, SCALE, SIDE, WI
 from halter.playground.words import Dice
 from halter.playground.world import family_name, world
 
+LONGEST_NAME, LONGEST_TOWN, LONGEST_MONTH = 6, 7, 5
+"""Letters, so that a label has room before them."""
 KINDS: dict[str, tuple[str, ...]] = {
-    "invoice": ("number", "name", "goods", "total", "day"),
+    "invoice": ("number", "name", "goods", "total", "month"),
     "receipt": ("town", "goods", "total", "payment"),
-    "order": ("name", "goods", "count", "day"),
-    "delivery": ("number", "town", "goods", "count", "day"),
+    "order": ("name", "goods", "count", "month"),
+    "delivery": ("number", "town", "goods", "count"),
     "reminder": ("number", "name", "total", "status"),
     "offer": ("name", "goods", "count", "total"),
 }
 """{kind of paper: its further fields, in the order of answers}."""
 GOODS = ("lamp", "ladder", "basket", "kettle", "hammer", "mirror", "chair", "table", "barrel", "clock", "boat", "broom")
-PAYMENTS = ("cash", "card", "bank", "cheque")
+PAYMENTS = ("cash", "card", "bank", "post")
+MONTHS = tuple(month for month in words.MONTHS if len(month) <= LONGEST_MONTH)
 STATES = ("open", "late", "paid", "lost")
-TOWNS = tuple(place.name for place in world().places if len(place.name) < ACROSS)[:8]
+TOWNS = tuple(place.name for place in world().places if len(place.name) <= LONGEST_TOWN)
 CLOSED: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
     "town": TOWNS,
     "goods": GOODS,
-    "day": words.DAYS,
+    "month": MONTHS,
     "payment": PAYMENTS,
     "status": STATES,
 }
 """{field: all values that it can have}."""
 COPIED = ("number", "name", "count", "total")
-LONGEST_NAME = 6
 NUMBERS = 10_000
 
 
 @dataclass(frozen=True)
 class PaperLayout:
-    """How a paper looks. ``labels``: of the copied fields; ``label``: beside its value (left, right), above it, or left
-    with both pushed to the edges (apart)."""
+    """How a paper looks. ``order``: of all fields that there are. ``labels``: what says which field a value is; a field
+    without one is known by its value alone. ``label``: to the left of its value, above it, or left with both pushed to
+    the edges (apart)."""
 
     name: str
     order: tuple[str, ...]
@@ -59,41 +62,61 @@ class PaperLayout:
     """Between a label and its value."""
 
 
-FIRST = {"number": "NR", "name": "TO", "count": "QTY", "total": "SUM"}
-SECOND = {"number": "NO", "name": "FOR", "count": "PCS", "total": "PAY"}
+FIRST = {
+    "number": "NR",
+    "name": "TO",
+    "count": "QTY",
+    "total": "SUM",
+    "month": "DATE",
+    "town": "AT",
+    "payment": "BY",
+    "status": "IS",
+}
+SECOND = {
+    "number": "NO",
+    "name": "FOR",
+    "count": "PCS",
+    "total": "PAY",
+    "month": "WHEN",
+    "town": "IN",
+    "payment": "PER",
+    "status": "NOW",
+}
 LAYOUTS = (
     PaperLayout(
-        "plain", ("kind", "number", "name", "town", "goods", "count", "total", "payment", "status", "day"), FIRST
+        "plain",
+        ("kind", "number", "name", "town", "goods", "count", "total", "payment", "status", "month"),
+        FIRST,
     ),
     PaperLayout(
         "letter",
-        ("kind", "town", "day", "name", "number", "goods", "count", "total", "payment", "status"),
+        ("kind", "town", "month", "name", "number", "goods", "count", "total", "payment", "status"),
         SECOND,
         frame=True,
     ),
     PaperLayout(
         "colons",
-        ("number", "kind", "goods", "count", "total", "status", "payment", "name", "town", "day"),
-        FIRST,
+        ("number", "kind", "goods", "count", "total", "status", "payment", "name", "town", "month"),
+        {field: label for field, label in FIRST.items() if field not in ("town", "month")},
         sign=": ",
         align="middle",
     ),
     PaperLayout(
         "table",
-        ("kind", "day", "number", "goods", "count", "total", "payment", "name", "status", "town"),
+        ("kind", "month", "number", "goods", "count", "total", "payment", "name", "status", "town"),
         SECOND,
         label="apart",
         frame=True,
     ),
     PaperLayout(
         "boxes",
-        ("kind", "number", "total", "count", "name", "town", "goods", "status", "payment", "day"),
-        FIRST,
+        ("kind", "number", "total", "payment", "count", "name", "month", "town", "goods", "status"),
+        {field: label for field, label in FIRST.items() if field != "month"},
         label="above",
     ),
     PaperLayout(
         "counter",
-        ("town", "status", "name", "kind", "goods", "count", "number", "day", "payment", "total"),
+        ("town", "status", "name", "kind", "goods", "count", "number", "month", "payment", "total"),
         SECOND,
         align="right",
     ),
@@ -101,9 +124,17 @@ LAYOUTS = (
 """Those that are trained on."""
 UNSEEN = PaperLayout(
     "ledger",
-    ("day", "payment", "status", "total", "count", "goods", "town", "name", "number", "kind"),
-    {"number": "REF", "name": "MR", "count": "PC", "total": "DUE"},
-    label="right",
+    ("month", "payment", "status", "total", "count", "goods", "town", "name", "number", "kind"),
+    {
+        "number": "REF",
+        "name": "MR",
+        "count": "PC",
+        "total": "DUE",
+        "month": "FIX",
+        "town": "OF",
+        "payment": "AS",
+        "status": "YET",
+    },
     align="right",
     frame=True,
 )
@@ -154,7 +185,7 @@ class Paper:
             "goods": "{}",
             "count": "{} pieces",
             "total": "{} coins",
-            "day": "on {}",
+            "month": "in {}",
             "payment": "by {}",
             "status": "{}",
         }
@@ -163,28 +194,28 @@ class Paper:
         return f"{kind[0].upper()}{kind[1:]}: {rest}."
 
     def _set(self) -> list[tuple[str, ...]]:
-        """The cells of each line: a text alone, or a label and a value or two of either."""
+        """The cells of each line: a text alone, or two with what stands between them."""
         here = [name for name in self.layout.order if name in self.fields]
         lines: list[tuple[str, ...]] = []
-        skipped: set[str] = set()
+        skipped = ""
         for name, after in zip(here, [*here[1:], ""], strict=True):
             value, label = self.fields[name].upper(), self.layout.labels.get(name)
-            if name in skipped:
+            if name == skipped:
                 continue
             if label is None:
                 lines.append((value,))
-            elif self.layout.label == "above":
-                beside = self.layout.labels.get(after)
-                if beside is not None and len(lines) == 1:
-                    skipped.add(after)
-                    wide = max(len(label), len(value))
-                    lines += [(label.ljust(wide), " ", beside), (value.ljust(wide), " ", self.fields[after])]
+            elif self.layout.label != "above":
+                lines.append((label, self.layout.sign, value))
+            else:
+                beside = (
+                    (self.layout.labels[after], self.fields[after].upper()) if after in self.layout.labels else ("", "")
+                )
+                wide = max(len(label), len(value))
+                if beside[0] and wide + 1 + max(map(len, beside)) <= ACROSS:
+                    skipped = after
+                    lines += [(first.ljust(wide), " ", second) for first, second in zip((label, value), beside)]
                 else:
                     lines += [(label,), (value,)]
-            elif self.layout.label == "right":
-                lines.append((value, self.layout.sign, label))
-            else:
-                lines.append((label, self.layout.sign, value))
         return lines
 
 

@@ -49,6 +49,13 @@ class Scores:
     token_f1: float | None = None
     last_number: float | None = None
     """Share of answers that end in the wanted number."""
+    field_precision: float | None = None
+    """Of the key-value pairs that were answered, the share that was wanted."""
+    field_recall: float | None = None
+    """Of the wanted pairs, the share that was answered."""
+    field_f1: float | None = None
+    fields: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """{key: its precision, recall, f1 and the number wanted}."""
     choice_accuracy: float | None = None
     """Share of rows whose right choice has the lowest loss."""
     rouge1: float | None = None

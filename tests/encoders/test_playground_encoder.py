@@ -79,8 +79,8 @@ LEAST = {
     ("class", "ones"): (0.8, 0.35),
     ("class", "tick"): (0.98, 0.95),
 }
-"""{(features, what is asked): the least share of right answers in the figures, whose probes learned from 4,000 pictures,
-and here, where they learn from 400 and are asked about 200}."""
+"""{(features, what is asked): the least share of right answers in the figures, whose probes learned from 4,000
+pictures, and here, where they learn from 400 and are asked about 200}."""
 
 
 def test_figures_are_what_was_promised_and_a_quick_probe_finds_them(encoder: PictureEncoder) -> None:

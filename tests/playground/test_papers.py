@@ -24,7 +24,7 @@ from halter.text.tokenizer import Tokenizer
 
 SEEDS = st.integers(0, 2**32)
 SPLITS = st.sampled_from(papers.SPLITS)
-DIGEST = "bda440caa94dba09d8a59de4480fc9c10b4428423c4a79b5956c432e74e519e0"
+DIGEST = "eb40913fec2118a0f9f7e9a1c2f0373fb84516598b69633cc91c55145e36e251"
 
 
 def read(paper: papers.Paper) -> list[str]:
@@ -77,7 +77,7 @@ def test_fields_are_those_of_the_kind_and_stand_on_the_paper(seed: int, split: s
         assert value in paper.caption().replace(",", "").rstrip(".").split() or field in ("kind", "total")
     labels = paper.layout.labels
     assert {label for field, label in labels.items() if field in paper.fields} <= set(words)
-    assert len(words) == len(paper.fields) + len(set(paper.fields) & set(COPIED))
+    assert len(words) == len(paper.fields) + len(set(paper.fields) & set(labels)) and set(COPIED) < set(labels)
 
 
 def test_every_letter_has_its_own_shape() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from halter.cli.main import run
-from halter.playground import BASES, QUESTIONS, TASKS, base_folder, encoder_folder
+from halter.playground import BASES, PAPER_TASKS, QUESTIONS, TASKS, base_folder, encoder_folder
 from halter.playground.bases import ENCODER
 from halter.pretraining import accepted, bases
 
@@ -59,6 +59,15 @@ def test_export_writes_what_the_base_that_sees_is_asked(tmp_path: Path, capsys: 
         rows = [json.loads(line) for line in (out / name / "train.jsonl").read_text("utf-8").splitlines()]
         assert len(rows) == 4 and all(row["images"] for row in rows)
     assert (out / "base" / "config.json").read_bytes() == (base_folder("seeing") / "config.json").read_bytes()
+
+
+def test_export_writes_what_is_asked_of_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "papers"
+    assert run(["playground", "papers", str(out), "--train", "4", "--test", "2"]) == 0
+    assert f"{out}/fields-text/train.jsonl" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == sorted([*PAPER_TASKS, "base"])
+    assert (out / "base" / "config.json").read_bytes() == (base_folder() / "config.json").read_bytes()
+    assert sorted(path.name for path in (out / "closed").iterdir()) == ["new-layout.jsonl", "test.jsonl", "train.jsonl"]
 
 
 def test_every_base_is_made_by_its_own_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ FLOOR = "floor"
 
 @dataclass(frozen=True)
 class Scored:
-    """{score: of all answers together} and {score: float64 [rows]}, the value of each row."""
+    """{score: of all answers together}, {score: float64 [rows]}, the value of each row, and what else stands beside the
+    totals in the report."""
 
     totals: dict[str, float]
     rows: dict[str, np.ndarray] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 class AnswerMeasure(ABC):

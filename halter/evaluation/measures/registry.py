@@ -7,12 +7,13 @@ from difflib import get_close_matches
 
 from halter.errors import Refusal
 from halter.evaluation.measures.captions import Captions
+from halter.evaluation.measures.fields import Fields
 from halter.evaluation.measures.measure import AnswerMeasure
 from halter.evaluation.measures.spice import Spice
 from halter.evaluation.measures.vqa import Vqa
 from halter.evaluation.options import MeasureOptions
 
-MEASURES: dict[str, type[AnswerMeasure]] = {"captions": Captions, "spice": Spice, "vqa": Vqa}
+MEASURES: dict[str, type[AnswerMeasure]] = {"captions": Captions, "fields": Fields, "spice": Spice, "vqa": Vqa}
 CHOICES = "choices"
 """The one that scores no answers: which of its own choices each question finds likeliest (own_choices.py)."""
 
