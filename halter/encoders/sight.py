@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class AdapterSight:
     token: str = "<image>"
     token_id: int = -1
     most: int = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, such as that of an adapter, opens its encoders itself."""
+        return {name: value for name, value in vars(self).items() if name != "_stores"}
 
     @property
     def pictures(self) -> int | None:

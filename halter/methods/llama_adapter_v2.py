@@ -139,8 +139,10 @@ class LlamaAdapterV2(Method):
             check_prompts(self.adapter_len, self.adapter_layers)
         if self.bias_targets:
             targets.check(shape, self.bias_targets, kinds=(LINEAR,))
-        trained = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank, self.adapter_len)
-        if not any((*trained, self.encoder)):
+        tuned = (self.scale_side != "none", self.bias_targets, self.train_norm, self.branch_rank)
+        beside = (self.adapter_len, self.encoder)
+        trained = {"pretrain": beside, "finetune": tuned}.get(self.phase, (*tuned, *beside))
+        if not any(trained):
             raise Refusal(
                 "nothing-trained",
                 "these options leave nothing to train",
@@ -151,8 +153,8 @@ class LlamaAdapterV2(Method):
         """Refusal ``fusion`` for what cannot see."""
         if self.encoder is None:
             return
-        wrong = [f"{name} {value}" for name in ("query_len", "v_num_heads") if (value := getattr(self, name)) < 1]
-        wrong += [f"v_depth {self.v_depth}"] if self.v_depth < 0 else []
+        counts = ("query_len", "v_num_heads", "v_depth")  # without a block the queries would never meet the picture
+        wrong = [f"{name} {value}" for name in counts if (value := getattr(self, name)) < 1]
         width = self.looks[0].size[1]
         if not wrong and width % self.v_num_heads:
             wrong.append(f"v_num_heads {self.v_num_heads} over {width} numbers a token")
@@ -189,7 +191,7 @@ class LlamaAdapterV2(Method):
         return VisualQuery(looks[0], self.query_len, self.v_depth, self.v_num_heads, shape.dim) if looks else None
 
     def learns_from(self, place: str, name: str) -> RowGroup:
-        sees = place == "context" and (self.fusion == "late" or "visual" in name)
+        sees = self.encoder is not None and place == "context" and (self.fusion == "late" or "visual" in name)
         if self.phase == "disjoint":
             return "pictures" if sees else "texts"
         trained = {"all": True, "pretrain": place == "context", "finetune": place != "context"}[self.phase]

@@ -96,7 +96,7 @@ class SeenTokens(Piece):
         self.activation = activation
         self.visual_gate = nn.Parameter(torch.zeros(shape.heads if scope == "head" else 1))
         self.visual = visual
-        self.saved_names = {"visual_gate": "visual_gate", **names_of(visual)}
+        self.saved_names = {"visual_gate": "gate", **names_of(visual)}
 
     def reset(self, generator: torch.Generator) -> None:
         self.visual.reset(generator)

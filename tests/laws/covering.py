@@ -1,8 +1,9 @@
 """Option sets in which every two option values meet, made from a dataclass's fields and types and from nothing else.
 
 The values of an option are learned from its type: all of a Literal's, both of a bool, a few numbers of int and float,
-None where it may be, module names where a str or a list of them is wanted. Sets that are refused are left out, and what
-no accepted set holds is told, so that a test can see that nothing else was left out.
+None where it may be, module names where a str or a list of them is wanted. What halter.contract.seeing says of every
+method that sees is said here too: which encoder there is, and that nobody gives its facts. Sets that are refused are
+left out, and what no accepted set holds is told, so that a test can see that nothing else was left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from itertools import combinations
 from types import NoneType, UnionType
 from typing import Any, Literal
 
+import sighted
+
 INTS, FLOATS = (0, 3, 4), (0.0, 0.5, 3.0)
 MODULES: tuple[Any, ...] = (
     ("q_proj", "down_proj"),
@@ -22,6 +25,7 @@ MODULES: tuple[Any, ...] = (
     r".*\.[ko]_proj",
     ("input_layernorm", "norm"),
 )
+FACTS = "encoder_facts"
 Options = Mapping[str, Any]
 Value = tuple[str, int]
 """(option, number of its value)."""
@@ -73,7 +77,13 @@ def space_of(options: type[Any]) -> dict[str, list[Any]]:
     """{option: its values} of a dataclass."""
     hints = typing.get_type_hints(options)
     made = {}
+    sees = FACTS in hints
     for f in fields(options):
+        if f.name == FACTS:
+            continue
+        if f.name == "encoder" and sees:
+            made[f.name] = list(dict.fromkeys([f.default, sighted.NAMED, None]))
+            continue
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         made[f.name] = values_of(hints[f.name], default)
     return made

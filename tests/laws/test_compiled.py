@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import bounds
 import pytest
+import sighted
 import tiny
 import torch
 
 from halter.adapters.adapter import adapt
-from halter.contract.registry import names
 from halter.model.dense import Block
 from halter.model.passes import Pass
-from halter.model.segments import Segments
 
 LENGTHS = ([9, 14, 5], [9, 14, 5], [7, 3], [4, 8, 2, 11])
 OWNERS = (0, 1, 0, 1)
@@ -23,12 +22,16 @@ OWNERS = (0, 1, 0, 1)
 def forward(model, adapter, lengths):
     g = torch.Generator().manual_seed(sum(lengths))
     tokens = torch.randint(0, 96, (sum(lengths),), generator=g)
-    segments = Segments.packed(lengths, prompt_lengths=[(n + 1) // 2 for n in lengths])
+    # Where all of a row sees its picture a layer's tokens are cut by pictures, of which each cut is a graph of its own.
+    sight = adapter.sight if adapter is not None and adapter.sight is not None and adapter.sight.tokens else None
+    rows = sighted.rows_of(sight, [one.tolist() for one in tokens.split(lengths)], (0, 1))
+    counts = [len(row.tokens) for row in rows]
+    segments = sighted.segments_of(model, rows, [adapter] * len(rows), [(n + 1) // 2 for n in counts])
     acts = None if adapter is None else adapter.bind(model, segments)
-    return model.hidden(Pass(tokens, segments, acts))
+    return model.hidden(Pass(sighted.tokens_of(rows), segments, acts))
 
 
-@pytest.mark.parametrize("name", [None, *names()])
+@pytest.mark.parametrize("name", [None, *sighted.CASES])
 def test_compiled_is_eager_with_no_new_graph(name, monkeypatch):
     torch._dynamo.reset()
     graphs = []
@@ -38,7 +41,7 @@ def test_compiled_is_eager_with_no_new_graph(name, monkeypatch):
         return module.forward
 
     model = tiny.decoder()
-    pair = [None if name is None else adapt(model, name, seed=seed) for seed in (0, 1)]
+    pair = [None if name is None else adapt(model, sighted.method_of(name), seed=seed) for seed in (0, 1)]
     for adapter in pair:
         if adapter is not None:
             tiny.jitter(adapter)

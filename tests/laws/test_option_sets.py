@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing
 
 import pytest
+import sighted
 import together
 import torch
 
@@ -27,6 +28,7 @@ def test_every_choice_of_an_option_is_in_some_set(name):
         chosen = bool in (hint, type(None)) or typing.get_origin(hint) is typing.Literal
         met = [value for value in values if any(s[option] is value or s[option] == value for s in covered.sets)]
         assert met and (not chosen or len(met) == len(values)), option
+    assert not sighted.sees(name) or any(one["encoder"] for one in covered.sets)
 
 
 @every_method
@@ -34,7 +36,7 @@ def test_every_two_values_meet_in_an_adapter_that_obeys_the_laws(name, tmp_path)
     for number, method in together.sets_of(name):
         try:
             adapter = together.made(method, number)
-            assert not torch.equal(together.logits(number, adapter), together.logits(number, None))
+            assert not torch.equal(together.logits(number, adapter), together.logits(number, None, adapter))
             assert not together.without_gradient(number, adapter)
             together.is_saved_as_it_is(number, adapter, tmp_path / "adapter")
             together.folds_or_says_where(number, adapter)

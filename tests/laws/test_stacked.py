@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import bounds
 import pytest
+import sighted
 import tiny
 import torch
 
 import halter
 from halter.adapters.adapter import adapt
 from halter.adapters.loading import restore
-from halter.adapters.mixed import Mixed
 from halter.adapters.saving import state_of
-from halter.contract.registry import find, names
+from halter.contract.registry import find
 from halter.errors import Refusal
 
 TOKENS = torch.randint(0, 96, (3, 24), generator=torch.Generator().manual_seed(5))
-every_method = pytest.mark.parametrize("name", names())
+every_method = pytest.mark.parametrize("name", sighted.CASES)
 
 
 def moved(model, name, seed, **options):
-    adapter = adapt(model, name, seed=seed, **options)
+    adapter = adapt(model, sighted.method_of(name, **options), seed=seed)
     tiny.jitter(adapter, seed=seed + 10)
     return adapter
+
+
+def logits(model, adapter, seen_by=None):
+    """Of all tokens of TOKENS, in which those who see have pictures."""
+    seen = (seen_by or adapter).sight
+    return torch.cat(sighted.logits(model, adapter, sighted.rows_of(seen, TOKENS, (0, None, 1))))
 
 
 def follows(model, adapter):
@@ -40,13 +46,13 @@ def test_a_stack_is_the_same_methods_trained_together(name):
     """The oracle is one adapter of both methods with the same tensors, as a recipe's list makes it."""
     model = tiny.decoder()
     first, second = moved(model, name, 1), moved(model, "lora", 2, r=3)
-    both = adapt(model, [find(name)(), find("lora")(r=3)])
+    both = adapt(model, [sighted.method_of(name), find("lora")(r=3)])
     parts = {f"part{i}.{key}": t for i, one in enumerate((first, second)) for key, t in state_of(one).items()}
     restore(both, parts, "parts")
     with torch.no_grad():
-        stacked = model(TOKENS, adapter=halter.stack([first, second]))
-        assert torch.equal(stacked, model(TOKENS, adapter=both))
-        assert float((stacked - model(TOKENS, adapter=second)).abs().max()) > 1e-3
+        stacked = logits(model, halter.stack([first, second]))
+        assert torch.equal(stacked, logits(model, both))
+        assert float((stacked - logits(model, second, both)).abs().max()) > 1e-3
 
 
 def test_a_stack_sees_all_its_virtual_tokens():
@@ -64,10 +70,12 @@ def test_weight_nought_is_nothing_and_one_is_all(name):
     model = tiny.decoder()
     adapter = moved(model, name, 1)
     with torch.no_grad():
-        assert torch.equal(model(TOKENS, adapter=halter.stack([adapter])), model(TOKENS, adapter=adapter))
+        assert torch.equal(logits(model, halter.stack([adapter])), logits(model, adapter))
         if follows(model, adapter):
             nothing = model(TOKENS, adapter=halter.stack([adapter], [0.0]))
             bounds.assert_same(nothing, model(TOKENS))
+            seen = logits(model, halter.stack([adapter], [0.0]))
+            assert adapter.sight is None or not adapter.sight.tokens or not torch.equal(seen, logits(model, adapter))
 
 
 def test_weighted_loras_are_their_weighted_sum():
@@ -92,10 +100,13 @@ def test_a_stack_in_a_mixed_batch_is_itself_alone(name):
     stacked = halter.stack([moved(model, name, 1), moved(model, "lora", 2, r=3)])
     other = moved(model, "ia3", 3)
     with torch.no_grad():
-        got = model(TOKENS, adapter=Mixed([stacked, other], [0, 1, -1]))
-        for row, adapter in enumerate((stacked, other, None)):
-            alone = model(TOKENS[row : row + 1], adapter=adapter)
-            bounds.assert_same(got[row : row + 1], alone)
+        owners = [stacked, other, None, stacked]
+        rows = [
+            sighted.rows_of(own and own.sight, TOKENS[n : n + 1], [n])[0]
+            for n, own in zip((0, 1, 2, 1), owners, strict=True)
+        ]
+        for own, row, found in zip(owners, rows, sighted.logits(model, owners, rows), strict=True):
+            bounds.assert_same(found, sighted.logits(model, own, [row])[0])
 
 
 def test_what_cannot_be_weighed_is_named():

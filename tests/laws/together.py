@@ -8,21 +8,20 @@ from dataclasses import replace
 
 import bounds
 import covering
+import numpy as np
 import pytest
+import sighted
 import tiny
 import torch
 
 from halter.adapters.adapter import Adapter, adapt
 from halter.adapters.loading import load_adapter
-from halter.adapters.mixed import Mixed
 from halter.contract.registry import find
-from halter.data.pack import Batch
+from halter.data.pack import pack
 from halter.errors import Refusal
 from halter.export.foldable import refuse_unfoldable
 from halter.model.decoder import Decoder
 from halter.model.layout import EXPERTS, HEAD
-from halter.model.passes import Pass
-from halter.model.segments import Segments
 from halter.training.schedule import make as make_schedule
 from halter.training.step import gather
 from halter.training.trainee import Trainee
@@ -55,7 +54,7 @@ def made(method, number=0, seed=0, moved=True):
 def in_order(methods, parts):
     """One adapter of the methods with the parts' tensors, as a recipe's list has it."""
     shape = parts[0].shape
-    both = Adapter(shape, methods)
+    both = Adapter(shape, [method.equipped() for method in methods])
     with torch.no_grad():
         for slot, own in zip(both.slots, [slot for part in parts for slot in part.slots], strict=True):
             for mine, theirs in zip(slot.piece.parameters(), own.piece.parameters(), strict=True):
@@ -65,26 +64,31 @@ def in_order(methods, parts):
     return both
 
 
-def logits(number, adapter, tokens=TOKENS):
-    """[rows, tokens, vocabulary] of rows whose prompts are ``PROMPT`` tokens long."""
-    segments = Segments.packed([tokens.shape[1]] * len(tokens), prompt_lengths=[PROMPT] * len(tokens))
-    base = model(number)
+def rows_for(adapter):
+    """TOKENS as rows; for who sees the first and the last with pictures."""
+    return sighted.rows_of(None if adapter is None else adapter.sight, TOKENS, (0, None, 1))
+
+
+def prompts_of(rows):
+    """Tokens of each prompt: ``PROMPT``, and its pictures'."""
+    return [PROMPT + sum(one.length for one in row.pictures) for row in rows]
+
+
+def logits(number, adapter, seen_by=None):
+    """[tokens, vocabulary] of the rows that ``adapter``, or another one, sees."""
+    rows = rows_for(seen_by or adapter)
     with torch.no_grad():
-        acts = None if adapter is None else adapter.bind(base, segments)
-        return base.head(base.hidden(Pass(tokens.flatten(), segments, acts)), acts).unflatten(0, tokens.shape)
+        return torch.cat(sighted.logits(model(number), adapter, rows, prompts_of(rows)))
 
 
-def batch():
-    """TOKENS, every next one a target, that of prompts too: what acts on a prompt in the last layer has a gradient."""
-    rows, length = TOKENS.shape
-    targets = torch.cat((TOKENS[:, 1:], torch.full((rows, 1), -100)), 1)
-    return Batch(
-        tokens=TOKENS.flatten(),
-        targets=targets.flatten(),
-        lengths=[length] * rows,
-        prompt_lengths=[PROMPT] * rows,
-        rows=list(range(rows)),
-    )
+def batch(adapter):
+    """The rows, every next word a target, that of prompts too: what acts on a prompt in the last layer has a
+    gradient."""
+    rows = rows_for(adapter)
+    placed = [[n for one in row.pictures for n in range(one.start, one.end)] for row in rows]
+    learned = [~np.isin(np.arange(len(row.tokens)), own) for row, own in zip(rows, placed, strict=True)]
+    whole = pack([replace(row, supervised=own) for row, own in zip(rows, learned, strict=True)])
+    return replace(whole, prompt_lengths=prompts_of(rows))
 
 
 def without_gradient(number, adapter):
@@ -95,7 +99,7 @@ def without_gradient(number, adapter):
     groups = adapter.groups(1e-2, 0.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     trainee = Trainee(adapter, torch.optim.SGD(groups, lr=1e-2), make_schedule("constant", 10, 0), scaler, 0.0)
-    gather(model(number), [trainee], [[batch()]])
+    gather(model(number), [trainee], [[part] for part in trainee.halves(batch(adapter))])
     still = [name for name, p in adapter.trainable().items() if p.grad is None or not bool(p.grad.any())]
     unused = tuple(slot.path for slot in adapter.slots if slot.at.kind == EXPERTS)  # to which no token of these went
     return [name for name in still if adapter.trainable()[name].grad is not None or not any(p in name for p in unused)]
@@ -137,17 +141,19 @@ def folds_or_says_where(number, adapter):
         head = folded.pop("lm_head.bias", 0)  # no LLaMA's file holds one, and export refuses it
         for name, shape in after.expected().items():
             after.set_tensor(name, folded.get(name, torch.zeros(shape)))
-        bounds.assert_same(after(TOKENS) + head, logits(number, adapter))
+        bounds.assert_same((after(TOKENS) + head).flatten(0, 1), logits(number, adapter))
     return True
 
 
 def is_alone_in_a_mixed_batch(number, adapters):
     """Rows of any of the adapters and plain ones, in any order."""
-    owners = [0, -1, *range(len(adapters)), 0]
-    rows = TOKENS[torch.arange(len(owners)) % 3]
-    mixed = logits(number, Mixed(adapters, owners), rows)
-    for i, owner in enumerate(owners):
-        bounds.assert_same(mixed[i : i + 1], logits(number, None if owner < 0 else adapters[owner], rows[i : i + 1]))
+    owners = [adapters[0], None, *adapters, adapters[0]]
+    rows = [rows_for(own)[place % 3] for place, own in enumerate(owners)]
+    base = model(number)
+    with torch.no_grad():
+        mixed = sighted.logits(base, owners, rows, prompts_of(rows))
+        for own, row, found in zip(owners, rows, mixed, strict=True):
+            bounds.assert_same(found, sighted.logits(base, own, [row], prompts_of([row]))[0])
 
 
 @functools.cache
@@ -159,8 +165,9 @@ def option_sets(name):
     def accepts(values):
         own = {key: value for key, value in values.items() if key != BASE}
         try:
-            kind(**own).check_new(model(values[BASE]).config)
-            Adapter(model(values[BASE]).config, [kind(**own)])
+            method, shape = kind(**own).equipped(), model(values[BASE]).config
+            method.check_new(shape)
+            Adapter(shape, [method])
         except Refusal:
             return False
         return True
