@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import halter
-from halter.contract.registry import names
+from halter.contract.registry import find, names
 from halter.playground import base_folder
 from halter.playground.tasks import rows
 
@@ -157,7 +157,8 @@ def main() -> None:
         runs = record["runs"]
     with tempfile.TemporaryDirectory() as folder:
         files = data(asked.task, Path(folder))
-        for name in asked.methods or ("full", *(n for n in names() if n != "full")):
+        text = [name for name in names() if not find(name)().equipped().picture_tokens]
+        for name in asked.methods or ("full", *(n for n in text if n != "full")):
             if name in runs and not asked.methods:
                 continue
             changes = {}

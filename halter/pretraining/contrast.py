@@ -36,7 +36,6 @@ from halter.training.memory import peak_memory_bytes
 
 HOTTEST = math.log(100.0)
 """The largest logarithm of the temperature's inverse, as CLIP bounds it."""
-NEVER = -1e4
 READ_FOR_WORDS, OFTEN = 10, 24
 """Steps whose texts give the text's half its words, of those that are in several of them."""
 
@@ -54,15 +53,15 @@ class Contrast:
     projection: int = 128
     text_dim: int = 96
     text_layers: int = 2
-    steps: int = 800
-    pictures_per_step: int = 128
+    steps: int = 1200
+    pictures_per_step: int = 64
     family: int = 4
     """Pictures that differ from the first of them in one fact."""
     papers: float = 0.3
     """The share of papers among families."""
     forms: float = 0.25
     """The share of forms among the others; their digits are harder to tell apart than things."""
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 50
     betas: tuple[float, float] = (0.9, 0.98)
@@ -199,7 +198,7 @@ class Likeness:
     def contrast(self) -> Tensor:
         """The mean over true pairs of both ways' cross entropy: of the text among all that are false of its picture,
         and of the picture among all that the text is false of."""
-        false = self.alike.masked_fill(self.true, NEVER)  # finite, for a fact that is true of all pictures
+        false = self.alike.masked_fill(self.true, -math.inf)
         others = false.logsumexp(1, keepdim=True), false.logsumexp(0, keepdim=True)
         both = sum(F.softplus(other - self.alike)[self.true].mean() for other in others)
         return both / 2  # type: ignore[return-value]
