@@ -56,14 +56,22 @@ def equipped(method: M) -> M:
 
 
 def sizes_of(method: NamesEncoder) -> EncoderConfig:
-    """The encoder's sizes. Refusal ``encoder-unread`` where nobody has looked at its folder."""
+    """The encoder's sizes. Refusal ``encoder-unread`` where nobody has looked at its folder, or these are none."""
     if not method.encoder_facts:
         what, fix = (
             "which sizes the encoder of pictures has, its folder has to say",
             "method.equipped(), or halter.adapt",
         )
         raise Refusal("encoder-unread", what, where=str(method.encoder), fix=fix)
-    return EncoderConfig(**method.encoder_facts[CONFIG])
+    try:
+        made, digest = EncoderConfig(**method.encoder_facts[CONFIG]), method.encoder_facts[DIGEST]
+        wrong = made.unusable()
+    except (KeyError, TypeError) as error:
+        wrong, digest = [str(error)], ""
+    if wrong or not isinstance(digest, str):
+        what, fix = "these are no sizes of an encoder of pictures", "leave method.encoder_facts out"
+        raise Refusal("encoder-unread", what, where=str(method.encoder), found=wrong or ["digest"], fix=fix)
+    return made
 
 
 def look_of(method: NamesEncoder, kind: FeatureKind) -> EncoderLook:
