@@ -32,7 +32,6 @@ from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
 from halter.adapters.mixed import Mixed
 from halter.contract.registry import find, names
-from halter.errors import Refusal
 from halter.errors import HalterError, Refusal
 from halter.export.merge import merge
 from halter.methods.full import Full

@@ -122,7 +122,9 @@ def test_any_method_over_a_4_bit_base(name, dtype):
         segments = Segments.packed([12, 12])
         model.hidden(Pass(tokens.flatten(), segments, adapter.bind(model, segments))).float().square().sum().backward()
         grads.append([p.grad for p in adapter.parameters() if p.grad is not None])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and grads[0]
+    # who has tokens for pictures has nothing to do with these rows
+    assert grads[0] or adapters[0].methods[0].picture_tokens
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_loading_quantises_and_reads_quantised(tmp_path):
