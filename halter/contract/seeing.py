@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -104,16 +104,16 @@ class SeenPictures:
 
 def seen(site: Site, look: EncoderLook) -> SeenPictures | None:
     """What ``look`` takes of the pictures of a forward's rows; None where no row has one."""
-    rows: Sequence[tuple[EncodedPicture, ...] | None] = site.features or ()
+    rows = site.features or ()
     numbers: dict[str, int] = {}
     found: list[Tensor] = []
     of: list[int] = []
     places: list[tuple[int, int, int, int]] = []
     for row, pictures in enumerate(rows):
         of.append(-1)
-        for one in pictures or ():
-            if look not in one.features:
-                continue
+        for one in pictures if isinstance(pictures, tuple) else ():
+            if not isinstance(one, EncodedPicture) or look not in one.features:
+                continue  # the base's own, or another adapter's
             if one.digest not in numbers:
                 numbers[one.digest] = len(found)
                 found.append(one.features[look])
