@@ -224,6 +224,7 @@ def test_numbers_that_are_none_stay_with_their_row(asked: Asked, name: str) -> N
     """Of every method's parameters, beside rows of another adapter of it and of the base, joined by the quick ways."""
     model, tokenizer = asked
     good, bad = moved(model, name), broken(adapt(model, name))
+    breaks = not bad.methods[0].picture_tokens  # else it has nothing to do with rows of text
     for owners in ([good, bad, None, None, good], [bad, None, good, None, good]):
         beside = [None if owner is bad else owner for owner in owners]
         want = generate(model, tokenizer, PROMPTS, beside, max_new_tokens=6, ignore_stop_ids=True)
@@ -232,7 +233,7 @@ def test_numbers_that_are_none_stay_with_their_row(asked: Asked, name: str) -> N
             engine.add(request(prompt, 0, owner, count=6))
         found = finished(engine)
         for id, owner in enumerate(owners):
-            assert found[id].finish_reason == "error" if owner is bad else found[id] == want[id]
+            assert found[id].finish_reason == "error" if owner is bad and breaks else found[id] == want[id]
 
 
 def test_what_a_broken_row_leaves_does_not_reach_the_next_one(asked: Asked) -> None:
