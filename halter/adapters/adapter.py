@@ -85,9 +85,10 @@ class Adapter(nn.Module):
         self.pieces = nn.ModuleList(slot.piece for slot in self.slots)
         self.sight = sight_of(self.methods)
         """How it takes pictures by an encoder; None: it is blind."""
-        for _, slot, attribute in self._parameters_only():
-            if self.methods[slot.part].learns_from(slot.place, attribute) == "none":
-                slot.piece.get_parameter(attribute).requires_grad_(False)
+        for slot in self.slots:
+            for name, parameter in slot.piece.named_parameters():
+                if self.methods[slot.part].learns_from(slot.place, name) == "none":
+                    parameter.requires_grad_(False)
         for slot in self.slots:
             slot.piece.reset(torch.Generator().manual_seed(dropout.key(seed, slot.part, slot.path)))
 

@@ -30,9 +30,11 @@ class Apart:
     @classmethod
     def of(cls, adapter: Adapter) -> Apart | None:
         """None where every parameter learns from every row."""
-        groups = adapter.row_groups()
-        if not {"pictures", "texts"} & set(groups.values()):
+        learn = [(slot, adapter.methods[slot.part].learns_from) for slot in adapter.slots]
+        kinds = {from_rows(slot.place, name) for slot, from_rows in learn for name, _ in slot.piece.named_parameters()}
+        if not {"pictures", "texts"} & kinds:
             return None
+        groups = adapter.row_groups()
         return cls(_without(adapter, groups, "texts"), _without(adapter, groups, "pictures"))
 
     def of_rows(self, batch: Batch) -> Adapter:
