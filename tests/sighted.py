@@ -52,6 +52,10 @@ CASES = [*names(), *(f"{name}{SIGHT}" for name in names() if sees(name) and find
 SEEING = [case for case in CASES if case.endswith(SIGHT) or (sees(case) and find(case)().encoder is not None)]
 
 
+OF_TEXT = [name for name in names() if not find(name)().equipped().picture_tokens]
+"""Methods that have something to do with rows of text; the others leave these as they are."""
+
+
 def name_of(case: str) -> str:
     return case.removesuffix(SIGHT)
 

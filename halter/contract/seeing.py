@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -56,14 +56,22 @@ def equipped(method: M) -> M:
 
 
 def sizes_of(method: NamesEncoder) -> EncoderConfig:
-    """The encoder's sizes. Refusal ``encoder-unread`` where nobody has looked at its folder."""
+    """The encoder's sizes. Refusal ``encoder-unread`` where nobody has looked at its folder, or these are none."""
     if not method.encoder_facts:
         what, fix = (
             "which sizes the encoder of pictures has, its folder has to say",
             "method.equipped(), or halter.adapt",
         )
         raise Refusal("encoder-unread", what, where=str(method.encoder), fix=fix)
-    return EncoderConfig(**method.encoder_facts[CONFIG])
+    try:
+        made, digest = EncoderConfig(**method.encoder_facts[CONFIG]), method.encoder_facts[DIGEST]
+        wrong = made.unusable()
+    except (KeyError, TypeError) as error:
+        wrong, digest = [str(error)], ""
+    if wrong or not isinstance(digest, str):
+        what, fix = "these are no sizes of an encoder of pictures", "leave method.encoder_facts out"
+        raise Refusal("encoder-unread", what, where=str(method.encoder), found=wrong or ["digest"], fix=fix)
+    return made
 
 
 def look_of(method: NamesEncoder, kind: FeatureKind) -> EncoderLook:
@@ -96,16 +104,16 @@ class SeenPictures:
 
 def seen(site: Site, look: EncoderLook) -> SeenPictures | None:
     """What ``look`` takes of the pictures of a forward's rows; None where no row has one."""
-    rows: Sequence[tuple[EncodedPicture, ...] | None] = site.features or ()
+    rows = site.features or ()
     numbers: dict[str, int] = {}
     found: list[Tensor] = []
     of: list[int] = []
     places: list[tuple[int, int, int, int]] = []
     for row, pictures in enumerate(rows):
         of.append(-1)
-        for one in pictures or ():
-            if look not in one.features:
-                continue
+        for one in pictures if isinstance(pictures, tuple) else ():
+            if not isinstance(one, EncodedPicture) or look not in one.features:
+                continue  # the base's own, or another adapter's
             if one.digest not in numbers:
                 numbers[one.digest] = len(found)
                 found.append(one.features[look])

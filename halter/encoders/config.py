@@ -67,15 +67,18 @@ class EncoderConfig:
             "pooling": not clip and bool(vision.get("vision_use_head", True)),
         }
         made = cls(kind, **{name: value for name, value in given.items() if value is not None})
-        if wrong := [*made._unusable(), *_channels(vision)]:
+        if wrong := [*made.unusable(), *_channels(vision)]:
             raise _unsupported(wrong, where)
         return made
 
-    def _unusable(self) -> list[str]:
+    def unusable(self) -> list[str]:
+        """What of it makes no encoder."""
         counted = [field.name for field in fields(self) if field.type == "int" and field.name != "projection"]
         wrong = [f"{name} {value!r}" for name in counted if not _count(value := getattr(self, name))]
         if not isinstance(self.projection, int) or self.projection < 0:
             wrong.append(f"projection_dim {self.projection!r}")
+        if self.kind not in (CLIP, SIGLIP):
+            wrong.append(f"kind {self.kind!r}")
         if self.activation not in ACTIVATIONS:
             wrong.append(f"hidden_act {self.activation!r}")
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:

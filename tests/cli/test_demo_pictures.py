@@ -1,4 +1,4 @@
-"""`halter demo --pictures`, in small: pictures, an adapter, answers with them and without, and lines that can be used."""
+"""`halter demo --pictures`, in small: an adapter, answers with pictures and without, and lines that can be used."""
 
 from __future__ import annotations
 

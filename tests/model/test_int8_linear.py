@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import sighted
 import tiny
 import torch
 
 from halter.adapters.adapter import adapt
-from halter.contract.registry import find, names
+from halter.contract.registry import find
 from halter.errors import Refusal
 from halter.model.int8_linear import Int8Linear
 from halter.model.linear import DenseLinear
@@ -77,7 +78,7 @@ def both(dtype=torch.float32):
     return small, dense
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sighted.OF_TEXT)
 def test_any_method_over_an_8_bit_base(name):
     small, dense = both()
     tokens = torch.arange(24).view(2, 12)

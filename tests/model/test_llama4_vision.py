@@ -31,7 +31,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
 from halter.adapters.mixed import Mixed
-from halter.contract.registry import names
+from halter.contract.registry import find, names
 from halter.errors import HalterError, Refusal
 from halter.export.merge import merge
 from halter.methods.full import Full
@@ -335,6 +335,10 @@ def test_an_adapter_of_a_part_is_saved_and_read_also_by_peft(tmp_path):
 def test_every_method_acts_or_says_where_it_cannot(name):
     """Those that speak of the text's blocks leave the tower as it is."""
     model = made(CONFIG, torch.float32)
+    if find(name)().equipped().looks:
+        with pytest.raises(Refusal, match="sees-already"):
+            adapt(model, name)
+        return
     adapter = adapt(model, name)
     stacks = {CONFIG.layout.blocks[slot.layer].stack for slot in adapter.slots if slot.layer is not None}
     assert adapter.methods[0].every_stack or stacks <= {TEXT}

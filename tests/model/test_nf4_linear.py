@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bounds
 import pytest
+import sighted
 import tiny
 import torch
 
 from halter.adapters.adapter import adapt
-from halter.contract.registry import find, names
+from halter.contract.registry import find
 from halter.errors import Refusal
 from halter.model.linear import DenseLinear
 from halter.model.nf4_linear import NF4Linear
@@ -107,7 +108,7 @@ def both(dtype=torch.float32):
     return small, dense
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sighted.OF_TEXT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_method_over_a_4_bit_base(name, dtype):
     small, dense = both(dtype)

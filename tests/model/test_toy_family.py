@@ -271,7 +271,8 @@ def test_every_method_acts_or_says_where_it_cannot(name):
                 bounds.assert_same(one, other)
         tiny.jitter(adapter)
         changed = torch.cat(logits(model, adapter)) - torch.cat(logits(model))
-    assert changed.isfinite().all() and float(changed.abs().max()) > 0
+    # who has tokens for pictures leaves rows of text as they are
+    assert changed.isfinite().all() and bool(changed.abs().max() > 0) is not bool(adapter.methods[0].picture_tokens)
 
 
 def test_the_second_stack_is_seen_by_what_is_bound_there():

@@ -55,7 +55,7 @@ def real(shape: Any, method: Method, grids: Any, rows: int, checkpointing: bool)
     held = [*adapter.parameters(), *adapter.buffers(), *model.buffers()]
     tokens = torch.zeros(rows * LENGTH, dtype=torch.int64)
     with Alive({tensor.untyped_storage()._cdata for tensor in held}) as alive:
-        segments, text = seen.with_pictures(shape, Segments.packed([LENGTH] * rows), grids)
+        segments, text = seen.with_pictures(shape, adapter, Segments.packed([LENGTH] * rows), grids)
         features = [
             tuple(replace(one, tiles=torch.zeros(one.tiles.shape)) for one in own) for own in segments.features or ()
         ]
@@ -105,13 +105,13 @@ def test_every_row_brings_its_pictures_in_their_places() -> None:
     """By hand for Scout: 4 by 4 tiles and the whole picture, 144 tokens each, 12 separators between tiles, 4 behind
     rows, a start, a mark of the whole picture and an end. Of a Llama 3.2 Vision it is one token."""
     scout, eleven = published("llama-4-scout"), published("llama-3.2-11b-vision")
-    rows, text = seen.with_pictures(scout, Segments.packed([3000, 3000]), [(4, 4), (1, 1)])
+    rows, text = seen.with_pictures(scout, None, Segments.packed([3000, 3000]), [(4, 4), (1, 1)])
     first, second = (row for row in rows.features or ())
     assert [(one.start, one.length) for one in first] == [(0, 17 * 144 + 12 + 4 + 3), (2467, 144 + 3)]
     assert [tuple(one.tiles.shape) for one in second] == [(17, 3, 336, 336), (1, 3, 336, 336)]
     assert all(one.tiles.is_meta for one in first) and len({one.digest for row in (first, second) for one in row}) == 4
     assert text == [*range(2614, 3000), *range(5614, 6000)]
-    rows, text = seen.with_pictures(eleven, Segments.packed([5]), [(2, 2)])
+    rows, text = seen.with_pictures(eleven, None, Segments.packed([5]), [(2, 2)])
     assert tuple(rows.features[0][0].tiles.shape) == (4, 3, 448, 448) and text == [1, 2, 3, 4]  # type: ignore[index]
     assert seen.largest(scout, 2048) == (1, 13) and seen.largest(scout, 148) == (1, 1)
     assert seen.largest(scout, 4096) == (4, 4) and seen.largest(scout, 147) is None
@@ -120,7 +120,7 @@ def test_every_row_brings_its_pictures_in_their_places() -> None:
 
 def test_a_row_that_does_not_hold_its_pictures_is_refused() -> None:
     with pytest.raises(Refusal, match="2467 tokens, and the row 2048") as caught:
-        seen.with_pictures(published("llama-4-scout"), Segments.packed([2048]), [(4, 4)])
+        seen.with_pictures(published("llama-4-scout"), None, Segments.packed([2048]), [(4, 4)])
     assert caught.value.id == "plan-pictures" and "2468" in caught.value.fix
     assert caught.value.found == ("4 by 4 tiles: 2467",)
 
@@ -147,7 +147,7 @@ def test_a_run_is_expected_to_need_what_its_pictures_take() -> None:
     """The row with the most tiles stands for every row; a bound that knows of no tower decides nothing."""
     shape, grids = llama4(), ((2, 2), (1, 1))
     rows = [SimpleNamespace(pictures=[SimpleNamespace(grid=grid) for grid in own]) for own in ((), grids, ((1, 3),))]
-    job: Any = SimpleNamespace(config=shape, data=SimpleNamespace(train=rows))
+    job: Any = SimpleNamespace(config=shape, rules=shape.pictures, data=SimpleNamespace(train=rows))
     assert most_pictures(job) == grids and most_pictures(replace_config(job, tiny.config())) == ()
     recipe = load({"model": "some", "method": "lora", "data": "some.jsonl"})
     adapter = dry_adapter(shape, [Lora(r=2, target_modules=BOTH)])
@@ -163,7 +163,7 @@ def test_a_run_is_expected_to_need_what_its_pictures_take() -> None:
 
 
 def replace_config(job: Any, config: Any) -> Any:
-    return SimpleNamespace(config=config, data=job.data)
+    return SimpleNamespace(config=config, rules=config.pictures, data=job.data)
 
 
 def test_a_plan_without_data_says_what_a_picture_would_take() -> None:
