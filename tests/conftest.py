@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -11,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import expected_skips
+import one_thread  # noqa: F401  before own_data, which imports torch
 import own_data
 import pytest
 from own_data import Data, Own, Real
-
-import halter.waiting  # noqa: F401  before a test imports torch: LLVM's threads sleep soon
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # equal bits need an equal number of threads, whatever the machine
 
 
 @pytest.fixture(scope="session", autouse=True)
