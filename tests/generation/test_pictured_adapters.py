@@ -254,3 +254,16 @@ def test_refusals_say_what_is_wrong(model):
     small = tiny.decoder(tiny.config(context=4))
     with pytest.raises(Refusal, match="4 tokens a picture in a context of 4"):
         halter.adapt(small, projector())
+
+
+@every_seeing
+def test_facts_that_are_none_of_an_encoder_are_refused(name, model):
+    whole = sighted.method_of(name).encoder_facts
+    sizes = whole["config"]
+    wrong = [{"config": 3, "digest": "a"}, {"config": sizes}, {"config": {**sizes, "more": 1}, "digest": "a"}]
+    wrong += [
+        {"config": {**sizes, key: value}, "digest": "a"} for key, value in (("kind", "x"), ("dim", "5"), ("heads", 0))
+    ]
+    for facts in wrong:
+        with pytest.raises(Refusal, match="encoder-unread"):
+            adapt(model, replace(sighted.method_of(name), encoder_facts=facts))
