@@ -28,7 +28,8 @@ def laws() -> Facts:
         tiny.jitter(adapter)
         adapter = adapter.to(DEVICE)
         alone = model(tokens, adapter=adapter)
-        alone.float().square().mean().backward()
+        if not adapter.methods[0].picture_tokens:  # else it has nothing to do with rows of text
+            alone.float().square().mean().backward()
         assert all(bool(p.grad.isfinite().all()) for p in adapter.parameters() if p.grad is not None), name
         with tempfile.TemporaryDirectory() as scratch:
             adapter.save(Path(scratch) / "a")
