@@ -39,6 +39,7 @@ PACKAGES = (
     "bitsandbytes",
 )
 EXTRAS = {
+    "captions": "CIDEr-D, BLEU and ROUGE-L of captions (needs Java)",
     "data": "data sets of the hub, and parquet files",
     "eval": "ROUGE in halter evaluate, BLEU, and the public harness's tasks",
     "meta": "tokenizer.model files of Meta's folders (SentencePiece, tiktoken)",
