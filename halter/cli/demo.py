@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from halter.cli.demo_base import DemoRow, answers_of, open_base, score_of
+from halter.cli.demo_base import DemoRow, answers_of, mark_of, open_base, score_of, train_demo
 from halter.errors import HalterError
 
 TASK, LEVELS = "manners", (1, 2)
@@ -59,7 +59,7 @@ def command(
     wrong = score_of(before, rows)
     console.print(f"   exact match of the base on {len(rows)} unseen requests: {wrong:.0%}\n")
     console.print(f"2. LoRA learns from {TRAIN_ROWS} other requests; the base stays as it is.\n")
-    run = _train(out)
+    run = train_demo(out, RECIPE)
     adapter, after = _adapted(base, tokenizer, rows, run)
     console.print("\n3. The same requests again, base and adapter:\n")
     _show(console, rows, after, "base + adapter answers")
@@ -87,27 +87,7 @@ def _write_rows(out: Path) -> list[DemoRow]:
 def _show(console: Console, rows: Sequence[DemoRow], answers: Sequence[str], who: str) -> None:
     for row, answer in list(zip(rows, answers, strict=True))[:SHOWN]:
         console.print(f"   request: {row['messages'][0]['content']}")
-        wanted = row["messages"][1]["content"].strip()
-        mark = "right" if score_of([answer], [row]) else f"wrong, expected: {wanted}"
-        console.print(f"   {who}: {answer.strip()}   ({mark})\n")
-
-
-def _train(out: Path) -> Path:
-    import torch
-
-    from halter.playground import base_folder
-    from halter.run import train
-
-    recipe = {
-        **RECIPE,
-        "train": {**RECIPE["train"], "threads": torch.get_num_threads()},
-        "model": {"path": str(base_folder()), "dtype": "float32"},
-        "data": {"train": str(out / "data" / "train.jsonl")},
-        "output_dir": str(out / "run"),
-    }
-    run = train(recipe)
-    assert run is not None
-    return run
+        console.print(f"   {who}: {answer.strip()}   ({mark_of(answer, row)})\n")
 
 
 def _adapted(base: Any, tokenizer: Any, rows: Sequence[DemoRow], run: Path) -> tuple[Any, list[str]]:

@@ -1,8 +1,9 @@
-"""What both demos do: open the tiny base, ask it, count right answers."""
+"""What both demos do: open the tiny base, train beside it, ask it, count right answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -41,3 +42,28 @@ def score_of(answers: Sequence[str], rows: Sequence[DemoRow]) -> float:
 
     right = [exact_match(a, row["messages"][1]["content"]) for a, row in zip(answers, rows, strict=True)]
     return sum(right) / len(right)
+
+
+def train_demo(out: Path, recipe: Mapping[str, Any]) -> Path:
+    """Train the tiny base by ``recipe`` on the rows in ``out``/data; the run folder, ``out``/run."""
+    import torch
+
+    from halter.playground import base_folder
+    from halter.run import train
+
+    run = train(
+        {
+            **recipe,
+            "train": {**recipe["train"], "threads": torch.get_num_threads()},
+            "model": {"path": str(base_folder()), "dtype": "float32"},
+            "data": {"train": str(out / "data" / "train.jsonl")},
+            "output_dir": str(out / "run"),
+        }
+    )
+    assert run is not None
+    return run
+
+
+def mark_of(answer: str, row: DemoRow) -> str:
+    """Whether an answer is right, in brackets behind it."""
+    return "right" if score_of([answer], [row]) else f"wrong, expected: {row['messages'][1]['content'].strip()}"

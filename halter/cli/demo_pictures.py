@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from halter.cli.demo_base import DemoRow, answers_of, open_base, score_of
+from halter.cli.demo_base import DemoRow, answers_of, mark_of, open_base, score_of, train_demo
 
 TASK, TRAIN_ROWS, QUESTIONS, SHOWN = "colour", 1600, 60, 3
 RECIPE: dict[str, Any] = {
@@ -37,7 +36,7 @@ def show_pictures(out: Path, console: Console) -> None:
     console.print("1. A tiny LLaMA that reads text alone, and questions about pictures.\n")
     base, tokenizer = open_base(console)
     console.print(f"2. An adapter learns from {TRAIN_ROWS} pictures with a question each; base and encoder stay.\n")
-    run = _train(out)
+    run = train_demo(out, RECIPE)
     adapter = load_adapter(run / "adapter", base)
     seeing = answers_of(base, tokenizer, rows, adapter)
     blind = answers_of(base, tokenizer, [_without_picture(row) for row in rows], adapter)
@@ -45,7 +44,7 @@ def show_pictures(out: Path, console: Console) -> None:
     for number, (row, answer) in enumerate(list(zip(rows, seeing, strict=True))[:SHOWN], 1):
         console.print(f"   {out / 'pictures' / f'{number}.png'}: {row['about']}")
         console.print(f"   {_question(row)}")
-        console.print(f"   base + adapter answers: {answer.strip()}   ({_mark(answer, row)})\n")
+        console.print(f"   base + adapter answers: {answer.strip()}   ({mark_of(answer, row)})\n")
     right, guessed = score_of(seeing, rows), score_of(blind, rows)
     console.print(f"   right answers: {right:.0%} with the pictures, {guessed:.0%} when they are withheld\n")
     console.print("Ask it yourself:\n")
@@ -87,26 +86,3 @@ def _without_picture(row: DemoRow) -> DemoRow:
 
 def _question(row: DemoRow) -> str:
     return str(row["messages"][0]["content"][1]["text"])
-
-
-def _mark(answer: str, row: DemoRow) -> str:
-    wanted: Sequence[DemoRow] = [row]
-    return "right" if score_of([answer], wanted) else f"wrong, expected: {row['messages'][1]['content'].strip()}"
-
-
-def _train(out: Path) -> Path:
-    import torch
-
-    from halter.playground import base_folder
-    from halter.run import train
-
-    recipe = {
-        **RECIPE,
-        "train": {**RECIPE["train"], "threads": torch.get_num_threads()},
-        "model": {"path": str(base_folder()), "dtype": "float32"},
-        "data": {"train": str(out / "data" / "train.jsonl")},
-        "output_dir": str(out / "run"),
-    }
-    run = train(recipe)
-    assert run is not None
-    return run
