@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from halter.cli.demo_base import DemoRow, answers_of, mark_of, open_base, score_of, train_demo
+from halter.files.extras import missing_extra
 
 TASK, TRAIN_ROWS, QUESTIONS, SHOWN = "colour", 1600, 60, 3
 RECIPE: dict[str, Any] = {
@@ -29,9 +30,14 @@ RECIPE: dict[str, Any] = {
 
 
 def show_pictures(out: Path, console: Console) -> None:
-    """Train the adapter in the folder ``out`` and ask it about pictures, with them and without."""
+    """Train the adapter in the folder ``out`` and ask it about pictures, with them and without. Refusal
+    ``extra-missing`` before anything is written."""
     from halter.adapters.loading import load_adapter
 
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("vision", "pictures", "halter demo --pictures", error) from error
     rows = _write_rows(out)
     console.print("1. A tiny LLaMA that reads text alone, and questions about pictures.\n")
     base, tokenizer = open_base(console)

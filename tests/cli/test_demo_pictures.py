@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 
 from halter.cli import demo_pictures
 from halter.cli.main import run
@@ -20,3 +21,9 @@ def test_a_text_model_is_taught_and_asked_about_pictures(monkeypatch, tmp_path, 
     assert sorted(path.name for path in (out / "pictures").iterdir()) == ["1.png", "2.png", "3.png"]
     line = next(line for line in said.splitlines() if " generate " in line)
     assert run([*shlex.split(line.strip())[1:], "--max-new-tokens", "4"]) == 0
+
+
+def test_without_pillow_it_says_so_before_it_writes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert run(["demo", "--pictures", "--output", str(tmp_path / "demo")]) != 0
+    assert "[extra-missing]" in capsys.readouterr().err and not (tmp_path / "demo").exists()
