@@ -53,6 +53,27 @@ def quickest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     choice.forget()
 
 
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of four patches in place of 64, so that tests take seconds; the one in the package has its own."""
+    import sighted
+
+    return sighted.encoder_folder(tmp_path_factory.mktemp("encoder") / "clip")
+
+
+@pytest.fixture(scope="module")
+def small_encoder(encoder_folder: Path) -> Iterator[None]:
+    """The name that tests give methods that see (sighted.NAMED) means that encoder, for this file alone: the next file
+    in the same process has the package's."""
+    import sighted
+
+    from halter.encoders import opened
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(opened.EMBEDDED, sighted.NAMED, encoder_folder)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def heard() -> None:
     """Ctrl-C is heard here and in what the tests start, also where the shell began this in the background."""

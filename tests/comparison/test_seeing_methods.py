@@ -13,10 +13,10 @@ import sighted
 from halter.adapters.adapter import adapt
 from halter.comparison.scores import EvaluationSuite, evaluate_on
 from halter.comparison.setup import ComparedMethod, most_seeing, set_up
-from halter.encoders import opened
 from halter.evaluation.pictured import seen_as
 from tests.comparison import small
 
+pytestmark = pytest.mark.usefixtures("small_encoder")
 SECTIONS: dict[str, Any] = {
     "blind": {"name": "lora", "r": 2},
     "everywhere": {"name": "llama_adapter", "encoder": sighted.NAMED},
@@ -24,14 +24,6 @@ SECTIONS: dict[str, Any] = {
     "both": [{"name": "projector", "encoder": sighted.NAMED}, {"name": "lora", "r": 2}],
 }
 TOKENS = {"blind": 0, "everywhere": 0, "tokens": 4, "both": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = sighted.encoder_folder(tmp_path_factory.mktemp("encoder") / "clip")
-        patch.setitem(opened.EMBEDDED, sighted.NAMED, folder)
-        yield
 
 
 def pictured(path: Path, start: int, count: int) -> str:

@@ -12,21 +12,13 @@ from hypothesis import strategies as st
 
 from halter.adapters.adapter import adapt
 from halter.data.example import Example
-from halter.encoders import opened
 from halter.encoders.sight import AdapterSight
 from halter.evaluation.pictured import seen_as, shown_as
 from halter.evaluation.score import held_out
 from halter.pictures.seen import RowPicture
 
+pytestmark = pytest.mark.usefixtures("small_encoder")
 names = st.lists(st.one_of(st.none(), st.sampled_from("abcd"), st.sampled_from(["ab", "cd"])), min_size=1, max_size=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_encoder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = sighted.encoder_folder(tmp_path_factory.mktemp("encoder") / "clip")
-        patch.setitem(opened.EMBEDDED, sighted.NAMED, folder)
-        yield
 
 
 def row(name, each=2):

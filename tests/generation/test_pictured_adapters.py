@@ -30,20 +30,9 @@ from halter.generation.requests import Request
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("small_encoder")
 PICTURES = [seeing.saved(seeing.pixels(n, 20, 24)) for n in range(3)]
 every_seeing = pytest.mark.parametrize("name", sighted.SEEING)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return sighted.encoder_folder(tmp_path_factory.mktemp("encoder") / "clip")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_encoder(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(opened.EMBEDDED, sighted.NAMED, folder)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +123,9 @@ def test_rows_of_a_file_have_as_many_pictures_as_are_seen(name, model, tokenizer
 
 
 @every_seeing
-def test_another_encoder_in_its_place_is_refused(name, model, tokenizer, folder, tmp_path, monkeypatch):
+def test_another_encoder_in_its_place_is_refused(name, model, tokenizer, encoder_folder, tmp_path, monkeypatch):
     """When a picture is asked for; rows of words need no encoder."""
-    copy = shutil.copytree(folder, tmp_path / "encoder")
+    copy = shutil.copytree(encoder_folder, tmp_path / "encoder")
     method = type(sighted.method_of(name))(encoder=str(copy))
     adapter = adapt(model, method)
     tiny.jitter(adapter)

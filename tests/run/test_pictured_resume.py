@@ -9,16 +9,9 @@ import seeing
 import sighted
 from test_exact_resume import POINTS, STEPS, check
 
-from halter.encoders import opened
 from tests.comparison import small
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small_encoder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = sighted.encoder_folder(tmp_path_factory.mktemp("encoder") / "clip")
-        patch.setitem(opened.EMBEDDED, sighted.NAMED, folder)
-        yield
+pytestmark = pytest.mark.usefixtures("small_encoder")
 
 
 @pytest.fixture
