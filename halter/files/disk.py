@@ -22,8 +22,8 @@ UNFINISHED: set[Path] = set()
 class Disk:
     """The system calls behind every write, one method each."""
 
-    def create(self, path: Path) -> int:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    def create(self, path: Path, mode: int = 0o666) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, mode)
 
     def append(self, path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
@@ -33,6 +33,9 @@ class Disk:
 
     def seek(self, descriptor: int, offset: int) -> None:
         os.lseek(descriptor, offset, os.SEEK_SET)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)

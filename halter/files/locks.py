@@ -31,8 +31,8 @@ _open: set[int] = set()  # descriptors that hold a lock in this process
 
 
 @contextmanager
-def held(folder: str | Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Hold ``folder``, made where it is missing, for this process while the block runs.
+def held(folder: str | Path, say: Callable[[str], None] = lambda _: None, option: str = "--output") -> Iterator[None]:
+    """Hold ``folder``, made where it is missing, for this process while the block runs. ``option`` is what named it.
 
     Refusal ``run-in-use`` names the process that holds it; so does a second hold in one process. Where the file system
     has no locks that is said, and the block runs.
@@ -40,7 +40,7 @@ def held(folder: str | Path, say: Callable[[str], None] = lambda _: None) -> Ite
     folder = Path(folder)
     path, made = folder / LOCK, not folder.exists()
     make(folder)
-    descriptor = _locked(path, say)
+    descriptor = _locked(path, say, option)
     _open.add(descriptor)
     UNFINISHED.add(path)
     try:
@@ -59,7 +59,7 @@ def held(folder: str | Path, say: Callable[[str], None] = lambda _: None) -> Ite
                 folder.rmdir()
 
 
-def _locked(path: Path, say: Callable[[str], None]) -> int:
+def _locked(path: Path, say: Callable[[str], None], option: str) -> int:
     """A descriptor of the file under this name, locked."""
     while True:
         with naming(path):
@@ -74,7 +74,7 @@ def _locked(path: Path, say: Callable[[str], None]) -> int:
         except BlockingIOError:
             holder = _holder(descriptor)
             DISK.close(descriptor)
-            raise _in_use(path.parent, holder) from None
+            raise _in_use(path.parent, holder, option) from None
         DISK.close(descriptor)  # its holder removed it between our two calls
 
 
@@ -122,7 +122,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _in_use(folder: Path, holder: dict[str, Any]) -> Refusal:
+def _in_use(folder: Path, holder: dict[str, Any], option: str = "--output") -> Refusal:
     pid, host = holder.get("pid"), holder.get("host")
     known = pid is not None and host is not None
     who = f"process {pid} on {host}, since {holder.get('since')}," if known else "another process"
@@ -130,7 +130,7 @@ def _in_use(folder: Path, holder: dict[str, Any]) -> Refusal:
         "run-in-use",
         f"{who} is using this folder",
         where=str(folder),
-        fix="wait until it has ended, or end it, or give another --output",
+        fix=f"wait until it has ended, or end it, or give another {option}",
     )
 
 

@@ -25,17 +25,21 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 24
 HEADER_ALIGNMENT = 64
+PRIVATE = 0o600
+"""The mode of a file that holds a secret: its owner alone reads it, from its first moment on."""
 
 
-def write_bytes(path: str | Path, data: bytes | memoryview, *, replace: bool = False, disk: Disk = DISK) -> None:
+def write_bytes(
+    path: str | Path, data: bytes | memoryview, *, replace: bool = False, private: bool = False, disk: Disk = DISK
+) -> None:
     """Write a whole file. Refusal ``already-exists``; HalterError naming path and cause when the disk fails."""
-    with _landing(Path(path), replace, disk) as descriptor:
-        _write_all(disk, descriptor, memoryview(data), Path(path))
+    with _landing(Path(path), replace, disk, private) as descriptor:
+        write_all(disk, descriptor, memoryview(data), Path(path))
 
 
-def write_text(path: str | Path, text: str, *, replace: bool = False, disk: Disk = DISK) -> None:
+def write_text(path: str | Path, text: str, *, replace: bool = False, private: bool = False, disk: Disk = DISK) -> None:
     """Write a whole text file as UTF-8, line ends as given."""
-    write_bytes(path, text.encode("utf-8"), replace=replace, disk=disk)
+    write_bytes(path, text.encode("utf-8"), replace=replace, private=private, disk=disk)
 
 
 def write_json(path: str | Path, value: Any, *, replace: bool = False, disk: Disk = DISK) -> None:
@@ -45,7 +49,7 @@ def write_json(path: str | Path, value: Any, *, replace: bool = False, disk: Dis
 
 def json_text(value: Any) -> str:
     """What ``write_json`` writes."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def append_line(path: str | Path, value: str | Mapping[str, Any], *, disk: Disk = DISK) -> None:
@@ -54,7 +58,7 @@ def append_line(path: str | Path, value: str | Mapping[str, Any], *, disk: Disk 
     A last line torn by a crash is closed first, so that it spoils only itself.
     """
     path = Path(path)
-    line = value if isinstance(value, str) else json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    line = value if isinstance(value, str) else json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
     if "\n" in line:
         raise ValueError("a line of a log holds no line end")
     with naming(path):
@@ -62,7 +66,7 @@ def append_line(path: str | Path, value: str | Mapping[str, Any], *, disk: Disk 
         try:
             size = os.fstat(descriptor).st_size
             torn = size > 0 and _last_byte(descriptor, size) != b"\n"
-            _write_all(disk, descriptor, memoryview((("\n" if torn else "") + line + "\n").encode("utf-8")), path)
+            write_all(disk, descriptor, memoryview((("\n" if torn else "") + line + "\n").encode("utf-8")), path)
         finally:
             disk.close(descriptor)
 
@@ -71,7 +75,7 @@ def copy_file(source: str | Path, target: str | Path, *, replace: bool = False, 
     """Copy a file's bytes, in pieces of 16 MiB."""
     with open(source, "rb") as reader, _landing(Path(target), replace, disk) as descriptor:
         while piece := reader.read(_CHUNK):
-            _write_all(disk, descriptor, memoryview(piece), Path(target))
+            write_all(disk, descriptor, memoryview(piece), Path(target))
 
 
 def write_tensors(
@@ -133,7 +137,7 @@ class TensorSink:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
         text += b" " * (-(len(text) + 8) % HEADER_ALIGNMENT)
         self._start = self._position = 8 + len(text)
-        _write_all(disk, descriptor, memoryview(len(text).to_bytes(8, "little") + text), path)
+        write_all(disk, descriptor, memoryview(len(text).to_bytes(8, "little") + text), path)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -152,7 +156,7 @@ class TensorSink:
         with naming(self._path):
             if offset != self._position:
                 self._disk.seek(self._descriptor, offset)
-            _write_all(self._disk, self._descriptor, data, self._path)
+            write_all(self._disk, self._descriptor, data, self._path)
         self._position = offset + len(data)
 
     def finish(self) -> None:
@@ -162,14 +166,14 @@ class TensorSink:
 
 
 @contextmanager
-def _landing(path: Path, replace: bool, disk: Disk) -> Iterator[int]:
+def _landing(path: Path, replace: bool, disk: Disk, private: bool = False) -> Iterator[int]:
     """A descriptor on a temporary file that becomes ``path`` when the block ends well. Folders above it are made."""
     if not replace:
         refuse_existing(path)
     temporary = temporary_name(path)
     with naming(path):
         make_parents(path, disk)
-        descriptor = disk.create(temporary)
+        descriptor = disk.create(temporary, PRIVATE) if private else disk.create(temporary)
     UNFINISHED.add(temporary)
     try:
         try:
@@ -192,7 +196,8 @@ def _landing(path: Path, replace: bool, disk: Disk) -> Iterator[int]:
         UNFINISHED.discard(temporary)
 
 
-def _write_all(disk: Disk, descriptor: int, data: memoryview, path: Path) -> None:
+def write_all(disk: Disk, descriptor: int, data: memoryview, path: Path) -> None:
+    """Write every byte to an open file; ``path`` is what a message calls it."""
     with naming(path):
         while len(data):
             data = data[disk.write(descriptor, data[:_CHUNK]) :]
@@ -203,11 +208,12 @@ def _last_byte(descriptor: int, size: int) -> bytes:
     return os.read(descriptor, 1)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same value with null for every number that JSON has not."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value
