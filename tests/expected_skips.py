@@ -50,7 +50,8 @@ EXPECTED = (
 NEVER_IN_CI = (
     r"there is no docs/measured/example-report yet: make report",
     r"there is no verb demo yet",
-    r"could not import '(peft|transformers|datasets|sentencepiece|lm_eval|mypy)'.*",  # make test installs them
+    # make test installs them
+    r"could not import '(peft|transformers|datasets|sentencepiece|lm_eval|mypy|starlette|uvicorn|openai)'.*",
 )
 """Reasons that stand in the suite and are failures in CI."""
 

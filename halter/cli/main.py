@@ -28,6 +28,7 @@ VERBS = {
     "plan": "see what training and asking will take: parameters, memory, disk, time; no weights are read",
     "generate": "answer prompts with a run, an adapter or a model",
     "chat": "talk to a run, an adapter or a model",
+    "serve": "answer requests over HTTP, with one base and any number of its adapters",
     "evaluate": "score a run on held-out rows, base beside adapter",
     "compare": "train several methods side by side on your data: quality, memory, speed, forgetting",
     "merge": "fold an adapter into its base: a model folder, proven equal",

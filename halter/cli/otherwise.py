@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = "halter merge RUN --output merged writes a model folder"
 COMMANDS = {
-    "serve server api deploy host vllm": f"serving is not there yet: vLLM reads RUN/adapter beside its base; {FOLDER}",
+    "server api deploy host vllm": "halter serve MODEL --adapters FOLDER, for OpenAI's clients",
     "export gguf ggml onnx save": f"{FOLDER}; llama.cpp's convert_hf_to_gguf.py makes GGUF of it",
     "quantize quantise quant gptq awq": "--quantize nf4 or int8 of halter train holds a base in 4 or 8 bits; "
     f"{FOLDER}, which llama.cpp's tools quantise",

@@ -157,6 +157,11 @@ class Tokenizer:
             raise IndexError(f"id {id} is outside the vocabulary of {self.vocab_size}")
         return self._codec.token(id)
 
+    def piece(self, id: int) -> bytes:
+        """The bytes that a token stands for in a text, a control token's name; none of an id beyond the vocabulary,
+        which a model may have."""
+        return self._pieces[id] if 0 <= id < self.vocab_size else b""
+
     @bound("tokenizer.encode", 'tokenizer.encode("Once upon a time")')
     def encode(self, text: str, *, control: bool = False, continues: bool = False) -> list[int]:
         """Ids of text, never with BOS or EOS added.

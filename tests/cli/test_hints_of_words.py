@@ -457,7 +457,7 @@ def test_a_model_that_is_still_a_pair_is_told_so() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("serve runs/mine --port 8000", "vLLM reads runs/mine/adapter beside its base; halter merge runs/mine"),
+        ("deploy runs/mine --port 8000", "halter serve MODEL --adapters FOLDER"),
         ("export runs/mine --format gguf", "halter merge runs/mine --output merged writes a model folder; llama.cpp's"),
         ("quantize", "--quantize nf4"),
         ("finetune", "halter train --model DIR --data FILE --method lora"),

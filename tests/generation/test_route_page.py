@@ -1,36 +1,29 @@
-"""docs/guide/add-a-server-route.md: its loop lets many threads ask one engine, and tells a refusal as a status."""
+"""docs/guide/add-a-server-route.md: its route stands beside the server's own, and asks the same engine."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import tiny
-import tiny_tokenizers
+import serving
 
-from halter.errors import Refusal
-from halter.generation.engine import Engine, generate
-from halter.generation.options import GenerationOptions
-from halter.generation.prompts import EncodedPrompt
-from halter.generation.requests import Request
-from halter.text.tokenizer import Tokenizer
+from halter.generation.engine import generate
 
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "add-a-server-route.md").read_text("utf-8")
-PROMPTS = [[1, 5, 9], [1, 50], [1, 7, 7, 7, 8], [1, 30, 31]]
-WAIT = 60.0  # seconds after which a test fails instead of hanging
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    path = tmp_path_factory.mktemp("serve") / "loop.py"
+    path = tmp_path_factory.mktemp("serve") / "route.py"
     path.write_text(source, "utf-8")
-    spec = importlib.util.spec_from_file_location("loop_of_the_page", path)
+    spec = importlib.util.spec_from_file_location("route_of_the_page", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -38,41 +31,23 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
-def request(prompt: list[int], count: int = 6) -> Request:
-    return Request(EncodedPrompt(tuple(prompt), True), GenerationOptions(max_new_tokens=count, ignore_stop_ids=True))
+def test_the_pages_route_scores_a_text(page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from halter.serve import app, running
 
+    def with_score(service: object) -> object:
+        made = app.app_of(service)
+        made.router.routes.append(page.route(service))
+        return made
 
-def test_threads_ask_one_engine(page: ModuleType, tmp_path: Path) -> None:
-    model = tiny.decoder(tiny.config(vocab_size=512))
-    tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(tmp_path))
-    want = generate(model, tokenizer, PROMPTS, max_new_tokens=6, ignore_stop_ids=True)
-    loop = page.EngineLoop(Engine(model, tokenizer, rows=2))
-
-    def answered(prompt: list[int]) -> tuple[str, tuple[int, ...]]:
-        _, heard = loop.add(request(prompt))
-        texts = []
-        while True:
-            delta = heard.get(timeout=WAIT)
-            texts.append(delta.text)
-            if delta.result is not None:
-                return "".join(texts), delta.result.tokens
-
-    with ThreadPoolExecutor(len(PROMPTS)) as threads:
-        said = list(threads.map(answered, PROMPTS))
-    assert said == [(answer.text, answer.tokens) for answer in want]
-
-    number, heard = loop.add(request([1, 5], 200))
-    assert heard.get(timeout=WAIT).result is None
-    assert loop.cancel(number).finish_reason == "cancelled" and loop.cancel(number) is None
-    last = heard.get(timeout=WAIT)
-    while last.result is None:
-        last = heard.get(timeout=WAIT)
-    assert last.result.finish_reason == "cancelled"
-
-    with pytest.raises(Refusal) as refused:  # told to who asked, and the loop goes on
-        loop.add(request([]))
-    status, body = page.status_and_body(refused.value)
-    assert status == 400 and body["error"]["id"] == "prompt-empty" and body["error"]["fix"]
-    assert page.status_and_body(RuntimeError("secret")) == (500, {"error": {"what": "internal error"}})
-    assert answered(PROMPTS[1]) == said[1]
-    loop.close()
+    monkeypatch.setattr(running, "app_of", with_score)
+    world = serving.World(tmp_path)
+    with world.server() as server:
+        status, _, told = server.ask("/score", {"model": "lora", "text": "The dog"})
+        wrong = server.ask("/score", {"model": "nobody", "text": "The dog"})
+        odd = server.ask("/score", {"model": "lora", "text": "", "x": 1})
+        assert server.service.admission.answers == 0
+    options = {"max_new_tokens": 1, "prompt_logprobs": 0}
+    (want,) = generate(world.model, world.tokenizer, ["The dog"], world.loaded("lora"), **options)
+    total = sum(one.logprob for one in want.prompt_logprobs[1:])
+    assert status == 200 and told["logprob"] == pytest.approx(total, abs=1e-4)
+    assert wrong[0] == 404 and odd[0] == 400 and odd[2]["error"]["code"] == "unsupported_parameter"

@@ -1,0 +1,86 @@
+"""`halter serve`: one base and its adapters, asked over HTTP as OpenAI's models are."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halter.cli.flags import with_options
+from halter.errors import Refusal
+from halter.files.extras import missing_extra
+from halter.playground import base_folder
+from halter.pretrained.digest import BaseIdentity
+from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
+from halter.serve.held import OpenedAdapter
+from halter.serve.naming import table_of
+from halter.serve.settings import ServeOptions
+from halter.telling import tell
+
+PLAYGROUND = "playground"
+
+
+@with_options(serving=ServeOptions(), opening=OpenOptions())
+def command(
+    serving: ServeOptions,
+    opening: OpenOptions,
+    served: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Base model, folder or hub id; a run or an adapter stands for its base and itself; playground: the "
+            "embedded little one.",
+        ),
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter folder, run folder, or folder of these; NAME=FOLDER names one. May be given several times."
+        ),
+    ] = None,
+) -> None:
+    """Answer requests of OpenAI's API (chat, completions) with one base and any number of its adapters."""
+    serving.refuse_exposed(keys=False)
+    if served is None and opening.model is None and opening.adapter is None:
+        raise Refusal("nothing-named", "no model is named", fix="halter serve playground, or halter serve MODEL")
+    try:
+        from halter.serve.prompts import Speaking
+        from halter.serve.running import serve
+        from halter.serve.service import Service
+        from halter.serve.shapes import ServedBase
+    except ImportError as error:
+        raise missing_extra("serve", "halter serve", "halter serve", error) from error
+    named = str(base_folder()) if served == PLAYGROUND and not Path(served).exists() else served
+    subject = find(named, model=opening.model, adapter=opening.adapter)
+    name = serving.name or (PLAYGROUND if named != served else Path(subject.base).name)
+    words = [*(adapters or ()), *([str(subject.run or subject.adapter)] if subject.adapter else [])]
+    table = table_of(words, taken=[name])
+    opened = open_subject(_base_of(subject), tell, opening)
+    speaking = Speaking(opened.template, opened.template_date, opened.rules)
+    base = ServedBase(name, opened.model, opened.tokenizer, speaking, _digest(opened))
+    asyncio.run(serve(lambda: Service(base, table, lambda at: opened_adapter(opened, at), serving), serving, tell))
+
+
+def _base_of(subject: Subject) -> Subject:
+    """The base alone, held as the subject's training held it."""
+    held = {"quantize": subject.facts["quantize"]} if subject.facts.get("quantize") else {}
+    return Subject(subject.base, subject.revision, facts=held)
+
+
+def _digest(opened: Opened) -> str:
+    """The base's digest where it is known already."""
+    identity = opened.model.identity
+    kept = identity.kept() if isinstance(identity, BaseIdentity) else None
+    return "" if kept is None else kept.digest
+
+
+def opened_adapter(opened: Opened, folder: Path) -> OpenedAdapter:
+    """An adapter of the server's table on its base, asked in the template that it was trained with. Refusals of
+    run.opening."""
+    subject = find(adapter=folder, model=opened.subject.base)
+    adapter = put_on(subject, opened.model, opened.tokenizer, tell, opened.allow)
+    assert adapter is not None
+    template = choose_template(subject, opened.tokenizer)
+    return OpenedAdapter(adapter, template, subject.facts.get("template_date"))

@@ -1,0 +1,97 @@
+"""The answers to one request as they grow, between the engine's thread and whoever sends them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+from halter.generation.requests import Request
+from halter.generation.streaming import Delta, Generation
+from halter.serve.engine_loop import EngineLoop
+from halter.serve.errors import internal, overloaded
+
+MOST_UNREAD = 1024
+"""Pieces that may wait for a client that does not read; then its request ends."""
+
+
+class HeardAnswers:
+    """A Listener for the rows of one request. ``streamed``: pieces are kept until they are asked for.
+
+    ``slow`` is set where more pieces wait than may: the rows are then given up.
+    """
+
+    def __init__(self, engine: EngineLoop, streamed: bool = False, slow: asyncio.Event | None = None) -> None:
+        self._engine, self._streamed = engine, streamed
+        self._slow = slow or asyncio.Event()
+        self._numbers: Sequence[int] = ()
+        self._results: dict[int, Generation] = {}
+        self._pieces: deque[tuple[int, Delta]] = deque()
+        self._news = asyncio.Event()
+        self._lost = False
+        self.first: float | None = None
+
+    async def begin(self, requests: Sequence[Request]) -> None:
+        """Have the engine work on them. Refusals of Engine.add."""
+        self._numbers = await self._engine.add(requests, self)
+
+    def hear(self, place: int, delta: Delta) -> None:
+        self.first = self.first or time.time()
+        if delta.result is not None:
+            self._results[place] = delta.result
+        if self._streamed:
+            self._pieces.append((place, delta))
+            if len(self._pieces) > MOST_UNREAD:
+                self._slow.set()
+                self.cancel()
+        self._news.set()
+
+    def lost(self) -> None:
+        self._lost = True
+        self._news.set()
+
+    def cancel(self) -> None:
+        """Give up what is not done."""
+        if len(self._results) < len(self._numbers):
+            self._engine.cancel(self._numbers)
+
+    @property
+    def results(self) -> list[Generation]:
+        """The answers that have ended, in their order."""
+        return [self._results[place] for place in sorted(self._results)]
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Delta]]:
+        """(place, piece) of all rows as they come, until all have ended. Raises Failure where a row cannot be worked
+        on to its end."""
+        ended = 0
+        while ended < len(self._numbers):
+            await self._more()
+            while self._pieces:
+                place, delta = self._pieces.popleft()
+                self._refuse_failed(delta.result)
+                ended += delta.result is not None
+                yield place, delta
+
+    async def whole(self, failed: bool = False) -> list[Generation]:
+        """All answers, when they are done. Raises Failure as ``pieces``, unless ``failed`` ones are wanted too."""
+        while len(self._results) < len(self._numbers):
+            await self._more()
+        for answer in () if failed else self.results:
+            self._refuse_failed(answer)
+        return self.results
+
+    async def _more(self) -> None:
+        if self._lost:
+            raise internal()
+        await self._news.wait()
+        self._news.clear()
+        if self._lost:
+            raise internal()
+
+    @staticmethod
+    def _refuse_failed(answer: Generation | None) -> None:
+        if answer is not None and answer.finish_reason == "error":
+            raise internal("the answer could not be computed")
+        if answer is not None and answer.finish_reason == "cancelled":
+            raise overloaded("the server stopped before the answer was whole")

@@ -1,0 +1,111 @@
+"""A server from its start to its end, in the main thread or in a test's."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from halter.errors import HalterError
+from halter.serve.app import app_of
+from halter.serve.service import Service
+from halter.serve.settings import HEADER_BYTES, KEEP_ALIVE, ServeOptions
+from halter.telling import Say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but for signals: the first one lets answers come to their end, a second one does not."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain: float) -> None:
+        super().__init__(config)
+        self._service, self._drain = service, drain
+        self._ending: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        """Take nothing more, let what is worked on be answered within ``drain`` seconds, then stop."""
+        if self._ending is not None:
+            self._drain_over()
+            return
+        self._service.admission.draining = True
+        self._ending = asyncio.get_running_loop().create_task(self._drained())
+
+    async def _drained(self) -> None:
+        try:
+            async with asyncio.timeout(self._drain):
+                await self._service.admission.idle()
+        except TimeoutError:
+            pass
+        self._drain_over()
+
+    def _drain_over(self) -> None:
+        self._service.engine.cancel_all()
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        events = asyncio.get_running_loop()
+        before = {one: signal.getsignal(one) for one in SIGNALS}
+        for one in SIGNALS:
+            events.add_signal_handler(one, self.end)
+        try:
+            yield
+        finally:
+            for one in SIGNALS:
+                events.remove_signal_handler(one)
+                signal.signal(one, before[one])
+
+
+async def serve(
+    make: Callable[[], Service], options: ServeOptions, say: Say, begun: Callable[[Server, Any], None] | None = None
+) -> None:
+    """Serve what ``make`` makes, on the event loop of this call, until the end. ``begun`` is told of the server and its
+    address once it listens. HalterError where the address cannot be had.
+    """
+    listening = _listening(options)
+    service = make()
+    config = uvicorn.Config(
+        app_of(service),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+    )
+    server = Server(config, service, options.drain)
+    address = listening.getsockname()
+    say(f"serving {', '.join(service.names())} on http://{_shown(address)}/v1")
+    if begun is not None:
+        begun(server, address)
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        await service.close()
+
+
+def _listening(options: ServeOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=128)
+    except OSError as error:
+        where = f"{options.host}:{options.port}"
+        raise HalterError(f"{where} cannot be listened on: {error.strerror or error}; --port names another") from error
+
+
+def _shown(address: Any) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,168 @@
+"""Clients that go or do not read, queues that are full, deadlines, and the end of a server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+import serving
+from serving import TALK
+
+openai = pytest.importorskip("openai")
+CHAT = "/v1/chat/completions"
+LONG: dict[str, Any] = {"messages": TALK, "temperature": 0, "max_tokens": 400}
+
+
+def endless(world: Any) -> dict[str, Any]:
+    return {**LONG, "model": "tiny", "logit_bias": dict.fromkeys(map(str, world.tokenizer.stop_ids), -100)}
+
+
+def line_to(server: Any, asked: dict[str, Any], buffer: int | None = None) -> socket.socket:
+    line = socket.socket()
+    if buffer is not None:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    line.connect(("127.0.0.1", server.port))
+    body = json.dumps(asked).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    line.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    return line
+
+
+def until(what: Any) -> None:
+    end = time.monotonic() + serving.PATIENCE
+    while not what():
+        assert time.monotonic() < end, "it does not come to be"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_takes_its_work_along(world: Any, stream: bool) -> None:
+    with world.server() as server:
+        line = line_to(server, {**endless(world), "stream": stream, "n": 2, "temperature": 0.5})
+        until(lambda: server.service.admission.answers == 2 and server.service.engine._rows)
+        line.close()
+        until(lambda: server.service.admission.answers == 0 and not server.service.engine._rows)
+        until(lambda: server.records)
+    (record,) = server.records
+    assert record["status"] == 499 and record["error"] == "client_gone"
+    assert record["completion_tokens"] < 400
+
+
+def test_a_client_that_does_not_read_is_given_up(world: Any, monkeypatch: Any) -> None:
+    from halter.serve import answers
+
+    monkeypatch.setattr(answers, "MOST_UNREAD", 8)
+    with world.server() as server:
+        line = line_to(
+            server,
+            {**endless(world), "stream": True, "n": 8, "temperature": 1, "logprobs": True, "top_logprobs": 20},
+            4096,
+        )
+        until(lambda: server.service.admission.answers)
+        until(lambda: server.records)
+        until(lambda: not server.service.engine._rows)
+        line.close()
+    assert server.records[0]["status"] == 499
+
+
+def test_more_than_the_queue_holds_is_told_to_come_again(world: Any) -> None:
+    with world.server(queue=2) as server:
+        lines = [line_to(server, {**endless(world), "stream": True}) for _ in range(2)]
+        until(lambda: server.service.admission.answers == 2)
+        status, told, body = server.ask(CHAT, {**LONG, "model": "tiny"})
+        assert status == 503 and int(told["retry-after"]) > 0 and body["error"]["code"] == "overloaded"
+        assert server.ask(CHAT, {**LONG, "model": "tiny", "n": 3})[0] == 400  # for which there never will be room
+        with pytest.raises(openai.InternalServerError):
+            server.client().chat.completions.create(model="tiny", **LONG)
+        for line in lines:
+            line.close()
+        until(lambda: server.service.admission.answers == 0)
+        assert server.ask(CHAT, {**LONG, "model": "tiny", "max_tokens": 2})[0] == 200
+
+
+def test_a_tenants_share_is_its_own(world: Any) -> None:
+    from halter.serve.tenants import Tenant
+
+    with world.server(admit=lambda shown: Tenant(shown or "none", at_once=1)) as server:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="busy", max_retries=0)
+        going = client.chat.completions.create(**endless(world), stream=True)
+        next(going)
+        with pytest.raises(openai.RateLimitError) as told:
+            client.chat.completions.create(model="tiny", **LONG)
+        assert told.value.code == "rate_limit_exceeded" and told.value.response.headers["retry-after"]
+        short = {**LONG, "model": "tiny", "max_tokens": 2}
+        assert server.ask(CHAT, short, authorization="Bearer other")[0] == 200
+        going.close()
+
+
+def test_a_request_that_takes_too_long_ends(world: Any) -> None:
+    with world.server(deadline=0.05) as server:
+        status, told, body = server.ask(CHAT, endless(world))
+        assert status == 504 and told["x-should-retry"] == "false" and body["error"]["code"] == "deadline_exceeded"
+        with pytest.raises(openai.APIError) as late:
+            list(server.client().chat.completions.create(**endless(world), stream=True))
+        assert late.value.code == "deadline_exceeded"
+        until(lambda: not server.service.engine._rows)
+
+
+def test_the_end_waits_for_answers_and_takes_no_new_ones(world: Any) -> None:
+    with world.server() as server:
+        going = server.client().chat.completions.create(**endless(world), stream=True)
+        next(going)
+        server.end()
+        until(lambda: server.service.admission.draining)
+        for path, body in (("/ready", None), (CHAT, {**LONG, "model": "tiny"})):
+            status, told, answer = server.ask(path, body)
+            assert status == 503 and told["retry-after"] and answer["error"]["code"] == "overloaded"
+        assert server.ask("/health")[0] == 200
+        last = list(going)[-1]
+        assert last.choices[0].finish_reason == "length"
+        server.thread.join(serving.PATIENCE)
+        assert not server.thread.is_alive()
+        server.end = lambda: None
+
+
+def test_the_end_cuts_what_does_not_end(world: Any) -> None:
+    with world.server(drain=0.05) as server:
+        going = server.client().chat.completions.create(**endless(world), stream=True)
+        next(going)
+        server.end()
+        with pytest.raises(openai.APIError) as cut:
+            list(going)
+        assert cut.value.code == "overloaded"
+        server.thread.join(serving.PATIENCE)
+        server.end = lambda: None
+
+
+def test_an_answer_that_cannot_be_kept_is_not_given(world: Any) -> None:
+    def full(record: Any) -> None:
+        raise OSError("no space left on device")
+
+    with world.server(keep=full) as server:
+        status, _, body = server.ask(CHAT, {**LONG, "model": "tiny", "max_tokens": 2})
+        assert status == 500 and "space" not in json.dumps(body)
+        with pytest.raises(openai.APIError):
+            list(server.client().chat.completions.create(model="tiny", messages=TALK, max_tokens=2, stream=True))
+
+
+def test_a_step_that_fails_ends_its_rows_and_not_the_server(world: Any) -> None:
+    with world.server() as server:
+        engine = server.service.engine._engine
+        step, failing = engine.step, threading.Event()
+
+        def sometimes() -> Any:
+            if failing.is_set():
+                failing.clear()
+                raise MemoryError("cache")
+            return step()
+
+        engine.step = sometimes
+        failing.set()
+        status, _, body = server.ask(CHAT, {**LONG, "model": "tiny", "max_tokens": 2})
+        assert status == 500 and body["error"]["type"] == "server_error" and "cache" not in json.dumps(body)
+        assert server.ask(CHAT, {**LONG, "model": "tiny", "max_tokens": 2})[0] == 200
+        assert server.ask("/health")[0] == 200
