@@ -33,6 +33,8 @@ VERBS = {
     "compare": "train several methods side by side on your data: quality, memory, speed, forgetting",
     "merge": "fold an adapter into its base: a model folder, proven equal",
     "adapters": "list, show, diff, combine, compress and convert adapter folders",
+    "keys": "make, list and remove the keys with which people ask a server",
+    "audit": "verify and show the audit log of a server",
     "playground": "the embedded little world: its tasks as files, and its base",
     "completion": "a script with which your shell completes commands, flags and methods",
 }

@@ -52,6 +52,10 @@ TAKES = {
     "adapters combine": "adapters combine {run} {} --output {new}",
     "adapters compress": "adapters compress {} --output {new}",
     "adapters convert": "adapters convert {} --output {new}",
+    "audit verify": "audit verify {}",
+    "audit show": "audit show {}",
+    "keys list": "keys list --file {}",
+    "keys remove": "keys remove acme-1 --file {}",
 }
 """{what takes a path: the command with it}."""
 

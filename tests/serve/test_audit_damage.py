@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from halter.errors import Refusal
 from halter.serve.audit import seal
 from halter.serve.audit.head import read_head
-from halter.serve.audit.lines import file_name, log_files
+from halter.serve.audit.lines import LONGEST, file_name, log_files
 from halter.serve.audit.log import AuditLog, apart
 from halter.serve.audit.walk import walk
 
@@ -118,6 +118,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "the tail cut within a line": (lambda log: cut_away(log, 30), {"torn": "is torn", "cut": "line 12"}),
     "the last line end cut": (lambda log: cut_away(log, 1), {"torn": "has lost its line end"}),
     "garbage at the end": (on_lines(10, lambda at: at.append(b"{}\n")), {"changed": "10.jsonl:4"}),
+    "a line without end between others": (
+        on_lines(10, lambda at: at.insert(1, b"x" * (LONGEST + 1))),
+        {"changed": "10.jsonl:2"},
+    ),
     "everything removed": (lambda log: [p.unlink() for p in log.iterdir()], {"cut": "lines 1 to 12"}),
     "the head removed": (lambda log: (apart(log) / "head").unlink(), {"head": "the head is missing"}),
     "another head": (

@@ -185,6 +185,33 @@ def test_many_threads_write_one_chain(tmp_path: Path) -> None:
     assert {said["request"] for said in lines_of(folder)} == {f"req-{n}" for n in range(300)}
 
 
+def test_a_log_that_is_closed_takes_no_line(tmp_path: Path) -> None:
+    """Its descriptors may be another file's by then."""
+    disk = Scarce()
+    log = AuditLog(tmp_path / "audit", options=AuditOptions(sync=60_000), disk=disk)
+    log.write(record())
+    timer = log._timer
+    assert timer is not None
+    log.close()
+    disk.calls.clear()
+    log.close()
+    timer.function()  # as if it had waited for the lock
+    timer.cancel()
+    with pytest.raises(ValueError, match="closed"):
+        log.write(record(2))
+    assert disk.calls == [] and kinds(tmp_path / "audit") == []
+
+
+def test_the_page_has_every_field_and_its_example_is_right(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/guide/audit.md").read_text("utf-8")
+    table = page.split("## What a line says")[1].split("## What verify says")[0]
+    assert not [name for name in FIELDS if f"`{name}`" not in table]
+    monkeypatch.chdir(tmp_path)
+    write(Path("logs/audit"), 1)
+    exec(table.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.split() == lines_of(Path("logs/audit"))[0]["prompt_hmac"]
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with AuditLog(tmp_path / "audit"), pytest.raises(Refusal, match=r"another --audit.*run-in-use"):
         AuditLog(tmp_path / "audit")

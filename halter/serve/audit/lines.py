@@ -38,7 +38,7 @@ def log_files(folder: Path) -> list[tuple[int, Path]]:
         found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         why = getattr(error, "strerror", None) or error
-        fix = "name the folder that halter serve was given with --audit"
+        fix = "name the folder in which the server keeps it"
         raise Refusal("not-an-audit-log", f"cannot be read: {why}", where=str(folder), fix=fix) from error
     return [(int(path.stem.removeprefix("audit-")), path) for path in found]
 

@@ -60,6 +60,7 @@ class AuditLog:
         beside = apart(folder) if beside is None else Path(beside).absolute()
         _refuse_inside(beside, self._folder)
         self._lock = Lock()
+        self._closed = False
         self._timer: Timer | None = None
         self._failed: Unwritten | None = None  # what a sync met that nobody waited for
         self._lost, self._lost_since = 0, ""  # requests without a line since one was last written
@@ -87,6 +88,8 @@ class AuditLog:
         line before the next one says how many are missing.
         """
         with self._lock:
+            if self._closed:
+                raise ValueError("this audit log is closed")
             try:
                 if self._lost:
                     self._add({"note": "gap", "requests": self._lost, "since": self._lost_since})
@@ -106,9 +109,11 @@ class AuditLog:
     def close(self) -> None:
         """Bring everything to the disk and let the folder go."""
         with self._lock, self._open:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._settle()
+            if not self._closed:
+                self._closed = True
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._settle()
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +153,8 @@ class AuditLog:
     def _settle_later(self) -> None:
         with self._lock:
             self._timer = None
+            if self._closed:  # while this waited for the lock
+                return
             try:
                 self._settle()
             except Unwritten as error:

@@ -7,7 +7,6 @@ prompt stands behind an HMAC.
 from __future__ import annotations
 
 import hmac
-import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from halter.errors import Refusal
 from halter.files.disk import DISK, Disk
 from halter.files.reading import read_text
 from halter.files.writing import write_text
+from halter.serve.secrecy import refuse_open
 
 SECRET = "secret"
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -63,15 +63,3 @@ def read(folder: Path) -> Seal:
             fix="put the file back from a copy; without it the log can be read, and not verified",
         )
     return Seal(bytes.fromhex(text))
-
-
-def refuse_open(path: Path, others: int = 0o077) -> None:
-    """Refusal ``secret-open`` of a file that more than its owner may read or write; ``others``: the forbidden bits."""
-    mode = os.stat(path).st_mode & 0o777
-    if os.name != "nt" and mode & others:  # Windows has no such bits
-        raise Refusal(
-            "secret-open",
-            f"others than its owner may {'read' if others & mode & 0o044 else 'write to'} this file (mode {mode:04o})",
-            where=str(path),
-            fix=f"chmod {mode & ~others & 0o700 | 0o600:o} {path}",
-        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halter.serve.audit.head import LogHead
-from halter.serve.audit.lines import NONE_BEFORE, opened, raw_lines
+from halter.serve.audit.lines import LONGEST, NONE_BEFORE, opened, raw_lines
 from halter.serve.audit.seal import Seal
 
 Files = Sequence[tuple[int, Path]]
@@ -89,7 +89,7 @@ class _Walk:
         at = 0
         for number, line in enumerate(raw_lines(path), 1):
             facts = opened(line.removesuffix(b"\n"), self._seal)
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and len(line) < LONGEST:  # the end of the file
                 self._unended(path, at, facts is not None, newest)
                 if facts is None:
                     break
