@@ -123,13 +123,15 @@ def test_tokens_of_one_text_do_not_hide_each_other(world: Any) -> None:
 
 
 def test_lm_evals_own_client_reads_the_scores(world: Any, served: Any) -> None:
-    api = pytest.importorskip("lm_eval.models.openai_completions").LocalCompletionsAPI
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
     rows, contexts = [[528, 5, 300, 41, 41, 7], [528, 90, 17], [528, 7]], [2, 2, 1]
     asked = {"prompt": rows, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
     for name in ("tiny", "lora", "prompt_tuning"):
         adapter = None if name == "tiny" else world.loaded(name)
         told = served.ask(PATH, {**asked, "model": name})[2]
-        found = api.parse_logprobs(told, tokens=rows, ctxlens=contexts)
+        found = LocalCompletionsAPI.parse_logprobs(told, tokens=rows, ctxlens=contexts)
         for (total, greedy), row, context in zip(found, rows, contexts, strict=True):
             (logits,) = (world.model(torch.tensor([row]), adapter=adapter).double().log_softmax(-1),)
             rest = torch.tensor(row[context:])

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import sighted
 import tiny
+from PIL import Image
 
 from halter.adapters.adapter import adapt
 from halter.adapters.loading import load_adapter
 from halter.generation.engine import generate
 
-Image = pytest.importorskip("PIL.Image")
 CHAT = "/v1/chat/completions"
 
 
