@@ -38,7 +38,7 @@ class Admission:
         if count > share or tokens > self.most_tokens:
             most = f"{share} answers and {self.most_tokens} tokens of prompts"
             raise bad(f"one request asks for {count} answers to {tokens} tokens of prompts; the most is {most}")
-        if self._tenants[tenant.name] + count > share < self.most_answers:
+        if tenant.at_once is not None and self._tenants[tenant.name] + count > share:
             raise too_many(f"{share} answers at once are your share")
         if self.answers + count > self.most_answers or self.tokens + tokens > self.most_tokens:
             raise overloaded("the queue is full")

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from halter.errors import Refusal
 from halter.serve.answers import HeardAnswers
 from halter.serve.bodies import fields_of
-from halter.serve.errors import Failure, internal, of_refusal, too_late
+from halter.serve.errors import Failure, bad, internal, of_refusal, too_late
 from halter.serve.exchange import Gone, HttpExchange, as_json
 from halter.serve.records import Record
 from halter.serve.service import Service
@@ -20,6 +20,7 @@ from halter.serve.settings import BODY_SECONDS
 from halter.serve.shapes import Shape, Who, beside, head_of, usage_of
 
 LOG = logging.getLogger("halter.serve")
+NEEDS = {"stream_options": "stream", "top_logprobs": "logprobs"}
 CLIENT_GONE = 499
 """nginx's status of a request whose client did not wait; in records alone."""
 
@@ -83,6 +84,8 @@ class _One:
     async def _work(self, data: bytes, slow: asyncio.Event) -> None:
         service, record = self._service, self.record
         asked = await service.thread(fields_of, data, self._shape.fields)
+        if asked.pointless:
+            raise bad(f"{asked.pointless} means nothing without {NEEDS[asked.pointless]}", asked.pointless)
         record.id, record.model = f"{self._shape.prefix}{uuid4().hex}", asked.model
         async with service.answering(asked, record.tenant) as who:
             requests = await service.thread(self._shape.requests, service.base, who, asked)

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from halter.errors import HalterError
 from halter.generation.engine import Engine
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta
@@ -65,9 +66,8 @@ class EngineLoop:
 
     async def close(self) -> None:
         """End the thread. Rows that are not done hear that they are lost."""
-        if self.alive:
-            await self._do(self._close)
-            await asyncio.to_thread(self._thread.join)
+        self._ask(lambda: setattr(self, "_open", False))
+        await asyncio.to_thread(self._thread.join)
 
     async def _do(self, work: Callable[[], Any]) -> Any:
         return await asyncio.wrap_future(self._ask(work))
@@ -75,6 +75,8 @@ class EngineLoop:
     def _ask(self, work: Callable[[], Any]) -> Future[Any]:
         done: Future[Any] = Future()
         self._asked.put((work, done))
+        if not self.alive:
+            self._refuse_asked()
         return done
 
     def _added(self, requests: Sequence[Request], listener: Listener) -> None:
@@ -92,21 +94,26 @@ class EngineLoop:
         ended = [(number, answer) for number in numbers if (answer := self._engine.cancel(number)) is not None]
         self._tell([Delta(number, "", answer) for number, answer in ended])
 
-    def _close(self) -> None:
-        self._open = False
-        self._give_up()
-
     def _run(self) -> None:
-        with self._engine.decoding(self._engine.rows, ALWAYS):
-            while self._open:
-                self._answer()
-                if not self._open or not self._engine.busy:
-                    continue
-                try:
-                    self._tell(self._engine.step())
-                except Exception:  # not of one row, which the engine ends by itself: no memory for the cache, say
-                    LOG.exception("a step of the engine failed, and with it every row at work")
-                    self._give_up()
+        try:
+            with self._engine.decoding(self._engine.rows, ALWAYS):
+                while self._open:
+                    self._answer()
+                    if self._open and self._engine.busy:
+                        self._step()
+        except BaseException:
+            LOG.exception("the engine has ended")
+        self._lose_rows()
+        self._refuse_asked()
+
+    def _step(self) -> None:
+        try:
+            self._tell(self._engine.step())
+        except Exception:  # not of one row, which the engine ends by itself: no memory for the cache, say
+            LOG.exception("a step of the engine failed, and with it every row at work")
+            for number in self._rows:
+                self._engine.cancel(number)
+            self._lose_rows()
 
     def _answer(self) -> None:
         """Do what was asked for; waits for it while the engine has nothing to do."""
@@ -128,13 +135,18 @@ class EngineLoop:
         if heard:
             self._hop(lambda: _deliver(heard))
 
-    def _give_up(self) -> None:
-        """Let all rows go, and tell who waits for them."""
-        for number in self._rows:
-            self._engine.cancel(number)
+    def _lose_rows(self) -> None:
+        """Tell who waits for rows that nothing more comes of them."""
         lost = {id(listener): listener for listener, _ in self._rows.values()}
         self._rows.clear()
         self._hop(lambda: _lose(lost.values()))
+
+    def _refuse_asked(self) -> None:
+        """Whoever asks an engine that has ended hears it."""
+        while not self._asked.empty():
+            _, done = self._asked.get()
+            if done.set_running_or_notify_cancel():
+                done.set_exception(HalterError("the engine has ended"))
 
     def _hop(self, work: Callable[[], Any]) -> None:
         if not self._events.is_closed():

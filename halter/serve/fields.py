@@ -139,6 +139,11 @@ class SamplingFields(BaseModel):
     reasoning_effort: Any = None
 
     @property
+    def pointless(self) -> str:
+        """A field that means nothing without another one; '' where all mean something."""
+        return "" if self.stream or self.stream_options is None else "stream_options"
+
+    @property
     def silent(self) -> bool:
         """Whether nothing of the answer is to be told: its prompt is what is asked about."""
         return False
@@ -153,6 +158,10 @@ class ChatFields(SamplingFields):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: Annotated[Any, AfterValidator(_format)] = None
+
+    @property
+    def pointless(self) -> str:
+        return super().pointless if self.logprobs or self.top_logprobs is None else "top_logprobs"
 
 
 def _prompts(given: Any) -> list[str | list[int]]:

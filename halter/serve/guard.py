@@ -40,12 +40,13 @@ class Guard:
                 MutableHeaders(scope=message)["x-request-id"] = id
             await send(message)
 
+        state = scope.setdefault("state", {})
+        state["request_id"] = id
         try:
-            tenant = self._checked(scope, headers)
+            state["tenant"] = self._checked(scope, headers)
         except Failure as failure:
             await self._refuse(scope, id, failure, numbered)
             return
-        scope.setdefault("state", {}).update(request_id=id, tenant=tenant)
         await self._app(scope, receive, numbered)
 
     def _checked(self, scope: Scope, headers: Headers) -> Tenant:

@@ -88,7 +88,9 @@ async def serve(
     )
     server = Server(config, service, options.drain)
     address = listening.getsockname()
-    say(f"serving {', '.join(service.names())} on http://{_shown(address)}/v1")
+    name, *adapters = service.names()
+    beside = f" with {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}" if adapters else ""
+    say(f"serving {name}{beside} on http://{_shown(address)}/v1")
     if begun is not None:
         begun(server, address)
     try:

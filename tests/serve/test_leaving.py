@@ -225,3 +225,17 @@ def test_other_addresses_are_refused_as_long_as_nobody_shows_a_key(capsys: Any) 
         assert "[serve-exposed]" in capsys.readouterr().err
     assert main.run(["serve", "playground", "--rows", "0", "--port", "99999"]) == 2
     assert "--rows 0, --port 99999" in capsys.readouterr().err
+
+
+def test_an_engine_that_has_ended_is_told_at_once(world: Any) -> None:
+    with world.server() as server:
+
+        def end() -> None:
+            raise SystemExit
+
+        server.service.engine._engine.step = end
+        status, _, body = server.ask(CHAT, {**LONG, "model": "tiny"})
+        assert status == 500 and body["error"]["type"] == "server_error"
+        until(lambda: not server.service.engine.alive)
+        assert server.ask(CHAT, {**LONG, "model": "tiny"})[0] == 500
+        assert server.ask("/health")[0] == server.ask("/ready")[0] == 503

@@ -54,6 +54,8 @@ def test_what_is_not_built_is_refused_by_name(served: Any, field: str, value: An
         {"stop": ["x"] * 17},
         {"stop": [""]},
         {"top_logprobs": 21},
+        {"top_logprobs": 2},
+        {"stream_options": {"include_usage": True}},
         {"seed": 2**63},
         {"logit_bias": {"x": 1}},
         {"logit_bias": {"9": 101}},
