@@ -22,9 +22,11 @@ from halter.serve.fields import DetokenizeFields, TokenizeFields, WireObject
 from halter.serve.guard import Guard
 from halter.serve.service import Service
 from halter.serve.settings import BODY_SECONDS
+from halter.serve.shapes import ServedBase
 from halter.serve.tokens import word_of
 
 SHAPES = (ChatShape(), CompletionShape())
+JSON = "application/json"
 SENTENCES = {404: "there is no such path", 405: "this path takes another method"}
 
 
@@ -76,16 +78,11 @@ class _Routes:
 
     async def tokenize(self, request: Request) -> Response:
         asked = await self._fields(request, TokenizeFields)
-        tokenizer = self._service.base.tokenizer
-        opening = [tokenizer.bos_id] if asked.add_special_tokens and tokenizer.bos_id is not None else []
-        ids = [*opening, *await self._service.thread(tokenizer.encode, asked.prompt)]
-        words = [word_of(tokenizer, id) for id in ids]
-        context = self._service.base.model.config.context
-        return _json({"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": words})
+        return Response(await self._service.thread(_tokenized, self._service.base, asked), media_type=JSON)
 
     async def detokenize(self, request: Request) -> Response:
         asked = await self._fields(request, DetokenizeFields)
-        return _json({"prompt": await self._service.thread(self._service.base.tokenizer.decode, asked.tokens)})
+        return Response(await self._service.thread(_detokenized, self._service.base, asked), media_type=JSON)
 
     async def tokenizer_info(self, request: Request) -> Response:
         tokenizer, template = self._service.base.tokenizer, self._service.base.speaking.template
@@ -112,8 +109,20 @@ class _Routes:
         return asked
 
 
+def _tokenized(base: ServedBase, asked: TokenizeFields) -> bytes:
+    tokenizer = base.tokenizer
+    opening = [tokenizer.bos_id] if asked.add_special_tokens and tokenizer.bos_id is not None else []
+    ids = [*opening, *tokenizer.encode(asked.prompt)]
+    words = {"token_strs": [word_of(tokenizer, id) for id in ids]} if asked.return_token_strs else {}
+    return as_json({"count": len(ids), "max_model_len": base.model.config.context, "tokens": ids, **words})
+
+
+def _detokenized(base: ServedBase, asked: DetokenizeFields) -> bytes:
+    return as_json({"prompt": base.tokenizer.decode(asked.tokens)})
+
+
 def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(as_json(value), status, headers, "application/json")
+    return Response(as_json(value), status, headers, JSON)
 
 
 async def _of_http(request: Request, error: HTTPException) -> Response:

@@ -11,6 +11,8 @@ MOST_CHOICES, MOST_PROMPTS, MOST_MESSAGES, MOST_PARTS = 8, 128, 2048, 64
 MOST_STOPS, STOP_LETTERS, MOST_BIASES, MOST_TOGETHER = 16, 1024, 1024, 8
 MOST_TOKENS = 1 << 20
 """Of an answer, or of a prompt's ids: far beyond any context, so that numbers stay numbers."""
+MOST_COUNTED = 1 << 18
+"""Characters of a text that is only cut into tokens, or tokens that are only put together."""
 NOT_BUILT = "not_built"
 """The kind of mistake that a value is which this server may learn one day."""
 
@@ -198,12 +200,13 @@ class TokenizeFields(WireObject):
     """POST /tokenize."""
 
     model: str | None = Field(None, max_length=256)
-    prompt: str
+    prompt: str = Field(max_length=MOST_COUNTED)
     add_special_tokens: bool = True
+    return_token_strs: bool = False
 
 
 class DetokenizeFields(WireObject):
     """POST /detokenize."""
 
     model: str | None = Field(None, max_length=256)
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=MOST_TOKENS)
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=MOST_COUNTED)

@@ -71,10 +71,17 @@ def test_an_adapter_of_no_numbers_is_found_before_anybody_hears_it(world: Any, t
 
 def test_nothing_heavy_is_done_where_all_clients_wait(world: Any, monkeypatch: Any) -> None:
     """Reading, tokenising, templates, binding and rendering happen in threads; the event loop hands over."""
-    from halter.serve import answering, chat_shape, completion_shape, held
+    from halter.serve import answering, app, chat_shape, completion_shape, held
 
     heavy = [(answering, "fields_of"), (chat_shape, "chat_prompt"), (completion_shape, "completion_prompt")]
-    heavy += [(held, "digest_of"), (held, "ready"), (held.HeldAdapters, "_read"), (chat_shape.ChatShape, "body")]
+    heavy += [
+        (app, "word_of"),
+        (app, "_detokenized"),
+        (held, "digest_of"),
+        (held, "ready"),
+        (held.HeldAdapters, "_read"),
+        (chat_shape.ChatShape, "body"),
+    ]
     seen: dict[str, set[str]] = {}
 
     def watched(name: str, function: Any) -> Any:
@@ -89,6 +96,8 @@ def test_nothing_heavy_is_done_where_all_clients_wait(world: Any, monkeypatch: A
     with world.server() as server:
         assert server.ask(CHAT, {**GREEDY, "model": "lora", "logprobs": True})[0] == 200
         assert server.ask("/v1/completions", {"model": "lora", "prompt": "a", "logprobs": 1})[0] == 200
+        ids = server.ask("/tokenize", {"prompt": "The dog", "return_token_strs": True})[2]["tokens"]
+        assert server.ask("/detokenize", {"tokens": ids})[0] == 200
         events = server.thread.name
     assert seen.keys() == {name for _, name in heavy} and not any(events in names for names in seen.values())
 

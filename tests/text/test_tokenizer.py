@@ -515,3 +515,31 @@ def test_the_codec_keeps_its_promise_of_size(metas: Tokenizer) -> None:
     )
     with pytest.raises(IndexError):
         metas.token(metas.vocab_size)
+
+
+def test_a_long_text_in_a_thread_becomes_the_same_ids_and_keeps_no_other_thread(tmp_path: Path) -> None:
+    import threading
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+
+    tokenizer = Tokenizer.from_folder(tiny.llama3(tmp_path))
+    text = "The quick brown fox, 1234 你好 🙂! " * 20_000
+    began = time.perf_counter()
+    want = tokenizer.encode(text)
+    alone = time.perf_counter() - began
+    gaps, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        last = time.perf_counter()
+        while not over.is_set():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    with ThreadPoolExecutor(2) as threads:
+        watching = threads.submit(watch)
+        assert threads.submit(tokenizer.encode, text).result() == want
+        over.set()
+        watching.result()
+    assert max(gaps) < alone / 2

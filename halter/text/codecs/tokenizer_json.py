@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +20,11 @@ from halter.text.codecs.codec import Control, check_ids
 
 SPACE = "▁"  # U+2581, SentencePiece's sign for a space
 SUPPORTED = "a BPE or Unigram model with a byte-level or SentencePiece decoder, as every LLaMA tokenizer has"
+
+LONG = 2000
+"""Characters above which a text is encoded as a batch of one outside the main thread: ``encode`` of the library holds
+the interpreter, a second for a million characters, and other threads with it. The main thread may fork (data.workers),
+before which the library must not have had threads of its own."""
 
 
 class JsonCodec:
@@ -114,7 +120,10 @@ class JsonCodec:
     def run(self, text: str, prefix: bool) -> list[int]:
         library = self._prefixed if prefix else self._bare
         with self._panics_refused():
-            ids: list[int] = library.encode(text, add_special_tokens=False).ids
+            if len(text) > LONG and threading.current_thread() is not threading.main_thread():
+                ids: list[int] = library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            else:
+                ids = library.encode(text, add_special_tokens=False).ids
         return ids
 
     def prefix_after(self, control: Control | None) -> bool:
