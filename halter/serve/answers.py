@@ -12,8 +12,8 @@ from halter.generation.streaming import Delta, Generation
 from halter.serve.engine_loop import EngineLoop
 from halter.serve.errors import internal, overloaded
 
-MOST_UNREAD = 1024
-"""Pieces that may wait for a client that does not read; then its request ends."""
+MOST_UNREAD = 256
+"""Pieces of each answer that may wait for a client that does not read; then its request ends."""
 
 
 class HeardAnswers:
@@ -25,7 +25,7 @@ class HeardAnswers:
     def __init__(self, engine: EngineLoop, streamed: bool = False, slow: asyncio.Event | None = None) -> None:
         self._engine, self._streamed = engine, streamed
         self._slow = slow or asyncio.Event()
-        self._numbers: Sequence[int] = ()
+        self._count = 0
         self._results: dict[int, Generation] = {}
         self._pieces: deque[tuple[int, Delta]] = deque()
         self._news = asyncio.Event()
@@ -34,15 +34,19 @@ class HeardAnswers:
 
     async def begin(self, requests: Sequence[Request]) -> None:
         """Have the engine work on them. Refusals of Engine.add."""
-        self._numbers = await self._engine.add(requests, self)
+        self._count = len(requests)
+        await self._engine.add(requests, self)
 
     def hear(self, place: int, delta: Delta) -> None:
         self.first = self.first or time.time()
         if delta.result is not None:
             self._results[place] = delta.result
+        if self._slow.is_set():
+            return  # who reads so slowly hears no more
         if self._streamed:
             self._pieces.append((place, delta))
-            if len(self._pieces) > MOST_UNREAD:
+            if len(self._pieces) > MOST_UNREAD * self._count:
+                self._pieces.clear()
                 self._slow.set()
                 self.cancel()
         self._news.set()
@@ -53,8 +57,8 @@ class HeardAnswers:
 
     def cancel(self) -> None:
         """Give up what is not done."""
-        if len(self._results) < len(self._numbers):
-            self._engine.cancel(self._numbers)
+        if len(self._results) < self._count:
+            self._engine.cancel(self)
 
     @property
     def results(self) -> list[Generation]:
@@ -65,7 +69,7 @@ class HeardAnswers:
         """(place, piece) of all rows as they come, until all have ended. Raises Failure where a row cannot be worked
         on to its end."""
         ended = 0
-        while ended < len(self._numbers):
+        while ended < self._count:
             await self._more()
             while self._pieces:
                 place, delta = self._pieces.popleft()
@@ -75,7 +79,7 @@ class HeardAnswers:
 
     async def whole(self, failed: bool = False) -> list[Generation]:
         """All answers, when they are done. Raises Failure as ``pieces``, unless ``failed`` ones are wanted too."""
-        while len(self._results) < len(self._numbers):
+        while len(self._results) < self._count:
             await self._more()
         for answer in () if failed else self.results:
             self._refuse_failed(answer)

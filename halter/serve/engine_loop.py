@@ -50,17 +50,18 @@ class EngineLoop:
         """Whether the thread still works."""
         return self._thread.is_alive()
 
-    async def add(self, requests: Sequence[Request], listener: Listener) -> list[int]:
-        """Take requests in, all or none of them: their numbers. Refusals of Engine.add."""
-        return await self._do(lambda: self._added(requests, listener))
+    async def add(self, requests: Sequence[Request], listener: Listener) -> None:
+        """Take requests in, all or none of them. Refusals of Engine.add."""
+        await self._do(lambda: self._added(requests, listener))
 
-    def cancel(self, numbers: Sequence[int]) -> None:
-        """Give rows up, those that have ended already excepted; each is told its end (finish reason cancelled)."""
-        self._asked.put((lambda: self._cancelled(numbers), Future()))
+    def cancel(self, listener: Listener) -> None:
+        """Give the rows of a listener up, also those that are only just being added; each is told its end (finish
+        reason cancelled)."""
+        self._ask(lambda: self._cancelled([number for number, (who, _) in self._rows.items() if who is listener]))
 
     def cancel_all(self) -> None:
         """Give every row up, as ``cancel``."""
-        self._asked.put((lambda: self._cancelled([*self._rows]), Future()))
+        self._ask(lambda: self._cancelled([*self._rows]))
 
     async def close(self) -> None:
         """End the thread. Rows that are not done hear that they are lost."""
@@ -69,11 +70,14 @@ class EngineLoop:
             await asyncio.to_thread(self._thread.join)
 
     async def _do(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self._ask(work))
+
+    def _ask(self, work: Callable[[], Any]) -> Future[Any]:
         done: Future[Any] = Future()
         self._asked.put((work, done))
-        return await asyncio.wrap_future(done)
+        return done
 
-    def _added(self, requests: Sequence[Request], listener: Listener) -> list[int]:
+    def _added(self, requests: Sequence[Request], listener: Listener) -> None:
         numbers: list[int] = []
         try:
             for request in requests:
@@ -83,7 +87,6 @@ class EngineLoop:
                 self._engine.cancel(number)
             raise
         self._rows |= {number: (listener, place) for place, number in enumerate(numbers)}
-        return numbers
 
     def _cancelled(self, numbers: Sequence[int]) -> None:
         ended = [(number, answer) for number in numbers if (answer := self._engine.cancel(number)) is not None]

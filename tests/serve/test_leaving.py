@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -55,7 +59,7 @@ def test_a_client_that_goes_takes_its_work_along(world: Any, stream: bool) -> No
 def test_a_client_that_does_not_read_is_given_up(world: Any, monkeypatch: Any) -> None:
     from halter.serve import answers
 
-    monkeypatch.setattr(answers, "MOST_UNREAD", 8)
+    monkeypatch.setattr(answers, "MOST_UNREAD", 4)
     with world.server() as server:
         line = line_to(
             server,
@@ -166,3 +170,54 @@ def test_a_step_that_fails_ends_its_rows_and_not_the_server(world: Any) -> None:
         assert status == 500 and body["error"]["type"] == "server_error" and "cache" not in json.dumps(body)
         assert server.ask(CHAT, {**LONG, "model": "tiny", "max_tokens": 2})[0] == 200
         assert server.ask("/health")[0] == 200
+
+
+def test_a_client_that_goes_while_its_request_is_added_leaves_no_row(world: Any) -> None:
+    from halter.generation.engine import Engine
+    from halter.generation.options import GenerationOptions
+    from halter.generation.prompts import EncodedPrompt
+    from halter.generation.requests import Request
+    from halter.serve.answers import HeardAnswers
+    from halter.serve.engine_loop import EngineLoop
+
+    async def main() -> None:
+        loop = EngineLoop(Engine(world.model, world.tokenizer))
+        gate = threading.Event()
+        loop._ask(gate.wait)
+        answers = HeardAnswers(loop)
+        request = Request(EncodedPrompt((1, 2), True), GenerationOptions(max_new_tokens=500, ignore_stop_ids=True))
+        begun = asyncio.create_task(answers.begin([request]))
+        await asyncio.sleep(0)
+        gate.set()
+        until(lambda: loop._rows)  # added, and the event loop has not heard of it
+        begun.cancel()
+        await asyncio.gather(begun, return_exceptions=True)
+        answers.cancel()
+        until(lambda: not loop._rows)
+        await loop.close()
+
+    asyncio.run(main())
+
+
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Any) -> None:
+    command = [sys.executable, "-m", "halter", "serve", "playground", "--port", "0", "--drain", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = next(line for line in process.stdout if line.startswith("serving playground on "))
+        client = openai.OpenAI(base_url=told.split()[-1], api_key="none", max_retries=0)
+        answer = client.chat.completions.create(model="playground", messages=TALK, max_tokens=4)
+        assert answer.usage.completion_tokens > 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(serving.PATIENCE) == 0
+
+
+def test_other_addresses_are_refused_as_long_as_nobody_shows_a_key(capsys: Any) -> None:
+    from halter.cli import main
+
+    for host in ("0.0.0.0", "192.168.0.1", "::", "example.org", ""):
+        assert main.run(["serve", "playground", "--host", host]) == 2
+        assert "[serve-exposed]" in capsys.readouterr().err
+    assert main.run(["serve", "playground", "--rows", "0", "--port", "99999"]) == 2
+    assert "--rows 0, --port 99999" in capsys.readouterr().err
