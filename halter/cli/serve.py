@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +24,9 @@ from halter.serve.held import OpenedAdapter
 from halter.serve.naming import table_of
 from halter.serve.settings import ServeOptions
 from halter.telling import tell
+
+if TYPE_CHECKING:
+    from halter.serve.shapes import ServedBase
 
 PLAYGROUND = "playground"
 
@@ -61,9 +65,9 @@ def command(
 ) -> None:
     """Answer requests of OpenAI's API (chat, completions) with one base and any number of its adapters."""
     serving.refuse_exposed(keys=False)
+    auditing = AuditOptions.typed(audit_sync, audit_full)
     if audit is None and audit_seal is not None:
         raise Refusal("usage", "--audit-seal is for an audit log, and none is asked for", fix="--audit FOLDER, too")
-    auditing = AuditOptions(int(audit_sync) if audit_sync.isdecimal() else audit_sync, audit_full)  # type: ignore[arg-type]
     if served is None and opening.model is None and opening.adapter is None:
         raise Refusal("nothing-named", "no model is named", fix="halter serve playground, or halter serve MODEL")
     try:
@@ -83,13 +87,9 @@ def command(
         log = None if audit is None else open_files.enter_context(AuditLog(audit, audit_seal, auditing))
         opened = open_subject(_base_of(subject), tell, opening)
         speaking = Speaking(opened.template, opened.template_date, opened.rules)
-        digest = _digest(opened, made=log is not None)
-        base = ServedBase(name, opened.model, opened.tokenizer, speaking, digest)
-        keep = None if log is None else keeping(log, _audited(opened, digest))
-
-        def service() -> Service:
-            return Service(base, table, lambda at: opened_adapter(opened, at), serving, keep=keep)
-
+        base = ServedBase(name, opened.model, opened.tokenizer, speaking, _digest(opened, made=log is not None))
+        keep = None if log is None else keeping(log, _audited(base))
+        service = partial(Service, base, table, partial(opened_adapter, opened), serving, keep=keep)
         asyncio.run(serve(service, serving, tell))
 
 
@@ -108,9 +108,9 @@ def _digest(opened: Opened, made: bool) -> str:
     return "" if known is None else known.digest
 
 
-def _audited(opened: Opened, digest: str) -> AuditedBase:
-    storage = held_in(opened.model) or str(opened.model.dtype).removeprefix("torch.")
-    return AuditedBase(digest or None, storage, opened.tokenizer.digest)
+def _audited(base: ServedBase) -> AuditedBase:
+    storage = held_in(base.model) or str(base.model.dtype).removeprefix("torch.")
+    return AuditedBase(base.digest or None, storage, base.tokenizer.digest)
 
 
 def opened_adapter(opened: Opened, folder: Path) -> OpenedAdapter:
