@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,14 @@ class World:
 class Served:
     """A running server; ``records`` has what it told of every request. Use it in a with statement."""
 
-    def __init__(self, world: World, admit: Any = None, keep: Callable[[Any], None] | None = None, **options: Any):
+    def __init__(
+        self,
+        world: World,
+        admit: Any = None,
+        keep: Callable[[Any], None] | None = None,
+        also: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         from halter.serve import running
         from halter.serve.service import Service
         from halter.serve.shapes import ServedBase
@@ -77,7 +84,7 @@ class Served:
         self.records: list[dict[str, Any]] = []
         chosen = ServeOptions(**{"port": 0, "drain": 5.0, **options})
         base = ServedBase("tiny", world.model, world.tokenizer, Speaking(world.opened.template))
-        table = table_of([str(world.folder)], ["tiny"])
+        table = table_of([str(world.folder), *also], ["tiny"])
         self.opened: list[str] = []
 
         def open(folder: Path) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import serving
+import torch
 
 from halter.generation.engine import generate
 
@@ -119,3 +120,21 @@ def test_tokens_of_one_text_do_not_hide_each_other(world: Any) -> None:
     told = TokenLogprob(3, -2.0, ((1, -0.5), (2, -1.0)))
     (top,) = CompletionLogprobs(Twins()).of([3], [told])["top_logprobs"]  # type: ignore[arg-type]
     assert top == {"same": -0.5, "token_id:2": -1.0, "token_id:3": -2.0}
+
+
+def test_lm_evals_own_client_reads_the_scores(world: Any, served: Any) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    rows, contexts = [[528, 5, 300, 41, 41, 7], [528, 90, 17], [528, 7]], [2, 2, 1]
+    asked = {"prompt": rows, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    for name in ("tiny", "lora", "prompt_tuning"):
+        adapter = None if name == "tiny" else world.loaded(name)
+        told = served.ask(PATH, {**asked, "model": name})[2]
+        found = LocalCompletionsAPI.parse_logprobs(told, tokens=rows, ctxlens=contexts)
+        for (total, greedy), row, context in zip(found, rows, contexts, strict=True):
+            (logits,) = (world.model(torch.tensor([row]), adapter=adapter).double().log_softmax(-1),)
+            rest = torch.tensor(row[context:])
+            before = logits.reshape(-1, logits.shape[-1])[context - 1 : len(row) - 1]
+            assert total == pytest.approx(before.gather(1, rest[:, None]).sum().item(), abs=1e-5)
+            assert greedy == bool((before.argmax(-1) == rest).all())

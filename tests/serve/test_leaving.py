@@ -46,11 +46,15 @@ def until(what: Any) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_takes_its_work_along(world: Any, stream: bool) -> None:
     with world.server() as server:
+        engine, ends = server.service.engine._engine, []
+        cancel = engine.cancel
+        engine.cancel = lambda number: ends.append(cancel(number)) or ends[-1]
         line = line_to(server, {**endless(world), "stream": stream, "n": 2, "temperature": 0.5})
         until(lambda: server.service.admission.answers == 2 and server.service.engine._rows)
         line.close()
         until(lambda: server.service.admission.answers == 0 and not server.service.engine._rows)
         until(lambda: server.records)
+    assert [end.finish_reason for end in ends] == ["cancelled"] * 2 and all(len(end.tokens) < 400 for end in ends)
     (record,) = server.records
     assert record["status"] == 499 and record["error"] == "client_gone"
     assert record["completion_tokens"] < 400

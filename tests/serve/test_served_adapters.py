@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import serving
+import torch
 from serving import TALK
 
 from halter.generation.engine import generate
@@ -55,23 +57,40 @@ def test_an_adapter_that_failed_is_never_answered_for_by_the_base(world: Any, se
     assert served.ask(CHAT, {**GREEDY, "model": "lora"})[2]["choices"][0]["message"]["content"] == said(world, "lora")
 
 
-def test_an_adapter_of_no_numbers_is_found_before_anybody_hears_it(world: Any) -> None:
-    import torch
-
+def test_an_adapter_of_no_numbers_is_found_before_anybody_hears_it(world: Any, tmp_path: Path) -> None:
     adapter = world.adapter("lora", seed=5)
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.fill_(3e38)
-    adapter.save(world.folder / "huge")
-    try:
-        with world.server() as server:
-            status, _, told = server.ask(CHAT, {**GREEDY, "model": "huge"})
-            assert status == 400 and told["error"]["code"] == "adapter_unusable"
-            assert server.ask(CHAT, {**GREEDY, "model": "lora"})[0] == 200
-    finally:
-        for file in (world.folder / "huge").iterdir():
-            file.unlink()
-        (world.folder / "huge").rmdir()
+    adapter.save(tmp_path / "huge")
+    with world.server(also=[f"vast={tmp_path / 'huge'}"]) as server:
+        status, _, told = server.ask(CHAT, {**GREEDY, "model": "vast"})
+        assert status == 400 and told["error"]["code"] == "adapter_unusable"
+        assert server.ask(CHAT, {**GREEDY, "model": "lora"})[0] == 200
+
+
+def test_nothing_heavy_is_done_where_all_clients_wait(world: Any, monkeypatch: Any) -> None:
+    """Reading, tokenising, templates, binding and rendering happen in threads; the event loop hands over."""
+    from halter.serve import answering, chat_shape, completion_shape, held
+
+    heavy = [(answering, "fields_of"), (chat_shape, "chat_prompt"), (completion_shape, "completion_prompt")]
+    heavy += [(held, "digest_of"), (held, "ready"), (held.HeldAdapters, "_read"), (chat_shape.ChatShape, "body")]
+    seen: dict[str, set[str]] = {}
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            seen.setdefault(name, set()).add(threading.current_thread().name)
+            return function(*arguments, **named)
+
+        return call
+
+    for owner, name in heavy:
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+    with world.server() as server:
+        assert server.ask(CHAT, {**GREEDY, "model": "lora", "logprobs": True})[0] == 200
+        assert server.ask("/v1/completions", {"model": "lora", "prompt": "a", "logprobs": 1})[0] == 200
+        events = server.thread.name
+    assert seen.keys() == {name for _, name in heavy} and not any(events in names for names in seen.values())
 
 
 def test_a_digest_pins_a_version(world: Any, served: Any) -> None:

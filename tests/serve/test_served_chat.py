@@ -43,7 +43,7 @@ def test_each_adapter_answers_as_generate_does_whole_and_streamed(world: Any, se
     assert [one["name"] for one in adapters] == ([] if name == "tiny" else [name])
 
 
-def test_a_stream_has_openais_events_in_their_order(served: Any) -> None:
+def test_a_stream_has_openais_events_in_their_order(world: Any, served: Any) -> None:
     options = {"include_usage": True}
     asked = {**GREEDY, "model": "lora", "n": 2, "temperature": 0.9, "seed": 7}
     told = serving.events(served.raw(PATH, {**asked, "stream": True, "stream_options": options}))
@@ -62,6 +62,7 @@ def test_a_stream_has_openais_events_in_their_order(served: Any) -> None:
         assert [c["finish_reason"] for c in own][:-1] == [None] * (len(own) - 1)
         assert own[-1]["finish_reason"] == "length" and own[-1]["delta"] == {}
     plain = served.client().chat.completions.create(**asked)
+    assert plain.usage.prompt_tokens == last["usage"]["prompt_tokens"] == len(wanted(world)[0].prompt_tokens)
     said = [
         "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"][0]["index"] == i)
         for i in (0, 1)

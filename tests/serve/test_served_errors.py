@@ -117,6 +117,13 @@ def test_a_body_that_is_no_request(served: Any, body: bytes) -> None:
     refused(served, "/tokenize", body)
 
 
+def test_brackets_within_brackets_are_counted_where_they_stand(served: Any) -> None:
+    deep = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "metadata": %s}'
+    assert served.ask(CHAT, deep % (b"[" * 60 + b"]" * 60))[0] == 200
+    assert served.ask(CHAT, deep % (b'["' + b"[" * 99 + b'\\"{", "\\\\"]'))[0] == 200  # those of texts are none
+    assert "brackets" in refused(served, CHAT, deep % (b"[" * 70 + b"]" * 70))["message"]
+
+
 def test_paths_methods_types_and_sizes(served: Any) -> None:
     refused(served, "/v1/nonsense", None, 404)
     refused(served, "/v1//models", None, 404)
