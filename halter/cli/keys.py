@@ -38,7 +38,8 @@ def new(
     ] = None,
 ) -> None:
     """Make a key, add its digest to the file (made where it is missing), and print the key, this once."""
-    from halter.serve.keys import NAME, KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
+    from halter.serve.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
+    from halter.serve.naming import NAME
 
     there = read_keys(file).keys if file.exists() or file.is_symlink() else ()
     id = _free_id(tenant, {key.id for key in there}) if id is None else id

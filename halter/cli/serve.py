@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
+from halter.model.storages import held_in
 from halter.playground import base_folder
-from halter.pretrained.digest import BaseIdentity
+from halter.pretrained.digest import BaseIdentity, digest_base
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
+from halter.serve.audit.keeping import AuditedBase, keeping
+from halter.serve.audit.log import AuditLog
+from halter.serve.audit.options import AuditOptions, WhenFull
 from halter.serve.held import OpenedAdapter
 from halter.serve.naming import table_of
 from halter.serve.settings import ServeOptions
 from halter.telling import tell
+
+if TYPE_CHECKING:
+    from halter.serve.shapes import ServedBase
 
 PLAYGROUND = "playground"
 
@@ -40,9 +49,25 @@ def command(
             help="Adapter folder, run folder, or folder of these; NAME=FOLDER names one. May be given several times."
         ),
     ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="Folder for a line for each request, which can be verified.")
+    ] = None,
+    audit_seal: Annotated[
+        Path | None, typer.Option(help="Folder for the log's secret and head. Not given: AUDIT.seal, beside it.")
+    ] = None,
+    audit_sync: Annotated[
+        str,
+        typer.Option(help="When a line is on the disk: each (before its answer ends), never, or milliseconds later."),
+    ] = "each",
+    audit_full: Annotated[
+        WhenFull, typer.Option(help="When a line cannot be written: refuse the request, or go-on and count them.")
+    ] = "refuse",
 ) -> None:
     """Answer requests of OpenAI's API (chat, completions) with one base and any number of its adapters."""
     serving.refuse_exposed(keys=False)
+    auditing = AuditOptions.typed(audit_sync, audit_full)
+    if audit is None and audit_seal is not None:
+        raise Refusal("usage", "--audit-seal is for an audit log, and none is asked for", fix="--audit FOLDER, too")
     if served is None and opening.model is None and opening.adapter is None:
         raise Refusal("nothing-named", "no model is named", fix="halter serve playground, or halter serve MODEL")
     try:
@@ -57,10 +82,15 @@ def command(
     name = serving.name or (PLAYGROUND if named != served else Path(subject.base).name)
     words = [*(adapters or ()), *([str(subject.run or subject.adapter)] if subject.adapter else [])]
     table = table_of(words, taken=[name])
-    opened = open_subject(_base_of(subject), tell, opening)
-    speaking = Speaking(opened.template, opened.template_date, opened.rules)
-    base = ServedBase(name, opened.model, opened.tokenizer, speaking, _digest(opened))
-    asyncio.run(serve(lambda: Service(base, table, lambda at: opened_adapter(opened, at), serving), serving, tell))
+    with ExitStack() as open_files:
+        # Before the base is loaded: a log that is damaged or in use is told at once.
+        log = None if audit is None else open_files.enter_context(AuditLog(audit, audit_seal, auditing))
+        opened = open_subject(_base_of(subject), tell, opening)
+        speaking = Speaking(opened.template, opened.template_date, opened.rules)
+        base = ServedBase(name, opened.model, opened.tokenizer, speaking, _digest(opened, made=log is not None))
+        keep = None if log is None else keeping(log, _audited(base))
+        service = partial(Service, base, table, partial(opened_adapter, opened), serving, keep=keep)
+        asyncio.run(serve(service, serving, tell))
 
 
 def _base_of(subject: Subject) -> Subject:
@@ -69,11 +99,18 @@ def _base_of(subject: Subject) -> Subject:
     return Subject(subject.base, subject.revision, facts=held)
 
 
-def _digest(opened: Opened) -> str:
-    """The base's digest where it is known already."""
+def _digest(opened: Opened, made: bool) -> str:
+    """The base's digest where it is known already, or is to be ``made``, which reads every weight once; else ''."""
     identity = opened.model.identity
-    kept = identity.kept() if isinstance(identity, BaseIdentity) else None
-    return "" if kept is None else kept.digest
+    if not isinstance(identity, BaseIdentity):
+        return ""
+    known = digest_base(identity.folder) if made else identity.kept()
+    return "" if known is None else known.digest
+
+
+def _audited(base: ServedBase) -> AuditedBase:
+    storage = held_in(base.model) or str(base.model.dtype).removeprefix("torch.")
+    return AuditedBase(base.digest or None, storage, base.tokenizer.digest)
 
 
 def opened_adapter(opened: Opened, folder: Path) -> OpenedAdapter:

@@ -19,12 +19,11 @@ from halter.errors import Refusal
 from halter.files.disk import DISK, Disk
 from halter.files.reading import read_json
 from halter.files.writing import json_text, write_text
+from halter.serve.naming import NAME
 from halter.serve.secrecy import refuse_open
 
 ALL = "*"
 """Among the adapters of a key: every adapter, and the base."""
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-"""What ids of keys and tenants look like, as the names of adapters do."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BEGINNING = "halter-"
 _MOST_RATE = 10**12

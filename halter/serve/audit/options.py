@@ -24,6 +24,11 @@ class AuditOptions:
     file_bytes: int = 16 << 20
     """A file of the log that has grown to this size is followed by another."""
 
+    @classmethod
+    def typed(cls, sync: str, when_full: WhenFull) -> AuditOptions:
+        """Of words as they are typed."""
+        return cls(int(sync) if sync.isdecimal() else sync, when_full)  # type: ignore[arg-type]  # looked at below
+
     def __post_init__(self) -> None:
         wrong = []
         if self.sync not in ("each", "never") and not (_is_int(self.sync) and 1 <= int(self.sync) <= 60_000):

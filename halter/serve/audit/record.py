@@ -10,7 +10,7 @@ from typing import Any
 
 from halter.serve.audit.seal import Seal
 
-_FINISH = re.compile(r"[a-z_]+(:[a-z_]+)?")
+_FINISH = re.compile(r"[a-z_]+([,:][a-z_]+)*")
 Text = str | Sequence[int]
 """A prompt or an answer as the model reads or writes it: text, or tokens."""
 
@@ -29,8 +29,8 @@ class AuditedAdapter:
 class AuditRecord:
     """A request that was answered, failed or was refused. What is not known of it is None or empty.
 
-    ``key`` is the id of a key, never the key. ``finish`` is a word, or two of which the second says why:
-    ``stop``, ``refused:model_not_found``. ``seconds`` are durations by name (queue, prefill, decode, total).
+    ``key`` is the id of a key, never the key. ``finish`` is a word for each answer, ``stop,length``, or two words of
+    which the second says why: ``refused:model_not_found``. ``seconds`` are durations by name.
     ``prompts`` and ``outputs`` are given as they are, and only their HMACs are written.
     """
 
@@ -54,7 +54,7 @@ class AuditRecord:
 
     def __post_init__(self) -> None:
         if not _FINISH.fullmatch(self.finish):
-            raise ValueError("finish is one word, or two with a colon between")
+            raise ValueError("finish is words with commas between, or two with a colon")
 
     def facts(self, seal: Seal) -> dict[str, Any]:
         """The fields of the line, without those that every line has."""
