@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,18 +204,21 @@ def test_a_client_that_goes_while_its_request_is_added_leaves_no_row(world: Any)
     asyncio.run(main())
 
 
-def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Any) -> None:
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "halter", "serve", "playground", "--port", "0", "--drain", "1"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        told = next(line for line in process.stdout if line.startswith("serving playground on "))
-        client = openai.OpenAI(base_url=told.split()[-1], api_key="none", max_retries=0)
-        answer = client.chat.completions.create(model="playground", messages=TALK, max_tokens=4)
-        assert answer.usage.completion_tokens > 0
+    told = tmp_path / "told"
+    with told.open("w") as out:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        until(lambda: "serving playground on " in told.read_text())
+        client = openai.OpenAI(base_url=told.read_text().split()[-1], api_key="none", max_retries=0, timeout=30)
+        answer = client.chat.completions.create(model="playground", messages=TALK, max_tokens=4, temperature=0)
+        assert answer.usage.prompt_tokens > 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(serving.PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_other_addresses_are_refused_as_long_as_nobody_shows_a_key(capsys: Any) -> None:
