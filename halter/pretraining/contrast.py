@@ -54,15 +54,15 @@ class Contrast:
     projection: int = 128
     text_dim: int = 96
     text_layers: int = 2
-    steps: int = 800
-    pictures_per_step: int = 128
+    steps: int = 1200
+    pictures_per_step: int = 64
     family: int = 4
     """Pictures that differ from the first of them in one fact."""
     papers: float = 0.3
     """The share of papers among families."""
     forms: float = 0.25
     """The share of forms among the others; their digits are harder to tell apart than things."""
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 50
     betas: tuple[float, float] = (0.9, 0.98)

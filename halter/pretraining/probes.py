@@ -130,14 +130,15 @@ def ridge(features: Tensor, wanted: Tensor) -> Tensor:
     train = len(wanted)
     known = features[:train]
     spread = known.std(0).clamp_min(1e-6)
-    x = ((features - known.mean(0)) / spread).double()
-    kernel = x @ x[:train].T
+    x = (features - known.mean(0)) / spread
+    kernel = (x @ x[:train].T).double()
     kept = train - train // 5
 
     def foretold(rows: int, strength: float, of: slice) -> Tensor:
         inner = kernel[:rows, :rows] + strength * kernel.diagonal().mean() * torch.eye(rows).double()
         mean = wanted[:rows].double().mean(0)
-        return kernel[of, :rows] @ torch.linalg.solve(inner, wanted[:rows].double() - mean) + mean
+        solved = torch.cholesky_solve(wanted[:rows].double() - mean, torch.linalg.cholesky(inner))
+        return kernel[of, :rows] @ solved + mean
 
     held = slice(kept, train)
     errors = [(foretold(kept, one, held) - wanted[held]).square().mean().item() for one in RIDGES]
