@@ -36,7 +36,6 @@ from halter.training.memory import peak_memory_bytes
 
 HOTTEST = math.log(100.0)
 """The largest logarithm of the temperature's inverse, as CLIP bounds it."""
-NEVER = -1e4
 READ_FOR_WORDS, OFTEN = 10, 24
 """Steps whose texts give the text's half its words, of those that are in several of them."""
 
@@ -199,7 +198,7 @@ class Likeness:
     def contrast(self) -> Tensor:
         """The mean over true pairs of both ways' cross entropy: of the text among all that are false of its picture,
         and of the picture among all that the text is false of."""
-        false = self.alike.masked_fill(self.true, NEVER)  # finite, for a fact that is true of all pictures
+        false = self.alike.masked_fill(self.true, -math.inf)
         others = false.logsumexp(1, keepdim=True), false.logsumexp(0, keepdim=True)
         both = sum(F.softplus(other - self.alike)[self.true].mean() for other in others)
         return both / 2  # type: ignore[return-value]
