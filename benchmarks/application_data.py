@@ -11,9 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from halter.playground import write_papers
+
 Row = dict[str, Any]
 TRAIN_ROWS, TEST_ROWS = 3000, 150
 """Of each of the playground's tasks."""
+PAPERS = ("fields-text", "fields-noisy")
+"""Of its tasks about papers."""
 
 
 def prepare(folder: Path, shared: Path | None) -> None:
@@ -23,6 +27,8 @@ def prepare(folder: Path, shared: Path | None) -> None:
     if not (folder / "playground").exists():
         command = [sys.executable, "-m", "halter", "playground", "export", str(folder / "playground")]
         subprocess.run([*command, "--train", str(TRAIN_ROWS), "--test", str(TEST_ROWS)], check=True)
+    if not (folder / "papers").exists():
+        write_papers(folder / "papers", train=TRAIN_ROWS, test=TEST_ROWS, names=PAPERS)
     if shared is None:
         return
     data = shared / "data"

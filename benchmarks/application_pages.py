@@ -13,6 +13,7 @@ STYLES = {
     "exact_match": ("exact match", ".1%"),
     "token_f1": ("F1 of words", ".3f"),
     "last_number": ("right result", ".1%"),
+    "field_f1": ("F1 of fields", ".3f"),
     "choice_accuracy": ("choice accuracy", ".1%"),
     "words_used": ("asked words used", ".1%"),
     "rouge1": ("ROUGE-1", ".3f"),
@@ -71,4 +72,6 @@ def scores(measure: str, figure: Record) -> list[str]:
     cells = [format(figure[who], style) for who in ("base", "adapted", "chance")]
     if "majority" in figure:
         cells[-1] += f" (always the most frequent: {figure['majority']:{style}})"
+    if "blind" in figure:
+        cells[-1] += f" (blind: {figure['blind']:{style}})"
     return [title, *cells]

@@ -47,6 +47,8 @@ class Application:
     questions: int
     new_tokens: int
     choices: tuple[str, ...] = ()
+    blind: str = ""
+    """What a prompt has ahead of its question, withheld for the blind score: all up to this."""
 
 
 APPLICATIONS = {
@@ -132,6 +134,16 @@ APPLICATIONS = {
         150,
         32,
     ),
+    "forms-playground": Application(
+        "document understanding",
+        "forms",
+        "playground, fields-text",
+        "papers/fields-text",
+        ("field_f1", "exact_match", "loss"),
+        150,
+        90,
+        blind="\n\n",
+    ),
 }
 """{recipe: Application}."""
 
@@ -153,11 +165,22 @@ def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
     subprocess.run([*halter, "train", str(recipe), *moved, *limits, "--output", str(out)], check=True)
     seconds = time.perf_counter() - began
     options = ["--questions", str(one.questions), "--max-new-tokens", str(one.new_tokens)]
+    if "field_f1" in one.measures:
+        options += ["--measures", "fields"]
     for choice in one.choices:
         options += ["--choices", choice]
     command = [*halter, "evaluate", str(out), "--data", str(test), "--output", str(scores), *options]
     subprocess.run(command, check=True)
     report = json.loads((scores / "report.json").read_text("utf-8"))
+    figures = measured(one, report, scores / "predictions.jsonl", data / one.test)
+    if one.blind:
+        rows = work / f"{name}-blind.jsonl"
+        rows.write_text("".join(json.dumps(withheld(row, one.blind)) + "\n" for row in read(test)), "utf-8")
+        command = [*halter, "evaluate", str(out), "--data", str(rows), "--output", f"{scores}-blind", *options]
+        subprocess.run(command, check=True)
+        side = json.loads((Path(f"{scores}-blind") / "report.json").read_text("utf-8"))["adapter"]
+        for measure, figure in figures.items():
+            figure["blind"] = side[measure]
     lines = read(out / "metrics.jsonl")
     return {
         "date": date.today().isoformat(),
@@ -166,8 +189,14 @@ def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
         "seconds": round(seconds),
         "rows": report["rows"],
         "answers": report["answers"],
-        "measures": measured(one, report, scores / "predictions.jsonl", data / one.test),
+        "measures": figures,
     }
+
+
+def withheld(row: Record, end: str) -> Record:
+    """The row with the question alone, without all that stands ahead of it up to the last ``end``."""
+    question, *rest = row["messages"]
+    return {"messages": [question | {"content": question["content"].rpartition(end)[2]}, *rest]}
 
 
 def base_of(recipe: Path) -> Path:
@@ -200,11 +229,14 @@ def measured(one: Application, report: Record, predictions: Path, folder: Path) 
 def by_chance(measure: str, wanted: list[str]) -> float:
     """The score of giving each question the right answer of the next one."""
     from halter.evaluation import texts
+    from halter.evaluation.measures.fields import field_scores
 
     given = wanted[1:] + wanted[:1]
     pairs = list(zip(given, wanted, strict=True))
     if measure in texts.TRANSLATION:
         return texts.translation(given, wanted)[measure]
+    if measure == "field_f1":
+        return field_scores(given, wanted)[measure]
     if measure in texts.ROUGE:
         return sum(score[measure] for score in texts.rouge(given, wanted)) / len(wanted)
     alone = {

@@ -57,6 +57,16 @@ def test_chance_is_the_next_questions_answer() -> None:
     assert applications.by_chance("exact_match", wanted) == 0
     assert applications.by_chance("last_number", wanted) == pytest.approx(1 / 3)  # 1 for 1, 2 for 1, 1 for 2
     assert applications.by_chance("token_f1", wanted) == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
+    wanted = ["kind: offer\nday: Monday", "kind: offer\nday: Friday"]
+    assert applications.by_chance("field_f1", wanted) == 1 / 2
+
+
+def test_the_blind_are_asked_without_the_paper() -> None:
+    row = {
+        "messages": [{"role": "user", "content": "OFFER\n\nSUM 3\n\nWhich?"}, {"role": "assistant", "content": "a: b"}]
+    }
+    asked = {"messages": [{"role": "user", "content": "Which?"}, row["messages"][1]]}
+    assert applications.withheld(row, "\n\n") == asked and row["messages"][0]["content"].startswith("OFFER")
 
 
 def test_words_that_a_story_was_to_use() -> None:
