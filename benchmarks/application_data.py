@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from halter.playground import write_papers
+from halter.playground import sights, write_papers
 
 Row = dict[str, Any]
-TRAIN_ROWS, TEST_ROWS = 3000, 150
+TRAIN_ROWS, TEST_ROWS, TALKS = 3000, 150, 8000
 """Of each of the playground's tasks."""
-PAPERS = ("fields-text", "fields-noisy")
+PAPERS = ("fields-text", "fields-noisy", "fields", "closed")
 """Of its tasks about papers."""
 
 
@@ -29,6 +29,8 @@ def prepare(folder: Path, shared: Path | None) -> None:
         subprocess.run([*command, "--train", str(TRAIN_ROWS), "--test", str(TEST_ROWS)], check=True)
     if not (folder / "papers").exists():
         write_papers(folder / "papers", train=TRAIN_ROWS, test=TEST_ROWS, names=PAPERS)
+    if not (folder / "drawings").exists():
+        drawings(folder / "drawings")
     if shared is None:
         return
     data = shared / "data"
@@ -39,6 +41,24 @@ def prepare(folder: Path, shared: Path | None) -> None:
             file = folder / name / f"{part}.jsonl"
             file.parent.mkdir(exist_ok=True)
             file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def drawings(folder: Path) -> None:
+    """Talks to learn from, all of them and without captions; captions, and questions of every type in turn, to be
+    asked."""
+    talks = [sights.talk(0, "train", at) for at in range(TALKS)]
+    questions = [(seen, [one for one in said if one[0] != sights.DESCRIBE]) for seen, said in talks]
+    types = [sights.rows(name, 0, "test", TEST_ROWS // 3) for name in sights.QUESTIONS]
+    rows = {
+        "talk/train": [sights.row(seen, *said) for seen, said in talks],
+        "questions/train": [sights.row(seen, *said) for seen, said in questions if said],
+        "caption/test": sights.rows("caption", 0, "test", TEST_ROWS),
+        "questions/test": [row for several in zip(*types, strict=True) for row in several],
+    }
+    for name, made in rows.items():
+        file = folder / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
 
 
 def read(file: Path) -> list[Row]:

@@ -48,7 +48,17 @@ class Application:
     new_tokens: int
     choices: tuple[str, ...] = ()
     blind: str = ""
-    """What a prompt has ahead of its question, withheld for the blind score: all up to this."""
+    """What is withheld for the blind score: ``PICTURES``, or all of a prompt up to this text, behind which its question
+    stands."""
+    train: str = ""
+    """Where it learns, where not in the folder of its test."""
+
+    @property
+    def learns(self) -> str:
+        return self.train or self.test
+
+
+PICTURES = "pictures"
 
 
 APPLICATIONS = {
@@ -144,6 +154,37 @@ APPLICATIONS = {
         90,
         blind="\n\n",
     ),
+    "forms-pictures-playground": Application(
+        "document understanding",
+        "forms",
+        "playground, closed",
+        "papers/closed",
+        ("field_f1", "exact_match", "loss"),
+        150,
+        60,
+        blind=PICTURES,
+    ),
+    "captions-playground": Application(
+        "captions of pictures",
+        "pictures",
+        "playground, caption",
+        "drawings/caption",
+        ("exact_match", "rougeL", "bleu", "loss"),
+        150,
+        60,
+        blind=PICTURES,
+        train="drawings/talk",
+    ),
+    "questions-playground": Application(
+        "questions about pictures",
+        "pictures",
+        "playground, questions",
+        "drawings/questions",
+        ("exact_match", "loss"),
+        300,
+        12,
+        blind=PICTURES,
+    ),
 }
 """{recipe: Application}."""
 
@@ -156,7 +197,7 @@ def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
     halter = [sys.executable, "-m", "halter"]
     places = {
         "model.path": data / base_of(recipe),
-        "data.train": test.with_name("train.jsonl"),
+        "data.train": data / one.learns / "train.jsonl",
         "data.validation": test,
     }
     moved = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
@@ -174,9 +215,13 @@ def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
     report = json.loads((scores / "report.json").read_text("utf-8"))
     figures = measured(one, report, scores / "predictions.jsonl", data / one.test)
     if one.blind:
-        rows = work / f"{name}-blind.jsonl"
-        rows.write_text("".join(json.dumps(withheld(row, one.blind)) + "\n" for row in read(test)), "utf-8")
-        command = [*halter, "evaluate", str(out), "--data", str(rows), "--output", f"{scores}-blind", *options]
+        if one.blind == PICTURES:
+            options += ["--pictures", "withheld"]
+        else:
+            rows = [json.dumps(withheld(row, one.blind)) + "\n" for row in read(test)]
+            test = work / f"{name}-blind.jsonl"
+            test.write_text("".join(rows), "utf-8")
+        command = [*halter, "evaluate", str(out), "--data", str(test), "--output", f"{scores}-blind", *options]
         subprocess.run(command, check=True)
         side = json.loads((Path(f"{scores}-blind") / "report.json").read_text("utf-8"))["adapter"]
         for measure, figure in figures.items():

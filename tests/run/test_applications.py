@@ -35,7 +35,7 @@ def test_a_recipe_is_read_and_names_its_guide(file: Path) -> None:
     (named,) = re.findall(r"docs/applications/[\w-]+\.md", file.read_text("utf-8"))
     assert (ROOT / named).is_file() and Path(named).stem == applications.APPLICATIONS[file.stem].guide
     one = applications.APPLICATIONS[file.stem]
-    assert recipe.data.train == f"build/applications/{one.test}/train.jsonl"
+    assert recipe.data.train == f"build/applications/{one.learns}/train.jsonl"
     assert recipe.data.validation == f"build/applications/{one.test}/test.jsonl"
 
 
@@ -49,7 +49,7 @@ def test_guide_and_overview_give_recipe_measures_and_scores(file: Path) -> None:
             title, *scores = application_pages.scores(measure, figure)
             assert f"| {title} | {' | '.join(scores)} |" in page
     assert tuple(figures["measures"]) == applications.APPLICATIONS[name].measures
-    assert figures["steps"] == recipes.load(str(file)).train.max_steps and figures["seconds"] < 240
+    assert figures["steps"] == recipes.load(str(file)).train.max_steps and figures["seconds"] < 900  # ten minutes on a quiet machine
 
 
 def test_chance_is_the_next_questions_answer() -> None:
