@@ -44,14 +44,10 @@ def prepare(folder: Path, shared: Path | None) -> None:
 
 
 def drawings(folder: Path) -> None:
-    """Talks to learn from, all of them and without captions; captions, and questions of every type in turn, to be
-    asked."""
-    talks = [sights.talk(0, "train", at) for at in range(TALKS)]
-    questions = [(seen, [one for one in said if one[0] != sights.DESCRIBE]) for seen, said in talks]
+    """Talks to learn from; captions, and questions of every type in turn, to be asked."""
     types = [sights.rows(name, 0, "test", TEST_ROWS // 3) for name in sights.QUESTIONS]
     rows = {
-        "talk/train": [sights.row(seen, *said) for seen, said in talks],
-        "questions/train": [sights.row(seen, *said) for seen, said in questions if said],
+        "talk/train": sights.rows(sights.TALK, 0, "train", TALKS),
         "caption/test": sights.rows("caption", 0, "test", TEST_ROWS),
         "questions/test": [row for several in zip(*types, strict=True) for row in several],
     }

@@ -48,7 +48,7 @@ def table(record: Record, applications: Mapping[str, Any], overview: bool) -> li
     for name, figures in record.items():
         one = applications[name]
         for number, (measure, figure) in enumerate(figures["measures"].items()):
-            first = [f"[{one.title}]({one.guide}.md)"] * overview + [recipe_link(name), one.data]
+            first = [f"[{one.title}]({one.guide}.md)"] * overview + [recipe_link(one.recipe or name), one.data]
             last = [f"{figures['date']}, {figures['machine']}"] * overview
             cells = [*(first if number == 0 else [""] * len(first)), *scores(measure, figure)]
             lines.append(f"| {' | '.join(cells + (last if number == 0 else [''] * len(last)))} |")

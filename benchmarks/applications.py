@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -36,7 +37,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Application:
-    """What is measured of a recipe of the same name."""
+    """What is measured of a recipe."""
 
     title: str
     guide: str
@@ -52,6 +53,8 @@ class Application:
     stands."""
     train: str = ""
     """Where it learns, where not in the folder of its test."""
+    recipe: str = ""
+    """The recipe, where not of the application's name."""
 
     @property
     def learns(self) -> str:
@@ -59,6 +62,8 @@ class Application:
 
 
 PICTURES = "pictures"
+PREPARED = "build/applications"
+"""The prepared folder as recipes name it."""
 
 
 APPLICATIONS = {
@@ -174,6 +179,7 @@ APPLICATIONS = {
         60,
         blind=PICTURES,
         train="drawings/talk",
+        recipe="pictures-playground",
     ),
     "questions-playground": Application(
         "questions about pictures",
@@ -184,27 +190,34 @@ APPLICATIONS = {
         300,
         12,
         blind=PICTURES,
+        train="drawings/talk",
+        recipe="pictures-playground",
     ),
 }
-"""{recipe: Application}."""
+"""{name: Application}."""
+
+
+def recipe_of(name: str) -> Path:
+    return ROOT / "recipes" / "applications" / f"{APPLICATIONS[name].recipe or name}.yaml"
 
 
 def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
-    """Train and evaluate one application in ``work``; its figures."""
-    one = APPLICATIONS[name]
-    recipe, out = ROOT / "recipes" / "applications" / f"{name}.yaml", work / name
+    """Train and evaluate one application in ``work``, where another one of its recipe may have trained; its figures."""
+    one, recipe = APPLICATIONS[name], recipe_of(name)
+    out, clock = work / recipe.stem, work / f"{recipe.stem}.seconds"
     test, scores = data / one.test / "test.jsonl", work / f"{name}-scores"
     halter = [sys.executable, "-m", "halter"]
     places = {
         "model.path": data / base_of(recipe),
         "data.train": data / one.learns / "train.jsonl",
-        "data.validation": test,
+        "data.validation": data / validation_of(recipe),
     }
     moved = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
-    began = time.perf_counter()
     limits = [] if steps is None else ["--max-steps", str(steps)]
-    subprocess.run([*halter, "train", str(recipe), *moved, *limits, "--output", str(out)], check=True)
-    seconds = time.perf_counter() - began
+    if not clock.exists():
+        began = time.perf_counter()
+        subprocess.run([*halter, "train", str(recipe), *moved, *limits, "--output", str(out)], check=True)
+        clock.write_text(str(time.perf_counter() - began), "utf-8")
     options = ["--questions", str(one.questions), "--max-new-tokens", str(one.new_tokens)]
     if "field_f1" in one.measures:
         options += ["--measures", "fields"]
@@ -231,7 +244,7 @@ def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
         "date": date.today().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores shared with other work, CPU only",
         "steps": sum("tokens_per_second" in line for line in lines),
-        "seconds": round(seconds),
+        "seconds": round(float(clock.read_text("utf-8"))),
         "rows": report["rows"],
         "answers": report["answers"],
         "measures": figures,
@@ -248,7 +261,14 @@ def base_of(recipe: Path) -> Path:
     """The recipe's model, below the prepared folder."""
     from halter.recipe import load
 
-    return Path(load(str(recipe)).model.path).relative_to("build/applications")
+    return Path(load(str(recipe)).model.path).relative_to(PREPARED)
+
+
+def validation_of(recipe: Path) -> Path:
+    """Where the recipe's loss is watched, below the prepared folder."""
+    from halter.recipe import load
+
+    return Path(str(load(str(recipe)).data.validation)).relative_to(PREPARED)
 
 
 def measured(one: Application, report: Record, predictions: Path, folder: Path) -> dict[str, Record]:
@@ -325,6 +345,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=os.environ.get("HALTER_SHARED"))
     parser.add_argument("--data", type=Path, default=ROOT / "build" / "applications")
     parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where runs and scores stay")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     unknown = [name for name in asked.names if name not in APPLICATIONS]
@@ -336,13 +357,13 @@ def main() -> None:
     record = json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else {}
     if not asked.table:
         prepare(asked.data, None if asked.shared is None else Path(asked.shared))
-        for name in asked.names or APPLICATIONS:
-            with tempfile.TemporaryDirectory() as work:
+        with tempfile.TemporaryDirectory() if asked.keep is None else nullcontext(asked.keep.resolve()) as work:
+            for name in asked.names or APPLICATIONS:
                 figures = run(name, asked.data.resolve(), asked.max_steps, Path(work))
-            print(json.dumps({name: figures}), flush=True)
-            if asked.max_steps is None:
-                record[name] = figures
-                RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+                print(json.dumps({name: figures}), flush=True)
+                if asked.max_steps is None:
+                    record[name] = figures
+                    RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     if asked.max_steps is None:
         write_pages(PAGES, record, APPLICATIONS)
 

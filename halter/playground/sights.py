@@ -175,7 +175,7 @@ DESCRIBE = "Describe the picture."
 TASKS = (*QUESTIONS, "caption")
 """The types of questions, and captions in one form."""
 TALK, TALKED = "talk", 4
-"""Rows of several exchanges about one drawing, its caption among what may be asked for, and how many at most."""
+"""Rows of several exchanges about one drawing, and how many at most."""
 FILES = (*TASKS, TALK)
 """The kinds of rows that are written as files."""
 LEFT_OUT = "colour"
@@ -200,12 +200,13 @@ def asked(name: str, seed: object, split: str, rows: int) -> Iterator[tuple[Draw
 
 
 def talk(seed: object, split: str, at: int) -> tuple[Drawing, list[Exchange]]:
-    """A drawing and up to ``TALKED`` exchanges about it, questions of every type and its caption, in drawn order."""
+    """A drawing and up to ``TALKED`` exchanges about it: questions of every type in drawn order, and its caption, which
+    comes last because it has the answers."""
     dice = Dice("sights", TALK, seed, split, at)
     seen = drawing(dice)
-    made = [(DESCRIBE, described(seen)), *(QUESTIONS[name](dice, seen) for name in [*QUESTIONS, *QUESTIONS])]
+    made = (QUESTIONS[name](dice, seen) for name in [*QUESTIONS, *QUESTIONS])
     said = [exchange for exchange in dict.fromkeys(made) if exchange is not None]
-    return seen, dice.shuffled(said)[:TALKED]
+    return seen, [*dice.shuffled(said)[: TALKED - 1], (DESCRIBE, described(seen))]
 
 
 def row(seen: Drawing | None, *said: Exchange) -> dict[str, object]:
