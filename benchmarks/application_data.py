@@ -11,9 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from halter.playground import sights, write_papers
+
 Row = dict[str, Any]
-TRAIN_ROWS, TEST_ROWS = 3000, 150
+TRAIN_ROWS, TEST_ROWS, TALKS = 3000, 150, 8000
 """Of each of the playground's tasks."""
+PAPERS = ("fields-text", "fields-noisy", "fields", "closed")
+"""Of its tasks about papers."""
 
 
 def prepare(folder: Path, shared: Path | None) -> None:
@@ -23,6 +27,10 @@ def prepare(folder: Path, shared: Path | None) -> None:
     if not (folder / "playground").exists():
         command = [sys.executable, "-m", "halter", "playground", "export", str(folder / "playground")]
         subprocess.run([*command, "--train", str(TRAIN_ROWS), "--test", str(TEST_ROWS)], check=True)
+    if not (folder / "papers").exists():
+        write_papers(folder / "papers", train=TRAIN_ROWS, test=TEST_ROWS, names=PAPERS)
+    if not (folder / "drawings").exists():
+        drawings(folder / "drawings")
     if shared is None:
         return
     data = shared / "data"
@@ -33,6 +41,20 @@ def prepare(folder: Path, shared: Path | None) -> None:
             file = folder / name / f"{part}.jsonl"
             file.parent.mkdir(exist_ok=True)
             file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def drawings(folder: Path) -> None:
+    """Talks to learn from; captions, and questions of every type in turn, to be asked."""
+    types = [sights.rows(name, 0, "test", TEST_ROWS // 3) for name in sights.QUESTIONS]
+    rows = {
+        "talk/train": sights.rows(sights.TALK, 0, "train", TALKS),
+        "caption/test": sights.rows("caption", 0, "test", TEST_ROWS),
+        "questions/test": [row for several in zip(*types, strict=True) for row in several],
+    }
+    for name, made in rows.items():
+        file = folder / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
 
 
 def read(file: Path) -> list[Row]:

@@ -13,6 +13,7 @@ STYLES = {
     "exact_match": ("exact match", ".1%"),
     "token_f1": ("F1 of words", ".3f"),
     "last_number": ("right result", ".1%"),
+    "field_f1": ("F1 of fields", ".3f"),
     "choice_accuracy": ("choice accuracy", ".1%"),
     "words_used": ("asked words used", ".1%"),
     "rouge1": ("ROUGE-1", ".3f"),
@@ -47,7 +48,7 @@ def table(record: Record, applications: Mapping[str, Any], overview: bool) -> li
     for name, figures in record.items():
         one = applications[name]
         for number, (measure, figure) in enumerate(figures["measures"].items()):
-            first = [f"[{one.title}]({one.guide}.md)"] * overview + [recipe_link(name), one.data]
+            first = [f"[{one.title}]({one.guide}.md)"] * overview + [recipe_link(one.recipe or name), one.data]
             last = [f"{figures['date']}, {figures['machine']}"] * overview
             cells = [*(first if number == 0 else [""] * len(first)), *scores(measure, figure)]
             lines.append(f"| {' | '.join(cells + (last if number == 0 else [''] * len(last)))} |")
@@ -71,4 +72,6 @@ def scores(measure: str, figure: Record) -> list[str]:
     cells = [format(figure[who], style) for who in ("base", "adapted", "chance")]
     if "majority" in figure:
         cells[-1] += f" (always the most frequent: {figure['majority']:{style}})"
+    if "blind" in figure:
+        cells[-1] += f" (blind: {figure['blind']:{style}})"
     return [title, *cells]

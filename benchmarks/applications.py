@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -36,7 +37,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Application:
-    """What is measured of a recipe of the same name."""
+    """What is measured of a recipe."""
 
     title: str
     guide: str
@@ -47,6 +48,22 @@ class Application:
     questions: int
     new_tokens: int
     choices: tuple[str, ...] = ()
+    blind: str = ""
+    """What is withheld for the blind score: ``PICTURES``, or all of a prompt up to this text, behind which its question
+    stands."""
+    train: str = ""
+    """Where it learns, where not in the folder of its test."""
+    recipe: str = ""
+    """The recipe, where not of the application's name."""
+
+    @property
+    def learns(self) -> str:
+        return self.train or self.test
+
+
+PICTURES = "pictures"
+PREPARED = "build/applications"
+"""The prepared folder as recipes name it."""
 
 
 APPLICATIONS = {
@@ -132,49 +149,126 @@ APPLICATIONS = {
         150,
         32,
     ),
+    "forms-playground": Application(
+        "document understanding",
+        "forms",
+        "playground, fields-text",
+        "papers/fields-text",
+        ("field_f1", "exact_match", "loss"),
+        150,
+        90,
+        blind="\n\n",
+    ),
+    "forms-pictures-playground": Application(
+        "document understanding",
+        "forms",
+        "playground, closed",
+        "papers/closed",
+        ("field_f1", "exact_match", "loss"),
+        150,
+        60,
+        blind=PICTURES,
+    ),
+    "captions-playground": Application(
+        "captions of pictures",
+        "pictures",
+        "playground, caption",
+        "drawings/caption",
+        ("exact_match", "rougeL", "bleu", "loss"),
+        150,
+        60,
+        blind=PICTURES,
+        train="drawings/talk",
+        recipe="pictures-playground",
+    ),
+    "questions-playground": Application(
+        "questions about pictures",
+        "pictures",
+        "playground, questions",
+        "drawings/questions",
+        ("exact_match", "loss"),
+        300,
+        12,
+        blind=PICTURES,
+        train="drawings/talk",
+        recipe="pictures-playground",
+    ),
 }
-"""{recipe: Application}."""
+"""{name: Application}."""
+
+
+def recipe_of(name: str) -> Path:
+    return ROOT / "recipes" / "applications" / f"{APPLICATIONS[name].recipe or name}.yaml"
 
 
 def run(name: str, data: Path, steps: int | None, work: Path) -> Record:
-    """Train and evaluate one application in ``work``; its figures."""
-    one = APPLICATIONS[name]
-    recipe, out = ROOT / "recipes" / "applications" / f"{name}.yaml", work / name
+    """Train and evaluate one application in ``work``, where another one of its recipe may have trained; its figures."""
+    one, recipe = APPLICATIONS[name], recipe_of(name)
+    out, clock = work / recipe.stem, work / f"{recipe.stem}.seconds"
     test, scores = data / one.test / "test.jsonl", work / f"{name}-scores"
     halter = [sys.executable, "-m", "halter"]
     places = {
         "model.path": data / base_of(recipe),
-        "data.train": test.with_name("train.jsonl"),
-        "data.validation": test,
+        "data.train": data / one.learns / "train.jsonl",
+        "data.validation": data / validation_of(recipe),
     }
     moved = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
-    began = time.perf_counter()
     limits = [] if steps is None else ["--max-steps", str(steps)]
-    subprocess.run([*halter, "train", str(recipe), *moved, *limits, "--output", str(out)], check=True)
-    seconds = time.perf_counter() - began
+    if not clock.exists():
+        began = time.perf_counter()
+        subprocess.run([*halter, "train", str(recipe), *moved, *limits, "--output", str(out)], check=True)
+        clock.write_text(str(time.perf_counter() - began), "utf-8")
     options = ["--questions", str(one.questions), "--max-new-tokens", str(one.new_tokens)]
+    if "field_f1" in one.measures:
+        options += ["--measures", "fields"]
     for choice in one.choices:
         options += ["--choices", choice]
     command = [*halter, "evaluate", str(out), "--data", str(test), "--output", str(scores), *options]
     subprocess.run(command, check=True)
     report = json.loads((scores / "report.json").read_text("utf-8"))
+    figures = measured(one, report, scores / "predictions.jsonl", data / one.test)
+    if one.blind:
+        if one.blind == PICTURES:
+            options += ["--pictures", "withheld"]
+        else:
+            rows = [json.dumps(withheld(row, one.blind)) + "\n" for row in read(test)]
+            test = work / f"{name}-blind.jsonl"
+            test.write_text("".join(rows), "utf-8")
+        command = [*halter, "evaluate", str(out), "--data", str(test), "--output", f"{scores}-blind", *options]
+        subprocess.run(command, check=True)
+        side = json.loads((Path(f"{scores}-blind") / "report.json").read_text("utf-8"))["adapter"]
+        for measure, figure in figures.items():
+            figure["blind"] = side[measure]
     lines = read(out / "metrics.jsonl")
     return {
         "date": date.today().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores shared with other work, CPU only",
         "steps": sum("tokens_per_second" in line for line in lines),
-        "seconds": round(seconds),
+        "seconds": round(float(clock.read_text("utf-8"))),
         "rows": report["rows"],
         "answers": report["answers"],
-        "measures": measured(one, report, scores / "predictions.jsonl", data / one.test),
+        "measures": figures,
     }
+
+
+def withheld(row: Record, end: str) -> Record:
+    """The row with the question alone, without all that stands ahead of it up to the last ``end``."""
+    question, *rest = row["messages"]
+    return {"messages": [question | {"content": question["content"].rpartition(end)[2]}, *rest]}
 
 
 def base_of(recipe: Path) -> Path:
     """The recipe's model, below the prepared folder."""
     from halter.recipe import load
 
-    return Path(load(str(recipe)).model.path).relative_to("build/applications")
+    return Path(load(str(recipe)).model.path).relative_to(PREPARED)
+
+
+def validation_of(recipe: Path) -> Path:
+    """Where the recipe's loss is watched, below the prepared folder."""
+    from halter.recipe import load
+
+    return Path(str(load(str(recipe)).data.validation)).relative_to(PREPARED)
 
 
 def measured(one: Application, report: Record, predictions: Path, folder: Path) -> dict[str, Record]:
@@ -200,11 +294,14 @@ def measured(one: Application, report: Record, predictions: Path, folder: Path) 
 def by_chance(measure: str, wanted: list[str]) -> float:
     """The score of giving each question the right answer of the next one."""
     from halter.evaluation import texts
+    from halter.evaluation.measures.fields import field_scores
 
     given = wanted[1:] + wanted[:1]
     pairs = list(zip(given, wanted, strict=True))
     if measure in texts.TRANSLATION:
         return texts.translation(given, wanted)[measure]
+    if measure == "field_f1":
+        return field_scores(given, wanted)[measure]
     if measure in texts.ROUGE:
         return sum(score[measure] for score in texts.rouge(given, wanted)) / len(wanted)
     alone = {
@@ -248,6 +345,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=os.environ.get("HALTER_SHARED"))
     parser.add_argument("--data", type=Path, default=ROOT / "build" / "applications")
     parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where runs and scores stay")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     unknown = [name for name in asked.names if name not in APPLICATIONS]
@@ -259,13 +357,13 @@ def main() -> None:
     record = json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else {}
     if not asked.table:
         prepare(asked.data, None if asked.shared is None else Path(asked.shared))
-        for name in asked.names or APPLICATIONS:
-            with tempfile.TemporaryDirectory() as work:
+        with tempfile.TemporaryDirectory() if asked.keep is None else nullcontext(asked.keep.resolve()) as work:
+            for name in asked.names or APPLICATIONS:
                 figures = run(name, asked.data.resolve(), asked.max_steps, Path(work))
-            print(json.dumps({name: figures}), flush=True)
-            if asked.max_steps is None:
-                record[name] = figures
-                RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+                print(json.dumps({name: figures}), flush=True)
+                if asked.max_steps is None:
+                    record[name] = figures
+                    RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     if asked.max_steps is None:
         write_pages(PAGES, record, APPLICATIONS)
 

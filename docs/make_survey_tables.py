@@ -37,11 +37,13 @@ from halter.planning.survey import (
 
 DOCS = Path(__file__).resolve().parent / "measured"
 PAGE, RECORD, CURVES = DOCS / "survey-tables.md", DOCS / "example-report" / "record.json", DOCS / "learning-curves.md"
+PICTURES, BLIND = DOCS / "pictures-report" / "record.json", "blind-lora"
+"""The comparison of benchmarks/compare_pictures.yaml, and its method that sees nothing."""
 
 
 def page() -> str:
     """docs/measured/survey-tables.md."""
-    parts = [_head(), _table1(), _table2(), _table3(), _measured(), _table4(), _formulas()]
+    parts = [_head(), _table1(), _table2(), _table3(), _measured(), _vision(), _table4(), _formulas()]
     return "\n".join(line for part in parts for line in part)
 
 
@@ -173,6 +175,34 @@ def _curves() -> Iterator[str]:
     yield ""
     head = next(line for line in text.splitlines() if line.startswith("| method"))
     yield from table_lines([cell.strip() for cell in head.strip("|").split("|")], rows)
+    yield ""
+
+
+def _vision() -> Iterator[str]:
+    """Table 3's column: a method sees where its loss on questions about pictures is below that of LoRA without any, and
+    the interval of the paired difference does not hold 0."""
+    record = json.loads(PICTURES.read_text("utf-8"))
+    done = {row["name"]: row for row in record["rows"] if row["status"] == "done"}
+    blind, ties = done[BLIND]["mean"], [set(pair) for pair in record["ties"]]
+    yield from ("### Application to vision", "")
+    yield (
+        "What Table 3 says in this column is not in our notes. Here each method lets the playground's base, which has "
+        "read no picture, answer questions about unseen drawings, through the playground's encoder: "
+        f"{record['budget']['tokens']:,} tokens and {record['budget']['seeds']} seed for each, learning rates searched "
+        f"with equal effort ({record['budget']['search_trials']} a method). LoRA alone is blind and knows what "
+        "is usually answered. *Sees*: its loss is lower than that of the blind one, and they are no tie. From the "
+        "[record](pictures-report/report.md) of `halter compare benchmarks/compare_pictures.yaml`."
+    )
+    yield ""
+    rows = []
+    for name, row in done.items():
+        mean = row["mean"]
+        sees = mean["test_loss"] < blind["test_loss"] and {name, BLIND} not in ties
+        gain = mean.get("exact_match", 0) - blind.get("exact_match", 0)
+        verdict = "" if name in ("base", BLIND) else "sees" if sees else "does not see"
+        figures = (f"{mean['test_loss']:.4f}", f"{mean.get('exact_match', 0):.1%}", f"{100 * gain:+.1f}")
+        rows.append([name, verdict, f"{row['trainable']:,}", *figures])
+    yield from table_lines(["method", "verdict", "trained", "loss", "exact match", "points above blind"], rows)
     yield ""
 
 

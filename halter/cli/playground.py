@@ -71,7 +71,7 @@ def command(
 
 
 def _list() -> None:
-    from halter.playground import BASES, PAPER_TASKS, QUESTIONS, TASKS, base_folder, encoder_folder
+    from halter.playground import BASES, DRAWING_TASKS, PAPER_TASKS, TASKS, base_folder, encoder_folder
 
     width = max(map(len, TASKS)) + 2
     for task in TASKS.values():
@@ -82,7 +82,7 @@ def _list() -> None:
     for name, base in BASES.items():
         print(f"base {name}: {base.about}{f', {base_folder(name)}' if base.folder else ''}")
     print(f"encoder of pictures: a CLIP in small, {encoder_folder()}")
-    print(f"The tasks of base seeing are questions about drawings: {', '.join(QUESTIONS)}")
+    print(f"The tasks of base seeing are questions about drawings: {', '.join(DRAWING_TASKS)}")
     print(f"The tasks about papers: {', '.join(PAPER_TASKS)}")
     print("Their files: halter playground export FOLDER; those about papers: halter playground papers FOLDER")
 

@@ -174,6 +174,10 @@ QUESTIONS: dict[str, Callable[[Dice, Drawing], Exchange | None]] = {
 DESCRIBE = "Describe the picture."
 TASKS = (*QUESTIONS, "caption")
 """The types of questions, and captions in one form."""
+TALK, TALKED = "talk", 4
+"""Rows of several exchanges about one drawing, and how many at most."""
+FILES = (*TASKS, TALK)
+"""The kinds of rows that are written as files."""
 LEFT_OUT = "colour"
 """The type of question that pre-training never asks."""
 
@@ -195,25 +199,39 @@ def asked(name: str, seed: object, split: str, rows: int) -> Iterator[tuple[Draw
             yield seen, exchange
 
 
-def row(seen: Drawing | None, exchange: Exchange) -> dict[str, object]:
-    """A row that ``halter train`` takes: the picture as a PNG in a data URI, the question below it, the answer; None:
-    without a picture."""
-    question, answer = exchange
+def talk(seed: object, split: str, at: int) -> tuple[Drawing, list[Exchange]]:
+    """A drawing and up to ``TALKED`` exchanges about it: questions of every type in drawn order, and its caption, which
+    comes last because it has the answers."""
+    dice = Dice("sights", TALK, seed, split, at)
+    seen = drawing(dice)
+    made = (QUESTIONS[name](dice, seen) for name in [*QUESTIONS, *QUESTIONS])
+    said = [exchange for exchange in dict.fromkeys(made) if exchange is not None]
+    return seen, [*dice.shuffled(said)[: TALKED - 1], (DESCRIBE, described(seen))]
+
+
+def row(seen: Drawing | None, *said: Exchange) -> dict[str, object]:
+    """A row that ``halter train`` takes: the picture as a PNG in a data URI, the first question below it, the answer,
+    and so on; None: without a picture."""
+    who = ("user", "assistant")
+    turns = [{"role": role, "content": text} for one in said for role, text in zip(who, one, strict=True)]
     if seen is None:
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        return {"messages": turns}
     uri = f"data:image/png;base64,{base64.b64encode(png(seen.draw())).decode()}"
-    said = [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": answer}]
-    return {"messages": said, "images": [uri]}
+    turns[0]["content"] = f"<image>{turns[0]['content']}"
+    return {"messages": turns, "images": [uri]}
 
 
 def rows(name: str, seed: object, split: str, count: int) -> list[dict[str, object]]:
+    """Rows of one of ``TASKS``, or of ``TALK``."""
+    if name == TALK:
+        return [row(seen, *said) for seen, said in (talk(seed, split, at) for at in range(count))]
     return [row(seen, exchange) for seen, exchange in asked(name, seed, split, count)]
 
 
 def write_sights(folder: Path, seed: int = 0, train: int = 600, test: int = 150) -> list[Path]:
-    """Write TYPE/train.jsonl and TYPE/test.jsonl for every type of question; returns the paths."""
+    """Write TYPE/train.jsonl and TYPE/test.jsonl for every type of question, captions and talks; returns the paths."""
     written = []
-    for name in QUESTIONS:
+    for name in FILES:
         for split, number_of in (("train", train), ("test", test)):
             path = Path(folder) / name / f"{split}.jsonl"
             writing.write_text(path, "".join(json.dumps(one) + "\n" for one in rows(name, seed, split, number_of)))

@@ -53,7 +53,7 @@ class Contrast:
     projection: int = 128
     text_dim: int = 96
     text_layers: int = 2
-    steps: int = 1200
+    steps: int = 4000
     pictures_per_step: int = 64
     family: int = 4
     """Pictures that differ from the first of them in one fact."""

@@ -32,6 +32,7 @@ from halter.generation.prompts import EncodedPrompt
 from halter.generation.requests import Request
 from halter.model.decoder import Decoder
 from halter.model.layout import LINEAR
+from halter.model.passes import Pass
 from halter.model.storages import quantised
 from halter.text.tokenizer import Tokenizer
 from halter.training.step import gather, take_step
@@ -47,6 +48,32 @@ def pictured(adapter, shown, at=sighted.AT, tokens=WORDS):
     """One row of the same words for each picture; None: without one."""
     sight = None if adapter is None else adapter.sight
     return [sighted.row(tokens, [n > at for n in range(len(tokens))], sight, one, at) for one in shown]
+
+
+@torch.no_grad()
+@every_seeing
+def test_features_in_8_bits_are_those_in_32_rounded(name):
+    model = tiny.decoder(dtype=torch.float64)
+    method = sighted.method_of(name)
+    whole, short = (adapt(model, replace(method, encoder_bits=bits), seed=0) for bits in (None, 8))
+    for adapter in (whole, short):
+        tiny.jitter(adapter, seed=1)
+    rows = pictured(whole, (None, 0, 1, 2))
+    segments = sighted.segments_of(model, rows, [whole] * len(rows))
+
+    def rounded(features):
+        scale = features.abs().amax(-1, keepdim=True) / 127
+        return (features / scale).round() * scale
+
+    seen = [row and tuple(replace(one, features={k: rounded(f) for k, f in one.features.items()}) for one in row)
+            for row in segments.features]  # fmt: skip
+    assert sum(row is not None for row in seen) == 3
+    segments.__dict__["features"] = seen
+    acts = whole.bind(model, segments)
+    wanted = model.head(model.hidden(Pass(sighted.tokens_of(rows), segments, acts)), acts)
+    found = torch.cat(sighted.logits(model, short, pictured(short, (None, 0, 1, 2))))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert float((found - torch.cat(sighted.logits(model, whole, rows))).abs().max()) > 1e-5
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from halter.cli.main import run
-from halter.playground import BASES, PAPER_TASKS, QUESTIONS, TASKS, base_folder, encoder_folder
+from halter.playground import BASES, DRAWING_TASKS, PAPER_TASKS, TASKS, base_folder, encoder_folder
 from halter.playground.bases import ENCODER
 from halter.pretraining import accepted, bases
 
@@ -54,8 +54,8 @@ def test_export_writes_what_the_base_that_sees_is_asked(tmp_path: Path, capsys: 
     out = tmp_path / "sights"
     assert run(["playground", "export", str(out), "--train", "4", "--test", "2", "--base", "seeing"]) == 0
     assert f"{out}/colour/train.jsonl" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == sorted([*QUESTIONS, "base"])
-    for name in QUESTIONS:
+    assert sorted(path.name for path in out.iterdir()) == sorted([*DRAWING_TASKS, "base"])
+    for name in DRAWING_TASKS:
         rows = [json.loads(line) for line in (out / name / "train.jsonl").read_text("utf-8").splitlines()]
         assert len(rows) == 4 and all(row["images"] for row in rows)
     assert (out / "base" / "config.json").read_bytes() == (base_folder("seeing") / "config.json").read_bytes()

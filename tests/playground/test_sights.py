@@ -127,9 +127,23 @@ def test_what_is_left_out_is_never_asked_in_lessons() -> None:
     assert all(question.startswith("What colour") for question in left)
 
 
+def test_a_talk_asks_what_single_questions_ask() -> None:
+    met = set()
+    for at in range(60):
+        seen, said = sights.talk(0, "train", at)
+        assert 2 <= len(said) == len(set(said)) <= sights.TALKED and (seen, said) == sights.talk(0, "train", at)
+        assert said[-1] == (sights.DESCRIBE, sights.described(seen))
+        draws = {maker(Dice(n), seen) for n in range(60) for maker in sights.QUESTIONS.values()}
+        assert draws.issuperset(said[:-1])
+        met |= {question.split()[0] for question, _ in said}
+    assert met == {"Describe", "What", "Which", "How", "Where", "Is"}
+    first = sights.rows(sights.TALK, 0, "train", 1)[0]["messages"]
+    assert isinstance(first, list) and [turn["content"].count("<image>") for turn in first][:3] == [1, 0, 0]
+
+
 def test_rows_are_written_for_every_type(tmp_path: Path) -> None:
     written = sights.write_sights(tmp_path, 3, train=4, test=2)
-    assert len(written) == 2 * len(sights.QUESTIONS)
+    assert len(written) == 2 * len(sights.FILES)
     rows = [json.loads(line) for line in (tmp_path / "count" / "train.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) == 4 and all(row["images"][0].startswith("data:image/png;base64,") for row in rows)
     with pytest.raises(Refusal, match="unknown-task"):

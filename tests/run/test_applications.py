@@ -19,37 +19,40 @@ import application_pages  # noqa: E402
 import applications  # noqa: E402
 
 RECIPES = sorted((ROOT / "recipes" / "applications").glob("*.yaml"))
+NAMES = sorted(applications.APPLICATIONS)
 PAGES = ROOT / "docs" / "applications"
 RECORD = json.loads((PAGES / "record.json").read_text("utf-8"))
 
 
 def test_every_recipe_is_an_application_with_its_scores() -> None:
-    names = sorted(file.stem for file in RECIPES)
-    assert len(names) >= 7 and sorted(applications.APPLICATIONS) == names == sorted(RECORD)
+    assert len(RECIPES) >= 7 and {applications.recipe_of(name) for name in NAMES} == set(RECIPES)
+    assert sorted(RECORD) == NAMES
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_a_recipe_is_read_and_names_its_guide(file: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_read_and_names_its_guide(name: str) -> None:
+    one, file = applications.APPLICATIONS[name], applications.recipe_of(name)
     recipe = recipes.load(str(file))
     assert recipe.train.max_steps and recipe.data.validation and recipe.output_dir == f"runs/{file.stem}"
     (named,) = re.findall(r"docs/applications/[\w-]+\.md", file.read_text("utf-8"))
-    assert (ROOT / named).is_file() and Path(named).stem == applications.APPLICATIONS[file.stem].guide
-    one = applications.APPLICATIONS[file.stem]
-    assert recipe.data.train == f"build/applications/{one.test}/train.jsonl"
-    assert recipe.data.validation == f"build/applications/{one.test}/test.jsonl"
+    assert (ROOT / named).is_file() and Path(named).stem == one.guide
+    assert recipe.data.train == f"{applications.PREPARED}/{one.learns}/train.jsonl"
+    tests = {other.test for key, other in applications.APPLICATIONS.items() if applications.recipe_of(key) == file}
+    assert recipe.data.validation in {f"{applications.PREPARED}/{test}/test.jsonl" for test in tests}
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_guide_and_overview_give_recipe_measures_and_scores(file: Path) -> None:
-    name, figures = file.stem, RECORD[file.stem]
-    guide = (PAGES / f"{applications.APPLICATIONS[name].guide}.md").read_text("utf-8")
+@pytest.mark.parametrize("name", NAMES)
+def test_guide_and_overview_give_recipe_measures_and_scores(name: str) -> None:
+    one, file, figures = applications.APPLICATIONS[name], applications.recipe_of(name), RECORD[name]
+    guide = (PAGES / f"{one.guide}.md").read_text("utf-8")
     for page in (guide, (PAGES / "README.md").read_text("utf-8")):
-        assert f"recipes/applications/{name}.yaml" in page and figures["date"] in page and figures["machine"] in page
+        assert f"recipes/applications/{file.name}" in page and figures["date"] in page and figures["machine"] in page
         for measure, figure in figures["measures"].items():
             title, *scores = application_pages.scores(measure, figure)
             assert f"| {title} | {' | '.join(scores)} |" in page
-    assert tuple(figures["measures"]) == applications.APPLICATIONS[name].measures
-    assert figures["steps"] == recipes.load(str(file)).train.max_steps and figures["seconds"] < 240
+    assert tuple(figures["measures"]) == one.measures
+    assert figures["steps"] == recipes.load(str(file)).train.max_steps
+    assert figures["seconds"] < 1200  # ten minutes on two quiet cores
 
 
 def test_chance_is_the_next_questions_answer() -> None:
@@ -57,6 +60,16 @@ def test_chance_is_the_next_questions_answer() -> None:
     assert applications.by_chance("exact_match", wanted) == 0
     assert applications.by_chance("last_number", wanted) == pytest.approx(1 / 3)  # 1 for 1, 2 for 1, 1 for 2
     assert applications.by_chance("token_f1", wanted) == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
+    wanted = ["kind: offer\nday: Monday", "kind: offer\nday: Friday"]
+    assert applications.by_chance("field_f1", wanted) == 1 / 2
+
+
+def test_the_blind_are_asked_without_the_paper() -> None:
+    row = {
+        "messages": [{"role": "user", "content": "OFFER\n\nSUM 3\n\nWhich?"}, {"role": "assistant", "content": "a: b"}]
+    }
+    asked = {"messages": [{"role": "user", "content": "Which?"}, row["messages"][1]]}
+    assert applications.withheld(row, "\n\n") == asked and row["messages"][0]["content"].startswith("OFFER")
 
 
 def test_words_that_a_story_was_to_use() -> None:
