@@ -174,8 +174,8 @@ QUESTIONS: dict[str, Callable[[Dice, Drawing], Exchange | None]] = {
 DESCRIBE = "Describe the picture."
 TASKS = (*QUESTIONS, "caption")
 """The types of questions, and captions in one form."""
-TALK, TALKED = "talk", 4
-"""Rows of several exchanges about one drawing, and how many at most."""
+TALK, TALKED, CAPTIONS = "talk", 4, 0.4
+"""Rows of several questions about one drawing, how many at most, and the share of captions among the rows."""
 FILES = (*TASKS, TALK)
 """The kinds of rows that are written as files."""
 LEFT_OUT = "colour"
@@ -200,13 +200,15 @@ def asked(name: str, seed: object, split: str, rows: int) -> Iterator[tuple[Draw
 
 
 def talk(seed: object, split: str, at: int) -> tuple[Drawing, list[Exchange]]:
-    """A drawing and up to ``TALKED`` exchanges about it: questions of every type in drawn order, and its caption, which
-    comes last because it has the answers."""
+    """A drawing and what is said about it: its caption alone, or up to ``TALKED`` questions of every type in drawn
+    order. A caption behind questions, or ahead of them, would be learned from their words in place of the picture."""
     dice = Dice("sights", TALK, seed, split, at)
     seen = drawing(dice)
+    if dice.chance(CAPTIONS):
+        return seen, [(DESCRIBE, described(seen))]
     made = (QUESTIONS[name](dice, seen) for name in [*QUESTIONS, *QUESTIONS])
     said = [exchange for exchange in dict.fromkeys(made) if exchange is not None]
-    return seen, [*dice.shuffled(said)[: TALKED - 1], (DESCRIBE, described(seen))]
+    return seen, dice.shuffled(said)[:TALKED]
 
 
 def row(seen: Drawing | None, *said: Exchange) -> dict[str, object]:

@@ -131,10 +131,9 @@ def test_a_talk_asks_what_single_questions_ask() -> None:
     met = set()
     for at in range(60):
         seen, said = sights.talk(0, "train", at)
-        assert 2 <= len(said) == len(set(said)) <= sights.TALKED and (seen, said) == sights.talk(0, "train", at)
-        assert said[-1] == (sights.DESCRIBE, sights.described(seen))
+        assert 1 <= len(said) == len(set(said)) <= sights.TALKED and (seen, said) == sights.talk(0, "train", at)
         draws = {maker(Dice(n), seen) for n in range(60) for maker in sights.QUESTIONS.values()}
-        assert draws.issuperset(said[:-1])
+        assert said == [(sights.DESCRIBE, sights.described(seen))] or draws.issuperset(said)
         met |= {question.split()[0] for question, _ in said}
     assert met == {"Describe", "What", "Which", "How", "Where", "Is"}
     first = sights.rows(sights.TALK, 0, "train", 1)[0]["messages"]
