@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
+from halter.errors import HalterError
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, Generation
 from halter.serve.engine_loop import EngineLoop
@@ -59,6 +61,12 @@ class HeardAnswers:
         """Give up what is not done."""
         if len(self._results) < self._count:
             self._engine.cancel(self)
+
+    async def end(self) -> None:
+        """Give up what is not done, and hear how far it came."""
+        if len(self._results) < self._count:
+            with suppress(HalterError):  # an engine that has ended
+                await asyncio.shield(asyncio.wrap_future(self._engine.cancel(self)))
 
     @property
     def results(self) -> list[Generation]:

@@ -45,7 +45,10 @@ class Guard:
         try:
             state["tenant"] = self._checked(scope, headers)
         except Failure as failure:
-            await self._refuse(scope, id, failure, numbered)
+            record = Record(id, scope["path"], Tenant(name=""))
+            record.failed(failure)
+            self._service.turned_away.add(record)
+            await refuse(failure, numbered)
             return
         await self._app(scope, receive, numbered)
 
@@ -68,12 +71,6 @@ class Guard:
         if headers.get("content-encoding", "identity") != "identity":
             raise Failure(415, "the body must not be compressed")
         return tenant
-
-    async def _refuse(self, scope: Scope, id: str, failure: Failure, send: Send) -> None:
-        record = Record(id, scope["path"], Tenant(name=""))
-        record.failed(failure)
-        await self._service.keep(record)
-        await refuse(failure, send)
 
 
 async def refuse(failure: Failure, send: Send) -> None:

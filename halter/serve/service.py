@@ -31,7 +31,7 @@ from halter.serve.fields import SamplingFields
 from halter.serve.held import HeldAdapter, HeldAdapters, Open
 from halter.serve.naming import parts_of
 from halter.serve.prompts import Speaking
-from halter.serve.records import Keep, Record
+from halter.serve.records import Keep, Record, TurnedAway
 from halter.serve.settings import ServeOptions
 from halter.serve.shapes import ServedBase, Who
 from halter.serve.tenants import LOCAL, Admit, Tenant, everybody
@@ -57,7 +57,8 @@ class Service:
         self.base, self.options, self.admit, self._keep = base, options, admit, keep
         self.engine = EngineLoop(Engine(base.model, base.tokenizer, options.rows, options.step_tokens))
         self.adapters = HeldAdapters(base.model, table, open, self._warm, int(options.adapter_gb * 2**30))
-        self.admission = Admission(options.queue, options.queue_tokens)
+        self.admission = Admission(options.queue, options.queue_tokens, base.model.config.context)
+        self.turned_away = TurnedAway(self.keep)
         self._threads = ThreadPoolExecutor(WORKERS, "requests")
         self._stacks: WeakValueDictionary[tuple[tuple[str, float], ...], Any] = WeakValueDictionary()
 
@@ -67,6 +68,7 @@ class Service:
 
     async def close(self) -> None:
         """End all threads; answers that are not done fail."""
+        await self.turned_away.close()
         await self.engine.close()
         self.adapters.close()
         self._threads.shutdown(wait=False, cancel_futures=True)

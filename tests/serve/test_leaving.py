@@ -26,13 +26,15 @@ def endless(world: Any) -> dict[str, Any]:
     return {**LONG, "model": "tiny", "logit_bias": dict.fromkeys(map(str, world.tokenizer.stop_ids), -100)}
 
 
-def line_to(server: Any, asked: dict[str, Any], buffer: int | None = None) -> socket.socket:
+def line_to(server: Any, asked: dict[str, Any], buffer: int | None = None, key: str = "any") -> socket.socket:
     line = socket.socket()
     if buffer is not None:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     line.connect(("127.0.0.1", server.port))
     body = json.dumps(asked).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nauthorization: Bearer {key}\r\n"
+    )
     line.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     return line
 
