@@ -18,18 +18,18 @@ from halter.model.storages import held_in
 from halter.playground import base_folder
 from halter.pretrained.digest import BaseIdentity, digest_base
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
+from halter.serve.adapters.held import OpenedAdapter
+from halter.serve.adapters.naming import table_of
 from halter.serve.audit.keeping import AuditedBase, keeping
 from halter.serve.audit.log import AuditLog
 from halter.serve.audit.options import AuditOptions, WhenFull
-from halter.serve.held import OpenedAdapter
-from halter.serve.keys import ALL, KeyRing, read_keys
-from halter.serve.naming import table_of
 from halter.serve.settings import ServeOptions
-from halter.serve.tenants import everybody
+from halter.serve.trust.keys import ALL, KeyRing, read_keys
+from halter.serve.trust.tenants import everybody
 from halter.telling import tell
 
 if TYPE_CHECKING:
-    from halter.serve.shapes import ServedBase
+    from halter.serve.wire.shapes import ServedBase
 
 PLAYGROUND = "playground"
 
@@ -74,10 +74,10 @@ def command(
     if served is None and opening.model is None and opening.adapter is None:
         raise Refusal("nothing-named", "no model is named", fix="halter serve playground, or halter serve MODEL")
     try:
-        from halter.serve.prompts import Speaking
         from halter.serve.running import serve
         from halter.serve.service import Service
-        from halter.serve.shapes import ServedBase
+        from halter.serve.wire.prompts import Speaking
+        from halter.serve.wire.shapes import ServedBase
     except ImportError as error:
         raise missing_extra("serve", "halter serve", "halter serve", error) from error
     named = str(base_folder()) if served == PLAYGROUND and not Path(served).exists() else served

@@ -11,14 +11,14 @@ from starlette.types import Receive, Scope, Send
 
 from halter.errors import Refusal
 from halter.files.unwritten import Unwritten
-from halter.serve.answers import HeardAnswers
-from halter.serve.bodies import fields_of
-from halter.serve.errors import Failure, bad, internal, no_record, of_refusal, too_late
-from halter.serve.exchange import Gone, HttpExchange, as_json
 from halter.serve.records import Record
 from halter.serve.service import Service
 from halter.serve.settings import BODY_SECONDS
-from halter.serve.shapes import Shape, Who, beside, head_of, usage_of
+from halter.serve.wire.bodies import fields_of
+from halter.serve.wire.errors import Failure, bad, internal, no_record, of_refusal, too_late
+from halter.serve.wire.exchange import Gone, HttpExchange, as_json
+from halter.serve.wire.shapes import Shape, Who, beside, head_of, usage_of
+from halter.serve.work.answers import HeardAnswers
 
 LOG = logging.getLogger("halter.serve")
 NEEDS = {"stream_options": "stream", "top_logprobs": "logprobs"}

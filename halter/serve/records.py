@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halter.generation.streaming import Generation
-from halter.serve.errors import Failure
-from halter.serve.tenants import Tenant
+from halter.serve.trust.tenants import Tenant
+from halter.serve.wire.errors import Failure
 
 Keep = Callable[[dict[str, Any]], None]
 """Called in a thread with the record of every finished, failed or refused request, before its answer's last byte is

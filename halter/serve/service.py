@@ -23,18 +23,18 @@ from halter.generation.prompts import EncodedPrompt
 from halter.generation.requests import Request
 from halter.model.decoder import Decoder
 from halter.model.segments import Segments
-from halter.serve.admission import Admission
-from halter.serve.answers import HeardAnswers
-from halter.serve.engine_loop import EngineLoop
-from halter.serve.errors import bad, no_model
-from halter.serve.fields import SamplingFields
-from halter.serve.held import HeldAdapter, HeldAdapters, Open
-from halter.serve.naming import parts_of
-from halter.serve.prompts import Speaking
+from halter.serve.adapters.held import HeldAdapter, HeldAdapters, Open
+from halter.serve.adapters.naming import parts_of
 from halter.serve.records import Keep, Record, TurnedAway
 from halter.serve.settings import ServeOptions
-from halter.serve.shapes import ServedBase, Who
-from halter.serve.tenants import LOCAL, Admit, Tenant, everybody
+from halter.serve.trust.tenants import LOCAL, Admit, Tenant, everybody
+from halter.serve.wire.errors import bad, no_model
+from halter.serve.wire.fields import SamplingFields
+from halter.serve.wire.prompts import Speaking
+from halter.serve.wire.shapes import ServedBase, Who
+from halter.serve.work.admission import Admission
+from halter.serve.work.answers import HeardAnswers
+from halter.serve.work.engine_loop import EngineLoop
 
 LOG = logging.getLogger("halter.serve")
 WORKERS = 4

@@ -18,9 +18,9 @@ from halter.serve.audit import seal
 from halter.serve.audit.keeping import AuditedBase, keeping, line_of
 from halter.serve.audit.lines import log_files
 from halter.serve.audit.log import AuditLog, apart
-from halter.serve.errors import no_model
 from halter.serve.records import Record
-from halter.serve.tenants import LOCAL
+from halter.serve.trust.tenants import LOCAL
+from halter.serve.wire.errors import no_model
 
 CHAT = "/v1/chat/completions"
 CANARY = "lighthouse"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from halter.errors import Refusal
-from halter.serve.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
-from halter.serve.tenants import Tenant
+from halter.serve.trust.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
+from halter.serve.trust.tenants import Tenant
 
 
 def row(**more: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from halter.serve.rates import KeyRates
-from halter.serve.tenants import Tenant
+from halter.serve.trust.rates import KeyRates
+from halter.serve.trust.tenants import Tenant
 
 
 class Clock:

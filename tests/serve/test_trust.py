@@ -19,8 +19,8 @@ from halter.cli import main
 from halter.files.disk import Disk
 from halter.serve.audit.keeping import keeping
 from halter.serve.audit.log import AuditLog
-from halter.serve.keys import KeyRing, ServeKey, digest_of
-from halter.serve.rates import KeyRates
+from halter.serve.trust.keys import KeyRing, ServeKey, digest_of
+from halter.serve.trust.rates import KeyRates
 
 openai = pytest.importorskip("openai")
 CHAT = "/v1/chat/completions"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
-from halter.serve.tenants import Tenant
+from halter.serve.trust.tenants import Tenant
 
 MINUTE = 60.0
 ROUNDING = 1e-6

@@ -18,9 +18,9 @@ from halter.errors import Refusal
 from halter.files.disk import DISK, Disk
 from halter.files.reading import read_json
 from halter.files.writing import json_text, write_text
-from halter.serve.naming import NAME
-from halter.serve.secrecy import refuse_open
-from halter.serve.tenants import Tenant
+from halter.serve.adapters.naming import NAME
+from halter.serve.trust.secrecy import refuse_open
+from halter.serve.trust.tenants import Tenant
 
 ALL = "*"
 """Among the adapters of a key: every adapter, and the base."""

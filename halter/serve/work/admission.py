@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from halter.generation.requests import Request
-from halter.serve.answers import HeardAnswers
-from halter.serve.errors import bad, overloaded, too_many
-from halter.serve.rates import KeyRates
-from halter.serve.tenants import Tenant
+from halter.serve.trust.rates import KeyRates
+from halter.serve.trust.tenants import Tenant
+from halter.serve.wire.errors import bad, overloaded, too_many
+from halter.serve.work.answers import HeardAnswers
 
 
 class Admission:

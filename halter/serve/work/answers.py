@@ -11,8 +11,8 @@ from contextlib import suppress
 from halter.errors import HalterError
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, Generation
-from halter.serve.engine_loop import EngineLoop
-from halter.serve.errors import internal, overloaded
+from halter.serve.wire.errors import internal, overloaded
+from halter.serve.work.engine_loop import EngineLoop
 
 MOST_UNREAD = 256
 """Pieces of each answer that may wait for a client that does not read; then its request ends."""

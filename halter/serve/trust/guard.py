@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from halter.serve.errors import INVALID, Failure
-from halter.serve.exchange import as_json
 from halter.serve.records import Record
 from halter.serve.service import Service
-from halter.serve.tenants import LOCAL, Tenant
+from halter.serve.trust.tenants import LOCAL, Tenant
+from halter.serve.wire.errors import INVALID, Failure
+from halter.serve.wire.exchange import as_json
 
 OPEN = ("/health", "/ready")
 """Paths that ask for no key; every other does once keys are in force, also those that do not exist."""
