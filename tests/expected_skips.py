@@ -31,6 +31,7 @@ EXPECTED = (
     r"a CUDA device is there",
     r"/proc/stat",
     r"no bash",
+    r"no openssl",
     r"no tesseract",
     r"no /dev/full",
     r"no right to mount a small disk",

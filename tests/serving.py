@@ -17,9 +17,9 @@ from halter.adapters.adapter import Adapter, adapt
 from halter.adapters.loading import load_adapter
 from halter.cli.serve import opened_adapter
 from halter.run.opening import Opened, Subject
-from halter.serve.naming import table_of
-from halter.serve.prompts import Speaking
+from halter.serve.adapters.naming import table_of
 from halter.serve.settings import ServeOptions
+from halter.serve.wire.prompts import Speaking
 from halter.text.chat.conversations import ChatTemplate
 from halter.text.tokenizer import Tokenizer
 
@@ -78,8 +78,8 @@ class Served:
     ) -> None:
         from halter.serve import running
         from halter.serve.service import Service
-        from halter.serve.shapes import ServedBase
-        from halter.serve.tenants import everybody
+        from halter.serve.trust.tenants import everybody
+        from halter.serve.wire.shapes import ServedBase
 
         self.records: list[dict[str, Any]] = []
         chosen = ServeOptions(**{"port": 0, "drain": 5.0, **options})

@@ -135,4 +135,5 @@ def _in_words(line: dict[str, Any]) -> str:
     used = " + ".join(f"{one.get('name')}@{str(one.get('digest'))[:8]}" for one in _adapters(line)) or "base"
     who = line.get("tenant") or "-"
     tokens = f"{line.get('prompt_tokens')} + {line.get('output_tokens')} tokens"
-    return f"{start}  {line.get('request')}  {line.get('finish')}  {who}  {used}  {tokens}"
+    times = f" x {line['times']}" if line.get("times", 1) != 1 else ""
+    return f"{start}  {line.get('request')}  {line.get('finish')}{times}  {who}  {used}  {tokens}"

@@ -38,8 +38,8 @@ def new(
     ] = None,
 ) -> None:
     """Make a key, add its digest to the file (made where it is missing), and print the key, this once."""
-    from halter.serve.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
-    from halter.serve.naming import NAME
+    from halter.serve.adapters.naming import NAME
+    from halter.serve.trust.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
 
     there = read_keys(file).keys if file.exists() or file.is_symlink() else ()
     id = _free_id(tenant, {key.id for key in there}) if id is None else id
@@ -65,7 +65,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, the digests too, as JSON.")] = False,
 ) -> None:
     """The keys of a file: id, tenant, rates and adapters."""
-    from halter.serve.keys import read_keys
+    from halter.serve.trust.keys import read_keys
 
     keys = read_keys(file).keys
     if as_json:
@@ -84,7 +84,7 @@ def remove(
 ) -> None:
     """Take a key out of the file: at its next start a server does not know it any more."""
     from halter.errors import meant
-    from halter.serve.keys import KeyRing, read_keys, write_keys
+    from halter.serve.trust.keys import KeyRing, read_keys, write_keys
 
     there = read_keys(file).keys
     left = tuple(key for key in there if key.id != id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,18 @@ from halter.model.storages import held_in
 from halter.playground import base_folder
 from halter.pretrained.digest import BaseIdentity, digest_base
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
+from halter.serve.adapters.held import OpenedAdapter
+from halter.serve.adapters.naming import table_of
 from halter.serve.audit.keeping import AuditedBase, keeping
 from halter.serve.audit.log import AuditLog
 from halter.serve.audit.options import AuditOptions, WhenFull
-from halter.serve.held import OpenedAdapter
-from halter.serve.naming import table_of
 from halter.serve.settings import ServeOptions
+from halter.serve.trust.keys import ALL, KeyRing, read_keys
+from halter.serve.trust.tenants import everybody
 from halter.telling import tell
 
 if TYPE_CHECKING:
-    from halter.serve.shapes import ServedBase
+    from halter.serve.wire.shapes import ServedBase
 
 PLAYGROUND = "playground"
 
@@ -64,17 +67,17 @@ def command(
     ] = "refuse",
 ) -> None:
     """Answer requests of OpenAI's API (chat, completions) with one base and any number of its adapters."""
-    serving.refuse_exposed(keys=False)
+    ring = _who_is_let_in(serving)
     auditing = AuditOptions.typed(audit_sync, audit_full)
     if audit is None and audit_seal is not None:
         raise Refusal("usage", "--audit-seal is for an audit log, and none is asked for", fix="--audit FOLDER, too")
     if served is None and opening.model is None and opening.adapter is None:
         raise Refusal("nothing-named", "no model is named", fix="halter serve playground, or halter serve MODEL")
     try:
-        from halter.serve.prompts import Speaking
         from halter.serve.running import serve
         from halter.serve.service import Service
-        from halter.serve.shapes import ServedBase
+        from halter.serve.wire.prompts import Speaking
+        from halter.serve.wire.shapes import ServedBase
     except ImportError as error:
         raise missing_extra("serve", "halter serve", "halter serve", error) from error
     named = str(base_folder()) if served == PLAYGROUND and not Path(served).exists() else served
@@ -82,6 +85,7 @@ def command(
     name = serving.name or (PLAYGROUND if named != served else Path(subject.base).name)
     words = [*(adapters or ()), *([str(subject.run or subject.adapter)] if subject.adapter else [])]
     table = table_of(words, taken=[name])
+    _tell_unserved(ring, (name, *table))
     with ExitStack() as open_files:
         # Before the base is loaded: a log that is damaged or in use is told at once.
         log = None if audit is None else open_files.enter_context(AuditLog(audit, audit_seal, auditing))
@@ -89,8 +93,24 @@ def command(
         speaking = Speaking(opened.template, opened.template_date, opened.rules)
         base = ServedBase(name, opened.model, opened.tokenizer, speaking, _digest(opened, made=log is not None))
         keep = None if log is None else keeping(log, _audited(base))
-        service = partial(Service, base, table, partial(opened_adapter, opened), serving, keep=keep)
+        admit = everybody if ring is None else ring.admit
+        service = partial(Service, base, table, partial(opened_adapter, opened), serving, admit, keep)
         asyncio.run(serve(service, serving, tell))
+
+
+def _who_is_let_in(serving: ServeOptions) -> KeyRing | None:
+    """The keys in force. Refusals of their file, and where the address could be used by more than is safe."""
+    ring = None if serving.keys is None else read_keys(serving.keys)
+    serving.refuse_exposed()
+    serving.refuse_bad_tls()
+    return ring
+
+
+def _tell_unserved(ring: KeyRing | None, served: Iterable[str]) -> None:
+    """A name in the file of keys that nothing has is a typing mistake more often than a plan."""
+    named = {name for key in (() if ring is None else ring.keys) for name in key.adapters}
+    if unserved := sorted(named - {ALL, *served}):
+        tell(f"note: keys name what is not served: {', '.join(unserved)}")
 
 
 def _base_of(subject: Subject) -> Subject:

@@ -10,17 +10,20 @@ from uuid import uuid4
 from starlette.types import Receive, Scope, Send
 
 from halter.errors import Refusal
-from halter.serve.answers import HeardAnswers
-from halter.serve.bodies import fields_of
-from halter.serve.errors import Failure, bad, internal, of_refusal, too_late
-from halter.serve.exchange import Gone, HttpExchange, as_json
+from halter.files.unwritten import Unwritten
 from halter.serve.records import Record
 from halter.serve.service import Service
 from halter.serve.settings import BODY_SECONDS
-from halter.serve.shapes import Shape, Who, beside, head_of, usage_of
+from halter.serve.wire.bodies import fields_of
+from halter.serve.wire.errors import Failure, bad, internal, no_record, of_refusal, too_late
+from halter.serve.wire.exchange import Gone, HttpExchange, as_json
+from halter.serve.wire.shapes import Shape, Who, beside, head_of, usage_of
+from halter.serve.work.answers import HeardAnswers
 
 LOG = logging.getLogger("halter.serve")
 NEEDS = {"stream_options": "stream", "top_logprobs": "logprobs"}
+UNKEPT_SECONDS = 10
+"""After so long it is worth asking again a server whose disk is full: somebody has to make room first."""
 CLIENT_GONE = 499
 """nginx's status of a request whose client did not wait; in records alone."""
 
@@ -93,13 +96,13 @@ class _One:
             record.adapters, record.template = list(who.adapters), None if template is None else template.digest
             record.options = dict(vars(requests[0].options))
             record.prompts = [one.prompt.tokens for one in requests[:: asked.n]]
-            with service.admission.room_for(record.tenant, requests):
-                self._answers = HeardAnswers(service.engine, asked.stream, slow)
+            answers = self._answers = HeardAnswers(service.engine, asked.stream, slow)
+            with service.admission.room_for(record.tenant, requests, answers):
                 try:
-                    await self._answers.begin(requests)
-                    await (self._stream if asked.stream else self._plain)(asked, who, self._answers)
+                    await answers.begin(requests)
+                    await (self._stream if asked.stream else self._plain)(asked, who, answers)
                 finally:
-                    self._answers.cancel()
+                    await answers.end()
 
     async def _plain(self, asked: Any, who: Who, answers: HeardAnswers) -> None:
         results = await answers.whole()
@@ -139,5 +142,5 @@ def told_of(error: Exception, request_id: str) -> Failure:
     failure = of_refusal(error, None) if isinstance(error, Refusal) else None
     if failure is None:
         LOG.error("request %s failed", request_id, exc_info=error)
-        return internal()
+        return no_record(UNKEPT_SECONDS) if isinstance(error, Unwritten) else internal()
     return failure

@@ -13,17 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from halter.serve.answering import Answering, told_of
-from halter.serve.bodies import fields_of
-from halter.serve.chat_shape import ChatShape
-from halter.serve.completion_shape import CompletionShape
-from halter.serve.errors import Failure, no_model, overloaded
-from halter.serve.exchange import HttpExchange, as_json
-from halter.serve.fields import DetokenizeFields, TokenizeFields, WireObject
-from halter.serve.guard import Guard
 from halter.serve.service import Service
 from halter.serve.settings import BODY_SECONDS
-from halter.serve.shapes import ServedBase
-from halter.serve.tokens import word_of
+from halter.serve.trust.guard import Guard
+from halter.serve.wire.bodies import fields_of
+from halter.serve.wire.chat_shape import ChatShape
+from halter.serve.wire.completion_shape import CompletionShape
+from halter.serve.wire.errors import Failure, no_model, overloaded
+from halter.serve.wire.exchange import HttpExchange, as_json
+from halter.serve.wire.fields import DetokenizeFields, TokenizeFields, WireObject
+from halter.serve.wire.shapes import ServedBase
+from halter.serve.wire.tokens import word_of
 
 SHAPES = (ChatShape(), CompletionShape())
 JSON = "application/json"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from halter.generation.streaming import Generation
-from halter.serve.errors import Failure
-from halter.serve.tenants import Tenant
+from halter.serve.trust.tenants import Tenant
+from halter.serve.wire.errors import Failure
 
 Keep = Callable[[dict[str, Any]], None]
 """Called in a thread with the record of every finished, failed or refused request, before its answer's last byte is
-sent. What it raises makes the answer an error."""
+sent. What it raises makes the answer an error. Those that were refused at the door come together: TurnedAway."""
+LOG = logging.getLogger("halter.serve")
+TOGETHER_SECONDS = 1.0
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Record:
     """Type or code of the error that was told; '' where none was."""
     first: float | None = None
     """When the first token was there."""
+    times: int = 1
+    """How many requests it stands for; above 1 only at the door."""
 
     def failed(self, failure: Failure) -> None:
         """It was refused, or could not be answered."""
@@ -59,6 +66,7 @@ class Record:
             "options": self.options,
             "status": self.status,
             "error": self.error,
+            "times": self.times,
             "finish": [one.finish_reason for one in self.answers],
             "prompt_tokens": sum(map(len, self.prompts)),
             "completion_tokens": sum(len(one.tokens) for one in self.answers),
@@ -68,3 +76,51 @@ class Record:
             "first_token": self.first,
             "ended": time.time(),
         }
+
+
+class TurnedAway:
+    """Requests that were refused before anybody knew whose they are (no key, another Host): one record a second for all
+    of one reason, with their count. For the event loop.
+
+    Anybody can send as many of them as the line carries. A record for each, which an audit log brings to the disk with
+    two syncs, would let whoever has no key fill the disk, and keep those who have one waiting for it. They were given
+    nothing, so their answer need not wait for their record.
+    """
+
+    def __init__(self, keep: Callable[[Record], Awaitable[None]]) -> None:
+        self._keep = keep
+        self._waiting: dict[tuple[int, str], Record] = {}
+        self._later: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
+
+    def add(self, record: Record) -> None:
+        """Tell it within a second."""
+        first = self._waiting.setdefault((record.status, record.error), record)
+        first.times += 0 if first is record else record.times
+        if self._later is None:
+            self._later = asyncio.create_task(self._told_later())
+
+    async def close(self) -> None:
+        """Tell what is not told yet."""
+        if self._later is not None:
+            self._ending.set()
+            await self._later
+
+    async def _told_later(self) -> None:
+        while self._waiting:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), TOGETHER_SECONDS)
+            await self._tell()
+            if self._ending.is_set():
+                break
+        self._later = None
+
+    async def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for key, record in waiting.items():
+            try:
+                await self._keep(record)
+            except Exception as error:  # a full disk: told with the next ones
+                LOG.error("%d refused requests have no record yet", record.times, exc_info=error)
+                record.times += self._waiting[key].times if key in self._waiting else 0
+                self._waiting[key] = record

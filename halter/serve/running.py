@@ -85,12 +85,15 @@ async def serve(
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=HEADER_BYTES,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
     )
     server = Server(config, service, options.drain)
     address = listening.getsockname()
     name, *adapters = service.names()
     beside = f" with {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}" if adapters else ""
-    say(f"serving {name}{beside} on http://{_shown(address)}/v1")
+    scheme = "http" if options.tls_cert is None else "https"
+    say(f"serving {name}{beside} on {scheme}://{_shown(address)}/v1")
     if begun is not None:
         begun(server, address)
     try:

@@ -23,18 +23,18 @@ from halter.generation.prompts import EncodedPrompt
 from halter.generation.requests import Request
 from halter.model.decoder import Decoder
 from halter.model.segments import Segments
-from halter.serve.admission import Admission
-from halter.serve.answers import HeardAnswers
-from halter.serve.engine_loop import EngineLoop
-from halter.serve.errors import bad, no_model
-from halter.serve.fields import SamplingFields
-from halter.serve.held import HeldAdapter, HeldAdapters, Open
-from halter.serve.naming import parts_of
-from halter.serve.prompts import Speaking
-from halter.serve.records import Keep, Record
+from halter.serve.adapters.held import HeldAdapter, HeldAdapters, Open
+from halter.serve.adapters.naming import parts_of
+from halter.serve.records import Keep, Record, TurnedAway
 from halter.serve.settings import ServeOptions
-from halter.serve.shapes import ServedBase, Who
-from halter.serve.tenants import LOCAL, Admit, Tenant, everybody
+from halter.serve.trust.tenants import LOCAL, Admit, Tenant, everybody
+from halter.serve.wire.errors import bad, no_model
+from halter.serve.wire.fields import SamplingFields
+from halter.serve.wire.prompts import Speaking
+from halter.serve.wire.shapes import ServedBase, Who
+from halter.serve.work.admission import Admission
+from halter.serve.work.answers import HeardAnswers
+from halter.serve.work.engine_loop import EngineLoop
 
 LOG = logging.getLogger("halter.serve")
 WORKERS = 4
@@ -57,7 +57,8 @@ class Service:
         self.base, self.options, self.admit, self._keep = base, options, admit, keep
         self.engine = EngineLoop(Engine(base.model, base.tokenizer, options.rows, options.step_tokens))
         self.adapters = HeldAdapters(base.model, table, open, self._warm, int(options.adapter_gb * 2**30))
-        self.admission = Admission(options.queue, options.queue_tokens)
+        self.admission = Admission(options.queue, options.queue_tokens, base.model.config.context)
+        self.turned_away = TurnedAway(self.keep)
         self._threads = ThreadPoolExecutor(WORKERS, "requests")
         self._stacks: WeakValueDictionary[tuple[tuple[str, float], ...], Any] = WeakValueDictionary()
 
@@ -67,6 +68,7 @@ class Service:
 
     async def close(self) -> None:
         """End all threads; answers that are not done fail."""
+        await self.turned_away.close()
         await self.engine.close()
         self.adapters.close()
         self._threads.shutdown(wait=False, cancel_futures=True)

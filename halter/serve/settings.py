@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
 from halter.errors import Refusal
 
@@ -15,21 +17,21 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Options of a server. Refusals ``serve-options`` and ``serve-exposed``."""
+    """Options of a server. Refusals ``serve-options``, ``serve-exposed`` and ``tls-unusable``."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Other than this machine's own are refused as long as no keys are in force."""
+    """Address to listen on. Other than this machine's own need --keys, and TLS or --behind-proxy."""
     port: int = 8000
     """Port to listen on; 0: a free one, which is told."""
     name: str | None = None
     """What the base is called in requests; not given: the last part of MODEL."""
     rows: int = 32
-    """HeardAnswers worked on in one step; others wait."""
+    """Answers worked on in one step; others wait."""
     step_tokens: int = 4096
     """Tokens of one step, those of prompts among them: a smaller number lets answers go on more evenly while a long
     prompt is read."""
     queue: int = 256
-    """HeardAnswers that may be worked on and wait together; more get 503."""
+    """Answers that may be worked on and wait together; more get 503."""
     queue_tokens: int = 262144
     """Tokens of prompts that may be worked on and wait together; more get 503."""
     adapter_gb: float = 4.0
@@ -44,14 +46,24 @@ class ServeOptions:
     """Names under which the server may be asked for (Host), besides this machine's own."""
     allow_origin: tuple[str, ...] = ()
     """Pages of other servers that may ask (Origin), such as https://chat.example.org."""
+    keys: Path | None = None
+    """File of the keys that are let in (halter keys new). Not given: whoever is on this machine."""
+    tls_cert: Path | None = None
+    """File of the certificate with those that vouch for it (PEM): the server speaks TLS."""
+    tls_key: Path | None = None
+    """File of the certificate's key (PEM), without a password."""
+    behind_proxy: bool = False
+    """A proxy that speaks TLS stands before this address, and nobody else reaches it."""
 
     def __post_init__(self) -> None:
         positive = ("rows", "step_tokens", "queue", "queue_tokens", "adapter_gb", "deadline", "body_mb")
         wrong = [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in positive if getattr(self, name) <= 0]
         wrong += [f"--drain {self.drain}"] if self.drain < 0 else []
         wrong += [f"--port {self.port}"] if not 0 <= self.port < 65536 else []
+        wrong += ["--tls-cert without --tls-key"] if self.tls_cert and not self.tls_key else []
+        wrong += ["--tls-key without --tls-cert"] if self.tls_key and not self.tls_cert else []
         if wrong:
-            fix = "leave these out, or give numbers above 0"
+            fix = "leave these out, or give numbers above 0, and both files of TLS"
             raise Refusal("serve-options", "options that a server cannot have", found=wrong, fix=fix)
 
     @property
@@ -59,16 +71,36 @@ class ServeOptions:
         """Names under which the server may be asked for, without ports."""
         return frozenset(name.lower() for name in (*LOOPBACK, self.host, *self.allow_host))
 
-    def refuse_exposed(self, keys: bool) -> None:
-        """Refusal ``serve-exposed`` where others than this machine could ask and nobody would have to show a key."""
-        if not keys and not _is_loopback(self.host):
+    def refuse_exposed(self) -> None:
+        """Refusal ``serve-exposed`` where others than this machine could ask, and nobody would have to show a key, or
+        keys would be read on their way."""
+        if _is_loopback(self.host):
+            return
+        if self.keys is None:
+            why, fix = "whoever reaches this address could ask: no keys are in force", "--keys FILE (halter keys new)"
+        elif self.tls_cert is None and not self.behind_proxy:
+            why = "keys would come to this address as anybody on the way can read them"
+            fix = "--tls-cert FILE --tls-key FILE, or --behind-proxy where a proxy that speaks TLS stands before it"
+        else:
+            return
+        expected = f"one of {', '.join(LOOPBACK)}"
+        raise Refusal("serve-exposed", why, found=[f"--host {self.host}"], expected=expected, fix=fix)
+
+    def refuse_bad_tls(self) -> None:
+        """Refusal ``tls-unusable`` of a certificate or a key that cannot be used."""
+        if self.tls_cert is None:
+            return
+        try:
+            # An empty password, so that nobody is asked for one.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, lambda: "")
+        except (OSError, ValueError) as error:  # those of ssl, too
+            why = getattr(error, "strerror", None) or str(error)
             raise Refusal(
-                "serve-exposed",
-                "whoever reaches this address could ask: no keys are in force",
-                found=[f"--host {self.host}"],
-                expected=f"one of {', '.join(LOOPBACK)}",
-                fix="leave --host out, and let a proxy on this machine ask for keys",
-            )
+                "tls-unusable",
+                "TLS cannot be spoken with this certificate and this key",
+                found=[f"--tls-cert {self.tls_cert}", f"--tls-key {self.tls_key}", why],
+                fix="name a certificate and its own key, both PEM, the key without a password",
+            ) from error
 
 
 def _is_loopback(host: str) -> bool:

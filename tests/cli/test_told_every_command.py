@@ -40,6 +40,8 @@ TAKES = {
     "serve": "serve {}",
     "serve --model": "serve --model {}",
     "serve --adapters": "serve {base} --adapters {}",
+    "serve --keys": "serve {base} --keys {}",
+    "serve --tls-cert": "serve {base} --tls-cert {} --tls-key {rows}",
     "evaluate": "evaluate {} --data {rows} --questions 0",
     "evaluate --data": "evaluate {run} --data {} --questions 0",
     "compare --train": "compare --model {base} --train {} --test {rows} --methods lora --output {new}",

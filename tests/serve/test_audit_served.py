@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from audited import kinds
-from serving import PATIENCE
+from serving import PATIENCE, events
 
 from halter.cli import main
 from halter.files.disk import Disk
@@ -18,9 +18,9 @@ from halter.serve.audit import seal
 from halter.serve.audit.keeping import AuditedBase, keeping, line_of
 from halter.serve.audit.lines import log_files
 from halter.serve.audit.log import AuditLog, apart
-from halter.serve.errors import no_model
 from halter.serve.records import Record
-from halter.serve.tenants import LOCAL
+from halter.serve.trust.tenants import LOCAL
+from halter.serve.wire.errors import no_model
 
 CHAT = "/v1/chat/completions"
 CANARY = "lighthouse"
@@ -77,8 +77,11 @@ def test_a_full_disk_gives_no_answer(world: Any, tmp_path: Path) -> None:
     with AuditLog(tmp_path / "audit", disk=disk) as log, world.server(keep=keeping(log, BASE)) as server:
         asked = {"model": "tiny", "messages": TALK, "max_tokens": 2}
         disk.full = True
-        status, _, body = server.ask(CHAT, asked)
-        assert status == 500 and str(tmp_path) not in json.dumps(body)
+        status, headers, body = server.ask(CHAT, asked)
+        assert (status, headers["retry-after"], body["error"]["code"]) == (503, "10", "overloaded")
+        assert str(tmp_path) not in json.dumps(body)
+        (streamed,) = [event for event in events(server.raw(CHAT, {**asked, "stream": True})) if "error" in event]
+        assert streamed == body
         disk.full = False
         assert server.ask(CHAT, asked)[0] == 200
     assert len(lines_of(tmp_path / "audit")) == 1
@@ -96,7 +99,7 @@ def test_a_full_disk_gives_no_answer(world: Any, tmp_path: Path) -> None:
 def test_how_a_request_ended(status: int, error: str, finish: list[str], wanted: str) -> None:
     told: dict[str, Any] = dict.fromkeys(("template", "first_token")) | dict.fromkeys(("prompts", "outputs"), ())
     told |= {"adapters": [], "options": {}, "request_id": "r", "tenant": "", "key": "", "received": 1.0, "ended": 3.5}
-    told |= {"prompt_tokens": 0, "completion_tokens": 0, "status": status, "error": error, "finish": finish}
+    told |= {"prompt_tokens": 0, "completion_tokens": 0, "times": 1, "status": status, "error": error, "finish": finish}
     line = line_of(told, BASE)
     assert (line.finish, line.tenant, line.key, line.seconds) == (wanted, None, None, {"total": 2.5})
 

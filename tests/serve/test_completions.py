@@ -106,7 +106,7 @@ def test_echo_and_logprobs_in_streams(world: Any, served: Any) -> None:
 
 def test_tokens_of_one_text_do_not_hide_each_other(world: Any) -> None:
     from halter.generation.streaming import TokenLogprob
-    from halter.serve.tokens import CompletionLogprobs, word_of
+    from halter.serve.wire.tokens import CompletionLogprobs, word_of
 
     tokenizer = world.tokenizer
     assert word_of(tokenizer, 639) == "token_id:639"  # the model has it, the tokenizer does not

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from halter.errors import Refusal
-from halter.serve.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
-
-TABLE = {"base": 1, "law": 2, "medicine": 3}
+from halter.serve.trust.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
+from halter.serve.trust.tenants import Tenant
 
 
 def row(**more: Any) -> dict[str, Any]:
@@ -120,13 +119,17 @@ def test_every_key_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_adapter_that_a_key_may_not_ask_for_is_as_one_that_is_not_there() -> None:
-    one = key("a", "one", "law", "gone")
-    assert one.found("law", TABLE) == 2
-    assert one.found("medicine", TABLE) is one.found("gone", TABLE) is one.found("nothing", TABLE) is None
-    assert one.found("base", TABLE) is None and one.found("*", TABLE) is None
-    assert one.names(TABLE) == ["law"]
-    everything = key("b", "two", "*")
-    assert everything.names(TABLE) == [*TABLE] and everything.found("nothing", TABLE) is None
+    one = key("a", "one", "law", "gone").owner
+    assert (one.name, one.key) == ("acme", "a")
+    assert [name for name in ("base", "law", "medicine", "*") if one.may(name)] == ["law"]
+    assert all(key("b", "two", *names).owner.may("base") for names in (("*",), ("law", "*")))
+
+
+def test_the_ring_says_who_asks() -> None:
+    keys = KeyRing((key("a", "one", "law"), ServeKey("b", "other", digest_of("two"), ("*",), 60, 100_000)))
+    assert keys.admit("one") == Tenant("acme", "a", frozenset({"law"}))
+    assert keys.admit("two") == Tenant("other", "b", None, None, 60, 100_000)
+    assert keys.admit(None) is keys.admit("") is keys.admit("three") is None
 
 
 def test_keys_are_drawn_anew() -> None:

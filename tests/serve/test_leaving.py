@@ -26,13 +26,15 @@ def endless(world: Any) -> dict[str, Any]:
     return {**LONG, "model": "tiny", "logit_bias": dict.fromkeys(map(str, world.tokenizer.stop_ids), -100)}
 
 
-def line_to(server: Any, asked: dict[str, Any], buffer: int | None = None) -> socket.socket:
+def line_to(server: Any, asked: dict[str, Any], buffer: int | None = None, key: str = "any") -> socket.socket:
     line = socket.socket()
     if buffer is not None:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     line.connect(("127.0.0.1", server.port))
     body = json.dumps(asked).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nauthorization: Bearer {key}\r\n"
+    )
     line.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     return line
 
@@ -62,7 +64,7 @@ def test_a_client_that_goes_takes_its_work_along(world: Any, stream: bool) -> No
 
 
 def test_a_client_that_does_not_read_is_given_up(world: Any, monkeypatch: Any) -> None:
-    from halter.serve import answers
+    from halter.serve.work import answers
 
     monkeypatch.setattr(answers, "MOST_UNREAD", 4)
     with world.server() as server:
@@ -94,7 +96,7 @@ def test_more_than_the_queue_holds_is_told_to_come_again(world: Any) -> None:
 
 
 def test_a_tenants_share_is_its_own(world: Any) -> None:
-    from halter.serve.tenants import Tenant
+    from halter.serve.trust.tenants import Tenant
 
     with world.server(admit=lambda shown: Tenant(shown or "none", at_once=1)) as server:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="busy", max_retries=0)
@@ -182,8 +184,8 @@ def test_a_client_that_goes_while_its_request_is_added_leaves_no_row(world: Any)
     from halter.generation.options import GenerationOptions
     from halter.generation.prompts import EncodedPrompt
     from halter.generation.requests import Request
-    from halter.serve.answers import HeardAnswers
-    from halter.serve.engine_loop import EngineLoop
+    from halter.serve.work.answers import HeardAnswers
+    from halter.serve.work.engine_loop import EngineLoop
 
     async def main() -> None:
         loop = EngineLoop(Engine(world.model, world.tokenizer))

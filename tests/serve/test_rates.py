@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from halter.serve.keys import ServeKey
-from halter.serve.rates import KeyRates
+from halter.serve.trust.rates import KeyRates
+from halter.serve.trust.tenants import Tenant
 
 
 class Clock:
@@ -20,8 +20,8 @@ class Clock:
         return self.now
 
 
-def key(requests: int | None = None, tokens: int | None = None, id: str = "a") -> ServeKey:
-    return ServeKey(id, "acme", "ab" * 32, ("*",), requests, tokens)
+def key(requests: int | None = None, tokens: int | None = None, id: str = "a") -> Tenant:
+    return Tenant("acme", id, requests_per_minute=requests, tokens_per_minute=tokens)
 
 
 class Reference:
@@ -126,6 +126,13 @@ def test_more_than_a_minute_holds_is_owed() -> None:
     assert rates.admit(one, 1) == 91  # 151 tokens, at 100 a minute
     rates.give_back(one, 200)
     assert rates.admit(one, 50) == 0
+
+
+def test_a_request_of_which_nothing_came_is_charged_for_nothing() -> None:
+    rates, one = KeyRates(Clock()), key(requests=1, tokens=100)
+    assert rates.admit(one, 80) == 0
+    rates.give_back(one, 80, requests=1)
+    assert [rates.admit(one, 100), rates.admit(one, 1)] == [0, 60]
 
 
 def test_keys_have_buckets_of_their_own_and_some_have_none() -> None:

@@ -12,7 +12,7 @@ from audited import NOON, PROMPT, QUICK, record, write
 from halter.cli import main
 from halter.serve.audit.log import AuditLog, apart
 from halter.serve.audit.record import AuditedAdapter, AuditRecord
-from halter.serve.keys import digest_of, read_keys
+from halter.serve.trust.keys import digest_of, read_keys
 
 
 def said(capsys: Any, *words: str | Path) -> tuple[int, str, str]:

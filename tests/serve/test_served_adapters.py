@@ -71,7 +71,9 @@ def test_an_adapter_of_no_numbers_is_found_before_anybody_hears_it(world: Any, t
 
 def test_nothing_heavy_is_done_where_all_clients_wait(world: Any, monkeypatch: Any) -> None:
     """Reading, tokenising, templates, binding and rendering happen in threads; the event loop hands over."""
-    from halter.serve import answering, app, chat_shape, completion_shape, held
+    from halter.serve import answering, app
+    from halter.serve.adapters import held
+    from halter.serve.wire import chat_shape, completion_shape
 
     heavy = [(answering, "fields_of"), (chat_shape, "chat_prompt"), (completion_shape, "completion_prompt")]
     heavy += [
@@ -184,7 +186,7 @@ def test_a_load_keeps_nobody_waiting_and_happens_once(world: Any) -> None:
 
 
 def test_files_that_change_while_they_are_read_are_no_adapter(world: Any) -> None:
-    from halter.serve.held import digest_of
+    from halter.serve.adapters.held import digest_of
 
     with world.server() as server:
         folder = world.folder / "dora"
@@ -205,7 +207,7 @@ def test_files_that_change_while_they_are_read_are_no_adapter(world: Any) -> Non
 
 
 def test_tenants_see_what_is_theirs(world: Any) -> None:
-    from halter.serve.tenants import Tenant
+    from halter.serve.trust.tenants import Tenant
 
     one = Tenant("one", "k1", adapters=frozenset({"lora"}))
     with world.server(admit=lambda shown: one if shown == "secret" else None) as server:
@@ -221,4 +223,5 @@ def test_tenants_see_what_is_theirs(world: Any) -> None:
         stack = {"halter": {"adapters": [{"name": "dora"}]}, "model": "tiny"}
         assert server.ask(CHAT, {**GREEDY, **stack}, **key)[0] == 404
     kept = [record["status"] for record in server.records]
-    assert kept.count(401) == 4 and kept.count(200) == 1 and kept.count(404) == 3
+    (away,) = [record for record in server.records if record["status"] == 401]
+    assert away["times"] == 4 and kept.count(200) == 1 and kept.count(404) == 3

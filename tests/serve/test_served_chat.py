@@ -136,6 +136,6 @@ def test_an_answer_that_fills_the_context_is_cut_as_openai_says_it(world: Any, s
 
 
 def test_numbers_that_json_lacks_are_told_as_openai_tells_them() -> None:
-    from halter.serve.tokens import number
+    from halter.serve.wire.tokens import number
 
     assert number(-math.inf) == -9999.0 and number(-1.5) == -1.5

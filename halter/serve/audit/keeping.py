@@ -44,6 +44,7 @@ def line_of(told: dict[str, Any], base: AuditedBase) -> AuditRecord:
     return AuditRecord(
         request=told["request_id"],
         finish=_finish(told),
+        times=told["times"],
         key=told["key"] or None,
         tenant=told["tenant"] or None,
         base=base.digest,

@@ -30,12 +30,14 @@ class AuditRecord:
     """A request that was answered, failed or was refused. What is not known of it is None or empty.
 
     ``key`` is the id of a key, never the key. ``finish`` is a word for each answer, ``stop,length``, or two words of
-    which the second says why: ``refused:model_not_found``. ``seconds`` are durations by name.
+    which the second says why: ``refused:model_not_found``. ``times``: how many
+    requests the line stands for. ``seconds`` are durations by name.
     ``prompts`` and ``outputs`` are given as they are, and only their HMACs are written.
     """
 
     request: str
     finish: str
+    times: int = 1
     key: str | None = None
     tenant: str | None = None
     base: str | None = None
@@ -75,6 +77,7 @@ class AuditRecord:
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "finish": self.finish,
+            "times": self.times,
             "seconds": self.seconds,
         }
 

@@ -16,7 +16,7 @@ from halter.errors import Refusal
 from halter.files.disk import DISK, Disk
 from halter.files.reading import read_text
 from halter.files.writing import write_text
-from halter.serve.secrecy import refuse_open
+from halter.serve.trust.secrecy import refuse_open
 
 SECRET = "secret"
 _HEX = re.compile(r"[0-9a-f]{64}")

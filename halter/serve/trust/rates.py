@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
-from halter.serve.keys import ServeKey
+from halter.serve.trust.tenants import Tenant
 
 MINUTE = 60.0
 ROUNDING = 1e-6
@@ -48,11 +48,11 @@ class KeyRates:
         self._clock, self._lock = clock, Lock()
         self._buckets: dict[str, tuple[Bucket | None, Bucket | None]] = {}
 
-    def admit(self, key: ServeKey, tokens: int) -> int:
+    def admit(self, who: Tenant, tokens: int) -> int:
         """Charge a request that may use so many tokens, and return 0; or nothing, and the seconds of Retry-After."""
         now = self._clock()
         with self._lock:
-            buckets = self._of(key, now)
+            buckets = self._of(who, now)
             asked = [(bucket, amount) for bucket, amount in zip(buckets, (1, tokens)) if bucket is not None]
             wait = max((bucket.wait(amount, now) for bucket, amount in asked), default=0.0)
             if wait > 0:
@@ -61,16 +61,17 @@ class KeyRates:
                 bucket.take(amount)
             return 0
 
-    def give_back(self, key: ServeKey, tokens: int) -> None:
-        """Give back the tokens that an admitted request was charged for and did not use."""
+    def give_back(self, who: Tenant, tokens: int, requests: int = 0) -> None:
+        """Give back the tokens that an admitted request was charged for and did not use; and the request itself, where
+        nothing came of it."""
         with self._lock:
-            bucket = self._of(key, self._clock())[1]
-            if bucket is not None:
-                bucket.take(-tokens)
+            for bucket, amount in zip(self._of(who, self._clock()), (requests, tokens), strict=True):
+                if bucket is not None:
+                    bucket.take(-amount)
 
-    def _of(self, key: ServeKey, now: float) -> tuple[Bucket | None, Bucket | None]:
-        if key.id not in self._buckets:
-            rates = (key.requests_per_minute, key.tokens_per_minute)
+    def _of(self, who: Tenant, now: float) -> tuple[Bucket | None, Bucket | None]:
+        if who.key not in self._buckets:
+            rates = (who.requests_per_minute, who.tokens_per_minute)
             requests, tokens = (None if rate is None else Bucket(rate, now) for rate in rates)
-            self._buckets[key.id] = requests, tokens
-        return self._buckets[key.id]
+            self._buckets[who.key] = requests, tokens
+        return self._buckets[who.key]

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from halter.generation.requests import One, Request
 from halter.generation.streaming import Delta, Generation
 from halter.model.decoder import Decoder
-from halter.serve.fields import SamplingFields
-from halter.serve.prompts import Speaking
+from halter.serve.wire.fields import SamplingFields
+from halter.serve.wire.prompts import Speaking
 from halter.text.tokenizer import Tokenizer
 from halter.version import __version__
 

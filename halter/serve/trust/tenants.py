@@ -16,10 +16,15 @@ class Tenant:
     adapters: frozenset[str] | None = None
     """The names that exist for him, the base's among them; None: all."""
     at_once: int | None = None
-    """HeardAnswers that may be worked on for him at once; None: as many as the server takes."""
+    """Answers that may be worked on for him at once; None: as many as the server takes."""
+    requests_per_minute: int | None = None
+    """Requests that are answered for his key in a minute; None: no limit."""
+    tokens_per_minute: int | None = None
+    """Tokens that may be read and written for his key in a minute; None: no limit."""
 
     def may(self, name: str) -> bool:
-        """Whether he may ask that model."""
+        """Whether he may ask that model. What he may not is answered as what is not there, so that nobody learns by
+        asking which adapters others have."""
         return self.adapters is None or name in self.adapters
 
 

@@ -9,26 +9,24 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from halter.errors import Refusal
 from halter.files.disk import DISK, Disk
 from halter.files.reading import read_json
 from halter.files.writing import json_text, write_text
-from halter.serve.naming import NAME
-from halter.serve.secrecy import refuse_open
+from halter.serve.adapters.naming import NAME
+from halter.serve.trust.secrecy import refuse_open
+from halter.serve.trust.tenants import Tenant
 
 ALL = "*"
 """Among the adapters of a key: every adapter, and the base."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BEGINNING = "halter-"
 _MOST_RATE = 10**12
-
-Served = TypeVar("Served")
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,16 @@ class ServeKey:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
-    def found(self, name: str, table: Mapping[str, Served]) -> Served | None:
-        """What ``table`` has by this name; None where it has none, and likewise where this key may not ask for it, so
-        that nobody learns by asking which adapters others have."""
-        return table.get(name) if ALL in self.adapters or name in self.adapters else None
-
-    def names(self, table: Mapping[str, object]) -> list[str]:
-        """The names of ``table`` that this key may ask for."""
-        return [name for name in table if self.found(name, table) is not None]
+    @property
+    def owner(self) -> Tenant:
+        """Who asks with this key, and what he may."""
+        names = None if ALL in self.adapters else frozenset(self.adapters)
+        rates = (self.requests_per_minute, self.tokens_per_minute)
+        return Tenant(self.tenant, self.id, names, None, *rates)
 
 
 class KeyRing:
-    """The keys that are in force."""
+    """The keys that are in force; ``admit`` is an Admit."""
 
     def __init__(self, keys: tuple[ServeKey, ...]) -> None:
         self.keys = keys
@@ -67,6 +63,11 @@ class KeyRing:
             if secrets.compare_digest(key.sha256, digest):
                 found = key
         return found
+
+    def admit(self, shown: str | None) -> Tenant | None:
+        """Who asks, by what a request shows as its key; None: nobody who is known."""
+        key = None if shown is None else self.of(shown)
+        return None if key is None else key.owner
 
 
 def new_key() -> str:

@@ -9,8 +9,8 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from halter.serve.errors import MOST_LETTERS, UNSUPPORTED, Failure, bad, listed
-from halter.serve.fields import NOT_BUILT
+from halter.serve.wire.errors import MOST_LETTERS, UNSUPPORTED, Failure, bad, listed
+from halter.serve.wire.fields import NOT_BUILT
 
 DEPTH = 64
 """Brackets within brackets, at most: Python's parser recurses."""

@@ -77,6 +77,11 @@ def overloaded(message: str, seconds: int = 1) -> Failure:
     return Failure(503, message, SERVER, None, "overloaded", {"retry-after": str(seconds)})
 
 
+def no_record(seconds: int) -> Failure:
+    """Nothing is answered of which no record can be kept, now that the disk is full."""
+    return overloaded("the server cannot keep its record of this request now, and does not answer without", seconds)
+
+
 def too_many(message: str, seconds: int = 1) -> Failure:
     """Who asks has had its share."""
     return Failure(429, message, RATE, None, "rate_limit_exceeded", {"retry-after": str(seconds)})

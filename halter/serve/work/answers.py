@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
+from halter.errors import HalterError
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, Generation
-from halter.serve.engine_loop import EngineLoop
-from halter.serve.errors import internal, overloaded
+from halter.serve.wire.errors import internal, overloaded
+from halter.serve.work.engine_loop import EngineLoop
 
 MOST_UNREAD = 256
 """Pieces of each answer that may wait for a client that does not read; then its request ends."""
@@ -59,6 +61,12 @@ class HeardAnswers:
         """Give up what is not done."""
         if len(self._results) < self._count:
             self._engine.cancel(self)
+
+    async def end(self) -> None:
+        """Give up what is not done, and hear how far it came."""
+        if len(self._results) < self._count:
+            with suppress(HalterError):  # an engine that has ended
+                await asyncio.shield(asyncio.wrap_future(self._engine.cancel(self)))
 
     @property
     def results(self) -> list[Generation]:

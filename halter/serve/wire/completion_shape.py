@@ -7,12 +7,12 @@ from typing import Any
 
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, Generation
-from halter.serve.errors import UNSUPPORTED, bad
-from halter.serve.fields import CompletionFields
-from halter.serve.options import completion_options
-from halter.serve.prompts import completion_prompt
-from halter.serve.shapes import FINISH, AnswerStream, ServedBase, Who
-from halter.serve.tokens import CompletionLogprobs
+from halter.serve.wire.errors import UNSUPPORTED, bad
+from halter.serve.wire.fields import CompletionFields
+from halter.serve.wire.options import completion_options
+from halter.serve.wire.prompts import completion_prompt
+from halter.serve.wire.shapes import FINISH, AnswerStream, ServedBase, Who
+from halter.serve.wire.tokens import CompletionLogprobs
 from halter.text.tokenizer import Tokenizer
 
 

@@ -55,10 +55,12 @@ class EngineLoop:
         """Take requests in, all or none of them. Refusals of Engine.add."""
         await self._do(lambda: self._added(requests, listener))
 
-    def cancel(self, listener: Listener) -> None:
+    def cancel(self, listener: Listener) -> Future[Any]:
         """Give the rows of a listener up, also those that are only just being added; each is told its end (finish
-        reason cancelled)."""
-        self._ask(lambda: self._cancelled([number for number, (who, _) in self._rows.items() if who is listener]))
+        reason cancelled) before what is returned is done."""
+        return self._ask(
+            lambda: self._cancelled([number for number, (who, _) in self._rows.items() if who is listener])
+        )
 
     def cancel_all(self) -> None:
         """Give every row up, as ``cancel``."""

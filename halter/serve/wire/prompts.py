@@ -10,7 +10,7 @@ from halter.errors import Refusal
 from halter.generation.prompts import EncodedPrompt, encode_prompt
 from halter.generation.seeing import Seeing
 from halter.model.pictures import PictureRules
-from halter.serve.fields import (
+from halter.serve.wire.fields import (
     AssistantMessage,
     Message,
     PicturePart,

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from halter.serve.errors import Failure
+from halter.serve.wire.errors import Failure
 
 EVENTS = {
     "content-type": "text/event-stream; charset=utf-8",

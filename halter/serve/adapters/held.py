@@ -21,7 +21,7 @@ from halter.errors import HalterError, Refusal
 from halter.files.manifest import MANIFEST, sha256_of
 from halter.files.nearby import adapter_folder
 from halter.model.decoder import Decoder
-from halter.serve.errors import Failure, broken, no_model, overloaded
+from halter.serve.wire.errors import Failure, broken, no_model, overloaded
 from halter.text.chat.conversations import ChatTemplate
 
 LOG = logging.getLogger("halter.serve")

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from halter.serve.errors import INVALID, Failure
-from halter.serve.exchange import as_json
 from halter.serve.records import Record
 from halter.serve.service import Service
-from halter.serve.tenants import LOCAL, Tenant
+from halter.serve.trust.tenants import LOCAL, Tenant
+from halter.serve.wire.errors import INVALID, Failure
+from halter.serve.wire.exchange import as_json
 
 OPEN = ("/health", "/ready")
 """Paths that ask for no key; every other does once keys are in force, also those that do not exist."""
@@ -45,7 +45,10 @@ class Guard:
         try:
             state["tenant"] = self._checked(scope, headers)
         except Failure as failure:
-            await self._refuse(scope, id, failure, numbered)
+            record = Record(id, scope["path"], Tenant(name=""))
+            record.failed(failure)
+            self._service.turned_away.add(record)
+            await refuse(failure, numbered)
             return
         await self._app(scope, receive, numbered)
 
@@ -68,12 +71,6 @@ class Guard:
         if headers.get("content-encoding", "identity") != "identity":
             raise Failure(415, "the body must not be compressed")
         return tenant
-
-    async def _refuse(self, scope: Scope, id: str, failure: Failure, send: Send) -> None:
-        record = Record(id, scope["path"], Tenant(name=""))
-        record.failed(failure)
-        await self._service.keep(record)
-        await refuse(failure, send)
 
 
 async def refuse(failure: Failure, send: Send) -> None:

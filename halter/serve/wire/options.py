@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from halter.generation.options import GenerationOptions
-from halter.serve.fields import ChatFields, CompletionFields, SamplingFields
+from halter.serve.wire.fields import ChatFields, CompletionFields, SamplingFields
 
 
 def chat_options(asked: ChatFields, room: int) -> GenerationOptions:

@@ -7,11 +7,11 @@ from typing import Any
 
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, Generation
-from halter.serve.fields import ChatFields
-from halter.serve.options import chat_options
-from halter.serve.prompts import chat_prompt
-from halter.serve.shapes import FINISH, AnswerStream, ServedBase, Who
-from halter.serve.tokens import chat_logprobs
+from halter.serve.wire.fields import ChatFields
+from halter.serve.wire.options import chat_options
+from halter.serve.wire.prompts import chat_prompt
+from halter.serve.wire.shapes import FINISH, AnswerStream, ServedBase, Who
+from halter.serve.wire.tokens import chat_logprobs
 
 
 class ChatShape:

@@ -1,0 +1,1 @@
+"""The adapters of a server: their names, and which of them are in memory."""
