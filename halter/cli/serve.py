@@ -24,6 +24,7 @@ from halter.serve.audit.keeping import AuditedBase, keeping
 from halter.serve.audit.log import AuditLog
 from halter.serve.audit.options import AuditOptions, WhenFull
 from halter.serve.settings import ServeOptions
+from halter.serve.trust.admin_key import refuse_other
 from halter.serve.trust.keys import ALL, KeyRing, read_keys
 from halter.serve.trust.tenants import everybody
 from halter.telling import tell
@@ -103,6 +104,8 @@ def _who_is_let_in(serving: ServeOptions) -> KeyRing | None:
     ring = None if serving.keys is None else read_keys(serving.keys)
     serving.refuse_exposed()
     serving.refuse_bad_tls()
+    if serving.admin is not None:
+        refuse_other(serving.admin)
     return ring
 
 

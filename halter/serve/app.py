@@ -45,8 +45,7 @@ def app_of(service: Service) -> Starlette:
         Route("/health", asked.health),
         Route("/ready", asked.ready),
     ]
-    handlers: Any = {HTTPException: _of_http, Failure: _of_any, Exception: _of_any}
-    app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, service=service)])
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[Middleware(Guard, service=service)])
     app.router.redirect_slashes = False
     return app
 
@@ -133,3 +132,7 @@ async def _of_http(request: Request, error: HTTPException) -> Response:
 async def _of_any(request: Request, error: Exception) -> Response:
     failure = told_of(error, request.state.request_id)
     return _json(failure.body, failure.status, failure.headers)
+
+
+HANDLERS: Any = {HTTPException: _of_http, Failure: _of_any, Exception: _of_any}
+"""Every error as an error object; for every application of a server."""

@@ -6,18 +6,21 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
 
 from halter.errors import HalterError
+from halter.serve.admin import admin_app_of
 from halter.serve.app import app_of
 from halter.serve.service import Service
 from halter.serve.settings import HEADER_BYTES, KEEP_ALIVE, ServeOptions
+from halter.serve.trust.admin_key import AdminKey
 from halter.telling import Say
 
+LOOPBACK_ADDRESS = "127.0.0.1"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -72,10 +75,56 @@ async def serve(
     """Serve what ``make`` makes, on the event loop of this call, until the end. ``begun`` is told of the server and its
     address once it listens. HalterError where the address cannot be had.
     """
-    listening = _listening(options)
-    service = make()
-    config = uvicorn.Config(
-        app_of(service),
+    with ExitStack() as open_sockets:
+        listening = open_sockets.enter_context(_listening(options.host, options.port, "--port"))
+        service = make()
+        config = _config(app_of(service), ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key)
+        server = Server(config, service, options.drain)
+        address = listening.getsockname()
+        name, *adapters = service.names()
+        beside = f" with {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}" if adapters else ""
+        scheme = "http" if options.tls_cert is None else "https"
+        say(f"serving {name}{beside} on {scheme}://{_shown(address)}/v1")
+        if begun is not None:
+            begun(server, address)
+        try:
+            async with _administered(service, options, say):
+                await server.serve(sockets=[listening])
+        finally:
+            await service.close()
+
+
+@asynccontextmanager
+async def _administered(service: Service, options: ServeOptions, say: Say) -> AsyncIterator[None]:
+    """Within, the second port answers, where one is asked for."""
+    if options.admin is None:
+        yield
+        return
+    key = AdminKey()
+    with _listening(LOOPBACK_ADDRESS, options.admin_port, "--admin-port") as listening:
+        server = _Second(_config(admin_app_of(service, key.admit)))
+        url = f"http://{_shown(listening.getsockname())}"
+        with key.told(options.admin, url):
+            say(f"adapters are administered on {url}; its key stands in {options.admin}")
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            try:
+                yield
+            finally:
+                server.should_exit = True
+                await serving
+
+
+class _Second(uvicorn.Server):
+    """uvicorn, but for signals: they are the first one's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: Any, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         http="h11",
         ws="none",
         lifespan="off",
@@ -85,30 +134,19 @@ async def serve(
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=HEADER_BYTES,
-        ssl_certfile=options.tls_cert,
-        ssl_keyfile=options.tls_key,
+        **more,
     )
-    server = Server(config, service, options.drain)
-    address = listening.getsockname()
-    name, *adapters = service.names()
-    beside = f" with {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}" if adapters else ""
-    scheme = "http" if options.tls_cert is None else "https"
-    say(f"serving {name}{beside} on {scheme}://{_shown(address)}/v1")
-    if begun is not None:
-        begun(server, address)
-    try:
-        await server.serve(sockets=[listening])
-    finally:
-        await service.close()
 
 
-def _listening(options: ServeOptions) -> socket.socket:
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+def _listening(host: str, port: int, option: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((options.host, options.port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        where = f"{options.host}:{options.port}"
-        raise HalterError(f"{where} cannot be listened on: {error.strerror or error}; --port names another") from error
+        where = f"{host}:{port}"
+        raise HalterError(
+            f"{where} cannot be listened on: {error.strerror or error}; {option} names another"
+        ) from error
 
 
 def _shown(address: Any) -> str:

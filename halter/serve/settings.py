@@ -48,6 +48,11 @@ class ServeOptions:
     """Pages of other servers that may ask (Origin), such as https://chat.example.org."""
     keys: Path | None = None
     """File of the keys that are let in (halter keys new). Not given: whoever is on this machine."""
+    admin: Path | None = None
+    """File that gets the address and the key of a second port, for this machine alone, on which adapters are listed,
+    loaded, unloaded and reloaded. Not given: there is none."""
+    admin_port: int = 0
+    """That port; 0: a free one."""
     tls_cert: Path | None = None
     """File of the certificate with those that vouch for it (PEM): the server speaks TLS."""
     tls_key: Path | None = None
@@ -59,7 +64,8 @@ class ServeOptions:
         positive = ("rows", "step_tokens", "queue", "queue_tokens", "adapter_gb", "deadline", "body_mb")
         wrong = [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in positive if getattr(self, name) <= 0]
         wrong += [f"--drain {self.drain}"] if self.drain < 0 else []
-        wrong += [f"--port {self.port}"] if not 0 <= self.port < 65536 else []
+        ports = (("--port", self.port), ("--admin-port", self.admin_port))
+        wrong += [f"{name} {port}" for name, port in ports if not 0 <= port < 65536]
         wrong += ["--tls-cert without --tls-key"] if self.tls_cert and not self.tls_key else []
         wrong += ["--tls-key without --tls-cert"] if self.tls_key and not self.tls_cert else []
         if wrong:

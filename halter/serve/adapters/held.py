@@ -71,9 +71,12 @@ class HeldAdapters:
         warm: Callable[[Any], Awaitable[None]],
         budget: int,
     ) -> None:
+        self.known: Mapping[str, Path] = dict(table)
+        """Every adapter of the start's folders; ``table`` lacks those that were unloaded."""
         self.table, self.budget = dict(table), budget
         self._base, self._open, self._warm = base, open, warm
         self._held: OrderedDict[str, HeldAdapter] = OrderedDict()  # the one that was asked for last stands last
+        self._leaving: set[HeldAdapter] = set()  # replaced or unloaded, and still in use
         self._loading: dict[str, asyncio.Task[HeldAdapter]] = {}
         self._broken: dict[str, str] = {}
         self._thread: Executor = ThreadPoolExecutor(1, "adapters")
@@ -91,21 +94,79 @@ class HeldAdapters:
             raise broken(name, self._broken[name])
         resident = self._held.get(name)
         if resident is None:
-            task = self._loading.get(name)
-            if task is None:
-                task = self._loading[name] = asyncio.create_task(self._load(name))
-                task.add_done_callback(lambda done: self._loaded(name, done))
-            resident = await asyncio.shield(task)  # others may wait for it when this one has gone
+            resident = await self._new(name)
         if not resident.digest.startswith(digest):
             raise no_model(f"{name}@{digest}")
+        if self._held.setdefault(name, resident) is resident:
+            self._held.move_to_end(name)
+        else:  # a newer version has come meanwhile
+            self._leaving.add(resident)
         resident.pins += 1
-        self._held[name] = resident
-        self._held.move_to_end(name)
         return resident
 
     def release(self, resident: HeldAdapter) -> None:
         """One request less that uses it."""
         resident.pins -= 1
+        if not resident.pins:
+            self._leaving.discard(resident)
+
+    async def load(self, name: str) -> HeldAdapter:
+        """Read an adapter before it is asked for, also one that was unloaded or could not be used. Failure as
+        ``take``."""
+        self._refuse_unknown(name)
+        self.table[name] = self.known[name]
+        self._broken.pop(name, None)
+        resident = await self.take(name)
+        self.release(resident)
+        return resident
+
+    async def reload(self, name: str) -> HeldAdapter:
+        """The version that lies in the folder now, for all requests from then on; those that run end with the version
+        with which they began. Where it cannot be used, the old one goes on. Failure as ``take``."""
+        self._refuse_unknown(name)
+        if name in self._loading:  # which may have read the older files
+            await asyncio.wait([self._loading[name]])
+        self.table[name] = self.known[name]
+        self._broken.pop(name, None)
+        return await self._new(name)
+
+    async def unload(self, name: str) -> None:
+        """From now on it is as one that is not there; requests that run end with it."""
+        self._refuse_unknown(name)
+        self.table.pop(name, None)
+        self._broken.pop(name, None)
+        self._leave(self._held.pop(name, None))
+
+    def row(self, name: str) -> dict[str, Any]:
+        """What an administrator may know of it. ``leaving``: requests that run on versions which were replaced or
+        unloaded."""
+        here = self._held.get(name)
+        states = {"loading": name in self._loading, "loaded": here, "broken": name in self._broken}
+        state = next((word for word, is_so in states.items() if is_so), "known" if name in self.table else "unloaded")
+        facts = {} if here is None else {**here.facts, "bytes": here.nbytes, "running": here.pins}
+        why = {"why": self._broken[name]} if name in self._broken else {}
+        return {"name": name, "state": state, **facts, **why, "leaving": self._running_on(name)}
+
+    def _running_on(self, name: str) -> int:
+        return sum(one.pins for one in self._leaving if one.name == name)
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name not in self.known:
+            raise no_model(name)
+
+    def _leave(self, old: HeldAdapter | None) -> None:
+        if old is not None and old.pins:
+            self._leaving.add(old)
+
+    async def _new(self, name: str) -> HeldAdapter:
+        task = self._loading.get(name)
+        if task is None:
+            task = self._loading[name] = asyncio.create_task(self._load(name))
+            task.add_done_callback(lambda done: self._loaded(name, done))
+        resident = await asyncio.shield(task)  # others may wait for it when this one has gone
+        if name not in self.table:  # unloaded meanwhile
+            raise no_model(name)
+        return resident
 
     def close(self) -> None:
         """End the thread."""
@@ -125,21 +186,28 @@ class HeldAdapters:
             await self._warm(resident.ready)
         except HalterError as error:
             raise self._unusable(name, "it cannot answer", error) from error
+        if name not in self.table:
+            return resident  # to be refused by who asked for it
+        old = self._held.get(name)
+        if old is not None and old.digest == resident.digest:
+            return old
         self._make_room(resident)
+        self._leave(self._held.pop(name, None))
         self._held[name] = resident
         return resident
 
     def _unusable(self, name: str, why: str, error: HalterError) -> Failure:
         """What is told of it from now on."""
         LOG.error("adapter %s cannot be used: %s", name, error)
-        self._broken[name] = why
+        if name not in self._held:  # else the version that is there goes on
+            self._broken[name] = why
         return broken(name, why)
 
     def _read(self, name: str) -> HeldAdapter:
         """The adapter, of the bytes that lay in its folder before and after it was read."""
-        folder = adapter_folder(self.table[name])
+        folder = adapter_folder(self.known[name])
         before = digest_of(folder)
-        opened = self._open(self.table[name])
+        opened = self._open(self.known[name])
         if digest_of(folder) != before:
             what = "its files were changed while they were read"
             raise Refusal("adapter-damaged", what, where=str(folder), fix="write it into a folder of its own")
@@ -160,7 +228,7 @@ class HeldAdapters:
     @property
     def nbytes(self) -> int:
         """What the adapters in memory take, about."""
-        return sum(one.nbytes for one in self._held.values())
+        return sum(one.nbytes for one in (*self._held.values(), *self._leaving))
 
 
 def digest_of(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halter.serve.records import Record
 from halter.serve.service import Service
-from halter.serve.trust.tenants import LOCAL, Tenant
+from halter.serve.trust.tenants import LOCAL, Admit, Tenant
 from halter.serve.wire.errors import INVALID, Failure
 from halter.serve.wire.exchange import as_json
 
@@ -24,8 +25,11 @@ BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 class Guard:
     """ASGI middleware. Decides on ``scope["path"]``, which no header can change."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, admit: Admit | None = None, open: Collection[str] = OPEN
+    ) -> None:
         self._app, self._service = app, service
+        self._admit, self._open = admit or service.admit, open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,7 +65,7 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host and origin not in self._service.options.allow_origin:
             raise Failure(403, "pages of this Origin may not ask (--allow-origin)")
         shown = BEARER.fullmatch(headers.get("authorization", ""))
-        tenant = LOCAL if scope["path"] in OPEN else self._service.admit(None if shown is None else shown[1])
+        tenant = LOCAL if scope["path"] in self._open else self._admit(None if shown is None else shown[1])
         if tenant is None:
             message, challenge = "no key, or one that is not known", {"www-authenticate": "Bearer"}
             raise Failure(401, message, INVALID, None, "invalid_api_key", challenge)
