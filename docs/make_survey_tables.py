@@ -181,10 +181,13 @@ def _curves() -> Iterator[str]:
 def _vision() -> Iterator[str]:
     """Table 3's column: a method sees where its loss on questions about pictures is below that of LoRA without any, and
     the interval of the paired difference does not hold 0."""
+    yield from ("### Application to vision", "")
+    if not PICTURES.is_file():
+        yield from ("Not measured yet: `halter compare benchmarks/compare_pictures.yaml`.", "")
+        return
     record = json.loads(PICTURES.read_text("utf-8"))
     done = {row["name"]: row for row in record["rows"] if row["status"] == "done"}
     blind, ties = done[BLIND]["mean"], [set(pair) for pair in record["ties"]]
-    yield from ("### Application to vision", "")
     yield (
         "What Table 3 says in this column is not in our notes. Here each method lets the playground's base, which has "
         "read no picture, answer questions about unseen drawings, through the playground's encoder: "
