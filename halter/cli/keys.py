@@ -38,9 +38,11 @@ def new(
     ] = None,
 ) -> None:
     """Make a key, add its digest to the file (made where it is missing), and print the key, this once."""
+    from halter.files import folders
     from halter.serve.adapters.naming import NAME
     from halter.serve.trust.keys import KeyRing, ServeKey, digest_of, new_key, read_keys, write_keys
 
+    folders.try_out(file)
     there = read_keys(file).keys if file.exists() or file.is_symlink() else ()
     id = _free_id(tenant, {key.id for key in there}) if id is None else id
     wrong = [word for word in (tenant, id) if not NAME.fullmatch(word)]

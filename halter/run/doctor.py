@@ -44,6 +44,7 @@ EXTRAS = {
     "eval": "ROUGE in halter evaluate, BLEU, and the public harness's tasks",
     "meta": "tokenizer.model files of Meta's folders (SentencePiece, tiktoken)",
     "report": "figures",
+    "serve": "halter serve: answers over HTTP, as OpenAI's API has them",
     "track": "TensorBoard and Weights & Biases beside metrics.jsonl",
     "vision": "pictures in rows and in what is asked",
 }

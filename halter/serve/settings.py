@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,9 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         positive = ("rows", "step_tokens", "queue", "queue_tokens", "adapter_gb", "deadline", "body_mb")
-        wrong = [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in positive if getattr(self, name) <= 0]
-        wrong += [f"--drain {self.drain}"] if self.drain < 0 else []
+        given = {f"--{name.replace('_', '-')}": getattr(self, name) for name in positive}
+        wrong = [f"{flag} {number}" for flag, number in given.items() if not 0 < number < math.inf]
+        wrong += [] if 0 <= self.drain < math.inf else [f"--drain {self.drain}"]
         ports = (("--port", self.port), ("--admin-port", self.admin_port))
         wrong += [f"{name} {port}" for name, port in ports if not 0 <= port < 65536]
         wrong += ["--tls-cert without --tls-key"] if self.tls_cert and not self.tls_key else []
