@@ -182,6 +182,7 @@ def test_the_page_in_the_tree_is_what_its_file_gives():
         assert page.put(text, name, block) == text, name
 
 
+@pytest.mark.nightly
 def test_real_sides_agree_on_a_tiny_shape(tmp_path):
     """Halter and transformers with peft in processes of their own: equal losses and gradient norms in float32."""
     work = replace(
