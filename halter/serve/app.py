@@ -32,9 +32,7 @@ SENTENCES = {404: "there is no such path", 405: "this path takes another method"
 
 def app_of(service: Service) -> Starlette:
     """The ASGI application of a service."""
-    routes = [
-        Route(shape.route, Answering(service, shape), methods=["POST"]) for shape in (ChatShape(), CompletionShape())
-    ]
+    routes = [Route(shape.route, Answering(service, shape), methods=["POST"]) for shape in SHAPES]
     asked = _Routes(service)
     routes += [
         Route("/v1/models", asked.models),
