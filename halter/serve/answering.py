@@ -95,7 +95,7 @@ class _One:
             template = who.speaking.template
             record.adapters, record.template = list(who.adapters), None if template is None else template.digest
             record.options = dict(vars(requests[0].options))
-            record.prompts = [one.prompt.tokens for one in requests[:: asked.n]]
+            record.prompts, record.n = [one.prompt.tokens for one in requests[:: asked.n]], asked.n
             answers = self._answers = HeardAnswers(service.engine, asked.stream, slow)
             with service.admission.room_for(record.tenant, requests, answers):
                 try:

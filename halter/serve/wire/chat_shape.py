@@ -23,7 +23,7 @@ class ChatShape:
     def requests(self, base: ServedBase, who: Who, asked: ChatFields) -> list[Request]:
         prompt = chat_prompt(base.tokenizer, asked.messages, who.speaking)
         options = chat_options(asked, base.model.config.context - len(prompt.tokens))
-        return [Request(prompt, options, who.adapter, draws=again << 32) for again in range(asked.n)]
+        return [Request(prompt, options, who.adapter, again << 32, who.party) for again in range(asked.n)]
 
     def body(
         self, base: ServedBase, asked: ChatFields, head: dict[str, Any], answers: Sequence[Generation]
