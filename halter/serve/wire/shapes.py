@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from halter.generation.requests import Party, One, Request
+from halter.generation.requests import One, Party, Request
 from halter.generation.streaming import Delta, Generation
 from halter.model.decoder import Decoder
 from halter.serve.wire.fields import SamplingFields
