@@ -40,12 +40,13 @@ def list_(
     as_json: Json = False,
 ) -> int:
     """Method, numbers, rank, base and size of every adapter; exit code 2 if one cannot be read."""
+    from halter.adapters.describing import describe
     from halter.run import adapter_folders
 
     rows: list[dict[str, Any]] = []
     for place in adapter_folders.adapters_in(folders):
         try:
-            rows.append(adapter_folders.describe(place))
+            rows.append(describe(place))
         except Refusal as refusal:
             rows.append({"folder": str(place), "problem": refusal.id, "text": refusal.paragraph()})
     print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else _table(rows))
@@ -57,9 +58,10 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Everything that an adapter folder says of itself."""
+    from halter.adapters.describing import describe
     from halter.run import adapter_folders
 
-    found = adapter_folders.describe(adapter_folders.adapter_place(folder))
+    found = describe(adapter_folders.adapter_place(folder))
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return

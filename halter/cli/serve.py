@@ -100,10 +100,12 @@ def command(
 
 
 def _who_is_let_in(serving: ServeOptions) -> KeyRing | None:
-    """The keys in force. Refusals of their file, and where the address could be used by more than is safe."""
+    """The keys in force. Refusals of their file, where the address could be used by more than is safe, and of
+    folders that are not there."""
     ring = None if serving.keys is None else read_keys(serving.keys)
     serving.refuse_exposed()
     serving.refuse_bad_tls()
+    serving.refuse_missing_runs()
     if serving.admin is not None:
         refuse_other(serving.admin)
     return ring

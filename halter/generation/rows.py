@@ -15,12 +15,13 @@ from halter.pictures.tokens import compared
 
 class Outcome(NamedTuple):
     """What one step made of a row: its next token, nothing while its prompt lasts, or the fault that ends it; and what
-    is told of its tokens."""
+    is told of its tokens. ``last``: the answer's form is complete with it."""
 
     token: int | None = None
     fault: Exception | None = None
     logprob: TokenLogprob | None = None
     prompt: tuple[TokenLogprob, ...] = ()
+    last: bool = False
 
 
 class ActiveRow:
@@ -38,6 +39,7 @@ class ActiveRow:
         self.together = self.pictures[-1].end if reads_ahead and self.pictures else 0
         """So many of its first tokens go in one step, as what is computed for them hangs on all of their pictures."""
         self.rule = request.options.rule
+        self.constraint = None if request.grammar is None else request.grammar.begin(answer.stop_ids)
         self.slot, self.fed = -1, 0
         self.pending: Sequence[int] = ()
         self.source: ActiveRow | None = None
@@ -91,7 +93,7 @@ class ActiveRow:
                 self.answer.prompt_logprobs += outcome.prompt
             if outcome.token is None:
                 return None
-            text = self.answer.push(outcome.token, outcome.logprob)
+            text = self.answer.push(outcome.token, outcome.logprob, outcome.last)
             self.pending = (outcome.token,)
         ended = self.answer.result
         if not text and ended is None:

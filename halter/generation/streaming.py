@@ -36,10 +36,11 @@ class Generation:
     tokens: tuple[int, ...]
     """What was generated, a stop id not included; where a stop string ended it, the tokens that spelt it are."""
     finish_reason: Finish
-    """stop: a stop id or string came; length: max_new_tokens are there; context: the model's context is full;
-    cancelled: whoever asked has gone; error: it could not be worked on, and ``error`` says why."""
+    """stop: a stop id or string came, or the form that it was held to is complete; length: max_new_tokens are there;
+    context: the model's context is full; cancelled: whoever asked has gone; error: it could not be worked on, and
+    ``error`` says why."""
     stop: int | str | None
-    """The id or string that stopped it."""
+    """The id or string that stopped it, where one did."""
     prompt_tokens: tuple[int, ...]
     """What the model was given, BOS included."""
     error: str = ""
@@ -96,7 +97,7 @@ class GrowingAnswer:
         self, tokenizer: Tokenizer, prompt: EncodedPrompt, options: GenerationOptions, context: int | None = None
     ) -> None:
         own: Collection[int] = () if options.ignore_stop_ids else (*tokenizer.stop_ids, *prompt.stop_ids)
-        self._stop_ids = frozenset((*own, *options.stop_ids))
+        self.stop_ids = frozenset((*own, *options.stop_ids))
         # A prompt that is simply continued sets the stage for its next word's space; a reply begins a text of its own.
         self._stream = tokenizer.stream(previous=prompt.tokens if prompt.continues else ())
         self._gate = StopStrings(options.stop)
@@ -121,9 +122,10 @@ class GrowingAnswer:
         """Whether all that was computed for it so far were numbers: it has tokens, and nothing went wrong."""
         return self.whole or (bool(self.tokens) and (self.result is None or not self.result.error))
 
-    def push(self, id: int, logprob: TokenLogprob | None = None) -> str:
-        """Take the next token; returns the text that is certain now. ``result`` is there once the answer has ended."""
-        if id in self._stop_ids:
+    def push(self, id: int, logprob: TokenLogprob | None = None, last: bool = False) -> str:
+        """Take the next token; returns the text that is certain now. ``last``: its form is complete with it. ``result``
+        is there once the answer has ended."""
+        if id in self.stop_ids:
             return self._finish("", "stop", id)
         self.tokens.append(id)
         if self.logprobs is not None and logprob is not None:
@@ -131,6 +133,8 @@ class GrowingAnswer:
         text = self._gate.push(self._stream.push(id))
         if self._gate.found is not None:
             return self._finish(text, "stop", self._gate.found)
+        if last:
+            return self._finish(text, "stop", None)
         if len(self.tokens) == self.budget:
             return self._finish(text, self._limit, None)
         self._text.append(text)

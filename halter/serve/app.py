@@ -13,9 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from halter.serve.answering import Answering, told_of
+from halter.serve.page.routes import open_paths, page_routes
 from halter.serve.service import Service
 from halter.serve.settings import BODY_SECONDS
-from halter.serve.trust.guard import Guard
+from halter.serve.trust.guard import OPEN, Guard
 from halter.serve.wire.bodies import fields_of
 from halter.serve.wire.chat_shape import ChatShape
 from halter.serve.wire.completion_shape import CompletionShape
@@ -43,7 +44,12 @@ def app_of(service: Service) -> Starlette:
         Route("/health", asked.health),
         Route("/ready", asked.ready),
     ]
-    app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[Middleware(Guard, service=service)])
+    open: tuple[str, ...] = OPEN
+    if not service.options.no_page:
+        routes += page_routes(service)
+        open += open_paths()
+    guard = Middleware(Guard, service=service, open=open)
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard])
     app.router.redirect_slashes = False
     return app
 
@@ -71,7 +77,8 @@ class _Routes:
         known = {"id": name, "object": "model", "created": self._made, "owned_by": "halter"}
         parent = {} if name == base.name else {"parent": base.name}
         facts = {"digest": base.digest or None} if name == base.name else {} if resident is None else resident.facts
-        return {**known, **parent, "max_model_len": base.model.config.context, "halter": facts}
+        told = {**facts, "sees": self._service.sees(name)}
+        return {**known, **parent, "max_model_len": base.model.config.context, "halter": told}
 
     async def tokenize(self, request: Request) -> Response:
         asked = await self._fields(request, TokenizeFields)

@@ -15,6 +15,7 @@ import uvicorn
 from halter.errors import HalterError
 from halter.serve.admin import admin_app_of
 from halter.serve.app import app_of
+from halter.serve.page.files import ROOT
 from halter.serve.service import Service
 from halter.serve.settings import HEADER_BYTES, KEEP_ALIVE, ServeOptions
 from halter.serve.trust.admin_key import AdminKey
@@ -85,6 +86,8 @@ async def serve(
         beside = f" with {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}" if adapters else ""
         scheme = "http" if options.tls_cert is None else "https"
         say(f"serving {name}{beside} on {scheme}://{_shown(address)}/v1")
+        if not options.no_page:
+            say(f"the page: {scheme}://{_shown(address)}{ROOT}")
         if begun is not None:
             begun(server, address)
         try:

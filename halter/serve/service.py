@@ -84,6 +84,13 @@ class Service:
         """The models that there are for a tenant, the base first."""
         return [name for name in (self.base.name, *sorted(self.adapters.table)) if tenant.may(name)]
 
+    def sees(self, name: str) -> bool | None:
+        """Whether a model of ``names`` sees pictures; None: nobody knows before it is loaded."""
+        held, config = self.adapters.held(name), self.base.model.config
+        if held is None and name != self.base.name and config.pictures is None:
+            return None
+        return rules_of(config, None if held is None else held.opened.adapter) is not None
+
     @asynccontextmanager
     async def answering(self, asked: SamplingFields, tenant: Tenant) -> AsyncIterator[Who]:
         """Who answers, its adapters pinned within. Raises Failure; never the base in place of what was asked for."""

@@ -18,7 +18,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Options of a server. Refusals ``serve-options``, ``serve-exposed`` and ``tls-unusable``."""
+    """Options of a server. Refusals ``serve-options``, ``serve-exposed``, ``file-missing`` and ``tls-unusable``."""
 
     host: str = "127.0.0.1"
     """Address to listen on. Other than this machine's own need --keys, and TLS or --behind-proxy."""
@@ -50,6 +50,10 @@ class ServeOptions:
     """Names under which the server may be asked for (Host), besides this machine's own."""
     allow_origin: tuple[str, ...] = ()
     """Pages of other servers that may ask (Origin), such as https://chat.example.org."""
+    runs: tuple[str, ...] = ()
+    """Run folder, or folder of these, whose curves the page shows (/ui/), besides those among --adapters."""
+    no_page: bool = False
+    """Leave the page out (/ui/)."""
     keys: Path | None = None
     """File of the keys that are let in (halter keys new). Not given: whoever is on this machine."""
     admin: Path | None = None
@@ -97,6 +101,13 @@ class ServeOptions:
             return
         expected = f"one of {', '.join(LOOPBACK)}"
         raise Refusal("serve-exposed", why, found=[f"--host {self.host}"], expected=expected, fix=fix)
+
+    def refuse_missing_runs(self) -> None:
+        """Refusal ``file-missing`` of folders of runs that are not there."""
+        lost = [folder for folder in self.runs if not Path(folder).expanduser().is_dir()]
+        if lost:
+            what, fix = "there is no such folder of runs", "--runs names a run folder, or a folder of these"
+            raise Refusal("file-missing", what, found=lost, fix=fix)
 
     def refuse_bad_tls(self) -> None:
         """Refusal ``tls-unusable`` of a certificate or a key that cannot be used."""

@@ -14,6 +14,7 @@ import tiny
 import torch
 
 from halter.adapters.adapter import adapt
+from halter.adapters.describing import describe
 from halter.adapters.loading import load_adapter
 from halter.adapters.saving import state_of
 from halter.adapters.stacked import stack
@@ -268,7 +269,7 @@ def test_a_base_without_weights_takes_what_only_they_could_tell_apart(tmp_path: 
     assert all(torch.equal(t, state_of(adapter)[name]) for name, t in state_of(bare).items())
     with pytest.raises(Refusal, match="differs from the base's"):
         load_adapter(tmp_path / "a", model)
-    assert adapter_folders.describe(tmp_path / "a")["parameters"] == adapter.num_trainable
+    assert describe(tmp_path / "a")["parameters"] == adapter.num_trainable
     write_tensors(file, stored | {copy: torch.zeros(97, 32)}, replace=True)
     with pytest.raises(Refusal, match=r"is \(97, 32\), not \(96, 32\)"):
         load_adapter(tmp_path / "a", Decoder(model.config))

@@ -53,7 +53,7 @@ def party(tenant: str = "a", *digests: str) -> Party:
 
 def request(tokens: Sequence[int], who: Party | None, adapter: Any = None, count: int = 4, **more: Any) -> Request:
     options = GenerationOptions(max_new_tokens=count, ignore_stop_ids=True, logprobs=2, **more)
-    return Request(EncodedPrompt(tuple(tokens), False), options, adapter, 0, who)
+    return Request(EncodedPrompt(tuple(tokens), False), options, adapter, party=who)
 
 
 def answer(engine: Engine, asked: Request) -> Generation:

@@ -65,7 +65,7 @@ class Counting(Engine):
         options = GenerationOptions(max_new_tokens=write, ignore_stop_ids=True)
         prompt = EncodedPrompt(tuple(range(3, 3 + read)), False)
         # Which one it is stands in the party alone: no model is run.
-        return self.add(Request(prompt, options, self.adapter if adapter else None, 0, party(tenant, adapter)))
+        return self.add(Request(prompt, options, self.adapter if adapter else None, party=party(tenant, adapter)))
 
     def _share(self, new: Sequence[ActiveRow]) -> None:
         """Every prompt is read whole."""

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from halter.adapters.adapter import adapt
+from halter.adapters.describing import describe
 from halter.adapters.loading import load_adapter
 from halter.cli import main
 from halter.contract.registry import names
@@ -24,7 +25,6 @@ from halter.methods.lora import Lora
 from halter.methods.norm_tuning import NormTuning
 from halter.methods.token_rows import TokenRowsMethod as Rows
 from halter.pretrained.save import save_model
-from halter.run import adapter_folders
 
 peft = pytest.importorskip("peft")
 TOKENS = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
@@ -69,7 +69,7 @@ def test_peft_reads_what_we_write_beside_a_method(sizes, methods, tmp_path):
         for name in ("halter.json", "manifest.json"):
             (tmp_path / "ours" / name).unlink()
         torch.testing.assert_close(model(TOKENS, adapter=load_adapter(tmp_path / "ours", model)), want)
-    assert adapter_folders.describe(tmp_path / "ours")["parameters"] == adapter.num_trainable
+    assert describe(tmp_path / "ours")["parameters"] == adapter.num_trainable
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_older_pefts_pickle_is_read(tmp_path):
     adapter = load_adapter(folder, model)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS, adapter=adapter), theirs(TOKENS).logits, rtol=1e-5, atol=1e-5)
-    told = adapter_folders.describe(folder)
+    told = describe(folder)
     assert told["parameters"] == adapter.num_trainable and told["rank"] == "4"
     adapter.save(tmp_path / "again")  # and becomes a safe file
     assert read_tensors(tmp_path / "again" / "adapter_model.safetensors").keys() == shelf_names(folder)
@@ -166,7 +166,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(kind, tmp_path, monkeypatc
     else:
         file.write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    for read in (lambda: load_adapter(folder, model), lambda: adapter_folders.describe(folder)):
+    for read in (lambda: load_adapter(folder, model), lambda: describe(folder)):
         with pytest.raises(Refusal, match="tensor-file-damaged"):
             read()
     assert not (tmp_path / "ran").exists()

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Llama4Config, Llama4ForConditionalGeneration
 
+from halter.adapters.describing import describe
 from halter.adapters.loading import load_adapter, planned
 from halter.errors import Refusal
 from halter.model.decoder import Decoder
 from halter.pretrained.load import load_model
-from halter.run.adapter_folders import describe
 
 TEXT = {
     "hidden_size": 32,
