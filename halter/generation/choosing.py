@@ -3,12 +3,13 @@ logits is said in generation/options.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from halter.errors import HalterError
+from halter.generation.grammars.grammar import FormFault
 from halter.generation.rows import ActiveRow, Outcome
 from halter.generation.streaming import TokenLogprob
 from halter.model.decoder import Decoder
@@ -21,19 +22,41 @@ BROKEN = "the model's logits are not finite; are its weights, those of the adapt
 
 def choose(rows: Sequence[ActiveRow], logits: Tensor) -> list[Outcome]:
     """The next token of each row, or what is wrong with it, for float32 logits [rows, V]."""
-    finite = torch.isfinite(logits.amax(-1)).tolist()
-    if not all(finite):
-        fine = [at for at, one in enumerate(finite) if one]
+    masks, faults = _allowed(rows, logits)
+    if faults:
+        fine = [at for at in range(len(rows)) if at not in faults]
         found = iter(choose([rows[at] for at in fine], logits[fine]) if fine else ())
-        return [next(found) if one else Outcome(fault=HalterError(BROKEN)) for one in finite]
-    shaped = _shaped(rows, logits)
+        return [Outcome(fault=faults[at]) if at in faults else next(found) for at in range(len(rows))]
+    shaped = _shaped(rows, logits, masks)
     numbers = [uniform(r.options.seed, r.draws, len(r.answer.tokens)) if r.rule.temperature else 0.0 for r in rows]
     tokens = draw(shaped, [row.rule for row in rows], numbers)
     told: dict[int, TokenLogprob] = {}
     if asked := [at for at, row in enumerate(rows) if row.options.logprobs is not None]:
         mosts = [rows[at].options.logprobs or 0 for at in asked]
         told = dict(zip(asked, _told(logits[asked], tokens[asked], mosts), strict=True))
-    return [Outcome(token, logprob=told.get(at)) for at, token in enumerate(tokens.tolist())]
+    return [_outcome(rows[at], token, told.get(at)) for at, token in enumerate(tokens.tolist())]
+
+
+def _allowed(rows: Sequence[ActiveRow], logits: Tensor) -> tuple[dict[int, Tensor], dict[int, Exception]]:
+    """{row: bool [V], the tokens that its form allows} and {row: what is wrong with it}."""
+    masks: dict[int, Tensor] = {}
+    finite = torch.isfinite(logits.amax(-1)).tolist()
+    faults: dict[int, Exception] = {at: HalterError(BROKEN) for at, one in enumerate(finite) if not one}
+    for at, row in enumerate(rows):
+        if row.constraint is not None and at not in faults:
+            try:
+                masks[at] = row.constraint.allowed(logits.shape[-1]).to(logits.device)
+            except FormFault as fault:
+                faults[at] = fault
+    return masks, faults
+
+
+def _outcome(row: ActiveRow, token: int, logprob: TokenLogprob | None) -> Outcome:
+    """A row's next token, by which its form goes on."""
+    try:
+        return Outcome(token, logprob=logprob, last=row.constraint is not None and row.constraint.take(token))
+    except FormFault as fault:
+        return Outcome(fault=fault)
 
 
 def _told(logits: Tensor, tokens: Tensor, mosts: Sequence[int]) -> Iterator[TokenLogprob]:
@@ -60,8 +83,12 @@ def of_prompt(
     return tuple(found)
 
 
-def _shaped(rows: Sequence[ActiveRow], logits: Tensor) -> Tensor:
-    """The logits after all that the options ask for ahead of the temperature."""
+def _shaped(rows: Sequence[ActiveRow], logits: Tensor, masks: Mapping[int, Tensor]) -> Tensor:
+    """The logits after all that forms and options ask for ahead of the temperature."""
+    if masks:
+        logits = logits.clone()
+        for at, allowed in masks.items():
+            logits[at].masked_fill_(~allowed, float("-inf"))
     if any(row.options.logit_bias for row in rows):
         logits = added(logits, [row.options.logit_bias for row in rows])
     if any(row.options.repetition_penalty != 1 for row in rows):

@@ -1,8 +1,9 @@
 """How text is generated, declared once: the arguments of halter.generate, the flags of the commands and their help.
 
-Options act on the logits in this order, which is vLLM's: logit_bias, repetition_penalty, presence_penalty with
-frequency_penalty, temperature, top_k, top_p, min_p, and the draw. Log-probabilities are told of the model's own logits,
-before any of these.
+An answer that is held to a form (a JSON schema) has the logits of all tokens that the form does not allow set to minus
+infinity first of all. Options then act on the logits in this order, which is vLLM's: logit_bias, repetition_penalty,
+presence_penalty with frequency_penalty, temperature, top_k, top_p, min_p, and the draw. Log-probabilities are told of
+the model's own logits, before any of these, the form among them: near 0 where it would have written that by itself.
 """
 
 from __future__ import annotations

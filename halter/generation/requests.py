@@ -11,6 +11,7 @@ from halter.adapters.ready import Ready
 from halter.adapters.sight import rules_of
 from halter.adapters.stacked import Stacked
 from halter.errors import Refusal
+from halter.generation.grammars.grammar import Grammar
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import (
     EncodedPrompt,
@@ -34,14 +35,33 @@ Adapters = Annotated[One | Sequence[One], Worded("an adapter, None, or a list wi
 
 
 @dataclass(frozen=True)
+class Party:
+    """For whom a request is worked on, and by which adapters: rows of one party take turns, and read what was kept of
+    earlier ones; those of others never read it."""
+
+    tenant: str = ""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """(digest, weight) of each; (): the base."""
+    template: str = ""
+    """Digest of the template in which it is asked."""
+
+
+NOBODY = Party()
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt with its own options and adapter. ``draws`` names it in its random draws, beside the seed of its
-    options: what is drawn depends on these two and never on when a request comes or what is answered beside it."""
+    options: what is drawn depends on these two and never on when a request comes or what is answered beside it.
+    ``grammar``: the form that its answer is held to."""
 
     prompt: EncodedPrompt
     options: GenerationOptions = field(default_factory=GenerationOptions)
     adapter: One = None
     draws: int = 0
+    grammar: Grammar | None = None
+    party: Party | None = None
+    """None: nothing of it is kept when it has ended, and nothing that was kept is read."""
 
 
 def requests_of(

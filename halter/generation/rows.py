@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from halter.generation.requests import Request
+from halter.generation.requests import NOBODY, Request
 from halter.generation.streaming import Delta, GrowingAnswer, TokenLogprob
 from halter.pictures.seen import RowPicture, between
 from halter.pictures.tokens import compared
@@ -15,12 +15,13 @@ from halter.pictures.tokens import compared
 
 class Outcome(NamedTuple):
     """What one step made of a row: its next token, nothing while its prompt lasts, or the fault that ends it; and what
-    is told of its tokens."""
+    is told of its tokens. ``last``: the answer's form is complete with it."""
 
     token: int | None = None
     fault: Exception | None = None
     logprob: TokenLogprob | None = None
     prompt: tuple[TokenLogprob, ...] = ()
+    last: bool = False
 
 
 class ActiveRow:
@@ -31,12 +32,14 @@ class ActiveRow:
     def __init__(self, id: int, request: Request, answer: GrowingAnswer, owner: int, reads_ahead: bool = False) -> None:
         self.id, self.answer, self.owner = id, answer, owner
         self.prompt, self.options, self.draws = request.prompt.tokens, request.options, request.draws
+        self.party, self.kept = request.party or NOBODY, request.party is not None
         self.pictures = request.prompt.pictures
         self.compared = compared(self.prompt, self.pictures, reads_ahead)
         """The prompt by which it is compared with others."""
         self.together = self.pictures[-1].end if reads_ahead and self.pictures else 0
         """So many of its first tokens go in one step, as what is computed for them hangs on all of their pictures."""
         self.rule = request.options.rule
+        self.constraint = None if request.grammar is None else request.grammar.begin(answer.stop_ids)
         self.slot, self.fed = -1, 0
         self.pending: Sequence[int] = ()
         self.source: ActiveRow | None = None
@@ -70,6 +73,16 @@ class ActiveRow:
         """Tokens that the cache may have to hold: the last one of an answer is never fed back."""
         return len(self.prompt) + self.answer.budget - 1
 
+    def begun(self, length: int) -> None:
+        """Its slot has the first tokens of its prompt, which were computed for another row."""
+        self.fed, self.source = length, None
+        self.answer.cached_tokens = length
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Those that its slot has, of prompt and answer."""
+        return (*self.prompt, *self.answer.tokens)[: self.fed]
+
     def take(self, outcome: Outcome) -> Delta | None:
         """Go on by what a step has made of this row; a piece where there is something to hand out."""
         if outcome.fault is not None:
@@ -80,7 +93,7 @@ class ActiveRow:
                 self.answer.prompt_logprobs += outcome.prompt
             if outcome.token is None:
                 return None
-            text = self.answer.push(outcome.token, outcome.logprob)
+            text = self.answer.push(outcome.token, outcome.logprob, outcome.last)
             self.pending = (outcome.token,)
         ended = self.answer.result
         if not text and ended is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from halter.elsewhere import called_otherwise
@@ -36,10 +36,11 @@ class Generation:
     tokens: tuple[int, ...]
     """What was generated, a stop id not included; where a stop string ended it, the tokens that spelt it are."""
     finish_reason: Finish
-    """stop: a stop id or string came; length: max_new_tokens are there; context: the model's context is full;
-    cancelled: whoever asked has gone; error: it could not be worked on, and ``error`` says why."""
+    """stop: a stop id or string came, or the form that it was held to is complete; length: max_new_tokens are there;
+    context: the model's context is full; cancelled: whoever asked has gone; error: it could not be worked on, and
+    ``error`` says why."""
     stop: int | str | None
-    """The id or string that stopped it."""
+    """The id or string that stopped it, where one did."""
     prompt_tokens: tuple[int, ...]
     """What the model was given, BOS included."""
     error: str = ""
@@ -48,6 +49,9 @@ class Generation:
     """Of each of ``tokens``, where ``logprobs`` was asked for."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """Of each of ``prompt_tokens``, where that was asked for; None of the first, which nothing predicts."""
+
+    cached_tokens: int = field(default=0, compare=False)
+    """So many of ``prompt_tokens`` had been computed before, for this prompt's beginning in another row."""
 
     @property
     def cut_off(self) -> str:
@@ -93,7 +97,7 @@ class GrowingAnswer:
         self, tokenizer: Tokenizer, prompt: EncodedPrompt, options: GenerationOptions, context: int | None = None
     ) -> None:
         own: Collection[int] = () if options.ignore_stop_ids else (*tokenizer.stop_ids, *prompt.stop_ids)
-        self._stop_ids = frozenset((*own, *options.stop_ids))
+        self.stop_ids = frozenset((*own, *options.stop_ids))
         # A prompt that is simply continued sets the stage for its next word's space; a reply begins a text of its own.
         self._stream = tokenizer.stream(previous=prompt.tokens if prompt.continues else ())
         self._gate = StopStrings(options.stop)
@@ -105,6 +109,7 @@ class GrowingAnswer:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if options.prompt_logprobs is None else [None]
+        self.cached_tokens = 0
         self.result: Generation | None = None
 
     @property
@@ -112,9 +117,15 @@ class GrowingAnswer:
         """Whether it came to an end by itself, so that all that was computed for it were numbers."""
         return self.result is not None and self.result.finish_reason not in ("cancelled", "error")
 
-    def push(self, id: int, logprob: TokenLogprob | None = None) -> str:
-        """Take the next token; returns the text that is certain now. ``result`` is there once the answer has ended."""
-        if id in self._stop_ids:
+    @property
+    def sound(self) -> bool:
+        """Whether all that was computed for it so far were numbers: it has tokens, and nothing went wrong."""
+        return self.whole or (bool(self.tokens) and (self.result is None or not self.result.error))
+
+    def push(self, id: int, logprob: TokenLogprob | None = None, last: bool = False) -> str:
+        """Take the next token; returns the text that is certain now. ``last``: its form is complete with it. ``result``
+        is there once the answer has ended."""
+        if id in self.stop_ids:
             return self._finish("", "stop", id)
         self.tokens.append(id)
         if self.logprobs is not None and logprob is not None:
@@ -122,6 +133,8 @@ class GrowingAnswer:
         text = self._gate.push(self._stream.push(id))
         if self._gate.found is not None:
             return self._finish(text, "stop", self._gate.found)
+        if last:
+            return self._finish(text, "stop", None)
         if len(self.tokens) == self.budget:
             return self._finish(text, self._limit, None)
         self._text.append(text)
@@ -138,5 +151,8 @@ class GrowingAnswer:
         answer = "".join(self._text)
         own = None if self.logprobs is None else tuple(self.logprobs)
         prompt = None if self.prompt_logprobs is None else tuple(self.prompt_logprobs)
-        self.result = Generation(answer, tuple(self.tokens), reason, stop, self._prompt.tokens, error, own, prompt)
+        given = self._prompt.tokens
+        self.result = Generation(
+            answer, tuple(self.tokens), reason, stop, given, error, own, prompt, self.cached_tokens
+        )
         return text

@@ -153,6 +153,7 @@ def _filtered(wide: Tensor, rules: Sequence[Rule], width: int) -> tuple[Tensor, 
     ranks = torch.tensor([min(rule.top_k, width) - 1 for rule in rules], device=wide.device)[:, None]
     least = values.gather(-1, ranks.clamp(min=0)).masked_fill(ranks < 0, float("-inf"))
     keep = values >= least
+    keep &= values > float("-inf")  # where fewer tokens are allowed than top-k keeps, no others
     within = values.masked_fill(~keep, float("-inf")).logsumexp(-1, keepdim=True)
     mass = torch.where(ranks < 0, wide.logsumexp(-1, keepdim=True), within)
     weights = (values - mass).exp() * keep

@@ -94,8 +94,9 @@ class _One:
             requests = await service.thread(self._shape.requests, service.base, who, asked)
             template = who.speaking.template
             record.adapters, record.template = list(who.adapters), None if template is None else template.digest
-            record.options = dict(vars(requests[0].options))
-            record.prompts = [one.prompt.tokens for one in requests[:: asked.n]]
+            grammar = requests[0].grammar
+            record.options = {**vars(requests[0].options), **({} if grammar is None else {"grammar": grammar.digest})}
+            record.prompts, record.n = [one.prompt.tokens for one in requests[:: asked.n]], asked.n
             answers = self._answers = HeardAnswers(service.engine, asked.stream, slow)
             with service.admission.room_for(record.tenant, requests, answers):
                 try:

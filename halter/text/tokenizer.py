@@ -58,7 +58,8 @@ class Tokenizer:
     ``bos_id`` is the id that sequences of this model begin with (None: they begin with none), ``stop_ids`` all ids
     that end a generation, ``pad_id`` None where the checkpoint has none: Halter packs rows and needs no padding.
     ``files`` are the files to copy into an exported folder, ``template_in_files`` whether these bring the chat template
-    along; ``names`` the special strings a chat template may print.
+    along; ``names`` the special strings a chat template may print. ``drops_first_space``: decoding a text takes a first
+    space off again, which encoding put there.
     """
 
     def __init__(self, codec: Codec, settings: Settings, files: Sequence[Path] = ()) -> None:
@@ -82,6 +83,7 @@ class Tokenizer:
                 self.names.setdefault(name, codec.token(id))
         self.controls = self._all_controls()
         self.finder = ControlFinder(self.controls)
+        self.drops_first_space = codec.drops_first_space
         # <unk> comes of unknown characters too, so it is forbidden only where it doubles as BOS or EOS.
         self._never = frozenset(c.id for c in self.controls if c.id != self.unk_id or c.id in (bos, eos))
         self.chat_template = self._template(settings)
@@ -245,12 +247,12 @@ class Tokenizer:
         except TypeError:
             raise misused("tokenizer.decode", "ids", ids) from None
         skipped = self._skipped if skip_control else frozenset[int]()
-        return decode(self._pieces, skipped, self._codec.drops_first_space, ids)
+        return decode(self._pieces, skipped, self.drops_first_space, ids)
 
     def stream(self, *, skip_control: bool = True, previous: Iterable[int] = ()) -> TextStream:
         """Decoding one id at a time; ``previous`` ids set the stage and are not said again."""
         skipped = self._skipped if skip_control else frozenset[int]()
-        return TextStream(self._pieces, skipped, self._codec.drops_first_space, previous)
+        return TextStream(self._pieces, skipped, self.drops_first_space, previous)
 
     @cached_property
     def _pieces(self) -> Pieces:

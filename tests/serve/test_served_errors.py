@@ -28,8 +28,6 @@ def refused(served: Any, path: str, body: Any, status: int = 400, **headers: str
     [
         ("tools", [{"type": "function"}]),
         ("tool_choice", "auto"),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("modalities", ["audio"]),
         ("best", 1),
         ("suffix", "x"),

@@ -10,12 +10,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from halter.serve.wire.errors import MOST_LETTERS, UNSUPPORTED, Failure, bad, listed
-from halter.serve.wire.fields import NOT_BUILT
 
 DEPTH = 64
 """Brackets within brackets, at most: Python's parser recurses."""
 SHOWN_NAME = 64
-UNKNOWN = ("extra_forbidden", NOT_BUILT)
+UNKNOWN = "extra_forbidden"
 _TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 Some = TypeVar("Some", bound=BaseModel)
@@ -54,7 +53,7 @@ def _no_number(word: str) -> NoReturn:
 def _failure(faults: list[ErrorDetails]) -> Failure:
     """One error of all mistakes; what was sent is not said again, but for names of fields."""
     places = [_place(fault) for fault in faults]
-    unknown = [place for place, fault in zip(places, faults, strict=True) if fault["type"] in UNKNOWN]
+    unknown = [place for place, fault in zip(places, faults, strict=True) if fault["type"] == UNKNOWN]
     if unknown:
         others = f" (and {listed(unknown[1:])})" if unknown[1:] else ""
         return bad(f"{unknown[0]} is not supported by this server{others}", unknown[0], UNSUPPORTED)

@@ -8,6 +8,7 @@ from typing import Any
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, Generation
 from halter.serve.wire.fields import ChatFields
+from halter.serve.wire.forms import grammar_for
 from halter.serve.wire.options import chat_options
 from halter.serve.wire.prompts import chat_prompt
 from halter.serve.wire.shapes import FINISH, AnswerStream, ServedBase, Who
@@ -23,7 +24,8 @@ class ChatShape:
     def requests(self, base: ServedBase, who: Who, asked: ChatFields) -> list[Request]:
         prompt = chat_prompt(base.tokenizer, asked.messages, who.speaking)
         options = chat_options(asked, base.model.config.context - len(prompt.tokens))
-        return [Request(prompt, options, who.adapter, draws=again << 32) for again in range(asked.n)]
+        grammar = grammar_for(base.tokenizer, asked)
+        return [Request(prompt, options, who.adapter, again << 32, grammar, who.party) for again in range(asked.n)]
 
     def body(
         self, base: ServedBase, asked: ChatFields, head: dict[str, Any], answers: Sequence[Generation]

@@ -27,12 +27,15 @@ TOLD = {
     "template-too-slow": "",
     "template-unsupported": "",
     "picture-unusable": "",
+    "schema-unusable": "",
     "pictures-many": "",
     "pictures-unseen": "",
     "cannot-weigh": "",
     "two-sights": "",
 }
 """{id of a refusal that is the client's mistake: its code}. Others may name files, and are the server's."""
+PLACED = ("schema-unusable",)
+"""Those whose place is a field of the request."""
 
 
 class Failure(Exception):
@@ -104,7 +107,12 @@ def of_refusal(refusal: Refusal, param: str | None) -> Failure | None:
         return None
     found = f": {listed(refusal.found)}" if refusal.found else ""
     expected = f" (expected: {refusal.expected})" if refusal.expected else ""
-    return bad(f"{refusal.what}{found}{expected}", param, TOLD[refusal.id] or None)
+    param = refusal.where if refusal.id in PLACED else param
+    return bad(
+        f"{param}: {refusal.what}{found}{expected}" if param else f"{refusal.what}{found}{expected}",
+        param,
+        TOLD[refusal.id] or None,
+    )
 
 
 def listed(faults: Iterable[str]) -> str:

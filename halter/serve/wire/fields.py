@@ -13,8 +13,8 @@ MOST_TOKENS = 1 << 20
 """Of an answer, or of a prompt's ids: far beyond any context, so that numbers stay numbers."""
 MOST_COUNTED = 1 << 18
 """Characters of a text that is only cut into tokens, or tokens that are only put together."""
-NOT_BUILT = "not_built"
-"""The kind of mistake that a value is which this server may learn one day."""
+NAME = r"^[A-Za-z0-9_-]{1,64}$"
+"""Of a function or a schema: OpenAI's."""
 
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -41,12 +41,6 @@ def _picture(url: str) -> str:
     return url
 
 
-def _format(given: Any) -> Any:
-    if given != {"type": "text"}:
-        raise PydanticCustomError(NOT_BUILT, "only {expected} is built", {"expected": '{"type": "text"}'})
-    return given
-
-
 def _text(content: Any) -> Any:
     """A text as the one part that it is, so that a mistake is told of what was sent."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -64,6 +58,28 @@ class HalterField(WireObject):
     top_k: int = Field(default=0, ge=0, le=MOST_TOKENS)
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+
+
+class TextFormat(WireObject):
+    type: Literal["text"]
+
+
+class ObjectFormat(WireObject):
+    type: Literal["json_object"]
+
+
+class NamedSchema(WireObject):
+    """``strict`` or not, answers are held to the schema."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class SchemaFormat(WireObject):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
 
 
 class StreamField(WireObject):
@@ -159,7 +175,9 @@ class ChatFields(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: Annotated[Any, AfterValidator(_format)] = None
+    response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] = TextFormat(
+        type="text"
+    )
 
     @property
     def pointless(self) -> str:

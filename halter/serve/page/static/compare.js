@@ -75,7 +75,7 @@ export function compareView(section, trouble) {
   const view = { moveLeft, remove };
 
   against.addEventListener("change", differ);
-  form.append(area, pictures.list, el("div", { class: "row" }, ...pictures.nodes, adds, blindLabel, el("span", { class: "space" }), stops, sends));
+  form.append(area, pictures.list, el("div", { class: "row" }, ...pictures.nodes, adds, blindLabel, el("div", { class: "row acts" }, stops, sends)));
   const saves = button("Download", () => download("comparison.json", JSON.stringify(panes.map((pane) => pane.answer?.record ?? null), null, 2)), { class: "plain" });
   const under = el("div", { class: "row under", hidden: true }, votes.node, el("span", { class: "space" }), labelled("Show", against), saves);
   section.append(form, el("details", { class: "card shared" }, el("summary", {}, "Options of all panes"), options.node), under, grid, votes.kept);
