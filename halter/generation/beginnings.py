@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from halter.generation.rows import ActiveRow
@@ -28,10 +28,10 @@ def common(a: Tokens, b: Tokens) -> int:
     return next((at for at, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def shared(prompts: Sequence[Tokens], owners: Sequence[int]) -> list[Beginning]:
+def shared(prompts: Sequence[Tokens], owners: Sequence[Hashable]) -> list[Beginning]:
     """Beginnings of at least SHORTEST tokens that several prompts of one owner have, one for each group that agrees in
     its first SHORTEST tokens. The source is the group's first."""
-    groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    groups: dict[tuple[Hashable, tuple[int, ...]], list[int]] = {}
     for row, (prompt, owner) in enumerate(zip(prompts, owners, strict=True)):
         if len(prompt) > SHORTEST:
             groups.setdefault((owner, tuple(prompt[:SHORTEST])), []).append(row)
@@ -45,11 +45,11 @@ def shared(prompts: Sequence[Tokens], owners: Sequence[int]) -> list[Beginning]:
 
 
 def wait_for_shared(rows: Sequence[ActiveRow], new: Sequence[ActiveRow]) -> None:
-    """Let rows that are ``new`` among ``rows`` wait for the beginning that they have in common with an earlier one, so
-    that it is computed once for all."""
-    for alike in shared([row.compared for row in rows], [row.owner for row in rows]):
+    """Let rows that are ``new`` among ``rows`` wait for the beginning that they have in common with an earlier one of
+    their party, so that it is computed once for all."""
+    for alike in shared([row.compared for row in rows], [(row.owner, row.party) for row in rows]):
         for row in (rows[at] for at in alike.rows):
-            if row in new:
+            if row in new and row.fed < alike.length:
                 row.source, row.begins = rows[alike.source], alike.length
 
 
@@ -62,4 +62,4 @@ def hand_on(rows: Sequence[ActiveRow], cache: Cache) -> None:
     for (source, length), takers in taking.items():
         cache.copy(source, [row.slot for row in takers], length)
         for row in takers:
-            row.fed, row.source = length, None
+            row.begun(length)

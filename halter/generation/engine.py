@@ -6,7 +6,6 @@ room for, for a row that has just joined, one token for the others. So filling t
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,11 +23,13 @@ from halter.generation.beginnings import hand_on, wait_for_shared
 from halter.generation.belonging import tell_others
 from halter.generation.choosing import choose, of_prompt
 from halter.generation.owners import BASE, Owners
+from halter.generation.prefix_store import PrefixStore
 from halter.generation.prompts import AnswerKeywords, Prompts, check_prompts
 from halter.generation.requests import Adapters, Request, check_tokens, requests_of
 from halter.generation.rows import ActiveRow, Outcome
 from halter.generation.slots import Slots
 from halter.generation.streaming import AnswersFailed, Delta, Generation, GrowingAnswer
+from halter.generation.turns import READ, WRITTEN, Turns
 from halter.model.decoder import Decoder
 from halter.model.decoding import for_decoding
 from halter.model.passes import Pass
@@ -85,19 +86,28 @@ def stream(
 class Engine:
     """Works on requests, up to ``rows`` at once and ``tokens`` in a step; they come (``add``) and go (``cancel``)
     between any two steps. The draws and (up to rounding) the logits of a row do not depend on the other rows, on when
-    it came, nor on how its prompt was cut into steps. An adapter must not change while a row has it. For one thread."""
+    it came, nor on how its prompt was cut into steps. An adapter must not change while a row has it. For one thread.
+
+    ``prefix_bytes``: keys and values that are kept of rows that have ended (PrefixStore); 0: none.
+    """
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, rows: int = MAX_ROWS, tokens: int = PREFILL_TOKENS
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        rows: int = MAX_ROWS,
+        tokens: int = PREFILL_TOKENS,
+        prefix_bytes: int = 0,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.rows, self.tokens = max(1, rows), max(1, tokens)
         self.fault: Exception | None = None  # the first that ended a row
         self._ids = count()
         self._owners = Owners()
-        self._waiting: deque[ActiveRow] = deque()
+        self._waiting = Turns()
         self._live: list[ActiveRow] = []
         self._slots = Slots(model, self.rows)
+        self._prefixes = PrefixStore(prefix_bytes)
         self._bound: tuple[Any, Acts] | None = None
 
     @property
@@ -114,12 +124,18 @@ class Engine:
 
     def _put(self, request: Request) -> int:
         check_tokens(request.options, self.model.config.vocab_size)
+        if request.party is not None and (request.adapter is None) != (not request.party.adapters):
+            raise ValueError("the party names other adapters than the request has")
         tell_others(self.model, self.tokenizer, [request.adapter])
         answer = GrowingAnswer(self.tokenizer, request.prompt, request.options, self.model.config.context)
         owner = self._owners.take(request.adapter)
         row = ActiveRow(next(self._ids), request, answer, owner, self.model.config.reads_ahead)
-        self._waiting.append(row)
+        self._waiting.add(row)
         return row.id
+
+    def forget(self, digest: str) -> None:
+        """Drop what is kept of rows of an adapter, by its digest in their party."""
+        self._prefixes.forget(digest)
 
     @torch.inference_mode()
     def cancel(self, id: int) -> Generation | None:
@@ -171,6 +187,7 @@ class Engine:
         pieces, ended = [], []
         for row, outcome in zip(rows, self._attempt(rows) if rows else (), strict=True):
             piece = row.take(outcome)
+            self._waiting.count(row, 0 if outcome.token is None else WRITTEN)
             self.fault = self.fault or outcome.fault
             if piece is not None:
                 pieces.append(piece)
@@ -184,12 +201,17 @@ class Engine:
         return pieces
 
     def _admit(self) -> None:
-        """Let waiting rows into the batch as far as it has slots."""
+        """Let waiting rows into the batch as far as it has slots, each with what is kept of its beginning."""
         new = []
         while self._waiting and len(self._live) < self.rows:
-            self._slots.give(self._waiting[0], self._wanted())
-            new.append(self._waiting.popleft())
-            self._live.append(new[-1])
+            row = self._waiting.next()
+            self._slots.give(row, self._wanted())
+            self._waiting.take(row)
+            self._live.append(row)
+            new.append(row)
+            if self._keeps(row) and (parts := self._prefixes.find(row.party, row.compared[:-1])):
+                self._slots.restore(row, parts)
+            self._waiting.count(row, READ * (len(row.prompt) - row.fed))
         if new:
             self._share(new)
             self._live.sort(key=lambda row: row.owner)  # rows of one adapter are then computed together
@@ -220,12 +242,20 @@ class Engine:
             wait_for_shared(rows, new)
             hand_on(self._live, self._slots.cache)
 
+    def _keeps(self, row: ActiveRow) -> bool:
+        """Whether a row reads what is kept, and is kept: its keys and values hang on the tokens before them alone."""
+        return row.kept and self._owners.tokenwise(row.owner) and not row.tells_prompt and not row.pictures
+
     def _leave(self, row: ActiveRow) -> None:
-        """Let a row go, with its slot and its reference to the adapter."""
+        """Let a row go, with its slot and its reference to the adapter; what was computed for it may be kept."""
+        if row.slot < 0:
+            self._waiting.take(row)
+        elif row.answer.sound and self._keeps(row):
+            self._prefixes.put(row.party, row.tokens, self._slots.cache, row.slot)
+        self._waiting.leave(row)
         if self._owners.release(row.owner):
             self._bound = None
         if row.slot < 0:
-            self._waiting.remove(row)
             return
         self._live.remove(row)
         self._slots.take_back(row, clean=row.answer.whole)

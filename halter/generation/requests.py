@@ -35,6 +35,21 @@ Adapters = Annotated[One | Sequence[One], Worded("an adapter, None, or a list wi
 
 
 @dataclass(frozen=True)
+class Party:
+    """For whom a request is worked on, and by which adapters: rows of one party take turns, and read what was kept of
+    earlier ones; those of others never read it."""
+
+    tenant: str = ""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """(digest, weight) of each; (): the base."""
+    template: str = ""
+    """Digest of the template in which it is asked."""
+
+
+NOBODY = Party()
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt with its own options and adapter. ``draws`` names it in its random draws, beside the seed of its
     options: what is drawn depends on these two and never on when a request comes or what is answered beside it.
@@ -45,6 +60,8 @@ class Request:
     adapter: One = None
     draws: int = 0
     grammar: Grammar | None = None
+    party: Party | None = None
+    """None: nothing of it is kept when it has ended, and nothing that was kept is read."""
 
 
 def requests_of(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from halter.generation.requests import Request
+from halter.generation.requests import NOBODY, Request
 from halter.generation.streaming import Delta, GrowingAnswer, TokenLogprob
 from halter.pictures.seen import RowPicture, between
 from halter.pictures.tokens import compared
@@ -32,6 +32,7 @@ class ActiveRow:
     def __init__(self, id: int, request: Request, answer: GrowingAnswer, owner: int, reads_ahead: bool = False) -> None:
         self.id, self.answer, self.owner = id, answer, owner
         self.prompt, self.options, self.draws = request.prompt.tokens, request.options, request.draws
+        self.party, self.kept = request.party or NOBODY, request.party is not None
         self.pictures = request.prompt.pictures
         self.compared = compared(self.prompt, self.pictures, reads_ahead)
         """The prompt by which it is compared with others."""
@@ -71,6 +72,16 @@ class ActiveRow:
     def longest(self) -> int:
         """Tokens that the cache may have to hold: the last one of an answer is never fed back."""
         return len(self.prompt) + self.answer.budget - 1
+
+    def begun(self, length: int) -> None:
+        """Its slot has the first tokens of its prompt, which were computed for another row."""
+        self.fed, self.source = length, None
+        self.answer.cached_tokens = length
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Those that its slot has, of prompt and answer."""
+        return (*self.prompt, *self.answer.tokens)[: self.fed]
 
     def take(self, outcome: Outcome) -> Delta | None:
         """Go on by what a step has made of this row; a piece where there is something to hand out."""

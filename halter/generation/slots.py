@@ -6,6 +6,8 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from halter.generation.rows import ActiveRow
 from halter.model.cache import Cache
 from halter.model.decoder import Decoder
@@ -35,7 +37,16 @@ class Slots:
 
     def fit(self, rows: Sequence[ActiveRow]) -> None:
         """Have room for what is pending of all rows with a slot."""
-        longest = max(row.fed + len(row.pending) for row in rows)
+        self._hold(max(row.fed + len(row.pending) for row in rows), rows)
+
+    def restore(self, row: ActiveRow, parts: Sequence[Tensor]) -> None:
+        """Let a row with a slot begin with keys and values that were kept (Cache.part), one behind the other."""
+        length = sum(part.shape[1] for part in parts)
+        self._hold(length, [row])
+        self.cache.restore(row.slot, parts)
+        row.begun(length)
+
+    def _hold(self, longest: int, rows: Sequence[ActiveRow]) -> None:
         if longest > self.cache.capacity:
             self.cache.grow(max(longest, min(2 * self.cache.capacity, max(row.longest for row in rows))))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from halter.elsewhere import called_otherwise
@@ -49,6 +49,9 @@ class Generation:
     """Of each of ``tokens``, where ``logprobs`` was asked for."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """Of each of ``prompt_tokens``, where that was asked for; None of the first, which nothing predicts."""
+
+    cached_tokens: int = field(default=0, compare=False)
+    """So many of ``prompt_tokens`` had been computed before, for this prompt's beginning in another row."""
 
     @property
     def cut_off(self) -> str:
@@ -106,12 +109,18 @@ class GrowingAnswer:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if options.prompt_logprobs is None else [None]
+        self.cached_tokens = 0
         self.result: Generation | None = None
 
     @property
     def whole(self) -> bool:
         """Whether it came to an end by itself, so that all that was computed for it were numbers."""
         return self.result is not None and self.result.finish_reason not in ("cancelled", "error")
+
+    @property
+    def sound(self) -> bool:
+        """Whether all that was computed for it so far were numbers: it has tokens, and nothing went wrong."""
+        return self.whole or (bool(self.tokens) and (self.result is None or not self.result.error))
 
     def push(self, id: int, logprob: TokenLogprob | None = None, last: bool = False) -> str:
         """Take the next token; returns the text that is certain now. ``last``: its form is complete with it. ``result``
@@ -142,5 +151,8 @@ class GrowingAnswer:
         answer = "".join(self._text)
         own = None if self.logprobs is None else tuple(self.logprobs)
         prompt = None if self.prompt_logprobs is None else tuple(self.prompt_logprobs)
-        self.result = Generation(answer, tuple(self.tokens), reason, stop, self._prompt.tokens, error, own, prompt)
+        given = self._prompt.tokens
+        self.result = Generation(
+            answer, tuple(self.tokens), reason, stop, given, error, own, prompt, self.cached_tokens
+        )
         return text

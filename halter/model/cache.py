@@ -128,7 +128,7 @@ class Cache:
 
     def copy(self, source: int, rows: Sequence[int], length: int) -> None:
         """Let ``rows`` begin with the first ``length`` tokens of row ``source``, which has seen that many."""
-        for store in (one for one in (*self.keys, *self.values) if one.dim() > 1):
+        for store in self._filled():
             filled = store[: self.memory_start].unflatten(0, (-1, self.width))
             filled[list(rows), :length] = filled[source, :length]
         for row in rows:
@@ -136,6 +136,29 @@ class Cache:
             for own in self.beside:
                 own.pop(row, None)
                 own |= {row: own[source]} if source in own else {}
+
+    def part(self, row: int, start: int, end: int) -> Tensor:
+        """A copy of the keys and values of a row's tokens in [start, end): [buffers, tokens, kv_heads, head_dim]."""
+        first = row * self.width
+        return torch.stack([one[first + start : first + end] for one in self._filled()])
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token's keys and values."""
+        return sum(one[:1].nbytes for one in self._filled())
+
+    def restore(self, row: int, parts: Sequence[Tensor]) -> None:
+        """Let a row begin with ``parts``, one behind the other, which it has room for."""
+        at = row * self.width
+        for held in parts:
+            for store, part in zip(self._filled(), held, strict=True):
+                store[at : at + len(part)] = part
+            at += held.shape[1]
+        self.lengths[row] = at - row * self.width
+
+    def _filled(self) -> list[Tensor]:
+        """The buffers of the blocks that keep keys and values."""
+        return [one for one in (*self.keys, *self.values) if one.dim() > 1]
 
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of a row."""

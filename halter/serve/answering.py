@@ -101,7 +101,7 @@ class _One:
             record.adapters, record.template = list(who.adapters), None if template is None else template.digest
             grammar = requests[0].grammar
             record.options = {**vars(requests[0].options), **({} if grammar is None else {"grammar": grammar.digest})}
-            record.prompts = [one.prompt.tokens for one in requests[:: asked.n]]
+            record.prompts, record.n = [one.prompt.tokens for one in requests[:: asked.n]], asked.n
             answers = self._answers = HeardAnswers(service.engine, asked.stream, slow)
             with service.admission.room_for(record.tenant, requests, answers):
                 try:

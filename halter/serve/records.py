@@ -39,6 +39,8 @@ class Record:
     options: dict[str, Any] = field(default_factory=dict)
     prompts: Sequence[Sequence[int]] = ()
     """Token ids of each prompt."""
+    n: int = 1
+    """Answers to each prompt."""
     answers: Sequence[Generation] = ()
     status: int = 200
     error: str = ""
@@ -69,6 +71,7 @@ class Record:
             "times": self.times,
             "finish": [one.finish_reason for one in self.answers],
             "prompt_tokens": sum(map(len, self.prompts)),
+            "cached_tokens": sum(one.cached_tokens for one in self.answers[:: self.n]),
             "completion_tokens": sum(len(one.tokens) for one in self.answers),
             "prompts": [list(one) for one in self.prompts],
             "outputs": [one.text for one in self.answers],

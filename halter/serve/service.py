@@ -55,8 +55,10 @@ class Service:
         keep: Keep | None = None,
     ) -> None:
         self.base, self.options, self.admit, self._keep = base, options, admit, keep
-        self.engine = EngineLoop(Engine(base.model, base.tokenizer, options.rows, options.step_tokens))
-        self.adapters = HeldAdapters(base.model, table, open, self._warm, int(options.adapter_gb * 2**30))
+        kept = int(options.prefix_gb * 2**30)
+        self.engine = EngineLoop(Engine(base.model, base.tokenizer, options.rows, options.step_tokens, kept))
+        budget = int(options.adapter_gb * 2**30)
+        self.adapters = HeldAdapters(base.model, table, open, self._warm, budget, self.engine.forget)
         self.admission = Admission(options.queue, options.queue_tokens, base.model.config.context)
         self.turned_away = TurnedAway(self.keep)
         self._threads = ThreadPoolExecutor(WORKERS, "requests")
@@ -98,14 +100,14 @@ class Service:
         if asked.model == self.base.name and not together:
             if not tenant.may(self.base.name):
                 raise no_model(asked.model)
-            yield Who(asked.model, self.base.speaking)
+            yield Who(asked.model, self.base.speaking, tenant.name)
             return
         taken: list[HeldAdapter] = []
         try:
             for name, _ in together or [(asked.model, 1.0)]:
                 taken.append(await self._taken(name, tenant))
             weights = [weight for _, weight in together] or [1.0]
-            yield await self._who(asked.model, taken, weights)
+            yield await self._who(asked.model, tenant, taken, weights)
         finally:
             for one in taken:
                 self.adapters.release(one)
@@ -116,7 +118,7 @@ class Service:
             raise no_model(asked)
         return await self.adapters.take(name, digest)
 
-    async def _who(self, model: str, taken: Sequence[HeldAdapter], weights: Sequence[float]) -> Who:
+    async def _who(self, model: str, tenant: Tenant, taken: Sequence[HeldAdapter], weights: Sequence[float]) -> Who:
         first = taken[0].opened
         if any(_asked_in(one.opened.template) != _asked_in(first.template) for one in taken):
             raise bad("these adapters were trained with different chat templates", "halter.adapters")
@@ -125,7 +127,7 @@ class Service:
         each = tuple(
             {"name": one.name, "weight": weight, **one.facts} for one, weight in zip(taken, weights, strict=True)
         )
-        return Who(model, Speaking(first.template, first.date, rules), adapter, each)
+        return Who(model, Speaking(first.template, first.date, rules), tenant.name, adapter, each)
 
     async def _stack(self, taken: Sequence[HeldAdapter], weights: Sequence[float]) -> Stacked | Ready:
         """One object for equal stacks: rows that have it are computed together. Refusals ``cannot-weigh``,

@@ -35,6 +35,9 @@ class ServeOptions:
     """Answers that may be worked on and wait together; more get 503."""
     queue_tokens: int = 262144
     """Tokens of prompts that may be worked on and wait together; more get 503."""
+    prefix_gb: float = 1.0
+    """Memory, on the model's device, for keys and values of prompts and answers that have ended: what begins alike is
+    read from there. 0: none are kept."""
     adapter_gb: float = 4.0
     """Memory for adapters; those that were asked for longest ago go first, never one in use."""
     deadline: float = 600.0
@@ -69,7 +72,8 @@ class ServeOptions:
         positive = ("rows", "step_tokens", "queue", "queue_tokens", "adapter_gb", "deadline", "body_mb")
         given = {f"--{name.replace('_', '-')}": getattr(self, name) for name in positive}
         wrong = [f"{flag} {number}" for flag, number in given.items() if not 0 < number < math.inf]
-        wrong += [] if 0 <= self.drain < math.inf else [f"--drain {self.drain}"]
+        others = {"--drain": self.drain, "--prefix-gb": self.prefix_gb}
+        wrong += [f"{flag} {number}" for flag, number in others.items() if not 0 <= number < math.inf]
         ports = (("--port", self.port), ("--admin-port", self.admin_port))
         wrong += [f"{name} {port}" for name, port in ports if not 0 <= port < 65536]
         wrong += ["--tls-cert without --tls-key"] if self.tls_cert and not self.tls_key else []

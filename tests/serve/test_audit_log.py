@@ -25,7 +25,7 @@ from halter.serve.audit.record import AuditRecord
 
 FIELDS = (
     "number previous time version request key tenant base storage adapters template tokenizer route options seed "
-    "prompt_hmac output_hmac prompt_tokens output_tokens finish times seconds mac"
+    "prompt_hmac output_hmac prompt_tokens cached_tokens output_tokens finish times seconds mac"
 ).split()
 
 

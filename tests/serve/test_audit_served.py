@@ -99,7 +99,8 @@ def test_a_full_disk_gives_no_answer(world: Any, tmp_path: Path) -> None:
 def test_how_a_request_ended(status: int, error: str, finish: list[str], wanted: str) -> None:
     told: dict[str, Any] = dict.fromkeys(("template", "first_token")) | dict.fromkeys(("prompts", "outputs"), ())
     told |= {"adapters": [], "options": {}, "request_id": "r", "tenant": "", "key": "", "received": 1.0, "ended": 3.5}
-    told |= {"prompt_tokens": 0, "completion_tokens": 0, "times": 1, "status": status, "error": error, "finish": finish}
+    told |= {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "times": 1}
+    told |= {"status": status, "error": error, "finish": finish}
     line = line_of(told, BASE)
     assert (line.finish, line.tenant, line.key, line.seconds) == (wanted, None, None, {"total": 2.5})
 

@@ -60,7 +60,8 @@ class HeldAdapter:
 class HeldAdapters:
     """Adapters by name. For the event loop alone; reading and binding happen in a thread of its own, one at a time.
 
-    ``warm`` has the base answer one token with a new adapter, and raises HalterError where it cannot.
+    ``warm`` has the base answer one token with a new adapter, and raises HalterError where it cannot. ``gone`` is told
+    the digest of a version that is no longer in memory, once no request uses it.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class HeldAdapters:
         open: Open,
         warm: Callable[[Any], Awaitable[None]],
         budget: int,
+        gone: Callable[[str], None],
     ) -> None:
         self.known: Mapping[str, Path] = dict(table)
         """Every adapter of the start's folders; ``table`` lacks those that were unloaded."""
         self.table, self.budget = dict(table), budget
-        self._base, self._open, self._warm = base, open, warm
+        self._base, self._open, self._warm, self._gone = base, open, warm, gone
         self._held: OrderedDict[str, HeldAdapter] = OrderedDict()  # the one that was asked for last stands last
         self._leaving: set[HeldAdapter] = set()  # replaced or unloaded, and still in use
         self._loading: dict[str, asyncio.Task[HeldAdapter]] = {}
@@ -107,8 +109,9 @@ class HeldAdapters:
     def release(self, resident: HeldAdapter) -> None:
         """One request less that uses it."""
         resident.pins -= 1
-        if not resident.pins:
-            self._leaving.discard(resident)
+        if not resident.pins and resident in self._leaving:
+            self._leaving.remove(resident)
+            self._gone(resident.digest)
 
     async def load(self, name: str) -> HeldAdapter:
         """Read an adapter before it is asked for, also one that was unloaded or could not be used. Failure as
@@ -157,6 +160,8 @@ class HeldAdapters:
     def _leave(self, old: HeldAdapter | None) -> None:
         if old is not None and old.pins:
             self._leaving.add(old)
+        elif old is not None:
+            self._gone(old.digest)
 
     async def _new(self, name: str) -> HeldAdapter:
         task = self._loading.get(name)
@@ -221,7 +226,7 @@ class HeldAdapters:
             if self.nbytes + new.nbytes <= self.budget:
                 return
             if not one.pins:
-                del self._held[name]
+                self._leave(self._held.pop(name))
         if self._held and self.nbytes + new.nbytes > self.budget:
             raise overloaded(f"no room for the adapter {new.name!r} beside those that are in use")
 

@@ -57,6 +57,7 @@ def line_of(told: dict[str, Any], base: AuditedBase) -> AuditRecord:
         prompts=tuple(told["prompts"]),
         outputs=tuple(told["outputs"]),
         prompt_tokens=told["prompt_tokens"],
+        cached_tokens=told["cached_tokens"],
         output_tokens=told["completion_tokens"],
         seconds=seconds,
     )

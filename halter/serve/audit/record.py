@@ -51,6 +51,7 @@ class AuditRecord:
     prompts: tuple[Text, ...] = field(default=(), repr=False)
     outputs: tuple[Text, ...] = field(default=(), repr=False)
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -75,6 +76,7 @@ class AuditRecord:
             "prompt_hmac": [seal.of_text(text) for text in self.prompts],
             "output_hmac": [seal.of_text(text) for text in self.outputs],
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
             "finish": self.finish,
             "times": self.times,

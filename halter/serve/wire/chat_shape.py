@@ -28,7 +28,7 @@ class ChatShape:
         prompt = chat_prompt(base.tokenizer, asked.messages, who.speaking, told)
         options = chat_options(asked, base.model.config.context - len(prompt.tokens))
         grammar = grammar_for(base.tokenizer, asked)
-        return [Request(prompt, options, who.adapter, again << 32, grammar) for again in range(asked.n)]
+        return [Request(prompt, options, who.adapter, again << 32, grammar, who.party) for again in range(asked.n)]
 
     def body(
         self, base: ServedBase, asked: ChatFields, head: dict[str, Any], answers: Sequence[Generation]

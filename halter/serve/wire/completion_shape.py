@@ -28,7 +28,7 @@ class CompletionShape:
         options = completion_options(asked)
         prompts = [completion_prompt(base.tokenizer, prompt) for prompt in asked.prompt]
         return [
-            Request(prompt, options, who.adapter, draws=number + (again << 32))
+            Request(prompt, options, who.adapter, number + (again << 32), party=who.party)
             for number, prompt in enumerate(prompts)
             for again in range(asked.n)
         ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from halter.generation.requests import One, Request
+from halter.generation.requests import One, Party, Request
 from halter.generation.streaming import Delta, Generation
 from halter.model.decoder import Decoder
 from halter.serve.wire.fields import SamplingFields
@@ -38,9 +38,18 @@ class Who:
     model: str
     """The name by which it was asked for."""
     speaking: Speaking
+    tenant: str
+    """Who asks."""
     adapter: One = None
     adapters: tuple[dict[str, Any], ...] = ()
     """{name, digest, methods, weight} of each."""
+
+    @property
+    def party(self) -> Party:
+        """What the engine is to count its work under, and to keep what was computed under."""
+        template = self.speaking.template
+        each = tuple((one["digest"], one["weight"]) for one in self.adapters)
+        return Party(self.tenant, each, "" if template is None else template.digest)
 
     @property
     def header(self) -> str:
@@ -86,7 +95,7 @@ def usage_of(asked: SamplingFields, answers: Sequence[Generation]) -> dict[str, 
     """Tokens: each prompt counts once, whatever ``n``."""
     given = sum(len(one.prompt_tokens) for one in answers[:: asked.n])
     made = 0 if asked.silent else sum(len(one.tokens) for one in answers)
-    details = {"cached_tokens": 0}
+    details = {"cached_tokens": sum(one.cached_tokens for one in answers[:: asked.n])}
     total = {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
     return {**total, "prompt_tokens_details": details}
 

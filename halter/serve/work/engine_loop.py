@@ -66,6 +66,10 @@ class EngineLoop:
         """Give every row up, as ``cancel``."""
         self._ask(lambda: self._cancelled([*self._rows]))
 
+    def forget(self, digest: str) -> None:
+        """Drop what is kept of rows of an adapter."""
+        self._ask(lambda: self._engine.forget(digest))
+
     async def close(self) -> None:
         """End the thread. Rows that are not done hear that they are lost."""
         self._ask(lambda: setattr(self, "_open", False))
