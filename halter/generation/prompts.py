@@ -63,6 +63,7 @@ class AnswerKeywords(GenerationKeywords, total=False):
     max_rows: int
     fetch_pictures: bool
     readers: Readers
+    json_schema: Mapping[str, Any] | None
 
 
 def as_list(prompts: Prompts) -> list[Prompt]:

@@ -57,6 +57,8 @@ def test_text_in_pieces_is_read_as_the_whole(text: str, data: st.DataObject) -> 
         ('{"name": "now", "parameters": {"a": NaN}}', []),
         ('{"name": "now", "parameters": {"a": 1e999}}', []),
         ('{"name": "now", "parameters": ' + '{"a":' * 5000 + "1" + "}" * 5001, []),
+        ('{"name": "now", "parameters": ' + '{"a":' * 300 + "1" + "}" * 301, []),
+        ('{"name": "now", "parameters": {"a": "\\ud800"}}', []),
         ('[{"name": "now", "parameters": {}}]', []),
         ("now()", []),
     ],

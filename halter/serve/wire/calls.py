@@ -17,7 +17,7 @@ ARGUMENTS = ("parameters", "arguments")
 
 
 @dataclass(frozen=True)
-class Call:
+class FunctionCall:
     """``arguments`` are an object as JSON. ``id`` is how the message of its result names it."""
 
     name: str
@@ -68,7 +68,7 @@ class CallReader:
         """Whether what has come may be calls."""
         return not self._plain
 
-    def end(self) -> tuple[list[Call], str]:
+    def end(self) -> tuple[list[FunctionCall], str]:
         """When nothing more comes: the calls that the whole text is, or what was held back of a plain one."""
         calls = None if self._plain else _read(self._held, self._names)[0]
         self._plain = calls is None
@@ -79,20 +79,20 @@ class CallReader:
         return held
 
 
-def calls_in(text: str, names: Collection[str]) -> list[Call]:
+def calls_in(text: str, names: Collection[str]) -> list[FunctionCall]:
     """The calls that a whole text is; none of one that is plain."""
     reader = CallReader(names)
     reader.push(text)
     return reader.end()[0]
 
 
-def _read(text: str, names: Collection[str]) -> tuple[list[Call] | None, bool]:
+def _read(text: str, names: Collection[str]) -> tuple[list[FunctionCall] | None, bool]:
     """The calls that a text is, None where it is no calls as it stands; and whether with more text it may be some."""
     rest = text.lstrip()
     if TAG.startswith(rest):
         return None, True
     rest = rest.removeprefix(TAG).lstrip()
-    calls: list[Call] = []
+    calls: list[FunctionCall] = []
     while rest:
         try:
             value, end = _DECODER.raw_decode(rest)
@@ -112,7 +112,7 @@ def _read(text: str, names: Collection[str]) -> tuple[list[Call] | None, bool]:
     return None, True
 
 
-def _call(value: Any, names: Collection[str]) -> Call | None:
+def _call(value: Any, names: Collection[str]) -> FunctionCall | None:
     """A call of a known function; None of anything else. ValueError for numbers that JSON has not."""
     if not isinstance(value, dict) or value.get("type", "function") != "function":
         return None
@@ -122,7 +122,7 @@ def _call(value: Any, names: Collection[str]) -> Call | None:
     given = [key for key in ARGUMENTS if key in value]
     if len(given) != 1 or not isinstance(value[given[0]], dict) or value.keys() - {"name", "type", *given}:
         return None
-    return Call(name, json.dumps(value[given[0]], ensure_ascii=False, allow_nan=False))
+    return FunctionCall(name, json.dumps(value[given[0]], ensure_ascii=False, allow_nan=False))
 
 
 def _may_become(text: str, names: Collection[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from halter.generation.requests import Request
 from halter.generation.streaming import Delta, Generation, TokenLogprob
-from halter.serve.wire.calls import Call, CallReader, calls_in
+from halter.serve.wire.calls import CallReader, FunctionCall, calls_in
 from halter.serve.wire.fields import ChatFields
 from halter.serve.wire.forms import grammar_for, refuse_unknown_choice
 from halter.serve.wire.options import chat_options
@@ -68,7 +68,7 @@ class ChatStream:
         untold = self._untold[place]
         untold += delta.logprobs
         text = reader.push(delta.text)
-        calls: list[Call] = []
+        calls: list[FunctionCall] = []
         if delta.result is not None:
             calls, rest = reader.end()
             text += rest
@@ -97,7 +97,7 @@ def _names(asked: ChatFields) -> tuple[str, ...]:
     return tuple(function.name for _, function in asked.callable)
 
 
-def _finish(answer: Generation, calls: Sequence[Call]) -> str:
+def _finish(answer: Generation, calls: Sequence[FunctionCall]) -> str:
     """Calls that came to their end; what was cut is told as that, whatever it is."""
     finish = FINISH[answer.finish_reason]
     return "tool_calls" if calls and finish == "stop" else finish
