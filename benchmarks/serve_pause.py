@@ -65,7 +65,8 @@ class Watch:
             if late > max(LATE, self.seen[0]):
                 frame = sys._current_frames().get(self.thread)
                 stack = traceback.extract_stack(frame)[-6:]
-                self.seen = late, " < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in stack[::-1])
+                places = [f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in reversed(stack)]
+                self.seen = late, " < ".join(places)
 
     def take(self) -> dict[str, Any]:
         found = {"pause_ms": round(1000 * self.worst, 1), "on_the_loop": self.seen[1]}

@@ -81,9 +81,8 @@ async def serve(
     with ExitStack() as open_sockets:
         listening = open_sockets.enter_context(_listening(options.host, options.port, "--port"))
         service = make()
-        config = _config(
-            app_of(service), options.connections, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key
-        )
+        most, app = options.connections, app_of(service)
+        config = _config(app, most, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key)
         server = Server(config, service, options.drain)
         address = listening.getsockname()
         name, *adapters = service.names()
