@@ -14,7 +14,7 @@ from typing import Any
 from halter.playground import sights, write_papers
 
 Row = dict[str, Any]
-TRAIN_ROWS, TEST_ROWS, TALKS = 3000, 150, 8000
+TRAIN_ROWS, TEST_ROWS, TALKS, READ = 3000, 150, 8000, 1000
 """Of each of the playground's tasks."""
 PAPERS = ("fields-text", "fields-noisy", "fields", "closed")
 """Of its tasks about papers."""
@@ -29,6 +29,7 @@ def prepare(folder: Path, shared: Path | None) -> None:
         subprocess.run([*command, "--train", str(TRAIN_ROWS), "--test", str(TEST_ROWS)], check=True)
     if not (folder / "papers").exists():
         write_papers(folder / "papers", train=TRAIN_ROWS, test=TEST_ROWS, names=PAPERS)
+        papers_read(folder / "papers")
     if not (folder / "drawings").exists():
         drawings(folder / "drawings")
     if shared is None:
@@ -43,11 +44,20 @@ def prepare(folder: Path, shared: Path | None) -> None:
             file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
+def papers_read(folder: Path) -> None:
+    """Rows to learn from with what a reader reads in pictures, and as many again of clean text, of other papers."""
+    pictures, texts = (read(folder / name / "train.jsonl") for name in ("fields", "fields-text"))
+    rows = [*pictures[:READ], *texts[READ : 2 * READ]]
+    (folder / "read").mkdir()
+    (folder / "read" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
 def drawings(folder: Path) -> None:
-    """Talks to learn from; captions, and questions of every type in turn, to be asked."""
+    """Talks and quizzes to learn from; captions, and questions of every type in turn, to be asked."""
     types = [sights.rows(name, 0, "test", TEST_ROWS // 3) for name in sights.QUESTIONS]
     rows = {
         "talk/train": sights.rows(sights.TALK, 0, "train", TALKS),
+        "quiz/train": sights.rows(sights.QUIZ, 0, "train", TALKS),
         "caption/test": sights.rows("caption", 0, "test", TEST_ROWS),
         "questions/test": [row for several in zip(*types, strict=True) for row in several],
     }

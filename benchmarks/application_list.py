@@ -132,6 +132,17 @@ APPLICATIONS = {
         90,
         blind="\n\n",
     ),
+    "forms-ocr-playground": Application(
+        "document understanding",
+        "forms",
+        "playground, fields",
+        "papers/fields",
+        ("field_f1", "exact_match", "loss"),
+        150,
+        90,
+        blind=PICTURES,
+        train="papers/read",
+    ),
     "forms-pictures-playground": Application(
         "document understanding",
         "forms",
@@ -165,6 +176,17 @@ APPLICATIONS = {
         blind=PICTURES,
         train="drawings/talk",
         recipe="pictures-playground",
+    ),
+    "quiz-playground": Application(
+        "questions about pictures",
+        "pictures",
+        "playground, questions",
+        "drawings/questions",
+        ("exact_match", "loss"),
+        300,
+        12,
+        blind=PICTURES,
+        train="drawings/quiz",
     ),
 }
 """{name: Application}."""

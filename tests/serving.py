@@ -32,8 +32,12 @@ PATIENCE = 30.0
 class World:
     """A base and its adapters' folders: one of each method, one in another template, one that is broken."""
 
+    context = 512
+    template: str | None = None
+    """The built-in one in which all are asked; None: the tokenizer's own."""
+
     def __init__(self, folder: Path) -> None:
-        self.model = tiny.decoder(tiny.config(vocab_size=640, dim=64, head_dim=16, context=512))
+        self.model = tiny.decoder(tiny.config(vocab_size=640, dim=64, head_dim=16, context=self.context))
         self.tokenizer = Tokenizer.from_folder(tiny_tokenizers.llama3(folder / "tokenizer"))
         self.folder = folder / "adapters"
         self.folder.mkdir()
@@ -51,7 +55,8 @@ class World:
         self.adapter("lora", seed=91).save(damaged)
         tensors = damaged / "adapter_model.safetensors"
         tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
-        self.opened = Opened(Subject("tiny"), self.model, self.tokenizer, None, self.tokenizer.chat_template, None)
+        own = self.tokenizer.chat_template if self.template is None else ChatTemplate.builtin(self.template)
+        self.opened = Opened(Subject("tiny"), self.model, self.tokenizer, None, own, None)
 
     def adapter(self, method: str, seed: int) -> Adapter:
         adapter = adapt(self.model, method, seed=seed)

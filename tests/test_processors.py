@@ -59,6 +59,8 @@ def test_a_variable_that_is_not_honoured_is_seen(plain):
     evidence = processors.shown(setting, seen, plain)
     assert len(evidence) == len(setting) and evidence[0] == "torch says DEFAULT" and evidence[-1] == "3 threads"
     for name, value in setting.items():
+        if len(values[name]) == 1:  # what this processor has by itself: heard or not, nothing differs
+            continue
         with pytest.raises(NotShown, match=f"{name}={value}"):
             processors.shown({name: value}, plain, plain)
 

@@ -89,7 +89,8 @@ class Adapter(nn.Module):
             for name, parameter in slot.piece.named_parameters():
                 if self.methods[slot.part].learns_from(slot.place, name) == "none":
                     parameter.requires_grad_(False)
-        for slot in self.slots:
+        # On meta there are no numbers to draw, and torch would import its compiler, a second's work, to draw none.
+        for slot in (slot for slot in self.slots if not any(one.is_meta for one in slot.piece.parameters())):
             slot.piece.reset(torch.Generator().manual_seed(dropout.key(seed, slot.part, slot.path)))
 
     def start(self, base: Decoder) -> Adapter:

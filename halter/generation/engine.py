@@ -61,9 +61,9 @@ def generate(
     ("ocr", "caption", a function) put a text of each ahead of it, or in its place where nothing sees. Several answers
     to a prompt need a temperature above 0; the first is the one that ``n`` = 1 gives. ``template_date`` (YYYY-MM-DD) is
     for templates that ask what day it is. ``adapter``: none, one for all, or a list with one (or None) for each prompt.
-    ``max_rows``: answers worked on at once. The other ``options`` are the fields of GenerationOptions. Refusals as of
-    GenerationOptions and halter.generation.prompts. What makes
-    every answer fail is raised; where some do, AnswersFailed with all ``answers``, once the others are done.
+    ``max_rows``: answers worked on at once. ``json_schema``: every answer that comes to its end is JSON of it (extra
+    ``serve``). The other ``options`` are the fields of GenerationOptions. Refusals as of requests_of. What makes every
+    answer fail is raised; where some do, AnswersFailed with all ``answers``, once the others are done.
     """
     pieces = stream(model, tokenizer, prompts, adapter, **options)
     results = {piece.row: piece.result for piece in pieces if piece.result is not None}

@@ -63,6 +63,7 @@ class AnswerKeywords(GenerationKeywords, total=False):
     max_rows: int
     fetch_pictures: bool
     readers: Readers
+    json_schema: Mapping[str, Any] | None
 
 
 def as_list(prompts: Prompts) -> list[Prompt]:
@@ -146,8 +147,8 @@ def encode_prompt(
     if template is None:
         raise _no_template(tokenizer)
     messages = [dict(message) for message in items]  # type: ignore[call-overload]
-    begun = ""
-    if messages[-1].get("role") == "assistant" and isinstance(messages[-1].get("content"), str):
+    begun, last = "", messages[-1]
+    if last.get("role") == "assistant" and isinstance(last.get("content"), str) and not last.get("tool_calls"):
         begun = messages.pop()["content"]
     seeing = seeing or Seeing()
     messages, looked = seeing.look(messages)

@@ -11,7 +11,8 @@ from halter.adapters.ready import Ready
 from halter.adapters.sight import rules_of
 from halter.adapters.stacked import Stacked
 from halter.errors import Refusal
-from halter.generation.grammars.grammar import Grammar
+from halter.generation.grammars.forms import AnswerForm, Schema
+from halter.generation.grammars.grammar import Grammar, grammar_of
 from halter.generation.options import GenerationOptions
 from halter.generation.prompts import (
     EncodedPrompt,
@@ -74,12 +75,13 @@ def requests_of(
     """The requests that ``generate`` makes of its arguments, ``n`` a prompt: those of the first prompt, ...
 
     ``given``: AnswerKeywords without ``max_rows``; ``config``: the model's, which may see pictures where the adapters
-    do not. Refusals of GenerationOptions, of halter.generation.prompts, and ``adapter-count``.
+    do not. Refusals of GenerationOptions, of halter.generation.prompts, ``adapter-count`` and ``schema-unusable``.
     """
     template = as_template(given.pop("template", None))
     fetch = given.pop("fetch_pictures", False)
     readers = readers_of(given.pop("readers", ()))
     date, prefill, n = given.pop("template_date", None), given.pop("prefill", ""), given.pop("n", 1)
+    schema = given.pop("json_schema", None)
     chosen = GenerationOptions.of(**given).told()
     _check_count(n, chosen)
     asked = as_list(prompts)
@@ -90,8 +92,13 @@ def requests_of(
     sights = [Seeing(None if config is None else rules_of(config, one), fetch, readers=readers) for one in adapters]
     each = zip(asked, sights, strict=True)
     encoded = [encode_prompt(tokenizer, prompt, template, date, prefill, seeing=seeing) for prompt, seeing in each]
+    grammar = None if schema is None else grammar_of(tokenizer, AnswerForm(Schema(schema)))
     both = enumerate(zip(encoded, adapters, strict=True))
-    return [Request(p, chosen, a, draws=number + (again << 32)) for number, (p, a) in both for again in range(n)]
+    return [
+        Request(p, chosen, a, draws=number + (again << 32), grammar=grammar)
+        for number, (p, a) in both
+        for again in range(n)
+    ]
 
 
 def _check_count(n: int, options: GenerationOptions) -> None:

@@ -176,7 +176,9 @@ TASKS = (*QUESTIONS, "caption")
 """The types of questions, and captions in one form."""
 TALK, TALKED, CAPTIONS = "talk", 4, 0.4
 """Rows of several questions about one drawing, how many at most, and the share of captions among the rows."""
-FILES = (*TASKS, TALK)
+QUIZ, ASKED = "quiz", 3
+"""Rows of questions with the caption behind them, and how many questions at most."""
+FILES = (*TASKS, TALK, QUIZ)
 """The kinds of rows that are written as files."""
 LEFT_OUT = "colour"
 """The type of question that pre-training never asks."""
@@ -204,11 +206,26 @@ def talk(seed: object, split: str, at: int) -> tuple[Drawing, list[Exchange]]:
     order. A caption behind questions, or ahead of them, would be learned from their words in place of the picture."""
     dice = Dice("sights", TALK, seed, split, at)
     seen = drawing(dice)
-    if dice.chance(CAPTIONS):
-        return seen, [(DESCRIBE, described(seen))]
+    return seen, [(DESCRIBE, described(seen))] if dice.chance(CAPTIONS) else _questions(dice, seen, TALKED)
+
+
+def quiz(seed: object, split: str, at: int) -> tuple[Drawing, list[Exchange]]:
+    """A drawing, up to ``ASKED`` questions about it, and its caption behind them: the caption tells of every thing,
+    which an answer of one word does not, and makes the adapter look. Who learns from these answers questions, and
+    cannot give a caption that is asked for first."""
+    dice = Dice("sights", QUIZ, seed, split, at)
+    seen = drawing(dice)
+    return seen, [*_questions(dice, seen, ASKED), (DESCRIBE, described(seen))]
+
+
+def _questions(dice: Dice, seen: Drawing, most: int) -> list[Exchange]:
+    """Up to ``most`` different ones, of every type, in drawn order."""
     made = (QUESTIONS[name](dice, seen) for name in [*QUESTIONS, *QUESTIONS])
-    said = [exchange for exchange in dict.fromkeys(made) if exchange is not None]
-    return seen, dice.shuffled(said)[:TALKED]
+    return dice.shuffled([exchange for exchange in dict.fromkeys(made) if exchange is not None])[:most]
+
+
+TALKS = {TALK: talk, QUIZ: quiz}
+"""{kind of row: makes one of several exchanges about a drawing, of a seed, a split and a number}."""
 
 
 def row(seen: Drawing | None, *said: Exchange) -> dict[str, object]:
@@ -224,14 +241,14 @@ def row(seen: Drawing | None, *said: Exchange) -> dict[str, object]:
 
 
 def rows(name: str, seed: object, split: str, count: int) -> list[dict[str, object]]:
-    """Rows of one of ``TASKS``, or of ``TALK``."""
-    if name == TALK:
-        return [row(seen, *said) for seen, said in (talk(seed, split, at) for at in range(count))]
+    """Rows of one of ``FILES``."""
+    if name in TALKS:
+        return [row(seen, *said) for seen, said in (TALKS[name](seed, split, at) for at in range(count))]
     return [row(seen, exchange) for seen, exchange in asked(name, seed, split, count)]
 
 
 def write_sights(folder: Path, seed: int = 0, train: int = 600, test: int = 150) -> list[Path]:
-    """Write TYPE/train.jsonl and TYPE/test.jsonl for every type of question, captions and talks; returns the paths."""
+    """Write KIND/train.jsonl and KIND/test.jsonl for each of ``FILES``; returns the paths."""
     written = []
     for name in FILES:
         for split, number_of in (("train", train), ("test", test)):

@@ -21,7 +21,12 @@ from halter.serve.wire.shapes import Shape, Who, beside, head_of, usage_of
 from halter.serve.work.answers import HeardAnswers
 
 LOG = logging.getLogger("halter.serve")
-NEEDS = {"stream_options": "stream", "top_logprobs": "logprobs"}
+NEEDS = {
+    "stream_options": "stream",
+    "top_logprobs": "logprobs",
+    "tool_choice": "tools",
+    "parallel_tool_calls": "tools",
+}
 UNKEPT_SECONDS = 10
 """After so long it is worth asking again a server whose disk is full: somebody has to make room first."""
 CLIENT_GONE = 499

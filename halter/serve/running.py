@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -19,6 +20,7 @@ from halter.serve.page.files import ROOT
 from halter.serve.service import Service
 from halter.serve.settings import HEADER_BYTES, KEEP_ALIVE, ServeOptions
 from halter.serve.trust.admin_key import AdminKey
+from halter.serve.wire.connection import BoundedConnection
 from halter.telling import Say
 
 LOOPBACK_ADDRESS = "127.0.0.1"
@@ -79,7 +81,8 @@ async def serve(
     with ExitStack() as open_sockets:
         listening = open_sockets.enter_context(_listening(options.host, options.port, "--port"))
         service = make()
-        config = _config(app_of(service), ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key)
+        most, app = options.connections, app_of(service)
+        config = _config(app, most, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key)
         server = Server(config, service, options.drain)
         address = listening.getsockname()
         name, *adapters = service.names()
@@ -105,7 +108,7 @@ async def _administered(service: Service, options: ServeOptions, say: Say) -> As
         return
     key = AdminKey()
     with _listening(LOOPBACK_ADDRESS, options.admin_port, "--admin-port") as listening:
-        server = _Second(_config(admin_app_of(service, key.admit)))
+        server = _Second(_config(admin_app_of(service, key.admit), options.connections))
         url = f"http://{_shown(listening.getsockname())}"
         with key.told(options.admin, url):
             say(f"adapters are administered on {url}; its key stands in {options.admin}")
@@ -125,10 +128,11 @@ class _Second(uvicorn.Server):
         yield
 
 
-def _config(app: Any, **more: Any) -> uvicorn.Config:
+def _config(app: Any, connections: int, **more: Any) -> uvicorn.Config:
+    protocol: Any = partial(BoundedConnection, most=connections)
     return uvicorn.Config(
         app,
-        http="h11",
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,

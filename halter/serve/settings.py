@@ -11,7 +11,7 @@ from pathlib import Path
 from halter.errors import Refusal
 
 BODY_SECONDS = 30.0
-HEADER_BYTES = 32 << 10
+HEADER_BYTES, HEADER_SECONDS = 32 << 10, 15.0
 KEEP_ALIVE = 5
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -38,6 +38,8 @@ class ServeOptions:
     prefix_gb: float = 1.0
     """Memory, on the model's device, for keys and values of prompts and answers that have ended: what begins alike is
     read from there. 0: none are kept."""
+    connections: int = 512
+    """Connections that may be open at once, with those that ask nothing; one more gets 503."""
     adapter_gb: float = 4.0
     """Memory for adapters; those that were asked for longest ago go first, never one in use."""
     deadline: float = 600.0
@@ -69,7 +71,7 @@ class ServeOptions:
     """A proxy that speaks TLS stands before this address, and nobody else reaches it."""
 
     def __post_init__(self) -> None:
-        positive = ("rows", "step_tokens", "queue", "queue_tokens", "adapter_gb", "deadline", "body_mb")
+        positive = ("rows", "step_tokens", "queue", "queue_tokens", "connections", "adapter_gb", "deadline", "body_mb")
         given = {f"--{name.replace('_', '-')}": getattr(self, name) for name in positive}
         wrong = [f"{flag} {number}" for flag, number in given.items() if not 0 < number < math.inf]
         others = {"--drain": self.drain, "--prefix-gb": self.prefix_gb}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from halter.adapters.adapter import adapt
 from halter.errors import Refusal
 from halter.generation import choosing
-from halter.generation.engine import Engine
+from halter.generation.engine import Engine, generate
 from halter.generation.grammars import grammar as grammars
 from halter.generation.grammars.forms import AnswerForm, Function, Schema
 from halter.generation.options import GenerationOptions
@@ -159,6 +159,17 @@ def test_every_kind_of_tokenizer(tiny_one: Asked, temperature: float) -> None:
         assert not {control.id for control in tiny_one[1].controls} & set(one.tokens)
 
 
+def test_generate_takes_a_schema(tiny_one: Asked) -> None:
+    told = generate(*tiny_one, ["The dog", "Once"], json_schema=PERSON, max_new_tokens=400, temperature=1.0, n=2)
+    for one in told:
+        valid(one.text, PERSON)
+    with pytest.raises(Refusal, match="no JSON"):
+        generate(*tiny_one, ["The dog"], json_schema={"enum": {1}})
+    with pytest.raises(Refusal, match="Unimplemented keys") as refused:
+        generate(*tiny_one, ["The dog"], json_schema={"not": {}})
+    assert refused.value.id == "schema-unusable" and refused.value.where == "json_schema"
+
+
 def test_an_answer_of_any_length_ends_by_a_stop_id_where_it_may(tiny_one: Asked) -> None:
     """A whole number is never complete by itself: an end must come, and may come after a digit only."""
     tokenizer = tiny_one[1]
@@ -173,6 +184,15 @@ def test_an_answer_of_any_length_ends_by_a_stop_id_where_it_may(tiny_one: Asked)
     assert cut.finish_reason == "length" and len(cut.tokens) == 30
     (closed,) = answered(tiny_one, [held(tiny_one, AnswerForm(Schema({"const": 12})), 30, **never)])
     assert (closed.text.strip(), closed.finish_reason, closed.stop) == ("12", "stop", None)
+
+
+def test_a_control_token_spells_nothing(tiny_one: Asked) -> None:
+    """Its name is text that a JSON string may hold, and the token is none of it."""
+    tokenizer = tiny_one[1]
+    control = max(tokenizer.controls, key=lambda one: len(one.text) if one.id not in tokenizer.stop_ids else 0)
+    form = AnswerForm(Schema({"type": "string", "minLength": 40, "maxLength": 60}))
+    (one,) = answered(tiny_one, [held(tiny_one, form, 200, logit_bias={control.id: 100.0})])
+    assert one.finish_reason == "stop" and control.id not in one.tokens
 
 
 def test_a_complete_form_at_the_last_token_is_no_cut(tiny_one: Asked) -> None:

@@ -32,13 +32,23 @@ def test_every_choice_of_an_option_is_in_some_set(name):
 
 
 @every_method
+def test_every_value_is_met_in_an_adapter_that_obeys_the_laws(name, tmp_path):
+    obey(name, together.few_of(name), tmp_path)
+
+
+@pytest.mark.nightly  # beside the pairs, in which every one of these sets stands (test_pairs)
+@every_method
 def test_every_two_values_meet_in_an_adapter_that_obeys_the_laws(name, tmp_path):
-    for number, method in together.sets_of(name):
+    obey(name, together.sets_of(name), tmp_path)
+
+
+def obey(name, sets, folder):
+    for number, method in sets:
         try:
             adapter = together.made(method, number)
             assert not torch.equal(together.logits(number, adapter), together.logits(number, None, adapter))
             assert not together.without_gradient(number, adapter)
-            together.is_saved_as_it_is(number, adapter, tmp_path / "adapter")
+            together.is_saved_as_it_is(number, adapter, folder / "adapter")
             together.folds_or_says_where(number, adapter)
             together.is_alone_in_a_mixed_batch(number, [adapter])
         except Exception as error:

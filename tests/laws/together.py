@@ -179,3 +179,14 @@ def sets_of(name):
     """[(base, the method)]."""
     _, covered = option_sets(name)
     return [(s[BASE], find(name)(**{k: v for k, v in s.items() if k != BASE})) for s in covered.sets]
+
+
+def few_of(name):
+    """The first of ``sets_of`` in which every value of every option is met."""
+    _, covered = option_sets(name)
+    met, found = set(), []
+    for one, made in zip(covered.sets, sets_of(name), strict=True):
+        fresh = {(key, repr(value)) for key, value in one.items()} - met
+        met |= fresh
+        found += [made] if fresh else []
+    return found

@@ -88,6 +88,11 @@ def test_wrong_names_are_refused_listing_what_exists(method, target):
     assert len(caught.value.found) == (1 if isinstance(target, str) else target.count("qproj") + target.count("k"))
 
 
+def test_full_fine_tuning_of_nothing_is_refused():
+    with pytest.raises(Refusal, match="nothing-trained"):
+        Full(target_modules=[]).check(tiny.config())
+
+
 def test_norms_are_targets_of_full_fine_tuning_only():
     Full(target_modules=["norm", "input_layernorm"]).check(tiny.config())
     with pytest.raises(Refusal, match="targets-match-nothing"):

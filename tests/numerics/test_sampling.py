@@ -150,3 +150,7 @@ def test_the_shortcut_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sampling, "_largest", lambda wide, width: (widths.append(width), largest(wide, width))[1])
     probabilities(10 * torch.randn(2, 5000), [Rule(1.0, top_k=50)] * 2)
     assert widths == [sampling.CANDIDATES]
+    barred = torch.full((1, 5000), float("-inf"))
+    barred[0, 7], barred[0, 9] = 1.0, 2.0  # what a form leaves may be fewer tokens than top-k keeps
+    found = probabilities(barred, [Rule(1.0, top_k=50)])
+    assert widths == [sampling.CANDIDATES] * 2 and found[0].nonzero().flatten().tolist() == [7, 9]

@@ -140,6 +140,14 @@ def test_a_talk_asks_what_single_questions_ask() -> None:
     assert isinstance(first, list) and [turn["content"].count("<image>") for turn in first][:3] == [1, 0, 0]
 
 
+def test_a_quiz_is_questions_and_the_caption_behind_them() -> None:
+    for at in range(40):
+        seen, said = sights.quiz(0, "train", at)
+        draws = {maker(Dice(n), seen) for n in range(60) for maker in sights.QUESTIONS.values()}
+        assert 1 <= len(said[:-1]) == len(set(said[:-1])) <= sights.ASKED and draws.issuperset(said[:-1])
+        assert said[-1] == (sights.DESCRIBE, sights.described(seen)) and (seen, said) == sights.quiz(0, "train", at)
+
+
 def test_rows_are_written_for_every_type(tmp_path: Path) -> None:
     written = sights.write_sights(tmp_path, 3, train=4, test=2)
     assert len(written) == 2 * len(sights.FILES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -212,8 +213,9 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     with told.open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
     try:
-        until(lambda: "serving playground on " in told.read_text())
-        client = openai.OpenAI(base_url=told.read_text().split()[-1], api_key="none", max_retries=0, timeout=30)
+        where = re.compile(r"^serving playground on (\S+)$\n", re.M)
+        until(lambda: where.search(told.read_text()))
+        client = openai.OpenAI(base_url=where.findall(told.read_text())[0], api_key="none", max_retries=0, timeout=30)
         answer = client.chat.completions.create(model="playground", messages=TALK, max_tokens=4, temperature=0)
         assert answer.usage.prompt_tokens > 0
         process.send_signal(signal.SIGTERM)

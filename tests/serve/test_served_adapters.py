@@ -225,3 +225,12 @@ def test_tenants_see_what_is_theirs(world: Any) -> None:
     kept = [record["status"] for record in server.records]
     (away,) = [record for record in server.records if record["status"] == 401]
     assert away["times"] == 4 and kept.count(200) == 1 and kept.count(404) == 3
+
+
+@pytest.mark.parametrize("name", serving.METHODS)
+def test_an_adapter_without_numbers_draws_none(world: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """torch imports its compiler to fill a tensor on meta, and no thread goes on meanwhile."""
+    from halter.adapters.loading import planned
+
+    monkeypatch.setattr(torch, "Generator", None)
+    assert all(one.is_meta for one in planned(world.folder / name, world.model.config).parameters())

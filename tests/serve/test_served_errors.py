@@ -26,8 +26,8 @@ def refused(served: Any, path: str, body: Any, status: int = 400, **headers: str
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "auto"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", "auto"),
         ("modalities", ["audio"]),
         ("best", 1),
         ("suffix", "x"),

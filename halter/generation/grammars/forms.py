@@ -41,12 +41,16 @@ class Schema:
     def __post_init__(self) -> None:
         if _depth(self.given) > SCHEMA_DEPTH:
             raise unusable(self.where, f"it has more than {SCHEMA_DEPTH} brackets within each other")
-        if len(self.text.encode()) > SCHEMA_BYTES:
+        try:
+            length = len(self.text)
+        except (TypeError, ValueError) as error:
+            raise unusable(self.where, f"it is no JSON: {error}") from None
+        if length > SCHEMA_BYTES:
             raise unusable(self.where, f"it is longer than {SCHEMA_BYTES} bytes")
 
     @cached_property
     def text(self) -> str:
-        """One line of JSON."""
+        """One line of JSON, in ASCII."""
         return json.dumps({**self.given, "x-guidance": READ_AS})
 
 
@@ -69,7 +73,7 @@ class AnswerForm:
 
     def __post_init__(self) -> None:
         schemas = self.schemas
-        if sum(len(one.text.encode()) for one in schemas) > 2 * SCHEMA_BYTES:
+        if sum(len(one.text) for one in schemas) > 2 * SCHEMA_BYTES:
             raise unusable(schemas[-1].where, f"all schemas together are longer than {2 * SCHEMA_BYTES} bytes")
 
     @property

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,12 +52,11 @@ class Constraint:
 
     def allowed(self, size: int) -> Tensor:
         """Bool [size]: which of the tokens below ``size`` may come next. Changes nothing. Raises FormFault."""
-        data = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._refuse_broken()
-        found = (data[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten().bool()
-        found = found[: min(size, self._vocab_size)]  # behind them is the end that is only the library's
+        known = min(size, self._vocab_size)  # behind them is the end that is only the library's
         allowed = torch.zeros(size, dtype=torch.bool)
-        allowed[: len(found)] = found
+        allowed[:known] = torch.from_numpy(np.unpackbits(mask, count=known, bitorder="little"))
         ends = [id for id in self._stop_ids if 0 <= id < size]
         allowed[ends] = self._matcher.is_accepting()
         if not allowed.any():

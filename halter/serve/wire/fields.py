@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MOST_CHOICES, MOST_PROMPTS, MOST_MESSAGES, MOST_PARTS = 8, 128, 2048, 64
-MOST_STOPS, STOP_LETTERS, MOST_BIASES, MOST_TOGETHER = 16, 1024, 1024, 8
+MOST_STOPS, STOP_LETTERS, MOST_BIASES, MOST_TOGETHER, MOST_TOOLS = 16, 1024, 1024, 8, 128
 MOST_TOKENS = 1 << 20
 """Of an answer, or of a prompt's ids: far beyond any context, so that numbers stay numbers."""
 MOST_COUNTED = 1 << 18
@@ -117,19 +126,88 @@ class UserMessage(WireObject):
     content: ContentParts
 
 
+class FunctionField(WireObject):
+    name: Annotated[str, Field(pattern=NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolField(WireObject):
+    """``given`` is the object as it was sent: templates show it with its keys in their order."""
+
+    type: Literal["function"]
+    function: FunctionField
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _kept(cls, given: Any, handler: ModelWrapValidatorHandler[ToolField]) -> ToolField:
+        made = handler(given)
+        made._given = given
+        return made
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return self._given
+
+
+class NamedFunction(WireObject):
+    name: str = Field(max_length=64)
+
+
+class NamedChoice(WireObject):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _named_once(tools: list[ToolField]) -> list[ToolField]:
+    if len({one.function.name for one in tools}) < len(tools):
+        raise PydanticCustomError("twice", "two functions have one name")
+    return tools
+
+
+class CalledFunction(WireObject):
+    name: str = Field(max_length=256)
+    arguments: str
+
+
+class CallField(WireObject):
+    """A call that an answer made."""
+
+    id: str = Field(max_length=256)
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(WireObject):
     """What an answer's message is sent back as: its empty fields come along."""
 
     role: Literal["assistant"]
-    content: Texts
+    content: Texts | None = None
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[CallField], Field(max_length=MOST_TOOLS)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> AssistantMessage:
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("silent", "a message has content, tool_calls, or both")
+        return self
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(WireObject):
+    """What a function gave back."""
+
+    role: Literal["tool"]
+    content: Texts
+    tool_call_id: str = Field(max_length=256)
+    name: str | None = Field(None, max_length=256)
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
 class SamplingFields(BaseModel):
@@ -178,10 +256,24 @@ class ChatFields(SamplingFields):
     response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] = TextFormat(
         type="text"
     )
+    tools: Annotated[list[ToolField], AfterValidator(_named_once)] = Field([], max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def pointless(self) -> str:
-        return super().pointless if self.logprobs or self.top_logprobs is None else "top_logprobs"
+        if self.top_logprobs is not None and not self.logprobs:
+            return "top_logprobs"
+        alone = [name for name in ("tool_choice", "parallel_tool_calls") if getattr(self, name) is not None]
+        return alone[0] if alone and not self.tools else super().pointless
+
+    @property
+    def callable(self) -> list[tuple[int, FunctionField]]:
+        """The functions that an answer may call, each with its place among the tools."""
+        each = [(at, tool.function) for at, tool in enumerate(self.tools)]
+        if isinstance(self.tool_choice, NamedChoice):
+            return [(at, one) for at, one in each if one.name == self.tool_choice.function.name]
+        return [] if self.tool_choice == "none" else each
 
 
 def _prompts(given: Any) -> list[str | list[int]]:

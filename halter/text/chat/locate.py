@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MARKER = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z_]{2,64}\]")
 CACHED_SKELETONS = 512
 REASONING = "reasoning"
+UNTOLD = "the tools"
+"""What a template leaves out that knows none."""
 
 SPEAKERS = ("user", "assistant")
 """Roles that every template has to write."""
@@ -161,7 +163,7 @@ class Locator:
                 "leaves parts of the conversation out",
                 where=f"chat template {self._name}",
                 found=[
-                    "the tools" if i is None else f"{key} of message {i + 1}, of role {call.messages[i]['role']}"
+                    UNTOLD if i is None else f"{key} of message {i + 1}, of role {call.messages[i]['role']}"
                     for i, key in lost
                 ],
                 fix=fix,
