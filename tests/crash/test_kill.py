@@ -109,8 +109,8 @@ def killed(heavy_data, tmp_path, kills):
     return done
 
 
-def test_killed_eight_times(heavy_data, tmp_path):
-    assert killed(heavy_data, tmp_path, 8) >= 8
+def test_killed_twenty_times(heavy_data, tmp_path):
+    assert killed(heavy_data, tmp_path, 20) >= 20
 
 
 @pytest.mark.nightly

@@ -195,8 +195,8 @@ def judge(tallies: dict[str, Tally]) -> None:
     assert refused > total / 2
 
 
-def test_three_thousand_hostile_files(targets: dict[str, Target], tmp_path: Path) -> None:
-    judge(fuzz(targets, 3_000, 0, tmp_path))
+def test_ten_thousand_hostile_files(targets: dict[str, Target], tmp_path: Path) -> None:
+    judge(fuzz(targets, 10_000, 0, tmp_path))
 
 
 @pytest.mark.nightly
