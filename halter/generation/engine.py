@@ -115,6 +115,11 @@ class Engine:
         """Whether a step has anything to do."""
         return bool(self._waiting or self._live)
 
+    @property
+    def running(self) -> int:
+        """Rows at work; others wait. For any thread."""
+        return len(self._live)
+
     def add(self, request: Request) -> int:
         """Take a request in; the number, 0, 1, 2, ..., that its pieces will have as ``row``. Refusals ``prompt-empty``,
         ``prompt-tokens``, ``prompt-too-long``, and ``generation-options`` for token ids that the model has not."""

@@ -1,4 +1,5 @@
-"""The second port, for this machine alone: which adapters are there, which of them are in memory, and new versions."""
+"""The second port, for this machine alone: which adapters are there, which of them are in memory, new versions, and
+counters."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from halter.serve.adapters.held import HeldAdapter
 from halter.serve.app import HANDLERS
+from halter.serve.metrics import CONTENT_TYPE
 from halter.serve.service import Service
 from halter.serve.settings import BODY_SECONDS
 from halter.serve.trust.guard import Guard
@@ -48,7 +50,11 @@ def admin_app_of(service: Service, admit: Admit) -> Starlette:
     async def listed(request: Request) -> Response:
         return _json({"adapters": [adapters.row(name) for name in sorted(adapters.known)]})
 
+    async def measured(request: Request) -> Response:
+        return Response(await service.measured(), headers={"content-type": CONTENT_TYPE})
+
     routes = [
+        Route("/metrics", measured),
         Route("/adapters", listed),
         acting("/load", adapters.load),
         acting("/unload", adapters.unload),

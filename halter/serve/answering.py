@@ -87,6 +87,7 @@ class _One:
             self.record.failed(failure)
         if self._answers is not None:
             self.record.answers, self.record.first = self._answers.results, self._answers.first
+            self.record.gaps = self._answers.gaps
         await self._service.keep(self.record)
 
     async def _work(self, data: bytes, slow: asyncio.Event) -> None:

@@ -47,8 +47,15 @@ class Record:
     """Type or code of the error that was told; '' where none was."""
     first: float | None = None
     """When the first token was there."""
+    gaps: Sequence[float] = ()
+    """Seconds between two pieces of an answer, of all answers together; for counters alone."""
     times: int = 1
     """How many requests it stands for; above 1 only at the door."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """So many tokens of the prompts had been computed before."""
+        return sum(one.cached_tokens for one in self.answers[:: self.n])
 
     def failed(self, failure: Failure) -> None:
         """It was refused, or could not be answered."""
@@ -71,7 +78,7 @@ class Record:
             "times": self.times,
             "finish": [one.finish_reason for one in self.answers],
             "prompt_tokens": sum(map(len, self.prompts)),
-            "cached_tokens": sum(one.cached_tokens for one in self.answers[:: self.n]),
+            "cached_tokens": self.cached_tokens,
             "completion_tokens": sum(len(one.tokens) for one in self.answers),
             "prompts": [list(one) for one in self.prompts],
             "outputs": [one.text for one in self.answers],

@@ -25,6 +25,7 @@ from halter.model.decoder import Decoder
 from halter.model.segments import Segments
 from halter.serve.adapters.held import HeldAdapter, HeldAdapters, Open
 from halter.serve.adapters.naming import parts_of
+from halter.serve.metrics import Metrics
 from halter.serve.records import Keep, Record, TurnedAway
 from halter.serve.settings import ServeOptions
 from halter.serve.trust.tenants import LOCAL, Admit, Tenant, everybody
@@ -60,6 +61,7 @@ class Service:
         budget = int(options.adapter_gb * 2**30)
         self.adapters = HeldAdapters(base.model, table, open, self._warm, budget, self.engine.forget)
         self.admission = Admission(options.queue, options.queue_tokens, base.model.config.context)
+        self.metrics = Metrics(base.name, table)
         self.turned_away = TurnedAway(self.keep)
         self._threads = ThreadPoolExecutor(WORKERS, "requests")
         self._stacks: WeakValueDictionary[tuple[tuple[str, float], ...], Any] = WeakValueDictionary()
@@ -76,9 +78,19 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def keep(self, record: Record) -> None:
-        """Tell who keeps records what became of a request. Raises what that raises."""
-        if self._keep is not None:
-            await self.thread(self._keep, record.told())
+        """Tell who keeps records what became of a request, and count it. Raises what who keeps them raises."""
+        try:
+            if self._keep is not None:
+                await self.thread(self._keep, record.told())
+        except Exception:
+            self.metrics.unkept()
+            raise
+        self.metrics.count(record)
+
+    async def measured(self) -> bytes:
+        """The counters in Prometheus' text form."""
+        running, waiting = self.engine.load
+        return await self.thread(self.metrics.text, running, waiting, self.adapters.every)
 
     def names(self, tenant: Tenant = LOCAL) -> list[str]:
         """The models that there are for a tenant, the base first."""

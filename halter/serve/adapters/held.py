@@ -87,6 +87,11 @@ class HeldAdapters:
         """The adapter of that name where it is in memory."""
         return self._held.get(name)
 
+    @property
+    def every(self) -> list[HeldAdapter]:
+        """Those in memory under their names, without versions that were replaced or unloaded."""
+        return list(self._held.values())
+
     async def take(self, name: str, digest: str = "") -> HeldAdapter:
         """The adapter of that name, pinned until ``release``. Raises Failure: an unknown name or version, an adapter
         that cannot be used, or no room beside those that are in use."""

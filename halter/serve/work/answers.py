@@ -21,7 +21,8 @@ MOST_UNREAD = 256
 class HeardAnswers:
     """A Listener for the rows of one request. ``streamed``: pieces are kept until they are asked for.
 
-    ``slow`` is set where more pieces wait than may: the rows are then given up.
+    ``gaps``: seconds between two pieces of an answer. ``slow`` is set where more pieces wait than may: the rows are
+    then given up.
     """
 
     def __init__(self, engine: EngineLoop, streamed: bool = False, slow: asyncio.Event | None = None) -> None:
@@ -33,6 +34,8 @@ class HeardAnswers:
         self._news = asyncio.Event()
         self._lost = False
         self.first: float | None = None
+        self.gaps: list[float] = []
+        self._told: dict[int, float] = {}
 
     async def begin(self, requests: Sequence[Request]) -> None:
         """Have the engine work on them. Refusals of Engine.add."""
@@ -41,6 +44,10 @@ class HeardAnswers:
 
     def hear(self, place: int, delta: Delta) -> None:
         self.first = self.first or time.time()
+        now = time.perf_counter()
+        if place in self._told:
+            self.gaps.append(now - self._told[place])
+        self._told[place] = now
         if delta.result is not None:
             self._results[place] = delta.result
         if self._slow.is_set():

@@ -51,6 +51,12 @@ class EngineLoop:
         """Whether the thread still works."""
         return self._thread.is_alive()
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """(rows at work, rows that wait for a slot), about: the thread goes on meanwhile."""
+        running = self._engine.running
+        return running, max(0, len(self._rows) - running)
+
     async def add(self, requests: Sequence[Request], listener: Listener) -> None:
         """Take requests in, all or none of them. Refusals of Engine.add."""
         await self._do(lambda: self._added(requests, listener))
