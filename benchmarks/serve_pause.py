@@ -3,9 +3,10 @@
     python benchmarks/serve_pause.py [--model FOLDER] [--methods lora llama_adapter ...] [--tokens 48]
 
 Streams of the base go on while each method's adapter is asked for the first time (it is read, put on the base, and
-answers one token), and a second time, and then while large requests come. A task on the loop wakes every millisecond; how late it wakes is the pause. A
-thread looks at what the loop is doing whenever the task is late by LATE, and what stood there at the longest pause is
-told: where the line is one that waits (select), the loop had nothing to do and another thread held the interpreter.
+answers one token), and a second time, and then while large requests come. A task on the loop wakes every millisecond;
+how late it wakes is the pause. A thread looks at what the loop is doing whenever the task is late by LATE, and what
+stood there at the longest pause is told: where the line is one that waits (select), the loop had nothing to do and
+another thread held the interpreter.
 Target: no pause above 20 ms.
 """
 

@@ -91,7 +91,7 @@ class Interleaving:
     seen: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.published = {name: 0 for name in NAMES}
+        self.published = dict.fromkeys(NAMES, 0)
         """Which of ``versions.here`` must be known to the server at least."""
         options = ServeOptions(port=0, rows=12, step_tokens=64, queue=400, prefix_gb=0.003, adapter_gb=0.0012)
         base = ServedBase("tiny", self.world.model, self.world.tokenizer, Speaking(self.world.opened.template))

@@ -41,8 +41,9 @@ def test_adapters_take_no_pass_of_their_own(world: Any, monkeypatch: pytest.Monk
                 engine.step()
         return fed
 
-    loaded = [world.loaded(name) for name in names]
-    assert passes([*loaded, None]) == passes([None] * (len(loaded) + 1)) == [4 * len(loaded) + 4, *[len(loaded) + 1] * 5]
+    rows = len(names) + 1
+    beside = passes([*map(world.loaded, names), None])
+    assert beside == passes([None] * rows) == [4 * rows, rows, rows, rows, rows, rows]
 
 
 def test_what_is_not_there_is_never_said_to_be_loaded(world: Any, tmp_path: Path, capsys: Any) -> None:
@@ -66,7 +67,8 @@ def test_what_is_not_there_is_never_said_to_be_loaded(world: Any, tmp_path: Path
 def test_an_adapter_of_pefts_is_answered_as_by_peft(world: Any, tmp_path: Path) -> None:
     """Beside another adapter and the base, by the scores of a prompt and the greedy answer."""
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    places = ["q_proj", "v_proj", "down_proj"]
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=places, task_type="CAUSAL_LM")
     theirs = peft.get_peft_model(tiny.peer(world.model), config).eval()
     torch.manual_seed(3)
     with torch.no_grad():

@@ -15,8 +15,6 @@ import serving
 from test_admin import Admin
 from test_leaving import CHAT, line_to, until
 
-running = pytest.importorskip("halter.serve.running")
-
 COMPLETE = "/v1/completions"
 ALLOWED = 16 << 20
 """Bytes of growth over 15,000 requests: a kilobyte of each would be 15 MB."""
@@ -75,6 +73,8 @@ def test_nothing_stays_of_a_request(
 ) -> None:
     """Plain ones, streams, clients that leave, refusals, loads and evictions: the same objects afterwards as after the
     first ones, and, of many, the same memory."""
+    from halter.serve import running
+
     monkeypatch.setattr(running, "KEEP_ALIVE", 1)
     sizes: dict[str, Any] = {"adapter_gb": 0.0006, "prefix_gb": 0.001, "rows": 12}
     file = tmp_path / "admin.json"
