@@ -42,7 +42,7 @@ EXPECTED = (
     # Extras that make test does not install, and packages that have no wheel everywhere.
     r"lm-eval is not installed \(extra eval\)",
     r"pycocoevalcap or java is not there \(extra captions\)",
-    r"could not import '(bitsandbytes|matplotlib).*",
+    r"could not import '(bitsandbytes|matplotlib|playwright|axe_playwright_python).*",
     r"no (headless )?Chromium.*",
     # An sdist, or a tree that was copied.
     r"no git checkout to take the package's files from",

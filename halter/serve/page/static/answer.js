@@ -5,12 +5,13 @@ import { button, copying, el, say } from "./dom.js";
 import { Growing } from "./markdown.js";
 import { inWords } from "./options.js";
 
-const FINISHES = { stop: "ended by itself", length: "cut at the most tokens", stopped: "stopped" };
+const FINISHES = { stop: "ended by itself", length: "cut at max tokens", stopped: "stopped" };
 
 // The node of an answer by `model`; `hidden`: who it is stays unsaid until `reveal`.
 export class Answer {
   #body = el("div", { class: "said", dir: "auto" });
   #who = el("span", { class: "who" });
+  #differs = el("div", { class: "said differs", dir: "auto", hidden: true });
   #facts = el("p", { class: "facts" });
   #tools = el("div", { class: "tools" });
   #stop = new AbortController();
@@ -27,7 +28,7 @@ export class Answer {
     this.#who.textContent = this.name;
     this.#body.classList.add("running");
     const head = el("header", {}, this.#who);
-    this.node = el("article", { class: "answer" }, head, this.#body, this.#facts, this.#tools);
+    this.node = el("article", { class: "answer" }, head, this.#body, this.#differs, this.#facts, this.#tools);
     this.node.setAttribute("aria-label", `Answer of ${this.name}`);
     this.#tellFacts();
   }
@@ -80,6 +81,13 @@ export class Answer {
     if (!this.hidden) this.#tools.append(copying("Copy as curl", () => asCurl(this.body)));
     const count = this.told?.usage ? `, ${this.told.usage.completion_tokens} tokens` : "";
     say(this.error ? `${this.name}: ${this.error}` : `${this.name} answered${count}`);
+  }
+
+  // Shows something in the answer's place; nothing: the answer again.
+  instead(...nodes) {
+    this.#differs.replaceChildren(...nodes);
+    this.#differs.hidden = nodes.length === 0;
+    this.#body.hidden = nodes.length > 0;
   }
 
   reveal() {

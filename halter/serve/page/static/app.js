@@ -1,12 +1,15 @@
 // The page: which view is shown, the key, light or dark.
 
 import { hasKey, useKey } from "./api.js";
+import { cardsView } from "./cards.js";
 import { chatView } from "./chat.js";
+import { compareView } from "./compare.js";
 import { local } from "./dom.js";
 import { all, isBase, loadModels } from "./models.js";
+import { watchView } from "./watch.js";
 
 const get = (id) => document.getElementById(id);
-const VIEWS = { chat: chatView };
+const VIEWS = { chat: chatView, compare: compareView, watch: watchView, adapters: cardsView };
 const NAMES = Object.keys(VIEWS);
 const shown = {};
 

@@ -32,7 +32,7 @@ export function chatView(section, trouble) {
   }, { class: "plain" });
   const saves = button("Download", () => download("conversation.json", JSON.stringify(record(), null, 2)), { class: "plain" });
   form.append(area, pictures.list,
-    el("div", { class: "row" }, labelled("Model", model), ...pictures.nodes, el("span", { class: "space" }), stops, sends));
+    el("div", { class: "row" }, labelled("Model", model), ...pictures.nodes, el("div", { class: "row acts" }, stops, sends)));
   const panel = el("details", { class: "card side", open: innerWidth > 900 }, el("summary", {}, "Options"), options.node,
     el("div", { class: "row" }, clears, saves));
   section.append(el("div", { class: "chat" }, el("div", { class: "talk" }, log, form), panel));

@@ -93,7 +93,8 @@ function tabled(lines, at) {
 }
 
 export function nodeOf(block, deep = 0) {
-  if (block.kind === "heading") return el(`h${Math.min(6, block.level + 2)}`, {}, inline(block.text));
+  // A model's headings are no headings of the page, whose outline they would break.
+  if (block.kind === "heading") return el("p", { class: `head-${Math.min(4, block.level)}` }, inline(block.text));
   if (block.kind === "rule") return el("hr");
   if (block.kind === "code") return coded(block);
   if (block.kind === "list") return nested(block.items);
@@ -101,7 +102,7 @@ export function nodeOf(block, deep = 0) {
     const row = (cells, tag) => el("tr", {}, cells.map((cell) => el(tag, {}, inline(cell))));
     const table = el("table", {}, el("thead", {}, row(block.head, "th")));
     table.append(el("tbody", {}, block.rows.map((cells) => row(cells, "td"))));
-    return el("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+    return el("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "Table" }, table);
   }
   if (block.kind === "quote") {
     const inside = deep < DEEP ? blocksOf(block.text).map((one) => nodeOf(one, deep + 1)) : [block.text];
@@ -113,7 +114,7 @@ export function nodeOf(block, deep = 0) {
 function coded(block) {
   const head = el("div", { class: "code-head" }, el("span", {}, block.language), copying("Copy", () => block.text));
   const label = block.language ? `Code, ${block.language}` : "Code";
-  const code = el("pre", { tabindex: "0", role: "region", "aria-label": label }, el("code", {}, visible(block.text, UNSEEN)));
+  const code = el("pre", { tabindex: "0", role: "group", "aria-label": label }, el("code", {}, visible(block.text, UNSEEN)));
   return el("div", { class: "code" }, head, code);
 }
 
