@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Coroutine, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ import typer
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
+from halter.generation.grammars.grammar import grammars_of
 from halter.model.storages import held_in
 from halter.playground import base_folder
 from halter.pretrained.digest import BaseIdentity, digest_base
@@ -97,10 +98,12 @@ def command(
         keep = None if log is None else keeping(log, _audited(base))
         admit = everybody if ring is None else ring.admit
         service = partial(Service, base, table, partial(opened_adapter, opened), serving, admit, keep)
-        _run(serve(service, serving, tell))
+        _run(serve(service, serving, tell), opened)
 
 
-def _run(serving: Coroutine[Any, Any, None]) -> None:
+def _run(serving: Coroutine[Any, Any, None], opened: Opened) -> None:
+    with suppress(Refusal):  # without llguidance a form is refused when one is asked for
+        grammars_of(opened.tokenizer)
     # What is there by now stays until the end; Python would look through all of it again and again (0.2 to 0.7 s)
     # for what can go, in which time no thread goes on.
     gc.collect()
