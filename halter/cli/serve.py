@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from halter.errors import Refusal
 from halter.files.extras import missing_extra
 from halter.model.storages import held_in
 from halter.playground import base_folder
-from halter.pretrained.digest import BaseIdentity, digest_base
+from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_base, digest_in_background
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 from halter.serve.adapters.held import OpenedAdapter
 from halter.serve.adapters.naming import table_of
@@ -93,7 +94,8 @@ def command(
         log = None if audit is None else open_files.enter_context(AuditLog(audit, audit_seal, auditing))
         opened = open_subject(_base_of(subject), tell, opening)
         speaking = Speaking(opened.template, opened.template_date, opened.rules)
-        base = ServedBase(name, opened.model, opened.tokenizer, speaking, _digest(opened, made=log is not None))
+        digest = _digest(opened, made=log is not None)
+        base = ServedBase(name, opened.model, opened.tokenizer, speaking, digest, _digesting(opened, digest))
         keep = None if log is None else keeping(log, _audited(base))
         admit = everybody if ring is None else ring.admit
         service = partial(Service, base, table, partial(opened_adapter, opened), serving, admit, keep)
@@ -140,6 +142,12 @@ def _digest(opened: Opened, made: bool) -> str:
         return ""
     known = digest_base(identity.folder) if made else identity.kept()
     return "" if known is None else known.digest
+
+
+def _digesting(opened: Opened, known: str) -> Future[BaseDigest] | None:
+    """What makes the base's digest while it is served already, for whoever asks what answered."""
+    identity = opened.model.identity
+    return digest_in_background(identity.folder) if isinstance(identity, BaseIdentity) and not known else None
 
 
 def _audited(base: ServedBase) -> AuditedBase:
