@@ -1,11 +1,12 @@
 """The longest time for which a server's event loop does nothing else: everybody's streams stand still for as long.
 
-    python benchmarks/serve_pause.py [--model playground] [--methods lora llama_adapter ...] [--loads 3] [--tokens 48]
+    python benchmarks/serve_pause.py [--model FOLDER] [--methods lora llama_adapter ...] [--tokens 48]
 
 Streams of the base go on while each method's adapter is asked for the first time (it is read, put on the base, and
-answers one token), and a second time. A task on the loop wakes every millisecond; how late it wakes is the pause. A
-thread looks at what the loop is doing whenever the task is late by LATE, and what stood there at the longest pause is
-told: where the line is one that waits (select), the loop had nothing to do and another thread held the interpreter.
+answers one token), and a second time, and then while large requests come. A task on the loop wakes every millisecond;
+how late it wakes is the pause. A thread looks at what the loop is doing whenever the task is late by LATE, and what
+stood there at the longest pause is told: where the line is one that waits (select), the loop had nothing to do and
+another thread held the interpreter.
 Target: no pause above 20 ms.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import sys
 import tempfile
@@ -38,7 +40,7 @@ from halter.serve.wire.prompts import Speaking
 from halter.serve.wire.shapes import ServedBase
 
 METHODS = ("lora", "dora", "llama_adapter", "excitor", "ia3", "loreft", "prefix_tuning")
-BEAT, LATE = 0.001, 0.010
+BEAT, LATE, PIECE = 0.001, 0.010, 1 << 16
 PROMPT = "The little town has a market, and on the market"
 
 
@@ -76,13 +78,45 @@ class Watch:
 
 async def asked(port: int, model: str, tokens: int, stream: bool = False) -> None:
     """One request by a client on the same loop: what it does is small, and counts as the server's."""
-    body = json.dumps({"model": model, "prompt": PROMPT, "max_tokens": tokens, "stream": stream, "seed": 1}).encode()
+    whole = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "stream": stream, "seed": 1}
+    await sent(port, "/v1/completions", json.dumps(whole).encode())
+
+
+async def sent(port: int, path: str, body: bytes, status: int = 200) -> None:
+    """A body that is there already, and its answer, read in pieces as a socket gives them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
-    writer.write(head.encode() + b"content-type: application/json\r\nconnection: close\r\n\r\n" + body)
-    said = await reader.read(-1)
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    writer.write(head.encode() + b"content-type: application/json\r\nconnection: close\r\n\r\n")
+    for start in range(0, len(body), PIECE):
+        writer.write(body[start : start + PIECE])
+        await writer.drain()
+    said = await reader.read(PIECE)
+    while await reader.read(PIECE):
+        pass
     writer.close()
-    assert said.startswith(b"HTTP/1.1 200"), said[:500]
+    assert said.startswith(b"HTTP/1.1 %d " % status), said[:500]
+
+
+def large(model: str, context: int) -> list[tuple[str, str, bytes, int]]:
+    """(what, path, body, status) of requests that are large in one way each, within the limits."""
+    prompt = [3 + number % 500 for number in range(context - 2)]
+    long = "The little town has a market. " * 8000
+    text = "The little town has a market. " * (context // 16)
+    talk = [{"role": "user", "content": "So?"}, {"role": "assistant", "content": "So."}] * 200
+    rich = {"max_tokens": 1, "logprobs": 5, "echo": True, "prompt": prompt}
+    form = {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": 50} for n in range(300)}}
+    answer = {"type": "json_schema", "json_schema": {"name": "form", "schema": form}}
+    chat, completions = "/v1/chat/completions", "/v1/completions"
+    cases: list[tuple[str, str, dict[str, Any], int]] = [
+        ("12 prompts of 240 kB, refused as too long", completions, {"prompt": [long] * 12}, 400),
+        ("128 prompts", completions, {"prompt": [text] * 128, "max_tokens": 1}, 200),
+        ("a scored prompt as long as the context", completions, rich, 200),
+        ("400 messages, refused as too long", chat, {"messages": talk}, 400),
+        ("a schema of 300 properties", chat, {"messages": talk[:1], "response_format": answer, "max_tokens": 4}, 200),
+        ("a schema of 300 properties again", chat, {"messages": talk[:1], "response_format": answer}, 200),
+        ("240 kB to be tokenised", "/tokenize", {"prompt": long}, 200),
+    ]
+    return [(what, path, json.dumps({"model": model, **body}).encode(), status) for what, path, body, status in cases]
 
 
 async def streams(port: int, model: str, tokens: int) -> None:
@@ -103,6 +137,9 @@ async def measured(make: Any, options: ServeOptions, name: str, methods: list[st
     watch.take()
     await asyncio.sleep(3.0)
     print(json.dumps({"what": "streams of the base", **watch.take()}), flush=True)
+    for what, path, body, status in given.large:
+        await sent(port, path, body, status)
+        print(json.dumps({"what": what, **watch.take()}), flush=True)
     for method in methods:
         for which in ("first", "second"):
             await asked(port, method, 8)
@@ -117,9 +154,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default=None, help="folder of a base; not given: the playground's")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=48, help="of each stream")
+    parser.add_argument("--context", type=int, default=2048, help="most tokens of a scored prompt")
     given = parser.parse_args()
     opened = open_subject(find(str(given.model or base_folder())), print, OpenOptions())
+    given.large = large("base", min(given.context, opened.model.config.context))
     with tempfile.TemporaryDirectory() as folder:
         for number, method in enumerate(given.methods):
             adapter = adapt(opened.model, method, seed=number)
@@ -131,6 +170,8 @@ def main() -> None:
         options = ServeOptions(port=0, drain=1.0)
         open_one = partial(opened_adapter, opened)
         make = partial(Service, base, table_of([folder], ["base"]), open_one, options)
+        gc.collect()
+        gc.freeze()  # as the command does
         asyncio.run(measured(make, options, "base", given.methods, given))
 
 

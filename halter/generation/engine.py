@@ -296,7 +296,7 @@ class Engine:
 
     def _prompts(self, rows: list[ActiveRow], hidden: Tensor, segments: Segments, acts: Acts | None) -> dict[int, Any]:
         """{place among rows: what is told of its prompt's tokens} of those that asked for it."""
-        asking = [at for at, row in enumerate(rows) if row.tells_prompt and row.filling]
+        asking = [at for at, row in enumerate(rows) if row.tells_prompt and row.fed + 1 < len(row.prompt)]
         starts = segments.query_starts.tolist() if asking else []
         return {at: of_prompt(self.model, rows[at], starts[at], hidden, acts) for at in asking}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from halter.errors import Refusal, meant
@@ -53,8 +54,9 @@ def published_names() -> list[str]:
     return list(_published())
 
 
+@cache
 def published(name: str) -> ModelConfig:
-    """The shape of a published model by name. Refusal ``unknown-preset`` otherwise."""
+    """The shape of a published model by name, made once, with its layout. Refusal ``unknown-preset`` otherwise."""
     known = _published()
     if name not in known:
         what = f"no preset is called {name!r}"

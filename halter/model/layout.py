@@ -140,6 +140,7 @@ class Layout:
         self.beside, self.fuse, self.in_memory = beside, fuse, dict(in_memory or {})
         self.everywhere: tuple[int | None, ...] = (None, *range(len(self.blocks)))
         self._by_name = {(place.layer, place.name): place for place in self}
+        self._by_kinds: dict[tuple[str, ...], list[Place]] = {}
 
     def __iter__(self) -> Iterator[Place]:
         """Every place, in the order of a checkpoint."""
@@ -163,7 +164,9 @@ class Layout:
 
     def of(self, *kinds: str) -> list[Place]:
         """Every place of these kinds, in the order of a checkpoint."""
-        return [place for place in self if place.kind in kinds]
+        if kinds not in self._by_kinds:  # methods ask in every layer, and a large model has a thousand places
+            self._by_kinds[kinds] = [place for place in self if place.kind in kinds]
+        return list(self._by_kinds[kinds])
 
     def in_few_bits(self) -> list[Place]:
         """The places whose weights quantising puts in fewer bits, in the order of a checkpoint."""

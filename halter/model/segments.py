@@ -139,7 +139,8 @@ class Segments:
 
     def with_virtual(self, counts: Tensor) -> tuple[Segments, Tensor]:
         """Rows that are at their start get ``counts`` (int64 CPU [R]) tokens ahead: (the longer rows, where the given
-        tokens lie in them: int64 [N])."""
+        tokens lie in them: int64 [N]). The others have got them, and their prompts are as much longer."""
+        prompts = torch.where(self.prompt_lengths > 0, self.prompt_lengths + counts, 0)  # unknown stays unknown
         counts = torch.where(self.key_lengths == self.query_lengths, counts, 0)
         queries, keys = self.query_lengths + counts, self.key_lengths + counts
         firsts = keys - queries
@@ -151,7 +152,6 @@ class Segments:
         cached = self.slots is not None
         starts = self.key_starts if cached else keys.cumsum(0) - keys
         slots = (positions + starts.repeat_interleave(queries)).to(device) if cached else None
-        prompts = torch.where(self.prompt_lengths > 0, self.prompt_lengths + counts, 0)  # unknown stays unknown
         rest = {"rows": self.rows, "slots": slots, "features": self.features}
         longer = Segments(queries, keys, starts, positions.to(device), prompts, **rest)  # type: ignore[arg-type]
         return longer, given.to(device)

@@ -52,7 +52,8 @@ class Scoring(MeasureOptions, TaskOptions):
     system: str | None = None
     """System message of every row that is asked by a chat template, in place of one that it has."""
     pictures: Literal["shown", "withheld", "shuffled"] = "shown"
-    """What the rows' pictures are worth: withheld asks without them, shuffled with those of the next row."""
+    """What the rows' pictures are worth: withheld asks without them and what is read in them, shuffled with the next
+    row's."""
 
     def __post_init__(self) -> None:
         least = {"limit": 1, "questions": 0, "max_length": 1}
@@ -91,6 +92,8 @@ def held_out_rows(
     A merged model and its run get the same rows."""
     limit, recipe = scoring.limit, opened.subject.recipe
     known = _known(opened, keys)
+    if known.readers and scoring.pictures != "shown":
+        known, opened = _unread(known, opened, scoring.pictures)
     seed = 0 if recipe is None else recipe.train.seed
     if scoring.system is not None and opened.template is None:
         raise system_unused()
@@ -125,6 +128,19 @@ def held_out_rows(
         left = f"{loaded.report.long_dropped} of {looked_at} rows have more than {known.max_length} tokens"
         say(f"warning: {left} and are not scored; {_kept_by(policy, known.max_length, opened.model.config.context)}")
     return loaded.train, str(loaded.report)
+
+
+def _unread(known: DataOptions, opened: Opened, pictures: str) -> tuple[DataOptions, Opened]:
+    """Both, for rows without what is read in their pictures: that is what these are worth, too. Refusal
+    ``evaluation-options`` where pictures are shuffled: what was read stands among the row's words."""
+    if pictures == "shuffled":
+        raise Refusal(
+            "evaluation-options",
+            "pictures that are read cannot be shuffled: their texts stand among the words of each row",
+            found=[f"readers: {', '.join(known.readers)}"],
+            fix="pictures: withheld leaves out the pictures and what was read; data.readers=[] scores without a reader",
+        )
+    return replace(known, readers=()), replace(opened, allow=(*opened.allow, "pictures-unseen"))
 
 
 def _limited(options: DataOptions, opened: Opened, seed: int, system: str | None) -> tuple[Loaded, int]:

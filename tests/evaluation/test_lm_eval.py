@@ -40,6 +40,11 @@ def pairs(data: Data) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
+def data(heavy_data: Data) -> Data:
+    return heavy_data
+
+
+@pytest.fixture(scope="module")
 def judge(data: Data) -> Judge:
     model, tokenizer = halter.load(str(data.base), "float32", device="cpu", say=lambda _: None)
     return Judge(model, tokenizer)

@@ -14,6 +14,7 @@ import torch
 
 from halter.adapters.adapter import Adapter, adapt
 from halter.adapters.ready import ready
+from halter.adapters.stacked import stack
 from halter.contract.registry import names
 from halter.errors import HalterError, Refusal
 from halter.generation import slots
@@ -110,6 +111,35 @@ def test_a_prompt_in_pieces_is_answered_as_a_whole_one(asked: Asked, name: str |
     assert [g.tokens for _, g in sorted(finished(engine).items())] == [g.tokens for g in want]
 
 
+@pytest.mark.parametrize("together", [("prompt_tuning", "loreft"), ("loreft", "prompt_tuning"), ("p_tuning", "loreft")])
+def test_a_prompt_in_pieces_is_as_long_as_with_the_virtual_tokens_before_it(asked: Asked, together: Any) -> None:
+    """Of which one adapter brings some, and another acts at the prompt's end."""
+    model, tokenizer = asked
+    both = stack([moved(model, name) for name in together])
+    for tokens in (1, 3, 11):
+        want, found = (
+            finished_of(model, tokenizer, [request(LONG, 0, both, logprobs=0)], rows=1, tokens=room)
+            for room in (100, tokens)
+        )
+        pairs = zip(found[0].logprobs or (), want[0].logprobs or (), strict=True)
+        assert all(a.token == b.token and abs(a.logprob - b.logprob) <= 1e-5 for a, b in pairs)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 40])
+def test_prompts_of_which_a_piece_is_one_token_are_told_of(asked: Asked, tokens: int) -> None:
+    """The last one, which predicts none of the prompt, or all of it."""
+    model, tokenizer = asked
+    requests = [request(prompt, prompt_logprobs=1) for prompt in ([1], [1, 5], [1, 5, 9], [1, 5, 9, 7])]
+    found = finished_of(model, tokenizer, requests, rows=1, tokens=tokens)
+    want = finished_of(model, tokenizer, requests[-1:])[0].prompt_logprobs
+    assert want is not None and len(want) == 4
+    for number, one in found.items():
+        told = one.prompt_logprobs
+        assert told is not None and len(told) == number + 1 and told[0] is None and len(one.tokens) == 8
+        for a, b in zip(told[1:], want[1:], strict=False):
+            assert a is not None and b is not None and a.token == b.token and abs(a.logprob - b.logprob) <= 1e-5
+
+
 def test_no_step_feeds_more_than_its_tokens(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of each row that is decoded, and of prompts what is left; rows at work get a token at every step."""
     model, tokenizer = asked
@@ -143,8 +173,10 @@ def test_answers_do_not_depend_on_when_requests_come(asked: Asked) -> None:
             assert {ids[id]: found[id].tokens for id in ids} == {n: one.tokens for n, one in enumerate(want)}
 
 
-def finished_of(model: Decoder, tokenizer: Tokenizer, requests: Sequence[Request]) -> dict[int, Generation]:
-    engine = Engine(model, tokenizer)
+def finished_of(
+    model: Decoder, tokenizer: Tokenizer, requests: Sequence[Request], **sizes: int
+) -> dict[int, Generation]:
+    engine = Engine(model, tokenizer, **sizes)
     for one in requests:
         engine.add(one)
     return finished(engine)

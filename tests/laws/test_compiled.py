@@ -31,7 +31,14 @@ def forward(model, adapter, lengths):
     return model.hidden(Pass(sighted.tokens_of(rows), segments, acts))
 
 
-@pytest.mark.parametrize("name", [None, *sighted.CASES])
+AT_ONCE = {None, "bottleneck", "dora", "ia3", "llama_adapter", "llama_adapter_v2+sight", "lora", "loreft"}
+"""One of each way to act; the others nightly."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.nightly) for name in (None, *sighted.CASES)],
+)
 def test_compiled_is_eager_with_no_new_graph(name, monkeypatch):
     torch._dynamo.reset()
     graphs = []

@@ -84,17 +84,17 @@ def test_every_ordered_pair_obeys_the_laws(first, tmp_path):
         tried(0, [find(first)(), find(second)()], tmp_path / "both", (first, second))
 
 
-def sets_without_experts(name):
+def sets_without_experts(name, sets=together.sets_of):
     """Pairs at routed experts have tests of their own; all option sets there would take a third longer."""
-    return [one for one in together.sets_of(name) if one[0] < together.DENSE]
+    return [one for one in sets(name) if one[0] < together.DENSE]
 
 
 @functools.cache
-def schedule():
+def schedule(sets):
     """{(first, second): [(base, set of the first, set of the second)]}, of each ordered pair one or more, in which each
-    of a method's covering sets, and so every two values of its options, stands beside another method."""
-    left = {name: list(enumerate(sets_without_experts(name))) for name in names()}
-    there = {name: [on for on, _ in sets_without_experts(name)] for name in names()}
+    of a method's ``sets`` stands beside another method."""
+    left = {name: list(enumerate(sets_without_experts(name, sets))) for name in names()}
+    there = {name: [on for on, _ in sets_without_experts(name, sets)] for name in names()}
     found = {pair: [] for pair in PAIRS}
 
     def take(name, number):
@@ -118,9 +118,18 @@ def schedule():
 
 
 @pytest.mark.parametrize("first", names())
+def test_every_value_stands_in_a_pair_that_obeys_the_laws(first, tmp_path):
+    """Each value of each option beside another method; nightly each two values."""
+    for second in names():
+        for number, *methods in schedule(together.few_of)[first, second]:
+            tried(number, methods, tmp_path / "both", (first, second))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first", names())
 def test_every_option_set_stands_in_a_pair_that_obeys_the_laws(first, tmp_path):
     for second in names():
-        for number, *methods in schedule()[first, second]:
+        for number, *methods in schedule(together.sets_of)[first, second]:
             tried(number, methods, tmp_path / "both", (first, second))
 
 

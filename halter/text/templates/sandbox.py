@@ -17,6 +17,9 @@ from halter.errors import HalterError, Refusal
 from halter.text.templates import rendering
 
 PATIENCE_SECONDS = 60.0  # of wall time for one request; the processor clock inside is what bounds templates
+AT_ONCE = 16
+"""Jobs in one request. A conversation of n messages is about 1.5 n jobs of up to n messages: all of 1,000 messages' at
+once would not fit into the process, and no other thread here goes on while they are written."""
 
 
 class Sandbox(BoundedProcess):
@@ -27,6 +30,9 @@ class Sandbox(BoundedProcess):
 
     def run(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Jobs as rendering.serve takes them, one reply each. Refusal ``template-too-slow`` kills the process."""
+        return [reply for at in range(0, len(jobs), AT_ONCE) for reply in self._some(jobs[at : at + AT_ONCE])]
+
+    def _some(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         with self.taken() as process:
             assert process.stdin is not None
             try:
