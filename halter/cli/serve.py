@@ -94,8 +94,7 @@ def command(
         log = None if audit is None else open_files.enter_context(AuditLog(audit, audit_seal, auditing))
         opened = open_subject(_base_of(subject), tell, opening)
         speaking = Speaking(opened.template, opened.template_date, opened.rules)
-        digest = _digest(opened, made=log is not None)
-        base = ServedBase(name, opened.model, opened.tokenizer, speaking, digest, _digesting(opened, digest))
+        base = ServedBase(name, opened.model, opened.tokenizer, speaking, *_digest(opened, made=log is not None))
         keep = None if log is None else keeping(log, _audited(base))
         admit = everybody if ring is None else ring.admit
         service = partial(Service, base, table, partial(opened_adapter, opened), serving, admit, keep)
@@ -135,19 +134,14 @@ def _base_of(subject: Subject) -> Subject:
     return Subject(subject.base, subject.revision, facts=held)
 
 
-def _digest(opened: Opened, made: bool) -> str:
-    """The base's digest where it is known already, or is to be ``made``, which reads every weight once; else ''."""
+def _digest(opened: Opened, made: bool) -> tuple[str, Future[BaseDigest] | None]:
+    """The base's digest where it is known already, or is to be ``made``, which reads every weight once; else '', and
+    what makes it while the base is served, for whoever asks what answered."""
     identity = opened.model.identity
     if not isinstance(identity, BaseIdentity):
-        return ""
+        return "", None
     known = digest_base(identity.folder) if made else identity.kept()
-    return "" if known is None else known.digest
-
-
-def _digesting(opened: Opened, known: str) -> Future[BaseDigest] | None:
-    """What makes the base's digest while it is served already, for whoever asks what answered."""
-    identity = opened.model.identity
-    return digest_in_background(identity.folder) if isinstance(identity, BaseIdentity) and not known else None
+    return ("", digest_in_background(identity.folder)) if known is None else (known.digest, None)
 
 
 def _audited(base: ServedBase) -> AuditedBase:

@@ -19,7 +19,7 @@ import pytest
 from test_trust import first_line, ring, shown
 
 from halter.cli import main
-from halter.cli.serve import _digesting
+from halter.cli.serve import _digest
 from halter.files.checkpoint import open_checkpoint
 from halter.files.runs import RunFolder
 from halter.playground import base_folder
@@ -275,7 +275,7 @@ def test_cards_tell_what_the_folders_hold(world: Any, tmp_path: Path) -> None:
         assert {card["name"]: card for card in server.ask("/ui/cards")[2]["cards"]}["scored"]["licence"] == "mit"
 
 
-def test_a_digest_that_is_made_beside_the_serving_is_told_once_it_is_there(world: Any) -> None:
+def test_a_digest_that_is_made_beside_the_serving_is_told_once_it_is_there(world: Any, monkeypatch: Any) -> None:
     made: Future[Any] = Future()
     speaking = Speaking(world.opened.template)
     base = ServedBase("tiny", world.model, world.tokenizer, speaking, digesting=made)
@@ -288,9 +288,11 @@ def test_a_digest_that_is_made_beside_the_serving_is_told_once_it_is_there(world
     assert replace(base, digest="known").digest_now() == "known"
     with closing(open_checkpoint(base_folder())) as checkpoint:
         opened: Any = SimpleNamespace(model=SimpleNamespace(identity=BaseIdentity.of(checkpoint)))
-    making = _digesting(opened, "")
-    assert making is not None and len(making.result(30).digest) == 64
-    assert _digesting(opened, "known") is None and _digesting(world.opened, "") is None
+    digest, making = _digest(opened, made=True)
+    assert len(digest) == 64 and making is None and _digest(world.opened, made=False) == ("", None)
+    monkeypatch.setattr(BaseIdentity, "kept", lambda self: None)
+    nothing, making = _digest(opened, made=False)
+    assert nothing == "" and making is not None and making.result(30).digest == digest
 
 
 def test_without_the_page(world: Any) -> None:
