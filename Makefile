@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SETTINGS := pyproject.toml constraints.txt .ci/set_up.py
 
-# One thread per worker: two workers with two threads each on two cores wait for each other.
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
+# One thread per worker: two workers with two threads each on two cores wait for each other. The tests start hundreds of
+# processes, of which each takes a third longer where bytecode is not kept.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test lint types pytest recipes pages report processors mutants bench gpu nightly clean
