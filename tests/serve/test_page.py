@@ -6,8 +6,12 @@ import json
 import os
 import re
 import tomllib
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -15,11 +19,18 @@ import pytest
 from test_trust import first_line, ring, shown
 
 from halter.cli import main
+from halter.cli.serve import _digest
+from halter.files.checkpoint import open_checkpoint
 from halter.files.runs import RunFolder
+from halter.playground import base_folder
+from halter.pretrained.digest import BaseIdentity
 
 pytest.importorskip("starlette")
+from halter.serve.page.cards import Cards  # noqa: E402
 from halter.serve.page.files import FOLDER, KINDS, page_files  # noqa: E402
 from halter.serve.page.runs import MOST_BYTES, WatchedRuns  # noqa: E402
+from halter.serve.wire.prompts import Speaking  # noqa: E402
+from halter.serve.wire.shapes import ServedBase  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(FOLDER.glob("*.js"))
@@ -262,6 +273,26 @@ def test_cards_tell_what_the_folders_hold(world: Any, tmp_path: Path) -> None:
         # What has changed since is read anew.
         (run / "adapter" / "README.md").write_text("---\nlicense: mit\n---\n")
         assert {card["name"]: card for card in server.ask("/ui/cards")[2]["cards"]}["scored"]["licence"] == "mit"
+
+
+def test_a_digest_that_is_made_beside_the_serving_is_told_once_it_is_there(world: Any, monkeypatch: Any) -> None:
+    made: Future[Any] = Future()
+    speaking = Speaking(world.opened.template)
+    base = ServedBase("tiny", world.model, world.tokenizer, speaking, digesting=made)
+    assert base.digest_now() is None and Cards(base).of_base()["digest"] is None
+    made.set_result(SimpleNamespace(digest="d" * 64))
+    assert base.digest_now() == Cards(base).of_base()["digest"] == "d" * 64 and base.digest == ""
+    failed: Future[Any] = Future()
+    failed.set_exception(OSError("gone"))
+    assert replace(base, digesting=failed).digest_now() is None
+    assert replace(base, digest="known").digest_now() == "known"
+    with closing(open_checkpoint(base_folder())) as checkpoint:
+        opened: Any = SimpleNamespace(model=SimpleNamespace(identity=BaseIdentity.of(checkpoint)))
+    digest, making = _digest(opened, made=True)
+    assert len(digest) == 64 and making is None and _digest(world.opened, made=False) == ("", None)
+    monkeypatch.setattr(BaseIdentity, "kept", lambda self: None)
+    nothing, making = _digest(opened, made=False)
+    assert nothing == "" and making is not None and making.result(30).digest == digest
 
 
 def test_without_the_page(world: Any) -> None:
