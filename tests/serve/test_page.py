@@ -109,7 +109,8 @@ def test_scripts_import_what_others_export_and_find_what_the_html_has() -> None:
             assert wanted <= exported[other], (name, other, wanted - exported[other])
             assert [one for one in wanted if len(re.findall(rf"\b{one}\b", text)) < 2] == [], (name, "not used")
     ids = {given["id"] for _, given in Tags((FOLDER / "index.html").read_text("utf-8")).tags if "id" in given}
-    found = {one for text in texts.values() for one in re.findall(r'(?:getElementById|(?<!\.)\bget)\("([^"]+)"\)', text)}
+    get = re.compile(r'(?:getElementById|(?<!\.)\bget)\("([^"]+)"\)')
+    found = {one for text in texts.values() for one in get.findall(text)}
     assert {"theme", "entry", "status"} <= found <= ids
     # The routes that the scripts ask are the server's own.
     addresses = {one for text in texts.values() for one in re.findall(r'["`](/(?:v1|ui)/[^"`?$]*)', text)}
