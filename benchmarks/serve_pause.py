@@ -30,6 +30,7 @@ import torch
 
 from halter.adapters.adapter import adapt
 from halter.cli.serve import opened_adapter
+from halter.generation.grammars.grammar import grammars_of
 from halter.playground import base_folder
 from halter.run.opening import OpenOptions, find, open_subject
 from halter.serve.adapters.naming import table_of
@@ -170,8 +171,9 @@ def main() -> None:
         options = ServeOptions(port=0, drain=1.0)
         open_one = partial(opened_adapter, opened)
         make = partial(Service, base, table_of([folder], ["base"]), open_one, options)
+        grammars_of(opened.tokenizer)  # this and what follows is as the command does it
         gc.collect()
-        gc.freeze()  # as the command does
+        gc.freeze()
         asyncio.run(measured(make, options, "base", given.methods, given))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Coroutine, Iterable
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +16,10 @@ import typer
 from halter.cli.flags import with_options
 from halter.errors import Refusal
 from halter.files.extras import missing_extra
+from halter.generation.grammars.grammar import grammars_of
 from halter.model.storages import held_in
 from halter.playground import base_folder
-from halter.pretrained.digest import BaseIdentity, digest_base
+from halter.pretrained.digest import BaseDigest, BaseIdentity, digest_base, digest_in_background
 from halter.run.opening import Opened, OpenOptions, Subject, choose_template, find, open_subject, put_on
 from halter.serve.adapters.held import OpenedAdapter
 from halter.serve.adapters.naming import table_of
@@ -93,14 +95,16 @@ def command(
         log = None if audit is None else open_files.enter_context(AuditLog(audit, audit_seal, auditing))
         opened = open_subject(_base_of(subject), tell, opening)
         speaking = Speaking(opened.template, opened.template_date, opened.rules)
-        base = ServedBase(name, opened.model, opened.tokenizer, speaking, _digest(opened, made=log is not None))
+        base = ServedBase(name, opened.model, opened.tokenizer, speaking, *_digest(opened, made=log is not None))
         keep = None if log is None else keeping(log, _audited(base))
         admit = everybody if ring is None else ring.admit
         service = partial(Service, base, table, partial(opened_adapter, opened), serving, admit, keep)
-        _run(serve(service, serving, tell))
+        _run(serve(service, serving, tell), opened)
 
 
-def _run(serving: Coroutine[Any, Any, None]) -> None:
+def _run(serving: Coroutine[Any, Any, None], opened: Opened) -> None:
+    with suppress(Refusal):  # without llguidance a form is refused when one is asked for
+        grammars_of(opened.tokenizer)
     # What is there by now stays until the end; Python would look through all of it again and again (0.2 to 0.7 s)
     # for what can go, in which time no thread goes on.
     gc.collect()
@@ -133,13 +137,14 @@ def _base_of(subject: Subject) -> Subject:
     return Subject(subject.base, subject.revision, facts=held)
 
 
-def _digest(opened: Opened, made: bool) -> str:
-    """The base's digest where it is known already, or is to be ``made``, which reads every weight once; else ''."""
+def _digest(opened: Opened, made: bool) -> tuple[str, Future[BaseDigest] | None]:
+    """The base's digest where it is known already, or is to be ``made``, which reads every weight once; else '', and
+    what makes it while the base is served, for whoever asks what answered."""
     identity = opened.model.identity
     if not isinstance(identity, BaseIdentity):
-        return ""
+        return "", None
     known = digest_base(identity.folder) if made else identity.kept()
-    return "" if known is None else known.digest
+    return ("", digest_in_background(identity.folder)) if known is None else (known.digest, None)
 
 
 def _audited(base: ServedBase) -> AuditedBase:

@@ -76,7 +76,7 @@ class _Routes:
         resident = self._service.adapters.held(name)
         known = {"id": name, "object": "model", "created": self._made, "owned_by": "halter"}
         parent = {} if name == base.name else {"parent": base.name}
-        facts = {"digest": base.digest or None} if name == base.name else {} if resident is None else resident.facts
+        facts = {"digest": base.digest_now()} if name == base.name else {} if resident is None else resident.facts
         told = {**facts, "sees": self._service.sees(name)}
         return {**known, **parent, "max_model_len": base.model.config.context, "halter": told}
 

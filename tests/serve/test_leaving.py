@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import serving
@@ -223,6 +225,27 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_holds_all_threads_is_done_before_anybody_waits(monkeypatch: Any) -> None:
+    """The vocabulary as forms need it, and one look for garbage through all that stays."""
+    from halter.cli import main
+    from halter.generation.grammars import grammar
+    from halter.serve import running
+
+    seen: list[Any] = []
+
+    async def served(make: Any, *_: Any) -> None:
+        seen.append((len(grammar._GRAMMARS), gc.get_freeze_count()))
+
+    monkeypatch.setattr(running, "serve", served)
+    monkeypatch.setattr(grammar, "_GRAMMARS", WeakKeyDictionary())
+    try:
+        assert main.run(["serve", "playground"]) == 0
+    finally:
+        gc.unfreeze()
+    ((vocabularies, frozen),) = seen
+    assert vocabularies == 1 and frozen > 10_000
 
 
 def test_other_addresses_are_refused_as_long_as_nobody_shows_a_key(capsys: Any) -> None:

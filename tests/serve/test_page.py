@@ -6,8 +6,12 @@ import json
 import os
 import re
 import tomllib
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -15,14 +19,22 @@ import pytest
 from test_trust import first_line, ring, shown
 
 from halter.cli import main
+from halter.cli.serve import _digest
+from halter.files.checkpoint import open_checkpoint
 from halter.files.runs import RunFolder
+from halter.playground import base_folder
+from halter.pretrained.digest import BaseIdentity
 
 pytest.importorskip("starlette")
-from halter.serve.page.files import FOLDER, KINDS, page_files  # noqa: E402
+from halter.serve.page.cards import Cards  # noqa: E402
+from halter.serve.page.files import FOLDER, KINDS, POLICY, page_files  # noqa: E402
 from halter.serve.page.runs import MOST_BYTES, WatchedRuns  # noqa: E402
+from halter.serve.wire.prompts import Speaking  # noqa: E402
+from halter.serve.wire.shapes import ServedBase  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(FOLDER.glob("*.js"))
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 FORBIDDEN = (
     r"\b(inner|outer)HTML\b",
     r"\binsertAdjacentHTML\b",
@@ -87,6 +99,24 @@ def test_the_html_holds_no_script_style_or_address_of_others() -> None:
     assert imports <= {f"./{name}" for name in here}
 
 
+def test_scripts_import_what_others_export_and_find_what_the_html_has() -> None:
+    texts = {file.name: file.read_text("utf-8") for file in SCRIPTS}
+    declared = re.compile(r"^export (?:async )?(?:function|const|class|let) (\w+)", re.MULTILINE)
+    exported = {name: set(declared.findall(text)) for name, text in texts.items()}
+    for name, text in texts.items():
+        for names, other in re.findall(r'^import \{([^}]+)\} from "\./([^"]+)"', text, re.MULTILINE):
+            wanted = {one.strip() for one in names.split(",") if one.strip()}
+            assert wanted <= exported[other], (name, other, wanted - exported[other])
+            assert [one for one in wanted if len(re.findall(rf"\b{one}\b", text)) < 2] == [], (name, "not used")
+    ids = {given["id"] for _, given in Tags((FOLDER / "index.html").read_text("utf-8")).tags if "id" in given}
+    get = re.compile(r'(?:getElementById|(?<!\.)\bget)\("([^"]+)"\)')
+    found = {one for text in texts.values() for one in get.findall(text)}
+    assert {"theme", "entry", "status"} <= found <= ids
+    # The routes that the scripts ask are the server's own.
+    addresses = {one for text in texts.values() for one in re.findall(r'["`](/(?:v1|ui)/[^"`?$]*)', text)}
+    assert addresses == {"/v1/chat/completions", "/v1/models", "/v1/models/", "/ui/cards", "/ui/runs", "/ui/runs/"}
+
+
 def test_the_wheel_has_the_pages_files() -> None:
     """test_package.py builds it and compares; this is quick and names what is missing."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
@@ -108,10 +138,12 @@ def test_its_files_are_served_with_headers_that_let_them_do_little(served: Any) 
         assert status == 200 and len(body) == int(headers["content-length"])
         assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
         assert headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
-        assert "content-security-policy" in headers and headers["cache-control"] == "no-cache"
+        assert headers["content-security-policy"] == POLICY and headers["cache-control"] == "no-cache"
+        kind = TYPES[Path(path).suffix or ".html"]
+        assert headers["content-type"].split(";")[0] == kind, path
+        assert "charset=utf-8" in headers["content-type"] or kind == "image/svg+xml"
         status, headers, body = served.ask(path, if_none_match=headers["etag"])
         assert status == 304 and body == b"" and "content-security-policy" in headers
-    assert served.ask("/ui/app.js")[1]["content-type"].startswith("text/javascript")
     status, headers, _ = served.ask("/ui")
     assert status == 308 and headers["location"] == "/ui/"
     assert served.ask("/ui/", {})[0] == 405
@@ -221,6 +253,7 @@ def test_what_the_page_asks_for(world: Any, tmp_path: Path) -> None:
             assert server.ask(path, origin="https://evil.example", **everything)[0] == 403
         listed = server.ask("/ui/runs", **everything)[2]["runs"]
         assert [row["name"] for row in listed] == ["lora", "mine"]
+        assert all(set(row) == {"name", "finished", "bytes", "changed"} for row in listed)
         status, headers, body = server.ask("/ui/runs/mine/metrics", **everything)
         assert status == 200 and body == b'{"step": 1, "loss": 2.5}\n' and headers["x-halter-next"] == str(len(body))
         assert "content-security-policy" in headers and headers["x-content-type-options"] == "nosniff"
@@ -248,6 +281,10 @@ def test_cards_tell_what_the_folders_hold(world: Any, tmp_path: Path) -> None:
         told = server.ask("/ui/cards")[2]["cards"]
         cards = {card["name"]: card for card in told}
         base, mine = cards["tiny"], cards["scored"]
+        both = {"name", "kind", "method", "parameters", "digest", "licence", "sees", "loaded"}
+        assert set(base) == both | {"held", "context"}
+        own = {"methods", "rank", "bits", "bytes", "base", "template", "steps", "whole", "scores"}
+        assert set(mine) == both | own and set(cards["damaged"]) == {"name", "kind", "unusable", "sees", "loaded"}
         assert told[0] is base and base["kind"] == "base" and base["parameters"] == world.model.config.num_parameters
         assert mine["method"] == "lora" and mine["rank"] == "16" and mine["licence"] == "llama3.2"
         assert mine["parameters"] == world.loaded("lora").num_trainable and not mine["loaded"]
@@ -262,6 +299,26 @@ def test_cards_tell_what_the_folders_hold(world: Any, tmp_path: Path) -> None:
         # What has changed since is read anew.
         (run / "adapter" / "README.md").write_text("---\nlicense: mit\n---\n")
         assert {card["name"]: card for card in server.ask("/ui/cards")[2]["cards"]}["scored"]["licence"] == "mit"
+
+
+def test_a_digest_that_is_made_beside_the_serving_is_told_once_it_is_there(world: Any, monkeypatch: Any) -> None:
+    made: Future[Any] = Future()
+    speaking = Speaking(world.opened.template)
+    base = ServedBase("tiny", world.model, world.tokenizer, speaking, digesting=made)
+    assert base.digest_now() is None and Cards(base).of_base()["digest"] is None
+    made.set_result(SimpleNamespace(digest="d" * 64))
+    assert base.digest_now() == Cards(base).of_base()["digest"] == "d" * 64 and base.digest == ""
+    failed: Future[Any] = Future()
+    failed.set_exception(OSError("gone"))
+    assert replace(base, digesting=failed).digest_now() is None
+    assert replace(base, digest="known").digest_now() == "known"
+    with closing(open_checkpoint(base_folder())) as checkpoint:
+        opened: Any = SimpleNamespace(model=SimpleNamespace(identity=BaseIdentity.of(checkpoint)))
+    digest, making = _digest(opened, made=True)
+    assert len(digest) == 64 and making is None and _digest(world.opened, made=False) == ("", None)
+    monkeypatch.setattr(BaseIdentity, "kept", lambda self: None)
+    nothing, making = _digest(opened, made=False)
+    assert nothing == "" and making is not None and making.result(30).digest == digest
 
 
 def test_without_the_page(world: Any) -> None:

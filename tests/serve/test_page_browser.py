@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,7 +186,7 @@ def test_panes_say_what_each_model_says_alone_and_are_one_batch(browser: Any, wo
         told = page.locator("#compare .facts").all_inner_texts()
         digest = {one["name"]: one["digest"] for record in server.records for one in record["adapters"]}
         for model, facts in zip(models, told, strict=True):
-            assert (f"{model}@{digest[model][:8]}" if model in digest else "base, digest unknown") in facts
+            assert (f"{model}@{digest[model][:8]}" if model in digest else "digest not known") in facts
             assert "greedy" in facts and "seed 0" in facts
         assert page.locator("#compare .who").all_inner_texts() == list(models)
 
@@ -446,7 +448,64 @@ def test_the_keyboard_is_enough(browser: Any, served: Any) -> None:
         assert page.get_attribute("#chat .log", "aria-live") == "off"
 
 
+def test_the_keyboard_is_enough_to_compare_and_to_vote(browser: Any, served: Any) -> None:
+    with Watched(browser, served.port) as tab:
+        page = tab.open("#compare", ".pane")
+        page.evaluate("document.activeElement.blur()")
+        pressed_until(page, "Prompt")
+        page.keyboard.type("Hello")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#compare .vote:not([hidden])")
+        pressed_until(page, "B")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=1 vote kept in this browser")
+
+
+def pressed_until(page: Any, name: str) -> None:
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("(document.activeElement.ariaLabel ?? document.activeElement.textContent).trim()") == name:
+            return
+    raise AssertionError(f"no way to {name}")
+
+
 # What else it does.
+
+
+REQUESTS = """async (body) => {
+  const { asCurl, asPython, useKey } = await import("/ui/api.js");
+  const without = [asCurl(body), asPython(body)];
+  useKey("secret");
+  return [...without, asCurl(body), asPython(body)];
+}"""
+
+
+def test_a_request_is_copied_as_it_was_sent(browser: Any, served: Any) -> None:
+    said = 'It\'s "5" $HOME `id` \\ \n\u2028 🙂 Zürich'
+    body = {"model": "a.b", "messages": [{"role": "user", "content": said}], "temperature": 0.5, "n": None, "x": [True]}
+    with Watched(browser, served.port) as tab:
+        found = tab.open().evaluate(REQUESTS, body)
+    assert "secret" not in "".join(found)
+    for curl in found[::2]:
+        words = shlex.split(curl)
+        assert json.loads(words[words.index("-d") + 1]) == body and words[1].endswith("/v1/chat/completions")
+    for code in found[1::2]:
+        (call,) = [one for one in ast.walk(ast.parse(code)) if isinstance(one, ast.Call) and len(one.keywords) > 2]
+        assert {one.arg: ast.literal_eval(one.value) for one in call.keywords} == body
+    assert '"$HALTER_KEY"' not in found[0] and "Bearer $HALTER_KEY" in found[2]
+    assert 'os.environ["HALTER_KEY"]' in found[3] and "import os" not in found[1]
+
+
+def test_a_base_whose_digest_is_made_meanwhile_is_told_by_it(browser: Any, served: Any) -> None:
+    with Watched(browser, served.port) as tab:
+        page = tab.open()
+        tab.fake_answer("Yes.")
+        choose(page, "#chat select", "tiny")
+        ask(page, "Known?")
+        page.wait_for_selector("#chat .facts:has-text('digest not known')")
+        tab.fake("**/v1/models/tiny", {"id": "tiny", "halter": {"digest": "0123456789" * 6, "sees": False}})
+        ask(page, "And now?")
+        page.wait_for_selector("#chat .facts >> nth=1 >> text=tiny@01234567")
 
 
 def test_a_blind_vote_hides_who_answers_until_it_is_cast(browser: Any, served: Any) -> None:

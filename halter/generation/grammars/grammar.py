@@ -145,8 +145,13 @@ _MAKING = threading.Lock()
 
 
 def grammar_of(tokenizer: Tokenizer, form: AnswerForm) -> Grammar:
-    """The form as a grammar. What is made of a tokenizer (half a second for 128,000 tokens) is kept with it. Refusals
-    ``schema-unusable``, ``extra-missing``."""
+    """The form as a grammar. Refusals ``schema-unusable``, and of ``grammars_of``."""
+    return grammars_of(tokenizer).of(form)
+
+
+def grammars_of(tokenizer: Tokenizer) -> Grammars:
+    """Those of a tokenizer, kept with it. They take half a second for 128,000 tokens, in which no other thread goes on.
+    Refusal ``extra-missing``."""
     with _MAKING:
         grammars = _GRAMMARS.get(tokenizer)
         if grammars is None:
@@ -154,4 +159,4 @@ def grammar_of(tokenizer: Tokenizer, form: AnswerForm) -> Grammar:
                 grammars = _GRAMMARS[tokenizer] = Grammars(tokenizer)
             except ImportError as error:
                 raise missing_extra("serve", "answers of a given form", "json_schema", error) from error
-    return grammars.of(form)
+    return grammars

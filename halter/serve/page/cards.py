@@ -42,7 +42,7 @@ class Cards:
             "parameters": base.model.config.num_parameters,
             "held": held_in(base.model) or str(base.model.dtype).removeprefix("torch."),
             "context": base.model.config.context,
-            "digest": base.digest or None,
+            "digest": base.digest_now(),
             "licence": _licence(folder),
         }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from halter.generation.requests import One, Party, Request
 from halter.generation.streaming import Delta, Generation
 from halter.model.decoder import Decoder
+from halter.pretrained.digest import BaseDigest
 from halter.serve.wire.fields import SamplingFields
 from halter.serve.wire.prompts import Speaking
 from halter.text.tokenizer import Tokenizer
@@ -29,6 +31,15 @@ class ServedBase:
     speaking: Speaking
     digest: str = ""
     """The base's own (pretrained.digest); '' where it is not known."""
+    digesting: Future[BaseDigest] | None = None
+    """What makes it beside the serving, where it was not known at the start."""
+
+    def digest_now(self) -> str | None:
+        """The digest as far as it is known by now; for what is told, while ``digest`` stays as it was at the start."""
+        made = self.digesting
+        if self.digest or made is None or not made.done() or made.exception() is not None:
+            return self.digest or None
+        return made.result().digest
 
 
 @dataclass(frozen=True)

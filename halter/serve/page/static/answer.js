@@ -1,8 +1,9 @@
 // One answer as it comes: its text, who gives it, with which options, and how that went.
 
-import { Failure, asCurl, chat } from "./api.js";
+import { Failure, asCurl, asPython, chat } from "./api.js";
 import { button, copying, el, say } from "./dom.js";
 import { Growing } from "./markdown.js";
+import { baseDigest, learnDigest } from "./models.js";
 import { inWords } from "./options.js";
 
 const FINISHES = { stop: "ended by itself", length: "cut at max tokens", stopped: "stopped" };
@@ -22,8 +23,8 @@ export class Answer {
   error = null;
   told = null;
 
-  constructor({ model, body, options, digest, name, hidden = false }) {
-    Object.assign(this, { model, body, options, digest, hidden });
+  constructor({ model, body, options, name, hidden = false }) {
+    Object.assign(this, { model, body, options, hidden });
     this.name = name ?? model;
     this.#who.textContent = this.name;
     this.#body.classList.add("running");
@@ -69,6 +70,7 @@ export class Answer {
     }
     timing.ended = performance.now();
     this.#end();
+    if (!this.versions.length) learnDigest(this.model).then(() => this.#tellFacts());
   }
 
   #end() {
@@ -78,7 +80,7 @@ export class Answer {
     else if (!this.text) this.#body.append(el("p", { class: "quiet" }, "The answer is empty."));
     this.#tellFacts();
     this.#tools.append(copying("Copy", () => this.text));
-    if (!this.hidden) this.#tools.append(copying("Copy as curl", () => asCurl(this.body)));
+    if (!this.hidden) this.#offerRequests();
     const count = this.told?.usage ? `, ${this.told.usage.completion_tokens} tokens` : "";
     say(this.error ? `${this.name}: ${this.error}` : `${this.name} answered${count}`);
   }
@@ -96,8 +98,12 @@ export class Answer {
     this.name = this.model;
     this.#who.textContent = this.model;
     this.node.setAttribute("aria-label", `Answer of ${this.model}`);
-    this.#tools.append(copying("Copy as curl", () => asCurl(this.body)));
+    this.#offerRequests();
     this.#tellFacts();
+  }
+
+  #offerRequests() {
+    this.#tools.append(copying("Copy as curl", () => asCurl(this.body)), copying("Copy as Python", () => asPython(this.body)));
   }
 
   // The versions that answered: of the answer itself, else of its header, else of what is known of the base.
@@ -105,7 +111,8 @@ export class Answer {
     const adapters = this.told?.adapters;
     if (adapters?.length) return adapters.map((one) => `${one.name}@${one.digest.slice(0, 8)}`);
     if (this.version) return this.version.split(",");
-    return this.digest ? [`${this.model}@${this.digest.slice(0, 8)}`] : [];
+    const digest = baseDigest(this.model);
+    return digest ? [`${this.model}@${digest.slice(0, 8)}`] : [];
   }
 
   get speed() {
@@ -116,7 +123,7 @@ export class Answer {
   }
 
   #tellFacts() {
-    const facts = this.hidden ? [] : [el("code", {}, this.versions.join(", ") || "base, digest unknown")];
+    const facts = this.hidden ? [] : [el("code", {}, this.versions.join(", ") || (this.finish || this.error ? "digest not known" : "..."))];
     facts.push(...inWords(this.options));
     if (this.told?.usage) facts.push(`${this.told.usage.completion_tokens} tokens`);
     const { first, rate } = this.speed;

@@ -123,3 +123,22 @@ export function asCurl(body) {
   const to = new URL("/v1/chat/completions", location.href);
   return `curl ${to}${shown} -H "Content-Type: application/json" -d ${quoted}`;
 }
+
+// The same for OpenAI's client. What JSON writes for a string, Python reads as the same string.
+export function asPython(body) {
+  const given = Object.entries(body).map(([name, value]) => `    ${name}=${python(value)},\n`).join("");
+  const key = hasKey() ? `os.environ["HALTER_KEY"]` : `"none"`;
+  const head = `${hasKey() ? "import os\n\n" : ""}from openai import OpenAI\n\n`;
+  const client = `client = OpenAI(base_url=${JSON.stringify(new URL("/v1", location.href).href)}, api_key=${key})\n`;
+  return `${head}${client}answer = client.chat.completions.create(\n${given})\nprint(answer.choices[0].message.content)\n`;
+}
+
+const PYTHON = new Map([[true, "True"], [false, "False"], [null, "None"]]);
+
+function python(value) {
+  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  if (value && typeof value === "object") {
+    return `{${Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${python(one)}`).join(", ")}}`;
+  }
+  return PYTHON.get(value) ?? JSON.stringify(value);
+}

@@ -39,9 +39,9 @@ function card(told) {
 
 function facts(told) {
   const rows = [
-    ["Numbers", told.parameters === undefined ? null : COUNT.format(told.parameters) + (told.rank ? `, rank ${told.rank}` : "")],
+    ["Parameters", told.parameters === undefined ? null : COUNT.format(told.parameters) + (told.rank ? `, rank ${told.rank}` : "")],
     ["Options", told.methods ? options(told.methods) : null],
-    ["Size", told.bytes ? `${size(told.bytes)}${told.bits ? `, ${told.bits} bits a number` : ""}` : null],
+    ["Size", told.bytes ? `${size(told.bytes)}${told.bits ? `, ${told.bits} bits each` : ""}` : null],
     ["Held as", told.held],
     ["Context", told.context ? `${COUNT.format(told.context)} tokens` : null],
     ["Base", told.base ? [`${told.base.name ?? "not stated"} `, told.base.digest ? digest(told.base.digest) : null] : null],

@@ -2,7 +2,7 @@
 
 import { Answer, asking } from "./answer.js";
 import { button, download, el, labelled } from "./dom.js";
-import { isBase, known, picker } from "./models.js";
+import { known, picker } from "./models.js";
 import { bodyOf, optionForm } from "./options.js";
 import { attaching, messageOf } from "./pictures.js";
 import { visible } from "./markdown.js";
@@ -57,8 +57,7 @@ export function chatView(section, trouble) {
     }
     const message = messageOf(text, pictures.take());
     const body = bodyOf(model.value, [...history(), message], chosen);
-    const asked = known(model.value);
-    const answer = new Answer({ model: model.value, body, options: chosen, digest: isBase(asked) ? asked.halter.digest : null });
+    const answer = new Answer({ model: model.value, body, options: chosen });
     turns.push({ message, answer });
     empty.remove();
     log.append(asks(text, message), answer.node);

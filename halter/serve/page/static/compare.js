@@ -3,7 +3,7 @@
 import { Answer, asking } from "./answer.js";
 import { differences } from "./diff.js";
 import { button, download, el, labelled, say } from "./dom.js";
-import { isBase, known, picker } from "./models.js";
+import { known, picker } from "./models.js";
 import { bodyOf, optionForm } from "./options.js";
 import { attaching, messageOf } from "./pictures.js";
 import { visible } from "./markdown.js";
@@ -34,9 +34,8 @@ class Pane {
   begin(message, shared, hidden, letter) {
     const options = { ...shared, ...this.own.read() };
     const model = this.model.value;
-    const digest = isBase(known(model)) ? known(model).halter.digest : null;
     const name = hidden ? `Answer ${letter}` : model;
-    this.answer = new Answer({ model, body: bodyOf(model, [message], options), options, digest, hidden, name });
+    this.answer = new Answer({ model, body: bodyOf(model, [message], options), options, hidden, name });
     this.#body.replaceChildren(this.answer.node);
     this.differ(null);
     return this.answer.run();
