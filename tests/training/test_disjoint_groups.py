@@ -9,6 +9,7 @@ import torch
 
 from halter.adapters.adapter import adapt
 from halter.data.pack import pack
+from halter.methods.llama_adapter_v2 import LlamaAdapterV2
 from halter.training.apart import Apart, halves
 from halter.training.schedule import make
 from halter.training.splitting import Splitter
@@ -124,3 +125,10 @@ def test_a_batch_is_cut_into_its_kinds(rows):
     assert [len(one.lengths) for one in both] == [3, 3] and [one.pictures is None for one in both] == [False, True]
     assert [len(one.lengths) for one in halves(pack(rows[4:]))] == [2]
     assert [len(one.lengths) for one in halves(pack(rows[2:4]))] == [2]
+
+
+def test_an_adapter_that_is_blind_learns_all_of_it_from_rows_without_pictures():
+    for fusion in ("early", "late"):
+        blind, seeing = (LlamaAdapterV2(phase="disjoint", fusion=fusion, encoder=one) for one in (None, "playground"))
+        assert blind.learns_from("context", "prompt") == blind.learns_from("q_proj", "scale") == "texts"
+        assert seeing.learns_from("context", "visual.weight") == "pictures"
