@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import bounds
 import pytest
@@ -149,3 +149,14 @@ def test_every_vector_learns(model, method):
     model(TOKENS, adapter).square().mean().backward()
     for name, parameter in adapter.trainable().items():
         assert parameter.grad is not None and parameter.grad.flatten(1).norm(dim=1).min() > 0, name
+
+
+def test_virtual_tokens_lie_ahead_of_a_row_that_begins_and_count_in_every_prompt():
+    """A row that begins, one of which a later piece comes, and one whose prompt nobody knows."""
+    begins = Segments.packed([4, 5, 3], prompt_lengths=[3, 6, 0])
+    held = torch.tensor([4, 9, 3])  # the second has four keys already
+    longer, given = replace(begins, key_lengths=held).with_virtual(torch.tensor([2, 3, 1]))
+    assert longer.query_lengths.tolist() == [6, 5, 4] and longer.key_lengths.tolist() == [6, 9, 4]
+    assert longer.prompt_lengths.tolist() == [5, 9, 0]
+    assert longer.positions.tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 0, 1, 2, 3]
+    assert given.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14]
